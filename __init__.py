@@ -1,0 +1,47 @@
+"""patchbank: extract patch embeddings once, cache them, probe them on a CPU.
+
+    >>> import patchbank
+    >>> manifest = patchbank.load_manifest("ami-br.toml")
+    >>> patchbank.run_extract([manifest], encoder="efficientnet-lite0", bank="bank")
+    >>> X = patchbank.load(manifest, encoder="efficientnet-lite0", bank="bank")
+    >>> result = patchbank.run_probe(train=manifest, encoders=["efficientnet-lite0"], bank="bank")
+
+The names below are loaded when they are first used, so that `import patchbank` costs nothing and the
+CPU stage (cache, probe) never loads torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .cache.bank import Bank as Bank
+    from .datasets.builders import build_manifest as build_manifest
+    from .datasets.manifest import Manifest as Manifest
+    from .datasets.manifest import load_manifest as load_manifest
+    from .extract.run import run_extract as run_extract
+    from .probe.features import load as load
+    from .probe.run import run_probe as run_probe
+
+_EXPORTS = {
+    "Bank": ".cache.bank",
+    "Manifest": ".datasets.manifest",
+    "build_manifest": ".datasets.builders",
+    "load": ".probe.features",
+    "load_manifest": ".datasets.manifest",
+    "run_extract": ".extract.run",
+    "run_probe": ".probe.run",
+}
+
+__all__ = ["__version__", *_EXPORTS]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _EXPORTS:
+        return getattr(import_module(_EXPORTS[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Embedding stores: identity, blocks, commit log, Zarr, HDF5, verify, export."""

@@ -1,0 +1,77 @@
+"""Every error that patchbank raises on purpose. The docstring of a class is its meaning.
+
+A message says what was given, what is allowed and what to type next, in one sentence where that is
+possible. The command line prints the message and the notes (`add_note`: which patch, which block) and
+ends with the class's exit code; a traceback is shown only for errors that are not listed here.
+"""
+
+
+class PatchbankError(Exception):
+    """The root of all of them."""
+
+    exit_code = 1
+
+
+class InvalidRequest(PatchbankError, ValueError):
+    """What was asked for makes no sense or contradicts itself; nothing was done."""
+
+    exit_code = 2
+
+
+class MissingDependency(PatchbankError, ImportError):
+    """An optional package is needed and not installed; the message has the pip command."""
+
+
+# --- datasets ---------------------------------------------------------------------------------------
+
+
+class ManifestError(PatchbankError, ValueError):
+    """A manifest (table or header), a fold file or a source CSV is not what it has to be."""
+
+
+class ImageError(PatchbankError, OSError):
+    """One image is missing, truncated or no image. Names the file."""
+
+
+# --- cache ------------------------------------------------------------------------------------------
+
+
+class StoreError(PatchbankError, OSError):
+    """A store cannot be read or written (disk full, read-only, newer format, damaged log)."""
+
+
+class StoreNotFound(StoreError, LookupError):
+    """No store, or more than one, fits what was asked for; the message lists what there is."""
+
+
+class RowsMissing(StoreError, KeyError):
+    """Some patches have no embedding in the store; the message says how many and how to embed them."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class VectorRefused(PatchbankError, ValueError):
+    """An embedding holds NaN or Inf, or does not fit the storage dtype. Names the patch."""
+
+
+# --- extract ----------------------------------------------------------------------------------------
+
+
+class UnknownEncoder(PatchbankError, LookupError):
+    """No encoder has this name; the message suggests near names."""
+
+
+class EncoderError(PatchbankError, RuntimeError):
+    """An encoder's weights cannot be had, or do not fit its card."""
+
+
+class GatedEncoder(EncoderError, PermissionError):
+    """The weights are behind a licence page; the message names the page and the login command."""
+
+
+# --- probe ------------------------------------------------------------------------------------------
+
+
+class ProbeError(PatchbankError, ValueError):
+    """The data cannot be probed as asked (one class in a fold, leaking groups, no rows)."""

@@ -1,0 +1,58 @@
+"""Who imports whom: cli -> study -> extract | probe | finetune -> cache, datasets -> manifests, errors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = {  # folder -> the folders and root modules that it may import
+    "cache": {"errors"},
+    "datasets": {"errors"},
+    "extract": {"errors", "cache", "datasets"},
+    "probe": {"errors", "cache", "datasets"},
+    "finetune": {"errors", "cache", "datasets", "extract", "probe"},
+    "study": {"errors", "cache", "datasets", "extract", "probe", "finetune"},
+}
+GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
+FORBIDDEN = {"probe": GPU_STACK, "cache": GPU_STACK}
+
+
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(top name, is it ours) of every import in a file, those inside functions too."""
+    found: list[tuple[str, bool]] = []
+    depth = len(path.relative_to(ROOT).parts)  # dots that reach the repository root
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name.split(".")[0], False) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.append(((node.module or "").split(".")[0], False))
+        elif isinstance(node, ast.ImportFrom) and node.level == depth:
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            found += [(name, True) for name in names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level < depth, f"{path}: an import that leaves the package"
+    return found
+
+
+def sources(place: str) -> list[Path]:
+    return [ROOT / f"{place}.py"] if (ROOT / f"{place}.py").exists() else sorted((ROOT / place).rglob("*.py"))
+
+
+@pytest.mark.parametrize("place", [p for p in LAYERS if (ROOT / p).exists() or (ROOT / f"{p}.py").exists()])
+def test_imports_point_downwards(place: str) -> None:
+    files = sources(place)
+    assert files, f"{place}: no files were checked"
+    for path in files:
+        for name, ours in imports(path):
+            if ours:
+                assert name in LAYERS[place] | {place, "__version__"}, f"{path}: {place} must not import {name}"
+            else:
+                assert name != "patchbank", f"{path}: imports inside the package are relative"
+                assert name not in FORBIDDEN.get(place, set()), f"{path}: {place} must not import {name}"
+
+
+def test_every_folder_with_code_has_a_rule() -> None:
+    folders = {p.parent.relative_to(ROOT).parts[0] for p in ROOT.glob("*/*.py")}
+    assert {"cache", "datasets", "extract", "probe"} <= folders
+    assert folders - set(LAYERS) <= {"tests", "build", "manifests"}
