@@ -11,8 +11,8 @@ from .errors import PatchbankError
 
 # command -> (module, attribute); the modules import click alone at their top (held by tests/test_cli.py)
 COMMANDS = {
-    "quickstart": (".study", "quickstart_command"),
-    "doctor": (".extract.doctor", "doctor_command"),
+    "quickstart": (".cli", "quickstart_command"),
+    "doctor": (".extract.cli", "doctor_command"),
     "datasets": (".datasets.cli", "datasets_group"),
     "encoders": (".extract.cli", "encoders_group"),
     "extract": (".extract.cli", "extract_command"),
