@@ -1,0 +1,231 @@
+"""Folds are data: which fold (1..n_splits) each group belongs to, in a file with a name.
+
+A splitter's result may change with its library's version (StratifiedGroupKFold's did), so patchbank never
+stores "the folds of seed 42": it stores the folds. `make_folds` uses nothing but integers and BLAKE2b, so that
+it gives the same folds wherever and whenever it runs.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InvalidRequest, ManifestError
+from .manifest import Manifest, read_toml, toml_value, unknown_keys, write_atomically
+
+FORMAT = "patchbank-folds"
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).resolve().parent.parent / "manifests" / "folds"
+REFINED_GROUPS = 500  # above this many groups the greedy start is even enough and swaps are slow
+
+
+@dataclass(frozen=True)
+class Folds:
+    """fold_of_group: group name -> fold, 1..n_splits. dataset: whose groups they are ("" = anybody's)."""
+
+    name: str
+    n_splits: int
+    fold_of_group: Mapping[str, int]
+    dataset: str = ""
+    made_with: str = ""
+
+    def __post_init__(self) -> None:
+        odd = [group for group, fold in self.fold_of_group.items() if fold not in range(1, self.n_splits + 1)]
+        empty = set(range(1, self.n_splits + 1)) - set(self.fold_of_group.values())
+        if odd or empty or self.n_splits < 2:
+            raise ManifestError(
+                f"folds {self.name!r}: the folds must be 1..n_splits (= {self.n_splits}, at least 2) and none may be "
+                f"empty; empty: {sorted(empty)}, outside: {odd[:8]}."
+            )
+
+    def assign(self, groups: Sequence[str] | np.ndarray | pd.Series) -> np.ndarray:
+        """int64, (n,): the fold (1..n_splits) of each row. Raises ManifestError for groups without a fold."""
+        column = pd.Series(np.asarray(groups, dtype=object))
+        folds = column.map(dict(self.fold_of_group))
+        lost = sorted({str(group) for group in column[folds.isna()]})
+        if lost:
+            raise ManifestError(
+                f"folds {self.name!r} do not know {len(lost)} of the groups: {', '.join(map(repr, lost[:8]))}"
+                f"{' ...' if len(lost) > 8 else ''}; make folds for this data set with `patchbank datasets folds make`."
+            )
+        return folds.to_numpy(dtype=np.int64)
+
+    def save(self, file: str | os.PathLike[str]) -> Path:
+        """Write FILE.toml (atomically); returns its path."""
+        file = Path(file)
+        if file.suffix != ".toml":
+            raise ManifestError(f"folds are saved as NAME.toml, not as {file.name!r}.")
+        lines = [
+            f"format = {toml_value(FORMAT)}",
+            f"format_version = {FORMAT_VERSION}",
+            f"name = {toml_value(self.name)}",
+            f"dataset = {toml_value(self.dataset)}",
+            f"made_with = {toml_value(self.made_with)}",
+            f"n_splits = {self.n_splits}",
+            "",
+            "[fold_of_group]",
+            *(f"{toml_value(group)} = {fold}" for group, fold in sorted(self.fold_of_group.items())),
+            "",
+        ]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda to: to.write_text("\n".join(lines), "utf-8"))
+        return file
+
+
+def effective_groups(manifest: Manifest) -> np.ndarray:
+    """object (str), (n,): each row's group; a row without one is its own group, named by its patch_id."""
+    group = manifest.table["group"]
+    return group.where(group != "", manifest.table["patch_id"]).to_numpy(dtype=object)
+
+
+def load_folds(name_or_path: str | os.PathLike[str]) -> Folds:
+    """Folds by the name of a shipped file ("paper", "balanced") or from a TOML file.
+
+    Raises ManifestError: no such name (the message lists what there is), no fold file, faulty content.
+    """
+    text = os.fspath(name_or_path)
+    path = Path(text)
+    if path.suffix != ".toml" and not path.exists():
+        shipped = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+        if text not in shipped:
+            raise ManifestError(
+                f"no folds are called {text!r}; shipped are {shipped}, or give the path of a .toml."
+            )
+        path = SHIPPED / f"{text}.toml"
+    document = read_toml(path, FORMAT, FORMAT_VERSION, "a fold file")
+    keys = {"format", "format_version", "name", "dataset", "made_with", "n_splits", "fold_of_group"}
+    faults = unknown_keys(document, keys, "")
+    if not isinstance(document.get("n_splits"), int):
+        faults.append("n_splits is missing or is no whole number")
+    if not isinstance(document.get("fold_of_group"), dict):
+        faults.append("the table [fold_of_group] is missing")
+    if faults:
+        raise ManifestError(f"{path}: {'; '.join(faults)}.")
+    return Folds(
+        name=str(document.get("name", path.stem)),
+        n_splits=document["n_splits"],
+        fold_of_group=document["fold_of_group"],
+        dataset=str(document.get("dataset", "")),
+        made_with=str(document.get("made_with", "")),
+    )
+
+
+def folds_for(
+    manifest: Manifest, folds: str | int | os.PathLike[str] = "balanced", *, seed: int = 0
+) -> Folds:
+    """The folds to use for a manifest's rows: a shipped name, a file, or a number of folds to make.
+
+    "balanced" means `make_folds(..., n_splits=5, seed=0)`, for any data set; for ami-br the result is the
+    shipped file, frozen. An int makes that many.
+
+    Raises ManifestError where named folds do not know a group of the manifest.
+    """
+    if isinstance(folds, int):
+        name, n_splits = f"balanced-{folds}-seed{seed}", folds
+    elif folds == "balanced" and manifest.header.name != "ami-br":
+        name, n_splits = "balanced", 5
+    else:
+        loaded = load_folds(folds)
+        loaded.assign(effective_groups(manifest))  # refuse before any work
+        return loaded
+    labels, groups = manifest.table["label"].to_numpy(dtype=object), effective_groups(manifest)
+    return make_folds(labels, groups, n_splits=n_splits, seed=seed, name=name, dataset=manifest.header.name)
+
+
+def make_folds(
+    labels: Sequence[str] | np.ndarray,
+    groups: Sequence[str] | np.ndarray,
+    *,
+    n_splits: int = 5,
+    seed: int = 0,
+    name: str = "balanced",
+    dataset: str = "",
+) -> Folds:
+    """Grouped, stratified, seeded folds: no group in two folds, every fold with its share of rows and classes.
+
+    labels, groups : str, (n,); the label "" (not known) is no class. Minimises, over all ways to put groups into folds, the sum over folds and
+    classes of (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy
+    start (large groups first, ties in an order that the seed shuffles), then moves and swaps of groups as
+    long as one of them helps. All in integers: the result depends on the arguments alone.
+
+    Raises InvalidRequest where a fold would miss a class (a class in fewer groups than folds).
+    """
+    labels, groups = np.asarray(labels, dtype=object), np.asarray(groups, dtype=object)
+    if labels.shape != groups.shape or labels.ndim != 1 or n_splits < 2:
+        raise InvalidRequest(
+            f"labels {labels.shape} and groups {groups.shape} must be one column each, with n_splits >= 2."
+        )
+    counts = pd.crosstab(pd.Series(groups, name="group"), pd.Series(labels, name="label"))
+    rows_of = counts.sum(axis=1)
+    counts = counts.drop(columns="", errors="ignore")
+    per_class = (counts > 0).sum()
+    short = {str(label): int(k) for label, k in per_class.items() if k < n_splits}
+    if short or len(counts) < n_splits:
+        what = (
+            ", ".join(f"{label!r} occurs in {k} groups" for label, k in short.items())
+            or f"{len(counts)} groups"
+        )
+        raise InvalidRequest(f"{n_splits} folds cannot be made: {what}; ask for fewer folds.")
+
+    names = [str(group) for group in counts.index]
+    # column 0: all rows; then one column a class. Python integers: no overflow, no rounding
+    sizes = [[int(rows_of.iat[g]), *map(int, row)] for g, row in enumerate(counts.to_numpy().tolist())]
+    totals = [sum(column) for column in zip(*sizes, strict=True)]
+    weights = [(1 << 80) // (total * total) for total in totals]
+    weighted = [[w * s for w, s in zip(weights, size, strict=True)] for size in sizes]
+
+    def shuffled(group: str) -> bytes:
+        return hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=16).digest()
+
+    load = [[0] * len(totals) for _ in range(n_splits)]
+    fold = [0] * len(names)
+
+    def product(a: list[int], b: list[int]) -> int:
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    def put(group: int, to: int, sign: int = 1) -> None:
+        load[to] = [x + sign * y for x, y in zip(load[to], sizes[group], strict=True)]
+
+    order = sorted(range(len(names)), key=lambda g: (-product(weighted[g], sizes[g]), shuffled(names[g])))
+    for g in order:  # (load + size)^2 - load^2 differs between folds by 2 * load * size alone
+        fold[g] = min(range(n_splits), key=lambda f: (product(load[f], weighted[g]), load[f][0], f))
+        put(g, fold[g])
+    if len(names) <= REFINED_GROUPS:
+        while _improve(order, fold, load, sizes, weighted, product, put):
+            pass
+    missed = [f + 1 for f in range(n_splits) if not all(load[f])]
+    if missed:
+        raise InvalidRequest(
+            f"{n_splits} folds cannot be made: fold {missed} would miss a class; ask for fewer."
+        )
+    of_group = {names[g]: fold[g] + 1 for g in range(len(names))}
+    made = f"patchbank make_folds, version 1, n_splits={n_splits}, seed={seed}"
+    return Folds(name, n_splits, of_group, dataset=dataset, made_with=made)
+
+
+def _improve(order, fold, load, sizes, weighted, product, put) -> bool:  # noqa: ANN001
+    """One pass of moves and swaps, each only if the objective falls; whether any did (so that it ends)."""
+    changed = False
+    for i, g in enumerate(order):
+        a = fold[g]
+        for b in range(len(load)):
+            # moving g from a to b changes the objective by 2 * (load[b] - load[a] + size[g]) * size[g]
+            gap = [y - x + s for x, y, s in zip(load[a], load[b], sizes[g], strict=True)]
+            if b != a and product(gap, weighted[g]) < 0:
+                put(g, a, -1), put(g, b)
+                fold[g], a, changed = b, b, True
+        for h in order[i + 1 :]:
+            a, b = fold[g], fold[h]
+            if a == b:
+                continue
+            delta = [s - t for s, t in zip(sizes[g], sizes[h], strict=True)]
+            weight = [s - t for s, t in zip(weighted[g], weighted[h], strict=True)]
+            gap = [y - x + d for x, y, d in zip(load[a], load[b], delta, strict=True)]
+            if product(gap, weight) < 0:
+                put(g, a, -1), put(g, b), put(h, b, -1), put(h, a)
+                fold[g], fold[h], changed = b, a, True
+    return changed

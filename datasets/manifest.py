@@ -1,0 +1,445 @@
+"""A manifest: a table with one row a patch, and a header that says what the data set is.
+
+On disk a manifest is two files that lie beside each other, `NAME.toml` (the header) and `NAME.csv` or
+`NAME.parquet` (the table). The header names the table file, its format, its row count and the root that
+the paths are relative to. Loading is strict: every fault of the table and of the header is found and all
+of them are raised as one `ManifestError`.
+"""
+
+import csv
+import difflib
+import json
+import os
+import re
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from ..errors import ManifestError
+
+FORMAT = "patchbank-manifest"
+FORMAT_VERSION = 1
+TEXT_COLUMNS = ("patch_id", "path", "label", "group", "domain", "split")
+NUMBER_COLUMNS = ("votes_positive", "votes_total", "x", "y")
+KNOWN_COLUMNS = (*TEXT_COLUMNS, "content_hash", *NUMBER_COLUMNS)
+PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told otherwise
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+SHOWN = 8  # rows that a message names before it says "and N more"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a data set is.
+
+    name: letters, digits, `.`, `_`, `-`; every patch_id starts with "name/".
+    version: the maker's own; counts up when rows or labels change.
+    classes: the labels, in the order in which they are numbered from 0.
+    positive: the class that sensitivity, AP etc. speak of; one of `classes`.
+    licence, source: of the images; a URL or a sentence. group_kind: what a group is ("slide", "patient").
+    """
+
+    name: str
+    version: str
+    classes: tuple[str, ...]
+    positive: str
+    licence: str
+    source: str
+    description: str = ""
+    group_kind: str = "slide"
+
+    def __post_init__(self) -> None:
+        faults = header_faults(asdict(self))
+        if faults:
+            raise ManifestError(_sentence(f"the header of {self.name!r}", faults))
+
+
+class Manifest:
+    """A header, a table and the root that the table's paths are relative to.
+
+    header : Header
+    table : pandas.DataFrame with a RangeIndex, one row a patch. Text columns patch_id, path, label, group,
+        domain, split ("" = not known); where they are known also content_hash (32 hex digits or ""),
+        votes_positive, votes_total, x, y (Int64, pixels of the slide at full resolution). All further
+        columns are the user's and are kept as they are.
+    root : Path
+
+    Raises ManifestError with every fault of the table. A manifest is not changed after it was made.
+    """
+
+    def __init__(self, header: Header, table: pd.DataFrame, root: str | os.PathLike[str]) -> None:
+        self.header = header
+        self.root = Path(root)
+        self.table = _normalised(header, table, where=f"the table of {header.name!r}")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        return f"Manifest({self.header.name!r}, {len(self)} patches, root={str(self.root)!r})"
+
+    def path(self, i: int) -> str:
+        """Row i's path under the root; of a patch inside a container with its "::member" (see sources.py)."""
+        return os.path.join(self.root, self.table["path"].iat[i])  # noqa: PTH118  "a::b" is no Path
+
+    def select(self, which: str | Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> "Manifest":
+        """The rows of a split (its name), of a mask (bool, (n,)) or with these numbers (int, (m,)).
+
+        Raises ManifestError for a split that does not occur.
+        """
+        if isinstance(which, str):
+            mask = (self.table["split"] == which).to_numpy(dtype=bool)
+            if not mask.any():
+                there = sorted(set(self.table["split"]))
+                raise ManifestError(f"{self.header.name!r} has no split {which!r}; it has {there}.")
+            rows = np.flatnonzero(mask)
+        else:
+            rows = np.asarray(which)
+            if rows.dtype == bool:
+                if rows.shape != (len(self),):
+                    raise ManifestError(f"a mask of shape {rows.shape} does not fit {len(self)} rows.")
+                rows = np.flatnonzero(rows)
+        part = object.__new__(Manifest)  # the rows were checked when this manifest was made
+        part.header, part.root = self.header, self.root
+        part.table = self.table.take(rows.astype(np.intp)).reset_index(drop=True)
+        return part
+
+    def save(self, file: str | os.PathLike[str], *, table_format: str | None = None) -> Path:
+        """Write FILE.toml and, beside it, FILE.csv or FILE.parquet; returns the path of the TOML.
+
+        table_format: "csv" or "parquet"; by default csv up to 200,000 rows. The root is written relative to
+        the TOML's folder where it lies in that folder (the folder can then be moved), else absolute.
+        Both files are written under temporary names and renamed.
+
+        Raises ManifestError where a table file of this name exists that belongs to no manifest of this name
+        (it might be the CSV that the manifest was made from).
+        """
+        file = Path(file)
+        if file.suffix != ".toml":
+            raise ManifestError(f"a manifest is saved as NAME.toml, not as {file.name!r}.")
+        form = table_format or ("parquet" if len(self) > PARQUET_ROWS else "csv")
+        if form not in ("csv", "parquet"):
+            raise ManifestError(f"table format {form!r} is not known; it is 'csv' or 'parquet'.")
+        table_file = file.with_suffix(f".{form}")
+        if table_file.exists() and not _owns(file, table_file):
+            raise ManifestError(
+                f"{table_file} is there and is not the table of {file}: choose another name, or move it away."
+            )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        root = Path(os.path.abspath(self.root))  # noqa: PTH100  resolve() would follow the user's links
+        folder = Path(os.path.abspath(file.parent))  # noqa: PTH100
+        inside = root.is_relative_to(folder)
+        lines = [
+            f"format = {toml_value(FORMAT)}",
+            f"format_version = {FORMAT_VERSION}",
+            "",
+            "[dataset]",
+            *(f"{key} = {toml_value(value)}" for key, value in asdict(self.header).items()),
+            "",
+            "[table]",
+            f"file = {toml_value(table_file.name)}",
+            f"format = {toml_value(form)}",
+            f"rows = {len(self)}",
+            f"root = {toml_value(root.relative_to(folder).as_posix() if inside else str(root))}",
+            "",
+        ]
+
+        def write_table(to: Path) -> None:
+            if form == "csv":
+                self.table.to_csv(to, index=False, lineterminator="\n", encoding="utf-8")
+            else:
+                pyarrow.parquet.write_table(
+                    pa.Table.from_pandas(self.table, preserve_index=False), to, compression="zstd"
+                )
+
+        write_atomically(table_file, write_table)
+        write_atomically(file, lambda to: to.write_text("\n".join(lines), "utf-8"))
+        return file
+
+
+def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:
+    """Read FILE.toml and its table.
+
+    root: use this instead of the one that the TOML names.
+
+    Raises ManifestError: no such file, no TOML, an unknown format version, unknown or missing keys (a near
+    name is suggested), a table that is missing or has another row count, and all faults of the rows.
+    """
+    path = Path(path)
+    where = str(path)
+    if path.suffix in (".csv", ".parquet"):
+        raise ManifestError(
+            f"{where} is a table; load the manifest {path.with_suffix('.toml').name} beside it."
+        )
+    document = read_toml(path, FORMAT, FORMAT_VERSION, "a manifest")
+    faults = unknown_keys(document, {"format", "format_version", "dataset", "table"}, "")
+    header, place = document.get("dataset"), document.get("table")
+    if not isinstance(header, dict) or not isinstance(place, dict):
+        faults.append("the tables [dataset] and [table] must both be there")
+        raise ManifestError(_sentence(where, faults))
+    faults += [f"[dataset] {fault}" for fault in header_faults(header)]
+    faults += unknown_keys(place, {"file", "format", "rows", "root"}, "[table] ")
+    for key, kind in (("file", str), ("format", str)):
+        if not isinstance(place.get(key), kind):
+            faults.append(f"[table] {key} is missing or is no text")
+    if faults:
+        raise ManifestError(_sentence(where, faults))
+    if place["format"] not in ("csv", "parquet"):
+        raise ManifestError(
+            f"{where}: table format {place['format']!r} is not known; it is 'csv' or 'parquet'."
+        )
+    table_file = path.parent / place["file"]
+    table = read_table(table_file, place["format"])
+    if "rows" in place and place["rows"] != len(table):
+        raise ManifestError(
+            f"{table_file} has {len(table)} rows, but {path.name} says rows = {place['rows']}: the table was cut "
+            f"off or edited; correct the number in the TOML if the table is right."
+        )
+    known = Header(**{**header, "classes": tuple(header["classes"])})
+    manifest = object.__new__(Manifest)
+    manifest.header = known
+    manifest.root = Path(root) if root is not None else path.parent / place.get("root", ".")
+    manifest.table = _normalised(known, table, where=str(table_file))
+    return manifest
+
+
+def read_table(file: Path, form: str) -> pd.DataFrame:
+    """A CSV (every cell as text, "" stays "") or parquet file as a frame. Raises ManifestError naming rows."""
+    if not file.is_file():
+        raise ManifestError(f"the table {file} does not exist.")
+    if form == "parquet":
+        try:
+            return pyarrow.parquet.read_table(file).to_pandas()
+        except pa.ArrowException as error:
+            raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            names = next(csv.reader(stream), [])
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{file} is no UTF-8 text ({error.reason} at byte {error.start}).") from error
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if not names or doubled:
+        raise ManifestError(f"{file}: " + (f"columns named twice: {doubled}." if doubled else "it is empty."))
+    bad: list[str] = []
+
+    def refuse(row: pa.csv.InvalidRow) -> str:
+        number = "" if row.number is None else f"line {row.number}: "
+        bad.append(
+            f"{number}{row.actual_columns} cells instead of {row.expected_columns} ({row.text[:60]!r})"
+        )
+        return "skip"
+
+    try:
+        table = pa.csv.read_csv(
+            file,
+            read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+            parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        raise ManifestError(f"{file} cannot be read as CSV: {error}") from error
+    if bad:
+        raise ManifestError(_sentence(str(file), [_some(bad)]))
+    return table.to_pandas()
+
+
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path beside `file`, then rename it: a reader sees old or new, never half."""
+    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
+        temporary.replace(file)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def read_toml(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
+    """A TOML file of ours; refuses another format and a newer version by name (ManifestError)."""
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ManifestError(f"{path} does not exist.") from None
+    except IsADirectoryError:
+        raise ManifestError(f"{path} is a folder, not {what} (a .toml file).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} is no TOML: {error}.") from error
+    if document.get("format") != form:
+        raise ManifestError(f'{path} is not {what}: it has no line format = "{form}".')
+    if document.get("format_version") != version:
+        raise ManifestError(
+            f"{path} has format_version {document.get('format_version')!r}; this patchbank reads {version}: "
+            "upgrade patchbank."
+        )
+    return document
+
+
+def unknown_keys(table: dict[str, Any], allowed: Iterable[str], where: str) -> list[str]:
+    """One fault for each key that is not allowed, with the near name where there is one."""
+    allowed = sorted(allowed)
+    faults = []
+    for key in table:
+        if key not in allowed:
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(allowed)}"
+            faults.append(f"{where}key {key!r} is not known; {hint}")
+    return faults
+
+
+def header_faults(header: dict[str, Any]) -> list[str]:
+    """Everything that is wrong with these header fields, as sentences without an end."""
+    kinds = {field.name: field for field in fields(Header)}
+    faults = unknown_keys(header, kinds, "")
+    required = ("name", "version", "classes", "positive", "licence", "source")
+    faults += [f"{key} is missing" for key in required if key not in header]
+    faults += [
+        f"{key} = {value!r} is no text"
+        for key, value in header.items()
+        if key in kinds and key != "classes" and not isinstance(value, str)
+    ]
+    if faults:
+        return faults
+    if not NAME.match(header["name"]):
+        faults.append(f"name = {header['name']!r} may hold letters, digits, '.', '_' and '-' only")
+    classes = header["classes"]
+    if (
+        not isinstance(classes, list | tuple)
+        or not classes
+        or not all(isinstance(c, str) and c.strip() for c in classes)
+        or len(set(classes)) != len(classes)
+    ):
+        faults.append(f"classes = {classes!r} is no list of different names")
+    elif header["positive"] not in classes:
+        faults.append(f"positive = {header['positive']!r} is not one of the classes {list(classes)}")
+    return faults
+
+
+def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """The table with all text columns, right types and a RangeIndex. Raises ManifestError with all faults."""
+    table = table.reset_index(drop=True)
+    table.columns = [str(name) for name in table.columns]
+    faults = []
+    for name in table.columns:
+        near = difflib.get_close_matches(name.lower(), KNOWN_COLUMNS, n=1, cutoff=0.75)
+        if name not in KNOWN_COLUMNS and near and near[0] not in table.columns:
+            faults.append(f"column {name!r} is not known; did you mean {near[0]!r}?")
+    faults += [
+        f"the column {name!r} is missing" for name in ("patch_id", "path") if name not in table.columns
+    ]
+    if not len(table):
+        faults.append("it has no rows")
+    if faults:
+        raise ManifestError(_sentence(where, faults))
+    for name in TEXT_COLUMNS:
+        if name not in table.columns:
+            table[name] = ""
+    text = [name for name in (*TEXT_COLUMNS, "content_hash") if name in table.columns]
+    for name in text:
+        table[name] = _text(table[name])
+    ids = table["patch_id"]
+
+    def rows(mask: np.ndarray | pd.Series, show: Callable[[int], str]) -> str:
+        at = np.flatnonzero(np.asarray(mask, dtype=bool))
+        return _some([show(int(i)) for i in at[:SHOWN]], total=len(at))
+
+    def row(i: int) -> str:
+        return f"row {i + 1} ({ids.iat[i]!r})"
+
+    empty = ids == ""
+    if empty.any():
+        faults.append(f"patch_id is empty in {rows(empty, lambda i: f'row {i + 1}')}")
+    stray = ~empty & ~ids.str.startswith(f"{header.name}/")
+    if stray.any():
+        faults.append(f"patch_id must start with '{header.name}/': {rows(stray, row)}")
+    twice = ids.duplicated(keep=False) & ~empty
+    if twice.any():
+        faults.append(f"patch_id occurs more than once: {rows(twice, row)}")
+    lost = table["path"] == ""
+    if lost.any():
+        faults.append(f"path is empty in {rows(lost, row)}")
+    wrong = ~table["label"].isin(["", *header.classes])
+    if wrong.any():
+        show = rows(wrong, lambda i: f"{row(i)} has {table['label'].iat[i]!r}")
+        faults.append(f"label outside the classes {list(header.classes)}: {show}")
+    if "content_hash" in table.columns:
+        odd = ~table["content_hash"].str.fullmatch(r"(?:[0-9a-f]{32})?")
+        if odd.any():
+            faults.append(f"content_hash is no 32 hex digits in {rows(odd, row)}")
+    for name in NUMBER_COLUMNS:
+        if name in table.columns:
+            numbers, odd = _whole_numbers(table[name])
+            if odd.any():
+                show = rows(odd, lambda i, name=name: f"{row(i)} has {table[name].iat[i]!r}")
+                faults.append(f"{name} is no whole number: {show}")
+            table[name] = numbers
+    if {"votes_positive", "votes_total"} <= set(table.columns):
+        positive, total = table["votes_positive"], table["votes_total"]
+        odd = ((positive < 0) | (positive > total)).fillna(False) | (positive.isna() != total.isna())
+        if odd.any():
+            faults.append(f"votes_positive does not lie in 0..votes_total: {rows(odd, row)}")
+    if faults:
+        raise ManifestError(_sentence(where, faults))
+    rest = [name for name in table.columns if name not in KNOWN_COLUMNS]
+    return table[[name for name in KNOWN_COLUMNS if name in table.columns] + rest]
+
+
+def _text(column: pd.Series) -> pd.Series:
+    """As Python strings; missing values become ""."""
+    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == "string":
+        return column
+    return column.astype(object).where(column.notna(), "").map(str).astype(object)
+
+
+def _whole_numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:
+    """(Int64 with NA for "", mask of what is no whole number)."""
+    if pd.api.types.is_integer_dtype(column.dtype):
+        return column.astype("Int64"), pd.Series(False, index=column.index)
+    given = column.notna() & (column.astype(str).str.strip() != "")
+    numbers = pd.to_numeric(column.where(given), errors="coerce")
+    odd = given & (numbers.isna() | (numbers % 1 != 0) | np.isinf(numbers))
+    return numbers.where(~odd).astype("Int64"), odd
+
+
+def _some(items: Sequence[str], total: int | None = None) -> str:
+    total = len(items) if total is None else total
+    more = f" and {total - SHOWN} more" if total > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+def _sentence(where: str, faults: Sequence[str]) -> str:
+    return f"{where}: " + "; ".join(faults) + "."
+
+
+def toml_value(value: str | Sequence[str]) -> str:
+    """A text or a list of texts as TOML."""
+    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL, which TOML wants escaped
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return "[" + ", ".join(toml_value(item) for item in value) + "]"
+
+
+def _owns(file: Path, table_file: Path) -> bool:
+    try:
+        document = tomllib.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return document.get("format") == FORMAT and document.get("table", {}).get("file") == table_file.name
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
