@@ -1,0 +1,472 @@
+"""Uncertainty of the metrics: cluster bootstrap, DeLong, paired comparisons, permutation tests, Holm.
+
+Patches of one slide are not independent, so whole slides (clusters) are drawn: a resample is a count
+for each cluster, `metrics.evaluate` scores all of them at once, and every model and metric sees the same
+resamples, which makes the draws of two models paired. A row without a group ("", None, NaN) is its own
+cluster. The model and its threshold are given, not refitted: the intervals say how the score would vary
+over slides, not over trainings.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ..errors import InvalidRequest, ProbeError
+from .metrics import METRICS, check_labels, check_names, evaluate
+
+Floats = NDArray[np.float64]
+Method = Literal["bca", "percentile"]
+
+DEFAULT_METRICS = ("balanced_accuracy", "auroc", "average_precision")
+
+
+def cluster_codes(groups: ArrayLike | None, n: int) -> NDArray[np.intp]:
+    """Integer codes (n,), 0 .. G-1, of the groups in order of first appearance.
+
+    groups : strings, integers or anything pandas can compare, (n,); "", None and NaN stand for a row
+        that is its own cluster. None: all rows are.
+    """
+    if groups is None:
+        return np.arange(n)
+    column = pd.Series(np.asarray(groups), dtype=object)
+    if len(column) != n:
+        raise InvalidRequest(f"{len(column)} groups for {n} rows")
+    alone = (column.isna() | (column == "")).to_numpy(bool)
+    keys = [(True, i) if alone[i] else (False, name) for i, name in enumerate(column)]
+    return np.asarray(pd.factorize(pd.Series(keys, dtype=object))[0], np.intp)
+
+
+def cluster_weights(n_clusters: int, *, n_resamples: int = 2000, seed: int) -> NDArray[np.uint16]:
+    """Counts (n_resamples, n_clusters) of clusters drawn with replacement, each row summing to n_clusters.
+
+    The draws are those of scipy.stats.bootstrap for the same seed (`rng.integers`, one row a resample).
+    """
+    if n_clusters < 2:
+        raise ProbeError(f"{n_clusters} cluster cannot be resampled: an interval needs at least two slides")
+    drawn = np.random.default_rng(seed).integers(0, n_clusters, (n_resamples, n_clusters))
+    drawn += np.arange(n_resamples)[:, None] * n_clusters
+    counts = np.bincount(drawn.ravel(), minlength=n_resamples * n_clusters)
+    return counts.reshape(n_resamples, n_clusters).astype(np.uint16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """One metric of m models with its interval. Arrays are float64 (m,) unless said otherwise."""
+
+    metric: str
+    value: Floats
+    low: Floats
+    high: Floats
+    standard_error: Floats
+    """Standard deviation of the defined draws, ddof 1."""
+    undefined: NDArray[np.intp]
+    """Resamples in which the metric is undefined (a class was not drawn); they are left out."""
+    method: NDArray[np.str_]
+    """"bca", "percentile" (also where BCa is impossible: see `bootstrap`) or "none" (undefined value)."""
+    confidence: float
+    draws: Floats
+    """(n_resamples, m); NaN where undefined."""
+    jackknife: Floats | None
+    """(G, m), the metric without each cluster; None if only percentiles were asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals(Mapping[str, Interval]):
+    """Intervals by metric name, and how they were made."""
+
+    intervals: Mapping[str, Interval]
+    n_rows: int
+    n_clusters: int
+    n_resamples: int
+    seed: int
+
+    def __getitem__(self, metric: str) -> Interval:
+        return self.intervals[metric]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.intervals)
+
+    def __len__(self) -> int:
+        return len(self.intervals)
+
+
+def bootstrap(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    groups: ArrayLike | None,
+    metrics: Iterable[str] = DEFAULT_METRICS,
+    threshold: ArrayLike = 0.5,
+    method: Method = "bca",
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int,
+) -> Intervals:
+    """Cluster bootstrap intervals of several metrics of m models, all on the same resamples.
+
+    y : (n,) 0 or 1; scores : (n,) or (n, m); threshold : one number or (m,), fixed
+    groups : (n,) slide of each row, see `cluster_codes`; None: rows are independent
+    method : "percentile": quantiles of the draws; "bca": bias-corrected and accelerated, the acceleration
+        from the jackknife over clusters (Efron & Tibshirani 1993, eq. 14.9-14.15; with the median of ties as
+        scipy). Where BCa is impossible (the metric is undefined without one of the clusters, or all draws
+        lie on one side of the value) the percentile interval is given and `Interval.method` says so.
+    confidence : between 0 and 1, two-sided
+
+    A resample in which a metric is undefined is left out for this metric and counted in
+    `Interval.undefined`; the interval then is conditional on both classes being drawn.
+    Raises as `metrics.evaluate`, and ProbeError for fewer than two clusters.
+    """
+    if method not in ("bca", "percentile"):
+        raise InvalidRequest(f"method is 'bca' or 'percentile', not {method!r}")
+    if not 0 < confidence < 1:
+        raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
+    names = check_names(metrics)
+    table = np.asarray(scores, np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    codes = cluster_codes(groups, len(table))
+    n_clusters = int(codes.max()) + 1 if len(codes) else 0
+    given = {"metrics": names, "threshold": threshold, "groups": codes}
+    weights = cluster_weights(n_clusters, n_resamples=n_resamples, seed=seed)
+    values = evaluate(y, table, **given)
+    draws = evaluate(y, table, weights=weights, **given)
+    without: dict[str, Floats] = {}
+    if method == "bca":
+        without = evaluate(y, table, weights=1 - np.eye(n_clusters), **given)
+    return Intervals(
+        intervals={k: _interval(k, values[k], draws[k], without.get(k), confidence) for k in names},
+        n_rows=len(table),
+        n_clusters=n_clusters,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+
+
+def _interval(
+    metric: str, value: Floats, draws: Floats, jackknife: Floats | None, confidence: float
+) -> Interval:
+    low, high, error = (np.full(len(value), np.nan) for _ in range(3))
+    undefined = np.isnan(draws).sum(axis=0)
+    methods = np.full(len(value), "none", dtype="<U10")
+    tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
+    for j in np.flatnonzero(~np.isnan(value)):
+        drawn = draws[~np.isnan(draws[:, j]), j]
+        if len(drawn) < 2:
+            continue
+        levels = None if jackknife is None else _bca_levels(value[j], drawn, jackknife[:, j], tails)
+        methods[j] = "percentile" if levels is None else "bca"
+        low[j], high[j] = np.quantile(drawn, tails if levels is None else levels)
+        error[j] = drawn.std(ddof=1)
+    return Interval(
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        standard_error=error,
+        undefined=undefined,
+        method=methods,
+        confidence=confidence,
+        draws=draws,
+        jackknife=jackknife,
+    )
+
+
+def _bca_levels(value: float, drawn: Floats, jackknife: Floats, tails: Floats) -> Floats | None:
+    """The two quantile levels; None where the correction is not finite."""
+    below = (np.count_nonzero(drawn < value) + np.count_nonzero(drawn <= value)) / (2 * len(drawn))
+    if not 0 < below < 1 or np.isnan(jackknife).any():
+        return None
+    influence = jackknife.mean() - jackknife
+    spread = float((influence**2).sum())
+    acceleration = float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    bias = stats.norm.ppf(below)
+    shifted = bias + stats.norm.ppf(tails)
+    slope = 1 - acceleration * shifted
+    if (slope <= 0).any():
+        return None
+    return stats.norm.cdf(bias + shifted / slope)
+
+
+# --- comparing models -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Paired differences (first minus second) of k pairs of models. Arrays are float64 (k,)."""
+
+    metric: str
+    pairs: NDArray[np.intp]
+    """(k, 2), columns of `scores`."""
+    difference: Floats
+    low: Floats
+    high: Floats
+    standard_error: Floats
+    p: Floats
+    """Two-sided; how it was made is in `p_method`. NaN where the difference is undefined."""
+    p_holm: Floats
+    """Adjusted over the k pairs (Holm 1979); NaNs take no part."""
+    p_method: str
+    undefined: NDArray[np.intp]
+    """Draws left out, as in `Interval`."""
+
+
+def compare(
+    interval: Interval,
+    *,
+    pairs: Iterable[tuple[int, int]] | None = None,
+    reference: int | None = None,
+    p_value: Literal["shifted", "normal"] = "shifted",
+) -> Differences:
+    """Paired cluster bootstrap of the differences of one metric between models.
+
+    interval : from `bootstrap`, whose draws are paired; method and confidence are taken from it
+    pairs : columns (first, second); None: all against `reference` if given, else all pairs i < j
+    p_value : "shifted": the draws of the difference, shifted to mean no difference, reach the observed
+        one, (1 + #{|d* - d| >= |d|}) / (1 + B) (Efron & Tibshirani 1993, sec. 16.4); it cannot be below
+        1 / (1 + B), so k pairs under Holm need B well above 20 k. "normal": d over its bootstrap standard
+        error as a standard normal, without that floor.
+    """
+    m = len(interval.value)
+    chosen = _pairs(m, pairs, reference)
+    first, second = chosen.T
+    value = interval.value[first] - interval.value[second]
+    draws = interval.draws[:, first] - interval.draws[:, second]
+    kept = interval.jackknife
+    without = None if kept is None else kept[:, first] - kept[:, second]
+    found = _interval(interval.metric, value, draws, without, interval.confidence)
+    if p_value == "shifted":
+        reached = np.abs(draws - value) >= np.abs(value) - 1e-12  # NaN compares as False
+        p = (1 + reached.sum(axis=0)) / (1 + (~np.isnan(draws)).sum(axis=0))
+        p = np.where(np.isnan(value), np.nan, p)
+        how = "bootstrap, draws shifted to no difference"
+    elif p_value == "normal":
+        p = _normal_p(value, found.standard_error)
+        how = "difference over its bootstrap standard error, standard normal"
+    else:
+        raise InvalidRequest(f"p_value is 'shifted' or 'normal', not {p_value!r}")
+    return Differences(
+        metric=interval.metric,
+        pairs=chosen,
+        difference=value,
+        low=found.low,
+        high=found.high,
+        standard_error=found.standard_error,
+        p=p,
+        p_holm=holm(p),
+        p_method=how,
+        undefined=found.undefined,
+    )
+
+
+def _pairs(m: int, pairs: Iterable[tuple[int, int]] | None, reference: int | None) -> NDArray[np.intp]:
+    if pairs is not None:
+        chosen = np.array(list(pairs), np.intp).reshape(-1, 2)
+    elif reference is not None:
+        chosen = np.array([(i, reference) for i in range(m) if i != reference], np.intp).reshape(-1, 2)
+    else:
+        chosen = np.stack(np.triu_indices(m, 1), axis=1)
+    if chosen.size and not (chosen.min() >= 0 and chosen.max() < m):
+        raise InvalidRequest(f"pairs are columns 0 .. {m - 1}")
+    return chosen
+
+
+def _normal_p(difference: Floats, error: Floats) -> Floats:
+    """Two-sided; 1 where nothing varies and nothing differs, 0 where it differs always by the same."""
+    still = error <= 1e-12
+    z = np.divide(difference, error, out=np.where(np.abs(difference) > 1e-12, np.inf, 0.0), where=~still)
+    return np.where(np.isnan(difference), np.nan, 2 * stats.norm.sf(np.abs(z)))
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given; NaNs stay and do not count."""
+    p = np.asarray(p, np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted
+
+
+# --- DeLong -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeLong:
+    """AUROCs (m,) of m models on the same rows and their covariance (m, m)."""
+
+    auroc: Floats
+    covariance: Floats
+    clustered: bool
+
+    def interval(
+        self, confidence: float = 0.95, *, scale: Literal["logit", "linear"] = "logit"
+    ) -> tuple[Floats, Floats]:
+        """Low and high (m,): normal on the logit scale (stays in (0, 1)) or linear, clipped to [0, 1].
+
+        An AUROC of exactly 0 or 1 has no estimable variance: the interval is that point, too narrow."""
+        z = stats.norm.ppf((1 + confidence) / 2)
+        error = np.sqrt(np.diag(self.covariance))
+        if scale == "linear":
+            return np.clip(self.auroc - z * error, 0, 1), np.clip(self.auroc + z * error, 0, 1)
+        if scale != "logit":
+            raise InvalidRequest(f"scale is 'logit' or 'linear', not {scale!r}")
+        inner = (self.auroc > 0) & (self.auroc < 1)
+        a = np.where(inner, self.auroc, 0.5)
+        centre, half = np.log(a / (1 - a)), z * error / (a * (1 - a))
+        low, high = (1 / (1 + np.exp(-(centre + side * half))) for side in (-1, 1))
+        return np.where(inner, low, self.auroc), np.where(inner, high, self.auroc)
+
+    def compare(
+        self,
+        *,
+        pairs: Iterable[tuple[int, int]] | None = None,
+        reference: int | None = None,
+        confidence: float = 0.95,
+    ) -> Differences:
+        """Differences of AUROC with linear normal intervals and DeLong's test; pairs as in `compare`."""
+        chosen = _pairs(len(self.auroc), pairs, reference)
+        i, j = chosen.T
+        c = self.covariance
+        value = self.auroc[i] - self.auroc[j]
+        error = np.sqrt(np.maximum(c[i, i] + c[j, j] - 2 * c[i, j], 0))
+        z = stats.norm.ppf((1 + confidence) / 2)
+        p = _normal_p(value, error)
+        return Differences(
+            metric="auroc",
+            pairs=chosen,
+            difference=value,
+            low=value - z * error,
+            high=value + z * error,
+            standard_error=error,
+            p=p,
+            p_holm=holm(p),
+            p_method="DeLong, clustered (Obuchowski 1997)" if self.clustered else "DeLong 1988",
+            undefined=np.zeros(len(chosen), np.intp),
+        )
+
+
+def delong(y: ArrayLike, scores: ArrayLike, *, groups: ArrayLike | None = None) -> DeLong:
+    """Covariance of correlated AUROCs without resampling, O(m n log n).
+
+    y : (n,) 0 or 1, at least two of each; scores : (n,) or (n, m)
+    groups : None: rows are independent (DeLong, DeLong & Clarke-Pearson, Biometrics 1988, by the midranks of
+        Sun & Xu, IEEE Signal Processing Letters 2014). (n,): Obuchowski, Biometrics 1997, which adds
+        what the rows of one cluster share; see `cluster_codes` for rows without a group. With every row its
+        own cluster the two are the same.
+    Raises ProbeError with fewer than two rows (clusters) of a class.
+    """
+    labels = check_labels(y)
+    table = np.asarray(scores, np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    n_positive = int(labels.sum())
+    n_negative = len(labels) - n_positive
+    codes = cluster_codes(groups, len(labels))
+    n_clusters = int(codes.max()) + 1
+    with_positive, with_negative = (len(np.unique(codes[of])) for of in (labels, ~labels))
+    if min(with_positive, with_negative) < 2:
+        raise ProbeError(
+            f"DeLong needs two clusters (rows) of each class: {with_positive} have positives, "
+            f"{with_negative} have negatives"
+        )
+    values = evaluate(labels, table, metrics=["auroc"])["auroc"]  # checks the scores too
+    everyone = stats.rankdata(table, axis=0)
+    # the share of the other class that a row beats, ties half
+    placement = np.empty_like(everyone)
+    placement[labels] = (everyone[labels] - stats.rankdata(table[labels], axis=0)) / n_negative
+    placement[~labels] = 1 - (everyone[~labels] - stats.rankdata(table[~labels], axis=0)) / n_positive
+    centred = placement - values
+    sums = np.zeros((2, n_clusters, table.shape[1]))
+    np.add.at(sums[1], codes[labels], centred[labels])
+    np.add.at(sums[0], codes[~labels], centred[~labels])
+    s10 = sums[1].T @ sums[1] * with_positive / (with_positive - 1) / n_positive**2
+    s01 = sums[0].T @ sums[0] * with_negative / (with_negative - 1) / n_negative**2
+    s11 = sums[1].T @ sums[0] * n_clusters / (n_clusters - 1) / (n_positive * n_negative)
+    return DeLong(auroc=values, covariance=s10 + s01 + s11 + s11.T, clustered=groups is not None)
+
+
+# --- permutation ------------------------------------------------------------------------------------
+
+
+def permutation_test(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    metric: str,
+    groups: ArrayLike | None,
+    pairs: Sequence[tuple[int, int]] | None = None,
+    reference: int | None = None,
+    threshold: ArrayLike = 0.5,
+    n_permutations: int = 9999,
+    seed: int,
+) -> Differences:
+    """Paired permutation test: under no difference the two models' scores may be swapped in any cluster.
+
+    Arguments as for `bootstrap` and `compare`. What is swapped has to be on one scale: ranks within each
+    model for metrics of order, the calls at each model's threshold for metrics of a threshold,
+    probabilities as they are. For a mean over clusters this is the sign-flip test.
+    p = (1 + #{|d*| >= |d|}) / (1 + n_permutations), or exact over all 2^G swaps if they are no more than
+    n_permutations + 1. `low`, `high` are NaN: a test has no interval. `standard_error` is that under the
+    hypothesis.
+    """
+    check_names([metric])
+    labels = check_labels(y)
+    table = np.asarray(scores, np.float64)
+    if table.ndim != 2 or table.shape[0] != len(labels):
+        raise InvalidRequest(f"scores {table.shape} for {len(labels)} labels: have to be (n, m), m >= 2")
+    observed = evaluate(labels, table, metrics=[metric], threshold=threshold)[metric]
+    needs = METRICS[metric].needs
+    if needs == "score":
+        table = stats.rankdata(table, axis=0)
+    elif needs == "threshold":
+        table = (table >= np.asarray(threshold)).astype(np.float64)
+    codes = cluster_codes(groups, len(labels))
+    n_clusters = int(codes.max()) + 1
+    exact = n_clusters < 31 and 2**n_clusters <= n_permutations + 1
+    if exact:
+        swaps = (np.arange(2**n_clusters)[:, None] >> np.arange(n_clusters)) & 1
+    else:
+        swaps = np.random.default_rng(seed).integers(0, 2, (n_permutations, n_clusters), dtype=np.uint8)
+    chosen = _pairs(table.shape[1], pairs, reference)
+    p, error = np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
+    undefined = np.zeros(len(chosen), np.intp)
+    difference = observed[chosen[:, 0]] - observed[chosen[:, 1]]
+    step = max(1, (1 << 22) // n_clusters)
+    for k in np.flatnonzero(~np.isnan(difference)):
+        i, j = chosen[k]
+        # rows of both models in one sample: a swap is a choice of the clusters' weights 0 and 1
+        both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])
+        drawn = []
+        for start in range(0, len(swaps), step):
+            swap = swaps[start : start + step]
+            found = evaluate(
+                np.tile(labels, 2),
+                both,
+                metrics=[metric],
+                weights=np.concatenate([1 - swap, swap], axis=1),
+                groups=np.concatenate([codes, codes + n_clusters]),
+            )[metric]
+            drawn.append(found[:, 0] - found[:, 1])
+        null = np.concatenate(drawn)
+        undefined[k] = np.isnan(null).sum()
+        null = null[~np.isnan(null)]
+        reached = np.count_nonzero(np.abs(null) >= abs(difference[k]) - 1e-12)
+        p[k] = reached / len(null) if exact else (1 + reached) / (1 + len(null))
+        error[k] = null.std()
+    nothing = np.full(len(chosen), np.nan)
+    return Differences(
+        metric=metric,
+        pairs=chosen,
+        difference=difference,
+        low=nothing,
+        high=nothing,
+        standard_error=error,
+        p=p,
+        p_holm=holm(p),
+        p_method=f"{'all' if exact else 'random'} {len(swaps)} swaps of clusters",
+        undefined=undefined,
+    )
