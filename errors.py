@@ -75,3 +75,14 @@ class GatedEncoder(EncoderError, PermissionError):
 
 class ProbeError(PatchbankError, ValueError):
     """The data cannot be probed as asked (one class in a fold, leaking groups, no rows)."""
+
+
+# --- finetune ---------------------------------------------------------------------------------------
+
+
+class TrainingError(PatchbankError, RuntimeError):
+    """A fine-tuned model cannot be trained, read or used as it is (NaN loss, damaged or foreign files)."""
+
+
+class LeakRefused(PatchbankError, ValueError):
+    """Patches that a fine-tuned encoder was trained on were to be embedded or scored as if it had not seen them."""

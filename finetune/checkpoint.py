@@ -1,0 +1,172 @@
+"""What a run leaves on disk: safetensors and JSON, replaced atomically, no pickles.
+
+While it trains:    state.safetensors        trained tensors, optimizer moments; progress and run key in the header
+                    best-NNNN.safetensors    the trained tensors of the best epoch so far, NNNN
+When it is done:    adapter_model.safetensors, adapter_config.json   (LoRA; PeftModel.from_pretrained reads them)
+                    or model.safetensors                             (full)
+                    head.safetensors, rows.parquet
+                    card.json                                        written last: with it the run is complete
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..datasets.manifest import write_atomically
+from ..errors import InvalidRequest, TrainingError
+
+FORMAT = "patchbank-finetuned"
+FORMAT_VERSION = 1
+STATE = "state.safetensors"
+CARD = "card.json"
+_STATE_FORMAT = "patchbank-training-state-1"
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; the tensors may be on a GPU, of any strides."""
+    ready = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    write_atomically(file, lambda to: save_file(ready, to, metadata=dict(metadata or {})))
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file to the CPU. Raises TrainingError where it is missing or damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{file} cannot be read: {error}") from error
+
+
+def save_state(
+    folder: Path,
+    *,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Mapping[str, Any],
+    run_key: Mapping[str, Any],
+) -> None:
+    """One file, so that weights, moments and progress are always of the same epoch; then older bests go."""
+    named = _named(network)
+    tensors = {f"network.{n}": t for n, t in named.items()}
+    names = {id(p): n for n, p in network.named_parameters()}
+    for parameter, values in optimizer.state.items():
+        tensors.update({f"optimizer.{names[id(parameter)]}.{k}": torch.as_tensor(v) for k, v in values.items()})
+    header = {
+        "format": _STATE_FORMAT,
+        "progress": json.dumps(dict(progress)),
+        "run_key": json.dumps(dict(run_key), sort_keys=True),
+    }
+    save_tensors(folder / STATE, tensors, header)
+    for file in folder.glob("best-*.safetensors"):
+        if file.name != best_file(folder, progress["best_epoch"]).name:
+            file.unlink()
+
+
+def load_state(
+    folder: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, run_key: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Put a saved state back; the saved progress, or None where there is no state.
+
+    Raises InvalidRequest where the state is of another run, naming what differs.
+    """
+    file = folder / STATE
+    if not file.exists():
+        return None
+    tensors = load_tensors(file)
+    with safe_open(file, "pt") as stream:
+        header = stream.metadata() or {}
+    if header.get("format") != _STATE_FORMAT:
+        raise TrainingError(f"{file} is no {_STATE_FORMAT} but {header.get('format')!r}; move it away to start anew")
+    saved, wanted = json.loads(header["run_key"]), json.loads(json.dumps(dict(run_key)))
+    different = [k for k in sorted({*saved, *wanted}) if saved.get(k) != wanted.get(k)]
+    if different:
+        raise InvalidRequest(
+            f"{folder} holds a run with another {', '.join(different)} "
+            f"({'; '.join(f'{k}: {saved.get(k)} there, {wanted.get(k)} now' for k in different[:3])}). "
+            "Choose another output folder, or move this one away"
+        )
+    own = _named(network)
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[f"network.{name}"])
+    parameters = dict(network.named_parameters())
+    for key, tensor in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, slot = key.removeprefix("optimizer.").rpartition(".")
+            target = parameters[name]
+            # Adam counts its steps on the CPU, the moments lie with the weights
+            optimizer.state[target][slot] = tensor if slot == "step" else tensor.to(target.device)
+    return json.loads(header["progress"])
+
+
+def best_file(folder: Path, epoch: int) -> Path:
+    """Where the tensors of the best epoch are while a run goes on."""
+    return folder / f"best-{epoch:04d}.safetensors"
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half written."""
+    for file in folder.glob(".*.safetensors.*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write card.json; the run is complete from then on, and its training state goes."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".parquet"} and _is_result(p))
+    listed = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
+    whole = {"format": FORMAT, "format_version": FORMAT_VERSION, **card, "files": listed}
+    text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
+    write_atomically(folder / CARD, lambda to: to.write_text(text, "utf-8"))
+    for file in (folder / STATE, *folder.glob("best-*.safetensors")):
+        file.unlink(missing_ok=True)
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a finished run. Raises TrainingError: none, another format, a newer version."""
+    file = Path(folder) / CARD
+    try:
+        card = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        state = " (its training is not finished: run the same command again)" if (file.parent / STATE).exists() else ""
+        raise TrainingError(f"{file.parent} holds no fine-tuned model: there is no {CARD}{state}") from None
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{file} cannot be read: {error}") from error
+    if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
+        raise TrainingError(
+            f"{file} is {card.get('format')!r} version {card.get('format_version')!r}; this patchbank reads "
+            f"{FORMAT!r} version {FORMAT_VERSION}"
+        )
+    return card
+
+
+def check_files(folder: Path, card: Mapping[str, Any]) -> None:
+    """Every file that the card lists is there and has its bytes. Raises TrainingError naming the first that is not."""
+    for name, said in card["files"].items():
+        file = Path(folder) / name
+        if not file.exists():
+            raise TrainingError(f"{file} is missing, its card lists it")
+        if file.stat().st_size != said["bytes"] or sha256(file) != said["sha256"]:
+            raise TrainingError(f"{file} is not what its card says: it was changed or damaged")
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _is_result(file: Path) -> bool:
+    return file.name != STATE and not file.name.startswith(("best-", "."))
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    """What changes while training: trained parameters, and buffers (batch norm statistics) where all weights train."""
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    everything = len(trained) == sum(1 for _ in network.parameters())
+    return {**trained, **dict(network.named_buffers())} if everything else trained

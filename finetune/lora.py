@@ -1,0 +1,174 @@
+"""LoRA on the attention blocks of any vision transformer, through PEFT.
+
+Which layers are adapted is decided here and handed to PEFT by full name, because PEFT's own rule matches the end of a
+name over the whole model: "proj" then also takes `patch_embed.proj`.
+"""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import EncoderError, InvalidRequest, MissingDependency
+from .recipe import Recipe
+
+_ATTENTION = ("attn", "attention", "self_attn", "self_attention")
+_PEFT_PREFIX = "base_model.model."  # what PeftModel.from_pretrained expects before every name of an adapter file
+
+
+def attention_blocks(model: nn.Module) -> list[str]:
+    """Names of the outermost modules that have an attention layer as a direct child ("blocks.0", ...)."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in found)
+        if name and not inside and any(child in _ATTENTION for child, _ in module.named_children()):
+            found.append(name)
+    return found
+
+
+def target_layers(model: nn.Module, patterns: Sequence[str], *, suffix_match: bool = False) -> list[str]:
+    """Full names of the layers that the patterns choose.
+
+    patterns : fnmatch patterns of a linear or convolutional layer's name inside its block ("attn.qkv", "mlp.*") or of
+        its last part ("qkv"). Every pattern has to choose something.
+    suffix_match : PEFT's rule instead (see Recipe.suffix_match): such layers of the whole model
+    Raises InvalidRequest that lists what there is.
+    """
+    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    if suffix_match:
+        chosen = {p: [n for n, _ in layers if n == p or n.endswith(f".{p}")] for p in patterns}
+        inside = {n: n for n, _ in layers}
+    else:
+        blocks = attention_blocks(model)
+        if not blocks:
+            raise InvalidRequest(
+                f"{type(model).__name__} has no attention blocks, so LoRA has nothing to adapt; "
+                "train all of it with --recipe full"
+            )
+        inside = {}  # full name -> name within its block
+        for name, _ in layers:
+            block = next((b for b in blocks if name.startswith(f"{b}.")), None)
+            if block is not None:
+                inside[name] = name[len(block) + 1 :]
+        chosen = {
+            p: [n for n, short in inside.items() if fnmatchcase(short, p) or fnmatchcase(short.split(".")[-1], p)]
+            for p in patterns
+        }
+    empty = [p for p in patterns if not chosen[p]]
+    if empty:
+        counts: dict[str, int] = {}
+        for short in inside.values():
+            counts[short] = counts.get(short, 0) + 1
+        there = ", ".join(f"{short} (x{count})" for short, count in counts.items())
+        outside = [n for n, _ in layers if n not in inside and any(fnmatchcase(n, f"*{p}") for p in empty)]
+        raise InvalidRequest(
+            f"targets {empty} choose no layer. Inside the attention blocks there are: {there}"
+            + (f". Outside the blocks, and never adapted: {', '.join(outside)}" if outside else "")
+        )
+    wanted = {n for names in chosen.values() for n in names}
+    return [n for n, _ in layers if n in wanted]
+
+
+def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
+    """Wrap the recipe's layers in place; freeze everything else. Returns the names of the adapted layers.
+
+    The first output of the adapted model is the base model's (B starts at 0). `seed` decides A. PEFT is asked for
+    the layers by name, and what it wrapped is compared with what was wanted.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise MissingDependency("LoRA needs PEFT: pip install 'patchbank[finetune]'") from error
+    names = target_layers(model, recipe.targets, suffix_match=recipe.suffix_match)
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (a ratio; PEFT only divides it)
+        lora_dropout=recipe.dropout,
+        target_modules=names,
+        bias="none",
+        use_rslora=recipe.rslora,
+        use_dora=recipe.dora,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+    wrapped = [n for n, m in model.named_modules() if _is_adapter(m)]
+    if sorted(wrapped) != sorted(names):
+        raise EncoderError(
+            f"PEFT adapted {sorted(set(wrapped) ^ set(names))} against what was asked for; report this with the PEFT version"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return names
+
+
+def adapters(model: nn.Module) -> dict[str, nn.Module]:
+    """The adapted layers by full name (PEFT's LoraLayer)."""
+    return {n: m for n, m in model.named_modules() if _is_adapter(m)}
+
+
+def merge(model: nn.Module) -> None:
+    """Add every adapter into its base weight, in place: no cost at inference; float32 rounding is the difference."""
+    for module in adapters(model).values():
+        module.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]
+
+
+def unmerge(model: nn.Module) -> None:
+    """Undo merge, up to float32 rounding."""
+    for module in adapters(model).values():
+        module.unmerge()  # pyright: ignore[reportCallIssue]
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The adapters' tensors under the names of a PEFT adapter file: "base_model.model.blocks.0.attn.qkv.lora_A.weight"."""
+    return {
+        _PEFT_PREFIX + name.replace(".default", ""): tensor.detach()
+        for name, tensor in model.state_dict().items()
+        if "lora_" in name
+    }
+
+
+def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put what adapter_state gave into a model that add_lora has prepared; names and shapes have to agree exactly."""
+    own = {_PEFT_PREFIX + n.replace(".default", ""): t for n, t in model.state_dict().items() if "lora_" in n}
+    wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
+    if wrong:
+        raise EncoderError(f"the adapter does not fit this encoder: {len(wrong)} tensors differ, first {wrong[0]}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
+
+
+def adapter_config(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
+    """What PEFT's adapter_config.json says of these adapters, so that PeftModel.from_pretrained reads them too."""
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=recipe.dropout,
+        target_modules=list(names),
+        bias="none",
+        use_rslora=recipe.rslora,
+        use_dora=recipe.dora,
+        inference_mode=True,
+    )
+    return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
+
+
+def require_gradients(model: nn.Module) -> None:
+    """After a backward pass: every adapter has a gradient. A layer whose weight is used past its `forward` has none."""
+    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    if idle:
+        raise EncoderError(
+            f"{len(idle)} trained tensors take no part in the output, first {idle[0]}: this architecture does not call "
+            "that layer. Leave it out of targets"
+        )
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return isinstance(module, BaseTunerLayer)

@@ -1,0 +1,224 @@
+"""What one training run does: a frozen recipe, the same whether it comes from Python, TOML or the command line."""
+
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidRequest
+from .augment import step_faults
+
+METHODS = ("lora", "full")
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("cosine", "plateau", "constant")
+MONITORS = ("balanced_accuracy", "auroc", "log_loss")
+PRECISIONS = ("fp32", "bf16", "fp16")
+BALANCE = ("sampler", "weights", "none")
+NORMALIZE = ("encoder", "half", "imagenet")
+STATISTICS = {  # what `normalize` puts in the place of the encoder's own mean and standard deviation
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides a training run apart from the encoder, the data and the fold.
+
+    method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
+    targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.fc?"
+    suffix_match     PEFT's own rule in the place of ours: any module of the whole model whose name ends so, which
+                     takes `patch_embed.proj` for "proj". Only there to repeat a publication.
+    tokens           token policy that the head sees: "card" (the card's default), "cls", "mean", "cls+mean", "pooled"
+    view             what is cut from the patch first, as in extract: "full", "center:0.5"
+    input_size       side of the square input in pixels; 0: the card's own
+    optimizer, lr, head_lr, weight_decay
+                     head_lr 0: the same as lr; the decay falls on every trained tensor
+    schedule         "cosine" (per step, to 0), "plateau" (per epoch, on `monitor`) or "constant"
+    warmup           epochs of linear warm-up from 0, may be a fraction; not with "plateau"
+    plateau_*        factor and patience (epochs) of the plateau schedule; min_lr is its floor
+    monitor, patience
+                     the validation metric that chooses the epoch, and how many epochs without a better one end the run
+    batch_size, accumulate
+                     patches in a forward pass; passes in an optimizer step
+    balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
+                     "weights" (class weights in the loss) or "none"
+    precision        of the training passes; weights and optimizer stay float32
+    eval_precision   of validation and test passes; "" is as `precision`
+    checkpointing    recompute the blocks' activations in the backward pass: less memory, about a third more time
+    clip             largest gradient norm; 0: no clipping
+    augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
+    normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only repeat
+                     what a publication did
+    """
+
+    name: str = "lora"
+    remark: str = ""
+    method: str = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
+    suffix_match: bool = False
+    rslora: bool = False
+    dora: bool = False
+    tokens: str = "card"
+    view: str = "full"
+    input_size: int = 0
+    optimizer: str = "adamw"
+    lr: float = 5e-4
+    head_lr: float = 0.0
+    weight_decay: float = 1e-2
+    schedule: str = "cosine"
+    warmup: float = 1.0
+    plateau_factor: float = 0.5
+    plateau_patience: int = 3
+    min_lr: float = 1e-7
+    epochs: int = 20
+    monitor: str = "auroc"
+    patience: int = 5
+    batch_size: int = 32
+    accumulate: int = 1
+    balance: str = "sampler"
+    precision: str = "fp32"
+    eval_precision: str = ""
+    checkpointing: bool = False
+    clip: float = 1.0
+    augment: tuple[Mapping[str, Any], ...] = ()
+    normalize: str = "encoder"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = list(_faults(self))
+        if faults:
+            raise InvalidRequest(f"recipe {self.name!r}: " + "; ".join(faults))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a card; `recipe_from` reads them back."""
+        values = asdict(self)
+        values["targets"] = list(self.targets)
+        values["augment"] = [dict(step) for step in self.augment]
+        return values
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of everything but the name and the remark."""
+        values = {k: v for k, v in self.to_dict().items() if k not in {"name", "remark"}}
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """A Recipe from plain values; every unknown key is named, with its near name."""
+    kinds = {f.name: type(getattr(Recipe, f.name)) for f in fields(Recipe)}
+    faults = []
+    given: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+            continue
+        kind = kinds[key]
+        value = tuple(value) if kind is tuple and isinstance(value, list | tuple) else value
+        value = float(value) if kind is float and type(value) is int else value
+        if type(value) is not kind:
+            faults.append(f"{key} is {value!r}, expected {'list' if kind is tuple else kind.__name__}")
+        given[key] = value
+    if faults:
+        raise InvalidRequest(f"{where}: " + "; ".join(faults))
+    return Recipe(**given)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with patchbank."""
+    return sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml"))
+
+
+def paper_models() -> list[str]:
+    """Encoders for which `paper` says what was done."""
+    return sorted(_read(_folder() / "paper.toml")["models"])
+
+
+def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: Any) -> Recipe:
+    """A recipe by name ("lora", "full", "paper") or from a TOML file, with single values overridden.
+
+    encoder : id of the card; "paper" is another recipe for every model and refuses models that were not in it
+    Raises InvalidRequest with what there is.
+    """
+    if isinstance(spec, Recipe):
+        return replace(spec, **overrides) if overrides else spec
+    path = Path(spec)
+    if path.suffix == ".toml":
+        values, where = _read(path), str(path)
+    elif str(spec) in shipped_recipes():
+        values, where = _read(_folder() / f"{spec}.toml"), f"recipe {spec!r}"
+    else:
+        near = difflib.get_close_matches(str(spec), shipped_recipes(), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise InvalidRequest(
+            f"no recipe {str(spec)!r}: there are {', '.join(shipped_recipes())}, or a path ending in .toml.{hint}"
+        )
+    if "models" in values:
+        models = values["models"]
+        if encoder not in models:
+            raise InvalidRequest(
+                f"{where} says nothing about {encoder!r}; it repeats what was done for {', '.join(sorted(models))}. "
+                "Use --recipe lora or full for others"
+            )
+        base = dict(values[models[encoder]["base"]])
+        own = {k: v for k, v in models[encoder].items() if k != "base"}
+        values = {"name": f"{path.stem}-{encoder}", **base, **own}
+    else:
+        values = {"name": path.stem, **values}
+    return recipe_from({**values, **overrides}, where=where)
+
+
+def _folder() -> Any:
+    return resources.files(__package__.rpartition(".")[0]) / "manifests" / "recipes"
+
+
+def _read(path: Any) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequest(f"{path}: cannot be read as TOML: {error}") from error
+
+
+def _faults(recipe: Recipe) -> Iterable[str]:
+    for name, value, allowed in [
+        ("method", recipe.method, METHODS),
+        ("optimizer", recipe.optimizer, OPTIMIZERS),
+        ("schedule", recipe.schedule, SCHEDULES),
+        ("monitor", recipe.monitor, MONITORS),
+        ("balance", recipe.balance, BALANCE),
+        ("precision", recipe.precision, PRECISIONS),
+        ("eval_precision", recipe.eval_precision, ("", *PRECISIONS)),
+        ("normalize", recipe.normalize, NORMALIZE),
+    ]:
+        if value not in allowed:
+            near = difflib.get_close_matches(str(value), allowed, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            yield f"{name} {value!r} is not one of {', '.join(map(repr, allowed))}{hint}"
+    for name, least in [("rank", 1), ("epochs", 1), ("patience", 1), ("batch_size", 1), ("accumulate", 1)]:
+        if getattr(recipe, name) < least:
+            yield f"{name} has to be at least {least}, not {getattr(recipe, name)}"
+    for name in ("input_size", "head_lr", "weight_decay", "warmup", "plateau_patience", "min_lr", "clip", "seed"):
+        if getattr(recipe, name) < 0:
+            yield f"{name} must not be negative"
+    if not (recipe.lr > 0 and math.isfinite(recipe.lr)):
+        yield f"lr has to be positive, not {recipe.lr}"
+    if not 0 <= recipe.dropout < 1:
+        yield f"dropout has to be in [0, 1), not {recipe.dropout}"
+    if recipe.method == "lora" and not recipe.targets:
+        yield "targets is empty: name the layers to adapt, for example qkv, proj"
+    if recipe.schedule == "plateau" and recipe.warmup:
+        yield "warmup does not go with schedule 'plateau': set warmup = 0"
+    if recipe.schedule == "cosine" and recipe.warmup >= recipe.epochs:
+        yield f"warmup ({recipe.warmup} epochs) has to be shorter than epochs ({recipe.epochs})"
+    for step in recipe.augment:
+        yield from step_faults(step)
