@@ -74,7 +74,9 @@ def step_faults(step: Any) -> Iterable[str]:
     name = step["step"]
     if name not in STEPS:
         near = difflib.get_close_matches(str(name), STEPS, n=1)
-        yield f"augment: unknown step {name!r}" + (f", did you mean {near[0]!r}?" if near else f" ({', '.join(STEPS)})")
+        yield f"augment: unknown step {name!r}" + (
+            f", did you mean {near[0]!r}?" if near else f" ({', '.join(STEPS)})"
+        )
         return
     for key, value in step.items():
         if key == "step":

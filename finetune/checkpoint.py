@@ -29,7 +29,9 @@ CARD = "card.json"
 _STATE_FORMAT = "patchbank-training-state-1"
 
 
-def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def save_tensors(
+    file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file atomically; the tensors may be on a GPU, of any strides."""
     ready = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
     write_atomically(file, lambda to: save_file(ready, to, metadata=dict(metadata or {})))
@@ -56,7 +58,9 @@ def save_state(
     tensors = {f"network.{n}": t for n, t in named.items()}
     names = {id(p): n for n, p in network.named_parameters()}
     for parameter, values in optimizer.state.items():
-        tensors.update({f"optimizer.{names[id(parameter)]}.{k}": torch.as_tensor(v) for k, v in values.items()})
+        tensors.update(
+            {f"optimizer.{names[id(parameter)]}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        )
     header = {
         "format": _STATE_FORMAT,
         "progress": json.dumps(dict(progress)),
@@ -82,7 +86,9 @@ def load_state(
     with safe_open(file, "pt") as stream:
         header = stream.metadata() or {}
     if header.get("format") != _STATE_FORMAT:
-        raise TrainingError(f"{file} is no {_STATE_FORMAT} but {header.get('format')!r}; move it away to start anew")
+        raise TrainingError(
+            f"{file} is no {_STATE_FORMAT} but {header.get('format')!r}; move it away to start anew"
+        )
     saved, wanted = json.loads(header["run_key"]), json.loads(json.dumps(dict(run_key)))
     different = [k for k in sorted({*saved, *wanted}) if saved.get(k) != wanted.get(k)]
     if different:
@@ -133,7 +139,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
-        state = " (its training is not finished: run the same command again)" if (file.parent / STATE).exists() else ""
+        state = (
+            " (its training is not finished: run the same command again)"
+            if (file.parent / STATE).exists()
+            else ""
+        )
         raise TrainingError(f"{file.parent} holds no fine-tuned model: there is no {CARD}{state}") from None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{file} cannot be read: {error}") from error

@@ -15,7 +15,9 @@ from ..errors import EncoderError, InvalidRequest, MissingDependency
 from .recipe import Recipe
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention")
-_PEFT_PREFIX = "base_model.model."  # what PeftModel.from_pretrained expects before every name of an adapter file
+_PEFT_PREFIX = (
+    "base_model.model."  # what PeftModel.from_pretrained expects before every name of an adapter file
+)
 
 
 def attention_blocks(model: nn.Module) -> list[str]:
@@ -53,7 +55,11 @@ def target_layers(model: nn.Module, patterns: Sequence[str], *, suffix_match: bo
             if block is not None:
                 inside[name] = name[len(block) + 1 :]
         chosen = {
-            p: [n for n, short in inside.items() if fnmatchcase(short, p) or fnmatchcase(short.split(".")[-1], p)]
+            p: [
+                n
+                for n, short in inside.items()
+                if fnmatchcase(short, p) or fnmatchcase(short.split(".")[-1], p)
+            ]
             for p in patterns
         }
     empty = [p for p in patterns if not chosen[p]]
@@ -135,7 +141,9 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     own = {_PEFT_PREFIX + n.replace(".default", ""): t for n, t in model.state_dict().items() if "lora_" in n}
     wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
-        raise EncoderError(f"the adapter does not fit this encoder: {len(wrong)} tensors differ, first {wrong[0]}")
+        raise EncoderError(
+            f"the adapter does not fit this encoder: {len(wrong)} tensors differ, first {wrong[0]}"
+        )
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(state[name])

@@ -37,7 +37,8 @@ class Recipe:
                      takes `patch_embed.proj` for "proj". Only there to repeat a publication.
     tokens           token policy that the head sees: "card" (the card's default), "cls", "mean", "cls+mean", "pooled"
     view             what is cut from the patch first, as in extract: "full", "center:0.5"
-    input_size       side of the square input in pixels; 0: the card's own
+    input_size       side of the square input in pixels, to which the whole view is resized; 0: the card's own size,
+                     resize and centre crop
     optimizer, lr, head_lr, weight_decay
                      head_lr 0: the same as lr; the decay falls on every trained tensor
     schedule         "cosine" (per step, to 0), "plateau" (per epoch, on `monitor`) or "constant"
@@ -50,7 +51,7 @@ class Recipe:
     balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
                      "weights" (class weights in the loss) or "none"
     precision        of the training passes; weights and optimizer stay float32
-    eval_precision   of validation and test passes; "" is as `precision`
+    eval_precision   of the passes after training, which give the reported scores; "" is as `precision`
     checkpointing    recompute the blocks' activations in the backward pass: less memory, about a third more time
     clip             largest gradient norm; 0: no clipping
     augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
@@ -207,7 +208,16 @@ def _faults(recipe: Recipe) -> Iterable[str]:
     for name, least in [("rank", 1), ("epochs", 1), ("patience", 1), ("batch_size", 1), ("accumulate", 1)]:
         if getattr(recipe, name) < least:
             yield f"{name} has to be at least {least}, not {getattr(recipe, name)}"
-    for name in ("input_size", "head_lr", "weight_decay", "warmup", "plateau_patience", "min_lr", "clip", "seed"):
+    for name in (
+        "input_size",
+        "head_lr",
+        "weight_decay",
+        "warmup",
+        "plateau_patience",
+        "min_lr",
+        "clip",
+        "seed",
+    ):
         if getattr(recipe, name) < 0:
             yield f"{name} must not be negative"
     if not (recipe.lr > 0 and math.isfinite(recipe.lr)):

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import InvalidRequest, TrainingError
-from .augment import augment, draw
-from .checkpoint import load_state, save_state, save_tensors, sweep
+from .augment import augment, d4, draw
+from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
 from .lora import adapters, require_gradients
 from .recipe import Recipe
 from .scores import validation_metrics
@@ -83,7 +83,7 @@ def fit(
     max_epochs: int | None = None,
     progress: bool = True,
 ) -> Progress:
-    """Train on `train`, choose the epoch on `validation`, leave the network with the chosen epoch's weights.
+    """Train on `train`, choose the epoch on `validation`; a finished run leaves the network with that epoch's weights.
 
     Protocol: every epoch draws len(train) patches (balanced with replacement, or a permutation), augments each from a
     seed of (recipe.seed, epoch, place, patch id), and steps the optimizer; then all validation patches are scored
@@ -141,8 +141,12 @@ def fit(
             at.scaler = scaler.state_dict()
             at.seconds += time.perf_counter() - started
             save_state(folder, network=network, optimizer=optimizer, progress=vars(at), run_key=run_key)
-            bar.set_postfix(loss=f"{loss:.3f}", val=f"{score:.3f}", best=f"{at.best_score:.3f}@{at.best_epoch}")
+            bar.set_postfix(
+                loss=f"{loss:.3f}", val=f"{score:.3f}", best=f"{at.best_score:.3f}@{at.best_epoch}"
+            )
             bar.update()
+    if finished(recipe, at):
+        put_trained(network, load_tensors(best_file(folder, at.best_epoch)))
     return at
 
 
@@ -217,6 +221,14 @@ def trained_state(network: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
     return {n: p.detach() for n, p in network.named_parameters() if p.requires_grad}
 
 
+def put_trained(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put what trained_state gave back into the network."""
+    own = network.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
 def training_mode(network: nn.Module, recipe: Recipe) -> None:
     """Dropout on where something trains; frozen layers (batch norm statistics among them) stay as they are."""
     network.train(recipe.method == "full")
@@ -255,8 +267,6 @@ class _Pixels(Dataset[tuple[Tensor, int]]):
             rng = draw("augment", self.seed, epoch, place, self.patches.ids[row])
             pixels, sized = augment(pixels, self.steps, rng)
         if self.symmetry:
-            from .augment import d4
-
             pixels = d4(pixels, self.symmetry)
         return self.prepare(pixels, sized=sized), row
 
@@ -315,7 +325,9 @@ def _train_epoch(
         if (i + 1) % recipe.accumulate == 0 or i + 1 == len(batches):
             if at.steps == 0:
                 require_gradients(network)
-            factor = at.lr_scale * lr_factor(recipe, at.epoch * steps_per_epoch + step_in_epoch, steps_per_epoch)
+            factor = at.lr_scale * lr_factor(
+                recipe, at.epoch * steps_per_epoch + step_in_epoch, steps_per_epoch
+            )
             for parameters in optimizer.param_groups:
                 parameters["lr"] = parameters["full_lr"] * factor
             if recipe.clip:
@@ -365,7 +377,9 @@ def _plateau(recipe: Recipe, at: Progress, score: float) -> None:
 def _refuse_impossible(recipe: Recipe, train: Patches, validation: Patches, device: str) -> None:
     for what, part in (("training", train), ("validation", validation)):
         if not len(part) or set(np.unique(part.labels)) != {0.0, 1.0}:
-            classes = ", ".join(f"{k:g}: {n}" for k, n in zip(*np.unique(part.labels, return_counts=True), strict=True))
+            classes = ", ".join(
+                f"{k:g}: {n}" for k, n in zip(*np.unique(part.labels, return_counts=True), strict=True)
+            )
             raise InvalidRequest(
                 f"the {what} rows need both classes, all labelled; there are {len(part)} rows ({classes or 'none'})"
             )
