@@ -1,0 +1,124 @@
+"""A bank: the folder (or URL) that holds the stores of many encoders over many data sets."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import StoreError, StoreNotFound
+from .files import TEMPORARY, LocalFiles, open_files
+from .identity import Identity, safe_name
+from .store import BLOCK_ROWS, Store
+
+STORES = "stores"
+
+
+class Bank:
+    """BANK/stores/NAME is a store each; BANK/hashes belongs to `datasets`."""
+
+    def __init__(self, place: str | os.PathLike[str]) -> None:
+        self.files = open_files(place)
+
+    def __repr__(self) -> str:
+        return f"Bank({str(self.files)!r})"
+
+    @property
+    def path(self) -> Path | str:
+        """The folder, or the URL of a remote bank."""
+        return self.files.root if isinstance(self.files, LocalFiles) else self.files.url
+
+    def names(self) -> list[str]:
+        """The names of the stores."""
+        return [name for name in self.files.names(STORES) if not name.startswith(TEMPORARY)]
+
+    def stores(self) -> list[Store]:
+        """Every store, opened. Raises StoreError at one that cannot be."""
+        return [self.open_name(name) for name in self.names()]
+
+    def open_name(self, name: str, *, lenient: bool = False) -> Store:
+        """The store with this name or with a name that begins so, if only one does."""
+        near = [known for known in self.names() if known.startswith(name)]
+        if name in near:
+            near = [name]
+        if len(near) != 1:
+            known = ", ".join(near or self.names()) or "none"
+            raise StoreNotFound(
+                f"{len(near)} stores in {self.files} have a name like {name!r}; there are: {known}"
+            )
+        return Store(self.files.at(f"{STORES}/{near[0]}"), lenient=lenient)
+
+    def open_store(
+        self,
+        identity: Identity,
+        *,
+        create: bool = False,
+        provenance: Mapping[str, Any] | None = None,
+        backend: str = "zarr",
+        block_rows: int = BLOCK_ROWS,
+    ) -> Store:
+        """The store of an identity. Raises StoreNotFound where there is none and `create` is off.
+
+        provenance, backend, block_rows: for a new store. The provenance of later sessions is kept in the
+        logs of their writers.
+        """
+        files = self.files.at(f"{STORES}/{identity.name}")
+        try:
+            store = Store(files, provenance=provenance)
+        except StoreNotFound:
+            if not create:
+                raise
+            return Store.create(
+                files, identity, provenance=provenance, backend=backend, block_rows=block_rows
+            )
+        if store.identity != identity:
+            raise StoreError(f"{files} holds another identity than its name says; move it away")
+        return store
+
+    def find(
+        self,
+        encoder: str,
+        *,
+        view: str = "full",
+        tokens: str | None = None,
+        precision: str | None = None,
+        dtype: str | None = None,
+    ) -> Store:
+        """The one store of an encoder (its readable id) that fits.
+
+        Raises StoreNotFound, listing what there is and what to add, where none or several fit.
+        """
+        wanted = {"view": view, "tokens": tokens, "precision": precision, "dtype": dtype}
+        prefix = safe_name(encoder) + "."
+        stores = [self.open_name(name) for name in self.names() if name.startswith(prefix)]
+        stores = [store for store in stores if store.identity.encoder["id"] == encoder]
+        fits = [
+            store
+            for store in stores
+            if all(value is None or getattr(store.identity, part) == value for part, value in wanted.items())
+        ]
+        if len(fits) == 1:
+            return fits[0]
+        if not stores:
+            known = sorted({name.split(".")[0] for name in self.names()})
+            raise StoreNotFound(
+                f"no embeddings of the encoder {encoder!r} in {self.files}; there are: {', '.join(known) or 'none'}. "
+                f"Run: patchbank extract --encoder {encoder} --bank {self.files}"
+            )
+        asked = ", ".join(f"{part}={value}" for part, value in wanted.items() if value is not None)
+        listing = "; ".join(_summary(store.identity) for store in fits or stores)
+        if not fits:
+            raise StoreNotFound(f"no store of {encoder!r} in {self.files} has {asked}; there are: {listing}")
+        parts = [p for p in wanted if len({getattr(store.identity, p) for store in fits}) > 1]
+        more = (
+            f"add {' or '.join(parts)}"
+            if parts
+            else "they differ in weights or preprocessing: name the store"
+        )
+        raise StoreNotFound(
+            f"{len(fits)} stores of {encoder!r} in {self.files} fit {asked} ({more}): {listing}"
+        )
+
+
+def _summary(identity: Identity) -> str:
+    parts = ("view", "tokens", "precision", "dtype")
+    return f"{identity.name} ({', '.join(f'{part}={getattr(identity, part)}' for part in parts)})"

@@ -1,0 +1,335 @@
+"""The few file operations that a store needs, on a local disk and on an object store.
+
+Local: a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder).
+Remote (any fsspec URL): a put is atomic, there is no rename and no append.
+"""
+
+import errno
+import mmap
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InvalidRequest, MissingDependency, StoreError
+
+Buffer = bytes | bytearray | memoryview | np.ndarray
+TEMPORARY = ".tmp-"  # how a file that is being written begins; only `gc` ever looks at them
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def explained(action: str, where: object) -> Iterator[None]:
+    """Turns an OSError of the block into one StoreError that says what to do about it."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            advice = (
+                "the disk is full; free some space and run the same command again, what was published is kept"
+            )
+        elif error.errno in READ_ONLY:
+            advice = "it cannot be written; choose another place or have its permissions changed"
+        else:
+            advice = error.strerror or str(error) or type(error).__name__
+        raise StoreError(f"cannot {action} {where}: {advice}") from error
+
+
+def nbytes(piece: Buffer) -> int:
+    return memoryview(piece).nbytes
+
+
+class LocalFiles:
+    """A folder on a file system with atomic rename. Paths are relative to it, with `/`."""
+
+    remote = False
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def at(self, name: str) -> "LocalFiles":
+        return LocalFiles(self.root / name)
+
+    def exists(self, name: str) -> bool:
+        return self.path(name).exists()
+
+    def names(self, folder: str) -> list[str]:
+        """What lies directly in a folder, sorted; nothing where there is no such folder."""
+        try:
+            return sorted(os.listdir(self.path(folder)))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def walk(self) -> list[str]:
+        """Every file below, sorted."""
+        return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
+
+    def size(self, name: str) -> int:
+        return self.path(name).stat().st_size
+
+    def modified(self, name: str) -> float:
+        """Seconds since the epoch, by the clock of the file system."""
+        return self.path(name).stat().st_mtime
+
+    def clock(self) -> float:
+        """Now, by the clock of the file system (machines that share it may disagree about the time)."""
+        probe = self.path(f"{TEMPORARY}clock-{secrets.token_hex(6)}")
+        probe.touch()
+        try:
+            return probe.stat().st_mtime
+        finally:
+            probe.unlink()
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes from `start`; fewer than `length` where the file ends."""
+        with self.path(name).open("rb") as file:
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        """Fills `out` from `start`; returns the bytes read, fewer where the file ends."""
+        done = 0
+        with self.path(name).open("rb", buffering=0) as file:
+            file.seek(start)
+            while done < len(out):
+                step = file.readinto(out[done:])
+                if not step:
+                    break
+                done += step
+        return done
+
+    def map(self, name: str) -> mmap.mmap:
+        with self.path(name).open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def make_folder(self, name: str) -> None:
+        folder = self.path(name)
+        missing = [p for p in (folder, *folder.parents) if not p.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        for made in missing:
+            sync_folder(made.parent)
+
+    def put(self, files: Mapping[str, Sequence[Buffer]]) -> None:
+        """Writes files, each the concatenation of its pieces, so that each appears whole and durable."""
+        temporary: list[tuple[Path, Path]] = []
+        try:
+            for name, pieces in files.items():
+                target = self.path(name)
+                interim = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+                temporary.append((interim, target))
+                with interim.open("xb", buffering=0) as file:
+                    for piece in pieces:
+                        write_all(file.fileno(), piece)
+                    os.fsync(file.fileno())
+            for interim, target in temporary:
+                interim.rename(target)
+        except BaseException:
+            for interim, _ in temporary:
+                interim.unlink(missing_ok=True)
+            raise
+        for folder in {target.parent for _, target in temporary}:
+            sync_folder(folder)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a small file only if there is none of that name; says whether it did (atomic)."""
+        interim = self.path(name).parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        with interim.open("xb") as file:
+            file.write(content)
+        try:
+            os.link(interim, self.path(name))
+        except FileExistsError:
+            return False
+        except (
+            OSError
+        ) as error:  # no hard links here: O_EXCL is next best, its content appears a moment later
+            if error.errno not in NO_LINKS:
+                raise
+            try:
+                with self.path(name).open("xb") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        finally:
+            interim.unlink(missing_ok=True)
+        return True
+
+    def touch(self, name: str) -> None:
+        """Renews the time of an existing file."""
+        os.utime(self.path(name))
+
+    def move(self, source: str, target: str) -> None:
+        """Renames over whatever is there; the folders are not synced (see `sync`)."""
+        self.path(source).rename(self.path(target))
+
+    def link(self, source: str, target: str) -> None:
+        """A second name for a file; where the file system has no hard links, the new name instead."""
+        try:
+            os.link(self.path(source), self.path(target))
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            self.move(source, target)
+
+    def sync(self, *folders: str) -> None:
+        for folder in folders:
+            sync_folder(self.path(folder))
+
+    def remove(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)
+
+    def remove_tree(self) -> None:
+        """Removes the folder: first out of sight by one rename, then file by file."""
+        import shutil
+
+        gone = self.root.with_name(f"{TEMPORARY}removed-{secrets.token_hex(6)}")
+        self.root.rename(gone)
+        shutil.rmtree(gone)
+
+
+class RemoteFiles:
+    """A prefix of an fsspec file system. Listings are never cached: other machines write there too."""
+
+    remote = True
+
+    def __init__(self, fs: Any, root: str, url: str) -> None:
+        self.fs = fs
+        self.root = root.rstrip("/")
+        self.url = url.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def at(self, name: str) -> "RemoteFiles":
+        return RemoteFiles(self.fs, self.path(name), f"{self.url}/{name}")
+
+    def exists(self, name: str) -> bool:
+        self.fs.invalidate_cache()
+        return self.fs.exists(self.path(name))
+
+    def names(self, folder: str) -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path(folder), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted({str(item).rstrip("/").rsplit("/", 1)[-1] for item in found})
+
+    def walk(self) -> list[str]:
+        self.fs.invalidate_cache()
+        root = self.fs._strip_protocol(self.root).rstrip("/")
+        return sorted(str(p)[len(root) + 1 :] for p in self.fs.find(self.root))
+
+    def size(self, name: str) -> int:
+        return int(self.fs.size(self.path(name)))
+
+    def modified(self, name: str) -> float:
+        return self.fs.modified(self.path(name)).timestamp()
+
+    def clock(self) -> float:
+        probe = f"{TEMPORARY}clock-{secrets.token_hex(6)}"
+        self.fs.pipe_file(self.path(probe), b"")
+        try:
+            return self.modified(probe)
+        finally:
+            self.remove(probe)
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        end = None if length is None else start + length
+        return self.fs.cat_file(self.path(name), start=start or None, end=end)
+
+    def read_into(self, name: str, start: int, out: memoryview) -> int:
+        content = self.read(name, start, len(out))
+        out[: len(content)] = content
+        return len(content)
+
+    def make_folder(self, name: str) -> None:
+        """Object stores have no folders."""
+
+    def put(self, files: Mapping[str, Sequence[Buffer]]) -> None:
+        for name, pieces in files.items():
+            self.fs.pipe_file(self.path(name), b"".join(bytes(memoryview(p).cast("B")) for p in pieces))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Atomic where the file system knows conditional puts (s3fs, memory), else check and put."""
+        try:
+            self.fs.pipe_file(self.path(name), content, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def touch(self, name: str) -> None:
+        self.fs.pipe_file(self.path(name), self.read(name))
+
+    def move(self, source: str, target: str) -> None:
+        """Copy, then remove: a reader finds the file under one name or the other, or under both."""
+        self.fs.cp_file(self.path(source), self.path(target))
+        self.remove(source)
+
+    def sync(self, *folders: str) -> None:
+        """A finished put is durable."""
+
+    def remove(self, name: str) -> None:
+        try:
+            self.fs.rm_file(self.path(name))
+        except FileNotFoundError:
+            return
+        self.fs.invalidate_cache()
+
+    def remove_tree(self) -> None:
+        self.fs.rm(self.root, recursive=True)
+        self.fs.invalidate_cache()
+
+
+Files = LocalFiles | RemoteFiles
+
+
+def open_files(place: str | os.PathLike[str]) -> Files:
+    """The files under a path or an fsspec URL (`s3://...`, `memory://...`; `file://` is a path)."""
+    text = os.fspath(place)
+    if "://" not in text:
+        return LocalFiles(Path(text).expanduser().absolute())
+    if text.startswith("file://"):
+        return LocalFiles(Path(text.removeprefix("file://")).absolute())
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        raise MissingDependency(f"{text} needs fsspec: pip install 'patchbank[remote]'") from error
+    try:
+        fs, root = url_to_fs(text)
+    except ImportError as error:
+        raise MissingDependency(f"{text}: {error}; try: pip install 'patchbank[remote]'") from error
+    except ValueError as error:
+        raise InvalidRequest(f"{text} is no place that fsspec knows: {error}") from error
+    return RemoteFiles(fs, root, text)
+
+
+def write_all(descriptor: int, piece: Buffer) -> None:
+    """os.write until everything is written (one call writes 2 GiB at most)."""
+    view = memoryview(piece).cast("B")
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

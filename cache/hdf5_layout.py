@@ -1,0 +1,143 @@
+"""The HDF5 backend: a block is an HDF5 file, the finalised arrays are virtual datasets over them.
+
+    store.json, parts/store.json   the description and its copy
+    parts/blocks/BLOCK.h5          `embeddings` (rows, dim) and `content_hash` (rows, 16), contiguous
+    embeddings.h5                  written by `finalize`: virtual datasets of the same names, string columns
+
+h5py's own files are unreadable after a kill in the middle of writing; these are written whole under a
+temporary name instead, and readers take the rows from their offsets, so no HDF5 handle (neither fork- nor
+thread-safe) is ever open while a store is in use.
+"""
+
+import io
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from ..errors import InvalidRequest
+from .files import TEMPORARY, Files, LocalFiles, sync_folder, write_all
+from .index import KEY_BYTES
+from .layout import BLOCKS, Layout, Spot, pretty
+from .log import Block
+
+
+class Hdf5Layout(Layout):
+    backend = "hdf5"
+    descriptions = ("store.json", "parts/store.json")
+
+    def __init__(self, files: Files, *, dim: int, dtype: str, block_rows: int) -> None:
+        if not isinstance(files, LocalFiles):
+            raise InvalidRequest(f"{files}: HDF5 stores are local only; use the zarr backend for a URL")
+        super().__init__(files, dim=dim, dtype=dtype, block_rows=block_rows)
+        self.local = files
+
+    @staticmethod
+    def describe(document: dict[str, Any]) -> bytes:
+        return pretty({"patchbank": document})
+
+    @staticmethod
+    def undescribe(content: bytes) -> dict[str, Any]:
+        return json.loads(content)["patchbank"]
+
+    def write_block(
+        self, name: str, vectors: np.ndarray, keys: np.ndarray, *, padded: bool
+    ) -> dict[str, Any]:
+        """`padded` means nothing here: a virtual dataset maps blocks of any length."""
+        target = self.local.path(f"{BLOCKS}/{name}.h5")
+        interim = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            with h5py.File(interim, "w-", libver=("earliest", "v110")) as file:
+                at_vectors = _reserve(file, "embeddings", vectors.shape, self.dtype)
+                at_keys = _reserve(file, "content_hash", keys.shape, np.dtype(np.uint8))
+            with interim.open("r+b", buffering=0) as file:  # the rows go past h5py: no copy, no cache
+                for offset, array in ((at_vectors, vectors), (at_keys, keys)):
+                    file.seek(offset)
+                    write_all(file.fileno(), array)
+                os.fsync(file.fileno())
+            interim.rename(target)
+        except BaseException:
+            interim.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+        extra = {"vectors_at": at_vectors, "keys_at": at_keys}
+        return {**extra, "frame": self._frame(f"{BLOCKS}/{name}.h5", len(keys), extra)}
+
+    def _frame(self, file: str, rows: int, extra: dict[str, Any]) -> str:
+        """The size and the checksum of all bytes of a block's file that are not rows."""
+        digest = xxhash.xxh3_64()
+        end = 0
+        for start, length in sorted(
+            [(extra["vectors_at"], rows * self.row_bytes), (extra["keys_at"], rows * KEY_BYTES)]
+        ):
+            digest.update(self.files.read(file, end, start - end))
+            end = start + length
+        digest.update(self.files.read(file, end))
+        return f"{self.files.size(file)}:{digest.hexdigest()}"
+
+    def block_of(self, file: str) -> str | None:
+        return file.removesuffix(".h5") if file.endswith(".h5") and not file.startswith(TEMPORARY) else None
+
+    def recover(self, name: str) -> tuple[int, dict[str, Any]] | None:
+        try:
+            with h5py.File(self.local.path(f"{BLOCKS}/{name}.h5"), "r") as file:
+                vectors, keys = file["embeddings"], file["content_hash"]
+                if not isinstance(vectors, h5py.Dataset) or not isinstance(keys, h5py.Dataset):
+                    return None
+                rows = len(keys)
+                extra = {"vectors_at": vectors.id.get_offset(), "keys_at": keys.id.get_offset()}
+                if vectors.shape != (rows, self.dim) or None in extra.values():
+                    return None
+        except (OSError, KeyError, RuntimeError):  # what h5py raises for a file that is damaged
+            return None
+        return rows, {**extra, "frame": self._frame(f"{BLOCKS}/{name}.h5", rows, extra)}
+
+    def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
+        file = f"{BLOCKS}/{block.id}.h5"
+        return [Spot(file, block.extra["vectors_at"])], [Spot(file, block.extra["keys_at"])]
+
+    def other_bytes(self, block: Block, vectors: Spot, keys: Spot) -> str | None:
+        same = self._frame(vectors.file, block.rows, block.extra) == block.extra["frame"]
+        return None if same else f"{vectors.file}: its HDF5 metadata was changed, or its size"
+
+    def view(self, blocks: Sequence[Block], columns: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        rows = sum(block.rows for block in blocks)
+        embeddings = h5py.VirtualLayout(shape=(rows, self.dim), dtype=self.dtype)
+        hashes = h5py.VirtualLayout(shape=(rows, KEY_BYTES), dtype=np.uint8)
+        start = 0
+        for block in blocks:
+            source, end = f"{BLOCKS}/{block.id}.h5", start + block.rows
+            embeddings[start:end] = h5py.VirtualSource(source, "embeddings", shape=(block.rows, self.dim))
+            hashes[start:end] = h5py.VirtualSource(source, "content_hash", shape=(block.rows, KEY_BYTES))
+            start = end
+        image = io.BytesIO()
+        with h5py.File(image, "w", libver="v110") as file:
+            # a block that is not there reads as NaN: never as an embedding
+            file.create_virtual_dataset("embeddings", embeddings, fillvalue=np.nan)
+            file.create_virtual_dataset("content_hash", hashes)
+            for name, values in columns.items():
+                file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
+        return {"embeddings.h5": image.getvalue()}
+
+    def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
+        """The virtual datasets point at the blocks where they are."""
+
+    def displace(self, order: Sequence[str]) -> None:
+        """Nothing was moved."""
+
+
+def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Creates a contiguous dataset, allocated and not filled; returns where in the file it starts."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.CONTIGUOUS)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), space, dcpl=plist)
+    return int(dataset.get_offset())

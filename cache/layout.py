@@ -1,0 +1,151 @@
+"""How a backend lays blocks out in files, and what a finalised store looks like to other software.
+
+A block is one vectors array (rows, dim), little endian, C order, uncompressed, and one keys array
+(rows, 16) uint8; where they start in which file is all that readers need, so reading is the same code
+for every backend and never goes through a library.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ..errors import StoreError
+from .files import Files
+from .identity import canonical
+from .log import Block
+
+FORMAT = "patchbank-store"
+VERSION = 1
+SEGMENT_ROWS = 256
+BLOCKS = "parts/blocks"
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where an array starts: a file of the store and a byte in it."""
+
+    file: str
+    offset: int
+
+
+class Layout(ABC):
+    """One backend. `dim` and `dtype` are those of the store, `block_rows` its chunk length."""
+
+    backend: str
+    descriptions: tuple[str, str]  # the file that describes the store, and its copy
+
+    def __init__(self, files: Files, *, dim: int, dtype: str, block_rows: int) -> None:
+        self.files = files
+        self.dim = dim
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self.block_rows = block_rows
+        self.row_bytes = dim * self.dtype.itemsize
+
+    @staticmethod
+    @abstractmethod
+    def describe(document: dict[str, Any]) -> bytes:
+        """The bytes of a description file that carries `document`."""
+
+    @staticmethod
+    @abstractmethod
+    def undescribe(content: bytes) -> dict[str, Any]:
+        """The document in a description file. ValueError, KeyError, TypeError where there is none."""
+
+    @abstractmethod
+    def write_block(
+        self, name: str, vectors: np.ndarray, keys: np.ndarray, *, padded: bool
+    ) -> dict[str, Any]:
+        """Makes the files of a block durable; returns what its record needs beside the common part.
+
+        padded: the block will be the last chunk of a finalised array; fill it up with zeros if need be.
+        """
+
+    @abstractmethod
+    def block_of(self, file: str) -> str | None:
+        """The block whose own file (a name in parts/blocks) this is."""
+
+    @abstractmethod
+    def recover(self, name: str) -> tuple[int, dict[str, Any]] | None:
+        """Rows and record extras of an unpublished block, from its own files alone; None: not whole."""
+
+    @abstractmethod
+    def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
+        """Where the vectors and where the keys may be: look in this order. chunk: place in the order."""
+
+    @abstractmethod
+    def other_bytes(self, block: Block, vectors: Spot, keys: Spot) -> str | None:
+        """What is wrong with the bytes of a block's files that are not rows, or None."""
+
+    @abstractmethod
+    def view(self, blocks: Sequence[Block], columns: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        """The files, beside the blocks' own, that make blocks in this order plain arrays of the format.
+
+        columns: one string a row. The last file is the one that makes the arrays appear.
+        """
+
+    @abstractmethod
+    def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
+        """Puts the blocks' files where the view expects them; `former`: the order until now."""
+
+    @abstractmethod
+    def displace(self, order: Sequence[str]) -> None:
+        """Gives every block its own files back (the view's files are gone already)."""
+
+
+def segments_of(vectors: np.ndarray, keys: np.ndarray) -> str:
+    """Checksums of every 256 rows, 16 hex digits each: xxh3-64 of the vectors' bytes, then the keys'."""
+    sums = []
+    for start in range(0, len(keys), SEGMENT_ROWS):
+        digest = xxhash.xxh3_64(
+            np.ascontiguousarray(vectors[start : start + SEGMENT_ROWS]).view(np.uint8).data
+        )
+        digest.update(np.ascontiguousarray(keys[start : start + SEGMENT_ROWS]).data)
+        sums.append(digest.hexdigest())
+    return "".join(sums)
+
+
+def block_name(nonce: str, rows: int, segments: str) -> str:
+    """The name of a block proves its content, so that it can be trusted even when its record is lost."""
+    return f"{nonce}-{xxhash.xxh3_128_hexdigest(f'{rows}:{segments}'.encode())}"
+
+
+def name_fits(name: str, rows: int, segments: str) -> bool:
+    nonce, _, _ = name.partition("-")
+    return name == block_name(nonce, rows, segments)
+
+
+def seal(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its own checksum as the member "sum"."""
+    body = {name: value for name, value in document.items() if name != "sum"}
+    return {**body, "sum": xxhash.xxh3_64_hexdigest(canonical(body).encode())}
+
+
+def pretty(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()
+
+
+def check_description(document: dict[str, Any], where: str) -> dict[str, Any]:
+    """The sealed description of a store, of a format that this version reads.
+
+    Raises StoreError: another format, a newer version, a checksum that does not fit.
+    """
+    if document.get("format") != FORMAT:
+        raise StoreError(
+            f"{where} is no embedding store (its format is {document.get('format')!r}, not {FORMAT!r})"
+        )
+    if document.get("version") != VERSION:
+        raise StoreError(
+            f"{where} is a store of format version {document.get('version')!r}; this patchbank reads version {VERSION}; "
+            "update patchbank"
+        )
+    if seal(document)["sum"] != document.get("sum"):
+        raise StoreError(
+            f"the description of {where} was changed after it was written; `patchbank cache repair` restores it "
+            "from its copy"
+        )
+    return document

@@ -1,0 +1,226 @@
+"""The commit log: which blocks of a store exist. Nothing else does.
+
+Every writer has a file of its own, parts/log/WRITER.jsonl, and only ever appends to it; on object stores,
+which cannot append, a folder parts/log/WRITER/ with one object a line. A line is a JSON object whose last
+member is the checksum of everything before it:
+
+    {"type":"block","block":"...","rows":8192,...,"sum":"0123456789abcdef"}
+
+Types: `writer` opens a log (who, when, with which library versions), `block` publishes a block, `retire`
+takes blocks back (they were packed into others, or were damaged), `order` says which blocks, in which
+order, make up the finalised array (the highest generation counts).
+"""
+
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import xxhash
+
+from ..errors import StoreError
+from .files import Files, LocalFiles, explained, sync_folder
+from .identity import safe_name
+
+FOLDER = "parts/log"
+_END = re.compile(rb',"sum":"([0-9a-f]{16})"\}')
+_END_BYTES = len(b',"sum":"0123456789abcdef"}')
+
+
+def encode(record: dict[str, Any]) -> bytes:
+    """One line, with its checksum, without the newline."""
+    body = json.dumps(record, separators=(",", ":"), allow_nan=False).encode()[:-1]
+    return body + b',"sum":"' + xxhash.xxh3_64_hexdigest(body).encode() + b'"}'
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The record of a line, or None where the checksum says that it is not what was written."""
+    end = _END.fullmatch(line[-_END_BYTES:])
+    body = line[:-_END_BYTES]
+    if end is None or xxhash.xxh3_64_hexdigest(body).encode() != end[1]:
+        return None
+    return json.loads(body + b"}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A published block of whole rows.
+
+    segments  64-bit checksums, 16 hex digits each, of every 256 rows (their vectors, then their keys)
+    extra     what the backend needs to find the rows in its files
+    """
+
+    id: str
+    rows: int
+    segments: str
+    time: float
+    writer: str
+    extra: dict[str, Any]
+
+    def record(self) -> dict[str, Any]:
+        return {
+            "type": "block",
+            "block": self.id,
+            "rows": self.rows,
+            "segments": self.segments,
+            "time": self.time,
+            "writer": self.writer,
+            **self.extra,
+        }
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> "Block":
+        known = ("type", "block", "rows", "segments", "time", "writer")
+        extra = {name: value for name, value in record.items() if name not in known}
+        _, block, rows, segments, when, writer = (record[name] for name in known)
+        return cls(block, rows, segments, when, writer, extra)
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line of a log that is not what its writer wrote."""
+
+    file: str
+    line: int
+    torn: bool  # an unfinished last line: its writer died, nothing is wrong
+
+
+@dataclass
+class Catalog:
+    """What the logs of a store say. `read` takes in what was added since the last call."""
+
+    files: Files
+    published: dict[str, Block] = field(default_factory=dict)
+    retired: set[str] = field(default_factory=set)
+    order: list[str] = field(default_factory=list)
+    order_record: dict[str, Any] = field(default_factory=dict)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
+    bad: list[BadLine] = field(default_factory=list)
+    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # log -> bytes and lines taken in
+
+    @property
+    def generation(self) -> int:
+        return int(self.order_record.get("generation", 0))
+
+    def live(self) -> list[Block]:
+        """Published and not retired, in the order in which all readers see them: by time, then name."""
+        blocks = [block for name, block in self.published.items() if name not in self.retired]
+        return sorted(blocks, key=lambda block: (block.time, block.id))
+
+    def read(self, *, strict: bool = True) -> None:
+        """Raises StoreError at a line that was changed after it was written, unless `strict` is off."""
+        with explained("read the log of", self.files):
+            for name in self.files.names(FOLDER):
+                if self.files.remote:
+                    self._read_objects(name, strict)
+                elif name.endswith(".jsonl"):
+                    self._read_file(name, strict)
+
+    def _read_file(self, name: str, strict: bool) -> None:
+        start, line = self._seen.get(name, (0, 0))
+        content = self.files.read(f"{FOLDER}/{name}", start)
+        pieces = content.split(b"\n")
+        rest = pieces.pop()
+        for piece in pieces:
+            line += 1
+            self._take(name, line, decode(piece), strict)
+        self._seen[name] = (start + len(content) - len(rest), line)
+        rest = rest.rstrip(b"\0")  # what a power failure may leave of a line that was never acknowledged
+        if not rest:
+            return
+        record = decode(rest)
+        if record is not None:  # only the newline is missing
+            self._take(name, line + 1, record, strict)
+            self._seen[name] = (start + len(content), line + 1)
+        elif len(rest) >= _END_BYTES and rest[-_END_BYTES:].startswith(b',"sum":"'):
+            self._take(name, line + 1, None, strict)  # whole and wrong: damage
+        elif b',"sum":"' in rest[-_END_BYTES - 1 :] and len(rest.rpartition(b',"sum":"')[2]) > 18:
+            self._take(name, line + 1, None, strict)  # whole, and its newline was overwritten
+        else:
+            self._note(BadLine(f"{FOLDER}/{name}", line + 1, torn=True))
+
+    def _read_objects(self, name: str, strict: bool) -> None:
+        _, seen = self._seen.get(name, (0, 0))
+        lines = self.files.names(f"{FOLDER}/{name}")
+        for line, item in enumerate(lines[seen:], start=seen + 1):
+            content = self.files.read(f"{FOLDER}/{name}/{item}")
+            self._take(f"{name}/{item}", line, decode(content.rstrip(b"\n")), strict)
+        self._seen[name] = (0, len(lines))
+
+    def _take(self, name: str, line: int, record: dict[str, Any] | None, strict: bool) -> None:
+        if record is None:
+            if strict:
+                raise StoreError(
+                    f"{self.files}/{FOLDER}/{name}, line {line} is not what was written there (damaged, or edited "
+                    "by hand); `patchbank cache verify` says what is lost, `patchbank cache repair` gets rid of it"
+                )
+            self._note(BadLine(f"{FOLDER}/{name}", line, torn=False))
+            return
+        match record["type"]:
+            case "block":
+                self.published[record["block"]] = Block.of(record)
+            case "retire":
+                self.retired.update(record["blocks"])
+            case "order":
+                if record["generation"] > self.generation:
+                    self.order, self.order_record = record["blocks"], record
+            case "writer":
+                self.sessions.append(record)
+            case other:
+                raise StoreError(
+                    f"{self.files}/{FOLDER}/{name}, line {line} is of type {other!r}, which this version of "
+                    "patchbank does not know; update patchbank"
+                )
+
+    def _note(self, bad: BadLine) -> None:
+        if bad not in self.bad:
+            self.bad.append(bad)
+
+
+class LogWriter:
+    """Appends to a log of its own. A record is published when `append` has returned."""
+
+    def __init__(self, files: Files, name: str | None, about: dict[str, Any]) -> None:
+        self.files = files
+        word = safe_name(name or f"{socket.gethostname()}-{os.getpid()}")
+        self.name = f"{word}-{secrets.token_hex(4)}"
+        self._lines = 0
+        self._descriptor = -1
+        if isinstance(files, LocalFiles):
+            with explained("write to", files):
+                path = files.path(f"{FOLDER}/{self.name}.jsonl")
+                self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+                sync_folder(path.parent)
+        self.append({"type": "writer", "writer": self.name, "time": time.time(), **about})
+
+    def append(self, record: dict[str, Any]) -> None:
+        line = encode(record) + b"\n"
+        with explained("write to the log of", self.files):
+            if isinstance(self.files, LocalFiles):
+                self._append_to_file(line)
+            else:
+                self.files.put({f"{FOLDER}/{self.name}/{self._lines:08d}.json": [line]})
+        self._lines += 1
+
+    def _append_to_file(self, line: bytes) -> None:
+        """A line that could not be written whole and synced is taken back, so that a later one is not spoilt."""
+        size = os.fstat(self._descriptor).st_size
+        written = 0
+        try:
+            while written < len(line):
+                written += os.write(self._descriptor, line[written:])
+            os.fsync(self._descriptor)
+        except BaseException as error:
+            if written < len(line) or isinstance(error, OSError):  # else: interrupted when all was done
+                os.ftruncate(self._descriptor, size)
+                os.lseek(self._descriptor, size, os.SEEK_SET)
+            raise
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

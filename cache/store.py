@@ -1,0 +1,564 @@
+"""An embedding store: rows of one identity, keyed by the content hashes of patches.
+
+Format "patchbank-store", version 1, in words (enough to write a reader in another language):
+
+A store is a folder, BANK/stores/NAME, or a prefix of an object store. Its description is a JSON document
+found in `zarr.json` (at attributes.patchbank; backend zarr) or `store.json` (at patchbank; backend hdf5),
+with a copy in `parts/`: format, version, backend, identity, block_rows, created, provenance, and `sum`,
+the xxh3-64 of the document without it as JSON with sorted keys and no spaces. All checksums are XXH3 in
+hexadecimal; numbers in files are little endian.
+
+Rows come in immutable blocks of at most block_rows rows: the vectors, (rows, dim), and the keys, (rows, 16)
+bytes, both plain arrays in C order. A block exists when a line of a log in `parts/log/` says so (log.py) and
+no line retires it. Where the arrays lie:
+
+  zarr  parts/blocks/BLOCK.vectors and .keys from byte 0 or, where there is no such file, the chunks
+        embeddings/c/I/0 and content_hash/c/I/0, I being the block's place in the newest `order` line.
+        The last block of the order may be padded with `padding` rows of zeros.
+  hdf5  parts/blocks/BLOCK.h5 from the bytes `vectors_at` and `keys_at` of the block's line.
+
+`segments` in the block's line holds a 64-bit checksum of every 256 rows: of their vectors' bytes followed by
+their keys' bytes. BLOCK is 12 random hex digits, "-", and the 128-bit checksum of the text "ROWS:SEGMENTS".
+A key may stand in several blocks (two machines embedded the same patch); any of its rows is good, readers
+take the first by the time, then the name of the block.
+
+Writing: the files of a block under a temporary name, fsync, rename, fsync of the folder; then the line in
+the writer's own log, fsync. So a kill at any moment leaves either the block or some files that nobody sees
+and `gc` sweeps after a day; and what a reader sees is what was written.
+"""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
+from .files import Files, LocalFiles, explained
+from .identity import Identity
+from .index import KEY_BYTES, KeyIndex, as_keys
+from .layout import (
+    BLOCKS,
+    FORMAT,
+    VERSION,
+    Layout,
+    Spot,
+    block_name,
+    check_description,
+    seal,
+    segments_of,
+)
+from .log import FOLDER as LOGS
+from .log import Block, Catalog, LogWriter
+
+BLOCK_ROWS = 8192
+BACKENDS = ("zarr", "hdf5")
+MAPS = 4096  # memory maps that stay open; Linux allows a process 65,530
+
+
+def layout_class(backend: str) -> type[Layout]:
+    if backend == "zarr":
+        from .zarr_layout import ZarrLayout
+
+        return ZarrLayout
+    if backend == "hdf5":
+        from .hdf5_layout import Hdf5Layout
+
+        return Hdf5Layout
+    raise InvalidRequest(f"there is no backend {backend!r}; there are {' and '.join(BACKENDS)}")
+
+
+def read_description(files: Files, *, lenient: bool = False) -> dict[str, Any]:
+    """The checked description of the store under `files`; lenient: its copy will do.
+
+    Raises StoreNotFound (no store there), StoreError (damaged, another format, a newer version).
+    """
+    damage = None
+    with explained("read", files):
+        for copy in (0, 1) if lenient else (0,):
+            for backend in BACKENDS:
+                kind = layout_class(backend)
+                where = f"{files}/{kind.descriptions[copy]}"
+                if not files.exists(kind.descriptions[copy]):
+                    continue
+                try:
+                    document = kind.undescribe(files.read(kind.descriptions[copy]))
+                    return check_description({**document}, where)
+                except (ValueError, KeyError, TypeError) as error:
+                    damage = StoreError(
+                        f"{where} is not the description of an embedding store (damaged?): {error}; "
+                        "`patchbank cache repair` restores it from its copy"
+                    )
+                except StoreError as error:
+                    damage = error
+    raise damage or StoreNotFound(f"there is no embedding store at {files}")
+
+
+class Store:
+    """The rows of one identity. Safe to read from several threads; each writer belongs to one thread."""
+
+    def __init__(
+        self, files: Files, *, lenient: bool = False, provenance: Mapping[str, Any] | None = None
+    ) -> None:
+        self._files = files
+        self.description = read_description(files, lenient=lenient)
+        self.identity = Identity.from_json(self.description["identity"])
+        self.backend: str = self.description["backend"]
+        self.block_rows: int = self.description["block_rows"]
+        self.layout = layout_class(self.backend)(
+            files, dim=self.identity.dim, dtype=self.identity.dtype, block_rows=self.block_rows
+        )
+        self.session = dict(provenance or {})  # goes into the logs of this object's writers
+        self.catalog = Catalog(files)
+        self._lock = threading.RLock()
+        self._maps: dict[str, np.ndarray] = {}
+        self._forget()
+        if not lenient:
+            self.refresh()
+
+    @classmethod
+    def create(
+        cls,
+        files: Files,
+        identity: Identity,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        backend: str = "zarr",
+        block_rows: int = BLOCK_ROWS,
+    ) -> Self:
+        """Creates the store, or opens it where another process was faster."""
+        if block_rows < 1:
+            raise InvalidRequest(f"block_rows is {block_rows}; a block has at least one row")
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "backend": backend,
+            "identity": identity.to_json(),
+            "digest": identity.digest,
+            "block_rows": block_rows,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "provenance": dict(provenance or {}),
+        }
+        kind = layout_class(backend)
+        kind(
+            files, dim=identity.dim, dtype=identity.dtype, block_rows=block_rows
+        )  # refuses what it cannot do
+        with explained("create a store in", files):
+            for folder in ("", LOGS, BLOCKS):
+                files.make_folder(folder)
+            first, copy = kind.descriptions
+            files.create(first, kind.describe(seal(document)))
+            if not files.exists(copy):
+                files.put({copy: [files.read(first)]})
+        return cls(files, provenance=provenance)
+
+    # --- what it is -----------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> Path | str:
+        """The folder, or the URL of a remote store."""
+        return self._files.root if isinstance(self._files, LocalFiles) else self._files.url
+
+    @property
+    def files(self) -> Files:
+        return self._files
+
+    @property
+    def name(self) -> str:
+        return self.identity.name
+
+    @property
+    def dim(self) -> int:
+        return self.identity.dim
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.identity.dtype)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What was said about where the vectors come from when the store was created."""
+        return self.description["provenance"]
+
+    def __repr__(self) -> str:
+        return f"Store({str(self._files)!r}, {self.backend}, {self.dim} x {self.dtype})"
+
+    def __len__(self) -> int:
+        """Distinct keys."""
+        self._index()
+        return self._distinct
+
+    @property
+    def published_rows(self) -> int:
+        """Rows in the published blocks, from the log alone; repeated keys are counted each time."""
+        return sum(block.rows for block in self.catalog.live())
+
+    # --- looking rows up ------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        self._blocks: list[Block] = []
+        self._starts = np.zeros(1, dtype=np.int64)  # first row of each block, and the end
+        self._pieces: list[tuple[int, KeyIndex]] = []  # an index of the rows from a block on
+        self._distinct = 0
+        self._maps.clear()
+
+    def refresh(self) -> None:
+        """Takes in what was published (by anybody) since the store was opened."""
+        with self._lock:
+            self.catalog.read()
+
+    def _index(self) -> None:
+        """Brings the index up to the catalog. New blocks get a small index of their own, merged by doubling."""
+        with self._lock:
+            try:
+                self._extend()
+            except FileNotFoundError:  # packed by `finalize` and swept by `gc` since the log was read
+                self.catalog.read()
+                self._forget()
+                with explained("read", self._files):
+                    self._extend()
+
+    def _extend(self) -> None:
+        live = self.catalog.live()
+        if len(live) == len(self._blocks) and all(b.id not in self.catalog.retired for b in self._blocks):
+            return
+        if any(block.id in self.catalog.retired for block in self._blocks):
+            self._forget()
+        have = {block.id for block in self._blocks}
+        new = [block for block in live if block.id not in have]
+        start = len(self._blocks)
+        fresh = np.concatenate([self.keys_of(block) for block in new])
+        new_index = KeyIndex(fresh)
+        distinct = self._distinct + len(new_index)
+        if self._pieces:
+            distinct -= int((self._find(fresh[new_index.first_rows()]) >= 0).sum())
+        blocks = [*self._blocks, *new]
+        starts = np.concatenate([[0], np.cumsum([block.rows for block in blocks])]).astype(np.int64)
+        pieces, keys = list(self._pieces), fresh
+        while pieces and starts[start] - starts[pieces[-1][0]] <= 2 * len(keys):
+            end, (start, _) = start, pieces.pop()
+            keys = np.concatenate([*(self.keys_of(block) for block in blocks[start:end]), keys])
+        pieces.append((start, new_index if keys is fresh else KeyIndex(keys)))
+        self._blocks, self._starts, self._pieces, self._distinct = blocks, starts, pieces, distinct
+
+    def _find(self, keys: np.ndarray) -> np.ndarray:
+        """Row numbers over all blocks, -1 where there is none: int64, (n,)."""
+        rows = np.full(len(keys), -1, dtype=np.int64)
+        for start, index in self._pieces:
+            left = np.flatnonzero(rows < 0)
+            if not len(left):
+                break
+            found = index.find(keys if len(left) == len(keys) else keys[left])
+            hit = found >= 0
+            rows[left[hit]] = found[hit] + self._starts[start]
+        return rows
+
+    def contains(self, keys: np.ndarray) -> np.ndarray:
+        """Which keys have a row, as of the last `refresh`: uint8 (n, 16) -> bool (n,)."""
+        keys = as_keys(keys)
+        with self._lock:
+            self._index()
+            return self._find(keys) >= 0
+
+    def keys(self) -> np.ndarray:
+        """Every key once, in the order in which the rows are stored: uint8, (len(self), 16)."""
+        with self._lock:
+            self._index()
+            keys = [self.keys_of(block) for block in self._blocks]
+            rows = np.concatenate(keys) if keys else np.empty((0, KEY_BYTES), np.uint8)
+            return rows if len(rows) == self._distinct else rows[KeyIndex(rows).first_rows()]
+
+    # --- reading --------------------------------------------------------------------------------------
+
+    def spot_of(self, block: Block) -> tuple[Spot, Spot]:
+        """Where the vectors and the keys of a block lie now. FileNotFoundError if nowhere."""
+        order = self.catalog.order
+        chunk = self._chunk_of().get(block.id) if order else None
+        found = []
+        for spots in self.layout.spots(block, chunk):
+            here = [spot for spot in spots if len(spots) == 1 or self._files.exists(spot.file)]
+            if not here:
+                raise FileNotFoundError(2, "no such file", f"{self._files}/{spots[0].file}")
+            found.append(here[0])
+        return found[0], found[1]
+
+    def _chunk_of(self) -> dict[str, int]:
+        generation = self.catalog.generation
+        if getattr(self, "_chunks_generation", None) != generation:
+            self._chunks = {name: chunk for chunk, name in enumerate(self.catalog.order)}
+            self._chunks_generation = generation
+        return self._chunks
+
+    def keys_of(self, block: Block) -> np.ndarray:
+        """uint8, (rows, 16)."""
+        spot = self.spot_of(block)[1]
+        content = self._files.read(spot.file, spot.offset, block.rows * KEY_BYTES)
+        if len(content) != block.rows * KEY_BYTES:
+            raise self._cut_short(spot)
+        return np.frombuffer(content, np.uint8).reshape(block.rows, KEY_BYTES)
+
+    def vectors_of(self, block: Block) -> np.ndarray:
+        """(rows, dim), read-only: a memory map of a local store, a copy of a remote one."""
+        with self._lock:
+            known = self._maps.get(block.id)
+            if known is not None:
+                return known
+            spot = self.spot_of(block)[0]
+            size = block.rows * self.layout.row_bytes
+            if isinstance(self._files, LocalFiles):
+                mapped = self._files.map(spot.file)
+                if len(mapped) < spot.offset + size:
+                    raise self._cut_short(spot)
+                flat = np.frombuffer(mapped, self.layout.dtype, block.rows * self.dim, spot.offset)
+                if len(self._maps) >= MAPS:
+                    self._maps.clear()
+                return self._maps.setdefault(block.id, flat.reshape(block.rows, self.dim))
+            content = self._files.read(spot.file, spot.offset, size)
+            if len(content) != size:
+                raise self._cut_short(spot)
+            return np.frombuffer(content, self.layout.dtype).reshape(block.rows, self.dim)
+
+    def _cut_short(self, spot: Spot) -> StoreError:
+        return StoreError(
+            f"{self._files}/{spot.file} is shorter than its record says; `patchbank cache verify` says which rows "
+            "are lost, `patchbank cache repair` takes them out"
+        )
+
+    def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:
+        """The vectors of keys (uint8 (n, 16)), in their order: (n, dim), of the store's dtype unless asked.
+
+        Raises RowsMissing if some are not there (after a look at what was published meanwhile).
+        """
+        keys = as_keys(keys)
+        rows = self._rows_of(keys)
+        out = np.empty((len(keys), self.dim), dtype=self.dtype if dtype is None else np.dtype(dtype))
+        self._fill(out, keys, rows)
+        return out
+
+    def iter_blocks(
+        self, keys: np.ndarray, rows: int = 8192, *, dtype: str | np.dtype | None = None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """`load` in steps: (which of the keys, their vectors), `rows` at a time, in memory for one step."""
+        keys = as_keys(keys)
+        places = self._rows_of(keys)
+        for start in range(0, len(keys), rows):
+            part = slice(start, min(start + rows, len(keys)))
+            out = np.empty(
+                (part.stop - start, self.dim), dtype=self.dtype if dtype is None else np.dtype(dtype)
+            )
+            self._fill(out, keys[part], places[part])
+            yield part, out
+
+    def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Every block as stored: (keys (rows, 16), vectors (rows, dim)), read-only, no copy on a local disk.
+
+        A key that was embedded twice comes twice.
+        """
+        for block in self.catalog.live():
+            with explained("read", self._files):
+                yield self.keys_of(block), self.vectors_of(block)
+
+    def _rows_of(self, keys: np.ndarray) -> np.ndarray:
+        with self._lock:
+            self._index()
+            rows = self._find(keys)
+            if (rows < 0).any():
+                self.refresh()
+                self._index()
+                rows = self._find(keys)
+        missing = int((rows < 0).sum())
+        if missing:
+            raise RowsMissing(
+                f"{missing} of {len(keys)} patches have no embedding in {self._files}; "
+                f"run `patchbank extract` with the encoder {self.identity.encoder['id']!r} to embed them"
+            )
+        return rows
+
+    def _fill(self, out: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
+        try:
+            self._gather(out, rows)
+        except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
+            with self._lock:
+                self.catalog.read()
+                self._forget()
+            with explained("read", self._files):
+                self._gather(out, self._rows_of(keys))
+        except OSError as error:
+            with explained("read", self._files):
+                raise error
+
+    def _gather(self, out: np.ndarray, rows: np.ndarray) -> None:
+        if not len(rows):
+            return
+        blocks, starts = self._blocks, self._starts
+        order = None if (rows[1:] > rows[:-1]).all() else np.argsort(rows, kind="stable")
+        ordered = rows if order is None else rows[order]
+        first, last = np.searchsorted(starts, ordered[[0, -1]], side="right") - 1
+        cuts = np.searchsorted(ordered, starts[first : last + 2])
+        for number in range(first, last + 1):
+            begin, end = cuts[number - first], cuts[number - first + 1]
+            if begin == end:
+                continue
+            local = ordered[begin:end] - starts[number]
+            into: Any = slice(begin, end) if order is None else order[begin:end]
+            if order is not None and (np.diff(into) == 1).all():
+                into = slice(int(into[0]), int(into[0]) + len(into))
+            self._take(blocks[number], local, out, into)
+
+    def _take(self, block: Block, local: np.ndarray, out: np.ndarray, into: Any) -> None:
+        """Rows `local` (ascending) of a block to the rows `into` of `out`."""
+        begin, span = int(local[0]), int(local[-1]) - int(local[0]) + 1
+        solid = span == len(local) and (span == 1 or bool((np.diff(local) == 1).all()))
+        if solid and span > 16 and isinstance(into, slice) and out.dtype == self.layout.dtype:
+            self._read_rows(block, begin, out[into])
+        elif span > 16 and 4 * len(local) > span:
+            rows = np.empty((span, self.dim), self.layout.dtype)
+            self._read_rows(block, begin, rows)
+            out[into] = rows if solid else rows[local - begin]
+        elif self._files.remote:
+            spot = self.spot_of(block)[0]
+            for place, row in zip(np.arange(len(out))[into], local, strict=True):
+                content = self._files.read(
+                    spot.file, spot.offset + int(row) * self.layout.row_bytes, self.layout.row_bytes
+                )
+                if len(content) != self.layout.row_bytes:
+                    raise self._cut_short(spot)
+                out[place] = np.frombuffer(content, self.layout.dtype)
+        else:
+            out[into] = self.vectors_of(block)[local]
+
+    def _read_rows(self, block: Block, begin: int, rows: np.ndarray) -> None:
+        spot = self.spot_of(block)[0]
+        target = memoryview(rows.view(np.uint8).reshape(-1))
+        offset = spot.offset + begin * self.layout.row_bytes
+        if self._files.read_into(spot.file, offset, target) != len(target):
+            raise self._cut_short(spot)
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def writer(self, *, name: str | None = None, block_rows: int | None = None) -> "StoreWriter":
+        """A writer with a log of its own; any number may write at once, from any number of machines.
+
+        block_rows: publish after so many rows, the store's block length at most (and by default).
+        """
+        return StoreWriter(self, name=name, block_rows=block_rows or self.block_rows)
+
+
+class StoreWriter:
+    """Collects rows and publishes them block by block. Use it in a `with`; it belongs to one thread.
+
+    Leaving the `with` publishes the rest, also after an exception or Ctrl-C: what was appended is good.
+    """
+
+    def __init__(self, store: Store, *, name: str | None, block_rows: int) -> None:
+        if not 1 <= block_rows <= store.block_rows:
+            raise InvalidRequest(f"block_rows is {block_rows}; this store allows 1 to {store.block_rows}")
+        self.store = store
+        self.block_rows = block_rows
+        self.published = 0  # rows
+        self._log: LogWriter | None = None
+        self._name = name
+        self._filled = 0
+        self._keys = np.empty((0, KEY_BYTES), np.uint8)
+        self._vectors = np.empty((0, store.dim), store.layout.dtype)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def append(self, keys: np.ndarray, vectors: np.ndarray, ids: Sequence[str]) -> None:
+        """Adds rows; full blocks are published on the way.
+
+        keys : uint8, (n, 16). vectors : floating point, (n, dim). ids : n names, for messages only.
+
+        Raises VectorRefused, and takes nothing of this call, if a vector holds NaN or Inf or does not fit
+        the store's dtype; StoreError if a block cannot be written (what was published before is kept, and
+        what was not can be published by `flush` once there is room).
+        """
+        keys = as_keys(keys)
+        stored = self._as_stored(vectors, ids)
+        if not len(keys) == len(stored) == len(ids):
+            raise InvalidRequest(
+                f"{len(keys)} keys, {len(stored)} vectors and {len(ids)} ids are not one row each"
+            )
+        done = 0
+        while done < len(keys):
+            if self._filled == self.block_rows:
+                self.flush()
+            step = min(self.block_rows - self._filled, len(keys) - done)
+            self._make_room(self._filled + step)
+            self._keys[self._filled : self._filled + step] = keys[done : done + step]
+            self._vectors[self._filled : self._filled + step] = stored[done : done + step]
+            self._filled += step  # last: after an interrupt in the lines above these rows were never there
+            done += step
+        if self._filled == self.block_rows:
+            self.flush()
+
+    def _as_stored(self, vectors: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        array = np.asarray(vectors)
+        if array.ndim != 2 or array.shape[1] != self.store.dim or not np.issubdtype(array.dtype, np.floating):
+            raise InvalidRequest(
+                f"vectors have to be floating point (n, {self.store.dim}); these are {array.dtype} {array.shape}"
+            )
+        with np.errstate(over="ignore"):
+            stored = array.astype(self.store.layout.dtype, copy=False)
+        good = np.isfinite(stored).all(axis=1)
+        if good.all():
+            return stored
+        bad = np.flatnonzero(~good)
+        row = array[bad[0]]
+        if np.isnan(row).any():
+            what = "holds NaN"
+        elif np.isinf(row).any():
+            what = "holds Inf"
+        else:
+            what = f"holds {row[np.argmax(np.abs(row))]:g}, which float16 (up to 65504) cannot; use --dtype float32"
+        name = ids[bad[0]] if bad[0] < len(ids) else f"row {bad[0]}"
+        more = f"; so do {len(bad) - 1} more of these {len(good)}" if len(bad) > 1 else ""
+        raise VectorRefused(f"the embedding of {name} {what}{more}")
+
+    def _make_room(self, rows: int) -> None:
+        if rows > len(self._keys):
+            size = min(self.block_rows, max(rows, 2 * len(self._keys), 64))
+            keys = np.empty((size, KEY_BYTES), np.uint8)
+            vectors = np.empty((size, self.store.dim), self.store.layout.dtype)
+            keys[: self._filled] = self._keys[: self._filled]
+            vectors[: self._filled] = self._vectors[: self._filled]
+            self._keys, self._vectors = keys, vectors
+
+    def flush(self) -> None:
+        """Publishes what was appended; when it returns, the rows survive a power failure."""
+        if self._filled:
+            self._publish(self._vectors[: self._filled], self._keys[: self._filled])
+            self._filled = 0
+
+    def _publish(self, vectors: np.ndarray, keys: np.ndarray, *, padded: bool = False) -> Block:
+        store = self.store
+        log = self.log()
+        segments = segments_of(vectors, keys)
+        name = block_name(secrets.token_hex(6), len(keys), segments)
+        with explained("write a block to", store.files):
+            extra = store.layout.write_block(name, vectors, keys, padded=padded)
+        block = Block(name, len(keys), segments, time.time(), log.name, extra)
+        log.append(block.record())
+        self.published += len(keys)
+        return block
+
+    def log(self) -> LogWriter:
+        """This writer's log; it is begun when there is something to say."""
+        if self._log is None:
+            self._log = LogWriter(self.store.files, self._name, {"provenance": self.store.session})
+        return self._log
+
+    def close(self) -> None:
+        """Publishes the rest and closes the log."""
+        try:
+            self.flush()
+        finally:
+            if self._log is not None:
+                self._log.close()

@@ -1,0 +1,154 @@
+"""The Zarr v3 backend: a store is a Zarr group, a full block is a Zarr chunk.
+
+    zarr.json                          group; attributes["patchbank"] is the description
+    parts/zarr.json                    group; its copy
+    parts/blocks/BLOCK.vectors, .keys  a block that is not part of the finalised arrays
+    embeddings/c/I/0                   the vectors of the I-th block of the finalised order
+    content_hash/c/I/0                 its keys
+    embeddings/zarr.json, ...          written by `finalize`
+    patch_id/, label/, ...             string columns, where `finalize` was given a table
+
+The metadata and chunks are written directly: both are simple, the bytes have to be ours (checksums, fsync,
+rename), and no second copy is made.
+"""
+
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .files import TEMPORARY, LocalFiles
+from .index import KEY_BYTES
+from .layout import BLOCKS, Layout, Spot, pretty
+from .log import Block
+
+
+class ZarrLayout(Layout):
+    backend = "zarr"
+    descriptions = ("zarr.json", "parts/zarr.json")
+
+    @staticmethod
+    def describe(document: dict[str, Any]) -> bytes:
+        return pretty({"zarr_format": 3, "node_type": "group", "attributes": {"patchbank": document}})
+
+    @staticmethod
+    def undescribe(content: bytes) -> dict[str, Any]:
+        return json.loads(content)["attributes"]["patchbank"]
+
+    def write_block(
+        self, name: str, vectors: np.ndarray, keys: np.ndarray, *, padded: bool
+    ) -> dict[str, Any]:
+        missing = self.block_rows - len(keys) if padded else 0
+        self.files.put(
+            {
+                f"{BLOCKS}/{name}.vectors": [vectors, bytes(missing * self.row_bytes)],
+                f"{BLOCKS}/{name}.keys": [keys, bytes(missing * KEY_BYTES)],
+            }
+        )
+        return {"padding": missing} if missing else {}
+
+    def block_of(self, file: str) -> str | None:
+        stem, _, kind = file.rpartition(".")
+        return stem if kind in {"vectors", "keys"} and not file.startswith(TEMPORARY) else None
+
+    def recover(self, name: str) -> tuple[int, dict[str, Any]] | None:
+        try:
+            rows, odd = divmod(self.files.size(f"{BLOCKS}/{name}.keys"), KEY_BYTES)
+            size = self.files.size(f"{BLOCKS}/{name}.vectors")
+        except FileNotFoundError:
+            return None
+        return (rows, {}) if rows and not odd and size == rows * self.row_bytes else None
+
+    def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
+        vectors = [Spot(f"{BLOCKS}/{block.id}.vectors", 0)]
+        keys = [Spot(f"{BLOCKS}/{block.id}.keys", 0)]
+        if chunk is not None:
+            vectors.append(Spot(f"embeddings/c/{chunk}/0", 0))
+            keys.append(Spot(f"content_hash/c/{chunk}/0", 0))
+        return vectors, keys
+
+    def other_bytes(self, block: Block, vectors: Spot, keys: Spot) -> str | None:
+        padding = block.extra.get("padding", 0)
+        for spot, width in ((vectors, self.row_bytes), (keys, KEY_BYTES)):
+            if self.files.size(spot.file) != (block.rows + padding) * width:
+                return f"{spot.file} has {self.files.size(spot.file)} bytes, not {(block.rows + padding) * width}"
+            if padding and any(self.files.read(spot.file, block.rows * width)):
+                return f"the padding of {spot.file} is not zero"
+        return None
+
+    def view(self, blocks: Sequence[Block], columns: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
+        rows = sum(block.rows for block in blocks)
+        files: dict[str, bytes] = {}
+        for name, values in columns.items():
+            for chunk, start in enumerate(range(0, rows, self.block_rows)):
+                files[f"{name}/c/{chunk}"] = _strings(
+                    values[start : start + self.block_rows], self.block_rows
+                )
+            files[f"{name}/zarr.json"] = _array(
+                [rows], [self.block_rows], "string", "", [{"name": "vlen-utf8"}]
+            )
+        shape, chunks = [rows, KEY_BYTES], [self.block_rows, KEY_BYTES]
+        files["content_hash/zarr.json"] = _array(shape, chunks, "uint8", 0, [{"name": "bytes"}])
+        little = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        shape, chunks = [rows, self.dim], [self.block_rows, self.dim]
+        # a chunk that is not there reads as NaN: never as an embedding
+        files["embeddings/zarr.json"] = _array(shape, chunks, self.dtype.name, "NaN", little)
+        return files
+
+    def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
+        for chunk, block in enumerate(blocks):
+            if (
+                chunk < len(former) and former[chunk] != block.id
+            ):  # readers may still hold the former last block
+                self._own_files(former[chunk], chunk, keep=True)
+            for suffix, array in (("vectors", "embeddings"), ("keys", "content_hash")):
+                own = f"{BLOCKS}/{block.id}.{suffix}"
+                if self.files.exists(own):
+                    self.files.make_folder(f"{array}/c/{chunk}")
+                    self.files.move(own, f"{array}/c/{chunk}/0")
+                    self.files.sync(f"{array}/c/{chunk}")
+        self.files.sync(BLOCKS)
+
+    def displace(self, order: Sequence[str]) -> None:
+        for chunk, name in enumerate(order):
+            self._own_files(name, chunk, keep=False)
+        self.files.sync(BLOCKS)
+
+    def _own_files(self, name: str, chunk: int, *, keep: bool) -> None:
+        """Gives a block its own files back; keep: the chunk's files stay until others replace them."""
+        for suffix, array in (("vectors", "embeddings"), ("keys", "content_hash")):
+            own, placed = f"{BLOCKS}/{name}.{suffix}", f"{array}/c/{chunk}/0"
+            if self.files.exists(own) or not self.files.exists(placed):
+                continue
+            if keep and isinstance(self.files, LocalFiles):
+                self.files.link(placed, own)
+            else:
+                self.files.move(placed, own)
+
+
+def _array(shape: list[int], chunks: list[int], dtype: str, fill: Any, codecs: list[dict[str, Any]]) -> bytes:
+    return pretty(
+        {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": shape,
+            "data_type": dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunks}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": fill,
+            "codecs": codecs,
+            "attributes": {},
+            "storage_transformers": [],
+        }
+    )
+
+
+def _strings(values: Sequence[str], count: int) -> bytes:
+    """A chunk of the vlen-utf8 codec: the count, then each string's length and bytes; padded with ""."""
+    pieces = [struct.pack("<I", count)]
+    for value in values:
+        encoded = value.encode()
+        pieces += [struct.pack("<I", len(encoded)), encoded]
+    return b"".join(pieces) + bytes(4 * (count - len(values)))
