@@ -1,0 +1,269 @@
+"""The leak audit that runs before a probe, and which rows to score when images occur twice.
+
+Tables are pandas, as `Manifest.table`: columns patch_id, and where known content_hash, group, label
+("" or missing: not known, and then it cannot leak as far as this audit can see: `LeakReport.unchecked`
+says so). A side is what a row is used for: fold k of training, or one evaluation set.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import InvalidRequest, ProbeError
+
+KINDS = ("content", "group", "near-duplicate", "labels", "reused")
+_SHOWN = 5  # rows that a message names; the report holds all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leak:
+    """One thing that sits on two sides (or has two labels), with all its rows."""
+
+    kind: Literal["content", "group", "near-duplicate", "labels", "reused"]
+    what: str
+    """The content hash, the group, the pair or the patch."""
+    patch_ids: tuple[str, ...]
+    sides: tuple[str, ...]
+    """One a patch: "train" or "train fold 3", or the name of the evaluation set."""
+    labels: tuple[str, ...]
+
+
+_MEANING = {
+    "content": "the same image on both sides of a split",
+    "group": "one group (slide) on both sides of a split",
+    "near-duplicate": "near-duplicate images on both sides of a split",
+    "labels": "the same image with contradictory labels",
+    "reused": "rows that chose the model are also reported on",
+}
+_WAY_OUT = {
+    "content": "remove one side's rows, or make folds that keep equal images together",
+    "group": "make folds by group (`make_folds`), or move whole groups",
+    "near-duplicate": "put both images into one group",
+    "labels": "correct or drop them (`deduplicate`)",
+    "reused": "report on other rows: the scores of these are part of the choice",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakReport:
+    """What `audit_leaks` found."""
+
+    leaks: tuple[Leak, ...]
+    checked: Mapping[str, int]
+    """Kind -> how many rows (for near-duplicates: pairs) could be checked."""
+    unchecked: Mapping[str, int]
+    """Kind -> rows without the content hash, group or label that the check needs."""
+
+    def of(self, kind: str) -> tuple[Leak, ...]:
+        return tuple(leak for leak in self.leaks if leak.kind == kind)
+
+    def refuse(self, *, allow: Collection[str] = ("labels",)) -> None:
+        """Raise ProbeError naming rows for every kind of leak found, except those in `allow`.
+
+        allow : kinds of `KINDS`, "all" for every one of them. Contradictory labels are allowed unless
+            `allow` is given without them: they blur a score and do not flatter it.
+        """
+        unknown = set(allow) - {*KINDS, "all"}
+        if unknown:
+            raise InvalidRequest(
+                f"leaks to allow are {', '.join(KINDS)} or all, not {', '.join(sorted(unknown))}"
+            )
+        parts = []
+        for kind in KINDS:
+            found = self.of(kind)
+            if not found or kind in allow or "all" in allow:
+                continue
+            named = "; ".join(_describe(leak) for leak in found[:_SHOWN])
+            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+            parts.append(f"{_MEANING[kind]} ({len(found)}): {named}{more}. Way out: {_WAY_OUT[kind]}.")
+        if parts:
+            kinds = sorted({leak.kind for leak in self.leaks} - set(allow))
+            parts.append(f"To probe all the same, allow: {', '.join(kinds)}.")
+            raise ProbeError("the data leak. " + " ".join(part[0].upper() + part[1:] for part in parts))
+
+    def to_json(self) -> dict[str, Any]:
+        """For results.json: counts, and every leak with its rows."""
+        return {
+            "found": {kind: len(self.of(kind)) for kind in KINDS},
+            "checked": dict(self.checked),
+            "unchecked": dict(self.unchecked),
+            "leaks": [
+                {
+                    "kind": leak.kind,
+                    "what": leak.what,
+                    "rows": [list(row) for row in zip(leak.patch_ids, leak.sides, leak.labels, strict=True)],
+                }
+                for leak in self.leaks
+            ],
+        }
+
+
+def _describe(leak: Leak) -> str:
+    rows = [f"{p} [{s}]" for p, s in zip(leak.patch_ids, leak.sides, strict=True)]
+    if leak.kind == "labels":
+        rows = [f"{p} = {label}" for p, label in zip(leak.patch_ids, leak.labels, strict=True)]
+    if leak.kind == "group":  # a slide may have hundreds of rows: one of each side says it
+        sides = dict.fromkeys(leak.sides)
+        rows = [f"{leak.sides.count(s)} in {s} (e.g. {leak.patch_ids[leak.sides.index(s)]})" for s in sides]
+        return f"{leak.what}: {', '.join(rows)}"
+    shown = ", ".join(rows[:_SHOWN])
+    return shown + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+
+
+def audit_leaks(
+    train: pd.DataFrame,
+    evaluations: Mapping[str, pd.DataFrame],
+    *,
+    folds: ArrayLike | None = None,
+    near_duplicates: Iterable[tuple[str, str]] = (),
+) -> LeakReport:
+    """Look for rows that make a score too good.
+
+    train : the rows that are fitted or chosen on; evaluations : name -> rows that are reported on
+    folds : int (len(train),), the fold that holds a row out; two folds are two sides. None: all of
+        train is one side
+    near_duplicates : pairs of patch_ids that show the same thing (datasets.audit finds them)
+
+    Checked, between train and every evaluation set and between folds (not between evaluation sets, which
+    nothing is fitted on): equal content hashes; equal groups, within one data set, whose name is
+    the patch_id up to "/" (slide 7 of another data set is another slide); near-duplicates; and rows of
+    train that are reported on as evaluation rows ("reused"). Anywhere: equal content under different labels.
+    """
+    pairs = list(near_duplicates)
+    sides: Sequence[str] = ["train"] * len(train)
+    if folds is not None:
+        numbers = np.asarray(folds)
+        if numbers.shape != (len(train),):
+            raise InvalidRequest(f"folds {numbers.shape} for {len(train)} training rows")
+        sides = [f"train fold {k}" for k in numbers.tolist()]
+    rows = _rows(train, sides, trained=True)
+    for name, table in evaluations.items():
+        rows += _rows(table, [name] * len(table), trained=False)
+    by_id = _collect(rows, lambda row: row.patch_id)
+    by_content = _collect(rows, lambda row: row.content)
+    by_group = _collect(rows, lambda row: row.group)
+    near = {
+        f"{a} ~ {b}": by_id[a] + [row for row in by_id[b] if row.patch_id != a]
+        for a, b in pairs
+        if a in by_id and b in by_id
+    }
+    leaks = [
+        *_crossing("content", by_content),
+        *_crossing("group", by_group),
+        *_crossing("near-duplicate", near),
+        *(_leak("labels", key, found) for key, found in by_content.items() if _contradict(found)),
+        *(_leak("reused", key, found) for key, found in by_id.items() if len({r.trained for r in found}) > 1),
+    ]
+    known = {
+        "content": sum(bool(row.content) for row in rows),
+        "group": sum(bool(row.group) for row in rows),
+        "labels": sum(bool(row.content and row.label) for row in rows),
+    }
+    return LeakReport(
+        leaks=tuple(leaks),
+        checked={**known, "near-duplicate": len(pairs), "reused": len(rows)},
+        unchecked={kind: len(rows) - count for kind, count in known.items()},
+    )
+
+
+class _Row(NamedTuple):
+    patch_id: str
+    content: str
+    group: str
+    label: str
+    side: str
+    trained: bool
+
+
+def _rows(table: pd.DataFrame, sides: Sequence[str], *, trained: bool) -> list[_Row]:
+    def column(name: str) -> list[str]:
+        if name not in table:
+            return [""] * len(table)
+        return ["" if pd.isna(value) else str(value) for value in table[name].tolist()]
+
+    patch_ids = column("patch_id")
+    groups = [
+        f"{patch_id.partition('/')[0]}: {group}" if group else ""
+        for patch_id, group in zip(patch_ids, column("group"), strict=True)
+    ]
+    columns = zip(patch_ids, column("content_hash"), groups, column("label"), sides, strict=True)
+    return [_Row(*values, trained) for values in columns]
+
+
+def _collect(rows: Iterable[_Row], key: Callable[[_Row], str]) -> dict[str, list[_Row]]:
+    found: dict[str, list[_Row]] = {}
+    for row in rows:
+        if key(row):
+            found.setdefault(key(row), []).append(row)
+    return found
+
+
+def _crossing(kind: Any, families: Mapping[str, list[_Row]]) -> list[Leak]:
+    """Families of different patches of which one is trained on while another, on another side, is not."""
+    return [
+        _leak(kind, key, rows)
+        for key, rows in families.items()
+        if any(row.trained for row in rows)
+        and len({row.side for row in rows}) > 1
+        and len({row.patch_id for row in rows}) > 1  # one patch on two sides is "reused"
+    ]
+
+
+def _contradict(rows: Iterable[_Row]) -> bool:
+    return len({row.label for row in rows if row.label}) > 1
+
+
+def _leak(kind: Any, what: str, rows: Sequence[_Row]) -> Leak:
+    return Leak(
+        kind=kind,
+        what=what,
+        patch_ids=tuple(row.patch_id for row in rows),
+        sides=tuple(row.side for row in rows),
+        labels=tuple(row.label for row in rows),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deduplication:
+    """Which rows of a table to score."""
+
+    keep: NDArray[np.bool_]
+    """(n,)"""
+    repeats: tuple[str, ...]
+    """patch_ids left out because an earlier row has the same content and label."""
+    contradictory: tuple[tuple[str, ...], ...]
+    """patch_ids of each group of equal content with more than one label."""
+
+
+def deduplicate(table: pd.DataFrame, *, contradictory: Literal["drop", "first"] = "drop") -> Deduplication:
+    """Keep the first row of every content.
+
+    contradictory : of equal images with different labels, "drop" keeps none (no label is known to be
+        right), "first" keeps the first row as it is labelled; they are listed either way
+    Rows without a content hash are kept; rows without a label count as rows, not as a contradiction.
+    """
+    if contradictory not in ("drop", "first"):
+        raise InvalidRequest(f"contradictory is 'drop' or 'first', not {contradictory!r}")
+    rows = _rows(table, [""] * len(table), trained=False)
+    by_content = _collect(rows, lambda row: row.content)
+    disagreeing = {key for key, found in by_content.items() if _contradict(found)}
+    keep = np.ones(len(rows), bool)
+    repeats: list[str] = []
+    seen: set[str] = set()
+    for i, row in enumerate(rows):
+        keep[i] = row.content not in seen and not (contradictory == "drop" and row.content in disagreeing)
+        if row.content in seen and row.content not in disagreeing:
+            repeats.append(row.patch_id)
+        if row.content:
+            seen.add(row.content)
+    return Deduplication(
+        keep=keep,
+        repeats=tuple(repeats),
+        contradictory=tuple(
+            tuple(row.patch_id for row in found) for key, found in by_content.items() if key in disagreeing
+        ),
+    )
