@@ -60,7 +60,7 @@ class Header:
     def __post_init__(self) -> None:
         faults = header_faults(asdict(self))
         if faults:
-            raise ManifestError(_sentence(f"the header of {self.name!r}", faults))
+            raise ManifestError(fault_sentence(f"the header of {self.name!r}", faults))
 
 
 class Manifest:
@@ -185,14 +185,14 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     header, place = document.get("dataset"), document.get("table")
     if not isinstance(header, dict) or not isinstance(place, dict):
         faults.append("the tables [dataset] and [table] must both be there")
-        raise ManifestError(_sentence(where, faults))
+        raise ManifestError(fault_sentence(where, faults))
     faults += [f"[dataset] {fault}" for fault in header_faults(header)]
     faults += unknown_keys(place, {"file", "format", "rows", "root"}, "[table] ")
     for key, kind in (("file", str), ("format", str)):
         if not isinstance(place.get(key), kind):
             faults.append(f"[table] {key} is missing or is no text")
     if faults:
-        raise ManifestError(_sentence(where, faults))
+        raise ManifestError(fault_sentence(where, faults))
     if place["format"] not in ("csv", "parquet"):
         raise ManifestError(
             f"{where}: table format {place['format']!r} is not known; it is 'csv' or 'parquet'."
@@ -250,7 +250,7 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
         raise ManifestError(f"{file} cannot be read as CSV: {error}") from error
     if bad:
-        raise ManifestError(_sentence(str(file), [_some(bad)]))
+        raise ManifestError(fault_sentence(str(file), [listed(bad)]))
     return table.to_pandas()
 
 
@@ -343,7 +343,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     if not len(table):
         faults.append("it has no rows")
     if faults:
-        raise ManifestError(_sentence(where, faults))
+        raise ManifestError(fault_sentence(where, faults))
     for name in TEXT_COLUMNS:
         if name not in table.columns:
             table[name] = ""
@@ -354,7 +354,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
 
     def rows(mask: np.ndarray | pd.Series, show: Callable[[int], str]) -> str:
         at = np.flatnonzero(np.asarray(mask, dtype=bool))
-        return _some([show(int(i)) for i in at[:SHOWN]], total=len(at))
+        return listed([show(int(i)) for i in at[:SHOWN]], total=len(at))
 
     def row(i: int) -> str:
         return f"row {i + 1} ({ids.iat[i]!r})"
@@ -392,7 +392,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
         if odd.any():
             faults.append(f"votes_positive does not lie in 0..votes_total: {rows(odd, row)}")
     if faults:
-        raise ManifestError(_sentence(where, faults))
+        raise ManifestError(fault_sentence(where, faults))
     rest = [name for name in table.columns if name not in KNOWN_COLUMNS]
     return table[[name for name in KNOWN_COLUMNS if name in table.columns] + rest]
 
@@ -414,13 +414,16 @@ def _whole_numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:
     return numbers.where(~odd).astype("Int64"), odd
 
 
-def _some(items: Sequence[str], total: int | None = None) -> str:
+def listed(items: Iterable[str], total: int | None = None) -> str:
+    """The first eight and how many more; `total` where `items` are already cut."""
+    items = list(items)
     total = len(items) if total is None else total
     more = f" and {total - SHOWN} more" if total > SHOWN else ""
     return ", ".join(items[:SHOWN]) + more
 
 
-def _sentence(where: str, faults: Sequence[str]) -> str:
+def fault_sentence(where: str, faults: Sequence[str]) -> str:
+    """All faults of one thing in one message."""
     return f"{where}: " + "; ".join(faults) + "."
 
 
