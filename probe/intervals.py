@@ -7,9 +7,9 @@ cluster. The model and its threshold are given, not refitted: the intervals say 
 over slides, not over trainings.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -121,25 +121,64 @@ def bootstrap(
     `Interval.undefined`; the interval then is conditional on both classes being drawn.
     Raises as `metrics.evaluate`, and ProbeError for fewer than two clusters.
     """
+    names = check_names(metrics)
+
+    def score(weights: NDArray[Any] | None, codes: NDArray[np.intp]) -> dict[str, Any]:
+        return evaluate(y, scores, metrics=names, threshold=threshold, weights=weights, groups=codes)
+
+    return bootstrap_function(
+        score,
+        n_rows=len(np.asarray(y)),
+        groups=groups,
+        method=method,
+        confidence=confidence,
+        n_resamples=n_resamples,
+        seed=seed,
+    )
+
+
+def bootstrap_function(
+    score: Callable[[NDArray[Any] | None, NDArray[np.intp]], Mapping[str, Any]],
+    *,
+    n_rows: int,
+    groups: ArrayLike | None,
+    method: Method = "bca",
+    confidence: float = 0.95,
+    n_resamples: int = 2000,
+    seed: int,
+) -> Intervals:
+    """`bootstrap` of anything that can be weighted: means over fold models, soft labels, multiclass.
+
+    score : (weights, codes) -> {name: values}; weights None or (B, G), codes int (n_rows,) as the
+        arguments `weights` and `groups` of `metrics.evaluate`; values (m,) or (B, m), the m may be absent
+    The rest, and what is raised, as for `bootstrap`.
+    """
     if method not in ("bca", "percentile"):
         raise InvalidRequest(f"method is 'bca' or 'percentile', not {method!r}")
     if not 0 < confidence < 1:
         raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
-    names = check_names(metrics)
-    table = np.asarray(scores, np.float64)
-    table = table[:, None] if table.ndim == 1 else table
-    codes = cluster_codes(groups, len(table))
-    n_clusters = int(codes.max()) + 1 if len(codes) else 0
-    given = {"metrics": names, "threshold": threshold, "groups": codes}
+    codes = cluster_codes(groups, n_rows)
+    n_clusters = int(codes.max(initial=-1)) + 1
     weights = cluster_weights(n_clusters, n_resamples=n_resamples, seed=seed)
-    values = evaluate(y, table, **given)
-    draws = evaluate(y, table, weights=weights, **given)
-    without: dict[str, Floats] = {}
-    if method == "bca":
-        without = evaluate(y, table, weights=1 - np.eye(n_clusters), **given)
+    values = score(None, codes)
+    draws = score(weights, codes)
+    without = score(1 - np.eye(n_clusters), codes) if method == "bca" else {}
+
+    def table(found: Any, rows: int) -> Floats:
+        return np.asarray(found, np.float64).reshape(rows, -1)
+
     return Intervals(
-        intervals={k: _interval(k, values[k], draws[k], without.get(k), confidence) for k in names},
-        n_rows=len(table),
+        intervals={
+            name: _interval(
+                name,
+                table(value, 1)[0],
+                table(draws[name], n_resamples),
+                table(without[name], n_clusters) if without else None,
+                confidence,
+            )
+            for name, value in values.items()
+        },
+        n_rows=n_rows,
         n_clusters=n_clusters,
         n_resamples=n_resamples,
         seed=seed,

@@ -1,0 +1,390 @@
+"""Probes other than logistic regression, behind one interface, and few-shot curves.
+
+Every probe has `fit(X, y, *, sample_weight=None, groups=None)`, which returns itself, `decision(X)`, one
+score a row, larger meaning more positive, and `threshold`, the score at which it changes its call.
+X is (n, d) float, finite; y (n,) 0 or 1, both present; sample_weight (n,) not negative, 0 leaving the row
+out; groups (n,) as `intervals.cluster_codes` reads them, used only where a probe chooses something itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from ..errors import InvalidRequest, ProbeError
+from .intervals import cluster_codes
+from .metrics import check_labels, evaluate
+
+Floats = NDArray[np.float64]
+
+
+class Probe(Protocol):
+    """What the module's docstring says."""
+
+    @property
+    def threshold(self) -> float: ...
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self: ...
+
+    def decision(self, X: ArrayLike) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Checked training rows of positive weight."""
+
+    X: Floats
+    y: NDArray[np.bool_]
+    weight: Floats
+    codes: NDArray[np.intp]
+
+
+def _rows(X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> _Rows:
+    labels = check_labels(y)
+    table = np.asarray(X, np.float64)
+    if table.ndim != 2 or len(table) != len(labels):
+        raise InvalidRequest(f"features {table.shape} for {len(labels)} labels: have to be (n, d)")
+    if not np.isfinite(table).all():
+        bad = int((~np.isfinite(table).all(axis=1)).argmax())
+        raise ProbeError(f"features that are not finite cannot be fitted; the first are in row {bad}")
+    weight = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if weight.shape != labels.shape or not (np.isfinite(weight).all() and weight.min() >= 0):
+        raise InvalidRequest("sample_weight: one finite number >= 0 a row")
+    codes = cluster_codes(groups, len(labels))
+    used = weight > 0
+    if labels[used].all() or not labels[used].any():
+        raise ProbeError("a probe needs training rows of both classes")
+    return _Rows(table[used], labels[used], weight[used], codes[used])
+
+
+@dataclass
+class KNN:
+    """k nearest neighbours, exact, in blocks of rows.
+
+    The score is the weighted share of positives among the k: weights are the sample weights, times
+    exp((similarity - 1) / temperature) if a temperature is given (cosine only; .07 in DINO). Which of several
+    training rows at the very same distance count as the k-th is not defined.
+    """
+
+    k: int = 20
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    temperature: float | None = None
+    block_rows: int = field(default=1024, repr=False)
+    threshold: ClassVar[float] = 0.5
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        if self.metric not in ("cosine", "euclidean"):
+            raise InvalidRequest(f"metric is 'cosine' or 'euclidean', not {self.metric!r}")
+        if self.temperature is not None and (self.metric != "cosine" or self.temperature <= 0):
+            raise InvalidRequest("a temperature is positive and goes with metric='cosine'")
+        rows = _rows(X, y, sample_weight, groups)
+        if not 1 <= self.k <= len(rows.X):
+            raise InvalidRequest(f"k is {self.k}, and there are {len(rows.X)} training rows")
+        # distances do not change with the origin, and small numbers lose less in |a|^2 - 2ab + |b|^2
+        self._origin = rows.X.mean(axis=0) if self.metric == "euclidean" else np.zeros(rows.X.shape[1])
+        self._train = self._place(rows.X)
+        self._y, self._weight = rows.y, rows.weight
+        return self
+
+    def _place(self, X: Floats) -> Floats:
+        if self.metric == "cosine":
+            return _unit(X)
+        return X - self._origin
+
+    def decision(self, X: ArrayLike) -> Floats:
+        table = np.asarray(X, np.float64)
+        half_norms = (self._train**2).sum(axis=1) / 2 if self.metric == "euclidean" else 0.0
+        score = np.empty(len(table))
+        for start in range(0, len(table), self.block_rows):
+            block = slice(start, start + self.block_rows)
+            # cosine, or (|x|^2 - distance^2) / 2, which has the same order within a row
+            near = self._place(table[block]) @ self._train.T - half_norms
+            nearest = np.argpartition(-near, self.k - 1, axis=1)[:, : self.k]
+            weight = self._weight[nearest]
+            if self.temperature is not None:
+                cosine = np.take_along_axis(near, nearest, axis=1)
+                weight = weight * np.exp((cosine - cosine.max(axis=1, keepdims=True)) / self.temperature)
+            score[block] = (weight * self._y[nearest]).sum(axis=1) / weight.sum(axis=1)
+        return score
+
+
+@dataclass
+class NearestCentroid:
+    """SimpleShot (Wang et al. 2019, CL2N): centre on the training mean, scale to length 1, compare with
+    the class means. The score is |x - c0|^2 - |x - c1|^2. Sample weights act within a class only."""
+
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        rows = _rows(X, y, sample_weight, groups)
+        self._mean = np.average(rows.X, axis=0, weights=rows.weight)
+        unit = _unit(rows.X - self._mean)
+        self._negative, self._positive = (
+            np.average(unit[of], axis=0, weights=rows.weight[of]) for of in (~rows.y, rows.y)
+        )
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        unit = _unit(np.asarray(X, np.float64) - self._mean)
+        middle = (self._positive + self._negative) / 2
+        return 2 * ((unit - middle) @ (self._positive - self._negative))
+
+
+def _unit(X: Floats) -> Floats:
+    """Rows scaled to length 1; zero rows stay."""
+    length = np.linalg.norm(X, axis=1, keepdims=True)
+    return X / np.where(length > 0, length, 1.0)
+
+
+def _scale(X: Floats) -> tuple[Floats, Floats]:
+    """Mean and standard deviation (ddof 0) of the columns; a constant column has scale 1."""
+    spread = X.std(axis=0)
+    return X.mean(axis=0), np.where(spread > 0, spread, 1.0)
+
+
+@dataclass
+class Ridge:
+    """Least squares on targets -1 and 1 with an L2 penalty alpha, closed form for all alphas at once.
+
+    Of `alphas` the one with the least weighted squared error left-one-group-out is taken (of equals the first),
+    which costs no refits: the held-out residuals of a group are (I - H_gg)^-1 r_g with the hat matrix H. The
+    columns are standardised once, over all training rows, and the intercept is free.
+    After `fit`: alpha_, group_errors_ (len(alphas),), coef_ (d,) and intercept_ on raw X.
+    """
+
+    alphas: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-4, 15))
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        if not len(self.alphas) or min(self.alphas) <= 0:
+            raise InvalidRequest("alphas are positive, at least one")
+        rows = _rows(X, y, sample_weight, groups)
+        mean, scale = _scale(rows.X)
+        z = (rows.X - mean) / scale
+        root = np.sqrt(rows.weight)
+        centre = np.average(z, axis=0, weights=rows.weight)
+        target = np.where(rows.y, 1.0, -1.0)
+        level = np.average(target, weights=rows.weight)
+        # weighted rows; centring makes the free intercept orthogonal to them
+        left, singular, right = np.linalg.svd(root[:, None] * (z - centre), full_matrices=False)
+        aim = root * (target - level)
+        projected = left.T @ aim
+        intercept_root = root / np.sqrt(rows.weight.sum())
+        errors = []
+        for alpha in self.alphas:
+            shrink = singular**2 / (singular**2 + alpha)
+            residual = aim - left @ (shrink * projected)
+            errors.append(_left_out_error(left * np.sqrt(shrink), intercept_root, residual, rows.codes))
+        self.group_errors_ = np.array(errors) / rows.weight.sum()
+        self.alpha_ = float(self.alphas[int(self.group_errors_.argmin())])
+        weights = right.T @ (singular / (singular**2 + self.alpha_) * projected)
+        self.coef_ = weights / scale
+        self.intercept_ = float(level - (centre + mean / scale) @ weights)
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return np.asarray(X, np.float64) @ self.coef_ + self.intercept_
+
+
+def _left_out_error(
+    factor: Floats, intercept_root: Floats, residual: Floats, codes: NDArray[np.intp]
+) -> float:
+    """Sum of squared residuals (n,) of groups left out, H = factor factor' + intercept_root intercept_root'."""
+    order = np.argsort(codes, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    basis = np.concatenate([factor, intercept_root[:, None]], axis=1)
+    total = 0.0
+    for size in {len(m) for m in members}:  # groups of one size are solved as one stack
+        stack = np.stack([m for m in members if len(m) == size])  # (groups, size)
+        step = max(1, (1 << 22) // (size * basis.shape[1]))
+        for start in range(0, len(stack), step):
+            block = stack[start : start + step]
+            h = basis[block]
+            outside = np.eye(size) - h @ h.transpose(0, 2, 1)
+            total += float((np.linalg.solve(outside, residual[block][..., None]) ** 2).sum())
+    return total
+
+
+@dataclass
+class LinearSVM:
+    """scikit-learn's LinearSVC (squared hinge, L2) on standardised columns; the score is the margin."""
+
+    C: float = 1e-3
+    max_iter: int = 10_000
+    seed: int = 0
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        from sklearn.svm import LinearSVC
+
+        rows = _rows(X, y, sample_weight, groups)
+        self._mean, self._spread = _scale(rows.X)
+        svm = LinearSVC(C=self.C, dual="auto", max_iter=self.max_iter, random_state=self.seed)
+        self._svm = svm.fit((rows.X - self._mean) / self._spread, rows.y, sample_weight=rows.weight)
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return self._svm.decision_function((np.asarray(X, np.float64) - self._mean) / self._spread)
+
+
+@dataclass
+class MLP:
+    """scikit-learn's MLPClassifier (one hidden layer, Adam) on standardised columns; the score is a logit.
+
+    It runs its epochs without early stopping, whose random validation rows would ignore the groups.
+    Sample weights need scikit-learn 1.7.
+    """
+
+    hidden: int = 256
+    alpha: float = 1e-2
+    epochs: int = 50
+    seed: int = 0
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier
+
+        rows = _rows(X, y, sample_weight, groups)
+        self._mean, self._spread = _scale(rows.X)
+        mlp = MLPClassifier((self.hidden,), alpha=self.alpha, max_iter=self.epochs, random_state=self.seed)
+        weight = {} if sample_weight is None else {"sample_weight": rows.weight}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the choice here
+            self._mlp = mlp.fit(((rows.X - self._mean) / self._spread).astype(np.float32), rows.y, **weight)
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        z = ((np.asarray(X, np.float64) - self._mean) / self._spread).astype(np.float32)
+        p = self._mlp.predict_proba(z)[:, 1].astype(np.float64)
+        tiny = np.finfo(np.float32).tiny
+        return special.logit(np.clip(p, tiny, 1 - np.finfo(np.float64).eps))
+
+
+PROBES: MappingProxyType[str, Callable[..., Probe]] = MappingProxyType(
+    {"knn": KNN, "centroid": NearestCentroid, "ridge": Ridge, "svm": LinearSVM, "mlp": MLP}
+)
+
+
+def make_probe(name: str, **options: Any) -> Probe:
+    """A new probe of `PROBES` by name. Raises InvalidRequest for an unknown name or option."""
+    if name not in PROBES:
+        raise InvalidRequest(f"no probe is called {name!r}; there are: {', '.join(PROBES)}")
+    try:
+        return PROBES[name](**options)
+    except TypeError as e:
+        raise InvalidRequest(f"probe {name!r}: {e}") from e
+
+
+def few_shot_rows(
+    y: ArrayLike, *, shots: Sequence[int], repeats: int, groups: ArrayLike | None = None, seed: int
+) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+    """(k, repeat, rows): k training rows of each class, for every k of shots and repeat 0 .. repeats-1.
+
+    The draws depend on y, groups and seed only, so probes and encoders see the same ones; within a repeat
+    the rows of a smaller k are among those of a larger. With groups (slides), a class's rows are drawn in
+    rounds, one a group, so that k shots come from as many slides as there are.
+    Raises ProbeError if a class has fewer rows than the largest k.
+    """
+    labels = check_labels(y)
+    codes = cluster_codes(groups, len(labels))
+    most = max(shots)
+    if min(shots) < 1 or most > min(labels.sum(), (~labels).sum()):
+        raise ProbeError(
+            f"{most} shots a class: there are {labels.sum()} positive and {(~labels).sum()} negative rows"
+        )
+    for repeat in range(repeats):
+        rng = np.random.default_rng([seed, repeat])
+        queues = [_in_rounds(np.flatnonzero(labels == value), codes, rng)[:most] for value in (False, True)]
+        for k in shots:
+            yield k, repeat, np.concatenate([queue[:k] for queue in queues])
+
+
+def _in_rounds(rows: NDArray[np.intp], codes: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+    """A random order of rows in which every group's first row comes before any group's second."""
+    shuffled = rng.permutation(rows)
+    mixed = codes[shuffled]
+    by_group = np.argsort(mixed, kind="stable")
+    _, start, size = np.unique(mixed[by_group], return_index=True, return_counts=True)
+    turn = np.empty(len(rows), np.intp)
+    turn[by_group] = np.arange(len(rows)) - np.repeat(start, size)
+    return shuffled[np.argsort(turn, kind="stable")]
+
+
+def few_shot_curve(
+    make: Callable[[], Probe],
+    X: ArrayLike,
+    y: ArrayLike,
+    evaluations: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    shots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    repeats: int = 20,
+    groups: ArrayLike | None = None,
+    metrics: Sequence[str] = ("balanced_accuracy", "auroc"),
+    seed: int,
+) -> pd.DataFrame:
+    """Scores of a probe that is fitted on k rows of each class.
+
+    make : gives a fresh probe; X, y, groups : the training rows that are drawn from, see `few_shot_rows`
+    evaluations : name -> (X, y) to score on; metrics : of `metrics.METRICS`, not those of probabilities
+    Returns columns shots, repeat, evaluation, metric, value: one row each. The spread over repeats is that of
+    the draw of the shots; that of the evaluation rows comes on top.
+    """
+    table = np.asarray(X)
+    labels = np.asarray(y)
+    found = []
+    for k, repeat, rows in few_shot_rows(labels, shots=shots, repeats=repeats, groups=groups, seed=seed):
+        probe = make().fit(table[rows], labels[rows])
+        for name, (test_X, test_y) in evaluations.items():
+            scores = evaluate(test_y, probe.decision(test_X), metrics=metrics, threshold=probe.threshold)
+            found += [(k, repeat, name, metric, float(value)) for metric, value in scores.items()]
+    return pd.DataFrame(found, columns=pd.Index(["shots", "repeat", "evaluation", "metric", "value"]))
