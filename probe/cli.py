@@ -1,0 +1,103 @@
+"""`patchbank probe`: probe cached embeddings, report the results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.group("probe")
+def probe_group() -> None:
+    """Probe cached embeddings on a CPU: sweeps, intervals, reports."""
+
+
+@probe_group.command("run")
+@click.argument("train", type=click.Path(path_type=Path))
+@click.argument("tests", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--bank", required=True, help="Folder that `patchbank extract` wrote.")
+@click.option("--encoder", "encoders", multiple=True, help="Encoder id; may be repeated.")
+@click.option("--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated.")
+@click.option("--tokens", multiple=True, help="Token policy (default: the only one in the bank).")
+@click.option(
+    "--features",
+    multiple=True,
+    help='A feature set written out, ENCODER[/VIEW[/TOKENS]]; "A + B" puts columns side by side.',
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for results and predictions.")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML file with a table [probe].")
+@click.option("--probe", help="logistic (default), knn, simpleshot, ridge, svm, mlp.")
+@click.option("--solver", help="exact (default), or paper-sgd: the published protocol.")
+@click.option("--preprocess", multiple=True, help="standardize (default), l2, whiten, none; may be repeated.")
+@click.option("-C", "strengths", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
+@click.option("--class-weight", multiple=True, help="balanced, none (default: both).")
+@click.option("--select", help="log_loss (default: balanced log-loss), auroc or balanced_accuracy.")
+@click.option("--folds", help="balanced (default), another shipped name, a fold file, or a number.")
+@click.option("--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5).")
+@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+@click.option("--bootstrap", type=int, help="Resamples for the intervals (default: 2000; 0: none).")
+@click.option("--interval", help="bca (default) or percentile.")
+@click.option("--domains", help="Leave-one-domain-out and domain matrix for: chosen (default), all, none.")
+@click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
+@click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
+@click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "threading", "ray"]),
+    default="loky",
+    show_default=True,
+    help="ray: a Ray cluster, or a local one.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+def run_command(
+    train: Path,
+    tests: tuple[Path, ...],
+    config: Path | None,
+    strengths: str | None,
+    folds: str | None,
+    as_json: bool,
+    out: Path | None,
+    **options: Any,
+) -> None:
+    """Probe embeddings: fit on TRAIN's split "train", score its other splits and every manifest in TESTS.
+
+    Hyperparameters are chosen on grouped folds of the train rows (nested), never on test rows.
+
+    \b
+    Examples:
+      patchbank probe run ami-br.toml atnorm-br.toml --bank bank --encoder dinov2-s -o results
+      patchbank probe run ami-br.toml --bank bank --encoder uni --encoder virchow2 --json > results.json
+      patchbank probe run ami-br.toml --bank bank --encoder dinov2-s --view full --view center:0.5
+      patchbank probe run ami-br.toml --bank bank --features "dinov2-s/center:0.5/cls + dinov2-s/full/cls"
+      patchbank probe run ami-br.toml --bank bank --encoder uni --select auroc --folds paper
+      patchbank probe run ami-br.toml --bank bank --encoder uni --solver paper-sgd --folds paper
+    """
+    from ..datasets.manifest import load_manifest
+    from .config import read_settings
+    from .run import run_probe
+
+    settings = read_settings(config) if config else {}
+    settings |= {name: value for name, value in options.items() if value not in (None, ())}
+    if strengths is not None:
+        settings["C"] = _numbers(strengths)
+    if folds is not None:
+        settings["folds"] = int(folds) if folds.isdigit() else folds
+    result = run_probe(
+        train=load_manifest(train), tests=[load_manifest(path) for path in tests], out=out, **settings
+    )
+    if as_json:
+        click.echo(json.dumps(result.to_json()))
+        return
+    from rich.console import Console
+
+    Console().print(result.table())
+    if out is not None:
+        click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
+        click.echo(f"Next: patchbank probe report {out} -o report.html")
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not a list of numbers such as 1e-4,1e-2,1") from error

@@ -1,0 +1,107 @@
+"""Cached embeddings as a matrix whose rows are a manifest's rows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets import hashes
+from ..datasets.manifest import Manifest
+from ..errors import RowsMissing
+from .config import FeatureSet, Source, parse_features
+
+
+def load(
+    manifest: Manifest,
+    *,
+    encoder: str,
+    bank: Any,
+    view: str = "full",
+    tokens: str | None = None,
+    precision: str | None = None,
+    dtype: str = "float32",
+) -> np.ndarray:
+    """The embeddings of a manifest's patches, one row a patch, in the manifest's order.
+
+    encoder, view, tokens, precision : the store to read, as `Bank.find` takes them (None: the only one there
+        is)
+    bank : the folder that `patchbank extract` wrote, or an open Bank
+    dtype : of the result; stores hold float16 or float32
+    Returns float array (len(manifest), dim).
+    Raises StoreNotFound (no such store, or several) and RowsMissing (patches without an embedding; the
+    message has the command that makes them).
+    """
+    store = open_bank(bank).find(encoder, view=view, tokens=tokens, precision=precision)
+    source = Source(encoder, view, tokens)
+    keys = content_keys(manifest, bank, source)
+    _check(store, keys, manifest, bank, source)
+    return store.load(keys, dtype=dtype)
+
+
+def load_set(
+    manifest: Manifest, features: FeatureSet | str, *, bank: Any, dtype: str = "float32"
+) -> np.ndarray:
+    """The columns of every source, side by side: float array (len(manifest), sum of dims)."""
+    features = parse_features(features) if isinstance(features, str) else features
+    blocks = [
+        load(manifest, encoder=s.encoder, view=s.view, tokens=s.tokens, bank=bank, dtype=dtype)
+        for s in features.sources
+    ]
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+
+
+def resolve_set(features: FeatureSet, bank: Any) -> FeatureSet:
+    """The same set with every token policy named, as the bank has it. Raises StoreNotFound."""
+    bank = open_bank(bank)
+    found = []
+    for source in features.sources:
+        identity = bank.find(source.encoder, view=source.view, tokens=source.tokens).identity
+        found.append(Source(source.encoder, source.view, identity.tokens))
+    return FeatureSet(tuple(found))
+
+
+def check_rows(manifest: Manifest, source: Source, *, bank: Any) -> None:
+    """Raises RowsMissing if a patch of the manifest has no embedding of this source, without reading any."""
+    store = open_bank(bank).find(source.encoder, view=source.view, tokens=source.tokens)
+    _check(store, content_keys(manifest, bank, source), manifest, bank, source)
+
+
+def open_bank(bank: Any) -> Any:
+    """A Bank from a path; an open one (anything with `find`) stays as it is."""
+    if hasattr(bank, "find") and not isinstance(bank, str):
+        return bank
+    from ..cache.bank import Bank
+
+    return Bank(bank)
+
+
+def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) -> np.ndarray:
+    """The content hash of every patch: uint8 (n, 16). Raises RowsMissing where one is not known."""
+    path = getattr(bank, "path", bank)
+    keys, known = hashes.resolve(manifest, Path(path) / "hashes" if _is_local(path) else None)
+    if not known.all():
+        raise RowsMissing(_missing(manifest, bank, source, ~known, "have never been read"))
+    return keys
+
+
+def _is_local(path: Any) -> bool:
+    return isinstance(path, str | Path) and "://" not in str(path)
+
+
+def _check(store: Any, keys: np.ndarray, manifest: Manifest, bank: Any, source: Source) -> None:
+    present = store.contains(keys)
+    if not present.all():
+        raise RowsMissing(_missing(manifest, bank, source, ~present, f"have no embedding in {store.path}"))
+
+
+def _missing(manifest: Manifest, bank: Any, source: Source | None, absent: np.ndarray, what: str) -> str:
+    first = manifest.table["patch_id"].iloc[int(np.flatnonzero(absent)[0])]
+    command = f"patchbank extract {manifest.header.name}.toml --bank {getattr(bank, 'path', bank)}"
+    if source is not None:
+        command += f" --encoder {source.encoder}"
+        command += f" --view {source.view}" if source.view != "full" else ""
+        command += f" --tokens {source.tokens}" if source.tokens else ""
+    return (
+        f"{int(absent.sum())} of {len(manifest)} patches of {manifest.header.name} {what} "
+        f"(the first: {first}). Embed them with: {command}"
+    )

@@ -1,0 +1,155 @@
+"""The result of a probe study: one document and one table of predictions; written, read, shown."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ..errors import ProbeError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FORMAT = "patchbank-probe-results"
+FORMAT_VERSION = 1
+SHOWN = ("balanced_accuracy", "auroc", "average_precision")
+
+
+class ProbeResult:
+    """What `run_probe` returns.
+
+    document : dict of plain JSON values: config, provenance, data, folds, chosen, models, scores,
+        comparisons, ...
+    predictions : DataFrame, one row a prediction; see `run.predictions_table`
+    """
+
+    def __init__(self, document: dict[str, Any], predictions: pd.DataFrame) -> None:
+        self.document = document
+        self.predictions = predictions
+
+    @property
+    def chosen(self) -> str:
+        """The feature set that the folds choose."""
+        return self.document["chosen"]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write predictions.parquet, results.csv and, last, results.json; each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _whole(folder / "predictions.parquet") as part:
+            self.predictions.to_parquet(part, index=False, compression="zstd")
+        with _whole(folder / "results.csv") as part:
+            self.scores().to_csv(part, index=False)
+        with _whole(folder / "results.json") as part:
+            part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False), "utf-8")
+        return folder
+
+    def to_json(self) -> dict[str, Any]:
+        """The document with the format's name and version in front."""
+        return {"format": FORMAT, "version": FORMAT_VERSION, **self.document}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "ProbeResult":
+        """Read what `save` wrote. Raises ProbeError for anything else, naming what is wrong."""
+        folder = Path(folder)
+        path = folder / "results.json" if folder.is_dir() else folder
+        try:
+            document = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ProbeError(f"{path} cannot be read as results of `patchbank probe run`: {error}") from error
+        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+            raise ProbeError(f"{path} is not a results.json of `patchbank probe run` (format {FORMAT})")
+        version = document.pop("version", None)
+        if version != FORMAT_VERSION:
+            raise ProbeError(
+                f"{path} has version {version!r} of {FORMAT}; this patchbank reads version {FORMAT_VERSION}: "
+                "upgrade patchbank"
+            )
+        table = path.with_name("predictions.parquet")
+        if not table.exists():
+            raise ProbeError(f"{table} is missing: results.json and predictions.parquet belong together")
+        return cls(document, pd.read_parquet(table))
+
+    def scores(self) -> pd.DataFrame:
+        """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
+        low, high. kind: "metrics" at probability 0.5; "at_threshold", "temperature", "platt": chosen on
+        folds."""
+        records = []
+        for record in self.document["scores"]:
+            about = {k: v for k, v in record.items() if not isinstance(v, dict)}
+            for kind, values in record.items():
+                if isinstance(values, dict):
+                    records += [
+                        {**about, "kind": kind, "metric": metric, "value": v, "low": low, "high": high}
+                        for metric, (v, low, high) in values.items()
+                    ]
+        return pd.DataFrame(records)
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Whole-set records at probability 0.5: train rows out of fold, evaluation sets by the refit; in the
+        order of the data sets, best criterion on the folds first."""
+        order = {m["features"]: -m["criterion"] for m in self.document["models"]}
+        sets = [d["dataset"] for d in self.document["data"]]
+        found = [
+            r
+            for r in self.document["scores"]
+            if not r["domain"] and r["subset"] == "raw" and r["role"] in ("oof", "refit")
+        ]
+        return sorted(
+            found, key=lambda r: (sets.index(r["dataset"]), order.get(r["features"], -float("inf")))
+        )
+
+    def table(self) -> "Table":
+        """The leaderboard for a terminal."""
+        from rich.table import Table
+
+        level = round(100 * self.document["config"]["level"])
+        table = Table(
+            title="Probe results",
+            caption=f"in brackets: {level} % intervals over whole groups. Train rows are scored out of fold, "
+            "the other sets by the refit; everything is chosen on folds of the train rows.",
+        )
+        table.add_column("scored on")
+        table.add_column("features", overflow="fold")
+        table.add_column("patches", justify="right")
+        for name in ("balanced accuracy", "AUROC", "average precision"):
+            table.add_column(name, justify="right")
+        last = None
+        for record in self.leaderboard():
+            if last not in (None, record["dataset"]):
+                table.add_section()
+            star = " *" if record["features"] == self.chosen else ""
+            table.add_row(
+                record["dataset"] if record["dataset"] != last else "",
+                record["features"] + star,
+                f"{record['n']}",
+                *(_cell(record["metrics"][name]) for name in SHOWN),
+            )
+            last = record["dataset"]
+        return table
+
+
+def _cell(value: list[float | None]) -> str:
+    v, low, high = value
+    if v is None:
+        return "-"
+    return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+
+
+class _whole:  # noqa: N801  reads as a word: with _whole(path) as part
+    """A file that appears under its name only when it was written to the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> Path:
+        return self.part
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.part.replace(self.path)
+        else:
+            self.part.unlink(missing_ok=True)

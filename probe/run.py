@@ -1,0 +1,450 @@
+"""A probe study: manifests and cached embeddings in, scores with intervals and every prediction out."""
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+from threadpoolctl import threadpool_limits
+
+from .. import __version__
+from ..datasets.folds import effective_groups, folds_for
+from ..datasets.manifest import Manifest
+from ..errors import InvalidRequest, MissingDependency, ProbeError
+from .config import FeatureSet, ProbeConfig, feature_sets, parse_features
+from .features import check_rows, content_keys, load_set, open_bank, resolve_set
+from .leaks import LeakReport, audit_leaks, deduplicate
+from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol
+from .results import ProbeResult
+from .scoring import Column, Rows, compare_models, score_set
+
+SWEEP = (
+    "chosen on folds"  # the leaderboard's name for the sweep as a whole, with the choice of features inside
+)
+
+
+def run_probe(
+    *,
+    train: Manifest,
+    tests: Sequence[Manifest] = (),
+    bank: Any,
+    encoders: Iterable[str] = (),
+    views: Iterable[str] = ("full",),
+    tokens: Iterable[str | None] | None = None,
+    features: Iterable[str | FeatureSet] = (),
+    out: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    backend: str = "loky",
+    progress: bool = True,
+    config: ProbeConfig | None = None,
+    **settings: Any,
+) -> ProbeResult:
+    """Probe cached embeddings: every encoder x view x token policy, and the sets written out in `features`.
+
+    Fitted on : the rows of `train` whose split is "train" (all of them if it has no splits), labelled ones.
+    Chosen on : grouped folds of these rows. Preprocessing, class weight and C per feature set; and, for the
+        row "chosen on folds", the feature set too. Nested: what scores a fold was chosen on the other folds.
+    Refit : on all train rows at what was chosen; the fold ensemble is the mean probability of the folds'
+        models.
+    Scored : train rows out of fold; the other splits of `train` and all labelled rows of `tests`, which
+        nothing was chosen on, by refit and ensemble.
+    `protocol.run_protocol` has the details, for one feature set.
+
+    bank : the folder of the embeddings, or an open Bank
+    out : folder for predictions.parquet, results.json and results.csv (None: nothing is written)
+    jobs : feature sets probed at once (None: as many as there are processors); backend : "loky", "threading"
+        or "ray" (the joblib backend of a running or local Ray cluster)
+    config : all settings at once; or the same as keywords, see ProbeConfig
+
+    Raises InvalidRequest, ProbeError (one class only, leaks between train and evaluation rows),
+    StoreNotFound, RowsMissing; all of them before anything is fitted.
+    """
+    started = time.perf_counter()
+    asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
+    bank = open_bank(bank)
+    if config is None:
+        resolved = [resolve_set(one, bank) for one in asked]
+        config = ProbeConfig.from_dict({**settings, "features": list(dict.fromkeys(map(str, resolved)))})
+    elif settings or asked:
+        raise InvalidRequest("give either config= or the settings one by one, not both")
+    data = gather(train, tests, bank, config)
+    _check_rows(data, bank, config)
+    folds = folds_for(data.train_manifest, config.folds, seed=config.seed)
+    groups = effective_groups(data.train_manifest)
+    fold_of_row = folds.assign(groups)
+    leaks = audit(data, fold_of_row, bank, config)
+    plan = make_plan(data.train.y, groups, fold_of_row, config=config)
+    seconds = {"prepare": time.perf_counter() - started}
+
+    lap = time.perf_counter()
+    runs = _probe_all(data, bank, plan, config, jobs=jobs, backend=backend, progress=progress)
+    seconds["probe"] = time.perf_counter() - lap
+
+    lap = time.perf_counter()
+    chosen, columns = columns_of(data, plan, runs)
+    scores, comparisons = [], []
+    for rows in [data.train, *data.tests]:
+        scores += score_set(rows, columns[rows.dataset], config=config)
+        comparisons += compare_models(
+            rows, [c for c in columns[rows.dataset] if c.features != SWEEP], config=config, reference=chosen
+        )
+    seconds["score"] = time.perf_counter() - lap
+    seconds["all"] = time.perf_counter() - started
+
+    document = {
+        "config": config.to_dict(),
+        "provenance": provenance(),
+        "data": [
+            describe(rows, manifest)
+            for rows, manifest in zip(
+                [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
+            )
+        ],
+        "folds": {"name": folds.name, "n_splits": folds.n_splits, "made_with": folds.made_with},
+        "leaks": leaks.to_json(),
+        "chosen": chosen,
+        "models": [describe_run(name, run) for name, run in runs.items()],
+        "scores": scores,
+        "comparisons": comparisons,
+        "seconds": seconds,
+    }
+    result = ProbeResult(document, predictions_table(data, plan, columns))
+    if out is not None:
+        result.save(out)
+    return result
+
+
+# --- the data ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Train rows and evaluation sets: manifests reduced to their labelled rows, and the same as arrays."""
+
+    train_manifest: Manifest
+    test_manifests: list[Manifest]
+    train: Rows
+    tests: list[Rows]
+
+
+def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeConfig) -> StudyData:
+    """Split and check the manifests. Evaluation sets are named NAME, or NAME:SPLIT for the other splits of
+    `train`.
+
+    Raises InvalidRequest for classes that do not fit together, ProbeError where there is nothing to fit or
+    score.
+    """
+    positive = _positive(train, tests, config)
+    split = train.table["split"].to_numpy(dtype=object)
+    labelled = train.table["label"].to_numpy(dtype=object) != ""
+    is_train = split == "train" if (split != "").any() else np.ones(len(train), bool)
+    if not (is_train & labelled).any():
+        raise ProbeError(
+            f"{train.header.name} has no labelled row with split 'train'; it has {sorted(set(split))}. "
+            "The manifest that is trained on has to say which rows those are."
+        )
+    pieces = [(f"{train.header.name}:train", train.select(is_train & labelled))]
+    pieces += [
+        (f"{train.header.name}:{word or 'no split'}", train.select((split == word) & labelled))
+        for word in dict.fromkeys(split[~is_train & labelled])
+    ]
+    for manifest in tests:
+        keep = manifest.table["label"].to_numpy(dtype=object) != ""
+        if not keep.any():
+            raise ProbeError(f"{manifest.header.name} has no labelled rows, so it cannot be scored")
+        pieces.append((manifest.header.name, manifest.select(keep)))
+    names = [name for name, _ in pieces]
+    if len(set(names)) < len(names):
+        raise InvalidRequest(f"two evaluation sets have the same name: {', '.join(names)}")
+    rows = [_rows(name, piece, positive, bank) for name, piece in pieces]
+    for label, one in (("negative", 0), ("positive", 1)):
+        if not (rows[0].y == one).any():
+            raise ProbeError(
+                f"{names[0]} has no {label} row ({positive!r} is positive): nothing can be fitted"
+            )
+    return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:])
+
+
+def _positive(train: Manifest, tests: Sequence[Manifest], config: ProbeConfig) -> str:
+    header = train.header
+    if config.positive is None and len(header.classes) > 2:
+        raise InvalidRequest(
+            f"{header.name} has {len(header.classes)} classes ({', '.join(header.classes)}); a probe study "
+            "has two: name the class to find against the rest, for instance --positive "
+            + repr(header.positive)
+        )
+    positive = config.positive or header.positive
+    for manifest in [train, *tests]:
+        if positive not in manifest.header.classes:
+            raise InvalidRequest(
+                f"the positive class {positive!r} is not one of {manifest.header.name}'s: "
+                f"{', '.join(manifest.header.classes)}"
+            )
+        if set(manifest.header.classes) != set(header.classes):
+            raise InvalidRequest(
+                f"{manifest.header.name} has the classes {sorted(manifest.header.classes)}, {header.name} "
+                f"{sorted(header.classes)}: one of the manifests has to be changed"
+            )
+    return positive
+
+
+def _rows(name: str, manifest: Manifest, positive: str, bank: Any) -> Rows:
+    table = manifest.table
+    return Rows(
+        dataset=name,
+        patch_id=table["patch_id"].to_numpy(dtype=object),
+        y=(table["label"] == positive).to_numpy().astype(np.int64),
+        group=table["group"].to_numpy(dtype=object),
+        domain=table["domain"].to_numpy(dtype=object),
+        distinct=deduplicate(hashed(manifest, bank)).keep,
+    )
+
+
+def hashed(manifest: Manifest, bank: Any) -> pd.DataFrame:
+    """The manifest's table with the content hash of every row."""
+    return manifest.table.assign(content_hash=[key.tobytes().hex() for key in content_keys(manifest, bank)])
+
+
+def audit(data: StudyData, folds: np.ndarray, bank: Any, config: ProbeConfig) -> LeakReport:
+    """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
+
+    Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
+    out.
+    """
+    evaluations = {
+        rows.dataset: hashed(manifest, bank)
+        for rows, manifest in zip(data.tests, data.test_manifests, strict=True)
+    }
+    report = audit_leaks(hashed(data.train_manifest, bank), evaluations, folds=folds)
+    report.refuse(allow={"labels", *config.allow_leaks})
+    return report
+
+
+def _check_rows(data: StudyData, bank: Any, config: ProbeConfig) -> None:
+    """Every embedding that will be needed is there; else RowsMissing, before any work."""
+    for source in dict.fromkeys(s for name in config.features for s in parse_features(name).sources):
+        for manifest in [data.train_manifest, *data.test_manifests]:
+            check_rows(manifest, source, bank=bank)
+
+
+# --- fitting ------------------------------------------------------------------------------------------
+
+
+def _probe_all(
+    data: StudyData,
+    bank: Any,
+    plan: Plan,
+    config: ProbeConfig,
+    *,
+    jobs: int | None,
+    backend: str,
+    progress: bool,
+) -> dict[str, ProtocolRun]:
+    """The protocol for every feature set, in parallel over them; name -> run, in the config's order."""
+    from tqdm import tqdm
+
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(jobs or processors, len(config.features))
+    threads = max(1, processors // jobs)
+    manifests = [data.train_manifest, *data.test_manifests]
+    names = [rows.dataset for rows in data.tests]
+    tasks = [
+        joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, plan, config, threads)
+        for name in config.features
+    ]
+    if backend == "ray":
+        _register_ray()
+    elif backend not in ("loky", "threading"):
+        raise InvalidRequest(f"backend {backend!r} is not one of loky, threading, ray")
+    if jobs == 1 and backend != "ray":
+        backend = "sequential"
+    found: dict[str, ProtocolRun] = {}
+    with joblib.parallel_config(backend=backend, n_jobs=jobs):
+        # Ray's backend hands everything over at the end
+        results: Any = joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
+        bar = tqdm(results, total=len(tasks), desc="probe", unit="set", mininterval=1, disable=not progress)
+        for name, run in zip(config.features, bar, strict=True):
+            found[name] = run
+    return found
+
+
+def _probe_one(
+    name: str,
+    bank: Any,
+    manifests: Sequence[Manifest],
+    test_names: Sequence[str],
+    y: np.ndarray,
+    plan: Plan,
+    config: ProbeConfig,
+    threads: int,
+) -> ProtocolRun:
+    with threadpool_limits(threads):
+        lap = time.perf_counter()
+        X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
+        loaded = time.perf_counter() - lap
+        run = run_protocol(X, y, plan, dict(zip(test_names, others, strict=True)), config=config)
+    run.seconds["load"] = loaded
+    run.fits["dim"] = X.shape[1]
+    return run
+
+
+def _register_ray() -> None:
+    try:
+        from ray.util.joblib import register_ray
+    except ImportError as error:
+        raise MissingDependency("the backend 'ray' needs Ray: pip install 'patchbank[ray]'") from error
+    register_ray()
+
+
+# --- what comes out -----------------------------------------------------------------------------------
+
+
+def columns_of(
+    data: StudyData, plan: Plan, runs: Mapping[str, ProtocolRun]
+) -> tuple[str, dict[str, list[Column]]]:
+    """The chosen feature set, and the columns to score of each evaluation set.
+
+    With several feature sets the sweep as a whole has columns of its own: for each outer fold the feature set
+    that is best on that fold's inner folds.
+    """
+    names = list(runs)
+    chosen = names[int(np.argmax([run.path.max() for run in runs.values()]))]
+    all_runs = dict(runs)
+    if len(runs) > 1:
+        all_runs[SWEEP] = _sweep(plan, data.train.y, list(runs.values()), runs[chosen])
+    columns: dict[str, list[Column]] = {data.train.dataset: []}
+    for name, run in all_runs.items():
+        columns[data.train.dataset].append(Column(name, "oof", run.oof, run.oof_adjusted))
+        for dataset, refit in run.refit.items():
+            probability = expit(run.fold_models[dataset]).mean(axis=1).clip(1e-12, 1 - 1e-12)
+            ensemble = np.log(probability) - np.log1p(-probability)
+            mine = columns.setdefault(dataset, [])
+            if name != SWEEP:  # its refit is that of the chosen feature set
+                mine.append(Column(name, "refit", refit, np.tile(run.adjusted, (len(refit), 1))))
+            mine.append(Column(name, "ensemble", ensemble, np.tile(run.ensemble_adjusted, (len(refit), 1))))
+    return chosen, columns
+
+
+def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: ProtocolRun) -> ProtocolRun:
+    """The run of "whatever the folds choose": in fold k the feature set that is best on its inner folds."""
+    outer = np.unique(plan.folds)
+    pick = [int(np.argmax([run.fold_paths[i].max() for run in runs])) for i in range(len(outer))]
+    oof, adjusted = np.empty(len(y)), np.empty((len(y), 4))
+    for i, k in enumerate(outer):
+        rows, run = plan.folds == k, runs[pick[i]]
+        oof[rows], adjusted[rows] = run.oof[rows], run.oof_adjusted[rows]
+    return replace(
+        chosen,
+        oof=oof,
+        oof_adjusted=adjusted,
+        ensemble_adjusted=adjustment(y, oof),
+        fold_models={
+            name: np.stack([runs[p].fold_models[name][:, i] for i, p in enumerate(pick)], axis=1)
+            for name in chosen.fold_models
+        },
+    )
+
+
+def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:
+    """Every prediction, one row each: patch, feature set and role ("oof", "refit", "ensemble").
+
+    Columns: patch_id, dataset, domain, group, label (1: positive), fold (outer fold of a train row, else 0),
+    features, role, score (logit), probability, threshold (on the probability, chosen on folds),
+    probability_platt.
+    """
+    frames = []
+    for rows in [data.train, *data.tests]:
+        fold = plan.folds if rows.dataset == data.train.dataset else np.zeros(len(rows), int)
+        about = pd.DataFrame(
+            {
+                "patch_id": rows.patch_id,
+                "dataset": rows.dataset,
+                "domain": rows.domain,
+                "group": rows.group,
+                "label": rows.y.astype(np.int8),
+                "fold": fold.astype(np.int16),
+            }
+        )
+        frames += [
+            about.assign(
+                features=column.features,
+                role=column.role,
+                score=column.score,
+                probability=expit(column.score),
+                threshold=expit(column.adjusted[:, 0]),
+                probability_platt=expit(column.adjusted[:, 2] * column.score + column.adjusted[:, 3]),
+            )
+            for column in columns[rows.dataset]
+        ]
+    table = pd.concat(frames, ignore_index=True)
+    return table.astype(dict.fromkeys(("dataset", "domain", "features", "role"), "category"))
+
+
+def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
+    """One feature set's entry in results.json: what was chosen, on which scores, at what cost."""
+    return {
+        "features": name,
+        "dim": run.fits["dim"],
+        "choice": run.choice.to_dict(),
+        "fold_choices": [choice.to_dict() for choice in run.fold_choices],
+        "criterion": float(run.path.max()),
+        "path": {"C": run.values.tolist(), "criterion": [finite(run.path[p]) for p in range(len(run.path))]},
+        "threshold": float(expit(run.adjusted[0])),
+        "temperature": finite(1 / run.adjusted[1] if run.adjusted[1] else np.inf),
+        "platt": run.adjusted[2:].tolist(),
+        "fits": {key: value for key, value in run.fits.items() if key != "dim"},
+        "seconds": run.seconds,
+    }
+
+
+def describe(rows: Rows, manifest: Manifest) -> dict[str, Any]:
+    """One evaluation set's entry in results.json."""
+    header = manifest.header
+    return {
+        "dataset": rows.dataset,
+        "name": header.name,
+        "version": header.version,
+        "licence": header.licence,
+        "source": header.source,
+        "group_kind": header.group_kind,
+        "positive": header.positive,
+        "n": len(rows),
+        "n_positive": int(rows.y.sum()),
+        "n_groups": len(set(rows.group[rows.group != ""])),
+        "n_distinct": int(rows.distinct.sum()),
+        "domains": {d: int((rows.domain == d).sum()) for d in dict.fromkeys(rows.domain) if d},
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What made the numbers, apart from the settings."""
+    import scipy
+    import sklearn
+
+    return {
+        "patchbank": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "scikit-learn": sklearn.__version__,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv[1:] if Path(sys.argv[0]).stem == "patchbank" else [],
+    }
+
+
+def finite(value: Any) -> Any:
+    """Plain JSON values; None where a number is not finite."""
+    if isinstance(value, np.ndarray):
+        return [finite(one) for one in value]
+    return float(value) if np.isfinite(value) else None

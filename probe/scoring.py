@@ -1,0 +1,205 @@
+"""From scores to numbers with intervals: by data set and domain, raw and deduplicated, model by model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit
+
+from ..errors import ProbeError
+from . import metrics as metrics_module
+from .config import ProbeConfig
+from .intervals import DEFAULT_METRICS, Interval, bootstrap, cluster_codes, compare, delong
+
+# at probability 0.5, as the fit gives it
+METRICS = (
+    "balanced_accuracy",
+    "auroc",
+    "average_precision",
+    "f1",
+    "mcc",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "ece",
+    "log_loss",
+)
+THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
+CALIBRATION_METRICS = ("brier", "ece", "log_loss")
+COMPARED = ("balanced_accuracy", "auroc")
+ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model's scores of one evaluation set's rows.
+
+    score : float64 (n,), logits; adjusted : float64 (n, 4), what was chosen on held-out scores for each row's
+        model, as `protocol.adjustment` gives it: threshold on the score, 1 / temperature, Platt's scale and
+        offset
+    role : "oof" (train rows, by models that have not seen them), "refit", "ensemble"
+    """
+
+    features: str
+    role: str
+    score: np.ndarray
+    adjusted: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The labelled rows of one evaluation set. group "" is a row by itself.
+
+    distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
+    """
+
+    dataset: str
+    patch_id: np.ndarray
+    y: np.ndarray
+    group: np.ndarray
+    domain: np.ndarray
+    distinct: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+def score_set(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> list[dict[str, Any]]:
+    """One record for each model x subset of the rows: all ("raw"), without repeated content ("dedup", only
+    where there is any), and each domain where there are several.
+
+    A record has `metrics` (at probability 0.5), and for the whole sets `at_threshold`, `temperature` and
+    `platt` (chosen on folds); each value is [value, low, high], None where undefined.
+    """
+    records = _subset(rows, columns, np.ones(len(rows), bool), config, full=True, subset="raw", domain="")
+    if not rows.distinct.all():
+        records += _subset(rows, columns, rows.distinct, config, full=True, subset="dedup", domain="")
+    domains = [d for d in dict.fromkeys(rows.domain) if d]
+    if len(domains) > 1:
+        for domain in domains:
+            records += _subset(
+                rows, columns, rows.domain == domain, config, full=False, subset="raw", domain=domain
+            )
+    return records
+
+
+def _subset(
+    rows: Rows,
+    columns: Sequence[Column],
+    mask: np.ndarray,
+    config: ProbeConfig,
+    *,
+    full: bool,
+    subset: str,
+    domain: str,
+) -> list[dict[str, Any]]:
+    y, group = rows.y[mask], rows.group[mask]
+    score = np.stack([c.score[mask] for c in columns], axis=1)
+    found = {"metrics": _intervals(y, expit(score), group, METRICS if full else DEFAULT_METRICS, config)}
+    if full:
+        cut, slope, scale, offset = np.stack([c.adjusted[mask] for c in columns], axis=1).transpose(2, 0, 1)
+        found["at_threshold"] = _intervals(y, expit(score - cut), group, THRESHOLD_METRICS, config)
+        found["temperature"] = _intervals(y, expit(score * slope), group, CALIBRATION_METRICS, config)
+        found["platt"] = _intervals(y, expit(score * scale + offset), group, CALIBRATION_METRICS, config)
+    about = {
+        "dataset": rows.dataset,
+        "domain": domain,
+        "subset": subset,
+        "n": len(y),
+        "n_positive": int(y.sum()),
+        "n_groups": int(cluster_codes(group, len(y)).max()) + 1,
+    }
+    return [
+        {
+            "features": column.features,
+            "role": column.role,
+            **about,
+            **{
+                kind: {name: [_number(v[i]) for v in values] for name, values in by_metric.items()}
+                for kind, by_metric in found.items()
+            },
+        }
+        for i, column in enumerate(columns)
+    ]
+
+
+def _intervals(
+    y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
+) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """name -> (value, low, high), each (m,); no interval where there is nothing to resample."""
+    if config.bootstrap and cluster_codes(group, len(y)).max() > 0:
+        found = _bootstrap(y, p, group, names, config)
+        return {name: (one.value, one.low, one.high) for name, one in found.items()}
+    values = metrics_module.evaluate(y, p, metrics=names)
+    nothing = np.full(p.shape[1], np.nan)
+    return {name: (values[name], nothing, nothing) for name in names}
+
+
+def _bootstrap(
+    y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
+) -> dict[str, Interval]:
+    found = bootstrap(
+        y,
+        p,
+        groups=group,
+        metrics=names,
+        method=config.interval,  # pyright: ignore[reportArgumentType]  checked by ProbeConfig
+        confidence=config.level,
+        n_resamples=config.bootstrap,
+        seed=config.seed,
+    )
+    return dict(found.items())
+
+
+def compare_models(
+    rows: Rows, columns: Sequence[Column], *, config: ProbeConfig, reference: str
+) -> list[dict[str, Any]]:
+    """Paired differences between the models of one evaluation set that have the same role.
+
+    balanced_accuracy (at 0.5) and auroc by the paired cluster bootstrap, auroc also by DeLong's test
+    (clustered where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set,
+    role, metric and test. All pairs up to 12 models, above that each against `reference` (a feature set, the
+    one chosen on the folds).
+    """
+    records: list[dict[str, Any]] = []
+    for role in dict.fromkeys(c.role for c in columns):
+        mine = [c for c in columns if c.role == role]
+        if len(mine) < 2:
+            continue
+        names = [c.features for c in mine]
+        at = names.index(reference) if len(mine) > ALL_PAIRS_UP_TO and reference in names else None
+        p = expit(np.stack([c.score for c in mine], axis=1))
+        found = []
+        if config.bootstrap and cluster_codes(rows.group, len(rows)).max() > 0:
+            intervals = _bootstrap(rows.y, p, rows.group, COMPARED, config)
+            found += [("paired cluster bootstrap", compare(intervals[m], reference=at)) for m in COMPARED]
+        try:
+            test = delong(rows.y, p, groups=rows.group)
+            found.append(("DeLong", test.compare(reference=at, confidence=config.level)))
+        except ProbeError:  # fewer than two clusters of a class: no test there, the bootstrap says as much
+            pass
+        for test_name, differences in found:
+            for k, (i, j) in enumerate(differences.pairs):
+                records.append(
+                    {
+                        "dataset": rows.dataset,
+                        "role": role,
+                        "metric": differences.metric,
+                        "test": test_name,
+                        "p_method": differences.p_method,
+                        "a": names[i],
+                        "b": names[j],
+                        "difference": _number(differences.difference[k]),
+                        "low": _number(differences.low[k]),
+                        "high": _number(differences.high[k]),
+                        "p": _number(differences.p[k]),
+                        "p_holm": _number(differences.p_holm[k]),
+                    }
+                )
+    return records
+
+
+def _number(value: Any) -> float | None:
+    value = float(value)
+    return value if np.isfinite(value) else None

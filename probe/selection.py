@@ -1,0 +1,46 @@
+"""What "best on the folds" means: the criteria that choose hyperparameters, many columns at once."""
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+def criterion(name: str, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """How good each column of held-out scores is; higher is better.
+
+    name : "log_loss" (minus the mean over the two classes of the mean log-loss of each; rows of all folds
+        pooled), "balanced_accuracy" (at probability 0.5; pooled), "auroc" (of each fold by itself, since
+        scores of different models need not be on one scale; mean over folds, weighted by the number of
+        positive-negative pairs)
+    y : int (n,), 0 or 1; scores : float (n, m), logits of class 1; folds : int (n,), the fold that held each
+        row out
+    Returns float64 (m,); -inf where a column has scores that are not finite.
+    """
+    positive = y == 1
+    if name == "log_loss":
+        value = -0.5 * (_softplus(-scores[positive]) + _softplus(scores[~positive]))
+    elif name == "balanced_accuracy":
+        value = 0.5 * ((scores[positive] >= 0).mean(0) + (scores[~positive] < 0).mean(0))
+    elif name == "auroc":
+        total, pairs = np.zeros(scores.shape[1]), 0
+        for fold in np.unique(folds):
+            rows = folds == fold
+            n1 = int(positive[rows].sum())
+            n0 = int(rows.sum()) - n1
+            if n1 and n0:
+                ranks = rankdata(scores[rows], axis=0)
+                total += ranks[positive[rows]].sum(0) - n1 * (n1 + 1) / 2
+                pairs += n1 * n0
+        value = total / pairs if pairs else np.full(scores.shape[1], np.nan)
+    else:
+        raise ValueError(f"unknown criterion {name!r}")
+    return np.where(np.isfinite(scores).all(0) & np.isfinite(value), value, -np.inf)
+
+
+def _softplus(z: np.ndarray) -> np.ndarray:
+    """Mean over rows of log(1 + exp(z)), in float64."""
+    return np.logaddexp(0, z).mean(0, dtype=np.float64)
+
+
+def best(values: np.ndarray) -> tuple[int, ...]:
+    """Index of the highest value; of equals the first: on an increasing grid the strongest penalty."""
+    return tuple(int(i) for i in np.unravel_index(np.argmax(values), values.shape))

@@ -1,0 +1,92 @@
+"""A small study without images: manifests with content hashes, and a bank of vectors with a real signal."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from patchbank.cache.bank import Bank
+from patchbank.cache.identity import Identity
+from patchbank.datasets.manifest import Header, Manifest
+
+
+def make_manifest(
+    name: str,
+    n: int,
+    *,
+    seed: int,
+    slides: int = 24,
+    domains: int = 3,
+    splits: tuple[str, ...] = ("train", "test"),
+    classes: tuple[str, ...] = ("Normal", "Atypical"),
+) -> Manifest:
+    """Slides lie in one domain and one split each; a third of the rows is positive; five votes a row."""
+    rng = np.random.default_rng(seed)
+    slide = rng.integers(0, slides, n)
+    label = (rng.random(n) < 1 / 3).astype(int)
+    votes = np.where(label, rng.integers(3, 6, n), rng.integers(0, 3, n))
+    table = pd.DataFrame(
+        {
+            "patch_id": [f"{name}/{i:05d}" for i in range(n)],
+            "path": [f"{i:05d}.png" for i in range(n)],
+            "label": np.array(classes, dtype=object)[label],
+            "group": [f"slide{s:03d}" for s in slide],
+            "domain": [f"scanner {'ABCDEF'[s % domains]}" for s in slide],
+            "split": [splits[int((s // domains) % 4 == 3 and len(splits) > 1)] for s in slide],
+            "content_hash": [rng.bytes(16).hex() for _ in range(n)],
+            "votes_positive": votes,
+            "votes_total": 5,
+        }
+    )
+    header = Header(
+        name=name, version="1", classes=classes, positive="Atypical", licence="made up", source="a test"
+    )
+    return Manifest(header, table, Path())
+
+
+def keys_of(manifest: Manifest) -> np.ndarray:
+    """uint8 (n, 16)."""
+    text = "".join(manifest.table["content_hash"])
+    return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, 16)
+
+
+def fill(
+    bank: Path, encoder: str, manifests: list[Manifest], *, dim: int, signal: float, view: str = "full"
+) -> None:
+    """Vectors: noise with a decaying spectrum, and `signal` times the label along the first column."""
+    identity = Identity(
+        encoder={"id": encoder},
+        preprocess={},
+        view=view,
+        tokens="cls",
+        precision="fp32",
+        dtype="float32",
+        dim=dim,
+    )
+    rng = np.random.default_rng(len(encoder) + len(view))
+    with Bank(bank).open_store(identity, create=True).writer() as writer:
+        for manifest in manifests:
+            X = rng.standard_normal((len(manifest), dim)) / np.sqrt(1 + np.arange(dim))
+            X[:, 0] += signal * (manifest.table["label"] == manifest.header.positive)
+            keys, first = np.unique(keys_of(manifest), axis=0, return_index=True)
+            writer.append(keys, X[first], manifest.table["patch_id"].iloc[first].tolist())
+
+
+@dataclass
+class Study:
+    """A train manifest with a test split, an external set, and a bank with three stores of two encoders."""
+
+    train: Manifest
+    external: Manifest
+    bank: Path
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    bank = tmp_path_factory.mktemp("bank")
+    train = make_manifest("inner", 400, seed=1)
+    external = make_manifest("outer", 160, seed=2, splits=("",), slides=12)
+    for encoder, view, signal in (("good", "full", 1.5), ("good", "center:0.5", 2.0), ("poor", "full", 0.3)):
+        fill(bank, encoder, [train, external], dim=12, signal=signal, view=view)
+    return Study(train, external, bank)

@@ -1,0 +1,274 @@
+"""The study as a whole: what is chosen, what is scored, what is written, what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from patchbank.datasets.manifest import Manifest
+from patchbank.errors import InvalidRequest, ProbeError, RowsMissing, StoreNotFound
+from patchbank.probe.features import load
+from patchbank.probe.results import ProbeResult
+from patchbank.probe.run import SWEEP, run_probe
+
+QUICK: dict[str, Any] = {
+    "C": [1e-3, 1e-2, 1e-1],
+    "bootstrap": 200,
+    "interval": "percentile",
+    "folds": 3,
+    "inner_folds": 3,
+    "jobs": 1,
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[ProbeResult, Path]:
+    out = tmp_path_factory.mktemp("out")
+    result = run_probe(
+        train=study.train,
+        tests=[study.external],
+        bank=study.bank,
+        encoders=["good", "poor"],
+        features=["good/center:0.5 + poor/full/cls"],
+        out=out,
+        **QUICK,
+    )
+    return result, out
+
+
+def test_the_signal_is_found_and_the_better_features_are_chosen(result: tuple[ProbeResult, Path]) -> None:
+    found, _ = result
+    assert found.chosen == "good/center:0.5/cls + poor/full/cls"
+    auroc = {
+        (r["dataset"], r["features"]): r["metrics"]["auroc"]
+        for r in found.leaderboard()
+        if r["role"] == "refit"
+    }
+    for dataset in ("inner:test", "outer"):
+        value, low, high = auroc[dataset, found.chosen]
+        assert low < value < high
+        assert value > 0.8
+        assert value > auroc[dataset, "poor/full/cls"][0]
+
+
+def test_every_prediction_is_kept_with_its_patch(study: Any, result: tuple[ProbeResult, Path]) -> None:
+    found, out = result
+    table = pd.read_parquet(out / "predictions.parquet")
+    pd.testing.assert_frame_equal(table, found.predictions)
+    train_ids = study.train.table["patch_id"][study.train.table["split"] == "train"]
+    for name in ["good/full/cls", "poor/full/cls", SWEEP]:
+        oof = table[(table["features"] == name) & (table["role"] == "oof")]
+        assert oof["patch_id"].tolist() == train_ids.tolist()
+        assert (oof["fold"] > 0).all()
+        ensemble = table[(table["features"] == name) & (table["role"] == "ensemble")]
+        assert set(ensemble["patch_id"]) == {*study.external.table["patch_id"]} | (
+            {*study.train.table["patch_id"]} - {*train_ids}
+        )
+    np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(-table["score"])))
+
+
+def test_scores_are_those_of_the_saved_predictions(result: tuple[ProbeResult, Path]) -> None:
+    from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+
+    found, out = result
+    table = pd.read_parquet(out / "predictions.parquet")
+    checked = 0
+    for record in found.document["scores"]:
+        rows = table[
+            (table["features"] == record["features"])
+            & (table["role"] == record["role"])
+            & (table["dataset"] == record["dataset"])
+        ]
+        if record["domain"]:
+            rows = rows[rows["domain"] == record["domain"]]
+        y, p, metrics = rows["label"], rows["probability"], record["metrics"]
+        assert metrics["auroc"][0] == pytest.approx(roc_auc_score(y, p))
+        assert metrics["average_precision"][0] == pytest.approx(average_precision_score(y, p))
+        assert metrics["balanced_accuracy"][0] == pytest.approx(balanced_accuracy_score(y, p >= 0.5))
+        if not record["domain"]:
+            at = balanced_accuracy_score(y, p >= rows["threshold"])
+            assert record["at_threshold"]["balanced_accuracy"][0] == pytest.approx(at)
+        checked += 1
+    assert checked > 20
+
+
+def test_test_labels_change_nothing_that_is_chosen(study: Any, result: tuple[ProbeResult, Path]) -> None:
+    """The labels of all test rows are shuffled: models, thresholds, calibration and predictions stay as they are."""
+    rng = np.random.default_rng(0)
+
+    def shuffled(manifest: Manifest, rows: np.ndarray) -> Manifest:
+        table = manifest.table.copy()
+        table.loc[rows, "label"] = rng.permutation(table.loc[rows, "label"])
+        return Manifest(manifest.header, table, manifest.root)
+
+    other = run_probe(
+        train=shuffled(study.train, (study.train.table["split"] == "test").to_numpy()),
+        tests=[shuffled(study.external, np.ones(len(study.external), bool))],
+        bank=study.bank,
+        encoders=["good", "poor"],
+        features=["good/center:0.5 + poor/full/cls"],
+        **QUICK,
+    )
+    found, _ = result
+
+    def chosen(result: ProbeResult) -> list[dict[str, Any]]:
+        return [{k: v for k, v in m.items() if k != "seconds"} for m in result.document["models"]]
+
+    assert chosen(other) == chosen(found)
+    assert other.chosen == found.chosen
+    same = [c for c in found.predictions.columns if c != "label"]
+    pd.testing.assert_frame_equal(other.predictions[same], found.predictions[same])
+    assert (other.predictions["label"] != found.predictions["label"]).any()
+
+
+def test_results_are_read_back(result: tuple[ProbeResult, Path], tmp_path: Path) -> None:
+    found, out = result
+    again = ProbeResult.load(out)
+    assert again.document == json.loads(json.dumps(found.document))
+    scores = pd.read_csv(out / "results.csv")
+    assert len(scores) == len(found.scores())
+    assert {
+        "features",
+        "role",
+        "dataset",
+        "domain",
+        "subset",
+        "kind",
+        "metric",
+        "value",
+        "low",
+        "high",
+    } <= set(scores)
+
+    document = json.loads((out / "results.json").read_text())
+    for change, message in (({"version": 99}, "upgrade"), ({"format": "other"}, "not a results.json")):
+        (tmp_path / "results.json").write_text(json.dumps({**document, **change}))
+        with pytest.raises(ProbeError, match=message):
+            ProbeResult.load(tmp_path)
+    with pytest.raises(ProbeError, match="cannot be read"):
+        ProbeResult.load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("backend", ["loky", "threading"])
+def test_backends_agree(study: Any, result: tuple[ProbeResult, Path], backend: str) -> None:
+    other = run_probe(
+        train=study.train,
+        bank=study.bank,
+        encoders=["good", "poor"],
+        backend=backend,
+        **{**QUICK, "jobs": 2, "bootstrap": 0},
+    )
+    found, _ = result
+    a, b = (
+        r.predictions.query("role == 'refit' and features == 'good/full/cls' and dataset == 'inner:test'")[
+            "score"
+        ]
+        for r in (other, found)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_ray_gives_the_same_numbers(
+    study: Any, result: tuple[ProbeResult, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a local cluster of a test; else a token is left at home
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        other = run_probe(
+            train=study.train,
+            bank=study.bank,
+            encoders=["good", "poor"],
+            backend="ray",
+            **{**QUICK, "jobs": 2},
+        )
+    finally:
+        ray.shutdown()
+    found, _ = result
+    a, b = (
+        r.predictions.query("role == 'refit' and features == 'poor/full/cls' and dataset == 'inner:test'")[
+            "score"
+        ]
+        for r in (other, found)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_rows_follow_the_manifest(study: Any) -> None:
+    X = load(study.train, encoder="good", bank=study.bank)
+    order = np.random.default_rng(0).permutation(len(study.train))
+    np.testing.assert_array_equal(load(study.train.select(order), encoder="good", bank=study.bank), X[order])
+
+
+def test_missing_rows_say_what_to_type(study: Any) -> None:
+    table = study.external.table.copy()
+    table.loc[3, "content_hash"] = "ab" * 16
+    changed = Manifest(study.external.header, table, study.external.root)
+    with pytest.raises(
+        RowsMissing, match=r"1 of 160 patches of outer .*outer/00003.*patchbank extract outer\.toml"
+    ):
+        load(changed, encoder="good", bank=study.bank)
+    table["content_hash"] = ""
+    unread = Manifest(study.external.header, table, study.external.root)
+    with pytest.raises(RowsMissing, match=r"160 of 160 .* --encoder good --view center:0.5"):
+        load(unread, encoder="good", bank=study.bank, view="center:0.5")
+
+
+def test_what_is_refused_before_any_work(study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("patchbank.probe.run.run_protocol", lambda *_, **__: pytest.fail("work was begun"))
+    common: dict[str, Any] = {"train": study.train, "bank": study.bank, **QUICK}
+    with pytest.raises(StoreNotFound, match="godo"):
+        run_probe(encoders=["godo"], **common)
+    with pytest.raises(InvalidRequest, match="did you mean 'class_weight'"):
+        run_probe(encoders=["good"], class_weigth=["none"], **common)
+    with pytest.raises(InvalidRequest, match="no features"):
+        run_probe(**common)
+    with pytest.raises(InvalidRequest, match="same name"):
+        run_probe(encoders=["good"], tests=[study.external, study.external], **common)
+    one_class = study.train.select((study.train.table["label"] == "Normal").to_numpy())
+    with pytest.raises(ProbeError, match="no positive row"):
+        run_probe(encoders=["good"], **{**common, "train": one_class})
+
+
+def test_leaks_are_refused_by_name(study: Any) -> None:
+    table = study.external.table.copy()
+    trained = study.train.table["split"] == "train"
+    table.loc[5, "content_hash"] = study.train.table.loc[trained, "content_hash"].iloc[7]
+    leaky = Manifest(study.external.header, table, study.external.root)
+    arguments: dict[str, Any] = {
+        "train": study.train,
+        "tests": [leaky],
+        "bank": study.bank,
+        "encoders": ["good"],
+    }
+    with pytest.raises(ProbeError, match="outer/00005"):
+        run_probe(**arguments, **QUICK)
+    allowed = run_probe(**arguments, allow_leaks=["content"], **QUICK)
+    assert allowed.document["leaks"]["found"]["content"] == 1
+
+
+def test_repeated_content_is_scored_once_beside_the_raw_numbers(study: Any) -> None:
+    """Rows 0..2 show one image with one label, rows 3 and 4 one image with both labels."""
+    table = study.external.table.copy()
+    hashes = table["content_hash"]
+    table.loc[[1, 2], ["content_hash", "label"]] = [hashes[0], table["label"][0]]
+    table.loc[4, "content_hash"] = hashes[3]
+    table.loc[[3, 4], "label"] = ["Normal", "Atypical"]
+    repeated = Manifest(study.external.header, table, study.external.root)
+    found = run_probe(train=study.train, tests=[repeated], bank=study.bank, encoders=["good"], **QUICK)
+    n = {r["subset"]: r["n"] for r in found.document["scores"] if r["dataset"] == "outer" and not r["domain"]}
+    assert n == {"raw": 160, "dedup": 160 - 2 - 2}
+    assert found.document["leaks"]["found"]["labels"] == 1
+
+
+def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
+    header = dataclasses.replace(study.train.header, classes=("Normal", "Atypical", "Other"))
+    three = Manifest(header, study.train.table, study.train.root)
+    with pytest.raises(InvalidRequest, match=r"3 classes.*--positive 'Atypical'"):
+        run_probe(train=three, bank=study.bank, encoders=["good"], **QUICK)
+    found = run_probe(train=three, bank=study.bank, encoders=["good"], positive="Normal", **QUICK)
+    assert found.predictions["label"].sum() > len(found.predictions) / 2
