@@ -61,9 +61,9 @@ def augment(
 
 
 def d4(pixels: np.ndarray, k: int) -> np.ndarray:
-    """The k-th of the 8 symmetries of the square: k % 4 quarter turns, mirrored where k >= 4."""
-    turned = np.rot90(pixels, k % 4)
-    return np.ascontiguousarray(turned[:, ::-1] if k >= 4 else turned)
+    """Symmetry k = 0..7 of the square, numbered as extract's views: mirrored if k >= 4, then k % 4 turns."""
+    flip, turns = divmod(k, 4)
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if flip else pixels, turns))
 
 
 def step_faults(step: Any) -> Iterable[str]:

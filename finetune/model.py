@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import EncoderError, InvalidRequest
-from ..extract.cards import Card, Transform
+from ..errors import EncoderError, InvalidRequest, UnknownEncoder
+from ..extract.cards import Card, Transform, load_card
+from ..extract.models import Network, build_network
 from ..extract.tokens import parse_policy, select, vector_dim
-from ..extract.views import crop_box, parse_views, prepare
+from ..extract.views import parse_views, prepare
+from ..extract.weights import Weights
 from .lora import add_lora
 from .recipe import STATISTICS, Recipe
 
@@ -19,14 +21,13 @@ from .recipe import STATISTICS, Recipe
 class Classifier(nn.Module):
     """backbone -> tokens -> vector -> logit of the positive class.
 
-    backbone : a timm model without a head (`forward_features`; `forward_head` for the policy "pooled")
-    transform : of the input; what `prepare` does
+    backbone : an adapter of extract.models; transform : of its input, what `prepare` does
     prefix : tokens before the patch tokens
     pooling : "cls", "mean", "cls+mean" or "pooled"; dim : width of that vector
     """
 
     def __init__(
-        self, backbone: nn.Module, *, transform: Transform, prefix: int, pooling: str, dim: int, seed: int
+        self, backbone: Network, *, transform: Transform, prefix: int, pooling: str, dim: int, seed: int
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -38,59 +39,96 @@ class Classifier(nn.Module):
         self._std = np.asarray(transform.std, np.float32)
 
     def prepare(self, pixels: np.ndarray, *, sized: bool = False) -> Tensor:
-        """uint8 (h, w, 3) -> float32 (3, size, size), normalised; `sized` pixels are not resized or cropped again."""
+        """uint8 (h, w, 3) -> float32 (3, size, size), normalised; `sized` pixels are only normalised."""
         size = self.transform.size
         if not sized:
             pixels = prepare(pixels, self.transform)
         if pixels.shape != (size, size, 3):
             raise InvalidRequest(
-                f"the augmentation makes {pixels.shape[1]} x {pixels.shape[0]} pixels, and the encoder's input is {size} x "
-                f"{size}: set the step's size to {size}, or the recipe's input_size"
+                f"the augmentation makes {pixels.shape[1]} x {pixels.shape[0]} pixels, and the encoder's input "
+                f"is {size} x {size}: set the step's size to {size}, or the recipe's input_size"
             )
         values = (pixels.astype(np.float32) / 255 - self._mean) / self._std
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
     def embed(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> float32 (b, dim)."""
-        features: Any = self.backbone.forward_features(batch)  # pyright: ignore[reportCallIssue]
+        features = self.backbone.features(batch, pooled=self.pooling == "pooled")
         if self.pooling == "pooled":
-            return self.backbone.forward_head(features, pre_logits=True).float()  # pyright: ignore[reportCallIssue]
-        return select(features, self.prefix, self.pooling)
+            if features.pooled is None:
+                raise EncoderError("this encoder pools nothing by itself; set tokens to cls or mean")
+            return features.pooled.float()
+        if features.tokens is None:
+            raise EncoderError("this encoder gives no tokens; set tokens to pooled")
+        return select(features.tokens, self.prefix, self.pooling)
 
     def forward(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> logits (b,)."""
         return self.head(self.embed(batch)).squeeze(-1)
 
+    @property
+    def inner(self) -> nn.Module:
+        """The timm or transformers model itself; adapters are named as it names its layers."""
+        model = getattr(self.backbone, "model", None)
+        return model if isinstance(model, nn.Module) else self.backbone
+
 
 def classifier(
-    card: Card, recipe: Recipe, *, build: Callable[[Card], nn.Module], seed: int | None = None
+    card: Card, recipe: Recipe, *, weights: Weights | None, build: Callable[..., Network] = build_network
 ) -> tuple[Classifier, list[str]]:
-    """The network of a recipe, ready to train: (it, names of the adapted layers within the backbone).
+    """The network of a recipe, ready to train: (it, names of the adapted layers within the encoder's model).
 
-    card : as `card_for` made it; build : gives the backbone of a card, with its weights
+    card : as `card_for` made it; weights : of its encoder, None for random ones
     """
-    seed = recipe.seed if seed is None else seed
-    policy = policy_of(card, recipe)
-    parsed = parse_policy(policy)
-    backbone = build(card)
-    if recipe.checkpointing:
-        if not hasattr(backbone, "set_grad_checkpointing"):
-            raise EncoderError(f"{card.id} cannot recompute activations: set checkpointing = false")
-        backbone.set_grad_checkpointing(True)  # pyright: ignore[reportCallIssue]
-    names: list[str] = []
-    if recipe.method == "lora":
-        names = add_lora(backbone, recipe, seed=seed)
-    else:
-        backbone.requires_grad_(True)
+    policy = parse_policy(policy_of(card, recipe))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)  # decides the weights that are not read from anywhere
+        backbone = build(card, weights)
     network = Classifier(
         backbone,
         transform=card.transform,
         prefix=card.prefix,
-        pooling=parsed.pooling,
-        dim=vector_dim(card, parsed),
-        seed=seed,
+        pooling=policy.pooling,
+        dim=vector_dim(card, policy),
+        seed=recipe.seed,
     )
+    if recipe.checkpointing:
+        switch = getattr(network.inner, "set_grad_checkpointing", None)
+        if switch is None:
+            raise EncoderError(f"{card.id} cannot recompute activations: set checkpointing = false")
+        switch(True)
+    names: list[str] = []
+    if recipe.method == "lora":
+        backbone.requires_grad_(False)
+        names = add_lora(network.inner, recipe, seed=recipe.seed)
+    else:
+        backbone.requires_grad_(True)
     return network, names
+
+
+def base_card(spec: str, recipe: Recipe) -> Card:
+    """The card of an encoder to train. With `random_weights`, also of a timm model that has no weights."""
+    if not (recipe.random_weights and spec.startswith("timm:")):
+        return card_for(load_card(spec), recipe)
+    import timm
+
+    name = spec.removeprefix("timm:")
+    if not timm.is_model(name):
+        raise UnknownEncoder(f"timm {timm.__version__} has no model {name!r}")
+    size = recipe.input_size or 224
+    with torch.device("meta"), torch.no_grad():
+        model: Any = timm.create_model(name, pretrained=False, num_classes=0).eval()
+        dim = model.forward_head(model.forward_features(torch.empty(1, 3, size, size)), pre_logits=True).shape[-1]
+    card = Card(
+        id=f"timm-{name}-random",
+        model=name,
+        dim=int(dim),
+        tokens="pooled",
+        arguments={"num_classes": 0},
+        transform=Transform(size=size),
+        note="random initialisation",
+    )
+    return card_for(card, recipe)
 
 
 def policy_of(card: Card, recipe: Recipe) -> str:
@@ -132,10 +170,3 @@ def crop_of(recipe: Recipe) -> float:
         )
     return views[0].crop
 
-
-def cut(pixels: np.ndarray, fraction: float) -> np.ndarray:
-    """The central fraction of a patch, uint8 (h, w, 3)."""
-    if fraction == 1:
-        return pixels
-    top, left, bottom, right = crop_box(*pixels.shape[:2], fraction)
-    return np.ascontiguousarray(pixels[top:bottom, left:right])

@@ -57,6 +57,7 @@ class Recipe:
     augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
     normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only repeat
                      what a publication did
+    random_weights   train from random weights in the place of the encoder's own
     """
 
     name: str = "lora"
@@ -93,6 +94,7 @@ class Recipe:
     clip: float = 1.0
     augment: tuple[Mapping[str, Any], ...] = ()
     normalize: str = "encoder"
+    random_weights: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,7 +182,7 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
 
 
 def _folder() -> Any:
-    return resources.files(__package__.rpartition(".")[0]) / "manifests" / "recipes"
+    return resources.files(str(__package__).rpartition(".")[0]) / "manifests" / "recipes"
 
 
 def _read(path: Any) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Progress:
     steps: int = 0
     patches: int = 0
     seconds: float = 0.0
+    train_seconds: float = 0.0
     best_epoch: int = 0
     best_score: float | None = None
     lr_scale: float = 1.0
@@ -121,6 +122,7 @@ def fit(
         while at.epoch < stop_at and not finished(recipe, at):
             started = time.perf_counter()
             loss = _train_epoch(network, recipe, train, at, optimizer, scaler, device, workers, progress)
+            at.train_seconds += time.perf_counter() - started
             logits = predict_logits(
                 network,
                 validation,

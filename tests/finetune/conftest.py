@@ -1,15 +1,21 @@
 """Tiny transformers and patches whose label can be seen, shared by the tests of fine-tuning."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from patchbank.datasets.manifest import Header, Manifest
 from patchbank.extract.cards import Card, Transform
+from patchbank.extract.models import TimmNetwork
 from patchbank.finetune.model import classifier
 from patchbank.finetune.recipe import Recipe, load_recipe
 from patchbank.finetune.train import Patches
+from PIL import Image
+from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
 TINY = Card(
@@ -24,13 +30,14 @@ TINY = Card(
 )
 
 
-def tiny_vit(_: Card | None = None) -> VisionTransformer:
+def tiny_vit(card: Card = TINY, _: object = None) -> TimmNetwork:
     """Dim 32, depth 2, 16 patch tokens of 8 px, LayerScale; the same weights each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
-        return VisionTransformer(
+        model = VisionTransformer(
             img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0, init_values=0.5
         )
+        return TimmNetwork(model, card)
 
 
 def tiny_patches(n: int, *, seed: int, name: str = "tiny") -> Patches:
@@ -56,16 +63,71 @@ def tiny_recipe(**changes: object) -> Recipe:
     return load_recipe("lora", **{**small, "weight_decay": 0.0, **changes})
 
 
+CARD = """
+id = "tiny-vit"
+model = "vit_tiny_patch16_224"
+dim = 32
+grid = 16
+prefix = 1
+tokens = "cls"
+precision = "fp32"
+[arguments]
+img_size = 32
+patch_size = 8
+embed_dim = 32
+depth = 2
+num_heads = 2
+num_classes = 0
+init_values = 0.5
+[transform]
+size = 32
+"""
+
+
+def tiny_manifest(folder: Path, *, n: int = 60, seed: int = 0, name: str = "tiny", test: int = 0) -> Manifest:
+    """The patches as PNG files, ten groups; the last `test` rows are the split "test" with groups of their own."""
+    patches = tiny_patches(n, seed=seed, name=name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.fromarray(patches.read(i)).save(folder / f"{i}.png")
+    is_test = np.arange(n) >= n - test
+    table = pd.DataFrame(
+        {
+            "patch_id": patches.ids,
+            "path": [f"{i}.png" for i in range(n)],
+            "label": np.where(patches.labels == 1, "odd", "plain"),
+            "group": [f"{'t' if held else 'g'}{i % 10}" for i, held in enumerate(is_test)],
+            "domain": "",
+            "split": np.where(is_test, "test", "train"),
+        }
+    )
+    header = Header(
+        name=name, version="1", classes=("plain", "odd"), positive="odd", licence="CC0", source="made by a test"
+    )
+    return Manifest(header, table, folder)
+
+
+@pytest.fixture
+def tiny_encoder(tmp_path: Path) -> tuple[str, Path]:
+    """A card and the file of its weights, those of tiny_vit()."""
+    folder = tmp_path / "encoder"
+    folder.mkdir()
+    (folder / "tiny-vit.toml").write_text(CARD)
+    save_file(tiny_vit().model.state_dict(), folder / "weights.safetensors")
+    return str(folder / "tiny-vit.toml"), folder / "weights.safetensors"
+
+
 @pytest.fixture
 def tiny() -> Iterator[SimpleNamespace]:
-    """card, vit(), patches(n, seed=), recipe(**changes), network(recipe); one thread."""
+    """card, vit(), patches(n, seed=), manifest(folder), recipe(**changes), network(recipe); one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield SimpleNamespace(
         card=TINY,
         vit=tiny_vit,
         patches=tiny_patches,
+        manifest=tiny_manifest,
         recipe=tiny_recipe,
-        network=lambda recipe: classifier(TINY, recipe, build=tiny_vit)[0],
+        network=lambda recipe: classifier(TINY, recipe, weights=None, build=tiny_vit)[0],
     )
     torch.set_num_threads(threads)

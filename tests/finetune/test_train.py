@@ -65,7 +65,7 @@ def test_the_loss_falls_and_validation_rises(tiny: SimpleNamespace, tmp_path: Pa
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_in_pieces_has_the_same_bits(tiny: SimpleNamespace, tmp_path: Path, method: str) -> None:
     recipe = tiny.recipe(method=method, accumulate=2)
-    whole, _ = train(tiny, recipe, tmp_path / "whole")
+    train(tiny, recipe, tmp_path / "whole")
     for _ in range(4):
         train(tiny, recipe, tmp_path / "pieces", max_epochs=1)
     a, b = load_tensors(tmp_path / "whole" / STATE), load_tensors(tmp_path / "pieces" / STATE)
@@ -85,7 +85,7 @@ spec.loader.exec_module(tiny)
 from patchbank.finetune.model import classifier
 from patchbank.finetune.train import fit
 recipe = tiny.tiny_recipe(epochs=5, patience=5)
-network, _ = classifier(tiny.TINY, recipe, build=tiny.tiny_vit)
+network, _ = classifier(tiny.TINY, recipe, weights=None, build=tiny.tiny_vit)
 fit(network, recipe, tiny.tiny_patches(48, seed=1), tiny.tiny_patches(30, seed=2, name="val"),
     folder=Path({folder!r}), run_key={{"run": "test"}}, progress=False)
 """
@@ -102,7 +102,7 @@ def test_kill_9_and_resume_ends_with_the_same_bits(tiny: SimpleNamespace, tmp_pa
     assert child.wait() == -signal.SIGKILL, "the run was over before it could be killed"
     recipe = tiny.recipe(epochs=5, patience=5)
     left = load_tensors(folder / STATE)
-    network, at = train(tiny, recipe, folder)
+    _, at = train(tiny, recipe, folder)
     assert at.epoch == 5
     assert not list(folder.glob(".*.tmp"))
     _, whole = train(tiny, recipe, tmp_path / "whole")

@@ -1,0 +1,89 @@
+"""From manifests to the rows of one fold: the same rows, ids, labels, folds and leak audit as the probes'."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..datasets.folds import Folds, effective_groups, folds_for
+from ..datasets.hashes import hex_hashes, resolve
+from ..datasets.images import content_hash
+from ..datasets.manifest import Manifest
+from ..datasets.sources import open_source
+from ..errors import InvalidRequest
+from ..extract.views import crop_pixels
+from ..probe.config import ProbeConfig
+from ..probe.run import StudyData, audit, gather
+from .train import Patches
+
+IN_MEMORY_BYTES = 2 << 30  # decoded patches up to this size are read once and kept
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Labelled rows of the training set with their folds (int (n,), 1..K), and the evaluation sets."""
+
+    study: StudyData
+    folds: Folds
+    fold: np.ndarray
+
+
+def gather_rows(
+    train: Manifest,
+    tests: Sequence[Manifest],
+    *,
+    folds: str | int,
+    seed: int,
+    config: ProbeConfig,
+) -> TrainingData:
+    """Select and check the rows as `run_probe` does: labelled, split "train", grouped folds, no leaks.
+
+    Manifests without content hashes are read once to compute them.
+    Raises InvalidRequest, ManifestError, ProbeError as the probe does, before anything is trained.
+    """
+    train, tests = with_hashes(train), [with_hashes(one) for one in tests]
+    study = gather(train, tests, None, config)
+    made = folds_for(study.train_manifest, folds, seed=seed)
+    fold = made.assign(effective_groups(study.train_manifest))
+    audit(study, fold, None, config)
+    return TrainingData(study, made, fold)
+
+
+def with_hashes(manifest: Manifest) -> Manifest:
+    """The manifest with a content hash in every row; images whose hash is not known are read."""
+    hashes, known = resolve(manifest)
+    if known.all():
+        return manifest
+    source = open_source(manifest)
+    missing = np.flatnonzero(~known)
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda i: content_hash(source.read(int(i))), missing)
+        hashes[missing] = [np.frombuffer(one, np.uint8) for one in found]
+    table = manifest.table.assign(content_hash=hex_hashes(hashes))
+    return Manifest(manifest.header, table, manifest.root)
+
+
+def patches_of(manifest: Manifest, labels: np.ndarray | None, *, crop: float = 1.0) -> Patches:
+    """The rows of a manifest as the loop reads them; decoded once and kept where they are small enough.
+
+    labels : 0 or 1, (n,), or None where they are not known; crop : central fraction of each side
+    """
+    source = open_source(manifest)
+    ids = manifest.table["patch_id"].tolist()
+    values = np.full(len(ids), np.nan, np.float32) if labels is None else labels.astype(np.float32)
+    patches = Patches(ids, values, lambda i: np.ascontiguousarray(crop_pixels(source.read(i), crop)))
+    if not ids or len(ids) * patches.read(0).nbytes > IN_MEMORY_BYTES:
+        return patches
+    with ThreadPoolExecutor(4) as pool:
+        kept = list(pool.map(patches.read, range(len(ids))))
+    return replace(patches, read=kept.__getitem__)
+
+
+def chosen_folds(folds: Folds, only: Sequence[int] | None) -> list[int]:
+    """The fold numbers to train, 1..K. Raises InvalidRequest for one that is not there."""
+    there = list(range(1, folds.n_splits + 1))
+    wrong = sorted(set(only or []) - set(there))
+    if wrong:
+        raise InvalidRequest(f"there is no fold {wrong}; {folds.name!r} has 1 to {folds.n_splits}")
+    return sorted(set(only)) if only else there

@@ -1,0 +1,458 @@
+"""Fine-tune one encoder on every fold: jobs that are independent of each other, then one table of scores."""
+
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import expit
+from tqdm import tqdm
+
+from .. import __version__
+from ..datasets.manifest import Manifest, write_atomically
+from ..errors import InvalidRequest, TrainingError
+from ..extract.cards import Card
+from ..extract.devices import resolve_devices
+from ..extract.weights import Weights, locate
+from ..probe.config import ProbeConfig
+from ..probe.protocol import adjustment
+from ..probe.results import ProbeResult
+from ..probe.run import StudyData, describe, predictions_table
+from ..probe.scoring import Column, Rows, score_set
+from . import checkpoint
+from .data import TrainingData, chosen_folds, gather_rows, patches_of
+from .engines import run_all
+from .lora import adapter_config, adapter_state
+from .model import Classifier, base_card, classifier, crop_of, policy_of
+from .recipe import Recipe, load_recipe
+from .train import finished, fit, peak_memory_bytes, predict_logits
+
+UNADJUSTED = np.array([0.0, 1.0, 1.0, 0.0])  # threshold, 1 / temperature, Platt's scale and offset: nothing chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldJob:
+    """Everything that one fold's training needs; pickles, so that it can run on another machine.
+
+    rows : the labelled training set; y, fold : int (n,); tests : evaluation sets by name, scored at the end
+    """
+
+    folder: Path
+    card: Card
+    spec: str
+    weights: Weights | None
+    recipe: Recipe
+    rows: Manifest
+    y: np.ndarray
+    fold: np.ndarray
+    fold_number: int
+    folds_name: str
+    tests: Mapping[str, Manifest]
+    test_labels: Mapping[str, np.ndarray]
+    device: str = "cpu"
+    threads: int = 0
+    workers: int = 0
+    progress: bool = True
+
+    @property
+    def run_key(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on."""
+        digest = hashlib.blake2b(digest_size=16)
+        columns = (self.rows.table["patch_id"], self.rows.table["content_hash"], self.y, self.fold)
+        for column in columns:
+            digest.update("\0".join(map(str, column)).encode())
+        return {
+            "encoder": self.card.id,
+            "weights": self.weights.identity if self.weights else f"random, seed {self.recipe.seed}",
+            "recipe": self.recipe.digest,
+            "data": digest.hexdigest(),
+            "fold": self.fold_number,
+        }
+
+
+def run_finetune(
+    *,
+    train: Manifest,
+    tests: Sequence[Manifest] = (),
+    encoder: str,
+    recipe: str | Path | Recipe = "lora",
+    out: str | os.PathLike[str],
+    folds: str | int = "balanced",
+    only_folds: Sequence[int] | None = None,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    engine: str = "local",
+    threads: int = 0,
+    workers: int = 0,
+    bootstrap: int = 2000,
+    positive: str | None = None,
+    allow_leaks: Sequence[str] = (),
+    progress: bool = True,
+    **overrides: Any,
+) -> ProbeResult:
+    """Fine-tune one encoder, one model a fold.
+
+    Fitted on : for fold k, the labelled rows of `train` (split "train") that are not in fold k.
+    Chosen on : the rows of fold k: after every epoch the recipe's `monitor`, which keeps the best epoch, stops the run
+        and, with "plateau", sets the learning rate. So fold k's out-of-fold score is of rows that chose the epoch
+        (an optimism that a probe's nested choice has not; the test sets have none).
+    Refit : none. The ensemble is the mean probability of the fold models.
+    Scored : fold k's rows by model k ("oof"); the other splits of `train` and all labelled rows of `tests`, after
+        training, by every fold's model ("fold 1", ...) and by the ensemble. Threshold, temperature and Platt's scaling
+        of a fold come from the other folds' out-of-fold scores; of the ensemble from all of them.
+
+    encoder : what `extract.cards.load_card` takes; recipe : name, TOML file or Recipe, `overrides` change single values
+    out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json and
+        results.csv in the format of `run_probe`. The same call goes on where it was interrupted.
+    folds, positive, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
+    engine : "local" (one after the other) or "ray" (independent tasks, one GPU each where there are any)
+    threads : torch's on a CPU (0: its default); workers : processes that read and augment, a fold
+
+    Raises InvalidRequest, UnknownEncoder, EncoderError, ProbeError, ... before any training; TrainingError in it.
+    """
+    jobs, data, config, folder = prepare_jobs(
+        train=train,
+        tests=tests,
+        encoder=encoder,
+        recipe=recipe,
+        out=out,
+        folds=folds,
+        only_folds=only_folds,
+        device=device,
+        checkpoint=checkpoint,
+        weights_dir=weights_dir,
+        threads=threads,
+        workers=workers,
+        bootstrap=bootstrap,
+        positive=positive,
+        allow_leaks=allow_leaks,
+        progress=progress,
+        **overrides,
+    )
+    run_all(train_fold, jobs, engine=engine)
+    return collect(folder, jobs, data, config)
+
+
+def prepare_jobs(
+    *,
+    train: Manifest,
+    tests: Sequence[Manifest],
+    encoder: str,
+    recipe: str | Path | Recipe,
+    out: str | os.PathLike[str],
+    folds: str | int = "balanced",
+    only_folds: Sequence[int] | None = None,
+    device: str = "auto",
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    threads: int = 0,
+    workers: int = 0,
+    bootstrap: int = 2000,
+    positive: str | None = None,
+    allow_leaks: Sequence[str] = (),
+    progress: bool = True,
+    **overrides: Any,
+) -> tuple[list[FoldJob], TrainingData, ProbeConfig, Path]:
+    """The jobs of `run_finetune`, one a fold, with everything that can be refused refused."""
+    chosen = load_recipe(recipe, encoder=encoder, **overrides)
+    card = base_card(encoder, chosen)
+    policy = policy_of(card, chosen)
+    place = str(resolve_devices(device)[0])
+    crop_of(chosen)
+    name = f"{card.id}+{chosen.name.split(':')[-1].removesuffix('-' + card.id)}"
+    config = ProbeConfig(
+        features=(f"{name}/{chosen.view}/{policy}",),
+        folds=folds,
+        seed=chosen.seed,
+        bootstrap=bootstrap,
+        positive=positive,
+        allow_leaks=tuple(allow_leaks),
+    )
+    if chosen.random_weights and (checkpoint or weights_dir):
+        raise InvalidRequest(f"recipe {chosen.name!r} starts from random weights: leave the checkpoint out")
+    weights = None
+    if not chosen.random_weights:
+        weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
+    data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
+    folder = Path(out) / name
+    job = FoldJob(
+        folder=folder,
+        card=card,
+        spec=encoder,
+        weights=weights,
+        recipe=chosen,
+        rows=data.study.train_manifest,
+        y=data.study.train.y,
+        fold=data.fold,
+        fold_number=0,
+        folds_name=data.folds.name,
+        tests={r.dataset: m for r, m in zip(data.study.tests, data.study.test_manifests, strict=True)},
+        test_labels={r.dataset: r.y for r in data.study.tests},
+        device=place,
+        threads=threads,
+        workers=workers,
+        progress=progress,
+    )
+    numbers = chosen_folds(data.folds, only_folds)
+    return [replace(job, folder=folder / f"fold-{k}", fold_number=k) for k in numbers], data, config, folder
+
+
+def train_fold(
+    job: FoldJob, *, build: Callable[..., Any] | None = None, max_epochs: int | None = None
+) -> dict[str, Any] | None:
+    """Train one fold to its end, score its rows and the evaluation sets, write the model; the card.
+
+    A fold that is done is not trained again; None where `max_epochs` stopped it before its end.
+    """
+    card_file = job.folder / checkpoint.CARD
+    if card_file.exists():
+        done = checkpoint.read_card(job.folder)
+        if done["run_key"] != job.run_key:
+            different = [k for k, v in job.run_key.items() if done["run_key"].get(k) != v]
+            raise InvalidRequest(
+                f"{job.folder} holds a finished model of another {', '.join(different)}: choose another --out"
+            )
+        return done
+    if job.threads:
+        torch.set_num_threads(job.threads)
+    held_out = job.fold == job.fold_number
+    crop = crop_of(job.recipe)
+    train = patches_of(job.rows.select(~held_out), job.y[~held_out], crop=crop)
+    validation = patches_of(job.rows.select(held_out), job.y[held_out], crop=crop)
+    options = {} if build is None else {"build": build}
+    network, names = classifier(job.card, job.recipe, weights=job.weights, **options)
+    at = fit(
+        network,
+        job.recipe,
+        train,
+        validation,
+        folder=job.folder,
+        run_key=job.run_key,
+        device=job.device,
+        workers=job.workers,
+        max_epochs=max_epochs,
+        progress=job.progress,
+    )
+    if not finished(job.recipe, at):
+        return None
+    logits = {"oof": _score(network, job, validation)}
+    for name, manifest in job.tests.items():
+        logits[name] = _score(network, job, patches_of(manifest, job.test_labels[name], crop=crop))
+    _write_scores(job, held_out, logits)
+    _write_rows(job, held_out)
+    _write_model(network, names, job)
+    about = {
+        "name": f"{job.folder.parent.name}.{job.folder.name}",
+        "run_key": job.run_key,
+        "encoder": {
+            "spec": job.spec,
+            "id": job.card.id,
+            "weights": job.run_key["weights"],
+            "dim": network.dim,
+            "tokens": policy_of(job.card, job.recipe),
+            "view": job.recipe.view,
+            "input_size": job.card.transform.size,
+            "adapted_layers": names,
+            "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+            "parameters": sum(p.numel() for p in network.parameters()),
+        },
+        "recipe": job.recipe.to_dict(),
+        "data": {
+            "name": job.rows.header.name,
+            "version": job.rows.header.version,
+            "positive": job.rows.header.positive,
+            "classes": list(job.rows.header.classes),
+            "folds": job.folds_name,
+            "fold": job.fold_number,
+            "training_rows": int((~held_out).sum()),
+            "training_positive": int(job.y[~held_out].sum()),
+            "validation_rows": int(held_out.sum()),
+            "validation_positive": int(job.y[held_out].sum()),
+            "scored": {name: len(manifest) for name, manifest in job.tests.items()},
+        },
+        "training": {
+            "epochs": at.epoch,
+            "best_epoch": at.best_epoch,
+            "steps": at.steps,
+            "patches": at.patches,
+            "seconds": round(at.seconds, 3),
+            "patches_per_second": round(at.patches / at.train_seconds, 2),
+            "peak_memory_bytes": peak_memory_bytes(job.device),
+            "device": job.device,
+            "threads": torch.get_num_threads(),
+            "history": at.history,
+        },
+        "validation": at.history[at.best_epoch - 1],
+        "provenance": provenance(),
+    }
+    checkpoint.write_card(job.folder, about)
+    return checkpoint.read_card(job.folder)
+
+
+def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
+    """Scores with intervals and every prediction, over the folds of these jobs; saved in `folder`."""
+    study, features = data.study, config.features[0]
+    numbers = [job.fold_number for job in jobs]
+    cards = [checkpoint.read_card(job.folder) for job in jobs]
+    scores = [pd.read_parquet(job.folder / "scores.parquet") for job in jobs]
+    keep = np.isin(data.fold, numbers)
+    fold = data.fold[keep]
+    train = _subset(study.train, keep)
+    trained = StudyData(study.train_manifest.select(keep), study.test_manifests, train, study.tests)
+
+    oof = np.full(len(train), np.nan)
+    for k, table in zip(numbers, scores, strict=True):
+        own = table[table["dataset"] == "oof"].set_index("patch_id")["score"]
+        oof[fold == k] = own.loc[train.patch_id[fold == k].tolist()].to_numpy()
+    adjusted = np.tile(UNADJUSTED, (len(train), 1))
+    if len(numbers) > 1:
+        for k in numbers:
+            adjusted[fold == k] = adjustment(train.y[fold != k], oof[fold != k])
+    ensemble_adjusted = adjustment(train.y, oof)
+    columns = {train.dataset: [Column(features, "oof", oof, adjusted)]}
+    for rows in study.tests:
+        each = np.stack(
+            [
+                t[t["dataset"] == rows.dataset]
+                .set_index("patch_id")["score"]
+                .loc[rows.patch_id.tolist()]
+                .to_numpy()
+                for t in scores
+            ],
+            axis=1,
+        )
+        probability = expit(each).mean(axis=1).clip(1e-12, 1 - 1e-12)
+        mean = np.log(probability) - np.log1p(-probability)
+        columns[rows.dataset] = [
+            *(
+                Column(features, f"fold {k}", each[:, i], np.tile(UNADJUSTED, (len(rows), 1)))
+                for i, k in enumerate(numbers)
+            ),
+            Column(features, "ensemble", mean, np.tile(ensemble_adjusted, (len(rows), 1))),
+        ]
+    document = {
+        "config": config.to_dict(),
+        "provenance": provenance(),
+        "data": [
+            describe(rows, manifest)
+            for rows, manifest in zip(
+                [train, *study.tests], [trained.train_manifest, *study.test_manifests], strict=True
+            )
+        ],
+        "folds": {
+            "name": data.folds.name,
+            "n_splits": data.folds.n_splits,
+            "made_with": data.folds.made_with,
+            "trained": numbers,
+        },
+        "chosen": features,
+        "models": [
+            {
+                "features": features,
+                "dim": cards[0]["encoder"]["dim"],
+                "criterion": float(np.mean([c["validation"][c["recipe"]["monitor"]] for c in cards])),
+                "threshold": float(expit(ensemble_adjusted[0])),
+                "temperature": float(1 / ensemble_adjusted[1]) if ensemble_adjusted[1] else None,
+                "platt": ensemble_adjusted[2:].tolist(),
+                "recipe": cards[0]["recipe"],
+                "folds": [
+                    {"fold": k, "validation": c["validation"], "training": c["training"], "files": c["files"]}
+                    for k, c in zip(numbers, cards, strict=True)
+                ],
+                "seconds": {"all": sum(c["training"]["seconds"] for c in cards)},
+            }
+        ],
+        "scores": [
+            record
+            for rows in [train, *study.tests]
+            for record in score_set(rows, columns[rows.dataset], config=config)
+        ],
+        "comparisons": [],
+    }
+    plan: Any = SimpleNamespace(folds=fold)  # all that the table of predictions asks of a probe's plan
+    result = ProbeResult(document, predictions_table(trained, plan, columns))
+    result.save(folder)
+    return result
+
+
+def provenance() -> dict[str, Any]:
+    """What made the numbers, apart from the recipe."""
+    import peft
+    import timm
+
+    return {
+        "patchbank": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "peft": peft.__version__,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv[1:] if Path(sys.argv[0]).stem == "patchbank" else [],
+    }
+
+
+def _score(network: Classifier, job: FoldJob, patches: Any) -> np.ndarray:
+    return predict_logits(
+        network,
+        patches,
+        batch_size=job.recipe.batch_size * 4,
+        device=job.device,
+        precision=job.recipe.eval_precision or job.recipe.precision,
+        workers=job.workers,
+        progress=job.progress,
+    )
+
+
+def _write_scores(job: FoldJob, held_out: np.ndarray, logits: Mapping[str, np.ndarray]) -> None:
+    ids = {"oof": job.rows.table["patch_id"][held_out], **{n: m.table["patch_id"] for n, m in job.tests.items()}}
+    parts = [
+        pd.DataFrame({"dataset": name, "patch_id": ids[name].to_numpy(), "score": values})
+        for name, values in logits.items()
+    ]
+    bad = {name: int((~np.isfinite(values)).sum()) for name, values in logits.items()}
+    if any(bad.values()):
+        raise TrainingError(f"{job.folder}: scores that are not finite: {bad}; use eval_precision bf16 or fp32")
+    table = pd.concat(parts, ignore_index=True)
+    write_atomically(job.folder / "scores.parquet", lambda to: table.to_parquet(to, index=False))
+
+
+def _write_rows(job: FoldJob, held_out: np.ndarray) -> None:
+    """Which patches the model has been trained on and chosen by: what the leak rule reads (see adapted.py)."""
+    table = job.rows.table[["patch_id", "content_hash", "group"]].assign(
+        role=np.where(held_out, "validation", "training")
+    )
+    write_atomically(job.folder / "rows.parquet", lambda to: table.to_parquet(to, index=False))
+
+
+def _write_model(network: Classifier, names: Sequence[str], job: FoldJob) -> None:
+    import json
+
+    head = {n: t.detach() for n, t in network.head.state_dict().items()}
+    checkpoint.save_tensors(job.folder / "head.safetensors", head)
+    if job.recipe.method == "full":
+        checkpoint.save_tensors(job.folder / "model.safetensors", network.inner.state_dict())
+        return
+    checkpoint.save_tensors(job.folder / "adapter_model.safetensors", adapter_state(network.inner))
+    text = json.dumps(adapter_config(job.recipe, names), indent=1) + "\n"
+    write_atomically(job.folder / "adapter_config.json", lambda to: to.write_text(text, "utf-8"))
+
+
+def _subset(rows: Rows, keep: np.ndarray) -> Rows:
+    from dataclasses import fields
+
+    return replace(
+        rows, **{f.name: getattr(rows, f.name)[keep] for f in fields(rows) if f.name != "dataset"}
+    )
