@@ -26,8 +26,7 @@ Floats = NDArray[np.float64]
 class Probe(Protocol):
     """What the module's docstring says."""
 
-    @property
-    def threshold(self) -> float: ...
+    threshold: ClassVar[float]
 
     def fit(
         self,
@@ -172,9 +171,9 @@ def _scale(X: Floats) -> tuple[Floats, Floats]:
 class Ridge:
     """Least squares on targets -1 and 1 with an L2 penalty alpha, closed form for all alphas at once.
 
-    Of `alphas` the one with the least weighted squared error left-one-group-out is taken (of equals the first),
-    which costs no refits: the held-out residuals of a group are (I - H_gg)^-1 r_g with the hat matrix H. The
-    columns are standardised once, over all training rows, and the intercept is free.
+    Of `alphas` the one with the least weighted squared error with one group left out is taken (of equals
+    the first). That costs no refits: held-out residuals are (I - H_gg)^-1 r_g with the hat matrix H.
+    The columns are standardised once, over all training rows, and the intercept is free.
     After `fit`: alpha_, group_errors_ (len(alphas),), coef_ (d,) and intercept_ on raw X.
     """
 
@@ -198,19 +197,28 @@ class Ridge:
         centre = np.average(z, axis=0, weights=rows.weight)
         target = np.where(rows.y, 1.0, -1.0)
         level = np.average(target, weights=rows.weight)
+        if len(np.unique(rows.codes)) < 2:
+            raise ProbeError("ridge leaves groups out to choose alpha: it needs at least two")
         # weighted rows; centring makes the free intercept orthogonal to them
-        left, singular, right = np.linalg.svd(root[:, None] * (z - centre), full_matrices=False)
+        z = root[:, None] * (z - centre)
         aim = root * (target - level)
-        projected = left.T @ aim
+        wide = z.shape[1] > z.shape[0]
+        curvature, vectors = np.linalg.eigh(z @ z.T if wide else z.T @ z)
+        curvature = np.maximum(curvature, 0.0)
+        turned = vectors * np.sqrt(curvature) if wide else z @ vectors  # z in its principal axes
+        projected = turned.T @ aim
         intercept_root = root / np.sqrt(rows.weight.sum())
         errors = []
         for alpha in self.alphas:
-            shrink = singular**2 / (singular**2 + alpha)
-            residual = aim - left @ (shrink * projected)
-            errors.append(_left_out_error(left * np.sqrt(shrink), intercept_root, residual, rows.codes))
+            residual = aim - turned @ (projected / (curvature + alpha))
+            hat_root = np.column_stack([turned / np.sqrt(curvature + alpha), intercept_root])
+            errors.append(_left_out_error(hat_root, residual, rows.codes))
         self.group_errors_ = np.array(errors) / rows.weight.sum()
         self.alpha_ = float(self.alphas[int(self.group_errors_.argmin())])
-        weights = right.T @ (singular / (singular**2 + self.alpha_) * projected)
+        if wide:
+            weights = z.T @ (vectors @ (vectors.T @ aim / (curvature + self.alpha_)))
+        else:
+            weights = vectors @ (projected / (curvature + self.alpha_))
         self.coef_ = weights / scale
         self.intercept_ = float(level - (centre + mean / scale) @ weights)
         return self
@@ -219,20 +227,17 @@ class Ridge:
         return np.asarray(X, np.float64) @ self.coef_ + self.intercept_
 
 
-def _left_out_error(
-    factor: Floats, intercept_root: Floats, residual: Floats, codes: NDArray[np.intp]
-) -> float:
-    """Sum of squared residuals (n,) of groups left out, H = factor factor' + intercept_root intercept_root'."""
+def _left_out_error(hat_root: Floats, residual: Floats, codes: NDArray[np.intp]) -> float:
+    """Sum over groups of the squared residuals (n,) that they have when left out; H = hat_root hat_root'."""
     order = np.argsort(codes, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
-    basis = np.concatenate([factor, intercept_root[:, None]], axis=1)
     total = 0.0
     for size in {len(m) for m in members}:  # groups of one size are solved as one stack
         stack = np.stack([m for m in members if len(m) == size])  # (groups, size)
-        step = max(1, (1 << 22) // (size * basis.shape[1]))
+        step = max(1, (1 << 22) // (size * (size + hat_root.shape[1])))
         for start in range(0, len(stack), step):
             block = stack[start : start + step]
-            h = basis[block]
+            h = hat_root[block]
             outside = np.eye(size) - h @ h.transpose(0, 2, 1)
             total += float((np.linalg.solve(outside, residual[block][..., None]) ** 2).sum())
     return total
@@ -275,9 +280,9 @@ class MLP:
     Sample weights need scikit-learn 1.7.
     """
 
-    hidden: int = 256
+    hidden: int = 128
     alpha: float = 1e-2
-    epochs: int = 50
+    epochs: int = 30
     seed: int = 0
     threshold: ClassVar[float] = 0.0
 
@@ -305,12 +310,12 @@ class MLP:
 
     def decision(self, X: ArrayLike) -> Floats:
         z = ((np.asarray(X, np.float64) - self._mean) / self._spread).astype(np.float32)
-        p = self._mlp.predict_proba(z)[:, 1].astype(np.float64)
+        p = np.asarray(self._mlp.predict_proba(z), np.float64)[:, 1]
         tiny = np.finfo(np.float32).tiny
         return special.logit(np.clip(p, tiny, 1 - np.finfo(np.float64).eps))
 
 
-PROBES: MappingProxyType[str, Callable[..., Probe]] = MappingProxyType(
+PROBES: MappingProxyType[str, type[Probe]] = MappingProxyType(
     {"knn": KNN, "centroid": NearestCentroid, "ridge": Ridge, "svm": LinearSVM, "mlp": MLP}
 )
 
