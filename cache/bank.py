@@ -101,7 +101,8 @@ class Bank:
         if not stores:
             known = sorted({name.split(".")[0] for name in self.names()})
             raise StoreNotFound(
-                f"no embeddings of the encoder {encoder!r} in {self.files}; there are: {', '.join(known) or 'none'}. "
+                f"no embeddings of the encoder {encoder!r} in {self.files}; "
+                f"there are: {', '.join(known) or 'none'}. "
                 f"Run: patchbank extract --encoder {encoder} --bank {self.files}"
             )
         asked = ", ".join(f"{part}={value}" for part, value in wanted.items() if value is not None)
@@ -109,11 +110,7 @@ class Bank:
         if not fits:
             raise StoreNotFound(f"no store of {encoder!r} in {self.files} has {asked}; there are: {listing}")
         parts = [p for p in wanted if len({getattr(store.identity, p) for store in fits}) > 1]
-        more = (
-            f"add {' or '.join(parts)}"
-            if parts
-            else "they differ in weights or preprocessing: name the store"
-        )
+        more = f"add {' or '.join(parts)}" if parts else "they differ in weights or preprocessing"
         raise StoreNotFound(
             f"{len(fits)} stores of {encoder!r} in {self.files} fit {asked} ({more}): {listing}"
         )

@@ -33,9 +33,7 @@ def explained(action: str, where: object) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in FULL:
-            advice = (
-                "the disk is full; free some space and run the same command again, what was published is kept"
-            )
+            advice = "the disk is full; free some space and run this again, what was published is kept"
         elif error.errno in READ_ONLY:
             advice = "it cannot be written; choose another place or have its permissions changed"
         else:
@@ -43,8 +41,11 @@ def explained(action: str, where: object) -> Iterator[None]:
         raise StoreError(f"cannot {action} {where}: {advice}") from error
 
 
-def nbytes(piece: Buffer) -> int:
-    return memoryview(piece).nbytes
+def as_bytes(piece: Buffer) -> memoryview:
+    """The bytes of a buffer; no copy of an array in C order."""
+    if isinstance(piece, np.ndarray):
+        return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+    return memoryview(piece).cast("B")
 
 
 class LocalFiles:
@@ -70,7 +71,7 @@ class LocalFiles:
     def names(self, folder: str) -> list[str]:
         """What lies directly in a folder, sorted; nothing where there is no such folder."""
         try:
-            return sorted(os.listdir(self.path(folder)))
+            return sorted(item.name for item in self.path(folder).iterdir())
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -264,7 +265,7 @@ class RemoteFiles:
 
     def put(self, files: Mapping[str, Sequence[Buffer]]) -> None:
         for name, pieces in files.items():
-            self.fs.pipe_file(self.path(name), b"".join(bytes(memoryview(p).cast("B")) for p in pieces))
+            self.fs.pipe_file(self.path(name), b"".join(as_bytes(piece) for piece in pieces))
 
     def create(self, name: str, content: bytes) -> bool:
         """Atomic where the file system knows conditional puts (s3fs, memory), else check and put."""
@@ -322,7 +323,7 @@ def open_files(place: str | os.PathLike[str]) -> Files:
 
 def write_all(descriptor: int, piece: Buffer) -> None:
     """os.write until everything is written (one call writes 2 GiB at most)."""
-    view = memoryview(piece).cast("B")
+    view = as_bytes(piece)
     while view:
         view = view[os.write(descriptor, view) :]
 

@@ -83,19 +83,19 @@ class Hdf5Layout(Layout):
     def block_of(self, file: str) -> str | None:
         return file.removesuffix(".h5") if file.endswith(".h5") and not file.startswith(TEMPORARY) else None
 
-    def recover(self, name: str) -> tuple[int, dict[str, Any]] | None:
+    def recover(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         try:
             with h5py.File(self.local.path(f"{BLOCKS}/{name}.h5"), "r") as file:
                 vectors, keys = file["embeddings"], file["content_hash"]
                 if not isinstance(vectors, h5py.Dataset) or not isinstance(keys, h5py.Dataset):
-                    return None
+                    return []
                 rows = len(keys)
                 extra = {"vectors_at": vectors.id.get_offset(), "keys_at": keys.id.get_offset()}
                 if vectors.shape != (rows, self.dim) or None in extra.values():
-                    return None
+                    return []
         except (OSError, KeyError, RuntimeError):  # what h5py raises for a file that is damaged
-            return None
-        return rows, {**extra, "frame": self._frame(f"{BLOCKS}/{name}.h5", rows, extra)}
+            return []
+        return [(rows, {**extra, "frame": self._frame(f"{BLOCKS}/{name}.h5", rows, extra)})]
 
     def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
         file = f"{BLOCKS}/{block.id}.h5"

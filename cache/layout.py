@@ -15,7 +15,7 @@ import numpy as np
 import xxhash
 
 from ..errors import StoreError
-from .files import Files
+from .files import Files, as_bytes
 from .identity import canonical
 from .log import Block
 
@@ -70,8 +70,8 @@ class Layout(ABC):
         """The block whose own file (a name in parts/blocks) this is."""
 
     @abstractmethod
-    def recover(self, name: str) -> tuple[int, dict[str, Any]] | None:
-        """Rows and record extras of an unpublished block, from its own files alone; None: not whole."""
+    def recover(self, name: str) -> list[tuple[int, dict[str, Any]]]:
+        """What the record of a block may have said, from its own files alone: (rows, extras) to try."""
 
     @abstractmethod
     def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
@@ -101,10 +101,8 @@ def segments_of(vectors: np.ndarray, keys: np.ndarray) -> str:
     """Checksums of every 256 rows, 16 hex digits each: xxh3-64 of the vectors' bytes, then the keys'."""
     sums = []
     for start in range(0, len(keys), SEGMENT_ROWS):
-        digest = xxhash.xxh3_64(
-            np.ascontiguousarray(vectors[start : start + SEGMENT_ROWS]).view(np.uint8).data
-        )
-        digest.update(np.ascontiguousarray(keys[start : start + SEGMENT_ROWS]).data)
+        digest = xxhash.xxh3_64(as_bytes(vectors[start : start + SEGMENT_ROWS]))
+        digest.update(as_bytes(keys[start : start + SEGMENT_ROWS]))
         sums.append(digest.hexdigest())
     return "".join(sums)
 
@@ -140,12 +138,12 @@ def check_description(document: dict[str, Any], where: str) -> dict[str, Any]:
         )
     if document.get("version") != VERSION:
         raise StoreError(
-            f"{where} is a store of format version {document.get('version')!r}; this patchbank reads version {VERSION}; "
-            "update patchbank"
+            f"{where}: the store has format version {document.get('version')!r}, this patchbank reads "
+            f"version {VERSION}; update patchbank"
         )
     if seal(document)["sum"] != document.get("sum"):
         raise StoreError(
-            f"the description of {where} was changed after it was written; `patchbank cache repair` restores it "
-            "from its copy"
+            f"{where}: the description was changed after it was written; `patchbank cache repair` restores "
+            "it from its copy"
         )
     return document

@@ -8,7 +8,8 @@ member is the checksum of everything before it:
 
 Types: `writer` opens a log (who, when, with which library versions), `block` publishes a block, `retire`
 takes blocks back (they were packed into others, or were damaged), `order` says which blocks, in which
-order, make up the finalised array (the highest generation counts).
+order, make up the finalised array (the highest generation counts; the line is written twice), `excuse`
+tells readers to pass over damaged lines that `repair` has dealt with. `n` counts a log's lines from 0.
 """
 
 import json
@@ -74,19 +75,28 @@ class Block:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Block":
-        known = ("type", "block", "rows", "segments", "time", "writer")
+        known = ("type", "n", "block", "rows", "segments", "time", "writer")
         extra = {name: value for name, value in record.items() if name not in known}
-        _, block, rows, segments, when, writer = (record[name] for name in known)
+        _, _, block, rows, segments, when, writer = (record[name] for name in known)
         return cls(block, rows, segments, when, writer, extra)
 
 
 @dataclass(frozen=True)
 class BadLine:
-    """A line of a log that is not what its writer wrote."""
+    """A line of a log that is not what its writer wrote.
+
+    kind    "damaged"; "missing" (lines before it are gone); "torn" (an unfinished last line: its writer
+            died, nothing is wrong)
+    digest  of the line as it is; `repair` excuses exactly that
+    """
 
     file: str
     line: int
-    torn: bool  # an unfinished last line: its writer died, nothing is wrong
+    kind: str
+    digest: str
+
+    def excuse(self) -> str:
+        return f"{self.file}:{self.line}:{self.digest}"
 
 
 @dataclass
@@ -99,8 +109,9 @@ class Catalog:
     order: list[str] = field(default_factory=list)
     order_record: dict[str, Any] = field(default_factory=dict)
     sessions: list[dict[str, Any]] = field(default_factory=list)
-    bad: list[BadLine] = field(default_factory=list)
-    _seen: dict[str, tuple[int, int]] = field(default_factory=dict)  # log -> bytes and lines taken in
+    excused: set[str] = field(default_factory=set)
+    bad: dict[str, BadLine] = field(default_factory=dict)  # by excuse; without the excused
+    _seen: dict[str, "_Place"] = field(default_factory=dict)
 
     @property
     def generation(self) -> int:
@@ -111,55 +122,66 @@ class Catalog:
         blocks = [block for name, block in self.published.items() if name not in self.retired]
         return sorted(blocks, key=lambda block: (block.time, block.id))
 
+    def damage(self) -> list[BadLine]:
+        return [bad for bad in self.bad.values() if bad.kind != "torn"]
+
     def read(self, *, strict: bool = True) -> None:
         """Raises StoreError at a line that was changed after it was written, unless `strict` is off."""
         with explained("read the log of", self.files):
             for name in self.files.names(FOLDER):
                 if self.files.remote:
-                    self._read_objects(name, strict)
+                    self._read_objects(name)
                 elif name.endswith(".jsonl"):
-                    self._read_file(name, strict)
+                    self._read_file(name)
+        self.bad = {excuse: bad for excuse, bad in self.bad.items() if excuse not in self.excused}
+        if strict and self.damage():
+            bad = self.damage()[0]
+            what = (
+                "lines before it are missing" if bad.kind == "missing" else "it is not what was written there"
+            )
+            raise StoreError(
+                f"{self.files}/{bad.file}, line {bad.line}: {what} (damaged, or edited by hand); `patchbank cache "
+                "verify` says what is lost, `patchbank cache repair` saves the rest"
+            )
 
-    def _read_file(self, name: str, strict: bool) -> None:
-        start, line = self._seen.get(name, (0, 0))
-        content = self.files.read(f"{FOLDER}/{name}", start)
+    def _read_file(self, name: str) -> None:
+        place = self._seen.setdefault(name, _Place())
+        content = self.files.read(f"{FOLDER}/{name}", place.bytes)
         pieces = content.split(b"\n")
         rest = pieces.pop()
         for piece in pieces:
-            line += 1
-            self._take(name, line, decode(piece), strict)
-        self._seen[name] = (start + len(content) - len(rest), line)
+            self._take(name, place, piece)
+        place.bytes += len(content) - len(rest)
         rest = rest.rstrip(b"\0")  # what a power failure may leave of a line that was never acknowledged
-        if not rest:
+        if decode(rest) is not None:  # only the newline is missing
+            place.bytes += len(rest)
+            place.at_newline = False
+            self._take(name, place, rest)
+        elif len(rest.rpartition(b',"sum":"')[2]) > 18 and b',"sum":"' in rest:
+            self._note(
+                name, place.lines + 1, "damaged", rest
+            )  # whole, but for a newline that is another byte
+        elif rest:
+            self._note(name, place.lines + 1, "torn", rest)
+
+    def _read_objects(self, name: str) -> None:
+        place = self._seen.setdefault(name, _Place())
+        for item in self.files.names(f"{FOLDER}/{name}")[place.lines :]:
+            self._take(name, place, self.files.read(f"{FOLDER}/{name}/{item}").removesuffix(b"\n"))
+
+    def _take(self, name: str, place: "_Place", line: bytes) -> None:
+        if not line and not place.at_newline:  # the newline of a line that was taken without it
+            place.at_newline = True
             return
-        record = decode(rest)
-        if record is not None:  # only the newline is missing
-            self._take(name, line + 1, record, strict)
-            self._seen[name] = (start + len(content), line + 1)
-        elif len(rest) >= _END_BYTES and rest[-_END_BYTES:].startswith(b',"sum":"'):
-            self._take(name, line + 1, None, strict)  # whole and wrong: damage
-        elif b',"sum":"' in rest[-_END_BYTES - 1 :] and len(rest.rpartition(b',"sum":"')[2]) > 18:
-            self._take(name, line + 1, None, strict)  # whole, and its newline was overwritten
-        else:
-            self._note(BadLine(f"{FOLDER}/{name}", line + 1, torn=True))
-
-    def _read_objects(self, name: str, strict: bool) -> None:
-        _, seen = self._seen.get(name, (0, 0))
-        lines = self.files.names(f"{FOLDER}/{name}")
-        for line, item in enumerate(lines[seen:], start=seen + 1):
-            content = self.files.read(f"{FOLDER}/{name}/{item}")
-            self._take(f"{name}/{item}", line, decode(content.rstrip(b"\n")), strict)
-        self._seen[name] = (0, len(lines))
-
-    def _take(self, name: str, line: int, record: dict[str, Any] | None, strict: bool) -> None:
+        place.lines += 1
+        record = decode(line)
         if record is None:
-            if strict:
-                raise StoreError(
-                    f"{self.files}/{FOLDER}/{name}, line {line} is not what was written there (damaged, or edited "
-                    "by hand); `patchbank cache verify` says what is lost, `patchbank cache repair` gets rid of it"
-                )
-            self._note(BadLine(f"{FOLDER}/{name}", line, torn=False))
+            self._note(name, place.lines, "damaged", line)
+            place.number = None
             return
+        if place.number is not None and record["n"] != place.number:
+            self._note(name, place.lines, "missing", line)
+        place.number = record["n"] + 1
         match record["type"]:
             case "block":
                 self.published[record["block"]] = Block.of(record)
@@ -168,17 +190,29 @@ class Catalog:
             case "order":
                 if record["generation"] > self.generation:
                     self.order, self.order_record = record["blocks"], record
+            case "excuse":
+                self.excused.update(record["lines"])
             case "writer":
                 self.sessions.append(record)
             case other:
                 raise StoreError(
-                    f"{self.files}/{FOLDER}/{name}, line {line} is of type {other!r}, which this version of "
+                    f"{self.files}/{FOLDER}/{name}, line {place.lines} is of type {other!r}, which this "
                     "patchbank does not know; update patchbank"
                 )
 
-    def _note(self, bad: BadLine) -> None:
-        if bad not in self.bad:
-            self.bad.append(bad)
+    def _note(self, name: str, line: int, kind: str, content: bytes) -> None:
+        bad = BadLine(f"{FOLDER}/{name}", line, kind, xxhash.xxh3_64_hexdigest(content))
+        self.bad[bad.excuse()] = bad
+
+
+@dataclass
+class _Place:
+    """How far a log was read."""
+
+    bytes: int = 0
+    lines: int = 0
+    number: int | None = 0  # that the next line has to have; None after a damaged one
+    at_newline: bool = True
 
 
 class LogWriter:
@@ -198,7 +232,7 @@ class LogWriter:
         self.append({"type": "writer", "writer": self.name, "time": time.time(), **about})
 
     def append(self, record: dict[str, Any]) -> None:
-        line = encode(record) + b"\n"
+        line = encode({**record, "n": self._lines}) + b"\n"
         with explained("write to the log of", self.files):
             if isinstance(self.files, LocalFiles):
                 self._append_to_file(line)
@@ -207,7 +241,7 @@ class LogWriter:
         self._lines += 1
 
     def _append_to_file(self, line: bytes) -> None:
-        """A line that could not be written whole and synced is taken back, so that a later one is not spoilt."""
+        """A line that could not be written whole and synced is taken back: it must not spoil the next."""
         size = os.fstat(self._descriptor).st_size
         written = 0
         try:

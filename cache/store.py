@@ -37,7 +37,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
-from .files import Files, LocalFiles, explained
+from .files import Files, LocalFiles, as_bytes, explained
 from .identity import Identity
 from .index import KEY_BYTES, KeyIndex, as_keys
 from .layout import (
@@ -51,6 +51,7 @@ from .layout import (
     seal,
     segments_of,
 )
+from .leases import TTL, Claims
 from .log import FOLDER as LOGS
 from .log import Block, Catalog, LogWriter
 
@@ -210,14 +211,19 @@ class Store:
         with self._lock:
             self.catalog.read()
 
+    def reopen(self) -> None:
+        """`refresh`, with nothing remembered of where rows were."""
+        with self._lock:
+            self.catalog.read()
+            self._forget()
+
     def _index(self) -> None:
-        """Brings the index up to the catalog. New blocks get a small index of their own, merged by doubling."""
+        """Brings the index up to the catalog. New blocks get an index of their own, merged by doubling."""
         with self._lock:
             try:
                 self._extend()
             except FileNotFoundError:  # packed by `finalize` and swept by `gc` since the log was read
-                self.catalog.read()
-                self._forget()
+                self.reopen()
                 with explained("read", self._files):
                     self._extend()
 
@@ -323,8 +329,8 @@ class Store:
 
     def _cut_short(self, spot: Spot) -> StoreError:
         return StoreError(
-            f"{self._files}/{spot.file} is shorter than its record says; `patchbank cache verify` says which rows "
-            "are lost, `patchbank cache repair` takes them out"
+            f"{self._files}/{spot.file} is shorter than its record says; `patchbank cache verify` says which "
+            "rows are lost, `patchbank cache repair` takes them out"
         )
 
     def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:
@@ -334,7 +340,7 @@ class Store:
         """
         keys = as_keys(keys)
         rows = self._rows_of(keys)
-        out = np.empty((len(keys), self.dim), dtype=self.dtype if dtype is None else np.dtype(dtype))
+        out = np.empty((len(keys), self.dim), dtype=dtype or self.dtype)
         self._fill(out, keys, rows)
         return out
 
@@ -346,9 +352,7 @@ class Store:
         places = self._rows_of(keys)
         for start in range(0, len(keys), rows):
             part = slice(start, min(start + rows, len(keys)))
-            out = np.empty(
-                (part.stop - start, self.dim), dtype=self.dtype if dtype is None else np.dtype(dtype)
-            )
+            out = np.empty((part.stop - start, self.dim), dtype=dtype or self.dtype)
             self._fill(out, keys[part], places[part])
             yield part, out
 
@@ -381,9 +385,7 @@ class Store:
         try:
             self._gather(out, rows)
         except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
-            with self._lock:
-                self.catalog.read()
-                self._forget()
+            self.reopen()
             with explained("read", self._files):
                 self._gather(out, self._rows_of(keys))
         except OSError as error:
@@ -432,7 +434,7 @@ class Store:
 
     def _read_rows(self, block: Block, begin: int, rows: np.ndarray) -> None:
         spot = self.spot_of(block)[0]
-        target = memoryview(rows.view(np.uint8).reshape(-1))
+        target = as_bytes(rows)
         offset = spot.offset + begin * self.layout.row_bytes
         if self._files.read_into(spot.file, offset, target) != len(target):
             raise self._cut_short(spot)
@@ -445,6 +447,31 @@ class Store:
         block_rows: publish after so many rows, the store's block length at most (and by default).
         """
         return StoreWriter(self, name=name, block_rows=block_rows or self.block_rows)
+
+    def claim(
+        self,
+        keys: np.ndarray,
+        writer: "StoreWriter",
+        *,
+        rows: int = BLOCK_ROWS,
+        ttl: float = TTL,
+        wait: bool = True,
+        poll: float = 2.0,
+    ) -> Claims:
+        """Shares the missing keys out among machines that run the same job at the same time.
+
+            with store.writer() as writer, store.claim(keys, writer) as claims:
+                for index in claims:  # positions in `keys` to embed now: int64, at most `rows`
+                    writer.append(keys[index], embed(index), ids[index])
+
+        Every machine gives the same keys in the same order; units are runs of `rows` of them. A unit is under
+        a lease while its loop body runs and is published before the lease is given back. The leases of dead
+        processes and of machines silent for `ttl` seconds are taken over.
+
+        wait: when the rest is under other machines' leases, look every `poll` seconds until it is published
+        or given up; otherwise stop.
+        """
+        return Claims(self, keys, writer, rows=rows, ttl=ttl, wait=wait, poll=poll)
 
 
 class StoreWriter:
@@ -460,7 +487,7 @@ class StoreWriter:
         self.block_rows = block_rows
         self.published = 0  # rows
         self._log: LogWriter | None = None
-        self._name = name
+        self.name = name
         self._filled = 0
         self._keys = np.empty((0, KEY_BYTES), np.uint8)
         self._vectors = np.empty((0, store.dim), store.layout.dtype)
@@ -500,26 +527,27 @@ class StoreWriter:
             self.flush()
 
     def _as_stored(self, vectors: np.ndarray, ids: Sequence[str]) -> np.ndarray:
+        store = self.store
         array = np.asarray(vectors)
-        if array.ndim != 2 or array.shape[1] != self.store.dim or not np.issubdtype(array.dtype, np.floating):
+        if array.ndim != 2 or array.shape[1] != store.dim or not np.issubdtype(array.dtype, np.floating):
             raise InvalidRequest(
-                f"vectors have to be floating point (n, {self.store.dim}); these are {array.dtype} {array.shape}"
+                f"vectors have to be floats (n, {store.dim}); these are {array.dtype} {array.shape}"
             )
         with np.errstate(over="ignore"):
-            stored = array.astype(self.store.layout.dtype, copy=False)
-        good = np.isfinite(stored).all(axis=1)
-        if good.all():
+            stored = array.astype(store.layout.dtype, copy=False)
+        bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+        if not len(bad):
             return stored
-        bad = np.flatnonzero(~good)
         row = array[bad[0]]
         if np.isnan(row).any():
             what = "holds NaN"
         elif np.isinf(row).any():
             what = "holds Inf"
         else:
-            what = f"holds {row[np.argmax(np.abs(row))]:g}, which float16 (up to 65504) cannot; use --dtype float32"
+            worst = row[np.argmax(np.abs(row))]
+            what = f"holds {worst:g}, beyond {store.dtype} (up to {np.finfo(store.dtype).max:g}); use float32"
         name = ids[bad[0]] if bad[0] < len(ids) else f"row {bad[0]}"
-        more = f"; so do {len(bad) - 1} more of these {len(good)}" if len(bad) > 1 else ""
+        more = f"; so do {len(bad) - 1} more of these {len(array)}" if len(bad) > 1 else ""
         raise VectorRefused(f"the embedding of {name} {what}{more}")
 
     def _make_room(self, rows: int) -> None:
@@ -534,10 +562,14 @@ class StoreWriter:
     def flush(self) -> None:
         """Publishes what was appended; when it returns, the rows survive a power failure."""
         if self._filled:
-            self._publish(self._vectors[: self._filled], self._keys[: self._filled])
+            self.publish(self._vectors[: self._filled], self._keys[: self._filled])
             self._filled = 0
 
-    def _publish(self, vectors: np.ndarray, keys: np.ndarray, *, padded: bool = False) -> Block:
+    def publish(self, vectors: np.ndarray, keys: np.ndarray, *, padded: bool = False) -> Block:
+        """Publishes checked rows, of the store's dtype, as one block (past the rows that wait for `flush`).
+
+        padded: the block ends a finalised array and is filled up to a whole chunk.
+        """
         store = self.store
         log = self.log()
         segments = segments_of(vectors, keys)
@@ -552,7 +584,7 @@ class StoreWriter:
     def log(self) -> LogWriter:
         """This writer's log; it is begun when there is something to say."""
         if self._log is None:
-            self._log = LogWriter(self.store.files, self._name, {"provenance": self.store.session})
+            self._log = LogWriter(self.store.files, self.name, {"provenance": self.store.session})
         return self._log
 
     def close(self) -> None:

@@ -53,13 +53,18 @@ class ZarrLayout(Layout):
         stem, _, kind = file.rpartition(".")
         return stem if kind in {"vectors", "keys"} and not file.startswith(TEMPORARY) else None
 
-    def recover(self, name: str) -> tuple[int, dict[str, Any]] | None:
+    def recover(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         try:
-            rows, odd = divmod(self.files.size(f"{BLOCKS}/{name}.keys"), KEY_BYTES)
+            keys = np.frombuffer(self.files.read(f"{BLOCKS}/{name}.keys"), np.uint8)
             size = self.files.size(f"{BLOCKS}/{name}.vectors")
         except FileNotFoundError:
-            return None
-        return (rows, {}) if rows and not odd and size == rows * self.row_bytes else None
+            return []
+        rows, odd = divmod(len(keys), KEY_BYTES)
+        if not rows or odd or size != rows * self.row_bytes:
+            return []
+        used = -(-(int(np.flatnonzero(keys).max(initial=-1)) + 1) // KEY_BYTES)  # the rest may be padding
+        padded = [(used, {"padding": rows - used})] if 0 < used < rows else []
+        return [(rows, {}), *padded]
 
     def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
         vectors = [Spot(f"{BLOCKS}/{block.id}.vectors", 0)]
@@ -72,8 +77,9 @@ class ZarrLayout(Layout):
     def other_bytes(self, block: Block, vectors: Spot, keys: Spot) -> str | None:
         padding = block.extra.get("padding", 0)
         for spot, width in ((vectors, self.row_bytes), (keys, KEY_BYTES)):
-            if self.files.size(spot.file) != (block.rows + padding) * width:
-                return f"{spot.file} has {self.files.size(spot.file)} bytes, not {(block.rows + padding) * width}"
+            wanted, size = (block.rows + padding) * width, self.files.size(spot.file)
+            if size != wanted:
+                return f"{spot.file} has {size} bytes, not {wanted}"
             if padding and any(self.files.read(spot.file, block.rows * width)):
                 return f"the padding of {spot.file} is not zero"
         return None

@@ -1,0 +1,63 @@
+"""Tables of patches, as cache needs them: any DataFrame, CSV or parquet with a column `content_hash`.
+
+A manifest is one (its TOML names the table file, which is read here as it is; `datasets` knows more about
+manifests). Columns: content_hash (32 hex digits), patch_id, and whatever is to travel with the rows:
+label, group, domain, split, ...
+"""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InvalidRequest
+from .index import KEY_BYTES, KeyIndex
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """A CSV (everything is text) or parquet file, or the one that a manifest's TOML names."""
+    path = Path(path)
+    if not path.exists():
+        raise InvalidRequest(f"there is no table {path}")
+    if path.suffix == ".toml":
+        try:
+            header = tomllib.loads(path.read_text("utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidRequest(f"{path} is not TOML: {error}") from error
+        section = header.get("table")
+        if not isinstance(section, dict) or not isinstance(section.get("file"), str):
+            raise InvalidRequest(
+                f"{path} is no manifest: it has no [table] with a file; give the CSV or parquet"
+            )
+        return read_table(path.parent / section["file"])
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise InvalidRequest(f"{path} cannot be read as a table: {error}") from error
+    table.attrs["path"] = str(path)
+    return table
+
+
+def keys_of_table(table: pd.DataFrame) -> np.ndarray:
+    """The content hashes of a table: uint8, (n, 16). Raises InvalidRequest naming the first bad row."""
+    if "content_hash" not in table.columns:
+        raise InvalidRequest(
+            "the table has no column content_hash (`patchbank datasets build` makes manifests that have it)"
+        )
+    words = table["content_hash"].astype(str)
+    good = words.str.fullmatch(r"[0-9a-f]{32}")
+    if not good.all():
+        row = int(np.flatnonzero(~good.to_numpy())[0])
+        raise InvalidRequest(
+            f"row {row} of the table: content_hash is {words.iloc[row]!r}, not 32 hex digits"
+        )
+    return np.frombuffer(bytes.fromhex("".join(words)), np.uint8).reshape(-1, KEY_BYTES)
+
+
+def first_of_key(table: pd.DataFrame, keys: np.ndarray) -> np.ndarray:
+    """The first row of the table for each key, -1 where there is none: int64, (n,)."""
+    return KeyIndex(keys_of_table(table)).find(keys)
