@@ -104,5 +104,7 @@ def contents_digest(manifest: Manifest) -> str:
     table = manifest.table
     if "content_hash" not in table.columns or (table["content_hash"] == "").any():
         raise ManifestError(f"{manifest.header.name!r} has rows without content_hash; build it with hashes.")
-    lines = np.sort((table["patch_id"] + " " + table["label"] + " " + table["content_hash"]).to_numpy(dtype=str))
+    lines = np.sort(
+        (table["patch_id"] + " " + table["label"] + " " + table["content_hash"]).to_numpy(dtype=str)
+    )
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()

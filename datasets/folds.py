@@ -1,8 +1,8 @@
 """Folds are data: which fold (1..n_splits) each group belongs to, in a file with a name.
 
 A splitter's result may change with its library's version (StratifiedGroupKFold's did), so patchbank never
-stores "the folds of seed 42": it stores the folds. `make_folds` uses nothing but integers and BLAKE2b, so that
-it gives the same folds wherever and whenever it runs.
+stores "the folds of seed 42": it stores the folds. `make_folds` uses nothing but integers and BLAKE2b, so
+that it gives the same folds wherever and whenever it runs.
 """
 
 import hashlib
@@ -145,12 +145,12 @@ def make_folds(
     name: str = "balanced",
     dataset: str = "",
 ) -> Folds:
-    """Grouped, stratified, seeded folds: no group in two folds, every fold with its share of rows and classes.
+    """Grouped, stratified, seeded folds: no group in two folds, each fold with its share of rows and classes.
 
-    labels, groups : str, (n,); the label "" (not known) is no class. Minimises, over all ways to put groups into folds, the sum over folds and
-    classes of (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy
-    start (large groups first, ties in an order that the seed shuffles), then moves and swaps of groups as
-    long as one of them helps. All in integers: the result depends on the arguments alone.
+    labels, groups : str, (n,); the label "" (not known) is no class. Minimises the sum over folds and classes of
+    (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy start (large
+    groups first, ties in an order that the seed shuffles), then moves and swaps of groups as long as one of them
+    helps. All in integers: the result depends on the arguments alone.
 
     Raises InvalidRequest where a fold would miss a class (a class in fewer groups than folds).
     """
@@ -181,22 +181,12 @@ def make_folds(
     def shuffled(group: str) -> bytes:
         return hashlib.blake2b(f"{seed}\0{group}".encode(), digest_size=16).digest()
 
-    load = [[0] * len(totals) for _ in range(n_splits)]
-    fold = [0] * len(names)
-
-    def product(a: list[int], b: list[int]) -> int:
-        return sum(x * y for x, y in zip(a, b, strict=True))
-
-    def put(group: int, to: int, sign: int = 1) -> None:
-        load[to] = [x + sign * y for x, y in zip(load[to], sizes[group], strict=True)]
-
-    order = sorted(range(len(names)), key=lambda g: (-product(weighted[g], sizes[g]), shuffled(names[g])))
-    for g in order:  # (load + size)^2 - load^2 differs between folds by 2 * load * size alone
-        fold[g] = min(range(n_splits), key=lambda f: (product(load[f], weighted[g]), load[f][0], f))
-        put(g, fold[g])
+    order = sorted(range(len(names)), key=lambda g: (-_dot(weighted[g], sizes[g]), shuffled(names[g])))
+    search = _Search(order, sizes, weighted, n_splits)
     if len(names) <= REFINED_GROUPS:
-        while _improve(order, fold, load, sizes, weighted, product, put):
+        while search.improve():
             pass
+    fold, load = search.fold, search.load
     missed = [f + 1 for f in range(n_splits) if not all(load[f])]
     if missed:
         raise InvalidRequest(
@@ -207,25 +197,47 @@ def make_folds(
     return Folds(name, n_splits, of_group, dataset=dataset, made_with=made)
 
 
-def _improve(order, fold, load, sizes, weighted, product, put) -> bool:  # noqa: ANN001
-    """One pass of moves and swaps, each only if the objective falls; whether any did (so that it ends)."""
-    changed = False
-    for i, g in enumerate(order):
-        a = fold[g]
-        for b in range(len(load)):
-            # moving g from a to b changes the objective by 2 * (load[b] - load[a] + size[g]) * size[g]
-            gap = [y - x + s for x, y, s in zip(load[a], load[b], sizes[g], strict=True)]
-            if b != a and product(gap, weighted[g]) < 0:
-                put(g, a, -1), put(g, b)
-                fold[g], a, changed = b, b, True
-        for h in order[i + 1 :]:
-            a, b = fold[g], fold[h]
-            if a == b:
-                continue
-            delta = [s - t for s, t in zip(sizes[g], sizes[h], strict=True)]
-            weight = [s - t for s, t in zip(weighted[g], weighted[h], strict=True)]
-            gap = [y - x + d for x, y, d in zip(load[a], load[b], delta, strict=True)]
-            if product(gap, weight) < 0:
-                put(g, a, -1), put(g, b), put(h, b, -1), put(h, a)
-                fold[g], fold[h], changed = b, a, True
-    return changed
+class _Search:
+    """Groups in folds; load[f] is the sum of its groups' sizes, in integers."""
+
+    def __init__(
+        self, order: list[int], sizes: list[list[int]], weighted: list[list[int]], n_splits: int
+    ) -> None:
+        self.order, self.sizes, self.weighted = order, sizes, weighted
+        self.load = [[0] * len(sizes[0]) for _ in range(n_splits)]
+        self.fold = [0] * len(order)
+        for g in order:  # (load + size)^2 - load^2 differs between folds by 2 * load * size alone
+            best = min(range(n_splits), key=lambda f: (_dot(self.load[f], weighted[g]), self.load[f][0], f))
+            self.load[best] = [x + y for x, y in zip(self.load[best], sizes[g], strict=True)]
+            self.fold[g] = best
+
+    def improve(self) -> bool:
+        """One pass of moves and swaps, each only if the objective falls; whether any did (so that it ends)."""
+        changed = False
+        for i, g in enumerate(self.order):
+            for b in range(len(self.load)):
+                changed |= b != self.fold[g] and self._shift(b, g, None)
+            for h in self.order[i + 1 :]:
+                changed |= self.fold[h] != self.fold[g] and self._shift(self.fold[h], g, h)
+        return changed
+
+    def _shift(self, b: int, g: int, h: int | None) -> bool:
+        """Move g to the fold b, and h (of b) to g's, if that helps."""
+        a, size, weight = self.fold[g], self.sizes[g], self.weighted[g]
+        if h is not None:
+            size = [s - t for s, t in zip(size, self.sizes[h], strict=True)]
+            weight = [s - t for s, t in zip(weight, self.weighted[h], strict=True)]
+        # moving `size` from a to b changes the objective by 2 * (load[b] - load[a] + size) * size
+        gap = [y - x + s for x, y, s in zip(self.load[a], self.load[b], size, strict=True)]
+        if _dot(gap, weight) >= 0:
+            return False
+        self.load[a] = [x - s for x, s in zip(self.load[a], size, strict=True)]
+        self.load[b] = [x + s for x, s in zip(self.load[b], size, strict=True)]
+        self.fold[g] = b
+        if h is not None:
+            self.fold[h] = a
+        return True
+
+
+def _dot(a: list[int], b: list[int]) -> int:
+    return sum(x * y for x, y in zip(a, b, strict=True))

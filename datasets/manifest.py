@@ -44,7 +44,7 @@ class Header:
     name: letters, digits, `.`, `_`, `-`; every patch_id starts with "name/".
     version: the maker's own; counts up when rows or labels change.
     classes: the labels, in the order in which they are numbered from 0.
-    positive: the class that sensitivity, AP etc. speak of; one of `classes`.
+    positive: the class that sensitivity, AP etc. speak of; one of `classes`. Without any label both are empty.
     licence, source: of the images; a URL or a sentence. group_kind: what a group is ("slide", "patient").
     """
 
@@ -318,12 +318,11 @@ def header_faults(header: dict[str, Any]) -> list[str]:
     classes = header["classes"]
     if (
         not isinstance(classes, list | tuple)
-        or not classes
         or not all(isinstance(c, str) and c.strip() for c in classes)
         or len(set(classes)) != len(classes)
     ):
         faults.append(f"classes = {classes!r} is no list of different names")
-    elif header["positive"] not in classes:
+    elif header["positive"] not in (classes or [""]):
         faults.append(f"positive = {header['positive']!r} is not one of the classes {list(classes)}")
     return faults
 

@@ -111,7 +111,10 @@ def _plan(name: str, domains: tuple[str, ...], n: int, random: np.random.Generat
     seen = atypia[:, None] + random.normal(0, 0.15, (n, 3)) > 0.5
     # the label is the set's truth; the voters agree with it as often as the pictures let them
     votes = np.where(positive, np.maximum(seen.sum(1), 2), np.minimum(seen.sum(1), 1))
-    names = [f"{domains[d].removeprefix('scanner-')}{s % slides_each + 1:02d}" for d, s in zip(domain, slide)]
+    names = [
+        f"{domains[d].removeprefix('scanner-')}{s % slides_each + 1:02d}"
+        for d, s in zip(domain, slide, strict=True)
+    ]
     return pd.DataFrame(
         {
             "patch_id": [f"{name}/{slide_name}-{i:05d}" for i, slide_name in enumerate(names)],

@@ -1,0 +1,186 @@
+"""What is wrong with a data set, found by looking at all of it: `patchbank datasets check`.
+
+An audit changes nothing. Its findings are tables, so that a report can show them and a leak check can use them.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ..errors import ImageError, ManifestError
+from .builders import decode_all
+from .facts import Facts, contents_digest, load_facts, names
+from .folds import effective_groups
+from .hashes import hex_hashes
+from .images import content_hash
+from .manifest import Manifest
+
+SIDE = 128  # pixels a side at which two pictures are compared
+COARSE = 16  # and at which candidates are found
+SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The findings, each a table with one row a finding (empty = none).
+
+    unreadable: patch_id, path, message. changed: patch_id, path; pixels that differ from the content_hash.
+    duplicates: duplicate (1, 2, ...: pixel-identical images share it), patch_id, path, label, group, split.
+    contradictions: the rows of `duplicates` whose images carry different labels.
+    group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits, rows;
+    the same for identical images. sizes: height, width, rows.
+    counts: split, label, rows, groups. facts: fact, expected, found, ok; empty where no facts are known.
+    """
+
+    name: str
+    rows: int
+    unreadable: pd.DataFrame
+    changed: pd.DataFrame
+    duplicates: pd.DataFrame
+    contradictions: pd.DataFrame
+    group_leaks: pd.DataFrame
+    duplicate_leaks: pd.DataFrame
+    sizes: pd.DataFrame
+    counts: pd.DataFrame
+    facts: pd.DataFrame
+
+    @property
+    def duplicate_groups(self) -> int:
+        return int(self.duplicates["duplicate"].nunique())
+
+    @property
+    def contradictory_groups(self) -> int:
+        return int(self.contradictions["duplicate"].nunique())
+
+    @property
+    def unique(self) -> int:
+        """Different pictures among the readable ones."""
+        return self.rows - len(self.unreadable) - len(self.duplicates) + self.duplicate_groups
+
+    @property
+    def ok(self) -> bool:
+        """Nothing that makes results wrong without being said: no lost or changed images, no leaks, facts met."""
+        lost = len(self.unreadable) + len(self.changed) + len(self.group_leaks) + len(self.duplicate_leaks)
+        return not lost and bool(self.facts["ok"].all())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as lists of dictionaries."""
+        tables = {key: value for key, value in vars(self).items() if isinstance(value, pd.DataFrame)}
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "rows": self.rows,
+            "unique": self.unique,
+            "duplicate_groups": self.duplicate_groups,
+            "contradictory_groups": self.contradictory_groups,
+            **{key: table.to_dict(orient="records") for key, table in tables.items()},
+        }
+
+
+def audit(
+    manifest: Manifest, *, facts: Facts | None = None, workers: int | None = None, progress: bool = True
+) -> Audit:
+    """Decode every image and compare: files, pixels, labels, groups, splits, known facts.
+
+    facts: what to compare with; by default the shipped facts of a data set of this name, if there are any.
+    """
+    table = manifest.table
+    hashes = np.zeros((len(manifest), 16), np.uint8)
+    shape = np.zeros((len(manifest), 2), np.int64)
+
+    def use(i: int, pixels: np.ndarray) -> None:
+        hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
+        shape[i] = pixels.shape[:2]
+
+    failures = decode_all(manifest, use, workers=workers, progress=progress)
+    readable = np.ones(len(manifest), bool)
+    readable[[i for i, _ in failures]] = False
+    found = pd.Series(hex_hashes(hashes), index=table.index)
+    changed = np.zeros(len(manifest), bool)
+    if "content_hash" in table.columns:
+        changed = readable & (table["content_hash"] != "") & (table["content_hash"] != found)
+
+    rows = table[["patch_id", "path", "label", "group", "split"]]
+    twins = readable & found.where(readable).duplicated(keep=False)
+    duplicates = rows[twins].copy()
+    duplicates.insert(0, "duplicate", pd.factorize(found[twins])[0] + 1)
+    duplicates = duplicates.sort_values("duplicate", kind="stable")
+    by_twin = duplicates.groupby("duplicate")
+    disputed = by_twin["label"].transform(lambda labels: labels[labels != ""].nunique() > 1).astype(bool)
+    if facts is None and manifest.header.name in names():
+        facts = load_facts(manifest.header.name)
+    ended = Audit(
+        name=manifest.header.name,
+        rows=len(manifest),
+        unreadable=rows.iloc[[i for i, _ in failures]][["patch_id", "path"]].assign(
+            message=[message for _, message in failures]
+        ),
+        changed=rows[changed][["patch_id", "path"]],
+        duplicates=duplicates.reset_index(drop=True),
+        contradictions=duplicates[disputed].reset_index(drop=True),
+        group_leaks=_leaks(rows[rows["group"] != ""], "group"),
+        duplicate_leaks=_leaks(duplicates, "duplicate"),
+        sizes=_sizes(shape[readable]),
+        counts=_counts(manifest),
+        facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
+    )
+    if facts is None:
+        return ended
+    hashed = Manifest(manifest.header, table.assign(content_hash=found.where(readable, "")), manifest.root)
+    return Audit(**{**vars(ended), "facts": _against_facts(hashed, ended, facts)})
+
+
+def _leaks(rows: pd.DataFrame, key: str) -> pd.DataFrame:
+    """The keys that lie in more than one split."""
+    named = rows[rows["split"] != ""]
+    of = named.groupby(key, sort=True)["split"]
+    leaks = pd.DataFrame({"splits": of.agg(lambda s: ", ".join(sorted(set(s)))), "rows": of.size()})
+    return leaks[(of.nunique() > 1).to_numpy(dtype=bool)].reset_index()
+
+
+def _sizes(shape: np.ndarray) -> pd.DataFrame:
+    sizes = pd.DataFrame(shape, columns=["height", "width"])
+    return sizes.value_counts().rename("rows").reset_index()
+
+
+def _counts(manifest: Manifest) -> pd.DataFrame:
+    rows = manifest.table[["split", "label"]].assign(group=effective_groups(manifest))
+    of = rows.groupby(["split", "label"], sort=True)["group"]
+    return pd.DataFrame({"rows": of.size(), "groups": of.nunique()}).reset_index()
+
+
+def _against_facts(manifest: Manifest, found: Audit, facts: Facts) -> pd.DataFrame:
+    table, checks = manifest.table, []
+
+    def check(fact: str, expected: object, seen: object) -> None:
+        checks.append({"fact": fact, "expected": expected, "found": seen, "ok": expected == seen})
+
+    if facts.counts:
+        check("rows", facts.rows, len(table))
+    for split, classes in facts.counts.items():
+        for label, expected in classes.items():
+            seen = (table["split"] == split) & (table["label"] == label)
+            check(f"{split} {label}", expected, int(seen.sum()))
+    groups = pd.Series(effective_groups(manifest), index=table.index)
+    for split, expected in facts.groups.items():
+        check(f"{split} groups", expected, int(groups[table["split"] == split].nunique()))
+    for domain, expected in facts.domains.items():
+        check(f"domain {domain}", expected, int((table["domain"] == domain).sum()))
+    if facts.image_size != (0, 0):
+        sizes = found.sizes[["height", "width"]].to_numpy().tolist()
+        check("image size", "x".join(map(str, facts.image_size)), ", ".join(f"{h}x{w}" for h, w in sizes))
+    known = {
+        "groups": found.duplicate_groups,
+        "files": len(found.duplicates),
+        "contradictions": found.contradictory_groups,
+    }
+    for key, expected in facts.duplicates.items():
+        check(f"duplicate {key}" if key != "contradictions" else key, expected, known[key])
+    if facts.contents and not len(found.unreadable):
+        check("contents (sha256)", facts.contents, contents_digest(manifest))
+    return pd.DataFrame(checks, columns=["fact", "expected", "found", "ok"])

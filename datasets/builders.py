@@ -1,0 +1,230 @@
+"""From a user's files to a manifest: a builder makes the table, then every image is decoded once.
+
+So unreadable files are known now and not after hours of extraction, and the content hashes are in the manifest.
+"""
+
+import difflib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from ..errors import ImageError, InvalidRequest, ManifestError
+from .arrays import hdf5_table, npz_table, parquet_table
+from .hashes import hex_hashes
+from .images import content_hash
+from .layouts import csv_table, folder_table
+from .manifest import Header, Manifest, listed
+from .mitosis import BUILDERS
+from .regions import wsi_table
+from .sources import open_source
+
+BLOCK = 64  # rows that a thread decodes in one go
+# each: (root, *, dataset, options) -> (table, the folder that its paths are relative to)
+TABLES: dict[str, Callable[..., tuple[pd.DataFrame, Path]]] = {
+    "folder": folder_table,
+    "from-csv": csv_table,
+    "hdf5": hdf5_table,
+    "npz": npz_table,
+    "parquet": parquet_table,
+    "wsi": wsi_table,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What the user says of a data set of their own.
+
+    dataset: its name. positive: may be left out where there are fewer than two classes. classes: the order of
+    the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of their own.
+    """
+
+    dataset: str
+    positive: str = ""
+    classes: Sequence[str] = ()
+    domain: str = ""
+    split: str = ""
+    licence: str = "not stated"
+    source: str = "not stated"
+    description: str = ""
+    version: str = "1"
+    group_kind: str = "slide"
+
+
+def build_manifest(
+    name: str,
+    root: str | os.PathLike[str],
+    *,
+    hashes: bool | None = None,
+    on_error: str = "fail",
+    on_skip: Callable[[str, str], None] | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Manifest:
+    """Build a manifest; nothing is saved.
+
+    name: a shipped data set (ami-br, atnorm-br, atnorm-md), or a way to describe one's own: folder, from-csv,
+        hdf5, npz, parquet, wsi. root: where its files are; the manifest's paths are relative to it.
+    hashes: decode every image and fill content_hash; by default yes, but for whole-slide images (extraction
+        fills an index then).
+    on_error: "fail" raises an ImageError whose notes list all unreadable images; "skip" leaves them out and calls
+        on_skip(patch_id, message) for each (or warns).
+    options: those of `Description`, and of the table's function (`TABLES`); a shipped data set has none.
+
+    Raises InvalidRequest for an unknown name or option (suggesting a near one), ManifestError for faults of the
+    files and tables, ImageError for unreadable images.
+    """
+    if name not in BUILDERS and name not in TABLES:
+        raise InvalidRequest(f"nothing builds {name!r}; {_near(name, [*BUILDERS, *TABLES])}")
+    if on_error not in ("fail", "skip"):
+        raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
+    if name in BUILDERS:
+        _refuse_unknown(name, options, [])
+        manifest = BUILDERS[name](Path(root))
+    else:
+        describing = [field.name for field in fields(Description)]
+        own = [key for key in inspect.signature(TABLES[name]).parameters if key != "root"]
+        _refuse_unknown(name, options, [*describing, *own])
+        if not options.get("dataset"):
+            raise InvalidRequest(
+                f"building {name!r} needs a name for the data set: dataset=NAME (--name NAME)."
+            )
+        description = Description(**{key: options[key] for key in describing if key in options})
+        table, base = TABLES[name](Path(root), **{key: options[key] for key in own if key in options})
+        manifest = _describe(table, base, description)
+    if hashes is None:
+        hashes = name != "wsi"
+    if not hashes:
+        return manifest
+    digests, failures = hash_images(manifest, workers=workers, progress=progress)
+    return _with_hashes(manifest, digests, failures, on_error, on_skip)
+
+
+def hash_images(
+    manifest: Manifest, *, workers: int | None = None, progress: bool = True
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Decode every image. Returns (hashes uint8 (n, 16), failures: (row, message) in the order of the rows)."""
+    hashes = np.zeros((len(manifest), 16), np.uint8)
+
+    def use(i: int, pixels: np.ndarray) -> None:
+        hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
+
+    return hashes, decode_all(manifest, use, workers=workers, progress=progress)
+
+
+def decode_all(
+    manifest: Manifest,
+    use: Callable[[int, np.ndarray], None],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+    rows: Iterable[int] | None = None,
+) -> list[tuple[int, str]]:
+    """Call use(row, pixels) for every row, from several threads; returns (row, message) of the unreadable ones."""
+    source = open_source(manifest)
+    wanted = list(range(len(manifest)) if rows is None else rows)
+    failures: list[tuple[int, str]] = []
+
+    def block(part: list[int]) -> int:
+        for i in part:
+            try:
+                use(i, source.read(i))
+            except ImageError as error:
+                failures.append((i, str(error)))
+        return len(part)
+
+    pool = ThreadPoolExecutor(workers or min(16, (os.cpu_count() or 1) + 1))
+    name = f"decode {manifest.header.name}"
+    with tqdm(
+        total=len(wanted), desc=name, unit="img", mininterval=1.0, disable=not progress, file=sys.stderr
+    ) as bar:
+        try:
+            for done in pool.map(block, [wanted[k : k + BLOCK] for k in range(0, len(wanted), BLOCK)]):
+                bar.update(done)
+        finally:  # after Ctrl-C the blocks that wait are not decoded first
+            pool.shutdown(wait=True, cancel_futures=True)
+            source.close()
+    return sorted(failures)
+
+
+def _describe(table: pd.DataFrame, base: Path, description: Description) -> Manifest:
+    """The manifest of a user's own table: defaults filled, ids prefixed with the data set's name."""
+    name = description.dataset
+    table = table.copy()
+    ids = table["patch_id"].astype(str)
+    table["patch_id"] = ids.where(ids.str.startswith(f"{name}/"), f"{name}/" + ids)
+    for column, value in (("domain", description.domain), ("split", description.split)):
+        if value:
+            given = table[column].astype(str) if column in table.columns else pd.Series("", index=table.index)
+            table[column] = given.where(given != "", value)
+    classes = tuple(description.classes)
+    if not classes and "label" in table.columns:
+        found = sorted({str(label) for label in table["label"].dropna()} - {""})
+        numbers = all(label.isdigit() for label in found)
+        classes = tuple(sorted(found, key=int) if numbers else found)
+    positive = description.positive or (classes[0] if len(classes) == 1 else "")
+    if classes and not positive:
+        raise ManifestError(
+            f"{name!r} has the classes {list(classes)}: say which is the positive one (--positive)."
+        )
+    header = Header(
+        name=name,
+        version=description.version,
+        classes=classes,
+        positive=positive,
+        licence=description.licence,
+        source=description.source,
+        description=description.description,
+        group_kind=description.group_kind,
+    )
+    return Manifest(header, table, base)
+
+
+def _with_hashes(
+    manifest: Manifest,
+    digests: np.ndarray,
+    failures: list[tuple[int, str]],
+    on_error: str,
+    on_skip: Callable[[str, str], None] | None,
+) -> Manifest:
+    ids = manifest.table["patch_id"]
+    messages = [(str(ids.iat[i]), message) for i, message in failures]
+    if messages and (on_error == "fail" or len(messages) == len(manifest)):
+        error = ImageError(
+            f"{len(messages)} of {len(manifest)} images of {manifest.header.name!r} cannot be read; nothing was "
+            "built. Mend or remove them, or leave them out with --on-error skip."
+        )
+        for patch_id, message in messages:
+            error.add_note(f"{patch_id}: {message}")
+        raise error
+    good = np.ones(len(manifest), bool)
+    good[[i for i, _ in failures]] = False
+    table = manifest.table[good].reset_index(drop=True)
+    table["content_hash"] = hex_hashes(digests[good])
+    if on_skip is not None:
+        for patch_id, message in messages:
+            on_skip(patch_id, message)
+    elif messages:
+        warnings.warn(f"left out: {listed(f'{a}: {b}' for a, b in messages)}", stacklevel=3)
+    return Manifest(manifest.header, table, manifest.root)
+
+
+def _refuse_unknown(name: str, options: dict[str, Any], known: list[str]) -> None:
+    for option in options:
+        if option not in known:
+            raise InvalidRequest(f"the builder {name!r} has no option {option!r}; {_near(option, known)}")
+
+
+def _near(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}."

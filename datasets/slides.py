@@ -1,0 +1,180 @@
+"""Regions of whole-slide images, through OpenSlide (`pip install patchbank[wsi]`).
+
+A patch is written as `slide.svs::wsi[x,y,w,h,OPTIONS]`:
+
+    x, y        its upper left corner, in pixels of level 0 (may lie outside of the slide)
+    w, h        its size in pixels as it is returned
+    level=K     read at the pyramid's level K (default 0), or instead
+    mpp=M       read at M micrometres a pixel, or
+    down=D      read at D level-0 pixels a pixel: from the nearest level that is at least as fine, then resized
+                (Pillow's bicubic, which averages when it shrinks)
+    mpp0=M      take this as the slide's resolution where the file does not say it, or says it wrongly
+    border=C    what lies outside of the slide: "white" (default), "black", six hex digits RRGGBB, or "crop" (the
+                patch is cut at the slide's border and then smaller)
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from ..errors import ImageError, MissingDependency
+from .containers import Container
+
+try:
+    import openslide
+except ImportError as error:
+    raise MissingDependency(
+        "whole-slide images need OpenSlide: pip install openslide-python openslide-bin (or patchbank[wsi])"
+    ) from error
+
+COLOURS = {"white": "ffffff", "black": "000000"}
+_REGION = re.compile(r"wsi\[(-?[0-9]+),(-?[0-9]+),([0-9]+),([0-9]+)((?:,[a-z0-9]+=[^,\]]+)*)\]\Z")
+_EQUAL = 1e-3  # scales nearer than this are one: no resize for the 0.2527 that a scanner calls 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Region:
+    """x, y: level-0 pixels; width, height: pixels returned. At most one of level, mpp, down is not None."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+    level: int | None = None
+    mpp: float | None = None
+    down: float | None = None
+    mpp0: float | None = None
+    border: str = "white"
+
+    def __str__(self) -> str:
+        options = [
+            f",{key}={value}"
+            for key in ("level", "mpp", "down", "mpp0", "border")
+            if (value := getattr(self, key)) not in (None, "white")
+        ]
+        return f"wsi[{self.x},{self.y},{self.width},{self.height}{''.join(options)}]"
+
+
+def parse_region(member: str, name: str) -> Region:
+    """The region that "wsi[...]" describes. Raises ImageError; `name` is what it calls the patch."""
+    match = _REGION.match(member)
+    if match is None:
+        raise ImageError(
+            f"{name}: a region is written as wsi[x,y,w,h] or wsi[x,y,w,h,mpp=0.5,border=white], not {member!r}."
+        )
+    x, y, width, height = (int(match[k]) for k in range(1, 5))
+    options = dict(pair.split("=", 1) for pair in match[5].split(",")[1:])
+    try:
+        region = Region(
+            x=x,
+            y=y,
+            width=width,
+            height=height,
+            level=int(options.pop("level")) if "level" in options else None,
+            mpp=float(options.pop("mpp")) if "mpp" in options else None,
+            down=float(options.pop("down")) if "down" in options else None,
+            mpp0=float(options.pop("mpp0")) if "mpp0" in options else None,
+            border=options.pop("border", "white"),
+        )
+    except ValueError as error:
+        raise ImageError(f"{name}: {error}.") from None
+    scales = [value for value in (region.level, region.mpp, region.down) if value is not None]
+    positive = all(
+        v > 0 and math.isfinite(v) for v in (region.mpp, region.down, region.mpp0) if v is not None
+    )
+    colour = COLOURS.get(region.border, region.border)
+    if options or len(scales) > 1 or not positive or not width or not height:
+        raise ImageError(
+            f"{name}: {member!r} must have a size, known options (level, mpp, down, mpp0, border) and at most one "
+            "positive scale."
+        )
+    if colour != "crop" and not re.fullmatch(r"[0-9a-fA-F]{6}", colour):
+        raise ImageError(f"{name}: border={region.border} is not white, black, crop or six hex digits.")
+    return region
+
+
+class Slide(Container):
+    """One whole-slide image. OpenSlide's handles may be used from several threads."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        try:
+            self._slide = openslide.OpenSlide(path)
+        except openslide.OpenSlideError as error:
+            raise ImageError(
+                f"{path}: OpenSlide cannot open it: {error or 'no slide format that it knows'}."
+            ) from error
+
+    def mpp(self) -> tuple[float, float] | None:
+        """Micrometres a level-0 pixel, across and down; None where the file does not say."""
+        properties = self._slide.properties
+        try:
+            found = tuple(float(properties[f"openslide.mpp-{axis}"]) for axis in "xy")
+        except (KeyError, ValueError):
+            return None
+        return (found[0], found[1]) if min(found) > 0 else None
+
+    @property
+    def dimensions(self) -> tuple[int, int]:
+        """Width and height of level 0, pixels."""
+        return self._slide.dimensions
+
+    def read(self, member: str) -> np.ndarray:
+        name = f"{self.path}::{member}"
+        region = parse_region(member, name)
+        scale = self._scale(region, name)  # level-0 pixels per returned pixel, across and down
+        levels = self._slide.level_downsamples
+        if region.level is not None:
+            level = region.level
+        else:
+            fine = [k for k, down in enumerate(levels) if down <= min(scale) * (1 + _EQUAL)]
+            level = max(fine, key=lambda k: levels[k], default=0)
+        width, height = region.width, region.height
+        if region.border == "crop":
+            width, height = self._inside(region, scale, name)
+        x, y = (max(at, 0) if region.border == "crop" else at for at in (region.x, region.y))
+        exact = (width * scale[0] / levels[level], height * scale[1] / levels[level])  # pixels of the level
+        same = all(abs(e / n - 1) < _EQUAL for e, n in zip(exact, (width, height), strict=True))
+        size = (width, height) if same else (math.ceil(exact[0]), math.ceil(exact[1]))
+        try:
+            pixels = self._slide.read_region((x, y), level, size)
+        except openslide.OpenSlideError as error:
+            raise ImageError(f"{name}: OpenSlide cannot read the region: {error}.") from error
+        colour = "ffffff" if region.border == "crop" else COLOURS.get(region.border, region.border)
+        ground = Image.new("RGBA", pixels.size, f"#{colour}")
+        rgb = Image.alpha_composite(ground, pixels).convert("RGB")
+        if not same:
+            rgb = rgb.resize((width, height), Image.Resampling.BICUBIC, box=(0, 0, *exact))
+        return np.array(rgb)
+
+    def _scale(self, region: Region, name: str) -> tuple[float, float]:
+        if region.down is not None:
+            return region.down, region.down
+        if region.mpp is not None:
+            native = (region.mpp0, region.mpp0) if region.mpp0 is not None else self.mpp()
+            if native is None:
+                raise ImageError(
+                    f"{name}: the slide does not say its resolution; add mpp0=MICROMETRES to the path."
+                )
+            return region.mpp / native[0], region.mpp / native[1]
+        level = region.level or 0
+        if level >= self._slide.level_count:
+            raise ImageError(f"{name}: the slide has only the levels 0 to {self._slide.level_count - 1}.")
+        return (self._slide.level_downsamples[level],) * 2
+
+    def _inside(self, region: Region, scale: tuple[float, float], name: str) -> tuple[int, int]:
+        """The patch's size after it was cut at the slide's border, in returned pixels."""
+        size = []
+        for at, length, limit, step in zip(
+            (region.x, region.y), (region.width, region.height), self.dimensions, scale, strict=True
+        ):
+            first, last = max(at, 0), min(at + length * step, limit)
+            size.append(math.floor((last - first) / step + _EQUAL))
+        if min(size) < 1:
+            raise ImageError(
+                f"{name}: the region lies outside of the slide, which is {self.dimensions} pixels."
+            )
+        return size[0], size[1]
