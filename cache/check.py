@@ -219,7 +219,7 @@ def _repair_descriptions(store: Store, found: Verified, done: Repaired) -> None:
 
 
 def _repair_log(store: Store, writer: StoreWriter, done: Repaired) -> None:
-    """Excuses damaged lines and publishes again the blocks that they spoke of, where their files are whole."""
+    """Excuses damaged lines; publishes the blocks that they spoke of again, where their files are whole."""
     damaged = store.catalog.damage()
     writer.log().append({"type": "excuse", "lines": [bad.excuse() for bad in damaged]})
     done.actions.append(f"damaged lines that are passed over from now on: {len(damaged)}")

@@ -136,12 +136,10 @@ class Catalog:
         self.bad = {excuse: bad for excuse, bad in self.bad.items() if excuse not in self.excused}
         if strict and self.damage():
             bad = self.damage()[0]
-            what = (
-                "lines before it are missing" if bad.kind == "missing" else "it is not what was written there"
-            )
+            what = "lines before it are missing" if bad.kind == "missing" else "not what was written there"
             raise StoreError(
-                f"{self.files}/{bad.file}, line {bad.line}: {what} (damaged, or edited by hand); `patchbank cache "
-                "verify` says what is lost, `patchbank cache repair` saves the rest"
+                f"{self.files}/{bad.file}, line {bad.line}: {what} (damaged, or edited by hand); "
+                "`patchbank cache verify` says what is lost, `patchbank cache repair` saves the rest"
             )
 
     def _read_file(self, name: str) -> None:

@@ -535,9 +535,9 @@ class StoreWriter:
             )
         with np.errstate(over="ignore"):
             stored = array.astype(store.layout.dtype, copy=False)
-        bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-        if not len(bad):
+        if all_finite(stored):
             return stored
+        bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
         row = array[bad[0]]
         if np.isnan(row).any():
             what = "holds NaN"
@@ -594,3 +594,15 @@ class StoreWriter:
         finally:
             if self._log is not None:
                 self._log.close()
+
+
+def all_finite(vectors: np.ndarray) -> bool:
+    """No NaN and no Inf, by the bits: several times faster than np.isfinite, which converts float16."""
+    bits = np.uint16 if vectors.dtype.itemsize == 2 else np.uint32
+    infinite = np.array(np.inf, vectors.dtype).view(bits)
+    magnitude = bits(np.iinfo(bits).max >> 1)
+    words = vectors.reshape(-1).view(bits)
+    step = 1 << 18  # stays in the processor's cache
+    return all(
+        (words[start : start + step] & magnitude).max() < infinite for start in range(0, len(words), step)
+    )

@@ -1,0 +1,156 @@
+"""How fast is a store, beside one raw file on the same disk in the same run?
+
+    python tests/benchmarks/cache_speed.py [--quick] [--folder DIR]
+
+Prints seconds (median of three) and ratios: writing with fsync against one raw file, loading everything
+against np.load, 256 random rows against np.memmap; and, for a store of many rows, opening it and finding
+what is missing for a manifest of as many, with the peak memory of a fresh process.
+Wanted: write <= 2, load <= 1.2, random rows <= 10, opening in seconds.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from patchbank.cache.bank import Bank
+from patchbank.cache.identity import Identity
+from patchbank.cache.store import Store
+
+BATCH = 1024
+
+
+def identity(dim: int) -> Identity:
+    parts = {"view": "full", "tokens": "cls", "precision": "fp32", "dtype": "float16"}
+    return Identity(encoder={"id": "noise"}, preprocess={}, dim=dim, **parts)
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def write_raw(path: Path, vectors: np.ndarray) -> None:
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(vectors), BATCH):
+            file.write(vectors[start : start + BATCH].data)
+        os.fsync(file.fileno())
+
+
+def write_store(store: Store, keys: np.ndarray, vectors: np.ndarray) -> None:
+    with store.writer() as writer:
+        for start in range(0, len(keys), BATCH):
+            part = slice(start, start + BATCH)
+            writer.append(keys[part], vectors[part], range(start, start + len(keys[part])))  # type: ignore
+
+
+def speed(folder: Path, rows: int, dim: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+    random = np.random.default_rng(0)
+    keys = random.integers(0, 256, (rows, 16), dtype=np.uint8)
+    vectors = random.integers(0, 0x7000, (rows, dim), dtype=np.uint16).view(np.float16)
+    some = random.choice(rows, 256, replace=False)
+    seconds: dict[str, dict[str, list[float]]] = {}
+
+    def note(what: str, who: str, work: Callable[[], object]) -> None:
+        seconds.setdefault(what, {}).setdefault(who, []).append(timed(work))
+
+    for turn in range(rounds):
+        raw = folder / "raw"
+        os.sync()
+        note("write + fsync", "raw", lambda raw=raw: write_raw(raw, vectors))
+        for backend in ("zarr", "hdf5"):
+            place = folder / f"{backend}{turn}"
+            store = Bank(place).open_store(identity(dim), create=True, backend=backend)
+            os.sync()
+            note("write + fsync", backend, lambda store=store: write_store(store, keys, vectors))
+        np.save(folder / "all.npy", vectors)
+        for _ in range(2):  # the first brings the files into memory
+            note("load all", "raw", lambda: np.load(folder / "all.npy"))
+            for backend in ("zarr", "hdf5"):
+                store = Bank(folder / f"{backend}{turn}").find("noise")
+                store.contains(keys[:1])
+                note("load all", backend, lambda store=store: store.load(keys))
+                assert np.array_equal(store.load(keys[some]).view("u2"), vectors[some].view("u2"))
+        mapped = np.load(folder / "all.npy", mmap_mode="r")
+        for _ in range(20):
+            note("256 random rows", "raw", lambda: np.array(mapped[some]))
+        for backend in ("zarr", "hdf5"):
+            store = Bank(folder / f"{backend}{turn}").find("noise")
+            store.load(keys[some])
+            for _ in range(20):
+                note("256 random rows", backend, lambda store=store: store.load(keys[some]))
+            shutil.rmtree(folder / f"{backend}{turn}")
+        raw.unlink()
+        (folder / "all.npy").unlink()
+    return seconds
+
+
+def opening(folder: Path, rows: int) -> None:
+    """A store of many narrow rows; a fresh process opens it and says what a manifest of as many lacks."""
+    random = np.random.default_rng(1)
+    keys = random.integers(0, 256, (rows, 16), dtype=np.uint8)
+    store = Bank(folder).open_store(identity(8), create=True)
+    with store.writer() as writer:
+        writer.append(keys, np.zeros((rows, 8), np.float16), range(rows))  # type: ignore
+    wanted = keys.copy()
+    wanted[::10] ^= 255  # every tenth is missing
+    random.shuffle(wanted)
+    np.save(folder / "wanted.npy", wanted)
+    script = [sys.executable, __file__, "--open", str(folder)]
+    figures = json.loads(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
+    print(
+        f"{rows} rows, {figures['blocks']} blocks: open {figures['open']:.2f} s, what is missing "
+        f"({figures['missing']}) {figures['contains']:.2f} s, memory beyond the imports and the manifest's "
+        f"keys {figures['memory']:.0f} MB"
+    )
+
+
+def open_alone(folder: Path) -> None:
+    wanted = np.load(folder / "wanted.npy")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    store = Bank(folder).find("noise")
+    middle = time.perf_counter()
+    missing = int((~store.contains(wanted)).sum())
+    figures = {"open": middle - start, "contains": time.perf_counter() - middle, "missing": missing}
+    figures |= {"blocks": len(store.catalog.live())}
+    figures["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="20,000 rows of 256 instead of 200,000 of 1024")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
+    parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.open:
+        open_alone(options.open)
+        return
+    rows, dim, many = (20_000, 256, 100_000) if options.quick else (200_000, 1024, 1_000_000)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        print(f"{rows} x {dim} float16, {rows * dim * 2 / 2**20:.0f} MB")
+        for what, parts in speed(Path(name), rows, dim, 1 if options.quick else 3).items():
+            raw = statistics.median(parts["raw"])
+            figures = [
+                f"{who} {statistics.median(s):.4f} s ({statistics.median(s) / raw:.2f})"
+                for who, s in parts.items()
+            ]
+            print(f"{what:16}", "  ".join(figures))
+        opening(Path(name) / "many", many)
+
+
+if __name__ == "__main__":
+    main()
