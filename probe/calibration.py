@@ -114,7 +114,7 @@ def fit_platt(
     found = np.empty((table.shape[1], 2))
     for j, z in enumerate(table.T):
         apart = z[labels].min() >= z[~labels].max() or z[labels].max() <= z[~labels].min()
-        if not smooth and apart:
+        if not smooth and apart and z.min() < z.max():
             raise ProbeError(f"column {j}: the scores separate the classes; use smooth=True")
         found[j] = _newton(np.stack([z, np.ones(len(z))], axis=1), targets, weights)
     scale, offset = found.T
@@ -146,7 +146,7 @@ def _newton(columns: Floats, targets: Floats, weights: Floats) -> Floats:
         z = x @ w
         return float(weights @ (np.logaddexp(0, z) - targets * z))
 
-    value = loss(w)
+    value, polished = loss(w), 0
     for _ in range(200):
         p = special.expit(x @ w)
         gradient = x.T @ (weights * (p - targets))
@@ -154,13 +154,16 @@ def _newton(columns: Floats, targets: Floats, weights: Floats) -> Floats:
         # lstsq: a constant score leaves a direction without curvature, in which nothing is to be gained
         step = np.linalg.lstsq(hessian, gradient, rcond=1e-14)[0]
         decrement = float(gradient @ step)
-        if decrement <= 1e-15 * max(value, 1e-300):
-            break
+        if decrement <= 1e-8 * value:
+            # too small to be seen in the loss; Newton's steps square the error, so two more are exact
+            w = w - step
+            polished += 1
+            if polished == 2:
+                break
+            continue
         length = 1.0
         while (trial := loss(w - length * step)) > value - 1e-4 * length * decrement and length > 1e-8:
             length /= 2
-        if trial >= value:
-            break  # at the resolution of the loss
         w, value = w - length * step, trial
     return w / scale
 
