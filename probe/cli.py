@@ -26,7 +26,7 @@ def probe_group() -> None:
 )
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for results and predictions.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with a table [probe].")
-@click.option("--probe", help="logistic (default), knn, simpleshot, ridge, svm, mlp.")
+@click.option("--probe", help="logistic (default), knn, centroid (SimpleShot), ridge, svm, mlp.")
 @click.option("--solver", help="exact (default), or paper-sgd: the published protocol.")
 @click.option("--preprocess", multiple=True, help="standardize (default), l2, whiten, none; may be repeated.")
 @click.option("-C", "strengths", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
@@ -90,7 +90,10 @@ def run_command(
         return
     from rich.console import Console
 
-    Console().print(result.table())
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe has no width to fit into
+        console = Console(width=160)
+    console.print(result.table())
     if out is not None:
         click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
         click.echo(f"Next: patchbank probe report {out} -o report.html")

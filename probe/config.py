@@ -17,7 +17,8 @@ from .leaks import KINDS
 # for the SUM of the losses; on standardized features of a few thousand patches the best C is about 1e-4 .. 1.
 C_GRID: tuple[float, ...] = tuple(10.0 ** (-6 + 7 * i / 39) for i in range(40))
 
-PROBES = ("logistic", "knn", "simpleshot", "ridge", "svm", "mlp")
+PROBES = ("logistic", "knn", "centroid", "ridge", "svm", "mlp")
+PROBABILISTIC = ("logistic", "mlp")  # their scores are logits
 SOLVERS = ("exact", "paper-sgd")
 PREPROCESSING = ("standardize", "l2", "whiten", "none")
 CLASS_WEIGHTS = ("balanced", "none")
@@ -97,6 +98,7 @@ class ProbeConfig:
     benchmark) preprocess, C, class_weight
                      the grid: chosen on folds, never on test data
     select           what is best on the folds: "log_loss" (class-balanced), "auroc" or "balanced_accuracy"
+                     (None: log_loss, for probes without probabilities auroc)
     folds            "balanced" (5, made by `datasets.folds`), another shipped name, a fold file, or how many
     to make inner_folds      folds inside each outer training set, which choose the hyperparameters for that
     outer fold bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
@@ -111,7 +113,7 @@ class ProbeConfig:
     preprocess: tuple[str, ...] = ("standardize",)
     C: tuple[float, ...] = C_GRID
     class_weight: tuple[str, ...] = CLASS_WEIGHTS
-    select: str = "log_loss"
+    select: str | None = None
     folds: str | int = "balanced"
     inner_folds: int = 5
     tol: float = 1e-7
@@ -127,6 +129,11 @@ class ProbeConfig:
         faults = list(_faults(self))
         if faults:
             raise InvalidRequest("probe settings: " + "; ".join(faults))
+
+    @property
+    def criterion(self) -> str:
+        """What chooses."""
+        return self.select or ("log_loss" if self.probe in PROBABILISTIC else "auroc")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for results.json; `from_dict` reads them back."""
@@ -170,7 +177,12 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
     yield from _not_in("solver", [config.solver], SOLVERS)
     yield from _not_in("preprocess", config.preprocess, PREPROCESSING)
     yield from _not_in("class_weight", config.class_weight, CLASS_WEIGHTS)
-    yield from _not_in("select", [config.select], SELECTION)
+    if config.select is not None:
+        yield from _not_in("select", [config.select], SELECTION)
+    if config.select == "log_loss" and config.probe not in PROBABILISTIC:
+        yield f"probe {config.probe!r} has no probabilities: select by auroc or balanced_accuracy"
+    if config.solver != "exact" and config.probe != "logistic":
+        yield f"solver {config.solver!r} is for the probe 'logistic', not for {config.probe!r}"
     yield from _not_in("interval", [config.interval], INTERVALS)
     yield from _not_in("domains", [config.domains], DOMAIN_ANALYSIS)
     yield from _not_in("allow_leaks", config.allow_leaks or ["all"], (*KINDS, "all"))

@@ -1,14 +1,15 @@
 """The classifiers behind one interface: many training sets and a whole grid in one call."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import ProbeError
 from .config import ProbeConfig
 from .logistic import fit_logistic
+from .others import Probe, make_probe
 
 
 class Models(Protocol):
@@ -48,6 +49,7 @@ def class_weights(y: np.ndarray, training: np.ndarray, class_weight: str) -> np.
 # --- preprocessing ----------------------------------------------------------------------------------
 
 Transform = Callable[[np.ndarray], np.ndarray]
+LEARNED = ("whiten",)  # these have parameters that come from rows
 
 
 def fit_transform_on(preprocess: str, X: np.ndarray, rows: np.ndarray) -> Transform:
@@ -62,11 +64,6 @@ def fit_transform_on(preprocess: str, X: np.ndarray, rows: np.ndarray) -> Transf
     if preprocess == "whiten":
         return _Whitening.fit(X[rows])
     raise ValueError(preprocess)
-
-
-def learns(preprocess: str) -> bool:
-    """Does the transform have parameters that come from rows?"""
-    return preprocess == "whiten"
 
 
 def _identity(X: np.ndarray) -> np.ndarray:
@@ -97,36 +94,212 @@ class _Whitening:
         return (X - self.mean.astype(X.dtype)) @ self.rotation
 
 
-# --- fits ---------------------------------------------------------------------------------------------
+# --- one call for many training sets ------------------------------------------------------------------
 
 
-def grid_values(config: ProbeConfig) -> np.ndarray:
-    """The values of the last axis of the grid, in the order of tie-breaking (strongest penalty first)."""
-    if config.probe == "logistic":
-        return np.sort(np.asarray(config.C, np.float64))
-    raise ProbeError(f"probe {config.probe!r} is not available yet")
-
-
-def fit_models(
-    X: np.ndarray, y: np.ndarray, weights: np.ndarray, preprocess: str, config: ProbeConfig
+def fit_logistic_grid(
+    X: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    values: np.ndarray,
+    preprocess: str,
+    config: ProbeConfig,
 ) -> tuple[Models, dict[str, Any]]:
-    """Fit every training set (row of weights, float64 (S, n), 0 = held out) at every grid value.
+    """Fit every training set (row of weights, float64 (S, n), 0 = held out) at every C.
 
     With "l2" and "none" the penalty is relative: C is divided by the mean variance of the columns, so that
     one grid suits features of any scale (standardized and whitened columns have variance 1 already).
-    Returns the models and facts about the fits (number, statuses, worst gap bound, iterations).
     """
-    C = grid_values(config)
-    standardize = preprocess == "standardize"
     if preprocess in ("l2", "none"):
-        rows = weights.any(0)
-        C = C / max(float(X[rows].var(0, dtype=np.float64).mean()), np.finfo(np.float32).tiny)
-    fits = fit_logistic(X, y, C=C, weights=weights, standardize=standardize, tol=config.tol)
+        variance = float(X[weights.any(0)].var(0, dtype=np.float64).mean())
+        values = values / max(variance, np.finfo(np.float32).tiny)
+    fits = fit_logistic(
+        X, y, C=values, weights=weights, standardize=preprocess == "standardize", tol=config.tol
+    )
     status, counts = np.unique(np.asarray(fits.status), return_counts=True)
     facts = {
         "fits": int(np.asarray(fits.status).size),
         "status": {str(s): int(c) for s, c in zip(status, counts, strict=True)},
         "worst_gap_bound": float(np.max(fits.gap_bound)),
-        "iterations": float(np.mean(fits.n_iter)),
     }
     return LinearModels(fits.coef, fits.intercept), facts
+
+
+@dataclass
+class OtherModels:
+    """Probes of `others`, fitted one by one. Scores are less the probe's threshold: they divide at 0."""
+
+    fitted: list[list[Probe]]  # [set][value]
+
+    def scores(self, X: np.ndarray, sets: Sequence[int], value: int | None = None) -> np.ndarray:
+        if value is not None:
+            return np.stack([_score(self.fitted[s][value], X) for s in sets], axis=1)
+        return np.stack([np.stack([_score(p, X) for p in self.fitted[s]], axis=1) for s in sets], axis=1)
+
+
+def _score(probe: Probe, X: np.ndarray) -> np.ndarray:
+    return probe.decision(X) - probe.threshold
+
+
+def fit_others_grid(
+    X: np.ndarray, y: np.ndarray, weights: np.ndarray, values: np.ndarray, config: ProbeConfig
+) -> tuple[Models, dict[str, Any]]:
+    """Fit a probe of `others` on every training set at every value of its own strength."""
+    fitted = [
+        [
+            make_probe(config.probe, **_options(config.probe, value)).fit(X, y, sample_weight=row)
+            for value in values
+        ]
+        for row in weights
+    ]
+    count = len(weights) * len(values)
+    return OtherModels(fitted), {"fits": count, "status": {"fitted": count}, "worst_gap_bound": None}
+
+
+# probe -> (its option that the grid varies, values from the strongest smoothing on)
+STRENGTH: dict[str, tuple[str | None, tuple[float, ...]]] = {
+    "knn": ("k", (200, 100, 50, 20, 10, 5)),
+    "centroid": (None, (0,)),
+    "ridge": ("alphas", tuple(10.0 ** (k / 2) for k in range(14, -5, -1))),
+    "svm": ("C", tuple(10.0**k for k in range(-6, 1))),
+    "mlp": ("alpha", (1.0, 1e-2, 1e-4)),
+}
+
+
+def _options(probe: str, value: float) -> dict[str, Any]:
+    option = STRENGTH[probe][0]
+    if option is None:
+        return {}
+    return {option: {"k": int, "alphas": lambda v: (v,)}.get(option, float)(value)}
+
+
+def grid_values(config: ProbeConfig, n_smallest: int) -> np.ndarray:
+    """The last axis of the grid, float64 (L,), strongest penalty first: of equals the first is taken.
+
+    n_smallest : rows of the smallest training set, which bounds the k of neighbours
+    """
+    if config.probe == "logistic":
+        return np.sort(np.asarray(config.C, np.float64))
+    values = np.asarray(STRENGTH[config.probe][1], np.float64)
+    return values[values <= n_smallest] if config.probe == "knn" else values
+
+
+# --- all training sets of a protocol ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training set and the rows that its models score. Parts of one `model` share learned transforms."""
+
+    training: np.ndarray  # bool (n,)
+    held_out: np.ndarray  # bool (n,)
+    model: int
+    inner: int | None = None  # an inner fold: only its held-out scores are wanted
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the grid. `value` is C for the logistic probe, else the probe's own strength."""
+
+    preprocess: str
+    class_weight: str
+    value: float
+    index: tuple[int, int, int]  # (preprocess, class weight, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"preprocess": self.preprocess, "class_weight": self.class_weight, "C": self.value}
+
+
+@dataclass
+class Fitted:
+    """The models of all parts at all points of the grid (P, W, L)."""
+
+    config: ProbeConfig
+    values: np.ndarray  # (L,)
+    held_out: list[np.ndarray]  # per part float32 (P, W, L, its held-out rows)
+    models: dict[tuple[int, int], tuple[Transform, Models, list[int]]]  # (preprocessing, part) -> its W sets
+    facts: dict[str, Any]
+    seconds: dict[str, float]
+
+    def setting(self, index: Sequence[int]) -> Setting:
+        p, w, v = index
+        c = self.config
+        return Setting(c.preprocess[p], c.class_weight[w], float(self.values[v]), (p, w, v))
+
+    def scorer(self, X: np.ndarray) -> Callable[[int, Setting], np.ndarray]:
+        """A function (part, setting) -> scores float64 (n,) of these rows; it transforms them once."""
+        transformed: dict[int, np.ndarray] = {}
+
+        def score(part: int, setting: Setting) -> np.ndarray:
+            p, w, v = setting.index
+            transform, models, sets = self.models[p, part]
+            if id(transform) not in transformed:
+                transformed[id(transform)] = transform(X)
+            return models.scores(transformed[id(transform)], [sets[w]], v)[:, 0].astype(np.float64)
+
+        return score
+
+
+def fit_parts(X: np.ndarray, y: np.ndarray, parts: Sequence[Part], config: ProbeConfig) -> Fitted:
+    """Fit all parts at all points of the grid, in as few calls of the solver as possible: one for each
+    preprocessing, or one for each `model` where the preprocessing learns from rows.
+
+    X : float (n, d); y : int (n,), 0 or 1
+    """
+    values = grid_values(config, min(int(part.training.sum()) for part in parts))
+    P, W, L = len(config.preprocess), len(config.class_weight), len(values)
+    held_out = [np.empty((P, W, L, int(part.held_out.sum())), np.float32) for part in parts]
+    models: dict[tuple[int, int], tuple[Transform, Models, list[int]]] = {}
+    facts: list[dict[str, Any]] = []
+    seconds = {"fit": 0.0, "score": 0.0}
+    for p, preprocess in enumerate(config.preprocess):
+        for members in _share(preprocess, parts):
+            lap = time.perf_counter()
+            transform = fit_transform_on(preprocess, X, parts[members[0]].training)
+            Z = transform(X)
+            weights = np.stack(
+                [class_weights(y, parts[i].training, w) for i in members for w in config.class_weight]
+            )
+            if config.probe == "logistic":
+                fits, about = fit_logistic_grid(Z, y, weights, values, preprocess, config)
+            else:
+                fits, about = fit_others_grid(Z, y, weights, values, config)
+            facts.append(about)
+            seconds["fit"] += time.perf_counter() - lap
+            lap = time.perf_counter()
+            for position, i in enumerate(members):
+                sets = list(range(position * W, (position + 1) * W))
+                if parts[i].held_out.any():
+                    held_out[i][p] = np.moveaxis(fits.scores(Z[parts[i].held_out], sets), 0, -1)
+                if parts[i].inner is None:
+                    models[p, i] = (transform, fits, sets)
+            seconds["score"] += time.perf_counter() - lap
+    return Fitted(config, values, held_out, models, _sum_facts(facts), seconds)
+
+
+def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:
+    """Parts that one transform serves, and so one call.
+
+    A transform that learns nothing serves all. One that learns is fitted on the training rows of the first
+    part of each model, which is the outer one: its inner folds share it, so the choice inside a fold has seen
+    the features (no labels) of its inner held-out rows, and the outer score has not.
+    """
+    if preprocess not in LEARNED:
+        yield list(range(len(parts)))
+        return
+    for model in dict.fromkeys(part.model for part in parts):
+        yield [i for i, part in enumerate(parts) if part.model == model]
+
+
+def _sum_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    status: dict[str, int] = {}
+    for one in facts:
+        for name, count in one["status"].items():
+            status[name] = status.get(name, 0) + count
+    bounds = [one["worst_gap_bound"] for one in facts]
+    return {
+        "fits": sum(one["fits"] for one in facts),
+        "calls": len(facts),
+        "status": status,
+        "worst_gap_bound": None if None in bounds else max(bounds),
+    }

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,18 +12,8 @@ from ..datasets.folds import make_folds
 from ..errors import InvalidRequest, ProbeError
 from .calibration import best_threshold, fit_platt, fit_temperature
 from .config import ProbeConfig
-from .fitting import Models, Transform, class_weights, fit_models, fit_transform_on, grid_values, learns
+from .fitting import Part, Setting, fit_parts
 from .selection import best, criterion
-
-
-@dataclass(frozen=True)
-class Part:
-    """One training set: of the refit (model 0), of outer fold `model`, or of an inner fold of it."""
-
-    training: np.ndarray  # bool (n,)
-    held_out: np.ndarray  # bool (n,): the rows that it scores
-    model: int
-    inner: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ def make_plan(y: np.ndarray, groups: np.ndarray, folds: np.ndarray, *, config: P
     Raises ProbeError where a group is in two folds or a training set has one class only.
     """
     folds_of_group = pd.Series(folds).groupby(np.asarray(groups, dtype=object)).nunique()
-    spread = folds_of_group.index[(folds_of_group > 1).to_numpy()].tolist()
+    spread = [group for group, count in folds_of_group.items() if count > 1]
     if spread:
         raise ProbeError(
             f"{len(spread)} groups are in more than one fold ({', '.join(map(str, spread[:5]))}): "
@@ -79,19 +69,6 @@ def _training_sets(folds: np.ndarray, inner: Sequence[np.ndarray]) -> Iterator[P
             yield Part((inner[i] > 0) & (inner[i] != j), inner[i] == j, i + 1, int(j))
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One point of the grid. `value` is C for the logistic probe, else what the probe's own strength is."""
-
-    preprocess: str
-    class_weight: str
-    value: float
-    index: tuple[int, int, int]  # (preprocess, class weight, value)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"preprocess": self.preprocess, "class_weight": self.class_weight, "C": self.value}
-
-
 @dataclass
 class ProtocolRun:
     """What the protocol found for one feature set; n train rows, T test sets, K outer folds.
@@ -99,34 +76,29 @@ class ProtocolRun:
     Scores are logits of the positive class (for probes without probabilities: their decision values).
     """
 
-    values: np.ndarray  # (L,) the C grid
+    # the grid: P preprocessings x W class weights x L values
+    values: np.ndarray  # (L,)
     path: np.ndarray  # (P, W, L) criterion on the outer folds, higher is better: chooses the refit
-    fold_paths: (
-        np.ndarray
-    )  # (K, P, W, L) criterion on each outer fold's inner folds: chooses that fold's model
+    fold_paths: np.ndarray  # (K, P, W, L) criterion on the inner folds of each outer fold: chooses its model
     choice: Setting
     fold_choices: list[Setting]
+    # train rows
     oof: np.ndarray  # float64 (n,) out-of-fold score, each outer fold at the setting its inner folds chose
-    oof_flat: (
-        np.ndarray
-    )  # float64 (n,) out-of-fold score at `choice`: for threshold and calibration, not reported
-    oof_adjusted: (
-        np.ndarray
-    )  # float64 (n, 4) `adjustment` of each row, from the inner folds of its outer fold
-    adjusted: np.ndarray  # float64 (4,) of the refit, from oof_flat
+    oof_adjusted: np.ndarray  # float64 (n, 4) `adjustment` of each row, from its outer fold's inner folds
+    oof_flat: np.ndarray  # float64 (n,) out-of-fold score at `choice`: for `adjusted` alone, not reported
+    adjusted: np.ndarray  # float64 (4,) `adjustment` of the refit, from oof_flat
     ensemble_adjusted: np.ndarray  # float64 (4,) of the fold ensemble, from oof
-    refit: dict[str, np.ndarray]  # evaluation set -> float64 (n_t,)
-    fold_models: dict[
-        str, np.ndarray
-    ]  # evaluation set -> float64 (n_t, K), scores of the outer folds' models
-    fits: dict[str, Any] = field(default_factory=dict)  # number, statuses, worst gap, seconds
-    seconds: dict[str, float] = field(default_factory=dict)
+    # evaluation sets
+    refit: dict[str, np.ndarray]  # float64 (n_t,)
+    fold_models: dict[str, np.ndarray]  # float64 (n_t, K), scores of the outer folds' models
+    fits: dict[str, Any]  # number of fits and of solver calls, statuses, worst gap bound
+    seconds: dict[str, float]
 
 
 def run_protocol(
     X: np.ndarray,
     y: np.ndarray,
-    plan: "Plan",
+    plan: Plan,
     tests: Mapping[str, np.ndarray],
     *,
     config: ProbeConfig,
@@ -152,65 +124,39 @@ def run_protocol(
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
     outer = [int(k) for k in np.unique(folds)]
-    values = grid_values(config)
-    P, W, L, n, K = len(config.preprocess), len(config.class_weight), len(values), len(y), len(outer)
-    flat = np.full((P, W, L, n), np.nan, np.float32)  # held-out scores by the outer models
-    nested = np.full((K, P, W, L, n), np.nan, np.float32)  # by the models of each outer fold's inner folds
-    kept: dict[
-        tuple[int, int], tuple[Transform, Models, list[int]]
-    ] = {}  # (preprocessing, model) -> its W sets
-    facts: list[dict[str, Any]] = []
-    seconds = {"fit": 0.0, "score": 0.0}
-    for p, preprocess in enumerate(config.preprocess):
-        for transform_rows, members in _share(preprocess, parts):
-            transform = fit_transform_on(preprocess, X, transform_rows)
-            Z = transform(X)
-            weights = np.stack(
-                [class_weights(y, part.training, w) for part in members for w in config.class_weight]
-            )
-            lap = time.perf_counter()
-            models, about = fit_models(Z, y, weights, preprocess, config)
-            facts.append(about)
-            seconds["fit"] += time.perf_counter() - lap
-            lap = time.perf_counter()
-            for i, part in enumerate(members):
-                sets = list(range(i * W, (i + 1) * W))
-                if part.held_out.any():
-                    scores = np.moveaxis(models.scores(Z[part.held_out], sets), 0, -1)  # (W, L, rows)
-                    into = flat[p] if part.inner is None else nested[part.model - 1, p]
-                    into[:, :, part.held_out] = scores
-                if part.inner is None:
-                    kept[p, part.model] = (transform, models, sets)
-            seconds["score"] += time.perf_counter() - lap
+    fitted = fit_parts(X, y, parts, config)
+    grid = fitted.held_out[0].shape[:3]
+    flat = np.full((*grid, len(y)), np.nan, np.float32)  # held-out scores by the outer models
+    nested = np.full((len(outer), *flat.shape), np.nan, np.float32)  # by the models of the inner folds
+    for part, scores in zip(parts, fitted.held_out, strict=True):
+        into = flat if part.inner is None else nested[part.model - 1]
+        into[..., part.held_out] = scores
 
     lap = time.perf_counter()
-    path = _path(config, y, flat, folds)
-    fold_paths = np.stack([_path(config, y, nested[i], inner[i]) for i in range(K)])
-    choice = _setting(config, values, best(path))
-    fold_choices = [_setting(config, values, best(one)) for one in fold_paths]
-
-    oof, oof_flat = np.empty(n), flat[choice.index].astype(np.float64)
-    oof_adjusted = np.empty((n, 4))
+    path = criterion_path(config, y, flat, folds)
+    fold_paths = np.stack([criterion_path(config, y, *one) for one in zip(nested, inner, strict=True)])
+    choice = fitted.setting(best(path))
+    fold_choices = [fitted.setting(best(one)) for one in fold_paths]
+    oof, oof_adjusted = np.empty(len(y)), np.empty((len(y), 4))
     for i, k in enumerate(outer):
         rows, chosen = folds == k, fold_choices[i].index
         oof[rows] = flat[chosen][rows]
-        seen = ~rows
-        oof_adjusted[rows] = adjustment(y[seen], nested[(i, *chosen)][seen])
-    seconds["choose"] = time.perf_counter() - lap
+        oof_adjusted[rows] = adjustment(y[~rows], nested[(i, *chosen)][~rows])
+    oof_flat = flat[choice.index].astype(np.float64)
+    seconds = {**fitted.seconds, "choose": time.perf_counter() - lap}
 
     lap = time.perf_counter()
+    of_model = {part.model: i for i, part in enumerate(parts) if part.inner is None}
+    settings = [choice, *fold_choices]
     refit, fold_models = {}, {}
     for name, rows in tests.items():
-        cache: dict[int, np.ndarray] = {}
-        columns = [
-            _score(rows, kept[setting.index[0], model], setting, cache)
-            for model, setting in enumerate([choice, *fold_choices])
-        ]
+        score = fitted.scorer(rows)
+        columns = [score(of_model[model], setting) for model, setting in enumerate(settings)]
         refit[name], fold_models[name] = columns[0], np.stack(columns[1:], axis=1)
-    seconds["score"] += time.perf_counter() - lap
+    seconds["score tests"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
     return ProtocolRun(
-        values=values,
+        values=fitted.values,
         path=path,
         fold_paths=fold_paths,
         choice=choice,
@@ -222,7 +168,7 @@ def run_protocol(
         ensemble_adjusted=adjustment(y, oof),
         refit=refit,
         fold_models=fold_models,
-        fits=_sum_facts(facts),
+        fits=fitted.facts,
         seconds=seconds,
     )
 
@@ -237,52 +183,8 @@ def adjustment(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.array([best_threshold(y, scores), 1 / fit_temperature(y, scores), platt.scale, platt.offset])
 
 
-def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[tuple[np.ndarray, list[Part]]]:
-    """Training sets that can be fitted in one call, with the rows that the transform may learn from.
-
-    A transform that learns nothing serves all. One that learns is fitted on all rows for the refit, and on
-    each outer training set for that fold's models; its inner folds share it, so the choice inside a fold has
-    seen the features (no labels) of its inner held-out rows, and the outer score has not.
-    """
-    if not learns(preprocess):
-        yield parts[0].training, list(parts)
-        return
-    for model in sorted({part.model for part in parts}):
-        members = [part for part in parts if part.model == model]
-        yield members[0].training, members
-
-
-def _path(config: ProbeConfig, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
+def criterion_path(config: ProbeConfig, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Criterion of held-out scores (P, W, L, n): float64 (P, W, L), over the rows with folds > 0."""
     rows = folds > 0
     columns = scores[..., rows].reshape(-1, int(rows.sum())).T
-    return criterion(config.select, y[rows], columns, folds[rows]).reshape(scores.shape[:-1])
-
-
-def _setting(config: ProbeConfig, values: np.ndarray, index: tuple[int, ...]) -> Setting:
-    p, w, c = index
-    return Setting(config.preprocess[p], config.class_weight[w], float(values[c]), (p, w, c))
-
-
-def _score(
-    X: np.ndarray, kept: tuple[Transform, Models, list[int]], setting: Setting, cache: dict[int, np.ndarray]
-) -> np.ndarray:
-    """Scores of one kept model at one setting: float64 (n,)."""
-    transform, models, sets = kept
-    if id(transform) not in cache:
-        cache[id(transform)] = transform(X)
-    _, w, c = setting.index
-    return models.scores(cache[id(transform)], [sets[w]], c)[:, 0].astype(np.float64)
-
-
-def _sum_facts(facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    status: dict[str, int] = {}
-    for one in facts:
-        for name, count in one["status"].items():
-            status[name] = status.get(name, 0) + count
-    return {
-        "fits": sum(one["fits"] for one in facts),
-        "calls": len(facts),
-        "status": status,
-        "worst_gap_bound": max(one["worst_gap_bound"] for one in facts),
-    }
+    return criterion(config.criterion, y[rows], columns, folds[rows]).reshape(scores.shape[:-1])

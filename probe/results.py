@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 1
+SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 
 
@@ -88,18 +89,18 @@ class ProbeResult:
         return pd.DataFrame(records)
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Whole-set records at probability 0.5: train rows out of fold, evaluation sets by the refit; in the
-        order of the data sets, best criterion on the folds first."""
+        """Whole-set records at probability 0.5: train rows out of fold, evaluation sets by the refit (by the
+        ensemble where there is none); in the order of the data sets, best criterion on the folds first."""
         order = {m["features"]: -m["criterion"] for m in self.document["models"]}
         sets = [d["dataset"] for d in self.document["data"]]
-        found = [
-            r
-            for r in self.document["scores"]
-            if not r["domain"] and r["subset"] == "raw" and r["role"] in ("oof", "refit")
-        ]
-        return sorted(
-            found, key=lambda r: (sets.index(r["dataset"]), order.get(r["features"], -float("inf")))
-        )
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for role in ("ensemble", "refit", "oof"):  # later ones go first
+            for record in self.document["scores"]:
+                if record["features"] == SWEEP and role != "oof":
+                    continue  # on other sets it is the chosen feature set's refit
+                if record["role"] == role and not record["domain"] and record["subset"] == "raw":
+                    found[sets.index(record["dataset"]), record["features"]] = record
+        return [found[key] for key in sorted(found, key=lambda k: (k[0], order.get(k[1], -float("inf"))))]
 
     def table(self) -> "Table":
         """The leaderboard for a terminal."""

@@ -21,15 +21,12 @@ from ..datasets.folds import effective_groups, folds_for
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency, ProbeError
 from .config import FeatureSet, ProbeConfig, feature_sets, parse_features
+from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .leaks import LeakReport, audit_leaks, deduplicate
 from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol
-from .results import ProbeResult
-from .scoring import Column, Rows, compare_models, score_set
-
-SWEEP = (
-    "chosen on folds"  # the leaderboard's name for the sweep as a whole, with the choice of features inside
-)
+from .results import SWEEP, ProbeResult
+from .scoring import Column, Rows, compare_models, score_set, score_votes
 
 
 def run_probe(
@@ -97,7 +94,14 @@ def run_probe(
         comparisons += compare_models(
             rows, [c for c in columns[rows.dataset] if c.features != SWEEP], config=config, reference=chosen
         )
+    votes = [
+        found for rows in [data.train, *data.tests] if (found := score_votes(rows, columns[rows.dataset]))
+    ]
     seconds["score"] = time.perf_counter() - lap
+    lap = time.perf_counter()
+    of_domains = {"chosen": [chosen], "all": list(runs), "none": []}[config.domains]
+    domains = {name: _domains_one(name, bank, data, config) for name in of_domains}
+    seconds["domains"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
 
     document = {
@@ -115,6 +119,8 @@ def run_probe(
         "models": [describe_run(name, run) for name, run in runs.items()],
         "scores": scores,
         "comparisons": comparisons,
+        "votes": votes,
+        "domains": {name: found for name, found in domains.items() if found},
         "seconds": seconds,
     }
     result = ProbeResult(document, predictions_table(data, plan, columns))
@@ -206,7 +212,15 @@ def _rows(name: str, manifest: Manifest, positive: str, bank: Any) -> Rows:
         group=table["group"].to_numpy(dtype=object),
         domain=table["domain"].to_numpy(dtype=object),
         distinct=deduplicate(hashed(manifest, bank)).keep,
+        votes_positive=_votes(table, "votes_positive"),
+        votes_total=_votes(table, "votes_total"),
     )
+
+
+def _votes(table: pd.DataFrame, column: str) -> np.ndarray:
+    if column not in table:
+        return np.full(len(table), -1)
+    return table[column].astype("Int64").fillna(-1).to_numpy(np.int64)
 
 
 def hashed(manifest: Manifest, bank: Any) -> pd.DataFrame:
@@ -295,6 +309,16 @@ def _probe_one(
     run.seconds["load"] = loaded
     run.fits["dim"] = X.shape[1]
     return run
+
+
+def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> dict[str, Any] | None:
+    manifests = [data.train_manifest, *data.test_manifests]
+    X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
+    tests = {
+        rows.dataset: DomainRows(Z, rows.y, rows.domain) for rows, Z in zip(data.tests, others, strict=True)
+    }
+    groups = effective_groups(data.train_manifest)
+    return analyse_domains(X, data.train.y, groups, data.train.domain, tests, config=config)
 
 
 def _register_ray() -> None:

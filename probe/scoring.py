@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
 from ..errors import ProbeError
+from . import agreement
 from . import metrics as metrics_module
 from .config import ProbeConfig
 from .intervals import DEFAULT_METRICS, Interval, bootstrap, cluster_codes, compare, delong
@@ -52,6 +54,7 @@ class Rows:
     """The labelled rows of one evaluation set. group "" is a row by itself.
 
     distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
+    votes_positive, votes_total : int (n,), -1 where they are not known
     """
 
     dataset: str
@@ -60,6 +63,8 @@ class Rows:
     group: np.ndarray
     domain: np.ndarray
     distinct: np.ndarray
+    votes_positive: np.ndarray
+    votes_total: np.ndarray
 
     def __len__(self) -> int:
         return len(self.y)
@@ -96,12 +101,12 @@ def _subset(
 ) -> list[dict[str, Any]]:
     y, group = rows.y[mask], rows.group[mask]
     score = np.stack([c.score[mask] for c in columns], axis=1)
-    found = {"metrics": _intervals(y, expit(score), group, METRICS if full else DEFAULT_METRICS, config)}
+    found = {"metrics": intervals_of(y, expit(score), group, METRICS if full else DEFAULT_METRICS, config)}
     if full:
         cut, slope, scale, offset = np.stack([c.adjusted[mask] for c in columns], axis=1).transpose(2, 0, 1)
-        found["at_threshold"] = _intervals(y, expit(score - cut), group, THRESHOLD_METRICS, config)
-        found["temperature"] = _intervals(y, expit(score * slope), group, CALIBRATION_METRICS, config)
-        found["platt"] = _intervals(y, expit(score * scale + offset), group, CALIBRATION_METRICS, config)
+        found["at_threshold"] = intervals_of(y, expit(score - cut), group, THRESHOLD_METRICS, config)
+        found["temperature"] = intervals_of(y, expit(score * slope), group, CALIBRATION_METRICS, config)
+        found["platt"] = intervals_of(y, expit(score * scale + offset), group, CALIBRATION_METRICS, config)
     about = {
         "dataset": rows.dataset,
         "domain": domain,
@@ -116,7 +121,7 @@ def _subset(
             "role": column.role,
             **about,
             **{
-                kind: {name: [_number(v[i]) for v in values] for name, values in by_metric.items()}
+                kind: {name: values[i] for name, values in by_metric.items()}
                 for kind, by_metric in found.items()
             },
         }
@@ -124,16 +129,22 @@ def _subset(
     ]
 
 
-def _intervals(
+def intervals_of(
     y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
-) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """name -> (value, low, high), each (m,); no interval where there is nothing to resample."""
+) -> dict[str, list[list[float | None]]]:
+    """metric -> for each column of p (n, m) [value, low, high]; None where undefined or where there is
+    nothing to resample."""
     if config.bootstrap and cluster_codes(group, len(y)).max() > 0:
         found = _bootstrap(y, p, group, names, config)
-        return {name: (one.value, one.low, one.high) for name, one in found.items()}
-    values = metrics_module.evaluate(y, p, metrics=names)
-    nothing = np.full(p.shape[1], np.nan)
-    return {name: (values[name], nothing, nothing) for name in names}
+        triples = {name: (one.value, one.low, one.high) for name, one in found.items()}
+    else:
+        values = metrics_module.evaluate(y, p, metrics=names)
+        nothing = np.full(p.shape[1], np.nan)
+        triples = {name: (values[name], nothing, nothing) for name in names}
+    return {
+        name: [[_number(v) for v in one] for one in zip(*three, strict=True)]
+        for name, three in triples.items()
+    }
 
 
 def _bootstrap(
@@ -198,6 +209,50 @@ def compare_models(
                     }
                 )
     return records
+
+
+def score_votes(rows: Rows, columns: Sequence[Column]) -> dict[str, Any] | None:
+    """What the experts' votes say about the models of one evaluation set, at probability 0.5.
+
+    The rows with votes: Fleiss' kappa (None where the number of votes differs), share of unanimous rows, the
+    human line (balanced accuracy of an expert against the majority of the others, all votes pooled);
+    `strata`: metrics by how many votes the winning side has; `by_votes`: mean probability by number of
+    positive votes; `soft`: scores against the share of positive votes. None where no row has two votes.
+    """
+    known = rows.votes_total > 1
+    if not known.any():
+        return None
+    positive, total, y = rows.votes_positive[known], rows.votes_total[known], rows.y[known]
+    p = expit(np.stack([c.score[known] for c in columns], axis=1))
+    names = [{"features": c.features, "role": c.role} for c in columns]
+    same = len(np.unique(total)) == 1
+    soft = agreement.soft_scores(positive, total, p)
+
+    def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+        return [
+            {**names[int(row.pop("model"))], **{str(k): _plain(v) for k, v in row.items()}}
+            for row in table.to_dict("records")
+        ]
+
+    return {
+        "dataset": rows.dataset,
+        "n": int(known.sum()),
+        "kappa": _number(agreement.fleiss_kappa(np.stack([positive, total - positive], axis=1)))
+        if same
+        else None,
+        "unanimous": agreement.unanimous_share(positive, total),
+        "human_line": _number(agreement.pooled_leave_one_out(positive, total)) if total.min() > 2 else None,
+        "strata": records(agreement.by_agreement(y, p, positive, total)),
+        "by_votes": records(agreement.by_votes(p, positive, total)),
+        "soft": [
+            {**name, **{metric: _number(values[i]) for metric, values in soft.items()}}
+            for i, name in enumerate(names)
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, int | np.integer) else _number(value)
 
 
 def _number(value: Any) -> float | None:

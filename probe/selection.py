@@ -16,6 +16,8 @@ def criterion(name: str, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -
     Returns float64 (m,); -inf where a column has scores that are not finite.
     """
     positive = y == 1
+    finite = np.isfinite(scores).all(0)
+    scores = np.where(finite, scores, 0)
     if name == "log_loss":
         value = -0.5 * (_softplus(-scores[positive]) + _softplus(scores[~positive]))
     elif name == "balanced_accuracy":
@@ -33,7 +35,7 @@ def criterion(name: str, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -
         value = total / pairs if pairs else np.full(scores.shape[1], np.nan)
     else:
         raise ValueError(f"unknown criterion {name!r}")
-    return np.where(np.isfinite(scores).all(0) & np.isfinite(value), value, -np.inf)
+    return np.where(finite & np.isfinite(value), value, -np.inf)
 
 
 def _softplus(z: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-
 from patchbank.errors import InvalidRequest
 from patchbank.probe.cli import probe_group
 
@@ -25,7 +24,8 @@ QUICK = ("-C", "1e-3,1e-1", "--folds", 3, "--inner-folds", 3, "--bootstrap", 100
 
 
 def test_a_run_prints_a_table_and_writes_its_files(study: Any, files: list[str], tmp_path: Path) -> None:
-    result = run("run", *files, "--bank", study.bank, "--encoder", "good", "-o", tmp_path / "out", *QUICK)
+    out = tmp_path / "out"
+    result = run("run", *files, "--bank", study.bank, "--encoder", "good", "-o", out, *QUICK)
     assert result.exit_code == 0, result.output
     for text in ("inner:train", "inner:test", "outer", "good/full/cls", "patchbank probe report"):
         assert text in result.output

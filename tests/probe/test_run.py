@@ -11,8 +11,8 @@ import pytest
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, ProbeError, RowsMissing, StoreNotFound
 from patchbank.probe.features import load
-from patchbank.probe.results import ProbeResult
-from patchbank.probe.run import SWEEP, run_probe
+from patchbank.probe.results import SWEEP, ProbeResult
+from patchbank.probe.run import run_probe
 
 QUICK: dict[str, Any] = {
     "C": [1e-3, 1e-2, 1e-1],
@@ -97,7 +97,7 @@ def test_scores_are_those_of_the_saved_predictions(result: tuple[ProbeResult, Pa
 
 
 def test_test_labels_change_nothing_that_is_chosen(study: Any, result: tuple[ProbeResult, Path]) -> None:
-    """The labels of all test rows are shuffled: models, thresholds, calibration and predictions stay as they are."""
+    """All labels of test rows are shuffled: models, thresholds, calibration, predictions stay as they are."""
     rng = np.random.default_rng(0)
 
     def shuffled(manifest: Manifest, rows: np.ndarray) -> Manifest:
