@@ -123,8 +123,8 @@ def _faults(card: Card) -> Any:
     for name, values in allowed.items():
         if getattr(card, name) not in values:
             yield f"{name} = {getattr(card, name)!r} is none of {', '.join(values)}"
-    if not card.id or set(card.id) & set('/\\ \t\n"'):
-        yield "id must be one word without slashes"
+    if not card.id or set(card.id) & set('\\ \t\n"'):
+        yield "id must be one word"
     if card.dim < 1:
         yield f"dim = {card.dim} must be positive"
     if card.grid < 0 or card.prefix < 0 or (card.prefix and not card.grid):
@@ -201,7 +201,7 @@ def _key_faults(table: Mapping[str, Any], kind: type, skip: tuple[str, ...] = ()
 
 def shipped_cards() -> dict[str, Card]:
     """The cards that come with the package, by id, sorted."""
-    folder = resources.files(__package__.rpartition(".")[0]) / "manifests" / "encoders"
+    folder = resources.files(str(__package__).rpartition(".")[0]) / "manifests" / "encoders"
     cards: dict[str, Card] = {}
     for entry in sorted(folder.iterdir(), key=lambda item: item.name):
         if entry.name.endswith(".toml"):

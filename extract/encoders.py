@@ -1,53 +1,23 @@
 """An encoder ready to run: network, transform, precision and device behind `transform` and `embed`."""
 
-import platform
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from ..errors import EncoderError, InvalidRequest
-from .cards import PRECISIONS, Card, load_card
+from .cards import Card, load_card
+from .devices import resolve_devices
 from .models import Features, build_network
+from .precision import choose_precision
 from .tokens import Policy, layers_of, parse_policy, select, vector_dim
-from .views import prepare
+from .views import prepare, resized_shape
 from .weights import Weights, locate
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@cache
-def cpu_has_bf16() -> bool:
-    """Does this processor multiply bfloat16 natively (avx512_bf16 or AMX)? Else bf16 is slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("ascii", "ignore")
-    except OSError:  # not Linux
-        return False
-    return platform.machine() in ("x86_64", "AMD64") and ("avx512_bf16" in flags or "amx_bf16" in flags)
-
-
-def choose_precision(card: Card, device_type: str, asked: str | None = None) -> str:
-    """What is computed in: what was asked for, else the card's on a GPU, on a CPU bf16 where it is native.
-
-    Networks without tokens (CNNs) stay in fp32 on a CPU: their small convolutions gain nothing from bf16.
-
-    Raises:
-        InvalidRequest: an unknown precision, or fp16 on a CPU.
-    """
-    if asked not in (None, "auto", *PRECISIONS):
-        raise InvalidRequest(f"unknown precision {asked!r}: auto, {', '.join(PRECISIONS)}")
-    if asked == "fp16" and device_type == "cpu":
-        raise InvalidRequest("fp16 is not computed on a CPU; use fp32 or bf16")
-    if asked not in (None, "auto"):
-        return str(asked)
-    if card.kind == "python":
-        return "fp32"
-    if device_type == "cpu":
-        return "bf16" if card.grid and cpu_has_bf16() else "fp32"
-    return card.precision
 
 
 class Encoder:
@@ -100,6 +70,25 @@ class Encoder:
         return batch.contiguous(
             memory_format=torch.channels_last if self._channels_last else torch.contiguous_format
         )
+
+    def resize(self, batch: Tensor) -> Tensor:
+        """Resize on the device: uint8 (b, h, w, 3) -> uint8 (b, size, size, 3).
+
+        Antialiased interpolation in float32, rounded once; PIL rounds after each of its two passes, so that
+        single values differ by one or two of 255.
+        """
+        shape = self.card.transform
+        height, width = resized_shape(batch.shape[1], batch.shape[2], shape.resize)
+        images = batch.permute(0, 3, 1, 2)
+        if (height, width) != tuple(images.shape[2:]):
+            if shape.interpolation not in ("bilinear", "bicubic"):
+                raise InvalidRequest(f"{shape.interpolation} is resized by PIL only; leave --resize out")
+            images = functional.interpolate(
+                images.float(), (height, width), mode=shape.interpolation, antialias=True
+            )
+            images = images.round_().clamp_(0, 255).to(torch.uint8)
+        top, left = round((height - shape.size) / 2), round((width - shape.size) / 2)
+        return images[:, :, top : top + shape.size, left : left + shape.size].permute(0, 2, 3, 1)
 
     @torch.inference_mode()
     def embed(self, batch: Tensor, policies: Sequence[str | Policy] | None = None) -> dict[str, Tensor]:
@@ -165,31 +154,6 @@ def _cast_products(network: nn.Module, dtype: torch.dtype) -> None:
             module.to(dtype)
 
 
-def resolve_device(device: str | torch.device = "auto") -> torch.device:
-    """ "auto" is the first GPU if there is one (CUDA, then Apple's), else the CPU.
-
-    Raises:
-        InvalidRequest: a device that this machine or this build of torch does not have.
-    """
-    if str(device) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidRequest(f"unknown device {device!r}: auto, cpu, cuda, cuda:N or mps") from error
-    if chosen.type == "cuda" and (
-        not torch.cuda.is_available() or (chosen.index or 0) >= torch.cuda.device_count()
-    ):
-        raise InvalidRequest(
-            f"no device {device}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA GPUs here"
-        )
-    if chosen.type == "mps" and not torch.backends.mps.is_available():
-        raise InvalidRequest("no device mps here")
-    return chosen
-
-
 def build_encoder(
     card: Card | str,
     *,
@@ -215,7 +179,7 @@ def build_encoder(
         UnknownEncoder, GatedEncoder, EncoderError, MissingDependency, InvalidRequest: as the parts do.
     """
     card = load_card(card)
-    place = resolve_device(device)
+    place = resolve_devices(str(device))[0]
     if weights is None and not random_weights:
         weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
     return Encoder(

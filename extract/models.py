@@ -108,7 +108,7 @@ class TransformersNetwork(Network):
 class CallableNetwork(Network):
     """A user's callable: float32 (b, 3, s, s) in, (b, dim) out, or (b, prefix + grid, dim) with a grid."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor], card: Card) -> None:
+    def __init__(self, function: Callable[..., Any], card: Card) -> None:
         super().__init__()
         self.function = function  # registered as a submodule by torch if it is one
         self.card_id, self.has_tokens = card.id, card.grid > 0

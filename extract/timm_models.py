@@ -13,11 +13,13 @@ from .weights import INSTALL, Weights
 
 try:
     import timm
+    from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
+    from timm.layers import SwiGLUPacked  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as missing:
     raise MissingDependency(f"timm is not installed: {INSTALL}") from missing
 
 # what a card's arguments may name; TOML cannot hold a class
-_CLASSES: dict[str, Any] = {"SwiGLUPacked": timm.layers.SwiGLUPacked, "SiLU": nn.SiLU}
+_CLASSES: dict[str, Any] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
 
 
 def create(card: Card) -> nn.Module:
@@ -82,7 +84,7 @@ def card_of_timm(name: str) -> Card:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(f'timm:{one}' for one in near)}?" if near else ""
         raise UnknownEncoder(f"timm {timm.__version__} has no weights for {name!r}{hint}")
-    data = timm.data.resolve_data_config({}, pretrained_cfg=config.to_dict())
+    data = resolve_data_config({}, pretrained_cfg=config.to_dict())
     size = data["input_size"][1]
     interpolation = (
         data["interpolation"] if data["interpolation"] in ("bilinear", "bicubic", "nearest") else "bicubic"
@@ -99,8 +101,8 @@ def card_of_timm(name: str) -> Card:
     if hub.endswith("/"):
         hub = f"{hub}{config.architecture}{tag}"
     return Card(
-        id=f"timm:{config.architecture}{tag}".replace(":", "-"),
-        model=config.architecture,
+        id=f"timm:{name}",
+        model=str(config.architecture),
         hub=hub,
         licence=config.license or "unknown",
         source=f"timm {timm.__version__}",

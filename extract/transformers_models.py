@@ -1,4 +1,4 @@
-"""transformers models: a hub repository or a folder with config.json, or a configuration written in the card."""
+"""transformers models: a hub repository, a folder with config.json, or a configuration in the card."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
 
 
 def card_of_hub(hub: str) -> Card:
-    """A card for any vision model of transformers on the hub, or for a folder on this disk, from its configuration.
+    """A card for any vision model of transformers, on the hub or in a folder, from its configuration.
 
     Raises:
         InvalidRequest: not ORG/NAME, or not a vision model.
@@ -78,7 +78,7 @@ def card_of_hub(hub: str) -> Card:
     local = (folder / "config.json").is_file()
     if not local and hub.count("/") != 1:
         raise InvalidRequest(f"hf:{hub} should be hf:ORG/NAME, or a folder with a config.json")
-    probe = Card(id=f"hf-{hub.strip('/').replace('/', '--')}", kind="transformers", hub=hub, dim=1)
+    probe = Card(id=f"hf:{hub}", kind="transformers", hub=hub, dim=1)
     if not local:
         path = locate(probe).path
         if path is None:
@@ -87,8 +87,8 @@ def card_of_hub(hub: str) -> Card:
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if "auto_map" in config:
         raise InvalidRequest(
-            f"{hub} needs code of its own (auto_map in its config.json), and its layout cannot be known without "
-            "running it: write a card with remote_code = true (see `patchbank encoders show hibou-b`)"
+            f"{hub} needs code of its own (auto_map in its config.json), and its layout cannot be known "
+            "without running it: write a card with remote_code = true (see `patchbank encoders show hibou-b`)"
         )
     config = config.get("vision_config") or config
     width, patch = config.get("hidden_size"), config.get("patch_size")
@@ -100,7 +100,7 @@ def card_of_hub(hub: str) -> Card:
     no_cls = str(config.get("model_type", "")).startswith("siglip")
     prefix = 0 if no_cls else 1 + int(config.get("num_register_tokens") or 0)
     return Card(
-        id=f"hf-{folder.name if local else hub.replace('/', '--')}",
+        id=f"hf:{folder.name if local else hub}",
         kind="transformers",
         hub=hub,
         source=f"{hub}, config.json",

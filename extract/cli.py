@@ -1,0 +1,208 @@
+"""`patchbank extract`, `patchbank encoders` and `patchbank doctor`."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("extract")
+@click.argument(
+    "manifests", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--encoder", "-e", multiple=True, help="Card, timm:NAME or hf:ORG/NAME; may be repeated.")
+@click.option("--card", multiple=True, type=PATH, help="A card of your own (TOML); may be repeated.")
+@click.option("--bank", "-b", required=True, help="Folder of the embedding stores.")
+@click.option("--view", "-v", multiple=True, help="full, center:F, d4, d4:K, d4:mean; may be repeated.")
+@click.option(
+    "--tokens",
+    "-t",
+    multiple=True,
+    help="cls, mean, cls+mean, registers, patches, pooled, cls@K; may be repeated.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:N, mps.")
+@click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option("--dtype", default="float16", show_default=True, help="Stored as float16 or float32.")
+@click.option("--batch-size", type=int, help="Found by itself on a GPU, 32 on a CPU.")
+@click.option("--workers", type=int, help="Decoding threads.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="At a patch that cannot be read.",
+)
+@click.option("--checkpoint", type=PATH, help="A file of weights for the encoder.")
+@click.option("--weights-dir", type=PATH, help="A folder of weights, for machines without a network.")
+@click.option("--revision", help="Commit of the encoder's hub repository.")
+@click.option(
+    "--resize",
+    type=click.Choice(["pil", "device"]),
+    default="pil",
+    show_default=True,
+    help="Where to resize; part of the identity.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["zarr", "hdf5"]),
+    default="zarr",
+    show_default=True,
+    help="Layout of new stores.",
+)
+@click.option("--channels-last", is_flag=True, help="Memory layout for CNNs.")
+@click.option("--compile", is_flag=True, help="torch.compile the encoder: slower to start, faster to run.")
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
+)
+@click.option("--progress/--no-progress", default=True, help="The bar on stderr.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def extract_command(
+    manifests: tuple[Path, ...], encoder: tuple[str, ...], card: tuple[Path, ...], bank: str, **options: Any
+) -> None:
+    """Embed the patches of MANIFESTS that the bank does not hold yet.
+
+    Every encoder x view x token policy is a store of its own. Patches are keyed by the hash of their pixels:
+    what is there is not computed again, the same picture twice is embedded once, and the command can be
+    stopped (Ctrl-C) and repeated at any time.
+
+    \b
+    Examples:
+      patchbank extract ami-br.toml --encoder efficientnet-lite0 --bank bank
+      patchbank extract ami-br.toml -e virchow2 -e uni2-h -b bank --view full --view center:0.5
+      patchbank extract ami-br.toml -e dinov2-s -b bank --tokens cls --tokens mean --view d4
+      patchbank extract ami-br.toml -e dinov2-s -b bank --checkpoint vit_small_dinov2.safetensors
+      patchbank extract mine.toml -e timm:convnext_tiny -b bank --on-error skip
+      HF_HUB_OFFLINE=1 patchbank extract ami-br.toml -e uni -b bank --weights-dir /data/weights
+    """
+    from .run import run_extract
+
+    specs: list[str | Path] = [*encoder, *card]
+    if not specs:
+        raise click.UsageError(
+            "which encoder? --encoder efficientnet-lite0 works offline; `patchbank encoders ls`"
+        )
+    as_json = options.pop("as_json")
+    options["remote_code"] = options.pop("trust_remote_code")
+    options["view"] = list(options["view"]) or "full"
+    options["tokens"] = list(options["tokens"]) or None
+    # a cluster that takes its machine back sends SIGTERM: publish as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        report = run_extract(list(manifests), encoder=specs, bank=bank, **options)
+    except KeyboardInterrupt as stop:
+        for note in getattr(stop, "__notes__", []):
+            click.echo(note, err=True)
+        raise
+    if as_json:
+        click.echo(report.to_json())
+        return
+    for store in report.stores:
+        click.echo(
+            f"{store.encoder}  view {store.view}  tokens {store.tokens}  {store.precision}  {store.dim}-d  "
+            f"{store.path}"
+        )
+    click.echo(report.summary())
+    for patch_id, message in report.failed:
+        click.echo(f"failed: {patch_id}: {message}", err=True)
+
+
+@click.group("encoders")
+def encoders_group() -> None:
+    """List, show and check encoders."""
+
+
+@encoders_group.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def ls_command(as_json: bool) -> None:
+    """List the encoder cards.
+
+    \b
+    Examples:
+      patchbank encoders ls
+      patchbank encoders ls --json
+    """
+    from .cards import plugged_cards, shipped_cards
+    from .listing import describe, table
+
+    cards = shipped_cards() | plugged_cards()
+    if as_json:
+        click.echo(json.dumps([describe(card) for card in cards.values()], indent=2))
+    else:
+        table(cards.values())
+
+
+@encoders_group.command("show")
+@click.argument("encoder")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def show_command(encoder: str, as_json: bool) -> None:
+    """Show everything a card says, as the TOML of a card of your own would say it.
+
+    \b
+    Examples:
+      patchbank encoders show virchow2
+      patchbank encoders show timm:resnet50
+      patchbank encoders show uni2-h > mine.toml
+    """
+    from .cards import load_card
+    from .listing import describe, to_toml
+
+    card = load_card(encoder)
+    click.echo(json.dumps(describe(card), indent=2) if as_json else to_toml(card))
+
+
+@encoders_group.command("check")
+@click.argument("encoder")
+@click.option("--checkpoint", type=PATH, help="A file of weights for the encoder.")
+@click.option("--weights-dir", type=PATH, help="A folder of weights, for machines without a network.")
+@click.option("--random-weights", is_flag=True, help="Check the architecture alone, without its weights.")
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **options: Any) -> None:
+    """Build an encoder, embed one picture and compare what comes out with its card.
+
+    \b
+    Examples:
+      patchbank encoders check efficientnet-lite0
+      patchbank encoders check dinov2-s --checkpoint vit_small_dinov2.safetensors
+      patchbank encoders check virchow2 --random-weights
+      patchbank encoders check ./mine.toml
+    """
+    from .check import check_encoder
+
+    found = check_encoder(encoder, remote_code=trust_remote_code, **options)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        for key, value in found.items():
+            click.echo(f"{key:>14}  {value}")
+
+
+@click.command("doctor")
+@click.option("--bank", "-b", type=PATH, default=Path(), help="Folder whose disk is looked at.")
+@click.option("--weights-dir", type=PATH, help="A folder of weights to look in, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def doctor_command(bank: Path, weights_dir: Path | None, as_json: bool) -> None:
+    """Say what is installed, what this machine has, and which encoders can be used.
+
+    \b
+    Examples:
+      patchbank doctor
+      patchbank doctor --weights-dir /data/weights
+      patchbank doctor --json
+    """
+    from .doctor import examine, show
+
+    found = examine(bank=bank, weights_dir=weights_dir)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        show(found)
+    sys.exit(0 if found["ok"] else 1)

@@ -1,0 +1,503 @@
+"""The engine: decode in threads, compute on the devices, write behind both, in bounded queues.
+
+    decode pool  -> main thread -> device threads -> writer thread -> stores
+    read, check     make batches   forward passes    check, append
+    the hash,       of one shape   of every lane's   and publish
+    resize                         targets
+
+A lane is one encoder at one crop of the patch; its targets are the stores that one forward pass (or eight,
+for flips and rotations) fills. Everything between two stages is bounded, so memory does not grow with the
+number of patches. A thread that fails keeps emptying its queue, so that nobody waits for it, and the main
+thread raises its error.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..cache.store import Store, StoreWriter
+from ..datasets.images import content_hash
+from ..errors import ImageError, VectorRefused
+from .cards import Transform
+from .tokens import Policy
+from .views import MEAN, View, crop_pixels, orient, prepare
+
+if TYPE_CHECKING:
+    import torch
+
+    from .encoders import Encoder
+
+PUBLISH_EVERY = 60.0  # seconds; what a power cut may cost
+LOOK_EVERY = 5.0  # seconds between two looks at what other runs have published
+CHUNK = 8  # patches a decoding task
+
+
+@dataclass(eq=False)
+class Target:
+    """One store, and the view and policy that fill it."""
+
+    store: Store
+    view: View
+    policy: Policy
+    number: int = 0
+
+
+@dataclass(eq=False)
+class Lane:
+    """One encoder at one crop. `waiting` holds decoded patches by the shape of their pixels."""
+
+    encoder: int
+    crop: float
+    transform: Transform
+    targets: list[Target]
+    waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = field(default_factory=dict)
+
+    @property
+    def orientations(self) -> list[int]:
+        """The forward passes of one patch, by orientation."""
+        return sorted({k for target in self.targets for k in target.view.orientations})
+
+
+@dataclass(eq=False)
+class Work:
+    """The patches that a run has to look at.
+
+    Attributes:
+        read: read(i) gives the pixels of patch i, uint8 (h, w, 3); called from several threads.
+        name: name(i) gives its patch id.
+        keys: uint8 (n, 16), zeros where not known.
+        known: bool (n,).
+        todo: bool (n, targets): which stores lack the patch; all of them where the key is not known.
+    """
+
+    read: Callable[[int], np.ndarray]
+    name: Callable[[int], str]
+    keys: np.ndarray
+    known: np.ndarray
+    todo: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass
+class Outcome:
+    """What a pipeline did. `seconds` are busy seconds of each stage, over all of its threads."""
+
+    embedded: int = 0
+    forwards: int = 0
+    rows_written: int = 0
+    elsewhere: int = 0
+    doubles: int = 0
+    found_cached: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    hashed: list[int] = field(default_factory=list)
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("decode", "compute", "write"), 0.0)
+    )
+    batch_size: int = 0
+    interrupted: bool = False
+
+
+@dataclass
+class _Decoded:
+    index: int
+    key: bytes = b""
+    inputs: dict[int, np.ndarray] = field(default_factory=dict)  # lane number -> pixels
+    error: ImageError | None = None
+
+
+@dataclass
+class _Batch:
+    lane: Lane
+    rows: np.ndarray
+    pixels: np.ndarray
+    vectors: dict[Target, "torch.Tensor"] = field(default_factory=dict)
+    ready: Any = None  # CUDA event
+
+
+class Pipeline:
+    """Runs the work of one process through its lanes. Use it once."""
+
+    def __init__(
+        self,
+        work: Work,
+        lanes: Sequence[Lane],
+        encoders: Sequence[Sequence["Encoder"]],
+        *,
+        batch_size: int,
+        workers: int,
+        on_error: str = "fail",
+        resize: str = "pil",
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """
+        Args:
+            encoders: encoders[device][number of the encoder].
+            advance: called with the number of patches that became done.
+        """
+        self.work, self.lanes, self.encoders = work, list(lanes), encoders
+        self.batch_size, self.workers = batch_size, workers
+        self.on_error, self.resize, self.advance = on_error, resize, advance
+        self.outcome = Outcome(batch_size=batch_size)
+        self.targets = [target for lane in self.lanes for target in lane.targets]
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        self._looked = time.monotonic()
+        self._left = np.zeros(len(work), np.int16)  # lanes that a patch still waits for
+        # two batches a device: one computed, one ready
+        self._ready: queue.Queue[_Batch | None] = queue.Queue(maxsize=len(encoders))
+        self._done: queue.Queue[_Batch | None] = queue.Queue(maxsize=2 * len(encoders))
+
+    def run(self) -> Outcome:
+        """Embed everything that is to do and publish it.
+
+        Raises:
+            ImageError: with on_error "fail", at the first patch that cannot be read, after what was embedded
+                before it is published.
+            VectorRefused, StoreError, EncoderError: from the stages; what was written before is published.
+            KeyboardInterrupt: after publishing.
+        """
+        writer = threading.Thread(target=self._write_all, name="patchbank-write")
+        devices = [
+            threading.Thread(target=self._compute_all, args=(encoders,), name=f"patchbank-compute-{number}")
+            for number, encoders in enumerate(self.encoders)
+        ]
+        for thread in (writer, *devices):
+            thread.start()
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="patchbank-decode")
+        with self._kept():
+            self._feed(pool)
+        pool.shutdown(wait=True, cancel_futures=True)
+        for _ in devices:
+            self._ready.put(None)
+        for thread in devices:
+            thread.join()
+        self._done.put(None)
+        writer.join()
+        if self._error is not None:
+            self.outcome.interrupted = isinstance(self._error, KeyboardInterrupt)
+            raise self._error
+        return self.outcome
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Keeps an error for the end of `run`; from then on batches that wait are dropped, not computed."""
+        try:
+            yield
+        except BaseException as error:  # noqa: BLE001  `run` raises it
+            with self._lock:
+                self._error = self._error or error
+
+    # --- main thread: from patches to batches ----------------------------------------------------------
+
+    def _feed(self, pool: ThreadPoolExecutor) -> None:
+        pending: deque[Future[list[_Decoded]]] = deque()
+        tasks = self._tasks()
+        ahead = 2 * self.workers + 2 * self.batch_size // CHUNK
+        keys_seen: set[bytes] = set()
+        if not self.work.known.all():
+            keys_seen.update(map(bytes, self.work.keys[self.work.known]))
+        exhausted = False
+        while pending or not exhausted:
+            while not exhausted and len(pending) < ahead:
+                task = next(tasks, None)
+                if task is None:
+                    exhausted = True
+                else:
+                    pending.append(pool.submit(self._decode_all, task))
+            if pending:
+                for decoded in pending.popleft().result():
+                    self._place(decoded, keys_seen)
+            self._check()
+        for lane in self.lanes:
+            for shape in list(lane.waiting):
+                self._dispatch(lane, shape)
+
+    def _tasks(self) -> Iterator[range]:
+        for start in range(0, len(self.work), CHUNK):
+            yield range(start, min(start + CHUNK, len(self.work)))
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _decode_all(self, rows: range) -> list[_Decoded]:
+        started = time.perf_counter()
+        decoded = [self._decode(index) for index in rows]
+        with self._lock:
+            self.outcome.seconds["decode"] += time.perf_counter() - started
+        return decoded
+
+    def _decode(self, index: int) -> _Decoded:
+        work = self.work
+        try:
+            pixels = work.read(index)
+            key = content_hash(pixels)
+            if work.known[index] and key != work.keys[index].tobytes():
+                raise ImageError(
+                    f"{work.name(index)}: the file has changed since its hash was taken; "
+                    "build the manifest again (`patchbank datasets build`)"
+                )
+            found = _Decoded(index, key)
+            shared: dict[Any, np.ndarray] = {}  # encoders with the same geometry share one resize
+            for number, lane in enumerate(self.lanes):
+                if not any(work.todo[index, target.number] for target in lane.targets):
+                    continue
+                shape = lane.transform
+                geometry = (lane.crop, shape.size, shape.resize, shape.interpolation)
+                if self.resize != "pil":
+                    geometry = (lane.crop,)
+                if geometry not in shared:
+                    shared[geometry] = (
+                        prepare(pixels, shape, lane.crop)
+                        if self.resize == "pil"
+                        else crop_pixels(pixels, lane.crop)
+                    )
+                found.inputs[number] = shared[geometry]
+            return found
+        except ImageError as error:
+            return _Decoded(index, error=error)
+
+    def _place(self, decoded: _Decoded, keys_seen: set[bytes]) -> None:
+        work, index = self.work, decoded.index
+        if decoded.error is not None:
+            if self.on_error == "fail":
+                raise decoded.error
+            self.outcome.failed.append((work.name(index), str(decoded.error)))
+            self.advance(1)
+            return
+        if not work.known[index]:
+            work.keys[index] = np.frombuffer(decoded.key, np.uint8)
+            self.outcome.hashed.append(index)
+            if decoded.key in keys_seen:
+                self.outcome.doubles += 1
+                self.advance(1)
+                return
+            keys_seen.add(decoded.key)
+            for target in self.targets:
+                work.todo[index, target.number] = not target.store.contains(work.keys[index : index + 1])[0]
+        placed = 0
+        for number, pixels in decoded.inputs.items():
+            lane = self.lanes[number]
+            if not any(work.todo[index, target.number] for target in lane.targets):
+                continue
+            placed += 1
+            self._left[index] += 1
+            lane.waiting.setdefault(pixels.shape, []).append((index, pixels))
+        if not placed:
+            self.outcome.found_cached += 1
+            self.advance(1)
+        for number in decoded.inputs:
+            lane = self.lanes[number]
+            for shape, waiting in list(lane.waiting.items()):
+                if len(waiting) >= self.batch_size:
+                    self._dispatch(lane, shape)
+
+    def _dispatch(self, lane: Lane, shape: tuple[int, ...]) -> None:
+        waiting = lane.waiting.pop(shape)
+        rows = np.array([index for index, _ in waiting])
+        pixels = np.stack([pixels for _, pixels in waiting])
+        if time.monotonic() - self._looked > LOOK_EVERY:
+            self._looked = time.monotonic()
+            for target in self.targets:
+                target.store.refresh()
+        here = np.zeros(len(rows), bool)
+        for target in lane.targets:
+            here |= self.work.todo[rows, target.number] & ~target.store.contains(self.work.keys[rows])
+        if not here.all():  # another run was faster
+            self._finish(rows[~here], elsewhere=True)
+            rows, pixels = rows[here], pixels[here]
+        if len(rows):
+            self._ready.put(_Batch(lane, rows, pixels))
+
+    # --- device threads: from batches to vectors -------------------------------------------------------
+
+    def _compute_all(self, encoders: Sequence["Encoder"]) -> None:
+        import torch
+
+        uploads = torch.cuda.Stream(encoders[0].device) if encoders[0].device.type == "cuda" else None
+        ahead: tuple[_Batch, torch.Tensor] | None = None
+        while True:
+            batch = self._ready.get()
+            with self._kept():
+                if self._error is None:
+                    # on a GPU the next batch goes up while this one is computed
+                    after = (batch, self._upload(batch, encoders[0].device, uploads)) if batch else None
+                    if uploads is not None:
+                        after, ahead = ahead, after
+                    if after is not None:
+                        self._compute(*after, encoders, uploads)
+            if batch is None:
+                return
+
+    @staticmethod
+    def _upload(batch: _Batch, device: "torch.device", stream: Any) -> "torch.Tensor":
+        import torch
+
+        pixels = torch.from_numpy(batch.pixels)
+        batch.pixels = np.empty(0, np.uint8)  # held by the tensor as long as it is needed
+        if stream is None:
+            return pixels.to(device)
+        with torch.cuda.stream(stream):
+            return pixels.pin_memory().to(device, non_blocking=True)
+
+    def _compute(
+        self, batch: _Batch, pixels: "torch.Tensor", encoders: Sequence["Encoder"], uploads: Any
+    ) -> None:
+        import torch
+
+        started = time.perf_counter()
+        encoder = encoders[batch.lane.encoder]
+        if uploads is not None:
+            torch.cuda.current_stream(encoder.device).wait_stream(uploads)
+            pixels.record_stream(torch.cuda.current_stream(encoder.device))
+        if self.resize != "pil":
+            pixels = encoder.resize(pixels)
+        batch.vectors = self._vectors(batch.lane, encoder, pixels)
+        if uploads is not None:
+            batch.ready = torch.cuda.Event()
+            batch.ready.record(torch.cuda.current_stream(encoder.device))
+        with self._lock:
+            self.outcome.seconds["compute"] += time.perf_counter() - started
+            self.outcome.forwards += len(batch.rows) * len(batch.lane.orientations)
+        self._done.put(batch)
+
+    def _vectors(
+        self, lane: Lane, encoder: "Encoder", pixels: "torch.Tensor"
+    ) -> dict[Target, "torch.Tensor"]:
+        """One forward pass an orientation; means over orientations are sums in float32, in order."""
+        vectors: dict[Target, Any] = {}
+        for orientation in lane.orientations:
+            wanted = [t for t in lane.targets if orientation in t.view.orientations]
+            policies = list({target.policy.name: target.policy for target in wanted}.values())
+            found = self._embed(encoder, orient(pixels, orientation), policies)
+            for target in wanted:
+                vector = found[target.policy.name]
+                if target.view.orientation == MEAN:
+                    vector = vectors[target] + vector / 8 if target in vectors else vector / 8
+                vectors[target] = vector
+        return vectors
+
+    def _embed(self, encoder: "Encoder", pixels: "torch.Tensor", policies: list[Policy]) -> dict[str, Any]:
+        """`encoder.embed` in pieces of the batch size, halved for good where memory does not suffice."""
+        import torch
+
+        parts: list[dict[str, torch.Tensor]] = []
+        start = 0
+        while start < len(pixels):
+            size = min(self.outcome.batch_size, len(pixels) - start)
+            try:
+                parts.append(encoder.embed(pixels[start : start + size], policies))
+                start += size
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error) or size == 1:
+                    raise
+                if encoder.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                with self._lock:
+                    self.outcome.batch_size = min(self.outcome.batch_size, size // 2)
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    # --- writer thread: from vectors to stores ---------------------------------------------------------
+
+    def _write_all(self) -> None:
+        published, broken = time.monotonic(), False
+        with ExitStack() as stack:
+            writers: dict[Target, StoreWriter] = {}
+            while True:
+                batch = self._done.get()
+                if batch is None:
+                    break
+                started = time.perf_counter()
+                if not broken:  # an error of another stage does not stop what is computed from being kept
+                    broken = True
+                    with self._kept():
+                        for target in batch.lane.targets:
+                            if target not in writers:
+                                writers[target] = stack.enter_context(target.store.writer())
+                        self._write(batch, writers)
+                        if time.monotonic() - published > PUBLISH_EVERY:
+                            for writer in writers.values():
+                                writer.flush()
+                            published = time.monotonic()
+                        broken = False
+                with self._lock:
+                    self.outcome.seconds["write"] += time.perf_counter() - started
+            with self._kept():
+                stack.close()
+
+    def _write(self, batch: _Batch, writers: dict[Target, StoreWriter]) -> None:
+        rows = batch.rows
+        keys = self.work.keys[rows]
+        good = np.ones(len(rows), bool)
+        vectors = {target: _to_host(batch, vector) for target, vector in batch.vectors.items()}
+        for target, values in vectors.items():
+            fits = _finite(values, target.store.dtype)
+            if not fits.all() and self.on_error == "skip":
+                for row in rows[good & ~fits]:
+                    message = f"its embedding does not fit {target.store.dtype} or is not finite"
+                    self.outcome.failed.append((self.work.name(int(row)), message))
+                good &= fits
+        for target, values in vectors.items():
+            mask = good & self.work.todo[rows, target.number]
+            ids = [self.work.name(int(row)) for row in rows[mask]]
+            try:
+                writers[target].append(keys[mask], values[mask], ids)
+            except VectorRefused as error:
+                error.add_note(f"encoder {target.store.identity.encoder['id']}, view {target.view.name}")
+                raise
+            self.outcome.rows_written += int(mask.sum())
+        self._finish(rows[good])
+        self._finish(rows[~good], count=False)
+
+    def _finish(self, rows: np.ndarray, *, elsewhere: bool = False, count: bool = True) -> None:
+        """A lane is through with these patches."""
+        with self._lock:
+            self._left[rows] -= 1
+            done = int((self._left[rows] == 0).sum())
+            if elsewhere:
+                self.outcome.elsewhere += len(rows)
+            elif count:
+                self.outcome.embedded += done
+        self.advance(done)
+
+
+def _to_host(batch: _Batch, vector: "torch.Tensor") -> np.ndarray:
+    """float32 on the CPU; a GPU's copy waits for the batch's own work, not for the next batch."""
+    if batch.ready is None:
+        return vector.cpu().numpy()
+    import torch
+
+    stream = torch.cuda.Stream(vector.device)
+    with torch.cuda.stream(stream):
+        stream.wait_event(batch.ready)
+        vector.record_stream(stream)
+        host = vector.to("cpu", non_blocking=True)
+    stream.synchronize()
+    return host.numpy()
+
+
+def _finite(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """bool (n,): rows that can be stored as `dtype` without NaN or overflow."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.isfinite(values.astype(dtype, copy=False)).all(axis=1))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Did memory run out? Torch has a class for it on CUDA, and only the allocator's words on the CPU."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
