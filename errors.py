@@ -33,6 +33,10 @@ class ImageError(PatchbankError, OSError):
     """One image is missing, truncated or no image. Names the file."""
 
 
+class FetchError(PatchbankError, OSError):
+    """A download broke off, has another checksum than it must have, or an archive is not safe to unpack."""
+
+
 # --- cache ------------------------------------------------------------------------------------------
 
 
