@@ -1,5 +1,7 @@
 """Thresholds and calibration against scikit-learn, scipy and exhaustive search."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
@@ -66,7 +68,7 @@ def test_temperature_is_the_minimum_of_the_log_loss(class_weight, smooth):
         def loss(slope, z=z):
             return weight @ (np.logaddexp(0, slope * z) - target * slope * z)
 
-        best = minimize_scalar(loss, bracket=(0.1, 1.0), options={"xtol": 1e-10})
+        best: Any = minimize_scalar(loss, bracket=(0.1, 1.0), options={"xtol": 1e-10})
         assert t == pytest.approx(1 / best.x, rel=1e-6)
         p = special.expit(z / t)
         assert abs(weight @ ((p - target) * z)) < 1e-9 * weight.sum() * np.abs(z).max()  # stationary
@@ -97,10 +99,10 @@ def test_platt_equals_unpenalised_logistic_regression():
     for j in range(3):
         model = LogisticRegression(C=1e12, tol=1e-12, max_iter=1000).fit(logits[:, [j]], y)
         assert found.scale[j] == pytest.approx(model.coef_[0, 0], rel=1e-5)
-        assert found.offset[j] == pytest.approx(model.intercept_[0], rel=1e-5)
+        assert found.offset[j] == pytest.approx(np.asarray(model.intercept_)[0], rel=1e-5)
     model = LogisticRegression(C=1e12, tol=1e-12, max_iter=1000, class_weight="balanced")
     model.fit(logits[:, [0]], y)
-    expected = (model.coef_[0, 0], model.intercept_[0])
+    expected = (model.coef_[0, 0], np.asarray(model.intercept_)[0])
     assert (balanced.scale, balanced.offset) == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(
         balanced.probability(logits[:, 0]), model.predict_proba(logits[:, [0]])[:, 1], rtol=1e-5
@@ -119,7 +121,9 @@ def test_platt_smooths_targets_as_platt_did():
     model = LogisticRegression(C=1e12, tol=1e-12, max_iter=1000)
     model.fit(twice, labels, sample_weight=np.concatenate([target, 1 - target]))
     found = calibration.fit_platt(y, logits[:, 0])
-    assert (found.scale, found.offset) == pytest.approx((model.coef_[0, 0], model.intercept_[0]), rel=1e-5)
+    assert (found.scale, found.offset) == pytest.approx(
+        (model.coef_[0, 0], np.asarray(model.intercept_)[0]), rel=1e-5
+    )
 
 
 def test_platt_of_odd_cases():

@@ -138,7 +138,9 @@ def test_holm_equals_statsmodels():
     rng = np.random.default_rng(0)
     for size in (1, 2, 9, 50):
         p = rng.random(size) ** 3
-        np.testing.assert_allclose(intervals.holm(p), multipletests(p, method="holm")[1], rtol=1e-14)
+        np.testing.assert_allclose(
+            intervals.holm(p), np.asarray(multipletests(p, method="holm")[1]), rtol=1e-14
+        )
     adjusted = intervals.holm([0.01, np.nan, 0.04])
     assert adjusted[[0, 2]].tolist() == [0.02, 0.04]
     assert np.isnan(adjusted[1])
