@@ -365,6 +365,10 @@ class Store:
             with explained("read", self._files):
                 yield self.keys_of(block), self.vectors_of(block)
 
+    def require(self, keys: np.ndarray) -> None:
+        """Raises RowsMissing unless every key has a row (after a look at what was published meanwhile)."""
+        self._rows_of(as_keys(keys))
+
     def _rows_of(self, keys: np.ndarray) -> np.ndarray:
         with self._lock:
             self._index()

@@ -1,0 +1,159 @@
+"""Stores among each other: merge, subset, and how far apart two stores are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import InvalidRequest
+from .bank import Bank
+from .identity import Identity
+from .store import Store
+
+STEP = 8192  # rows in memory at a time
+
+
+def differences(a: Identity, b: Identity) -> list[str]:
+    """The parts in which two identities differ, in words."""
+    one, two = _flat(a.to_json()), _flat(b.to_json())
+    return [
+        f"{name}: {one.get(name)!r} / {two.get(name)!r}"
+        for name in sorted({*one, *two})
+        if one.get(name) != two.get(name)
+    ]
+
+
+def _flat(document: dict, prefix: str = "") -> dict[str, object]:
+    parts: dict[str, object] = {}
+    for name, value in document.items():
+        parts |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return parts
+
+
+def merge(target: Store, sources: Sequence[Store], *, progress: bool = False) -> int:
+    """Copies the rows that `target` lacks from stores of the same identity; returns how many.
+
+    Raises InvalidRequest, before anything is copied, if an identity differs (naming the parts).
+    """
+    for source in sources:
+        wrong = differences(target.identity, source.identity)
+        if wrong:
+            raise InvalidRequest(f"{source.files} cannot be merged into {target.files}: {'; '.join(wrong)}")
+    copied = 0
+    with target.writer(name="merge") as writer:
+        for source in sources:
+            writer.flush()
+            target.refresh()
+            keys = source.keys()
+            keys = keys[~target.contains(keys)]
+            _copy(source, keys, writer, progress)
+            copied += len(keys)
+    target.refresh()
+    return copied
+
+
+def subset(store: Store, keys: np.ndarray, bank: Bank, *, progress: bool = False) -> Store:
+    """The rows of some keys (uint8 (n, 16)) as a store of the same identity in another bank.
+
+    Raises RowsMissing if the store lacks some; InvalidRequest if the bank is the store's own.
+    """
+    target = bank.open_store(
+        store.identity,
+        create=True,
+        provenance=store.provenance,
+        backend="zarr" if bank.files.remote else store.backend,
+        block_rows=store.block_rows,
+    )
+    if target.path == store.path:
+        raise InvalidRequest(
+            f"{bank.path} is the bank that the store is in; give another folder for the subset"
+        )
+    keys = np.unique(keys.view("V16").ravel()).view(np.uint8).reshape(-1, 16) if len(keys) else keys
+    with target.writer(name="subset") as writer:
+        _copy(store, keys[~target.contains(keys)], writer, progress)
+    target.refresh()
+    return target
+
+
+def _copy(source: Store, keys: np.ndarray, writer, progress: bool) -> None:
+    with tqdm(total=len(keys), unit="row", mininterval=1, disable=not progress) as bar:
+        for part, vectors in source.iter_blocks(keys, STEP):
+            names = [key.tobytes().hex() for key in keys[part]]
+            writer.append(keys[part], vectors, names)
+            bar.update(len(names))
+
+
+@dataclass
+class Difference:
+    """How far apart the vectors of the same patches are in two stores.
+
+    identical  rows with the same values
+    cosine     1 - cosine similarity, relative |a - b| / |a|: quantiles 0.5, 0.99 and 1
+    largest    largest absolute difference of a component
+    worst      keys (hex) of the patches that are farthest apart, and their cosine distances
+    parts      parts of the identity that differ
+    """
+
+    shared: int
+    only_a: int
+    only_b: int
+    identical: int = 0
+    cosine: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    relative: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    largest: float = 0.0
+    worst: list[tuple[str, float]] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """In words; 2e-3 is a few roundings to float16 or bfloat16 inputs, far below a changed transform."""
+        if not self.shared:
+            return "no patch is in both"
+        if self.identical == self.shared:
+            return "identical"
+        if self.relative[1] < 2e-3:
+            return "the same but for rounding"
+        if self.relative[0] < 3e-2:
+            return "close: another precision, or a slightly different resize"
+        return "different: another transform, view or encoder"
+
+
+def diff(a: Store, b: Store, keys: np.ndarray | None = None, *, progress: bool = False) -> Difference:
+    """Compares the vectors of the keys that both stores have (of `keys`, if given), in flat memory.
+
+    Raises InvalidRequest if the vectors are not equally long.
+    """
+    if a.dim != b.dim:
+        raise InvalidRequest(f"{a.name} has vectors of {a.dim}, {b.name} of {b.dim}: nothing to compare")
+    of_a = a.keys() if keys is None else keys[a.contains(keys)]
+    shared = of_a[b.contains(of_a)]
+    in_b = len(b) if keys is None else int(b.contains(keys).sum())
+    found = Difference(len(shared), len(of_a) - len(shared), in_b - len(shared))
+    found.parts = differences(a.identity, b.identity)
+    if not len(shared):
+        return found
+    cosine, relative = np.empty(len(shared)), np.empty(len(shared))
+    with tqdm(total=len(shared), unit="row", mininterval=1, disable=not progress) as bar:
+        for part, one in a.iter_blocks(shared, STEP, dtype="float32"):
+            two = b.load(shared[part], dtype="float32")
+            apart = np.abs(one - two)
+            found.identical += int((apart == 0).all(axis=1).sum())
+            found.largest = max(found.largest, float(apart.max()))
+            norms = np.linalg.norm(one, axis=1), np.linalg.norm(two, axis=1)
+            tiny = np.finfo(np.float32).tiny
+            dots = np.einsum("ij,ij->i", one, two, dtype=np.float64)
+            cosine[part] = 1 - dots / np.maximum(norms[0] * norms[1], tiny)
+            relative[part] = np.linalg.norm(apart, axis=1) / np.maximum(norms[0], tiny)
+            bar.update(len(one))
+    cosine = np.maximum(cosine, 0)  # rounding
+    found.cosine = _quantiles(cosine)
+    found.relative = _quantiles(relative)
+    worst = np.argsort(-relative)[:5]
+    found.worst = [(shared[i].tobytes().hex(), float(cosine[i])) for i in worst]
+    return found
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, float, float]:
+    middle, high, top = np.quantile(values, [0.5, 0.99, 1.0])
+    return float(middle), float(high), float(top)

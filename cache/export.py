@@ -1,0 +1,567 @@
+"""Exports in the layouts that other tools read, and their way back into a store, bit for bit.
+
+layout        what it is                                                       reads it
+------------  ---------------------------------------------------------------  ---------------------------
+trident       FILE.h5, or a folder of one a group: `features` (n, d),          TRIDENT, CLAM
+              `coords` (n, 2) int64 (-1: not known)
+stamp         the same with `feats`, `coords` float32 in um (NaN: not known),  STAMP
+              attributes stamp_version, extractor, unit, tile_size_um
+npy           folder: embeddings/embeddings_0.npy, metadata/metadata_0.parquet embedding-reader, numpy
+parquet       FILE.parquet, `embedding` a FixedSizeList                        Hugging Face datasets, pandas
+h5ad, zarr    AnnData: X, obs, uns["patchbank"]                                anndata, scanpy
+safetensors   FILE.safetensors: embeddings, content_hash, column.NAME (UTF-8)  safetensors
+npz           FILE.npz: embeddings, content_hash, the columns; no pickle       numpy
+
+Rows follow the table (a manifest's, with `content_hash`); without one, the store, with the hash for an id.
+Every export carries `content_hash`, the table's columns (numbers stay numbers, everything else is text) and
+a JSON document "patchbank": identity, provenance, the encoder's licence note.
+"""
+
+import json
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InvalidRequest, MissingDependency
+from .bank import Bank
+from .files import TEMPORARY, explained
+from .identity import Identity, safe_name
+from .index import KEY_BYTES, KeyIndex, as_keys
+from .store import Store
+from .table import keys_of_table
+
+FORMAT = "patchbank-export"
+VERSION = 1
+STEP = 8192
+STAMP_VERSION = "2.1.0"  # the first whose readers know tile_size_um
+TAKEN = {"content_hash", "embedding", "embeddings", "features", "feats", "coords", "patchbank"}
+
+
+@dataclass
+class Rows:
+    """What an export is made of, or what was read from one.
+
+    document: identity, provenance, licence. keys: uint8, (n, 16). columns: name -> n values (text as str,
+    int64, float64). vectors(): the (n, dim) rows in order, some at a time.
+    """
+
+    document: dict[str, Any]
+    keys: np.ndarray
+    columns: dict[str, np.ndarray]
+    vectors: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.keys), int(self.document["identity"]["dim"])
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(self.document["identity"]["dtype"]).newbyteorder("<")
+
+    def whole(self) -> np.ndarray:
+        out = np.empty(self.shape, self.dtype)
+        start = 0
+        for part in self.vectors():
+            out[start : start + len(part)] = part
+            start += len(part)
+        return out
+
+    def hashes(self) -> list[str]:
+        return [key.tobytes().hex() for key in self.keys]
+
+    def frame(self) -> pd.DataFrame:
+        columns = {name: pd.Series(values) for name, values in self.columns.items()}
+        return pd.DataFrame({**columns, "content_hash": self.hashes()})
+
+
+def rows_of(store: Store, table: pd.DataFrame | None = None) -> Rows:
+    """The rows of a table, or of the whole store. Raises RowsMissing, InvalidRequest (column names)."""
+    if table is None:
+        keys = store.keys()
+        columns = {"patch_id": np.array([key.tobytes().hex() for key in keys], dtype=object)}
+    else:
+        keys = keys_of_table(table)
+        if "patch_id" not in table.columns:
+            raise InvalidRequest("the table has no column patch_id")
+        taken = sorted(TAKEN & set(table.columns) - {"content_hash"})
+        if taken:
+            raise InvalidRequest(f"the exports use the name {taken[0]!r} themselves; rename that column")
+        columns = {str(name): _plain(table[name]) for name in table.columns.drop("content_hash")}
+    store.require(keys)
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "identity": store.identity.to_json(),
+        "provenance": store.provenance,
+        "licence": store.provenance.get("licence", "unknown: ask whoever published the encoder's weights"),
+    }
+    return Rows(document, keys, columns, lambda: (part for _, part in store.iter_blocks(keys, STEP)))
+
+
+def _plain(column: pd.Series) -> np.ndarray:
+    if pd.api.types.is_integer_dtype(column) and not column.isna().any():
+        return column.to_numpy(np.int64)
+    if pd.api.types.is_float_dtype(column):
+        return column.to_numpy(np.float64, na_value=np.nan)
+    return column.astype("string").fillna("").to_numpy(dtype=object)
+
+
+# --- writing ----------------------------------------------------------------------------------------
+
+
+def export(
+    store: Store,
+    path: str | Path,
+    layout: str,
+    table: pd.DataFrame | None = None,
+    *,
+    by: str | None = None,
+    tile_um: float | None = None,
+    mpp: float | None = None,
+) -> int:
+    """Writes `path` in one of LAYOUTS, whole or not at all; returns the rows written.
+
+    by: (trident, stamp) a folder with one file for each value of this column, "group" for one a slide.
+    tile_um, mpp: (stamp) edge of a tile in um, and um per pixel of the table's x and y.
+
+    Raises InvalidRequest (unknown layout, something is there already, missing options), RowsMissing,
+    MissingDependency (AnnData), StoreError (disk full, unwritable).
+    """
+    path = Path(path)
+    if layout not in LAYOUTS:
+        raise InvalidRequest(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+    if path.exists():
+        raise InvalidRequest(f"{path} exists already; choose another name or remove it")
+    if by is not None and layout not in {"trident", "stamp"}:
+        raise InvalidRequest("one file for each group is for the layouts trident and stamp")
+    if layout == "stamp" and tile_um is None:
+        raise InvalidRequest("the STAMP layout needs the edge of a tile in um (tile_um, --tile-um)")
+    rows = rows_of(store, table)
+    if layout == "stamp":
+        rows.document |= {"tile_um": tile_um, "mpp": mpp}
+    interim = path.with_name(TEMPORARY + path.name)
+    with explained("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _discard(interim)
+        try:
+            if by is None:
+                LAYOUTS[layout].write(interim, rows)
+            else:
+                interim.mkdir()
+                for name, part in _grouped(store, rows, by):
+                    LAYOUTS[layout].write(interim / f"{name}.h5", part)
+            interim.rename(path)
+        finally:
+            _discard(interim)
+    return len(rows.keys)
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _grouped(store: Store, rows: Rows, by: str) -> Iterator[tuple[str, Rows]]:
+    if by not in rows.columns:
+        raise InvalidRequest(f"the table has no column {by!r}; it has {', '.join(rows.columns)}")
+    values = rows.columns[by].astype(str)
+    names: dict[str, str] = {}
+    for value in dict.fromkeys(values):
+        name = safe_name(value, longest=120)
+        if name in names:
+            raise InvalidRequest(f"{by} {value!r} and {names[name]!r} would both become the file {name}.h5")
+        names[name] = value
+        here = np.flatnonzero(values == value)
+        keys = rows.keys[here]
+        columns = {column: array[here] for column, array in rows.columns.items()}
+        yield (
+            name,
+            Rows(
+                rows.document, keys, columns, lambda keys=keys: (p for _, p in store.iter_blocks(keys, STEP))
+            ),
+        )
+
+
+def _write_h5(path: Path, rows: Rows, name: str, coords: np.ndarray, attributes: Mapping[str, Any]) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        vectors = file.create_dataset(name, rows.shape, rows.dtype)
+        start = 0
+        for part in rows.vectors():
+            vectors[start : start + len(part)] = part
+            start += len(part)
+        file["coords"] = coords
+        file["content_hash"] = rows.keys
+        for column, values in rows.columns.items():
+            text = values.dtype == object
+            file.create_dataset(column, data=values, dtype=h5py.string_dtype() if text else values.dtype)
+        file.attrs["patchbank"] = json.dumps(rows.document)
+        file.attrs["licence"] = rows.document["licence"]
+        for key, value in attributes.items():
+            file.attrs[key] = value
+
+
+def _coords(rows: Rows) -> np.ndarray | None:
+    """x and y of the table in pixels, float64, (n, 2), NaN where a cell is empty; None without them."""
+    if not {"x", "y"} <= set(rows.columns):
+        return None
+    parts = [pd.to_numeric(pd.Series(rows.columns[name]), errors="coerce") for name in "xy"]
+    return np.stack([part.to_numpy(np.float64) for part in parts], axis=1)
+
+
+def _write_trident(path: Path, rows: Rows) -> None:
+    found = _coords(rows)
+    coords = np.full((len(rows.keys), 2), -1) if found is None else np.nan_to_num(found, nan=-1)
+    _write_h5(
+        path,
+        rows,
+        "features",
+        coords.astype(np.int64),
+        {"encoder": rows.document["identity"]["encoder"]["id"]},
+    )
+
+
+def _write_stamp(path: Path, rows: Rows) -> None:
+    found, mpp = _coords(rows), rows.document["mpp"]
+    coords = np.full((len(rows.keys), 2), np.nan) if found is None or mpp is None else found * mpp
+    about = {
+        "stamp_version": STAMP_VERSION,
+        "extractor": rows.document["identity"]["encoder"]["id"],
+        "unit": "um",
+        "tile_size_um": rows.document["tile_um"],
+        "feat_type": "tile",
+    }
+    _write_h5(path, rows, "feats", coords.astype(np.float32), about)
+
+
+def _write_npy(path: Path, rows: Rows) -> None:
+    (path / "embeddings").mkdir(parents=True)
+    (path / "metadata").mkdir()
+    with (path / "embeddings/embeddings_0.npy").open("wb") as file:
+        _write_array(file, rows)
+    rows.frame().to_parquet(path / "metadata/metadata_0.parquet", index=False)
+    (path / "patchbank.json").write_text(json.dumps(rows.document, indent=2) + "\n", "utf-8")
+
+
+def _write_array(file: Any, rows: Rows) -> None:
+    """The .npy format, some rows at a time."""
+    about = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": rows.shape}
+    np.lib.format.write_array_header_1_0(file, about)
+    for part in rows.vectors():
+        file.write(np.ascontiguousarray(part).tobytes())
+
+
+def _write_npz(path: Path, rows: Rows) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        with archive.open("embeddings.npy", "w", force_zip64=True) as file:
+            _write_array(file, rows)
+        texts = {
+            name: values.astype(str) if values.dtype == object else values
+            for name, values in rows.columns.items()
+        }
+        document = np.array(json.dumps(rows.document))
+        for name, values in {"content_hash": rows.keys, **texts, "patchbank": document}.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
+
+
+def _write_parquet(path: Path, rows: Rows) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    frame = pa.Table.from_pandas(rows.frame(), preserve_index=False)
+    vector = pa.list_(pa.from_numpy_dtype(rows.dtype), rows.shape[1])
+    schema = frame.schema.append(pa.field("embedding", vector, nullable=False))
+    schema = schema.with_metadata(
+        {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
+    )
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        start = 0
+        for part in rows.vectors():
+            flat = pa.array(np.ascontiguousarray(part).reshape(-1))
+            arrays = [
+                *frame.slice(start, len(part)).columns,
+                pa.FixedSizeListArray.from_arrays(flat, type=vector),
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+            start += len(part)
+
+
+def _write_safetensors(path: Path, rows: Rows) -> None:
+    """8 bytes header length, JSON header, data; written here, so that vectors need not fit in memory."""
+    texts = {
+        name: _fixed_width(values) if values.dtype == object else values
+        for name, values in rows.columns.items()
+    }
+    small = {"content_hash": rows.keys, **{f"column.{name}": values for name, values in texts.items()}}
+    kinds = {"uint8": "U8", "int64": "I64", "float64": "F64", "float32": "F32", "float16": "F16"}
+    header: dict[str, Any] = {
+        "__metadata__": {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
+    }
+    end = 0
+    for name, dtype, shape in [
+        ("embeddings", rows.dtype, rows.shape),
+        *((name, values.dtype, values.shape) for name, values in small.items()),
+    ]:
+        size = int(np.prod(shape)) * dtype.itemsize
+        header[name] = {"dtype": kinds[dtype.name], "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for part in rows.vectors():
+            file.write(np.ascontiguousarray(part).tobytes())
+        for values in small.values():
+            file.write(np.ascontiguousarray(values).tobytes())
+
+
+def _fixed_width(values: np.ndarray) -> np.ndarray:
+    """Text as UTF-8 padded with zero bytes: uint8, (n, longest)."""
+    encoded = [str(value).encode() for value in values]
+    width = max([1, *map(len, encoded)])
+    return np.frombuffer(b"".join(e.ljust(width, b"\0") for e in encoded), np.uint8).reshape(-1, width)
+
+
+def _anndata() -> Any:
+    try:
+        import anndata
+    except ImportError as error:
+        raise MissingDependency("AnnData files need anndata: pip install 'patchbank[anndata]'") from error
+    return anndata
+
+
+def _annotated(rows: Rows) -> Any:
+    """The whole export in memory: AnnData writes nothing piecemeal."""
+    frame = rows.frame()
+    names = frame.pop("patch_id").astype(str)
+    frame.index = pd.Index(names, name="patch_id")
+    document = {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
+    return _anndata().AnnData(X=rows.whole(), obs=frame, uns=document)
+
+
+def _write_h5ad(path: Path, rows: Rows) -> None:
+    _annotated(rows).write_h5ad(path, convert_strings_to_categoricals=False)
+
+
+def _write_zarr(path: Path, rows: Rows) -> None:
+    _annotated(rows).write_zarr(path, convert_strings_to_categoricals=False)
+
+
+# --- reading ----------------------------------------------------------------------------------------
+
+
+def _steps(array: Any) -> Callable[[], Iterator[np.ndarray]]:
+    return lambda: (np.asarray(array[start : start + STEP]) for start in range(0, len(array), STEP))
+
+
+def _read_h5(path: Path, name: str) -> Rows:
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        document = _document(path, file.attrs.get("patchbank"))
+        skip = {name, "coords", "content_hash"}
+        columns = {}
+        for column in file:
+            data = file[column]
+            if column in skip or not isinstance(data, h5py.Dataset):
+                continue
+            text = h5py.check_string_dtype(data.dtype) is not None
+            columns[column] = data.asstr()[:] if text else data[:]
+        keys = np.asarray(file["content_hash"])
+
+    def vectors() -> Iterator[np.ndarray]:
+        with h5py.File(path, "r") as file:
+            data = file[name]
+            assert isinstance(data, h5py.Dataset)
+            for start in range(0, len(data), STEP):
+                yield data[start : start + STEP]
+
+    return Rows(document, keys, columns, vectors)
+
+
+def _read_npy(path: Path) -> Rows:
+    document = _document(path, (path / "patchbank.json").read_text("utf-8"))
+    frame = pd.read_parquet(path / "metadata/metadata_0.parquet")
+    return _from_frame(document, frame, _steps(np.load(path / "embeddings/embeddings_0.npy", mmap_mode="r")))
+
+
+def _read_npz(path: Path) -> Rows:
+    with np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    document = _document(path, str(arrays.pop("patchbank", "")))
+    keys, vectors = arrays.pop("content_hash"), arrays.pop("embeddings")
+    columns = {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in arrays.items()}
+    return Rows(document, keys, columns, _steps(vectors))
+
+
+def _read_parquet(path: Path) -> Rows:
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    document = _document(path, (file.schema_arrow.metadata or {}).get(b"patchbank"))
+    names = [name for name in file.schema_arrow.names if name != "embedding"]
+    dim = int(document["identity"]["dim"])
+
+    def vectors() -> Iterator[np.ndarray]:
+        for batch in pq.ParquetFile(path).iter_batches(STEP, columns=["embedding"]):
+            yield batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+
+    return _from_frame(document, file.read(columns=names).to_pandas(), vectors)
+
+
+def _read_safetensors(path: Path) -> Rows:
+    kinds = {"U8": "u1", "I64": "<i8", "F64": "<f8", "F32": "<f4", "F16": "<f2"}
+    with path.open("rb") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+    document = _document(path, header.pop("__metadata__", {}).get("patchbank"))
+    arrays = {
+        name: np.memmap(path, kinds[a["dtype"]], "r", 8 + size + a["data_offsets"][0], tuple(a["shape"]))
+        for name, a in header.items()
+    }
+    columns = {}
+    for name, values in arrays.items():
+        if name.startswith("column."):
+            text = values.dtype == np.uint8
+            plain = [bytes(row).rstrip(b"\0").decode() for row in values] if text else np.array(values)
+            columns[name.removeprefix("column.")] = np.array(plain, dtype=object if text else None)
+    return Rows(document, np.array(arrays["content_hash"]), columns, _steps(arrays["embeddings"]))
+
+
+def _read_anndata(path: Path) -> Rows:
+    read = _anndata().read_h5ad if path.is_file() else _anndata().read_zarr
+    data = read(path)
+    frame = data.obs.reset_index(names="patch_id")
+    return _from_frame(_document(path, data.uns.get("patchbank")), frame, _steps(data.X))
+
+
+def _from_frame(
+    document: dict[str, Any], frame: pd.DataFrame, vectors: Callable[[], Iterator[np.ndarray]]
+) -> Rows:
+    keys = keys_of_table(frame)
+    columns = {str(name): _plain(frame[name]) for name in frame.columns.drop("content_hash")}
+    return Rows(document, keys, columns, vectors)
+
+
+def _document(path: Path, text: Any) -> dict[str, Any]:
+    """The JSON that an export carries. Raises InvalidRequest for a file that patchbank did not export."""
+    if not text:
+        raise InvalidRequest(
+            f"{path} does not say which encoder and which patches its vectors are of (no patchbank document): "
+            "only exports of `patchbank cache export` can be imported"
+        )
+    document = json.loads(text)
+    if document.get("format") != FORMAT or document.get("version") != VERSION:
+        raise InvalidRequest(
+            f"{path} is {document.get('format')!r} version {document.get('version')!r}; this patchbank reads "
+            f"{FORMAT!r} version {VERSION}; update patchbank"
+        )
+    return document
+
+
+@dataclass(frozen=True)
+class Format:
+    write: Callable[[Path, Rows], None]
+    read: Callable[[Path], Rows]
+
+
+LAYOUTS = {
+    "trident": Format(_write_trident, lambda path: _read_h5(path, "features")),
+    "stamp": Format(_write_stamp, lambda path: _read_h5(path, "feats")),
+    "npy": Format(_write_npy, _read_npy),
+    "parquet": Format(_write_parquet, _read_parquet),
+    "h5ad": Format(_write_h5ad, _read_anndata),
+    "zarr": Format(_write_zarr, _read_anndata),
+    "safetensors": Format(_write_safetensors, _read_safetensors),
+    "npz": Format(_write_npz, _read_npz),
+}
+
+
+def layout_of(path: Path) -> str:
+    """Which layout a file or folder has. Raises InvalidRequest."""
+    if path.suffix in {".h5", ".hdf5"} and path.is_file():
+        import h5py
+
+        with explained("read", path), h5py.File(path, "r") as file:
+            for name, layout in (("features", "trident"), ("feats", "stamp")):
+                if name in file:
+                    return layout
+    elif path.is_file() and path.suffix[1:] in LAYOUTS:
+        return path.suffix[1:]
+    elif (path / "embeddings/embeddings_0.npy").is_file():
+        return "npy"
+    elif (path / "obs").is_dir() and (path / "X").exists():
+        return "zarr"
+    elif not path.exists():
+        raise InvalidRequest(f"there is no {path}")
+    raise InvalidRequest(f"{path} has none of the layouts {', '.join(LAYOUTS)}")
+
+
+def read_export(path: str | Path) -> Rows:
+    """What an export holds, whichever layout it has."""
+    path = Path(path)
+    with explained("read", path):
+        return LAYOUTS[layout_of(path)].read(path)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """store: that has the rows now. rows: in the export. added: rows that were new. table: its columns."""
+
+    store: Store
+    rows: int
+    added: int
+    table: pd.DataFrame
+
+
+def import_export(bank: Bank, path: str | Path, *, backend: str = "zarr") -> Imported:
+    """Brings an export (or a folder of .h5 files, one a group) back into the store of its identity.
+
+    Raises InvalidRequest (not an export of patchbank), VectorRefused, StoreError.
+    """
+    path = Path(path)
+    parts = sorted(path.glob("*.h5")) if path.is_dir() else []
+    store = None
+    tables, rows, added = [], 0, 0
+    for part in parts or [path]:
+        found = read_export(part)
+        identity = Identity.from_json(found.document["identity"])
+        provenance = found.document["provenance"]
+        if store is None or store.identity != identity:
+            store = bank.open_store(identity, create=True, provenance=provenance, backend=backend)
+        added += _append(store, found)
+        rows += len(found.keys)
+        tables.append(found.frame())
+    assert store is not None
+    return Imported(store, rows, added, pd.concat(tables, ignore_index=True))
+
+
+def _append(store: Store, rows: Rows) -> int:
+    keys = as_keys(rows.keys)
+    new = ~store.contains(keys)
+    first = np.zeros(len(keys), dtype=bool)
+    first[KeyIndex(keys).first_rows()] = True
+    new &= first
+    ids = rows.columns.get("patch_id")
+    names = rows.hashes() if ids is None else [str(name) for name in ids]
+    start = 0
+    with store.writer(name="import") as writer:
+        for part in rows.vectors():
+            here = start + np.flatnonzero(new[start : start + len(part)])
+            writer.append(keys[here], part[here - start], [names[i] for i in here])
+            start += len(part)
+    store.refresh()
+    if start != len(keys) or keys.shape[1] != KEY_BYTES:
+        raise InvalidRequest(f"the export has {start} vectors and {len(keys)} content hashes")
+    return int(new.sum())
