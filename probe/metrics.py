@@ -33,9 +33,8 @@ Bools = NDArray[np.bool_]
 Strategy = Literal["width", "mass"]
 
 BINS = 15  # of the calibration errors: Guo et al., ICML 2017
-_BLOCK_CELLS = 1 << 16  # float64 (distinct positive scores x resamples) at once: fits the second-level cache
-    1 << 17
-)  # 1 MiB of float64: what the ranking metrics hold of (distinct scores x resamples) at once
+# float64 (distinct positive scores x resamples) that the ranking metrics hold at once: second-level cache
+_BLOCK_CELLS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
