@@ -3,16 +3,15 @@
 An audit changes nothing. Its findings are tables, so that a report can show them and a leak check can use them.
 """
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..errors import ImageError, ManifestError
+from ..errors import ImageError
 from .builders import decode_all
 from .facts import Facts, contents_digest, load_facts, names
 from .folds import effective_groups
@@ -21,8 +20,11 @@ from .images import content_hash
 from .manifest import Manifest
 
 SIDE = 128  # pixels a side at which two pictures are compared
-COARSE = 16  # and at which candidates are found
-SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted
+SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted, each way
+CELL = 8  # pixels of a cell whose mean serves to find candidates
+STEP = 5  # pixels between the shifts at which candidates are looked for
+CANDIDATE = 0.75  # correlation of cell means; half a STEP off leaves a true pair above it
+PAIR_BLOCK = 2048  # rows of one matrix product
 
 
 @dataclass(frozen=True)
@@ -184,3 +186,110 @@ def _against_facts(manifest: Manifest, found: Audit, facts: Facts) -> pd.DataFra
     if facts.contents and not len(found.unreadable):
         check("contents (sha256)", facts.contents, contents_digest(manifest))
     return pd.DataFrame(checks, columns=["fact", "expected", "found", "ok"])
+
+
+def near_duplicates(
+    manifests: Manifest | Sequence[Manifest],
+    *,
+    threshold: float = 0.97,
+    workers: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Pairs of images that are the same picture, shifted by up to 8 of 128 pixels, re-encoded or recoloured a bit.
+
+    Compared are grey pictures of 128 x 128 pixels: candidates are pairs whose central 112 x 112 pixels, as means of
+    8 x 8 cells, correlate above 0.75 at one of nine shifts; of these the best normalised correlation of the
+    overlap, over all shifts by whole pixels, must reach `threshold`. Time and memory: n^2 products of 196 numbers,
+    16 KiB an image; thousands of images take seconds, 1e5 an hour. Overlapping crops of one slide (shifted
+    further), flips and rotations are not found.
+
+    Returns a table, best first: patch_a, patch_b, label_a, label_b, group_a, group_b, split_a, split_b, shift_y,
+    shift_x (pixels of 128: b's picture lies that far down and right of a's), score, identical (the same pixels).
+    Raises ImageError where images cannot be read.
+    """
+    sets = [manifests] if isinstance(manifests, Manifest) else list(manifests)
+    grey = np.concatenate([_grey(manifest, workers, progress) for manifest in sets])
+    rows = pd.concat([manifest.table[["patch_id", "label", "group", "split"]] for manifest in sets])
+    found = []
+    for i, j, down, right in _candidates(grey):
+        score, down, right = _best_shift(grey[i], grey[j], down, right)
+        if score >= threshold:
+            found.append((i, j, down, right, score))
+    pairs = pd.DataFrame(found, columns=["a", "b", "shift_y", "shift_x", "score"])
+    named = {
+        f"{column.removesuffix('_id')}_{side}": rows[column].to_numpy()[pairs[side].to_numpy(dtype=np.intp)]
+        for column in rows.columns
+        for side in "ab"
+    }
+    same = [(grey[a] == grey[b]).all() for a, b in zip(pairs["a"], pairs["b"], strict=True)]
+    pairs["identical"] = np.array(same, dtype=bool)
+    pairs = pd.concat([pd.DataFrame(named), pairs.drop(columns=["a", "b"])], axis=1)
+    return pairs.sort_values(
+        ["score", "patch_a", "patch_b"], ascending=[False, True, True], ignore_index=True
+    )
+
+
+def _grey(manifest: Manifest, workers: int | None, progress: bool) -> np.ndarray:
+    """uint8, (n, 128, 128)."""
+    grey = np.zeros((len(manifest), SIDE, SIDE), np.uint8)
+
+    def use(i: int, pixels: np.ndarray) -> None:
+        image = Image.fromarray(pixels).convert("L")
+        if image.size != (SIDE, SIDE):
+            image = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+        grey[i] = np.asarray(image)
+
+    failures = decode_all(manifest, use, workers=workers, progress=progress)
+    if failures:
+        error = ImageError(
+            f"{len(failures)} of {len(manifest)} images of {manifest.header.name!r} cannot be read."
+        )
+        for _, message in failures:
+            error.add_note(message)
+        raise error
+    return grey
+
+
+def _candidates(grey: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """(i, j, down, right) with i < j: pairs to look at, and the shift at which they looked most alike."""
+    inner = SIDE - 2 * SHIFT
+    cells = inner // CELL
+
+    def signature(down: int, right: int) -> np.ndarray:
+        part = grey[:, SHIFT + down : SHIFT + down + inner, SHIFT + right : SHIFT + right + inner]
+        # by blocks: the float copy of all images would be eight times their size
+        means = np.concatenate(
+            [
+                block.reshape(-1, cells, CELL, cells, CELL).mean((2, 4), dtype=np.float32)
+                for block in np.array_split(part, max(1, len(part) // PAIR_BLOCK))
+            ]
+        ).reshape(len(part), -1)
+        means -= means.mean(1, keepdims=True)
+        return means / (np.linalg.norm(means, axis=1, keepdims=True) + 1e-6)
+
+    shifts = [(down, right) for down in (0, -STEP, STEP) for right in (0, -STEP, STEP)]
+    centre = signature(0, 0)
+    best: dict[tuple[int, int], tuple[float, int, int]] = {}
+    for down, right in shifts:
+        shifted = centre if down == right == 0 else signature(down, right)
+        for start in range(0, len(grey), PAIR_BLOCK):
+            alike = centre[start : start + PAIR_BLOCK] @ shifted[start:].T
+            for a, b in np.argwhere(np.triu(alike, 1) > CANDIDATE):
+                pair, score = (start + int(a), start + int(b)), float(alike[a, b])
+                if score > best.get(pair, (0.0,))[0]:
+                    best[pair] = (score, down, right)
+    return [(i, j, down, right) for (i, j), (_, down, right) in sorted(best.items())]
+
+
+def _best_shift(a: np.ndarray, b: np.ndarray, down: int, right: int) -> tuple[float, int, int]:
+    """(correlation of the overlap, down, right) of the best shift around the given one. a, b: uint8, (128, 128)."""
+    best = (-1.0, 0, 0)
+    near = range(-STEP, STEP + 1)
+    for y in (down + d for d in near if abs(down + d) <= SHIFT):
+        for x in (right + d for d in near if abs(right + d) <= SHIFT):
+            p = a[max(0, -y) : SIDE - max(0, y), max(0, -x) : SIDE - max(0, x)].astype(np.float32)
+            q = b[max(0, y) : SIDE - max(0, -y), max(0, x) : SIDE - max(0, -x)].astype(np.float32)
+            p, q = p - p.mean(), q - q.mean()
+            score = float((p * q).sum() / (np.sqrt((p * p).sum() * (q * q).sum()) + 1e-6))
+            best = max(best, (score, y, x))
+    return best

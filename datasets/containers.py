@@ -78,7 +78,7 @@ class TarImages(Container):
 
     @cached_property
     def _file(self) -> Any:
-        return open(self.path, "rb")  # noqa: PTH123, SIM115  stays open; closed with the container
+        return open(self.path, "rb")  # noqa: PTH123  stays open; closed with the container
 
     def members(self) -> list[str]:
         return list(self._index)

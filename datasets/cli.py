@@ -1,0 +1,532 @@
+"""`patchbank datasets`: build, check and fetch data sets, make and show folds."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .audit import Audit
+    from .manifest import Manifest
+
+SHOWN = 12  # rows of a finding on the terminal
+Command = Callable[..., Any]
+
+
+@click.group("datasets")
+def datasets_group() -> None:
+    """Tables of patches: build, check, fetch, folds."""
+
+
+@datasets_group.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls(as_json: bool) -> None:
+    """List the data sets that patchbank knows.
+
+    \b
+    Examples:
+      patchbank datasets ls
+      patchbank datasets ls --json
+    """
+    from .facts import load_facts, names
+
+    rows = []
+    for facts in map(load_facts, names()):
+        rows.append(
+            {
+                "name": facts.name,
+                "patches": facts.rows,
+                "splits": {split: sum(classes.values()) for split, classes in facts.counts.items()},
+                "classes": list(facts.classes),
+                "domains": len(facts.domains),
+                "licence": facts.licence,
+                "source": facts.source,
+                "description": facts.description,
+            }
+        )
+    if as_json:
+        return _json(rows)
+    _table(
+        ("name", "patches", "splits", "domains", "description"),
+        [
+            (
+                row["name"],
+                row["patches"],
+                ", ".join(f"{split} {n}" for split, n in row["splits"].items()),
+                row["domains"],
+                row["description"],
+            )
+            for row in rows
+        ],
+    )
+    click.echo("One's own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
+    return None
+
+
+# --- build ------------------------------------------------------------------------------------------
+
+
+@datasets_group.group("build")
+def build() -> None:
+    """Make a manifest of images: a table with one row a patch, and a header.
+
+    \b
+    Examples:
+      patchbank datasets build ami-br --root data --out ami-br.toml
+      patchbank datasets build folder --root images --name mine --layout "{split}/{label}" --positive tumor
+      patchbank datasets build from-csv --root images --table labels.csv --name mine \\
+          --column label=diagnosis --column path=file --column group=patient --positive tumor
+    """
+
+
+def _common(command: Command) -> Command:
+    """The options that all builders have."""
+    options = [
+        click.option("--out", type=click.Path(dir_okay=False), help="The manifest, NAME.toml by default."),
+        click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
+                     help="What to do about unreadable images: build nothing, or leave them out and list them."),
+        click.option("--hashes/--no-hashes", default=None,
+                     help="Decode every image now, for its content hash. [default: yes; no for wsi]"),
+        click.option("--format", "table_format", type=click.Choice(["csv", "parquet"]),
+                     help="Of the table. [default: csv up to 200,000 rows]"),
+        click.option("--workers", type=click.IntRange(1), help="Threads that decode."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _own(command: Command) -> Command:
+    """The options that describe a data set of the user's own."""
+    options = [
+        click.option(
+            "--name", "dataset", required=True, help="The data set's name; every patch_id starts with it."
+        ),
+        click.option("--positive", default="", help="The positive class."),
+        click.option(
+            "--classes", default="", metavar="A,B,...", help="The labels in their order. [default: sorted]"
+        ),
+        click.option("--split", default="", help="The split of rows that have none."),
+        click.option("--domain", default="", help="The domain of rows that have none."),
+        click.option("--licence", default="not stated", help="Of the images."),
+        click.option("--source", default="not stated", help="Where they come from."),
+        click.option("--description", default="", help="One line."),
+        click.option("--dataset-version", "version", default="1", show_default=True),
+        click.option("--group-kind", default="slide", show_default=True, help="What a group is."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+_COLUMNS = click.option(
+    "--column", "columns", multiple=True, metavar="OURS=THEIRS",
+    help="Which of its columns is our label, group, domain, split, x, y, ...; repeat it.",
+)  # fmt: skip
+_ROOT = click.option("--root", required=True, type=click.Path(exists=True), help="Where the files are.")
+
+
+def _build(
+    name: str, root: str, out: str | None, table_format: str | None, as_json: bool, **options: Any
+) -> None:
+    from .builders import build_manifest
+
+    skipped: list[tuple[str, str]] = []
+    options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
+    if "classes" in options:
+        options["classes"] = tuple(part.strip() for part in options["classes"].split(","))
+    manifest = build_manifest(name, root, on_skip=lambda *item: skipped.append(item), **options)
+    file = manifest.save(out or f"{manifest.header.name}.toml", table_format=table_format)
+    if as_json:
+        return _json(
+            {"manifest": str(file), **_summary(manifest), "skipped": [list(item) for item in skipped]}
+        )
+    for patch_id, message in skipped:
+        click.echo(f"left out: {patch_id}: {message}", err=True)
+    _show(manifest)
+    click.echo(f"wrote {file}: {len(manifest)} patches" + (f", {len(skipped)} left out" if skipped else ""))
+    return None
+
+
+def _shipped(name: str, what: str) -> click.Command:
+    def run(**options: Any) -> None:
+        _build(name, **options)
+
+    run.__doc__ = f"""{what}
+
+    \b
+    Examples:
+      patchbank datasets fetch {name} --to data
+      patchbank datasets build {name} --root data --out {name}.toml
+    """
+    return build.command(name)(_ROOT(_common(run)))
+
+
+_shipped("ami-br", "AMi-Br: breast, MIDOG21 and TUPAC16; train and test, slides, three votes.")
+_shipped("atnorm-br", "AtNorM-Br: TCGA breast, test only.")
+_shipped("atnorm-md", "AtNorM-MD: six non-breast domains of MIDOG++, test only, five votes.")
+
+
+@build.command("folder")
+@_ROOT
+@_own
+@click.option("--layout", default="", help='What the folders\' names mean. [default: "{label}"]')
+@click.option("--pattern", default="", help="Instead: a regular expression with the groups label, group, ...")
+@_common
+def folder(**options: Any) -> None:
+    """Images in folders (or in a zip or tar) whose names say what they are.
+
+    \b
+    Examples:
+      patchbank datasets build folder --root images --name mine --positive tumor
+      patchbank datasets build folder --root images.zip --name mine --layout "{split}/{label}/{group}" --positive tumor
+      patchbank datasets build folder --root tcga --name mine --positive tumor \\
+          --pattern "(?P<label>[^/]+)/(?P<group>TCGA-..-....)"
+    """
+    _build("folder", **options)
+
+
+@build.command("from-csv")
+@_ROOT
+@click.option(
+    "--table", required=True, type=click.Path(exists=True, dir_okay=False), help="A CSV or parquet file."
+)
+@_own
+@_COLUMNS
+@click.option("--path-format", default="", help='A path made of columns: "{label}/{file}.png".')
+@_common
+def from_csv(columns: Sequence[str], **options: Any) -> None:
+    """Images that a table lists, one row a patch.
+
+    \b
+    Examples:
+      patchbank datasets build from-csv --root images --table labels.csv --name mine --positive tumor
+      patchbank datasets build from-csv --root images --table labels.csv --name mine --positive tumor \\
+          --column label=diagnosis --column group=patient --path-format "{diagnosis}/{uid}.png"
+    """
+    _build("from-csv", columns=_pairs(columns, "--column"), **options)
+
+
+@build.command("hdf5")
+@_ROOT
+@_own
+@click.option(
+    "--images", multiple=True, required=True, metavar="SPLIT=FILE", help="HDF5 files under the root."
+)
+@click.option("--labels", multiple=True, metavar="SPLIT=FILE", help="HDF5 files with the labels.")
+@click.option("--meta", multiple=True, metavar="SPLIT=FILE", help="CSVs with one row a patch, see --column.")
+@click.option("--array", default="", help="The images' array. [default: x]")
+@click.option("--labels-array", default="", help="The labels' array. [default: y]")
+@_COLUMNS
+@_common
+def hdf5(columns: Sequence[str], **options: Any) -> None:
+    """Patches in HDF5 arrays, as PatchCamelyon has them.
+
+    \b
+    Examples:
+      patchbank datasets build hdf5 --root pcam --name pcam --classes normal,tumor --positive tumor \\
+          --images train=camelyonpatch_level_2_split_train_x.h5 \\
+          --labels train=camelyonpatch_level_2_split_train_y.h5 \\
+          --meta train=camelyonpatch_level_2_split_train_meta.csv --column group=wsi
+    """
+    for key in ("images", "labels", "meta"):
+        options[key] = _pairs(options[key], f"--{key}")
+    _build("hdf5", columns=_pairs(columns, "--column"), **options)
+
+
+@build.command("npz")
+@_ROOT
+@_own
+@_common
+def npz(**options: Any) -> None:
+    """Patches in one npz, as MedMNIST has them (train_images, train_labels, ...).
+
+    \b
+    Examples:
+      patchbank datasets build npz --root breastmnist.npz --name breastmnist --classes malignant,normal \\
+          --positive malignant
+    """
+    _build("npz", **options)
+
+
+@build.command("parquet")
+@_ROOT
+@_own
+@click.option("--image", default="", help="The image column. [default: the one with embedded images]")
+@_COLUMNS
+@_common
+def parquet(columns: Sequence[str], **options: Any) -> None:
+    """Patches in parquet files, as Hugging Face's image data sets are stored.
+
+    \b
+    Examples:
+      patchbank datasets build parquet --root hub/data --name mine --positive tumor --column group=patient
+    """
+    _build("parquet", columns=_pairs(columns, "--column"), **options)
+
+
+@build.command("wsi")
+@_ROOT
+@_own
+@click.option("--coordinates", required=True, type=click.Path(exists=True),
+              help="A CSV (slide, x, y), a .h5 of TRIDENT or CLAM, or a folder of them.")  # fmt: skip
+@click.option("--size", type=click.IntRange(1), help="Pixels a side, with a CSV.")
+@click.option("--level", type=click.IntRange(0), help="The pyramid's level to read at.")
+@click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Or the micrometres a pixel to read at.")
+@click.option("--border", default="white", show_default=True,
+              help="What lies outside of the slide: white, black, RRGGBB, or crop.")  # fmt: skip
+@click.option("--slides", type=click.Path(exists=True, dir_okay=False),
+              help="A CSV with a row a slide: slide, label, group, domain, split.")  # fmt: skip
+@_COLUMNS
+@_common
+def wsi(columns: Sequence[str], **options: Any) -> None:
+    """Regions of whole-slide images, by coordinates (pixels of level 0, upper left corner).
+
+    \b
+    Examples:
+      patchbank datasets build wsi --root slides --coordinates regions.csv --size 256 --mpp 0.5 --name mine
+      patchbank datasets build wsi --root slides --coordinates trident/20x_256px_0px_overlap/patches --name mine \\
+          --slides slides.csv --positive tumor
+    """
+    _build("wsi", columns=_pairs(columns, "--column"), **options)
+
+
+# --- check ------------------------------------------------------------------------------------------
+
+
+@datasets_group.command("check")
+@click.argument("manifests", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--root", type=click.Path(exists=True, file_okay=False), help="Where the images are now.")
+@click.option(
+    "--near", is_flag=True, help="Also look for near-duplicates (shifted, re-encoded), within and across."
+)
+@click.option("--workers", type=click.IntRange(1), help="Threads that decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    manifests: Sequence[str],
+    root: str | None,
+    near: bool,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Look at every image: unreadable and changed files, duplicates, contradictions, leaks, known facts.
+
+    Ends with status 1 where images are lost or changed, splits leak, or known facts are not met.
+
+    \b
+    Examples:
+      patchbank datasets check ami-br.toml
+      patchbank datasets check ami-br.toml atnorm-br.toml --near --json
+    """
+    from .audit import audit, near_duplicates
+    from .manifest import load_manifest
+
+    loaded = [load_manifest(file, root=root) for file in manifests]
+    audits = [audit(manifest, workers=workers) for manifest in loaded]
+    pairs = near_duplicates(loaded, workers=workers) if near else None
+    if as_json:
+        found: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
+        if pairs is not None:
+            found["near_duplicates"] = pairs.to_dict(orient="records")
+        _json(found)
+    else:
+        for item in audits:
+            _show_audit(item)
+        if pairs is not None:
+            _finding("near-duplicates", pairs[~pairs["identical"]])
+    if not all(item.ok for item in audits):
+        ctx.exit(1)
+
+
+# --- fetch ------------------------------------------------------------------------------------------
+
+
+@datasets_group.command("fetch")
+@click.argument("name")
+@click.option(
+    "--to", "folder", default="data", show_default=True, type=click.Path(file_okay=False), help="Folder."
+)
+@click.option("--url", default="", help="Download from here instead.")
+@click.option("--sha256", default="", help="The archive's checksum; another one is refused.")
+@click.option("--again", is_flag=True, help="Download and replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def fetch_command(name: str, folder: str, url: str, sha256: str, again: bool, as_json: bool) -> None:
+    """Download a public data set: resumed where it broke off, checked, safely unpacked.
+
+    \b
+    Examples:
+      patchbank datasets fetch ami-br --to data
+      patchbank datasets fetch ami-br --to data --again
+    """
+    from .facts import load_facts
+    from .fetch import fetch
+
+    facts = load_facts(name)
+    got = fetch(facts, folder, url=url, sha256=sha256, again=again)
+    if as_json:
+        return _json({**vars(got), "folder": str(got.folder)})
+    click.echo(f"{'unpacked to' if got.new else 'already there:'} {got.folder} ({got.bytes} bytes)")
+    click.echo(
+        f"sha256 {got.sha256}" + (" (as pinned)" if got.pinned else " (not pinned; recorded for next time)")
+    )
+    for file, state in got.files.items():
+        click.echo(f"{file}: {state}")
+    click.echo(f"licence: {facts.licence}")
+    click.echo(f"next: patchbank datasets build {name} --root {got.folder}")
+    return None
+
+
+# --- folds ------------------------------------------------------------------------------------------
+
+
+@datasets_group.group("folds")
+def folds() -> None:
+    """Folds are files: no group in two folds, and no library upgrade changes them."""
+
+
+@folds.command("make")
+@click.argument("manifest", type=click.Path(exists=True, dir_okay=False))
+@click.option("--n-splits", type=click.IntRange(2), default=5, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--split", default="train", show_default=True, help='Of these rows; "" = all.')
+@click.option("--out", required=True, type=click.Path(dir_okay=False), help="FOLDS.toml")
+def folds_make(manifest: str, n_splits: int, seed: int, split: str, out: str) -> None:
+    """Make grouped, stratified, seeded folds.
+
+    \b
+    Examples:
+      patchbank datasets folds make mine.toml --n-splits 5 --seed 0 --out mine.folds.toml
+    """
+    from pathlib import Path
+
+    from .folds import effective_groups, make_folds
+    from .manifest import load_manifest
+
+    rows = load_manifest(manifest)
+    rows = rows.select(split) if split else rows
+    made = make_folds(
+        rows.table["label"].to_numpy(), effective_groups(rows), n_splits=n_splits, seed=seed,
+        name=Path(out).stem, dataset=rows.header.name,
+    )  # fmt: skip
+    _show_folds(made.assign(effective_groups(rows)), rows)
+    click.echo(f"wrote {made.save(out)}")
+
+
+@folds.command("show")
+@click.argument("folds_name", metavar="FOLDS")
+@click.argument("manifest", type=click.Path(exists=True, dir_okay=False))
+@click.option("--split", default="train", show_default=True, help='Of these rows; "" = all.')
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def folds_show(folds_name: str, manifest: str, split: str, as_json: bool) -> None:
+    """Show what each fold holds of a manifest's rows. FOLDS is a shipped name or a file.
+
+    \b
+    Examples:
+      patchbank datasets folds show paper ami-br.toml
+      patchbank datasets folds show mine.folds.toml mine.toml
+    """
+    from .folds import effective_groups, load_folds
+    from .manifest import load_manifest
+
+    rows = load_manifest(manifest)
+    rows = rows.select(split) if split else rows
+    loaded = load_folds(folds_name)
+    assigned = loaded.assign(effective_groups(rows))
+    if as_json:
+        return _json(
+            {"name": loaded.name, "n_splits": loaded.n_splits, "fold_of_group": dict(loaded.fold_of_group)}
+        )
+    _show_folds(assigned, rows)
+    click.echo(f"{loaded.name}: {loaded.made_with}")
+    return None
+
+
+# --- printing ---------------------------------------------------------------------------------------
+
+
+def _pairs(values: Sequence[str], option: str) -> dict[str, str]:
+    pairs = {}
+    for value in values:
+        key, mark, target = value.partition("=")
+        if not mark or not key or not target or key in pairs:
+            raise InvalidRequest(f"{option} {value!r}: write {option} KEY=VALUE, each key once.")
+        pairs[key] = target
+    return pairs
+
+
+def _json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def _summary(manifest: "Manifest") -> dict[str, Any]:
+    from .folds import effective_groups
+
+    rows = manifest.table.assign(group=effective_groups(manifest))
+    of = rows.groupby(["split", "label"], sort=True)
+    return {
+        "name": manifest.header.name,
+        "rows": len(manifest),
+        "groups": int(rows["group"].nunique()),
+        "domains": {str(k): int(v) for k, v in rows["domain"].value_counts(sort=False).items()},
+        "counts": [
+            {"split": split, "label": label, "rows": len(part), "groups": int(part["group"].nunique())}
+            for (split, label), part in of
+        ],
+    }
+
+
+def _show(manifest: "Manifest") -> None:
+    counts = _summary(manifest)["counts"]
+    _table(tuple(counts[0]), [tuple(row.values()) for row in counts])
+
+
+def _finding(what: str, table: "pd.DataFrame") -> None:
+    if len(table):
+        more = f" (the first {SHOWN} of {len(table)})" if len(table) > SHOWN else ""
+        _table([str(c) for c in table.columns], table.head(SHOWN).to_numpy().tolist(), f"{what}{more}")
+
+
+def _show_audit(audit: "Audit") -> None:
+    for what in ("counts", "unreadable", "changed", "contradictions", "group_leaks", "duplicate_leaks"):
+        _finding(what.replace("_", " "), getattr(audit, what))
+    _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
+    redundant = len(audit.duplicates) - audit.duplicate_groups
+    click.echo(
+        f"{audit.name}: {audit.rows} patches, {len(audit.unreadable)} unreadable, {len(audit.changed)} changed; "
+        f"{audit.unique} different pictures ({audit.duplicate_groups} groups of {len(audit.duplicates)} identical "
+        f"files, {redundant} redundant); {audit.contradictory_groups} groups with contradictory labels; "
+        f"{len(audit.group_leaks)} groups and {len(audit.duplicate_leaks)} pictures in several splits; "
+        f"{int(audit.facts['ok'].sum())} of {len(audit.facts)} known facts met."
+    )
+    click.echo(f"{audit.name}: {'ok' if audit.ok else 'NOT ok'}")
+
+
+def _show_folds(assigned: Any, rows: "Manifest") -> None:
+    import pandas as pd
+
+    table = rows.table.assign(fold=assigned)
+    counts = pd.crosstab(table["fold"], table["label"])
+    of = table.groupby("fold")["group"].nunique()
+    _table(
+        ("fold", "rows", *map(str, counts.columns), "groups"),
+        [(fold, sum(row), *row, of[fold]) for fold, row in zip(counts.index, counts.to_numpy(), strict=True)],
+    )
