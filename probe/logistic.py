@@ -1,15 +1,32 @@
-"""All the logistic regressions of one encoder at once: every set of rows at every strength."""
+"""All the L2 logistic regressions of one encoder at once: every set of rows at every strength.
+
+    fits = fit_logistic(X, y, C=np.logspace(-6, 1, 40), weights=weights)      # weights (S, n): S x 40 fits
+    scores = fits.decision(X_test)                                            # (n_test, S, 40)
+
+How: all fits share X, so they are solved together, as columns of one matrix of coefficients. A round of the
+descent is two matrix products for all of them (objective.py), the preconditioner is shared (preconditioner.py),
+every fit keeps its own pace (lbfgs.py), nothing is copied a set (design.py). Every result is checked in
+float64 on X as it was given, and what did not converge is finished by float64 Newton (newton.py).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from ..errors import InvalidRequest, ProbeError
+from .design import Design
+from .lbfgs import Minimum, minimise
 from .newton import newton
+from .objective import Objective, default_threads
+from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
+MAX_ROUNDS = 150  # of the descent, then Newton takes over
+LARGEST_NEWTON = 6000  # coefficients of one fit, above which a Hessian is not formed
+MEMORY = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -19,10 +36,15 @@ class LogisticFits:
     coef : float64 (S, L, d), or (S, L, K, d) for K > 2 classes
     intercept : float64 (S, L) or (S, L, K)
     objective : float64 (S, L), sum of weighted log-losses + 1/(2C) |w|^2, w in the set's standardised units
-    gradient_norm : float64 (S, L), Euclidean norm of its gradient, the intercept included
+    gradient_norm : float64 (S, L), Euclidean norm of its gradient, the intercept's entry included
     gap_bound : float64 (S, L), upper bound of (objective - optimum) / objective
-    n_iter : int (S, L)
-    status : str (S, L), "converged", "polished", "newton" or "capped"
+    n_iter : int (S, L), passes over the rows (rounds of the descent; Newton steps are counted as well)
+    status : str (S, L)
+        "converged"  the float32 descent ended, and float64 agreed
+        "polished"   float64 steps of the descent were needed
+        "newton"     finished by float64 Newton
+        "capped"     the tolerance was not reached; gap_bound says how far off it may be
+    C : float64 (L,)
     """
 
     coef: Array
@@ -44,74 +66,111 @@ class LogisticFits:
 
 
 def fit_logistic(
-    X: Array,
+    X: Any,
     y: Array,
     *,
     C: Sequence[float] | Array,
     weights: Array | None = None,
     standardize: bool = True,
     tol: float = 1e-7,
+    max_rounds: int = MAX_ROUNDS,
+    memory: float = MEMORY,
+    threads: int | None = None,
 ) -> LogisticFits:
     """Fit every set at every strength.
 
-    X : float16, float32 or float64 (n, d)
+    X : float16, float32 or float64 (n, d): an array, a np.memmap, or anything with .shape, .dtype and
+        X[lo:hi] (HDF5, Zarr)
     y : int (n,), classes 0..K-1
     C : (L,) inverse strengths, each > 0
     weights : (S, n) >= 0, a row a set; 0 = the row is not in the set. None: one set of all rows, weight 1
     standardize : scale features by each set's own mean and standard deviation (over its rows with
         weight > 0, unweighted, ddof 0; constant columns get scale 1), as a StandardScaler in a pipeline would
-    tol : relative distance of the objective to its optimum
+    tol : relative distance of the objective to its optimum at which a fit stops, estimated by g' H g / 2
+    max_rounds : rounds of the descent, before float64 Newton takes over
+    memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round
+    threads : default: the cores, or OMP_NUM_THREADS where that is less
 
     Raises InvalidRequest for shapes and values that make no sense, ProbeError for NaN or Inf in X and for
     a set that lacks a class (it names the set).
     """
-    X = np.asarray(X)
-    if X.ndim != 2 or not np.issubdtype(X.dtype, np.floating):
-        raise InvalidRequest(f"X must be a floating-point matrix (n, d), not {X.dtype} {X.shape}")
-    n, d = X.shape
+    y, strengths, v, K = _checked(X, y, C, weights)
+    S, L, m = len(v), len(strengths), 1 if K == 2 else K
+    sets, lam = np.repeat(np.arange(S), L), np.tile(1 / strengths, S)
+    with np.errstate(over="ignore"):  # exp of a large margin: the loss is 0
+        design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
+        objective = Objective(design, sets, lam, threads=threads or default_threads())
+        try:
+            H0 = Preconditioner(objective)
+            hardest_first = np.argsort(lam, kind="stable")
+            with threadpool_limits(1, user_api="blas"):  # the rows are dealt to our own threads
+                found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds)
+            found = found.take(np.argsort(hardest_first))
+            status = np.where(found.polished, "polished", "converged").astype("<U9")
+            for p in np.flatnonzero(~found.converged):
+                status[p] = _finish(objective, found, int(p), tol)
+        finally:
+            objective.close()
+    coef, intercept = design.to_raw(found.theta, sets)
+    shape = (S, L) if m == 1 else (S, L, m)
+    return LogisticFits(
+        coef=coef.reshape(*shape, design.d),
+        intercept=intercept.reshape(shape),
+        objective=found.value.reshape(S, L),
+        gradient_norm=np.linalg.norm(found.gradient, axis=(1, 2)).reshape(S, L),
+        gap_bound=(found.gap / found.value).reshape(S, L),
+        n_iter=found.rounds.reshape(S, L),
+        status=status.reshape(S, L),
+        C=strengths,
+    )
+
+
+def _checked(
+    X: Any, y: Array, C: Sequence[float] | Array, weights: Array | None
+) -> tuple[Array, Array, Array, int]:
+    """y, C as float64, weights as float64 (S, n), and K; raises what `fit_logistic` says."""
+    if len(getattr(X, "shape", ())) != 2 or not np.issubdtype(X.dtype, np.floating):
+        raise InvalidRequest("X must be a floating-point matrix (n, d)")
+    n = X.shape[0]
     y = np.asarray(y)
-    if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+    if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer) or not n or y.min() < 0:
         raise InvalidRequest(f"y must be {n} integers 0..K-1, one a row of X, not {y.dtype} {y.shape}")
     strengths = np.asarray(C, dtype=np.float64)
     if strengths.ndim != 1 or not len(strengths) or not (np.isfinite(strengths) & (strengths > 0)).all():
         raise InvalidRequest("C must be a list of positive numbers")
     v = np.ones((1, n)) if weights is None else np.asarray(weights, dtype=np.float64)
-    if v.ndim != 2 or v.shape[1] != n or not np.isfinite(v).all() or (v < 0).any():
+    if v.ndim != 2 or v.shape[1] != n or not len(v) or not np.isfinite(v).all() or (v < 0).any():
         raise InvalidRequest(f"weights must be finite and >= 0, of the shape (sets, {n}), not {v.shape}")
-    bad = ~np.isfinite(X).all(axis=1)
-    if bad.any():
-        raise ProbeError(f"X has NaN or Inf in {bad.sum()} rows, the first is row {np.flatnonzero(bad)[0]}")
-    K = int(y.max()) + 1
-    for s, row in enumerate(v):
-        missing = sorted(set(range(max(K, 2))) - set(y[row > 0].tolist()))
-        if missing:
-            raise ProbeError(
-                f"set {s} has no row of class {missing[0]}: a fit needs every class in every set"
-            )
+    K = max(2, int(y.max()) + 1)
+    present = (v > 0).astype(np.float32) @ (y[:, None] == np.arange(K)).astype(np.float32) > 0
+    if not present.all():
+        s, k = np.argwhere(~present)[0]
+        raise ProbeError(f"set {s} has no row of class {k}: a fit needs every class in every set")
+    return y, strengths, v, K
 
-    S, L, m = len(v), len(strengths), 1 if K == 2 else K
-    coef, intercept = np.empty((S, L, m, d)), np.empty((S, L, m))
-    objective, gradient_norm, gap = np.empty((S, L)), np.empty((S, L)), np.empty((S, L))
-    n_iter, status = np.empty((S, L), dtype=int), np.full((S, L), "newton", dtype="<U9")
-    for s in range(S):
-        rows = v[s] > 0
-        A = X[rows].astype(np.float64)
-        mean, scale = np.zeros(d), np.ones(d)
-        if standardize:
-            mean, scale = A.mean(axis=0), A.std(axis=0)
-            scale[scale <= 1e-12 * (1 + np.abs(mean))] = 1.0
-        A = (A - mean) / scale
-        theta = None
-        for i in np.argsort(strengths):
-            fit = newton(A, y[rows], v[s, rows], strengths[i], n_classes=max(K, 2), start=theta)
-            theta = np.concatenate([fit.coef, fit.intercept[:, None]], axis=1)
-            coef[s, i] = fit.coef / scale
-            intercept[s, i] = fit.intercept - coef[s, i] @ mean
-            objective[s, i], n_iter[s, i] = fit.objective, fit.n_iter
-            gradient_norm[s, i] = np.linalg.norm(fit.gradient)
-            gap[s, i] = np.sum(fit.gradient**2) * strengths[i] / 2 / fit.objective
-            if fit.decrement > tol * fit.objective:
-                status[s, i] = "capped"
-    if m == 1:
-        coef, intercept = coef[:, :, 0], intercept[:, :, 0]
-    return LogisticFits(coef, intercept, objective, gradient_norm, gap, n_iter, status, strengths)
+
+def _finish(objective: Objective, found: Minimum, p: int, tol: float) -> str:
+    """Newton for problem p, in place; returns its status."""
+    design, s = objective.design, objective.sets[p]
+    if design.outputs * (design.d + 1) > LARGEST_NEWTON or not design.in_memory:
+        return "capped"
+    rows = np.flatnonzero(design.weights[s] > 0)
+    A = np.empty((len(rows), design.d))
+    for lo in range(0, design.n, 4096):
+        hi = min(design.n, lo + 4096)
+        at = slice(*np.searchsorted(rows, [lo, hi]))
+        block = design.standardized(lo, hi, np.float64)[rows[at] - lo]
+        A[at] = block[:, :-1] * block[:, -1:]  # without the sign
+    A *= design.factor[s, :-1]
+    fit = newton(
+        A, design.y[rows], design.weights[s, rows], 1 / objective.lam[p],
+        n_classes=design.n_classes, start=found.theta[p], tol=1e-3 * tol,
+    )  # fmt: skip
+    at = objective.exact(np.array([p]), np.concatenate([fit.coef, fit.intercept[:, None]], axis=1)[None])
+    if at.theta is None or at.gap is None or at.value[0] > found.value[p]:
+        return "capped"
+    found.theta[p], found.value[p], found.gradient[p], found.gap[p] = (
+        at.theta[0], at.value[0], at.gradient[0], at.gap[0],
+    )  # fmt: skip
+    found.rounds[p] += fit.n_iter
+    return "newton" if fit.decrement <= tol * fit.objective else "capped"

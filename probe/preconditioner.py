@@ -1,0 +1,166 @@
+"""Approximate inverse Hessians, the H0 of the descent: what makes a dozen rounds out of hundreds.
+
+The Hessian of a problem, in units of its own curvature h = sum_i v_i p_i (1 - p_i), is
+
+    [ h G + lam   h m ]        G, m: second and first moments of the rows under weights
+    [ h m'        h   ]              v_i p_i (1 - p_i) / h, which sum to 1.
+
+The moments are shared: first by all problems (rows weighted as the sets weight them on average: one
+eigendecomposition serves every set, strength and step), later, for problems that turn out slow, by those of
+one set, or by neighbours in strength, at their current point. What differs exactly, h and lam, is put in
+exactly: with G - m m' = V diag(e) V', a solve is two products with V. Few problems take a Cholesky factor each
+instead. The strengths of one spectrum may then differ by any factor.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import scipy.linalg
+
+from .objective import Objective
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Solver(Protocol):
+    """Solves (h (G - mm') + lam) x = b for rows b (P, d) float32, h and lam (P,)."""
+
+    mean: Array
+
+    def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array: ...
+
+
+class Spectrum:
+    """Any number of problems, any h and lam: by the eigenvectors, d x r; r < d where there are fewer rows."""
+
+    def __init__(self, values: Array, vectors: Array, mean: Array) -> None:
+        self.values, self.vectors, self.mean = values, vectors, mean
+        self.transposed = np.ascontiguousarray(vectors.T)
+
+    @classmethod
+    def of_moments(cls, moments: Array) -> "Spectrum":
+        """moments : float32 (d + 1, d + 1), of the rows with a 1 behind."""
+        G, mean = _centred(moments)
+        values, vectors = scipy.linalg.eigh(G, driver="evd", overwrite_a=True, check_finite=False)
+        return cls(np.maximum(values, 1e-7 * values[-1]), vectors, mean)
+
+    @classmethod
+    def of_rows(cls, A: Array, share: Array) -> "Spectrum":
+        """A : float32 (n, d + 1), n < d: the n x n product has the same spectrum."""
+        mean = (A[:, :-1].T @ (A[:, -1] * share)).astype(np.float32)
+        B = (A[:, :-1] - A[:, -1:] * mean) * np.sqrt(share)[:, None]
+        values, U = scipy.linalg.eigh(B @ B.T, driver="evd", check_finite=False)
+        keep = values > 1e-6 * values[-1]
+        return cls(values[keep], (B.T @ U[:, keep]) / np.sqrt(values[keep]), mean)
+
+    def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
+        inner = b @ self.vectors
+        scale = h[:, None] * self.values
+        scale += lam[:, None]
+        if len(self.values) == b.shape[1]:
+            inner /= scale
+            return inner @ self.transposed
+        each = 1 / lam[:, None]
+        return b * each + (inner / scale - inner * each) @ self.transposed
+
+
+class Factors:
+    """A few problems: a Cholesky factor for each (problem, output), at the h it had then."""
+
+    def __init__(self, moments: Array, keys: Sequence[tuple[int, int]], h: Array, lam: Array) -> None:
+        G, self.mean = _centred(moments)
+        self.factors = {}
+        for key, h_k, lam_k in zip(keys, h, lam, strict=True):
+            A = np.asfortranarray(h_k * G)
+            floor = 1e-6 * float(np.trace(A)) / len(A)  # float32 loses what is smaller
+            A[np.diag_indices(len(A))] += max(float(lam_k), floor)
+            self.factors[key] = scipy.linalg.cho_factor(A, lower=True, overwrite_a=True, check_finite=False)
+
+    def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
+        solved = [
+            scipy.linalg.cho_solve(self.factors[key], row, check_finite=False)
+            for key, row in zip(keys, b, strict=True)
+        ]
+        return np.stack(solved)
+
+
+class Preconditioner:
+    """H0 of every problem: the shared spectrum, or what `refine` has put in its place."""
+
+    def __init__(self, objective: Objective) -> None:
+        design = objective.design
+        self.objective = objective
+        share = (design.weights / design.weights.sum(axis=1, keepdims=True)).mean(axis=0).astype(np.float32)
+        if design.n < design.d and design.in_memory:
+            shared = Spectrum.of_rows(design.block(0, design.n), share)
+        else:
+            moments = np.zeros((design.d + 1, design.d + 1), dtype=np.float32)
+            for block in design.blocks(4096):
+                A = design.block(block.lo, block.hi) * np.sqrt(share[block.lo : block.hi, None])
+                moments += A.T @ A
+            shared = Spectrum.of_moments(moments)
+        self.solvers: list[Solver] = [shared]
+        self.of = np.zeros(len(objective.sets), dtype=int)  # which solver a problem uses
+
+    def cost(self, count: int, *, spectrum: bool) -> float:
+        """What `refine` costs for `count` problems, in rounds of one problem (4 n d flops and the rest).
+
+        An eigendecomposition takes about as long as a product of 9 d^3 flops, a Cholesky factor as 0.8 d^3.
+        """
+        n, d, m = self.objective.design.n, self.objective.design.d, self.objective.design.outputs
+        flops = m * n * d**2 + (9 * d**3 * m if spectrum else 0.8 * d**3 * m * count)
+        return flops / (4.8 * n * d * m)
+
+    def refine(self, ids: Array, theta: Array, curvature: Array, *, spectrum: bool) -> None:
+        """Give the problems `ids`, all of one set, the moments of their own points."""
+        moments = self.objective.moments(ids, theta, curvature)
+        if spectrum:
+            solver: Solver = Spectrum.of_moments(moments.mean(axis=0))
+        else:
+            m = curvature.shape[1]
+            keys = [(int(i), k) for i in ids for k in range(m)]
+            h = np.linalg.eigvalsh(curvature).reshape(-1)
+            solver = Factors(moments.mean(axis=0), keys, h, np.repeat(self.objective.lam[ids], m))
+        self.solvers.append(solver)
+        self.of[ids] = len(self.solvers) - 1
+
+    def __call__(self, g: Array, curvature: Array, ids: Array) -> Array:
+        """g : float32 (P, m, d + 1), curvature (P, m, m). Returns H0 g."""
+        out = np.empty(g.shape, dtype=np.float32)
+        using = self.of[ids]
+        for k in np.unique(using):
+            part = slice(None) if (using == k).all() else np.flatnonzero(using == k)
+            out[part] = self._apply(self.solvers[k], g[part], curvature[part], ids[part])
+        return out
+
+    def _apply(self, solver: Solver, g: Array, curvature: Array, ids: Array) -> Array:
+        P, m, D = g.shape
+        turn = None
+        if m == 1:
+            h = curvature.reshape(-1)
+        else:  # the Kronecker product of the classes' curvature and the moments: diagonal among its eigenvectors
+            values, turn = np.linalg.eigh(curvature)
+            h = np.maximum(values, 1e-7 * values[:, -1:]).reshape(-1)
+            turn = turn.astype(np.float32)
+            g = np.matmul(turn.transpose(0, 2, 1), g)
+        h = np.maximum(h, 1e-30).astype(np.float32)
+        lam = np.repeat(self.objective.lam[ids], m).astype(np.float32)
+        flat = g.reshape(-1, D)
+        g_b = flat[:, -1:]
+        keys = [(int(i), k) for i in ids for k in range(m)]
+        out = np.empty_like(flat)
+        out[:, :-1] = solver.solve(flat[:, :-1] - g_b * solver.mean, h, lam, keys)
+        out[:, -1] = g_b[:, 0] / h - out[:, :-1] @ solver.mean
+        out = out.reshape(P, m, D)
+        if turn is not None:
+            out[:, 0, -1] = 0  # the same change of every intercept changes nothing
+            out = np.matmul(turn, out)
+        return out
+
+
+def _centred(moments: Array) -> tuple[Array, Array]:
+    """G - m m' and m, of moments scaled so that the weights sum to 1."""
+    moments = moments / moments[-1, -1]
+    mean = moments[-1, :-1].copy()
+    return moments[:-1, :-1] - np.outer(mean, mean), mean
