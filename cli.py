@@ -103,8 +103,10 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line; errors of `patchbank.errors` become one message and an exit code."""
     try:
         code = patchbank.main(args=args, prog_name="patchbank", standalone_mode=False)
-    except click.exceptions.Abort:  # Ctrl-C that nobody handled: published blocks stay published
-        click.echo("Interrupted. What was committed is kept; the same command goes on from there.", err=True)
+    except click.exceptions.Abort as error:  # click's name for Ctrl-C; published blocks stay published
+        notes = getattr(error.__cause__, "__notes__", [])
+        kept = " ".join(notes) or "What was committed is kept; the same command goes on from there."
+        click.echo(f"Interrupted. {kept}", err=True)
         code = 130
     except click.ClickException as error:
         error.show()

@@ -32,22 +32,18 @@ def quickstart(folder: Path, *, seed: int = 0) -> Quickstart:
     from .extract.run import run_extract
     from .probe.run import run_probe
 
-    seconds: dict[str, float] = {}
-
-    def timed[T](step: str, value: T, started: float) -> T:
-        seconds[step] = perf_counter() - started
-        return value
-
-    started = perf_counter()
-    train, external = timed("sample", generate_manifests(folder / "data", seed=seed), started)
+    started = [perf_counter()]
+    train, external = generate_manifests(folder / "data", seed=seed)
+    started.append(perf_counter())
     bank = folder / "bank"
-    started = perf_counter()
-    first = timed("extract", run_extract([train, external], encoder="efficientnet-lite0", bank=bank), started)
-    started = perf_counter()
-    second = timed("extract again", run_extract([train, external], encoder="efficientnet-lite0", bank=bank), started)
-    started = perf_counter()
+    first = run_extract([train, external], encoder="efficientnet-lite0", bank=bank)
+    started.append(perf_counter())
+    second = run_extract([train, external], encoder="efficientnet-lite0", bank=bank)
+    started.append(perf_counter())
     result = run_probe(
         train=train, tests=[external], encoders=["efficientnet-lite0"], bank=bank, out=folder / "results"
     )
-    timed("probe", result, started)
+    started.append(perf_counter())
+    steps = ("sample", "extract", "extract again", "probe")
+    seconds = {step: b - a for step, a, b in zip(steps, started, started[1:], strict=False)}
     return Quickstart(folder=folder, first=first, second=second, result=result, seconds=seconds)
