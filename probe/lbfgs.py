@@ -27,6 +27,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SLOTS = 256  # columns of coefficients in work at once
 MEMORY = 10
 WINDOW = 8
+PATIENCE = 20
+FAR = 0.02
+STRIDE = 3
 LARGEST_MEMORY = 40
 
 
@@ -187,12 +190,14 @@ def minimise(
     start: Array | None = None,
     tol: float,
     max_rounds: int,
+    defer: bool = False,
 ) -> Minimum:
     """Minimise the problems `ids` (P,), the hardest first (they then fill the pass for longest).
 
     start : float64 (P, m, d + 1), or None for w = 0 with the intercepts at their optimum
     tol : of the estimated decrement, relative to f
     max_rounds : passes after which a problem is given up (converged False)
+    defer : give up at once what is still far off when others begin to converge, for `follow`
     """
     m, D = objective.design.outputs, objective.design.d + 1
     P = len(ids)
@@ -218,7 +223,7 @@ def minimise(
         _round(objective, slots, part, exact, H0, tol, max_rounds, found, place)
         rounds += 1
         if rounds % 4 == 0:
-            _reconsider(objective, slots, H0, tol)
+            _reconsider(objective, slots, H0, tol, defer)
         if not queue and slots.used and 2 * slots.used <= len(slots.ids) and slots.memory < LARGEST_MEMORY:
             slots.shrink()
     return found
@@ -324,10 +329,14 @@ def _round(
     slots.mark[part] = np.where(fresh, decrement, slots.mark[part])
     slots.mark_round[part] = np.where(fresh, slots.rounds[part], slots.mark_round[part])
     # at this rate of fall g' H g / 2 is the next step's gain; the sum of all the gains to come is
-    fall = np.log(np.maximum(slots.first[part], 1e-300) / np.maximum(slots.best[part], 1e-300))
+    fall = np.log(np.maximum(slots.first[part], 1e-300) / np.clip(slots.best[part], 1e-300, 1e300))
     ahead = -1 / np.expm1(-np.maximum(fall / slots.rounds[part], 0.05))
     small = accept & (decrement * ahead <= tol)
-    stalled = slots.rounds[part] - slots.best_round[part] >= 20
+    old = slots.rounds[part] - slots.best_round[part] >= PATIENCE
+    stalled = old & (slots.best[part] < 1e-3)  # at the limit of float32; else it is still finding its way
+    again = old & ~stalled & accept
+    slots.best[part] = np.where(again, decrement, slots.best[part])
+    slots.best_round[part] = np.where(again, slots.rounds[part], slots.best_round[part])
     over = slots.rounds[part] >= max_rounds
     for k in range(count - 1, -1, -1):  # from the back: freeing a slot moves only later ones
         here = part.start + k
@@ -348,7 +357,7 @@ def _round(
                 slots.step[slots.running] = 0 if not accept[k] else 1
 
 
-def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: float) -> None:
+def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: float, defer: bool) -> None:
     """Refine the preconditioner of a set whose problems would go on for longer than that costs.
 
     The rounds left are foreseen from the decrement's rate of fall since the preconditioner last changed.
@@ -356,6 +365,11 @@ def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: fl
     here = np.arange(slots.running)
     age = slots.rounds[here] - slots.mark_round[here]
     here = here[(age >= WINDOW) & np.isfinite(slots.mark[here])]
+    if defer:
+        for slot in here[slots.best[here] > FAR][::-1]:
+            slots.free(slot)
+        here = here[slots.best[here] <= FAR]
+        here = here[here < slots.running]
     if not len(here):
         return
     age = slots.rounds[here] - slots.mark_round[here]
@@ -372,3 +386,44 @@ def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: fl
                 slot = here[group]
                 H0.refine(slots.ids[slot], slots.theta[slot], slots.curvature[slot], spectrum=spectrum)
     slots.mark[here], slots.mark_round[here] = slots.best[here], slots.rounds[here]
+
+
+def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: float, max_rounds: int) -> None:
+    """Solve what `minimise` left, along the path of strengths: every set from its last solution, in place.
+
+    `found` has the problems in the objective's order. A few strengths of all sets at a time start from the
+    next weaker one's solution, carried on linearly in log C, with the Hessian there.
+    """
+    sets, lam = objective.sets, objective.lam
+    while True:
+        stage, starts = [], []
+        for s in np.unique(sets[~found.converged & (found.rounds >= 0)]):
+            mine = np.flatnonzero(sets == s)
+            mine = mine[np.argsort(-lam[mine])]
+            done = found.converged[mine] | (found.rounds[mine] < 0)
+            first = int(np.argmin(done))
+            known = [p for p in mine[:first] if found.converged[p]][-2:]
+            nexts = [p for p in mine[first : first + STRIDE] if not found.converged[p]]
+            if not known:
+                found.rounds[nexts] = -1
+                continue
+            for p in nexts:
+                theta = found.theta[known[-1]]
+                if len(known) == 2:
+                    slope = (theta - found.theta[known[0]]) / np.log(lam[known[0]] / lam[known[1]])
+                    theta = theta + slope * np.log(lam[known[1]] / lam[p])
+                stage.append(int(p))
+                starts.append(theta)
+            curvature = objective.exact(np.array([known[-1]]), found.theta[known[-1]][None]).curvature
+            if H0.cost(len(nexts), spectrum=False) < max_rounds * len(nexts):
+                H0.refine(
+                    np.array(nexts), np.repeat(found.theta[known[-1]][None], len(nexts), axis=0),
+                    np.repeat(curvature, len(nexts), axis=0), spectrum=False,
+                )
+        if not stage:
+            return
+        ids = np.array(stage)
+        part = minimise(objective, H0, ids, start=np.stack(starts), tol=tol, max_rounds=max_rounds)
+        for name, array in vars(found).items():
+            array[ids] = getattr(part, name)
+        found.rounds[ids[~part.converged]] = -1

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InvalidRequest, ProbeError
 from .design import Design
-from .lbfgs import Minimum, minimise
+from .lbfgs import Minimum, follow, minimise
 from .newton import newton
 from .objective import Objective, default_threads
 from .preconditioner import Preconditioner
@@ -104,8 +104,9 @@ def fit_logistic(
             H0 = Preconditioner(objective)
             hardest_first = np.argsort(lam, kind="stable")
             with threadpool_limits(1, user_api="blas"):  # the rows are dealt to our own threads
-                found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds)
-            found = found.take(np.argsort(hardest_first))
+                found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=True)
+                found = found.take(np.argsort(hardest_first))
+                follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
             status = np.where(found.polished, "polished", "converged").astype("<U9")
             for p in np.flatnonzero(~found.converged):
                 status[p] = _finish(objective, found, int(p), tol)
