@@ -22,6 +22,8 @@ from .metrics import METRICS, check_labels, check_names, evaluate
 Floats = NDArray[np.float64]
 Method = Literal["bca", "percentile"]
 
+_BLOCK_WEIGHTS = 1 << 24  # 128 MiB of float64 weights (resamples x clusters) at once
+
 DEFAULT_METRICS = ("balanced_accuracy", "auroc", "average_precision")
 
 
@@ -41,10 +43,13 @@ def cluster_codes(groups: ArrayLike | None, n: int) -> NDArray[np.intp]:
     return np.asarray(pd.factorize(pd.Series(keys, dtype=object))[0], np.intp)
 
 
-def cluster_weights(n_clusters: int, *, n_resamples: int = 2000, seed: int) -> NDArray[np.uint16]:
+def cluster_weights(
+    n_clusters: int, *, n_resamples: int = 2000, seed: int | np.random.Generator
+) -> NDArray[np.uint16]:
     """Counts (n_resamples, n_clusters) of clusters drawn with replacement, each row summing to n_clusters.
 
-    The draws are those of scipy.stats.bootstrap for the same seed (`rng.integers`, one row a resample).
+    The draws are those of scipy.stats.bootstrap for the same seed (`rng.integers`, one row a resample). A
+    Generator goes on where it stands, so that blocks of resamples are those of one call.
     """
     if n_clusters < 2:
         raise ProbeError(f"{n_clusters} cluster cannot be resampled: an interval needs at least two slides")
@@ -159,21 +164,29 @@ def bootstrap_function(
         raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
     codes = cluster_codes(groups, n_rows)
     n_clusters = int(codes.max(initial=-1)) + 1
-    weights = cluster_weights(n_clusters, n_resamples=n_resamples, seed=seed)
+    rng = np.random.default_rng(seed)
+
+    def scored(n: int, weights: Callable[[int, int], NDArray[Any]]) -> dict[str, Floats]:
+        """Values (n, m) of n reweightings, of which weights(start, stop) makes a part."""
+        step = max(1, _BLOCK_WEIGHTS // max(1, n_clusters))
+        parts = [score(weights(i, min(i + step, n)), codes) for i in range(0, n, step)]
+        return {
+            k: np.concatenate([np.asarray(p[k], np.float64) for p in parts]).reshape(n, -1) for k in parts[0]
+        }
+
+    def without_one(start: int, stop: int) -> NDArray[Any]:
+        return (np.arange(start, stop)[:, None] != np.arange(n_clusters)).astype(np.float64)
+
     values = score(None, codes)
-    draws = score(weights, codes)
-    without = score(1 - np.eye(n_clusters), codes) if method == "bca" else {}
-
-    def table(found: Any, rows: int) -> Floats:
-        return np.asarray(found, np.float64).reshape(rows, -1)
-
+    draws = scored(n_resamples, lambda i, j: cluster_weights(n_clusters, n_resamples=j - i, seed=rng))
+    jackknife = scored(n_clusters, without_one) if method == "bca" else {}
     return Intervals(
         intervals={
             name: _interval(
                 name,
-                table(value, 1)[0],
-                table(draws[name], n_resamples),
-                table(without[name], n_clusters) if without else None,
+                np.asarray(value, np.float64).reshape(-1),
+                draws[name],
+                jackknife.get(name),
                 confidence,
             )
             for name, value in values.items()
@@ -472,7 +485,6 @@ def permutation_test(
         swaps = np.random.default_rng(seed).integers(0, 2, (n_permutations, n_clusters), dtype=np.uint8)
     chosen = _pairs(table.shape[1], pairs, reference)
     p, error = np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
-    undefined = np.zeros(len(chosen), np.intp)
     difference = observed[chosen[:, 0]] - observed[chosen[:, 1]]
     step = max(1, (1 << 22) // n_clusters)
     for k in np.flatnonzero(~np.isnan(difference)):
@@ -491,8 +503,6 @@ def permutation_test(
             )[metric]
             drawn.append(found[:, 0] - found[:, 1])
         null = np.concatenate(drawn)
-        undefined[k] = np.isnan(null).sum()
-        null = null[~np.isnan(null)]
         reached = np.count_nonzero(np.abs(null) >= abs(difference[k]) - 1e-12)
         p[k] = reached / len(null) if exact else (1 + reached) / (1 + len(null))
         error[k] = null.std()
@@ -507,5 +517,5 @@ def permutation_test(
         p=p,
         p_holm=holm(p),
         p_method=f"{'all' if exact else 'random'} {len(swaps)} swaps of clusters",
-        undefined=undefined,
+        undefined=np.zeros(len(chosen), np.intp),  # a swap leaves the labels as they are
     )

@@ -33,8 +33,10 @@ Bools = NDArray[np.bool_]
 Strategy = Literal["width", "mass"]
 
 BINS = 15  # of the calibration errors: Guo et al., ICML 2017
-# float64 (distinct positive scores x resamples) that the ranking metrics hold at once: second-level cache
+# what the ranking metrics hold at once: float64 (positives x resamples) for the second-level cache, but never
+# so few resamples that the loop over positives costs more than the sums
 _BLOCK_CELLS = 1 << 16
+_BLOCK_RESAMPLES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,7 @@ class _Sample:
     @cached_property
     def blocks(self) -> list[Floats]:
         """The weights, transposed and cut: (G, b) each, as sparse products want them."""
-        step = max(1, _BLOCK_CELLS // max(1, int(self.y.sum())))
+        step = max(_BLOCK_RESAMPLES, _BLOCK_CELLS // max(1, int(self.y.sum())))
         starts = range(0, len(self.weights), step)
         return [np.ascontiguousarray(self.weights[start : start + step].T) for start in starts]
 

@@ -58,7 +58,7 @@ def loop(y: np.ndarray, p: np.ndarray, groups: np.ndarray | None, weights: np.nd
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Speed of the bootstrap beside a loop over scikit-learn.")
     parser.add_argument("--quick", action="store_true", help="a tenth of the work, for a check that it runs")
     quick = parser.parse_args().quick
     n, m, n_resamples = (2107, 8, 200) if quick else (2107, 40, 2000)

@@ -91,7 +91,7 @@ def once(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Coverage of intervals and error rates of tests.")
     parser.add_argument("--quick", action="store_true", help="two designs, 40 data sets each")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
@@ -99,7 +99,7 @@ def main() -> None:
     for design in designs:
         start = time.perf_counter()
         truth = population(design)
-        outcomes = Parallel(n_jobs=arguments.jobs, batch_size=10)(
+        outcomes = Parallel(n_jobs=arguments.jobs)(
             delayed(once)(seed, design, truth, n_resamples) for seed in range(repeats)
         )
         kept: list[Any] = [found for found in outcomes if found is not None]

@@ -85,6 +85,20 @@ def test_models_share_the_resamples_and_the_seed_decides():
         assert not np.array_equal(both[name].draws, other[name].draws)
 
 
+def test_blocks_of_resamples_are_those_of_one_call(monkeypatch):
+    y, scores, groups = slides()
+    names = [*metrics.METRICS]
+    whole = intervals.bootstrap(y, scores, groups=groups, metrics=names, n_resamples=101, seed=1)
+    monkeypatch.setattr(intervals, "_BLOCK_WEIGHTS", 40 * 7)  # 7 resamples or clusters at once
+    cut = intervals.bootstrap(y, scores, groups=groups, metrics=names, n_resamples=101, seed=1)
+    for name in names:
+        np.testing.assert_allclose(cut[name].draws, whole[name].draws, rtol=1e-12)
+        np.testing.assert_allclose(cut[name].low, whole[name].low, rtol=1e-12)
+        jackknife = whole[name].jackknife
+        assert jackknife is not None
+        np.testing.assert_allclose(cut[name].jackknife, jackknife, rtol=1e-12)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def test_resamples_without_a_class_are_counted_and_left_out():
     y = np.array([1, 1, 0, 0, 0, 0])
     groups = ["a", "a", "b", "c", "d", "e"]  # (4/5)^5 = 33 % of the resamples have no positive
@@ -332,13 +346,13 @@ def test_random_permutations_do_not_depend_on_the_number_of_pairs():
 
 
 def test_coverage_and_error_rates_by_simulation():
-    """300 data sets of 40 slides: 95 % intervals over slides hold what they say, those over rows do not.
+    """200 data sets of 40 slides: 95 % intervals over slides hold what they say, those over rows do not.
 
-    A proportion of .95 over 300 has a standard error of .013; stats_coverage.py has more and larger ones."""
+    A proportion of .95 over 200 has a standard error of .015; stats_coverage.py has more and larger ones."""
     truth = stats.norm.cdf(1 / np.sqrt(2 * (1 + 1.2**2)))
     inside = {"bca": 0, "percentile": 0, "delong": 0, "rows": 0}
     rejected = {"bootstrap": 0, "delong": 0, "permutation": 0}
-    n = 300
+    n = 200
     for seed in range(n):
         y, scores, groups = slides(seed, slide_sd=1.2, m=2)
         rank = {"metrics": ["auroc"], "n_resamples": 400, "seed": seed}
