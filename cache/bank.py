@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, StoreNotFound
-from .files import TEMPORARY, LocalFiles, open_files
+from .files import TEMPORARY, LocalFiles, explained, open_files
 from .identity import Identity, safe_name
 from .store import BLOCK_ROWS, Store
 
@@ -35,8 +35,8 @@ class Bank:
         """Every store, opened. Raises StoreError at one that cannot be."""
         return [self.open_name(name) for name in self.names()]
 
-    def open_name(self, name: str, *, lenient: bool = False) -> Store:
-        """The store with this name or with a name that begins so, if only one does."""
+    def full_name(self, name: str) -> str:
+        """The one store that is called so, or whose name begins so. Raises StoreNotFound."""
         near = [known for known in self.names() if known.startswith(name)]
         if name in near:
             near = [name]
@@ -45,7 +45,17 @@ class Bank:
             raise StoreNotFound(
                 f"{len(near)} stores in {self.files} have a name like {name!r}; there are: {known}"
             )
-        return Store(self.files.at(f"{STORES}/{near[0]}"), lenient=lenient)
+        return near[0]
+
+    def open_name(self, name: str, *, lenient: bool = False) -> Store:
+        """A store by its name, or by the beginning of it. lenient: for `verify` and `repair`."""
+        return Store(self.files.at(f"{STORES}/{self.full_name(name)}"), lenient=lenient)
+
+    def remove(self, name: str) -> None:
+        """Removes a store, whatever state it is in."""
+        files = self.files.at(f"{STORES}/{name}")
+        with explained("remove", files):
+            files.remove_tree()
 
     def open_store(
         self,

@@ -93,7 +93,7 @@ def rows_of(store: Store, table: pd.DataFrame | None = None) -> Rows:
         taken = sorted(TAKEN & set(table.columns) - {"content_hash"})
         if taken:
             raise InvalidRequest(f"the exports use the name {taken[0]!r} themselves; rename that column")
-        columns = {str(name): _plain(table[name]) for name in table.columns.drop("content_hash")}
+        columns = {str(name): _plain(column) for name, column in table.items() if name != "content_hash"}
     store.require(keys)
     document = {
         "format": FORMAT,
@@ -215,8 +215,8 @@ def _coords(rows: Rows) -> np.ndarray | None:
     """x and y of the table in pixels, float64, (n, 2), NaN where a cell is empty; None without them."""
     if not {"x", "y"} <= set(rows.columns):
         return None
-    parts = [pd.to_numeric(pd.Series(rows.columns[name]), errors="coerce") for name in "xy"]
-    return np.stack([part.to_numpy(np.float64) for part in parts], axis=1)
+    frame = pd.DataFrame({name: rows.columns[name] for name in "xy"})
+    return frame.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
 
 
 def _write_trident(path: Path, rows: Rows) -> None:
@@ -355,7 +355,8 @@ def _write_h5ad(path: Path, rows: Rows) -> None:
 
 
 def _write_zarr(path: Path, rows: Rows) -> None:
-    _annotated(rows).write_zarr(path, convert_strings_to_categoricals=False)
+    with _anndata().settings.override(zarr_write_format=3):
+        _annotated(rows).write_zarr(path, convert_strings_to_categoricals=False)
 
 
 # --- reading ----------------------------------------------------------------------------------------
@@ -450,7 +451,7 @@ def _from_frame(
     document: dict[str, Any], frame: pd.DataFrame, vectors: Callable[[], Iterator[np.ndarray]]
 ) -> Rows:
     keys = keys_of_table(frame)
-    columns = {str(name): _plain(frame[name]) for name in frame.columns.drop("content_hash")}
+    columns = {str(name): _plain(column) for name, column in frame.items() if name != "content_hash"}
     return Rows(document, keys, columns, vectors)
 
 
@@ -458,7 +459,7 @@ def _document(path: Path, text: Any) -> dict[str, Any]:
     """The JSON that an export carries. Raises InvalidRequest for a file that patchbank did not export."""
     if not text:
         raise InvalidRequest(
-            f"{path} does not say which encoder and which patches its vectors are of (no patchbank document): "
+            f"{path} does not say which encoder and patches its vectors are of (no patchbank document): "
             "only exports of `patchbank cache export` can be imported"
         )
     document = json.loads(text)

@@ -61,3 +61,15 @@ def keys_of_table(table: pd.DataFrame) -> np.ndarray:
 def first_of_key(table: pd.DataFrame, keys: np.ndarray) -> np.ndarray:
     """The first row of the table for each key, -1 where there is none: int64, (n,)."""
     return KeyIndex(keys_of_table(table)).find(keys)
+
+
+def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
+    """The rows that a pandas query on the columns picks ("domain == 'x' and split != 'test'"); None: all."""
+    if not where:
+        return table
+    try:
+        return table.query(where, engine="python").reset_index(drop=True)
+    except (ValueError, TypeError, SyntaxError, LookupError, NameError, AttributeError) as error:
+        raise InvalidRequest(
+            f"the query {where!r} does not fit ({error}); columns: {', '.join(table)}"
+        ) from error

@@ -1,0 +1,414 @@
+"""`patchbank cache`: what the bank holds, is it whole, and how to move it."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .store import Store
+
+BANK_HELP = "Folder or URL of the embedding stores."
+LAYOUTS = ("trident", "stamp", "npy", "parquet", "h5ad", "zarr", "safetensors", "npz")
+
+bank_option = click.option("--bank", "-b", required=True, help=BANK_HELP)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+table_option = click.option(
+    "--table",
+    "-t",
+    type=click.Path(path_type=Path),
+    help="Manifest (.toml), CSV or parquet with content_hash.",
+)
+store_argument = click.argument("name", metavar="STORE")
+
+
+def _show(as_json: bool, document: Any, text: str) -> None:
+    click.echo(json.dumps(document, indent=2) if as_json else text)
+
+
+def _open(bank: str, name: str, *, lenient: bool = False) -> "Store":
+    from .bank import Bank
+
+    return Bank(bank).open_name(name, lenient=lenient)
+
+
+def _keys(table: Path, where: str | None = None) -> Any:
+    from .table import keys_of_table, read_table, select
+
+    return keys_of_table(select(read_table(table), where))
+
+
+@click.group("cache")
+def cache_group() -> None:
+    """List, check, repair, combine and export embedding stores.
+
+    STORE is a store's name as `patchbank cache ls` shows it; its beginning is enough.
+    """
+
+
+@cache_group.command("ls")
+@bank_option
+@click.option(
+    "--table",
+    "-t",
+    "tables",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Manifest (.toml), CSV or parquet: show how many of its patches each store has. May be repeated.",
+)
+@json_option
+def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
+    """List the stores of a bank, and which data sets they are complete for.
+
+    \b
+    Examples:
+      patchbank cache ls --bank bank
+      patchbank cache ls --bank bank --table ami-br.toml --table atnorm-br.toml
+      patchbank cache ls --bank s3://bucket/bank --json
+    """
+    from .bank import Bank
+    from .report import listing
+
+    entries = listing(Bank(bank), tables)
+    if as_json:
+        click.echo(json.dumps(entries, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("store", "rows", "dim", "dtype", "precision", "size", "state", *(t.stem for t in tables)):
+        table.add_column(heading, overflow="fold", justify="right" if heading in {"rows", "dim"} else "left")
+    for entry in entries:
+        if "damage" in entry:
+            table.add_row(entry["name"], "", "", "", "", "", "cannot be read: cache verify")
+            continue
+        shown = [entry[part] for part in ("rows", "dim", "dtype", "precision")]
+        size = f"{entry['bytes'] / 2**20:,.1f} MB"
+        complete = ["all" if a == b else f"{a}/{b}" for a, b in entry["complete"].values()]
+        table.add_row(entry["name"], *map(str, shown), size, entry["state"], *complete)
+    Console().print(table if entries else f"no stores in {bank}")
+
+
+@cache_group.command("info")
+@store_argument
+@bank_option
+@json_option
+def info_command(name: str, bank: str, as_json: bool) -> None:
+    """Show a store's identity, provenance, blocks and writers.
+
+    \b
+    Examples:
+      patchbank cache info efficientnet-lite0.full --bank bank
+      patchbank cache info dinov2-s.full.cls --bank bank --json
+    """
+    from .report import information
+
+    document = information(_open(bank, name))
+    _show(as_json, document, "\n".join(f"{key:12} {_indented(value)}" for key, value in document.items()))
+
+
+def _indented(value: Any) -> str:
+    text = json.dumps(value, indent=2) if isinstance(value, dict | list) else str(value)
+    return text.replace("\n", "\n" + " " * 13)
+
+
+@cache_group.command("verify")
+@click.argument("names", nargs=-1, metavar="[STORE]...")
+@bank_option
+@json_option
+def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
+    """Compare every byte with its checksum; all stores if none is named. Exit code 1 if one is damaged.
+
+    \b
+    Examples:
+      patchbank cache verify --bank bank
+      patchbank cache verify efficientnet-lite0.full --bank bank
+    """
+    from .bank import Bank
+    from .check import verify
+
+    documents = []
+    for name in names or Bank(bank).names():
+        store = _open(bank, name, lenient=True)
+        found = verify(store, progress=not as_json)
+        document = {
+            "store": store.name,
+            "good": found.good,
+            "blocks": found.blocks,
+            "rows": found.rows,
+            "bytes": found.bytes,
+            "damage": [str(damage) for damage in found.damage],
+            "notes": found.notes,
+        }
+        documents.append(document)
+        if not as_json:
+            verdict = (
+                "good" if found.good else f"{len(found.damage)} damaged: patchbank cache repair {store.name}"
+            )
+            click.echo(f"{store.name}: {found.rows} rows in {found.blocks} blocks, {verdict}")
+            for line in [*document["damage"], *(f"note: {note}" for note in found.notes)]:
+                click.echo(f"  {line}")
+    if as_json:
+        click.echo(json.dumps(documents, indent=2))
+    if not all(document["good"] for document in documents):
+        raise click.exceptions.Exit(1)
+
+
+@cache_group.command("repair")
+@store_argument
+@bank_option
+@json_option
+def repair_command(name: str, bank: str, as_json: bool) -> None:
+    """Take out what is damaged and keep every good row; `patchbank extract` embeds the lost ones again.
+
+    \b
+    Examples:
+      patchbank cache repair efficientnet-lite0.full --bank bank
+    """
+    from .check import repair
+
+    done = repair(_open(bank, name, lenient=True), progress=not as_json)
+    text = [*done.actions, f"{done.lost} rows have to be embedded again: run the same `patchbank extract`"]
+    keys = [key.tobytes().hex() for key in done.lost_keys]
+    document = {"lost": done.lost, "saved": done.saved, "actions": done.actions, "lost_keys": keys}
+    _show(as_json, document, "\n".join(text if done.lost else [*done.actions, "no row was lost"]))
+
+
+@cache_group.command("gc")
+@click.argument("names", nargs=-1, metavar="[STORE]...")
+@bank_option
+@click.option("--grace", default=86_400.0, show_default=True, help="Leave files younger than this (seconds).")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+def gc_command(names: tuple[str, ...], bank: str, grace: float, dry_run: bool) -> None:
+    """Sweep leftovers of killed writers and packed blocks; published rows are never touched.
+
+    \b
+    Examples:
+      patchbank cache gc --bank bank --dry-run
+      patchbank cache gc efficientnet-lite0.full --bank bank --grace 3600
+    """
+    from .bank import Bank
+    from .check import gc
+
+    for name in names or Bank(bank).names():
+        store = _open(bank, name)
+        swept = gc(store, grace=grace, dry_run=dry_run)
+        verb = "would go" if dry_run else "removed"
+        click.echo(f"{store.name}: {len(swept.files)} files, {swept.bytes / 2**20:.1f} MB {verb}")
+
+
+@cache_group.command("rm")
+@store_argument
+@bank_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def rm_command(name: str, bank: str, yes: bool) -> None:
+    """Remove a store and all its embeddings.
+
+    \b
+    Examples:
+      patchbank cache rm efficientnet-lite0.full.pooled.0123456789ab --bank bank
+      patchbank cache rm efficientnet-lite0.full --bank bank --yes
+    """
+    from .bank import Bank
+
+    full = Bank(bank).full_name(name)
+    if not yes:
+        click.confirm(f"Remove {full} from {bank}?", abort=True)
+    Bank(bank).remove(full)
+    click.echo(f"{full} is gone")
+
+
+@cache_group.command("finalize")
+@store_argument
+@bank_option
+@table_option
+def finalize_command(name: str, bank: str, table: Path | None) -> None:
+    """Make plain Zarr or HDF5 arrays of a store, which any reader opens; no second copy.
+
+    With --table its columns (patch_id, label, ...) become string arrays beside them.
+
+    \b
+    Examples:
+      patchbank cache finalize efficientnet-lite0.full --bank bank
+      patchbank cache finalize dinov2-s.full.cls --bank bank --table ami-br.toml
+    """
+    from .finish import finalize
+    from .table import read_table
+
+    store = _open(bank, name)
+    done = finalize(store, None if table is None else read_table(table))
+    file = store.path if store.backend == "zarr" else f"{store.path}/embeddings.h5"
+    click.echo(f"{done.rows} rows in {done.blocks} chunks ({done.packed} rows were packed): {file}")
+
+
+@cache_group.command("merge")
+@click.argument("sources", nargs=-1, required=True, metavar="BANK...")
+@click.option("--into", required=True, help="The bank that gets the rows; made if need be.")
+@click.option("--store", "name", help="Only this store (its beginning will do).")
+def merge_command(sources: tuple[str, ...], into: str, name: str | None) -> None:
+    """Copy what a bank lacks from the stores of the same identity in other banks.
+
+    \b
+    Examples:
+      patchbank cache merge node1/bank node2/bank --into bank
+      patchbank cache merge s3://bucket/bank --into bank --store dinov2-s.full
+    """
+    from .report import merge_banks
+
+    for store, copied in merge_banks(into, sources, name):
+        click.echo(f"{store}: {copied} rows copied")
+
+
+@cache_group.command("subset")
+@store_argument
+@bank_option
+@click.option("--to", required=True, help="The bank (another folder or URL) that gets the subset.")
+@click.option(
+    "--table", "-t", required=True, type=click.Path(path_type=Path), help="Manifest (.toml), CSV or parquet."
+)
+@click.option("--where", help="pandas query on the table's columns, as in \"domain == 'hamamatsu'\".")
+def subset_command(name: str, bank: str, to: str, table: Path, where: str | None) -> None:
+    """Copy the rows of some patches to another bank.
+
+    \b
+    Examples:
+      patchbank cache subset dinov2-s.full.cls --bank bank --to small --table ami-br.toml
+      patchbank cache subset dinov2-s.full.cls -b bank --to small -t all.csv --where "split == 'train'"
+    """
+    from .bank import Bank
+    from .combine import subset
+
+    target = subset(_open(bank, name), _keys(table, where), Bank(to), progress=True)
+    click.echo(f"{target.path}: {len(target)} rows")
+
+
+@cache_group.command("diff")
+@click.argument("first", metavar="STORE")
+@click.argument("second", metavar="STORE")
+@bank_option
+@click.option("--other-bank", help="The bank of the second store, where it is another.")
+@table_option
+@json_option
+def diff_command(
+    first: str, second: str, bank: str, other_bank: str | None, table: Path | None, as_json: bool
+) -> None:
+    """How far apart are the vectors of the same patches in two stores?
+
+    \b
+    Examples:
+      patchbank cache diff dinov2-s.full.cls.1a2b dinov2-s.full.cls.3c4d --bank bank
+      patchbank cache diff uni.full uni.full --bank bank --other-bank colleague/bank --json
+    """
+    from dataclasses import asdict
+
+    from .combine import diff
+
+    keys = None if table is None else _keys(table)
+    found = diff(_open(bank, first), _open(other_bank or bank, second), keys, progress=not as_json)
+    lines = [
+        f"{found.shared} patches in both, {found.only_a} only in the first, {found.only_b} only in the other",
+        f"verdict      {found.verdict}",
+        f"identical    {found.identical}",
+        "             median / 99 % / largest",
+        "cosine dist. " + " / ".join(f"{value:.3g}" for value in found.cosine),
+        "|a-b| / |a|  " + " / ".join(f"{value:.3g}" for value in found.relative),
+        f"component    {found.largest:.3g} at most",
+        *(f"worst        {key} {distance:.3g}" for key, distance in found.worst),
+        *(f"identity     {part}" for part in found.parts),
+    ]
+    _show(as_json, {**asdict(found), "verdict": found.verdict}, "\n".join(lines))
+
+
+@cache_group.command("export")
+@store_argument
+@click.argument("path", type=click.Path(path_type=Path))
+@bank_option
+@click.option("--layout", "-l", required=True, type=click.Choice(LAYOUTS), help="What to write.")
+@table_option
+@click.option("--where", help="pandas query: only these rows of the table.")
+@click.option("--by", help="(trident, stamp) PATH is a folder with one file for each value of this column.")
+@click.option("--tile-um", type=float, help="(stamp) Edge of a tile in um.")
+@click.option("--mpp", type=float, help="(stamp) um per pixel of the table's x and y.")
+def export_command(
+    name: str, path: Path, bank: str, layout: str, table: Path | None, where: str | None, **options: Any
+) -> None:
+    """Write embeddings, metadata and provenance in a layout that other tools read.
+
+    \b
+    Examples:
+      patchbank cache export uni.full slides/ --bank bank -l trident --table wsi.toml --by group
+      patchbank cache export uni.full ami.parquet --bank bank -l parquet --table ami-br.toml
+      patchbank cache export uni.full ami.h5ad --bank bank -l h5ad -t ami-br.toml --where "split == 'train'"
+      patchbank cache export uni.full slides/ -b bank -l stamp -t wsi.toml --by group --tile-um 112 --mpp 0.5
+    """
+    from .export import export
+    from .table import read_table, select
+
+    frame = None if table is None else select(read_table(table), where)
+    rows = export(_open(bank, name), path, layout, frame, **options)
+    click.echo(f"{path}: {rows} rows")
+
+
+@cache_group.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@bank_option
+@click.option("--table-out", type=click.Path(path_type=Path), help="Write the export's columns here (CSV).")
+@click.option("--backend", type=click.Choice(["zarr", "hdf5"]), default="zarr", show_default=True)
+def import_command(path: Path, bank: str, table_out: Path | None, backend: str) -> None:
+    """Bring an export of `patchbank cache export` back into a store, bit for bit.
+
+    \b
+    Examples:
+      patchbank cache import ami.parquet --bank bank
+      patchbank cache import slides/ --bank bank --table-out table.csv
+    """
+    from .bank import Bank
+    from .export import import_export
+
+    done = import_export(Bank(bank), path, backend=backend)
+    if table_out is not None:
+        done.table.to_csv(table_out, index=False)
+    click.echo(f"{done.store.name}: {done.added} of {done.rows} rows were new")
+
+
+@cache_group.command("push")
+@store_argument
+@click.argument("repo", metavar="ORG/NAME")
+@bank_option
+@click.option(
+    "--public", is_flag=True, help="Make a new repository public (check the encoder's licence first)."
+)
+@click.option("--endpoint", help="URL of another hub.")
+def push_command(name: str, repo: str, bank: str, public: bool, endpoint: str | None) -> None:
+    """Upload a store to a Hugging Face data set repository, with a data card.
+
+    \b
+    Examples:
+      patchbank cache push dinov2-s.full.cls my-org/ami-br-embeddings --bank bank
+    """
+    from .hub import push
+
+    url = push(_open(bank, name), repo, private=not public, endpoint=endpoint)
+    click.echo(f"pushed to {url}")
+
+
+@cache_group.command("pull")
+@click.argument("repo", metavar="ORG/NAME")
+@bank_option
+@click.option("--store", "name", help="Which store, where the repository holds several.")
+@click.option("--revision", help="Branch, tag or commit.")
+@click.option("--endpoint", help="URL of another hub.")
+def pull_command(repo: str, bank: str, name: str | None, revision: str | None, endpoint: str | None) -> None:
+    """Download a store from a Hugging Face data set repository and verify every byte.
+
+    \b
+    Examples:
+      patchbank cache pull my-org/ami-br-embeddings --bank bank
+    """
+    from .bank import Bank
+    from .hub import pull
+
+    store = pull(repo, Bank(bank), name=name, revision=revision, endpoint=endpoint, progress=True)
+    click.echo(f"{store.path}: {len(store)} rows, verified")
