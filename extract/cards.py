@@ -22,6 +22,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 PRECISIONS = ("fp32", "bf16", "fp16")
 UNPINNED = "unpinned"
 ENTRY_POINTS = "patchbank.encoders"
+SCHEMES = "patchbank.encoder_schemes"  # entry point NAME: a function that makes a Card of REST in "NAME:REST"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class Card:
         remote_code: loading runs code from the hub repository; refused unless explicitly allowed.
         arguments: for the factory of the architecture.
         factory: the callable itself, for cards made in Python (kind "python").
+        admit: called with every manifest before any work; raises where its patches must not be embedded.
     """
 
     id: str
@@ -95,6 +97,7 @@ class Card:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     transform: Transform = field(default_factory=Transform)
     factory: Callable[..., Any] | None = None
+    admit: Callable[[Any], None] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "files", tuple(self.files))
@@ -175,7 +178,7 @@ def parse_card(text: str, *, origin: str) -> Card:
     shape = table.pop("transform", {})
     if not isinstance(shape, dict):
         raise InvalidRequest(f"{origin}: transform must be a table")
-    faults = [*_key_faults(table, Card, skip=("transform", "factory")), *_key_faults(shape, Transform)]
+    faults = [*_key_faults(table, Card, skip=("transform", "factory", "admit")), *_key_faults(shape, Transform)]
     faults += [f"{key} is missing" for key in ("id", "dim") if key not in table]
     if faults:
         raise InvalidRequest(f"{origin}: " + "; ".join(faults))
@@ -249,7 +252,8 @@ def load_card(spec: str | Path | Card) -> Card:
     """The card for a name.
 
     Args:
-        spec: the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", or the path of a .toml file.
+        spec: the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
+            the path of a .toml file.
 
     Raises:
         UnknownEncoder: no card has this id; suggests near ones.
@@ -268,6 +272,9 @@ def load_card(spec: str | Path | Card) -> Card:
         from .transformers_models import card_of_hub
 
         return card_of_hub(spec.removeprefix("hf:"))
+    scheme, colon, rest = spec.partition(":")
+    for point in metadata.entry_points(group=SCHEMES, name=scheme) if colon else ():
+        return point.load()(rest)
     cards = shipped_cards() | plugged_cards()
     if spec in cards:
         return cards[spec]
