@@ -35,9 +35,10 @@ def hdf5_table(
     """Patches in HDF5 arrays, as PCam has them.
 
     images: split -> file under the root with `array`, uint8 (n, h, w[, 3]). labels: split -> file with
-    `labels_array`, n integers (further axes of length 1); without an entry the labels are taken from the images'
-    file if it has such an array, else they are not known. meta: split -> CSV of n rows; `columns` (ours -> its
-    name) then says which are group, domain, x, y. classes: the names of the labels 0, 1, ...
+    `labels_array`, n integers (further axes of length 1); without an entry the labels are taken from the
+    images'
+    file if it has such an array, else they are not known. meta: split -> CSV of n rows; `columns` (ours ->
+    its name) then says which are group, domain, x, y. classes: the names of the labels 0, 1, ...
 
     Raises ManifestError: missing files or arrays, row counts that differ, labels without a class.
     """
@@ -68,7 +69,9 @@ def hdf5_table(
 
 
 def npz_table(root: Path, *, classes: Sequence[str] = ()) -> tuple[pd.DataFrame, Path]:
-    """Patches in one npz, as MedMNIST has them: SPLIT_images, uint8 (n, h, w[, 3]), and SPLIT_labels, (n, 1) or (n,).
+    """Patches in one npz, as MedMNIST has them.
+
+    Its arrays are SPLIT_images, uint8 (n, h, w[, 3]), and SPLIT_labels, (n, 1) or (n,).
 
     root: the npz. classes: the names of the labels 0, 1, ... Raises ManifestError as `hdf5_table` does.
     """
@@ -98,10 +101,11 @@ def parquet_table(
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in parquet files as Hugging Face's image data sets have them; embedded images only.
 
-    root: one file, or a folder that is searched for *.parquet; the split is the file's name up to "-00000-of-".
-    image: the column (by default the one that is a struct with `bytes`). columns: ours -> its name, by default
-    label = "label"; whole numbers become the names that the file's Hugging Face header gives them, or `classes`.
-    Other columns of numbers and texts are kept.
+    root: one file, or a folder that is searched for *.parquet; the split is the file's name up to
+        "-00000-of-".
+    image: the column (by default the one that is a struct with `bytes`). columns: ours -> its name, by
+    default label = "label"; whole numbers become the names that the file's Hugging Face header gives them,
+    or `classes`. Other columns of numbers and texts are kept.
 
     Raises ManifestError: no files, no image column, columns that are not there, labels without a class.
     """
@@ -150,7 +154,7 @@ def _is_image(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, column: str) -> list[str]:
-    """The names of a ClassLabel in the header that Hugging Face's `datasets` writes; [] where there are none."""
+    """The names of a ClassLabel in the header that Hugging Face's library writes; [] where there are none."""
     try:
         header = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         return list(header["info"]["features"][column]["names"])

@@ -1,6 +1,7 @@
 """What is wrong with a data set, found by looking at all of it: `patchbank datasets check`.
 
-An audit changes nothing. Its findings are tables, so that a report can show them and a leak check can use them.
+An audit changes nothing. Its findings are tables, so that a report can show them and a leak check can use
+them.
 """
 
 from collections.abc import Sequence
@@ -34,7 +35,8 @@ class Audit:
     unreadable: patch_id, path, message. changed: patch_id, path; pixels that differ from the content_hash.
     duplicates: duplicate (1, 2, ...: pixel-identical images share it), patch_id, path, label, group, split.
     contradictions: the rows of `duplicates` whose images carry different labels.
-    group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits, rows;
+    group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits,
+        rows;
     the same for identical images. sizes: height, width, rows.
     counts: split, label, rows, groups. facts: fact, expected, found, ok; empty where no facts are known.
     """
@@ -66,9 +68,14 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Nothing that makes results wrong without being said: no lost or changed images, no leaks, facts met."""
+        """Nothing that makes results wrong without being said.
+
+        No lost or changed images, no leaks, all facts met, and no contradictions but those that the facts
+        tell of.
+        """
         lost = len(self.unreadable) + len(self.changed) + len(self.group_leaks) + len(self.duplicate_leaks)
-        return not lost and bool(self.facts["ok"].all())
+        told = "contradictions" in set(self.facts["fact"])
+        return not lost and bool(self.facts["ok"].all()) and (told or self.contradictions.empty)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as lists of dictionaries."""
@@ -195,17 +202,17 @@ def near_duplicates(
     workers: int | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Pairs of images that are the same picture, shifted by up to 8 of 128 pixels, re-encoded or recoloured a bit.
+    """Pairs of images of the same thing: shifted by up to 8 of 128 pixels, re-encoded or a bit recoloured.
 
-    Compared are grey pictures of 128 x 128 pixels: candidates are pairs whose central 112 x 112 pixels, as means of
-    8 x 8 cells, correlate above 0.75 at one of nine shifts; of these the best normalised correlation of the
-    overlap, over all shifts by whole pixels, must reach `threshold`. Time and memory: n^2 products of 196 numbers,
-    16 KiB an image; thousands of images take seconds, 1e5 an hour. Overlapping crops of one slide (shifted
-    further), flips and rotations are not found.
+    Compared are grey pictures of 128 x 128 pixels: candidates are pairs whose central 112 x 112 pixels, as
+    means of 8 x 8 cells, correlate above 0.75 at one of nine shifts; of these the best normalised
+    correlation of the overlap, over all shifts by whole pixels, must reach `threshold`. Time and memory:
+    n^2 products of 196 numbers, 16 KiB an image; thousands of images take seconds, 1e5 an hour. Overlapping
+    crops of one slide (shifted further), flips and rotations are not found.
 
-    Returns a table, best first: patch_a, patch_b, label_a, label_b, group_a, group_b, split_a, split_b, shift_y,
-    shift_x (pixels of 128: b's picture lies that far down and right of a's), score, identical (the same pixels).
-    Raises ImageError where images cannot be read.
+    Returns a table, best first: patch_a, patch_b, label_a, label_b, group_a, group_b, split_a, split_b,
+    shift_y, shift_x (pixels of 128: b's picture lies that far down and right of a's), score, identical (the
+    same pixels). Raises ImageError where images cannot be read.
     """
     sets = [manifests] if isinstance(manifests, Manifest) else list(manifests)
     grey = np.concatenate([_grey(manifest, workers, progress) for manifest in sets])
@@ -282,7 +289,7 @@ def _candidates(grey: np.ndarray) -> list[tuple[int, int, int, int]]:
 
 
 def _best_shift(a: np.ndarray, b: np.ndarray, down: int, right: int) -> tuple[float, int, int]:
-    """(correlation of the overlap, down, right) of the best shift around the given one. a, b: uint8, (128, 128)."""
+    """(correlation of the overlap, down, right) of the best shift near this one. a, b: uint8, (128, 128)."""
     best = (-1.0, 0, 0)
     near = range(-STEP, STEP + 1)
     for y in (down + d for d in near if abs(down + d) <= SHIFT):

@@ -1,6 +1,7 @@
 """From a user's files to a manifest: a builder makes the table, then every image is decoded once.
 
-So unreadable files are known now and not after hours of extraction, and the content hashes are in the manifest.
+So unreadable files are known now and not after hours of extraction, and the content hashes are in the
+manifest.
 """
 
 import difflib
@@ -44,8 +45,9 @@ TABLES: dict[str, Callable[..., tuple[pd.DataFrame, Path]]] = {
 class Description:
     """What the user says of a data set of their own.
 
-    dataset: its name. positive: may be left out where there are fewer than two classes. classes: the order of
-    the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of their own.
+    dataset: its name. positive: may be left out where there are fewer than two classes. classes: the order
+    of the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of
+    their own.
     """
 
     dataset: str
@@ -77,12 +79,12 @@ def build_manifest(
         hdf5, npz, parquet, wsi. root: where its files are; the manifest's paths are relative to it.
     hashes: decode every image and fill content_hash; by default yes, but for whole-slide images (extraction
         fills an index then).
-    on_error: "fail" raises an ImageError whose notes list all unreadable images; "skip" leaves them out and calls
-        on_skip(patch_id, message) for each (or warns).
+    on_error: "fail" raises an ImageError whose notes list all unreadable images; "skip" leaves them out and
+        calls on_skip(patch_id, message) for each (or warns).
     options: those of `Description`, and of the table's function (`TABLES`); a shipped data set has none.
 
-    Raises InvalidRequest for an unknown name or option (suggesting a near one), ManifestError for faults of the
-    files and tables, ImageError for unreadable images.
+    Raises InvalidRequest for an unknown name or option (suggesting a near one), ManifestError for faults of
+    the files and tables, ImageError for unreadable images.
     """
     if name not in BUILDERS and name not in TABLES:
         raise InvalidRequest(f"nothing builds {name!r}; {_near(name, [*BUILDERS, *TABLES])}")
@@ -113,7 +115,7 @@ def build_manifest(
 def hash_images(
     manifest: Manifest, *, workers: int | None = None, progress: bool = True
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Decode every image. Returns (hashes uint8 (n, 16), failures: (row, message) in the order of the rows)."""
+    """Decode every image. Returns (hashes uint8 (n, 16), failures: (row, message) in the rows' order)."""
     hashes = np.zeros((len(manifest), 16), np.uint8)
 
     def use(i: int, pixels: np.ndarray) -> None:
@@ -130,7 +132,7 @@ def decode_all(
     progress: bool = True,
     rows: Iterable[int] | None = None,
 ) -> list[tuple[int, str]]:
-    """Call use(row, pixels) for every row, from several threads; returns (row, message) of the unreadable ones."""
+    """Call use(row, pixels) for every row, in several threads; returns (row, message) of unreadable ones."""
     source = open_source(manifest)
     wanted = list(range(len(manifest)) if rows is None else rows)
     failures: list[tuple[int, str]] = []
@@ -201,7 +203,8 @@ def _with_hashes(
     messages = [(str(ids.iat[i]), message) for i, message in failures]
     if messages and (on_error == "fail" or len(messages) == len(manifest)):
         error = ImageError(
-            f"{len(messages)} of {len(manifest)} images of {manifest.header.name!r} cannot be read; nothing was "
+            f"{len(messages)} of {len(manifest)} images of {manifest.header.name!r} cannot be read; "
+            "nothing was "
             "built. Mend or remove them, or leave them out with --on-error skip."
         )
         for patch_id, message in messages:

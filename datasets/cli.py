@@ -88,7 +88,7 @@ def _common(command: Command) -> Command:
     options = [
         click.option("--out", type=click.Path(dir_okay=False), help="The manifest, NAME.toml by default."),
         click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-                     help="What to do about unreadable images: build nothing, or leave them out and list them."),
+                     help="About unreadable images: build nothing, or leave them out and list them."),
         click.option("--hashes/--no-hashes", default=None,
                      help="Decode every image now, for its content hash. [default: yes; no for wsi]"),
         click.option("--format", "table_format", type=click.Choice(["csv", "parquet"]),
@@ -181,12 +181,10 @@ _shipped("atnorm-md", "AtNorM-MD: six non-breast domains of MIDOG++, test only, 
 def folder(**options: Any) -> None:
     """Images in folders (or in a zip or tar) whose names say what they are.
 
-    \b
-    Examples:
-      patchbank datasets build folder --root images --name mine --positive tumor
-      patchbank datasets build folder --root images.zip --name mine --layout "{split}/{label}/{group}" --positive tumor
-      patchbank datasets build folder --root tcga --name mine --positive tumor \\
-          --pattern "(?P<label>[^/]+)/(?P<group>TCGA-..-....)"
+    \b Examples: patchbank datasets build folder --root images --name mine --positive tumor patchbank
+    datasets build folder --root images.zip --name mine --layout "{split}/{label}/{group}" --positive tumor
+    patchbank datasets build folder --root tcga --name mine --positive tumor \\ --pattern
+    "(?P<label>[^/]+)/(?P<group>TCGA-..-....)"
     """
     _build("folder", **options)
 
@@ -287,11 +285,9 @@ def parquet(columns: Sequence[str], **options: Any) -> None:
 def wsi(columns: Sequence[str], **options: Any) -> None:
     """Regions of whole-slide images, by coordinates (pixels of level 0, upper left corner).
 
-    \b
-    Examples:
-      patchbank datasets build wsi --root slides --coordinates regions.csv --size 256 --mpp 0.5 --name mine
-      patchbank datasets build wsi --root slides --coordinates trident/20x_256px_0px_overlap/patches --name mine \\
-          --slides slides.csv --positive tumor
+    \b Examples: patchbank datasets build wsi --root slides --coordinates regions.csv --size 256 --mpp 0.5
+    --name mine patchbank datasets build wsi --root slides --coordinates
+    trident/20x_256px_0px_overlap/patches --name mine \\ --slides slides.csv --positive tumor
     """
     _build("wsi", columns=_pairs(columns, "--column"), **options)
 
@@ -511,8 +507,10 @@ def _show_audit(audit: "Audit") -> None:
     _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
     redundant = len(audit.duplicates) - audit.duplicate_groups
     click.echo(
-        f"{audit.name}: {audit.rows} patches, {len(audit.unreadable)} unreadable, {len(audit.changed)} changed; "
-        f"{audit.unique} different pictures ({audit.duplicate_groups} groups of {len(audit.duplicates)} identical "
+        f"{audit.name}: {audit.rows} patches, {len(audit.unreadable)} unreadable, {len(audit.changed)} "
+        "changed; "
+        f"{audit.unique} different pictures ({audit.duplicate_groups} groups of {len(audit.duplicates)} "
+        "identical "
         f"files, {redundant} redundant); {audit.contradictory_groups} groups with contradictory labels; "
         f"{len(audit.group_leaks)} groups and {len(audit.duplicate_leaks)} pictures in several splits; "
         f"{int(audit.facts['ok'].sum())} of {len(audit.facts)} known facts met."

@@ -260,7 +260,7 @@ def parse_row(member: str, name: str) -> tuple[str, int]:
 
 
 def as_rgb(array: np.ndarray, name: str) -> np.ndarray:
-    """uint8 (h, w), (h, w, 1), (h, w, 3) or (h, w, 4: alpha is dropped) as uint8 (h, w, 3). Raises ImageError."""
+    """uint8 (h, w), (h, w, 1), (h, w, 3) or (h, w, 4, no alpha) as uint8 (h, w, 3). Raises ImageError."""
     if (
         array.dtype != np.uint8
         or array.ndim not in (2, 3)
@@ -284,7 +284,7 @@ def _refuse_large(size: int, name: str) -> None:
 
 
 def _data_offset(path: str, info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: behind its local header, whose lengths differ from the directory's."""
+    """Where a stored member's bytes begin: behind its local header (not as long as the directory's entry)."""
     with open(path, "rb") as stream:  # noqa: PTH123
         stream.seek(info.header_offset + 26)
         lengths = np.frombuffer(stream.read(4), "<u2")

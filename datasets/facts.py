@@ -1,7 +1,8 @@
 """What is known of a public data set before a file of it is opened: manifests/datasets/NAME.toml.
 
 The facts are what `datasets build` makes a header of, what `datasets check` compares with, and where
-`datasets fetch` downloads from. A data set is added by adding a file (and a builder, where its layout is its own).
+`datasets fetch` downloads from. A data set is added by adding a file (and a builder, where its layout is
+its own).
 """
 
 import difflib
@@ -97,7 +98,7 @@ def read_facts(path: Path) -> Facts:
 
 
 def contents_digest(manifest: Manifest) -> str:
-    """SHA-256 of the sorted lines "patch_id label content_hash": the same images under the same names and labels.
+    """SHA-256 of the sorted lines "patch_id label content_hash": same images, same names, same labels.
 
     Does not depend on how the images were packed. Raises ManifestError where content hashes are not known.
     """

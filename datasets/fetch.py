@@ -1,4 +1,4 @@
-"""Downloads of public data sets: resumed where they broke off, checked, unpacked without trust in the archive.
+"""Downloads of public data sets: resumed where they broke off, checked, unpacked without trusting them.
 
 FOLDER/.fetch/NAME.part        what has arrived, and beside it NAME.part.json: from where, and which version
 FOLDER/fetched.json            URL -> SHA-256, size and place of what was unpacked
@@ -42,8 +42,12 @@ MAX_RATIO = 200  # unpacked to packed; images hardly shrink
 
 @dataclass(frozen=True)
 class Fetched:
-    """folder: where the files are. sha256: of the archive; pinned: whether it had to be this one. bytes: of the
-    archive. new: False where it was there already. files: name of a known table -> "ok", "missing", "differs"."""
+    """What a download gave.
+
+    folder: where the files are. sha256: of the archive; pinned: whether it had to be this one. bytes: of the
+    archive. new: False where it was there already. files: name of a known table -> "ok", "missing",
+    "differs".
+    """
 
     folder: Path
     sha256: str
@@ -65,11 +69,11 @@ def fetch(
 ) -> Fetched:
     """Download a data set's archive into `folder` and unpack it there.
 
-    url, sha256: instead of those of the facts (a mirror, a pinned checksum). again: download although it is there.
-    Without a pinned checksum the one that was computed is recorded, and later ones must be the same.
+    url, sha256: instead of those of the facts (a mirror, a pinned checksum). again: download although it is
+    there. Without a pinned checksum the one that was computed is recorded, and later ones must be the same.
 
-    Raises InvalidRequest where the facts name no source, FetchError: the connection breaks off again and again
-    (what has arrived is kept), another checksum, an archive that is not safe.
+    Raises InvalidRequest where the facts name no source, FetchError: the connection breaks off again and
+    again (what has arrived is kept), another checksum, an archive that is not safe.
     """
     url = url or str(facts.fetch.get("url", ""))
     wanted = sha256.lower() or str(facts.fetch.get("sha256", UNPINNED))
@@ -95,7 +99,8 @@ def fetch(
         Path(f"{part}.json").unlink(missing_ok=True)
         who = "is pinned" if pinned else f"was downloaded before (recorded in {record.file})"
         raise FetchError(
-            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. If the new one is "
+            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. If the "
+            "new one is "
             "right, give it as --sha256."
         )
     unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
@@ -157,7 +162,8 @@ def _download(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
             if attempt == ATTEMPTS:
                 kept = part.stat().st_size if part.exists() else 0
                 raise FetchError(
-                    f"{url}: the connection failed {ATTEMPTS} times ({error}); {kept} bytes are kept, the same "
+                    f"{url}: the connection failed {ATTEMPTS} times ({error}); {kept} bytes are kept, "
+                    "the same "
                     "command goes on from there."
                 ) from error
         time.sleep(min(2.0 ** (attempt - 1), 8.0) * _PAUSE)
@@ -255,9 +261,9 @@ def unpack(
 ) -> None:
     """Unpack a zip or tar (.gz, .bz2, .xz) to the folder `place`, which appears when all of it is there.
 
-    Refused, before or while unpacking, with nothing left behind: absolute paths and ".." and backslashes, links,
-    devices, the same name twice, more than `max_bytes` (counted while writing, whatever the headers say), more
-    than 200 times the archive's size, too many files.
+    Refused, before or while unpacking, with nothing left behind: absolute paths and ".." and backslashes,
+    links, devices, the same name twice, more than `max_bytes` (counted while writing, whatever the headers
+    say), more than 200 times the archive's size, too many files.
 
     Raises FetchError.
     """
@@ -357,7 +363,8 @@ def _write(source: IO[bytes], target: Path, room: int, archive: Path, bar: tqdm)
                 written += len(block)
                 if written > room:
                     raise FetchError(
-                        f"{archive.name} unpacks to far more than an archive of images would; refused at {target.name!r}."
+                        f"{archive.name} unpacks to far more than an archive of images would; refused at "
+                        f"{target.name!r}."
                     )
                 stream.write(block)
                 bar.update(len(block))

@@ -38,7 +38,8 @@ class Folds:
         empty = set(range(1, self.n_splits + 1)) - set(self.fold_of_group.values())
         if odd or empty or self.n_splits < 2:
             raise ManifestError(
-                f"folds {self.name!r}: the folds must be 1..n_splits (= {self.n_splits}, at least 2) and none may be "
+                f"folds {self.name!r}: the folds must be 1..n_splits (= {self.n_splits}, at least 2) and "
+                "none may be "
                 f"empty; empty: {sorted(empty)}, outside: {odd[:8]}."
             )
 
@@ -50,7 +51,8 @@ class Folds:
         if lost:
             raise ManifestError(
                 f"folds {self.name!r} do not know {len(lost)} of the groups: {', '.join(map(repr, lost[:8]))}"
-                f"{' ...' if len(lost) > 8 else ''}; make folds for this data set with `patchbank datasets folds make`."
+                f"{' ...' if len(lost) > 8 else ''}; make folds for this data set with `patchbank "
+                "datasets folds make`."
             )
         return folds.to_numpy(dtype=np.int64)
 
@@ -147,9 +149,10 @@ def make_folds(
 ) -> Folds:
     """Grouped, stratified, seeded folds: no group in two folds, each fold with its share of rows and classes.
 
-    labels, groups : str, (n,); the label "" (not known) is no class. Minimises the sum over folds and classes of
-    (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy start (large
-    groups first, ties in an order that the seed shuffles), then moves and swaps of groups as long as one of them
+    labels, groups : str, (n,); the label "" (not known) is no class. Minimises the sum over folds and
+    classes of (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy
+    start (large groups first, ties in an order that the seed shuffles), then moves and swaps of groups as
+    long as one of them
     helps. All in integers: the result depends on the arguments alone.
 
     Raises InvalidRequest where a fold would miss a class (a class in fewer groups than folds).
@@ -173,7 +176,9 @@ def make_folds(
 
     names = [str(group) for group in counts.index]
     # column 0: all rows; then one column a class. Python integers: no overflow, no rounding
-    sizes = [[int(rows_of.iat[g]), *map(int, row)] for g, row in enumerate(counts.to_numpy().tolist())]
+    sizes = [
+        [rows, *map(int, row)] for rows, row in zip(rows_of.tolist(), counts.to_numpy().tolist(), strict=True)
+    ]
     totals = [sum(column) for column in zip(*sizes, strict=True)]
     weights = [(1 << 80) // (total * total) for total in totals]
     weighted = [[w * s for w, s in zip(weights, size, strict=True)] for size in sizes]
@@ -212,7 +217,7 @@ class _Search:
             self.fold[g] = best
 
     def improve(self) -> bool:
-        """One pass of moves and swaps, each only if the objective falls; whether any did (so that it ends)."""
+        """One pass of moves and swaps, each only if the objective falls; whether any did."""
         changed = False
         for i, g in enumerate(self.order):
             for b in range(len(self.load)):

@@ -42,7 +42,8 @@ def _decode(stream: BinaryIO, name: str) -> np.ndarray:
         with Image.open(stream) as image:
             if image.mode in _DEEP:
                 raise ImageError(
-                    f"{name}: mode {image.mode} has more than 8 bits a channel; convert it to 8-bit RGB first."
+                    f"{name}: mode {image.mode} has more than 8 bits a channel; convert it to 8-bit RGB "
+                    "first."
                 )
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:

@@ -21,13 +21,13 @@ _FIELD = re.compile(r"\{(\w+)\}")
 def folder_table(root: Path, *, layout: str = "{label}", pattern: str = "") -> tuple[pd.DataFrame, Path]:
     """The images of a folder, a zip or an uncompressed tar; their folders' names say what they are.
 
-    layout: what the folders' names mean, from the root: "{label}", "{split}/{label}/{group}", "*/{label}"; fields
-    are label, group, domain and split, "*" means nothing. Deeper folders do not matter.
-    pattern: instead of the layout, a regular expression that must match the path from its start, with named groups
-    of those fields, such as `(?P<label>[^/]+)/(?P<group>[^_/]+)_`.
+    layout: what the folders' names mean, from the root: "{label}", "{split}/{label}/{group}", "*/{label}";
+    fields are label, group, domain and split, "*" means nothing. Deeper folders do not matter.
+    pattern: instead of the layout, a regular expression that must match the path from its start, with named
+    groups of those fields, such as `(?P<label>[^/]+)/(?P<group>[^_/]+)_`.
 
-    Raises InvalidRequest for a faulty layout or pattern, ManifestError where there are no images or some of them
-    do not fit.
+    Raises InvalidRequest for a faulty layout or pattern, ManifestError where there are no images or some of
+    them do not fit.
     """
     expression = _expression(layout, pattern)
     prefix, base, paths = _image_paths(root)
@@ -51,12 +51,14 @@ def csv_table(
 ) -> tuple[pd.DataFrame, Path]:
     """The rows of a CSV or parquet table.
 
-    table: the file. columns: our name -> its name, such as {"label": "final_label", "group": "slide"}; columns that
-    have our names already need none, all others are kept. path_format: how a path under the root is made of a row,
-    such as "Train/{final_label}/{dataset_uid}". Without a patch_id column the id is the path without its suffix.
+    table: the file. columns: our name -> its name, such as {"label": "final_label", "group": "slide"};
+        columns that
+    have our names already need none, all others are kept. path_format: how a path under the root is made of
+    a row, such as "Train/{final_label}/{dataset_uid}". Without a patch_id column the id is the path without
+    its suffix.
 
-    Raises ManifestError: columns that the table does not have (suggesting near names), and rows whose file does
-    not exist.
+    Raises ManifestError: columns that the table does not have (suggesting near names), and rows whose file
+    does not exist.
     """
     file = Path(table)
     frame = read_table(file, "parquet" if file.suffix == ".parquet" else "csv")

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.csv as arrow_csv
 import pyarrow.parquet
 
 from ..errors import ManifestError
@@ -44,7 +44,8 @@ class Header:
     name: letters, digits, `.`, `_`, `-`; every patch_id starts with "name/".
     version: the maker's own; counts up when rows or labels change.
     classes: the labels, in the order in which they are numbered from 0.
-    positive: the class that sensitivity, AP etc. speak of; one of `classes`. Without any label both are empty.
+    positive: the class that sensitivity, AP etc. speak of; one of `classes`. Without any label both are
+        empty.
     licence, source: of the images; a URL or a sentence. group_kind: what a group is ("slide", "patient").
     """
 
@@ -89,7 +90,7 @@ class Manifest:
 
     def path(self, i: int) -> str:
         """Row i's path under the root; of a patch inside a container with its "::member" (see sources.py)."""
-        return os.path.join(self.root, self.table["path"].iat[i])  # noqa: PTH118  "a::b" is no Path
+        return os.path.join(self.root, str(self.table["path"].iat[i]))  # noqa: PTH118  "a::b" is no Path
 
     def select(self, which: str | Sequence[bool] | Sequence[int] | np.ndarray | pd.Series) -> "Manifest":
         """The rows of a split (its name), of a mask (bool, (n,)) or with these numbers (int, (m,)).
@@ -201,7 +202,8 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     table = read_table(table_file, place["format"])
     if "rows" in place and place["rows"] != len(table):
         raise ManifestError(
-            f"{table_file} has {len(table)} rows, but {path.name} says rows = {place['rows']}: the table was cut "
+            f"{table_file} has {len(table)} rows, but {path.name} says rows = {place['rows']}: the table "
+            "was cut "
             f"off or edited; correct the number in the TOML if the table is right."
         )
     known = Header(**{**header, "classes": tuple(header["classes"])})
@@ -213,7 +215,7 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
 
 
 def read_table(file: Path, form: str) -> pd.DataFrame:
-    """A CSV (every cell as text, "" stays "") or parquet file as a frame. Raises ManifestError naming rows."""
+    """A CSV (all cells as text, "" stays "") or parquet file as a frame. Raises ManifestError naming rows."""
     if not file.is_file():
         raise ManifestError(f"the table {file} does not exist.")
     if form == "parquet":
@@ -231,7 +233,7 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
         raise ManifestError(f"{file}: " + (f"columns named twice: {doubled}." if doubled else "it is empty."))
     bad: list[str] = []
 
-    def refuse(row: pa.csv.InvalidRow) -> str:
+    def refuse(row: arrow_csv.InvalidRow) -> str:
         number = "" if row.number is None else f"line {row.number}: "
         bad.append(
             f"{number}{row.actual_columns} cells instead of {row.expected_columns} ({row.text[:60]!r})"
@@ -239,11 +241,11 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
         return "skip"
 
     try:
-        table = pa.csv.read_csv(
+        table = arrow_csv.read_csv(
             file,
-            read_options=pa.csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
-            convert_options=pa.csv.ConvertOptions(
+            read_options=arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
+            parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+            convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),
         )
@@ -255,7 +257,7 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
 
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `file`, then rename it: a reader sees old or new, never half."""
+    """Call `write` with a temporary path beside `file`, then rename it: nobody sees half a file."""
     handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
     os.close(handle)
     temporary = Path(name)
@@ -392,8 +394,9 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
             faults.append(f"votes_positive does not lie in 0..votes_total: {rows(odd, row)}")
     if faults:
         raise ManifestError(fault_sentence(where, faults))
-    rest = [name for name in table.columns if name not in KNOWN_COLUMNS]
-    return table[[name for name in KNOWN_COLUMNS if name in table.columns] + rest]
+    have = list(table.columns)
+    rest = [name for name in have if name not in KNOWN_COLUMNS]
+    return table[[name for name in KNOWN_COLUMNS if name in have] + rest]
 
 
 def _text(column: pd.Series) -> pd.Series:

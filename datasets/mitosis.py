@@ -1,4 +1,4 @@
-"""AMi-Br, AtNorM-Br and AtNorM-MD: atypical and normal mitotic figures (arXiv 2506.21444), a class a folder."""
+"""AMi-Br, AtNorM-Br and AtNorM-MD: atypical and normal mitotic figures (arXiv 2506.21444)."""
 
 import os
 from collections.abc import Callable
@@ -127,7 +127,7 @@ def _slide_domain(source: str, slide: str) -> str:
 
 
 def _walk(root: Path) -> list[tuple[Path, list[str], list[str]]]:
-    """(folder, subfolders, files), the shallow ones first, to a depth of four; class folders are not entered."""
+    """(folder, subfolders, files), shallow ones first, to a depth of four; class folders are not entered."""
     if not root.is_dir():
         raise ManifestError(f"the root {root} is no folder.")
     found = []

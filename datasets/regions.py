@@ -1,8 +1,9 @@
-"""Tables of regions of whole-slide images, by coordinates from a CSV or from TRIDENT's or CLAM's HDF5 files."""
+"""Tables of regions of whole-slide images; coordinates from a CSV, or from TRIDENT's or CLAM's HDF5 files."""
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -38,8 +39,10 @@ def wsi_table(
         pixel; what lies outside of the slide. With .h5 files, size and resolution are theirs.
     slides: a CSV with a column slide, and label, group (such as the patient), domain or split of each slide.
 
-    The group is the slide where nothing else is said. A slide is named by its file name with or without suffix.
-    Raises ManifestError: slides without a file (or with several), coordinates that are no numbers, missing columns.
+    The group is the slide where nothing else is said. A slide is named by its file name with or without
+    suffix.
+    Raises ManifestError: slides without a file (or with several), coordinates that are no numbers, missing
+        columns.
     """
     place = Path(coordinates)
     if place.is_dir() or place.suffix.lower() in (".h5", ".hdf5"):
@@ -59,9 +62,8 @@ def wsi_table(
         numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
         odd = numbers.isna().any(axis=1) | (numbers % 1 != 0).any(axis=1)
         if odd.any():
-            rows = [
-                f"row {i + 1} ({table['x'].iat[i]!r}, {table['y'].iat[i]!r})" for i in np.flatnonzero(odd)
-            ]
+            at = np.flatnonzero(odd).tolist()
+            rows = [f"row {i + 1} ({table['x'].iat[i]!r}, {table['y'].iat[i]!r})" for i in at]
             raise ManifestError(f"{place}: x and y must be whole numbers: {listed(rows)}.")
         table[["x", "y"]] = numbers.astype("int64")
         scale = f",level={level}" if level else f",mpp={mpp}" if mpp is not None else ""
@@ -92,7 +94,7 @@ def _h5_regions(file: Path) -> pd.DataFrame:
             coords = store.get("coords")
             if not isinstance(coords, h5py.Dataset) or coords.ndim != 2 or coords.shape[1] != 2:
                 raise ManifestError(f"{file}: there is no array coords (n, 2); the file has {sorted(store)}.")
-            attributes = {**store.attrs, **coords.attrs}
+            attributes: dict[str, Any] = {**store.attrs, **coords.attrs}
             points = np.asarray(coords[()], dtype=np.int64)
     except OSError as error:
         raise ManifestError(f"{file} cannot be read as HDF5: {error}.") from error
@@ -112,7 +114,7 @@ def _h5_regions(file: Path) -> pd.DataFrame:
 
 
 def _slide_files(root: Path, names: list[str]) -> dict[str, str]:
-    """Slide name, with or without suffix -> its path under the root. Raises ManifestError naming all faults."""
+    """Slide name, with or without suffix -> its path under the root. Raises ManifestError with all faults."""
     found: dict[str, list[str]] = {}
     for folder, _, files in os.walk(root, followlinks=True):
         for name in sorted(files):

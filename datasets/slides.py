@@ -2,15 +2,13 @@
 
 A patch is written as `slide.svs::wsi[x,y,w,h,OPTIONS]`:
 
-    x, y        its upper left corner, in pixels of level 0 (may lie outside of the slide)
-    w, h        its size in pixels as it is returned
-    level=K     read at the pyramid's level K (default 0), or instead
-    mpp=M       read at M micrometres a pixel, or
-    down=D      read at D level-0 pixels a pixel: from the nearest level that is at least as fine, then resized
-                (Pillow's bicubic, which averages when it shrinks)
-    mpp0=M      take this as the slide's resolution where the file does not say it, or says it wrongly
-    border=C    what lies outside of the slide: "white" (default), "black", six hex digits RRGGBB, or "crop" (the
-                patch is cut at the slide's border and then smaller)
+    x, y        its upper left corner, in pixels of level 0 (may lie outside of the slide) w, h        its
+    size in pixels as it is returned level=K     read at the pyramid's level K (default 0), or instead mpp=M
+    read at M micrometres a pixel, or down=D      read at D level-0 pixels a pixel: from the nearest level
+    that is at least as fine, then resized (Pillow's bicubic, which averages when it shrinks) mpp0=M
+    take this as the slide's resolution where the file does not say it, or says it wrongly border=C    what
+    lies outside of the slide: "white" (default), "black", six hex digits RRGGBB, or "crop" (the patch is
+    cut at the slide's border and then smaller)
 """
 
 import math
@@ -63,7 +61,8 @@ def parse_region(member: str, name: str) -> Region:
     match = _REGION.match(member)
     if match is None:
         raise ImageError(
-            f"{name}: a region is written as wsi[x,y,w,h] or wsi[x,y,w,h,mpp=0.5,border=white], not {member!r}."
+            f"{name}: a region is written as wsi[x,y,w,h] or wsi[x,y,w,h,mpp=0.5,border=white], not "
+            f"{member!r}."
         )
     x, y, width, height = (int(match[k]) for k in range(1, 5))
     options = dict(pair.split("=", 1) for pair in match[5].split(",")[1:])
@@ -88,7 +87,8 @@ def parse_region(member: str, name: str) -> Region:
     colour = COLOURS.get(region.border, region.border)
     if options or len(scales) > 1 or not positive or not width or not height:
         raise ImageError(
-            f"{name}: {member!r} must have a size, known options (level, mpp, down, mpp0, border) and at most one "
+            f"{name}: {member!r} must have a size, known options (level, mpp, down, mpp0, border) and at "
+            "most one "
             "positive scale."
         )
     if colour != "crop" and not re.fullmatch(r"[0-9a-fA-F]{6}", colour):
@@ -112,10 +112,10 @@ class Slide(Container):
         """Micrometres a level-0 pixel, across and down; None where the file does not say."""
         properties = self._slide.properties
         try:
-            found = tuple(float(properties[f"openslide.mpp-{axis}"]) for axis in "xy")
+            across, down = (float(properties[f"openslide.mpp-{axis}"]) for axis in "xy")
         except (KeyError, ValueError):
             return None
-        return (found[0], found[1]) if min(found) > 0 else None
+        return (across, down) if min(across, down) > 0 else None
 
     @property
     def dimensions(self) -> tuple[int, int]:
@@ -163,7 +163,8 @@ class Slide(Container):
         level = region.level or 0
         if level >= self._slide.level_count:
             raise ImageError(f"{name}: the slide has only the levels 0 to {self._slide.level_count - 1}.")
-        return (self._slide.level_downsamples[level],) * 2
+        down = self._slide.level_downsamples[level]
+        return down, down
 
     def _inside(self, region: Region, scale: tuple[float, float], name: str) -> tuple[int, int]:
         """The patch's size after it was cut at the slide's border, in returned pixels."""

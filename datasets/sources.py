@@ -1,7 +1,7 @@
 """Where a patch's pixels come from: image files, and patches inside larger files.
 
-The table's `path` is relative to the manifest's root. A file that holds many patches is followed by "::" and the
-patch's place in it:
+The table's `path` is relative to the manifest's root. A file that holds many patches is followed by "::"
+and the patch's place in it:
 
     slides/a.png                                  an image file
     images.zip::slides/a.png                      a member of a zip, or of an uncompressed tar
@@ -61,7 +61,7 @@ class PatchSource:
         self.__init__(state["root"], state["paths"])
 
     def read(self, i: int) -> np.ndarray:
-        """Row i's pixels, uint8 (h, w, 3) RGB. Raises ImageError naming the file (and the patch's place in it)."""
+        """Row i's pixels, uint8 (h, w, 3) RGB. Raises ImageError naming the file and the place in it."""
         file, mark, member = self.paths[i].partition(MARK)
         file = os.path.join(self.root, file)  # noqa: PTH118
         return self._container(file).read(member) if mark else read_image(file)

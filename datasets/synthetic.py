@@ -1,10 +1,10 @@
 """A small generated data set for quickstart and tests: H&E-coloured patches with a signal to find.
 
 Nothing here is tissue. A patch is drawn as two stain concentrations (haematoxylin for nuclei, eosin for the
-rest) that absorb light by Beer-Lambert's law, with the stain vectors, their strength, the blur and the light
-of the slide's domain. In its middle lies a dark figure: a plate or two for "Normal", the more split, bent and
-scattered the more "Atypical". How atypical a figure looks is drawn from two overlapping distributions, so that
-no classifier can be perfect, and three simulated voters see it with an error each.
+rest) that absorb light by Beer-Lambert's law, with the stain vectors, their strength, the blur and the
+light of the slide's domain. In its middle lies a dark figure: a plate or two for "Normal", the more split,
+bent and scattered the more "Atypical". How atypical a figure looks is drawn from two overlapping
+distributions, so that no classifier can be perfect, and three simulated voters see it with an error each.
 """
 
 import os
@@ -58,9 +58,10 @@ _SETS = {  # name -> domains, share of all patches, description
 def generate_manifests(folder: str | os.PathLike[str], *, n: int = 600, seed: int = 0) -> list[Manifest]:
     """Draw the sample into a folder: PNG images, and one manifest a set, saved as SET.toml there.
 
-    folder: FOLDER/SET/SLIDE/NUMBER.png. n: patches of both sets together, at least 80. The same n and seed give
-    the same pixels. Returns [synthetic-mitoses, synthetic-external]: three domains with the splits "train" and
-    "test" (other slides), and one further domain, all of it "test"; content hashes and votes are filled.
+    folder: FOLDER/SET/SLIDE/NUMBER.png. n: patches of both sets together, at least 80. The same n and seed
+    give the same pixels. Returns [synthetic-mitoses, synthetic-external]: three domains with the splits
+    "train" and "test" (other slides), and one further domain, all of it "test"; content hashes and votes
+    are filled.
 
     Raises InvalidRequest for an n that is too small.
     """
