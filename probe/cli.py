@@ -99,6 +99,25 @@ def run_command(
         click.echo(f"Next: patchbank probe report {out} -o report.html")
 
 
+@probe_group.command("report")
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write: .html or .md."
+)
+@click.option("--no-images", is_flag=True, help="Leave the thumbnails of errors out.")
+def report_command(results: Path, out: Path, no_images: bool) -> None:
+    """Write RESULTS (the folder of `probe run`) as one HTML file that needs nothing else, or as Markdown.
+
+    \b
+    Examples:
+      patchbank probe report results -o report.html
+      patchbank probe report results -o report.md
+    """
+    from .report import write_report
+
+    click.echo(f"Wrote {write_report(results, out, images=not no_images)}.")
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]

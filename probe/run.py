@@ -107,6 +107,7 @@ def run_probe(
     document = {
         "config": config.to_dict(),
         "provenance": provenance(),
+        "stores": describe_stores(bank, config),
         "data": [
             describe(rows, manifest)
             for rows, manifest in zip(
@@ -214,6 +215,7 @@ def _rows(name: str, manifest: Manifest, positive: str, bank: Any) -> Rows:
         distinct=deduplicate(hashed(manifest, bank)).keep,
         votes_positive=_votes(table, "votes_positive"),
         votes_total=_votes(table, "votes_total"),
+        path=table["path"].to_numpy(dtype=object),
     )
 
 
@@ -381,7 +383,7 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
 def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:
     """Every prediction, one row each: patch, feature set and role ("oof", "refit", "ensemble").
 
-    Columns: patch_id, dataset, domain, group, label (1: positive), fold (outer fold of a train row, else 0),
+    Columns: patch_id, path, dataset, domain, group, label (1: positive), fold (outer fold of a train row, else 0),
     features, role, score (logit), probability, threshold (on the probability, chosen on folds),
     probability_platt.
     """
@@ -391,6 +393,7 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
         about = pd.DataFrame(
             {
                 "patch_id": rows.patch_id,
+                "path": rows.path,
                 "dataset": rows.dataset,
                 "domain": rows.domain,
                 "group": rows.group,
@@ -410,7 +413,7 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
             for column in columns[rows.dataset]
         ]
     table = pd.concat(frames, ignore_index=True)
-    return table.astype(dict.fromkeys(("dataset", "domain", "features", "role"), "category"))
+    return table.astype(dict.fromkeys(("path", "dataset", "domain", "features", "role"), "category"))
 
 
 def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
@@ -430,6 +433,20 @@ def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
     }
 
 
+def describe_stores(bank: Any, config: ProbeConfig) -> dict[str, Any]:
+    """Where the columns come from: source -> the store's name, identity and provenance."""
+    sources = dict.fromkeys(s for name in config.features for s in parse_features(name).sources)
+    found = {}
+    for source in sources:
+        store = bank.find(source.encoder, view=source.view, tokens=source.tokens)
+        found[str(source)] = {
+            "store": store.identity.name,
+            "identity": store.identity.to_json(),
+            "provenance": dict(store.provenance),
+        }
+    return found
+
+
 def describe(rows: Rows, manifest: Manifest) -> dict[str, Any]:
     """One evaluation set's entry in results.json."""
     header = manifest.header
@@ -441,6 +458,7 @@ def describe(rows: Rows, manifest: Manifest) -> dict[str, Any]:
         "source": header.source,
         "group_kind": header.group_kind,
         "positive": header.positive,
+        "root": str(manifest.root.absolute()),
         "n": len(rows),
         "n_positive": int(rows.y.sum()),
         "n_groups": len(set(rows.group[rows.group != ""])),

@@ -55,6 +55,7 @@ class Rows:
 
     distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
     votes_positive, votes_total : int (n,), -1 where they are not known
+    path : str (n,), of the image under the manifest's root
     """
 
     dataset: str
@@ -65,6 +66,7 @@ class Rows:
     distinct: np.ndarray
     votes_positive: np.ndarray
     votes_total: np.ndarray
+    path: np.ndarray
 
     def __len__(self) -> int:
         return len(self.y)
