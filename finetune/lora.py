@@ -30,7 +30,9 @@ def attention_blocks(model: nn.Module) -> list[str]:
     return found
 
 
-def target_layers(model: nn.Module, patterns: Sequence[str], *, suffix_match: bool = False) -> list[str]:
+def target_layers(
+    model: nn.Module, patterns: Sequence[str], *, suffix_match: bool = False, last_blocks: int = 0
+) -> list[str]:
     """Full names of the layers that the patterns choose.
 
     patterns : fnmatch patterns of a linear or convolutional layer's name inside its block ("attn.qkv", "mlp.*") or of
@@ -49,6 +51,9 @@ def target_layers(model: nn.Module, patterns: Sequence[str], *, suffix_match: bo
                 f"{type(model).__name__} has no attention blocks, so LoRA has nothing to adapt; "
                 "train all of it with --recipe full"
             )
+        if last_blocks > len(blocks):
+            raise InvalidRequest(f"last_blocks is {last_blocks}, and there are {len(blocks)} attention blocks")
+        blocks = blocks[-last_blocks:]
         inside = {}  # full name -> name within its block
         for name, _ in layers:
             block = next((b for b in blocks if name.startswith(f"{b}.")), None)
@@ -87,7 +92,9 @@ def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingDependency("LoRA needs PEFT: pip install 'patchbank[finetune]'") from error
-    names = target_layers(model, recipe.targets, suffix_match=recipe.suffix_match)
+    names = target_layers(
+        model, recipe.targets, suffix_match=recipe.suffix_match, last_blocks=recipe.last_blocks
+    )
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (a ratio; PEFT only divides it)

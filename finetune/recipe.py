@@ -35,6 +35,7 @@ class Recipe:
     targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.fc?"
     suffix_match     PEFT's own rule in the place of ours: any module of the whole model whose name ends so, which
                      takes `patch_embed.proj` for "proj". Only there to repeat a publication.
+    last_blocks      adapt only so many blocks, from the output backwards: the backward pass ends there; 0: all
     tokens           token policy that the head sees: "card" (the card's default), "cls", "mean", "cls+mean", "pooled"
     view             what is cut from the patch first, as in extract: "full", "center:0.5"
     input_size       side of the square input in pixels, to which the whole view is resized; 0: the card's own size,
@@ -44,6 +45,8 @@ class Recipe:
     schedule         "cosine" (per step, to 0), "plateau" (per epoch, on `monitor`) or "constant"
     warmup           epochs of linear warm-up from 0, may be a fraction; not with "plateau"
     plateau_*        factor and patience (epochs) of the plateau schedule; min_lr is its floor
+    epochs, epoch_size
+                     epochs at most, and the patches drawn in each; 0: as many as there are training rows
     monitor, patience
                      the validation metric that chooses the epoch, and how many epochs without a better one end the run
     batch_size, accumulate
@@ -68,6 +71,7 @@ class Recipe:
     dropout: float = 0.1
     targets: tuple[str, ...] = ("qkv", "proj", "fc1", "fc2")
     suffix_match: bool = False
+    last_blocks: int = 0
     rslora: bool = False
     dora: bool = False
     tokens: str = "card"
@@ -83,6 +87,7 @@ class Recipe:
     plateau_patience: int = 3
     min_lr: float = 1e-7
     epochs: int = 20
+    epoch_size: int = 0
     monitor: str = "auroc"
     patience: int = 5
     batch_size: int = 32

@@ -1,11 +1,12 @@
 """Fine-tune one encoder on every fold: jobs that are independent of each other, then one table of scores."""
 
 import hashlib
+import json
 import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.special import expit
-from tqdm import tqdm
 
 from .. import __version__
 from ..datasets.manifest import Manifest, write_atomically
@@ -28,7 +28,7 @@ from ..probe.protocol import adjustment
 from ..probe.results import ProbeResult
 from ..probe.run import StudyData, describe, predictions_table
 from ..probe.scoring import Column, Rows, score_set
-from . import checkpoint
+from . import checkpoint as files
 from .data import TrainingData, chosen_folds, gather_rows, patches_of
 from .engines import run_all
 from .lora import adapter_config, adapter_state
@@ -44,12 +44,14 @@ class FoldJob:
     """Everything that one fold's training needs; pickles, so that it can run on another machine.
 
     rows : the labelled training set; y, fold : int (n,); tests : evaluation sets by name, scored at the end
+    base_weights : where the weights were found, as `locate` takes it
     """
 
     folder: Path
     card: Card
     spec: str
     weights: Weights | None
+    base_weights: Mapping[str, str | None]
     recipe: Recipe
     rows: Manifest
     y: np.ndarray
@@ -190,6 +192,10 @@ def prepare_jobs(
         card=card,
         spec=encoder,
         weights=weights,
+        base_weights={
+            "checkpoint": str(Path(checkpoint).absolute()) if checkpoint else None,
+            "weights_dir": str(Path(weights_dir).absolute()) if weights_dir else None,
+        },
         recipe=chosen,
         rows=data.study.train_manifest,
         y=data.study.train.y,
@@ -214,9 +220,9 @@ def train_fold(
 
     A fold that is done is not trained again; None where `max_epochs` stopped it before its end.
     """
-    card_file = job.folder / checkpoint.CARD
+    card_file = job.folder / files.CARD
     if card_file.exists():
-        done = checkpoint.read_card(job.folder)
+        done = files.read_card(job.folder)
         if done["run_key"] != job.run_key:
             different = [k for k, v in job.run_key.items() if done["run_key"].get(k) != v]
             raise InvalidRequest(
@@ -266,6 +272,7 @@ def train_fold(
             "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
             "parameters": sum(p.numel() for p in network.parameters()),
         },
+        "base_weights": dict(job.base_weights),
         "recipe": job.recipe.to_dict(),
         "data": {
             "name": job.rows.header.name,
@@ -295,15 +302,15 @@ def train_fold(
         "validation": at.history[at.best_epoch - 1],
         "provenance": provenance(),
     }
-    checkpoint.write_card(job.folder, about)
-    return checkpoint.read_card(job.folder)
+    files.write_card(job.folder, about)
+    return files.read_card(job.folder)
 
 
 def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
     """Scores with intervals and every prediction, over the folds of these jobs; saved in `folder`."""
     study, features = data.study, config.features[0]
     numbers = [job.fold_number for job in jobs]
-    cards = [checkpoint.read_card(job.folder) for job in jobs]
+    cards = [files.read_card(job.folder) for job in jobs]
     scores = [pd.read_parquet(job.folder / "scores.parquet") for job in jobs]
     keep = np.isin(data.fold, numbers)
     fold = data.fold[keep]
@@ -438,21 +445,17 @@ def _write_rows(job: FoldJob, held_out: np.ndarray) -> None:
 
 
 def _write_model(network: Classifier, names: Sequence[str], job: FoldJob) -> None:
-    import json
-
     head = {n: t.detach() for n, t in network.head.state_dict().items()}
-    checkpoint.save_tensors(job.folder / "head.safetensors", head)
+    files.save_tensors(job.folder / "head.safetensors", head)
     if job.recipe.method == "full":
-        checkpoint.save_tensors(job.folder / "model.safetensors", network.inner.state_dict())
+        files.save_tensors(job.folder / "model.safetensors", network.inner.state_dict())
         return
-    checkpoint.save_tensors(job.folder / "adapter_model.safetensors", adapter_state(network.inner))
+    files.save_tensors(job.folder / "adapter_model.safetensors", adapter_state(network.inner))
     text = json.dumps(adapter_config(job.recipe, names), indent=1) + "\n"
     write_atomically(job.folder / "adapter_config.json", lambda to: to.write_text(text, "utf-8"))
 
 
 def _subset(rows: Rows, keep: np.ndarray) -> Rows:
-    from dataclasses import fields
-
     return replace(
         rows, **{f.name: getattr(rows, f.name)[keep] for f in fields(rows) if f.name != "dataset"}
     )

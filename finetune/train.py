@@ -86,7 +86,7 @@ def fit(
 ) -> Progress:
     """Train on `train`, choose the epoch on `validation`; a finished run leaves the network with that epoch's weights.
 
-    Protocol: every epoch draws len(train) patches (balanced with replacement, or a permutation), augments each from a
+    Protocol: every epoch draws as many patches as there are, or `epoch_size` (balanced with replacement, or a permutation), augments each from a
     seed of (recipe.seed, epoch, place, patch id), and steps the optimizer; then all validation patches are scored
     without augmentation and the recipe's `monitor` is computed. The best epoch's weights are kept; `patience` epochs
     without a better one, or `epochs` in all, end the run. No other data is read.
@@ -196,13 +196,14 @@ def autocast(device: str, precision: str) -> Any:
 
 
 def epoch_rows(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
-    """Which rows epoch number `epoch` (from 0) visits, in order: int64 (n,)."""
+    """Which rows epoch number `epoch` (from 0) visits, in order: int64 (recipe.epoch_size or n,)."""
     rng = draw("rows", recipe.seed, epoch)
+    size = recipe.epoch_size or len(labels)
     if recipe.balance != "sampler":
-        return rng.permutation(len(labels))
+        return rng.permutation(len(labels))[:size]
     positive = labels == 1
     p = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
-    return rng.choice(len(labels), len(labels), replace=True, p=p / p.sum())
+    return rng.choice(len(labels), size, replace=True, p=p / p.sum())
 
 
 def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

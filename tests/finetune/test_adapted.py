@@ -1,0 +1,114 @@
+"""A fine-tuned model is an encoder: identity, merged and unmerged, and what its store must never hold."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from patchbank.cache.bank import Bank
+from patchbank.errors import EncoderError, InvalidRequest, LeakRefused, RowsMissing, TrainingError
+from patchbank.extract.cards import load_card
+from patchbank.extract.encoders import build_encoder
+from patchbank.extract.run import run_extract
+from patchbank.finetune.adapted import admit, card_of, load_model, unseen
+from patchbank.finetune.run import run_finetune
+from patchbank.probe.features import load
+
+
+@pytest.fixture
+def trained(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> SimpleNamespace:
+    """Fold 1 of 3 of a set of 60 train and 30 test rows, and another set."""
+    manifest = tiny.manifest(tmp_path / "images", n=90, test=30)
+    other = tiny.manifest(tmp_path / "other", n=24, seed=5, name="other")
+    run_finetune(
+        train=manifest,
+        encoder=tiny_encoder[0],
+        checkpoint=tiny_encoder[1],
+        recipe=tiny.recipe(epochs=2, lr=2e-2),
+        out=tmp_path / "out",
+        folds=3,
+        only_folds=[1],
+        device="cpu",
+        bootstrap=100,
+        progress=False,
+    )
+    return SimpleNamespace(
+        folder=tmp_path / "out" / "tiny-vit+lora" / "fold-1", manifest=manifest, other=other, bank=tmp_path / "bank"
+    )
+
+
+def test_merged_and_unmerged_are_the_same_encoder(trained: SimpleNamespace) -> None:
+    batch = torch.randn(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    vectors = {}
+    for merged in (True, False):
+        card = card_of(trained.folder, merged=merged)
+        vectors[merged] = build_encoder(card, device="cpu").embed(batch)["cls"]
+    largest = vectors[True].abs().max()
+    assert (vectors[True] - vectors[False]).abs().max() <= 1e-5 * largest
+    assert card_of(trained.folder, merged=True).revision == card_of(trained.folder, merged=False).revision
+    base = build_encoder(load_card(load_model(trained.folder)[1]["encoder"]["spec"]), device="cpu", random_weights=True)
+    assert base.card.dim == vectors[True].shape[1]
+
+
+def test_the_encoder_gives_what_the_head_was_trained_on(trained: SimpleNamespace, tiny: SimpleNamespace) -> None:
+    network, _ = load_model(trained.folder)
+    encoder = build_encoder(card_of(trained.folder), device="cpu")
+    pixels = tiny.patches(4, seed=3).read(1)
+    mine, theirs = network.prepare(pixels), encoder.transform(pixels)
+    assert torch.allclose(mine, theirs, atol=1e-5)
+    assert torch.allclose(network.embed(mine[None]), encoder.embed(theirs[None])["cls"], atol=1e-4)
+
+
+def test_extract_stores_the_rows_that_were_not_seen(trained: SimpleNamespace) -> None:
+    spec = f"finetuned:{trained.folder}"
+    options = {"bank": trained.bank, "device": "cpu", "progress": False, "dtype": "float32"}
+    with pytest.raises(LeakRefused, match=r"36 of 90 patches of tiny trained this model .*finetune unseen"):
+        run_extract([trained.manifest], encoder=spec, **options)
+    allowed = unseen(trained.folder, trained.manifest)
+    assert len(allowed) == 54
+    assert (allowed.table["split"] == "test").sum() == 30
+    report = run_extract([allowed, trained.other], encoder=spec, **options)
+    assert report.embedded == 78
+    (store,) = Bank(trained.bank).stores()
+    card = card_of(trained.folder)
+    assert store.identity.encoder["id"] == card.id
+    assert "sha256:" in store.identity.encoder["weights"]
+    X = load(allowed, encoder=card.id, bank=trained.bank)
+    assert X.shape == (54, 32)
+    with pytest.raises(RowsMissing):
+        load(trained.manifest.select("train"), encoder=card.id, bank=trained.bank)
+
+
+def test_the_rule_goes_by_content_and_by_group(trained: SimpleNamespace, tiny: SimpleNamespace, tmp_path: Path) -> None:
+    renamed = tiny.manifest(tmp_path / "copy", n=90, test=30, name="copy")  # the same pixels under other names
+    with pytest.raises(LeakRefused, match="36 of 90"):
+        admit(trained.folder, renamed)
+    neighbours = tiny.manifest(tmp_path / "near", n=90, seed=9, test=30)  # other pixels of the same slides
+    with pytest.raises(LeakRefused, match="36 of 90"):
+        admit(trained.folder, neighbours)
+    admit(trained.folder, trained.other)
+    with pytest.raises(LeakRefused, match="every patch"):
+        unseen(trained.folder, trained.manifest.select(np.isin(np.arange(90), _training(trained))))
+
+
+def _training(trained: SimpleNamespace) -> list[int]:
+    import pandas as pd
+
+    rows = pd.read_parquet(trained.folder / "rows.parquet")
+    return [int(i.split("/")[1]) for i in rows["patch_id"][rows["role"] == "training"]]
+
+
+def test_a_folder_of_folds_is_no_encoder_and_other_base_weights_are_refused(
+    trained: SimpleNamespace, tiny_encoder: tuple[str, Path], tiny: SimpleNamespace
+) -> None:
+    with pytest.raises(InvalidRequest, match="name one, as in finetuned:"):
+        load_card(f"finetuned:{trained.folder.parent}")
+    with pytest.raises(TrainingError, match="no fine-tuned model"):
+        load_card("finetuned:/no/such/folder")
+    from safetensors.torch import save_file
+
+    changed = {n: t + 1 for n, t in tiny.vit().model.state_dict().items()}
+    save_file(changed, tiny_encoder[1])
+    with pytest.raises(EncoderError, match="was trained on sha256"):
+        load_model(trained.folder)
