@@ -48,8 +48,11 @@ def test_the_cpu_stage_runs_where_no_gpu_stack_is_installed() -> None:
     assert len(modules) > 8
     script = (
         "import sys, importlib\n"
-        "for name in ('torch', 'torchvision', 'timm', 'transformers', 'peft', 'PIL'):\n"
-        "    sys.modules[name] = None\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'torchvision', 'timm', 'transformers', 'peft', 'PIL'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
         f"for name in {modules!r}:\n"
         "    importlib.import_module(name.removesuffix('.__init__'))\n"
     )
