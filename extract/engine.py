@@ -9,6 +9,10 @@ A lane is one encoder at one crop of the patch; its targets are the stores that 
 for flips and rotations) fills. Everything between two stages is bounded, so memory does not grow with the
 number of patches. A thread that fails keeps emptying its queue, so that nobody waits for it, and the main
 thread raises its error.
+
+The work is cut into units of patches, each embedded under a lease in the first store, published when it is
+complete, then given back. So runs that go on at once, on one machine or many, share the work; what a killed
+run held is taken over.
 """
 
 import queue
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cache.leases import Lease
 from ..cache.store import Store, StoreWriter
 from ..datasets.images import content_hash
 from ..errors import ImageError, VectorRefused
@@ -35,8 +40,9 @@ if TYPE_CHECKING:
 
     from .encoders import Encoder
 
-PUBLISH_EVERY = 60.0  # seconds; what a power cut may cost
-LOOK_EVERY = 5.0  # seconds between two looks at what other runs have published
+PUBLISH_EVERY = 60.0  # seconds; what a power cut may cost where a unit takes longer
+LEASE = 120.0  # seconds without a sign of life after which another run takes a unit over
+POLL = 1.0  # seconds between two looks at units that others hold
 CHUNK = 8  # patches a decoding task
 
 
@@ -76,6 +82,8 @@ class Work:
         keys: uint8 (n, 16), zeros where not known.
         known: bool (n,).
         todo: bool (n, targets): which stores lack the patch; all of them where the key is not known.
+        unit: int (n,), ascending: the unit that the patch belongs to.
+        unit_name: the same for the same patches in every run, by the number of the unit.
     """
 
     read: Callable[[int], np.ndarray]
@@ -83,6 +91,8 @@ class Work:
     keys: np.ndarray
     known: np.ndarray
     todo: np.ndarray
+    unit: np.ndarray
+    unit_name: Callable[[int], str]
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -137,22 +147,26 @@ class Pipeline:
         workers: int,
         on_error: str = "fail",
         resize: str = "pil",
+        shift: float = 0.0,
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """
         Args:
             encoders: encoders[device][number of the encoder].
+            shift: fraction of the units to begin after, so that many workers begin at different places.
             advance: called with the number of patches that became done.
         """
         self.work, self.lanes, self.encoders = work, list(lanes), encoders
         self.batch_size, self.workers = batch_size, workers
-        self.on_error, self.resize, self.advance = on_error, resize, advance
+        self.on_error, self.resize, self.shift, self.advance = on_error, resize, shift, advance
         self.outcome = Outcome(batch_size=batch_size)
         self.targets = [target for lane in self.lanes for target in lane.targets]
         self._error: BaseException | None = None
         self._lock = threading.Lock()
-        self._looked = time.monotonic()
-        self._left = np.zeros(len(work), np.int16)  # lanes that a patch still waits for
+        self._waits = np.zeros(len(work), np.int16)  # lanes that a patch still waits for
+        self._open: dict[int, int] = {}  # unit -> patches that are not settled
+        self._leases: dict[int, Lease] = {}
+        self._complete: list[int] = []  # units that are to be published
         # two batches a device: one computed, one ready
         self._ready: queue.Queue[_Batch | None] = queue.Queue(maxsize=len(encoders))
         self._done: queue.Queue[_Batch | None] = queue.Queue(maxsize=2 * len(encoders))
@@ -166,7 +180,7 @@ class Pipeline:
             VectorRefused, StoreError, EncoderError: from the stages; what was written before is published.
             KeyboardInterrupt: after publishing.
         """
-        writer = threading.Thread(target=self._write_all, name="patchbank-write")
+        self._writer = writer = threading.Thread(target=self._write_all, name="patchbank-write")
         devices = [
             threading.Thread(target=self._compute_all, args=(encoders,), name=f"patchbank-compute-{number}")
             for number, encoders in enumerate(self.encoders)
@@ -183,6 +197,9 @@ class Pipeline:
             thread.join()
         self._done.put(None)
         writer.join()
+        with self._kept():
+            for lease in self._leases.values():
+                lease.release()
         if self._error is not None:
             self.outcome.interrupted = isinstance(self._error, KeyboardInterrupt)
             raise self._error
@@ -206,33 +223,87 @@ class Pipeline:
         keys_seen: set[bytes] = set()
         if not self.work.known.all():
             keys_seen.update(map(bytes, self.work.keys[self.work.known]))
-        exhausted = False
-        while pending or not exhausted:
-            while not exhausted and len(pending) < ahead:
+        more = True
+        while pending or more:
+            while more and len(pending) < ahead:
                 task = next(tasks, None)
                 if task is None:
-                    exhausted = True
-                else:
+                    more = False
+                elif len(task):
                     pending.append(pool.submit(self._decode_all, task))
+                elif pending:
+                    break  # others hold the rest: finish what is begun first
+                else:
+                    self._flush()
+                    self._check()
+                    time.sleep(POLL)
             if pending:
                 for decoded in pending.popleft().result():
                     self._place(decoded, keys_seen)
             self._check()
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send off batches that are not full."""
         for lane in self.lanes:
             for shape in list(lane.waiting):
                 self._dispatch(lane, shape)
 
-    def _tasks(self) -> Iterator[range]:
-        for start in range(0, len(self.work), CHUNK):
-            yield range(start, min(start + CHUNK, len(self.work)))
+    def _tasks(self) -> Iterator[np.ndarray]:
+        """Patches to decode, a few at a time; an empty array where others hold every unit that is left."""
+        names, starts = np.unique(self.work.unit, return_index=True)
+        ends = [*starts[1:], len(self.work)]
+        left = list(zip(names.tolist(), starts.tolist(), ends, strict=True))
+        first = int(self.shift * len(left))
+        left = left[first:] + left[:first]
+        while left:
+            held = []
+            for unit, start, end in left:
+                rows = self._begin(unit, np.arange(start, end))
+                if rows is None:
+                    held.append((unit, start, end))
+                    continue
+                for at in range(0, len(rows), CHUNK):
+                    yield rows[at : at + CHUNK]
+            if len(held) == len(left):
+                yield np.empty(0, np.intp)
+            left = held
+
+    def _begin(self, unit: int, rows: np.ndarray) -> np.ndarray | None:
+        """Lease a unit: its patches that are still to do, or None while another run holds it."""
+        to_do = self._missing(rows)
+        if len(to_do):
+            files, name = self.targets[0].store.files, self.work.unit_name(unit)
+            lease = Lease.acquire(files, name, ttl=LEASE, owner="extract")
+            if lease is None:
+                return None
+            self._leases[unit] = lease
+            to_do = self._missing(to_do)  # the last holder published, then gave back
+            self._open[unit] = len(to_do)
+            if not len(to_do):
+                self._leases.pop(unit).release()
+        if len(to_do) < len(rows):
+            self.outcome.elsewhere += len(rows) - len(to_do)
+            self.advance(len(rows) - len(to_do))
+        return to_do
+
+    def _missing(self, rows: np.ndarray) -> np.ndarray:
+        """Those of these patches that some store lacks now. Patches without a known hash count as missing."""
+        work = self.work
+        known = rows[work.known[rows]]
+        for target in self.targets:
+            target.store.refresh()
+            missing = work.todo[known, target.number]
+            work.todo[known, target.number] = missing & ~target.store.contains(work.keys[known])
+        return rows[work.todo[rows].any(axis=1)]
 
     def _check(self) -> None:
         if self._error is not None:
             raise self._error
 
-    def _decode_all(self, rows: range) -> list[_Decoded]:
+    def _decode_all(self, rows: np.ndarray) -> list[_Decoded]:
         started = time.perf_counter()
-        decoded = [self._decode(index) for index in rows]
+        decoded = [self._decode(index) for index in rows.tolist()]
         with self._lock:
             self.outcome.seconds["decode"] += time.perf_counter() - started
         return decoded
@@ -273,14 +344,14 @@ class Pipeline:
             if self.on_error == "fail":
                 raise decoded.error
             self.outcome.failed.append((work.name(index), str(decoded.error)))
-            self.advance(1)
+            self._settle(np.array([index]))
             return
         if not work.known[index]:
             work.keys[index] = np.frombuffer(decoded.key, np.uint8)
             self.outcome.hashed.append(index)
             if decoded.key in keys_seen:
                 self.outcome.doubles += 1
-                self.advance(1)
+                self._settle(np.array([index]))
                 return
             keys_seen.add(decoded.key)
             for target in self.targets:
@@ -291,11 +362,11 @@ class Pipeline:
             if not any(work.todo[index, target.number] for target in lane.targets):
                 continue
             placed += 1
-            self._left[index] += 1
+            self._waits[index] += 1
             lane.waiting.setdefault(pixels.shape, []).append((index, pixels))
         if not placed:
             self.outcome.found_cached += 1
-            self.advance(1)
+            self._settle(np.array([index]))
         for number in decoded.inputs:
             lane = self.lanes[number]
             for shape, waiting in list(lane.waiting.items()):
@@ -306,18 +377,20 @@ class Pipeline:
         waiting = lane.waiting.pop(shape)
         rows = np.array([index for index, _ in waiting])
         pixels = np.stack([pixels for _, pixels in waiting])
-        if time.monotonic() - self._looked > LOOK_EVERY:
-            self._looked = time.monotonic()
-            for target in self.targets:
-                target.store.refresh()
-        here = np.zeros(len(rows), bool)
-        for target in lane.targets:
-            here |= self.work.todo[rows, target.number] & ~target.store.contains(self.work.keys[rows])
-        if not here.all():  # another run was faster
-            self._finish(rows[~here], elsewhere=True)
-            rows, pixels = rows[here], pixels[here]
-        if len(rows):
-            self._ready.put(_Batch(lane, rows, pixels))
+        self._ready.put(_Batch(lane, rows, pixels))
+
+    def _settle(self, rows: np.ndarray) -> None:
+        """These patches are through, embedded or not; a unit without others is to be published."""
+        complete = False
+        with self._lock:
+            for unit, count in zip(*np.unique(self.work.unit[rows], return_counts=True), strict=True):
+                self._open[int(unit)] -= int(count)
+                if not self._open[int(unit)]:
+                    self._complete.append(int(unit))
+                    complete = True
+        self.advance(len(rows))
+        if complete and threading.current_thread() is not self._writer:
+            self._done.put(_Batch(self.lanes[0], np.empty(0, np.intp), np.empty(0)))  # wakes the writer
 
     # --- device threads: from batches to vectors -------------------------------------------------------
 
@@ -426,10 +499,10 @@ class Pipeline:
                         for target in batch.lane.targets:
                             if target not in writers:
                                 writers[target] = stack.enter_context(target.store.writer())
-                        self._write(batch, writers)
-                        if time.monotonic() - published > PUBLISH_EVERY:
-                            for writer in writers.values():
-                                writer.flush()
+                        if len(batch.rows):
+                            self._write(batch, writers)
+                        if self._complete or time.monotonic() - published > PUBLISH_EVERY:
+                            self._publish(writers)
                             published = time.monotonic()
                         broken = False
                 with self._lock:
@@ -458,19 +531,19 @@ class Pipeline:
                 error.add_note(f"encoder {target.store.identity.encoder['id']}, view {target.view.name}")
                 raise
             self.outcome.rows_written += int(mask.sum())
-        self._finish(rows[good])
-        self._finish(rows[~good], count=False)
+        self._waits[rows] -= 1
+        through = self._waits[rows] == 0
+        self.outcome.embedded += int((through & good).sum())
+        self._settle(rows[through])
 
-    def _finish(self, rows: np.ndarray, *, elsewhere: bool = False, count: bool = True) -> None:
-        """A lane is through with these patches."""
+    def _publish(self, writers: dict[Target, StoreWriter]) -> None:
+        """Publish what was appended; give back the leases of the units that are complete."""
         with self._lock:
-            self._left[rows] -= 1
-            done = int((self._left[rows] == 0).sum())
-            if elsewhere:
-                self.outcome.elsewhere += len(rows)
-            elif count:
-                self.outcome.embedded += done
-        self.advance(done)
+            complete, self._complete = self._complete, []
+        for writer in writers.values():
+            writer.flush()
+        for unit in complete:
+            self._leases.pop(unit).release()
 
 
 def _to_host(batch: _Batch, vector: "torch.Tensor") -> np.ndarray:

@@ -8,6 +8,7 @@ What happens, in order:
 3. The rest runs through the engine (engine.py) and is published in blocks as it comes.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -32,6 +33,7 @@ from .weights import Weights, locate
 
 RESIZERS = {"pil": "pil", "device": "torch-antialias"}  # --resize -> what an identity says
 BATCH_SIZE_CPU = 32
+SMALLEST_UNIT, LARGEST_UNIT = 256, 8192  # patches that are leased and published together
 
 
 @dataclass
@@ -181,6 +183,9 @@ def run_extract(
             "a checkpoint or a revision belongs to one encoder; run several encoders in several runs"
         )
     cards = [with_revision(load_card(spec), revision) for spec in specs]
+    for card in cards:
+        for table in tables if card.admit is not None else ():
+            card.admit(table)
     weights = [locate(card, checkpoint=checkpoint, weights_dir=weights_dir) for card in cards]
     devices = _devices(device)
     lanes = _open_lanes(
@@ -397,6 +402,11 @@ def _plan(
     places = np.flatnonzero(known)
     _, firsts = np.unique(np.ascontiguousarray(keys[places]).view("V16").ravel(), return_index=True)
     first[places[firsts]] = True
+    units: list[tuple[int, int, int]] = []  # manifest, first row, end
+    for number, table in enumerate(tables):
+        step = min(LARGEST_UNIT, max(SMALLEST_UNIT, len(table) // 8))
+        units += [(number, start, min(start + step, len(table))) for start in range(0, len(table), step)]
+    unit = np.repeat(np.arange(len(units)), [end - start for _, start, end in units])
     targets = [target for lane in lanes for target in lane.targets]
     todo = np.ones((len(keys), len(targets)), bool)
     unique_known = np.flatnonzero(first & known)
@@ -412,11 +422,20 @@ def _plan(
         keys=keys[chosen],
         known=known[chosen],
         todo=todo[chosen],
+        unit=unit[chosen],
+        unit_name=lambda u: _unit_name(tables, units[u]),
     )
     report = ExtractReport(
         patches=len(keys), unique=int(first.sum()), cached=len(unique_known) - int(known[chosen].sum())
     )
     return work, (manifest, row), report
+
+
+def _unit_name(tables: Sequence[Manifest], unit: tuple[int, int, int]) -> str:
+    """The same in every run over the same rows, whatever is cached already."""
+    number, start, end = unit
+    ids = "\n".join(tables[number].table["patch_id"].iloc[start:end])
+    return hashlib.blake2b(ids.encode(), digest_size=12).hexdigest()
 
 
 def _remember(
