@@ -425,14 +425,13 @@ class Store:
             self._read_rows(block, begin, rows)
             out[into] = rows if solid else rows[local - begin]
         elif self._files.remote:
-            spot = self.spot_of(block)[0]
-            for place, row in zip(np.arange(len(out))[into], local, strict=True):
-                content = self._files.read(
-                    spot.file, spot.offset + int(row) * self.layout.row_bytes, self.layout.row_bytes
-                )
-                if len(content) != self.layout.row_bytes:
-                    raise self._cut_short(spot)
-                out[place] = np.frombuffer(content, self.layout.dtype)
+            spot, width = self.spot_of(block)[0], self.layout.row_bytes
+            content = b"".join(
+                self._files.read_each(spot.file, (spot.offset + local * width).tolist(), width)
+            )
+            if len(content) != len(local) * width:
+                raise self._cut_short(spot)
+            out[into] = np.frombuffer(content, self.layout.dtype).reshape(len(local), self.dim)
         else:
             out[into] = self.vectors_of(block)[local]
 
