@@ -12,6 +12,7 @@ Rows are sorted by which sets hold them out, so that a product skips whole block
 of the work with five folds, nearly all of it with few-shot subsets).
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,7 @@ class Design:
         n, self.d = X.shape
         self.X, self.n_classes = X, n_classes
         self.outputs = 1 if n_classes == 2 else n_classes
-        used = weights > 0
+        used: Array = np.greater(weights, 0)
         self.rows_in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
         streamed = 4.0 * n * (self.d + 1) > memory
         if self.rows_in_memory or (isinstance(X, np.memmap) and not streamed):
@@ -62,7 +63,7 @@ class Design:
         else:  # a file is read front to back
             self.order = np.arange(n)
             self.segments = [
-                Segment(lo, min(n, lo + READ_ROWS), used[:, lo : lo + READ_ROWS].any(axis=1))
+                Segment(lo, min(n, lo + READ_ROWS), np.any(used[:, lo : lo + READ_ROWS], axis=1))
                 for lo in range(0, n, READ_ROWS)
             ]
         self.sequential = bool(np.array_equal(self.order, np.arange(n)))
@@ -81,8 +82,10 @@ class Design:
 
     def _moments(self, used: Array, standardize: bool) -> None:
         """Means and scales, a pass over X in float64; refuses NaN and Inf."""
-        masks, of_set = np.unique(np.concatenate([used, used.any(axis=0)[None]]), axis=0, return_inverse=True)
-        of_set = of_set.ravel()
+        masks, of_set = np.unique(
+            np.concatenate([used, np.any(used, axis=0)[None]]), axis=0, return_inverse=True
+        )
+        of_set = np.ravel(of_set)
         count = masks.sum(axis=1)[:, None]
         first = self._read(0, min(self.n, 512)).astype(np.float64)
         shift = np.where(np.isfinite(first), first, 0).mean(
@@ -112,19 +115,16 @@ class Design:
         self.factor = np.ones((len(used), self.d + 1))
         self.factor[:, :-1] = np.where(constant[of_set[:-1]], 0.0, self.scale / self.set_scale)
         self.factor32 = self.factor.astype(np.float32)
-        self.has_constant = bool(constant[of_set[:-1]].any())
+        self.has_constant: bool = bool(constant[of_set[:-1]].any())
         offset = mean[of_set[:-1]] - self.mean
         self.spread = count[of_set[:-1], 0] * ((variance[of_set[:-1]] + offset**2) / self.set_scale**2).sum(
             axis=1
         )
 
     def standardized(self, lo: int, hi: int, dtype: type) -> Array:
-        """(rows, d + 1) of dtype: x~ and a column of ones, times the label's sign if there are two classes."""
+        """(rows, d + 1) of dtype: x~ and a column of ones, times the sign of the label if K is 2."""
         A = self._read(lo, hi)
-        if A.dtype == np.float64 or dtype is np.float64:
-            A = A.astype(np.float64)
-        else:
-            A = A.astype(np.float32)
+        A = A.astype(np.float64 if np.float64 in (A.dtype, dtype) else np.float32)
         A -= self.mean.astype(A.dtype)
         A *= (1 / self.scale).astype(A.dtype)
         out = np.empty((hi - lo, self.d + 1), dtype=dtype)
@@ -150,8 +150,8 @@ class Design:
         """The segments, cut into even pieces of at most `rows` rows."""
         for part in self.segments:
             cuts = np.linspace(part.lo, part.hi, -(-(part.hi - part.lo) // rows) + 1).astype(int)
-            for lo, hi in zip(cuts[:-1], cuts[1:], strict=True):
-                yield Segment(int(lo), int(hi), part.sets)
+            for lo, hi in itertools.pairwise(cuts.tolist()):
+                yield Segment(lo, hi, part.sets)
 
     def to_raw(self, theta: Array, sets: Array) -> tuple[Array, Array]:
         """Coefficients (P, m, d) and intercepts (P, m) for X as given, of theta (P, m, d + 1)."""
@@ -162,9 +162,9 @@ class Design:
 def _sorted_rows(used: Array) -> tuple[Array, list[Segment]]:
     """Rows grouped by the sets that use them; rows of no set are left out."""
     pattern, group = np.unique(np.packbits(used, axis=0).T, axis=0, return_inverse=True)
-    group = group.ravel()
+    group = np.ravel(group)
     order = np.argsort(group, kind="stable")
-    order = order[used.any(axis=0)[order]]
+    order = order[np.any(used, axis=0)[order]]
     if not len(order):
         raise InvalidRequest("every weight is 0: there is no row to fit")
     if len(pattern) * 64 > len(order):  # random subsets: groups too small for a product of their own
@@ -174,6 +174,5 @@ def _sorted_rows(used: Array) -> tuple[Array, list[Segment]]:
         cuts = np.flatnonzero(np.diff(group[order])) + 1
     edges = [0, *cuts.tolist(), len(order)]
     return order, [
-        Segment(lo, hi, used[:, order[lo:hi]].any(axis=1))
-        for lo, hi in zip(edges[:-1], edges[1:], strict=True)
+        Segment(lo, hi, np.any(used[:, order[lo:hi]], axis=1)) for lo, hi in itertools.pairwise(edges)
     ]

@@ -417,8 +417,10 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
             curvature = objective.exact(np.array([known[-1]]), found.theta[known[-1]][None]).curvature
             if H0.cost(len(nexts), spectrum=False) < max_rounds * len(nexts):
                 H0.refine(
-                    np.array(nexts), np.repeat(found.theta[known[-1]][None], len(nexts), axis=0),
-                    np.repeat(curvature, len(nexts), axis=0), spectrum=False,
+                    np.array(nexts),
+                    np.repeat(found.theta[known[-1]][None], len(nexts), axis=0),
+                    np.repeat(curvature, len(nexts), axis=0),
+                    spectrum=False,
                 )
         if not stage:
             return

@@ -4,9 +4,9 @@
     scores = fits.decision(X_test)                                            # (n_test, S, 40)
 
 How: all fits share X, so they are solved together, as columns of one matrix of coefficients. A round of the
-descent is two matrix products for all of them (objective.py), the preconditioner is shared (preconditioner.py),
-every fit keeps its own pace (lbfgs.py), nothing is copied a set (design.py). Every result is checked in
-float64 on X as it was given, and what did not converge is finished by float64 Newton (newton.py).
+descent is two matrix products for all of them (objective.py), the preconditioner is shared
+(preconditioner.py), every fit keeps its own pace (lbfgs.py), nothing is copied a set (design.py). Every
+result is checked in float64 on X as it was given; what did not converge is finished by float64 Newton.
 """
 
 from collections.abc import Sequence
@@ -97,21 +97,20 @@ def fit_logistic(
     y, strengths, v, K = _checked(X, y, C, weights)
     S, L, m = len(v), len(strengths), 1 if K == 2 else K
     sets, lam = np.repeat(np.arange(S), L), np.tile(1 / strengths, S)
-    with np.errstate(over="ignore"):  # exp of a large margin: the loss is 0
-        design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
-        objective = Objective(design, sets, lam, threads=threads or default_threads())
-        try:
-            H0 = Preconditioner(objective)
-            hardest_first = np.argsort(lam, kind="stable")
-            with threadpool_limits(1, user_api="blas"):  # the rows are dealt to our own threads
-                found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=True)
-                found = found.take(np.argsort(hardest_first))
-                follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
-            status = np.where(found.polished, "polished", "converged").astype("<U9")
-            for p in np.flatnonzero(~found.converged):
-                status[p] = _finish(objective, found, int(p), tol)
-        finally:
-            objective.close()
+    design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
+    objective = Objective(design, sets, lam, threads=threads or default_threads())
+    try:
+        H0 = Preconditioner(objective)
+        hardest_first = np.argsort(lam, kind="stable")
+        with threadpool_limits(1, user_api="blas"):  # the rows are dealt to our own threads
+            found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=True)
+            found = found.take(np.argsort(hardest_first))
+            follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
+        status = np.where(found.polished, "polished", "converged").astype("<U9")
+        for p in np.flatnonzero(~found.converged):
+            status[p] = _finish(objective, found, int(p), tol)
+    finally:
+        objective.close()
     coef, intercept = design.to_raw(found.theta, sets)
     shape = (S, L) if m == 1 else (S, L, m)
     return LogisticFits(

@@ -26,13 +26,14 @@ from .design import Design, Segment
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 2**20  # scores of one block: they stay in the L2 cache between the two products
+PROFILE_STEPS = 50
 EXACT_BYTES = 2**27  # float64 scores kept between the two passes of `exact`
 
 
 @dataclass
 class Evaluation:
-    """value (P,), gradient (P, m, d + 1), curvature (P, m, m): sum_i v_i (diag(p_i) - p_i p_i'), the Hessian's
-    scale; with two classes sum_i v_i p_i (1 - p_i).
+    """value (P,), gradient (P, m, d + 1), curvature (P, m, m): sum_i v_i (diag(p_i) - p_i p_i'), the scale
+    of the Hessian; with two classes sum_i v_i p_i (1 - p_i).
 
     `exact` adds theta (the intercept moved) and gap (P,), an upper bound of value - optimum.
     """
@@ -57,9 +58,14 @@ class Objective:
 
     def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         """work(part) of every part, on the threads (the products and ufuncs of numpy release the lock)."""
+
+        def quiet(part: Any) -> Any:
+            with np.errstate(over="ignore"):  # exp of a large margin: the loss is 0
+                return work(part)
+
         if self._pool is None or len(parts) < 2:
-            return [work(part) for part in parts]
-        return list(self._pool.map(work, parts))
+            return [quiet(part) for part in parts]
+        return list(self._pool.map(quiet, parts))
 
     # --- float32 ------------------------------------------------------------------------------------
 
@@ -115,8 +121,10 @@ class Objective:
         return Evaluation(value, G, curvature)
 
     def moments(self, ids: Array, theta: Array, curvature: Array) -> Array:
-        """Mean over the problems, which share one set, of their rows' second moments under the weights
-        v p (1 - p) / h, an output each: float32 (m, d + 1, d + 1), rows in the set's units with a 1 behind."""
+        """Second moments of the rows under the weights v p (1 - p) / h, an output each; the problems' mean.
+
+        The problems share one set. float32 (m, d + 1, d + 1), rows in the set's units with a 1 behind.
+        """
         design, s = self.design, self.sets[ids[0]]
         P, m, D = theta.shape
         scaled = (theta.astype(np.float32) * design.factor32[s]).reshape(-1, D)
@@ -207,8 +215,8 @@ class Objective:
         quite 0, its optimum is at most delta away, where the curvature h falls by exp(-delta) at most
         (|d log s'(z) / dz| <= 1 for the logistic s): delta <= -log(1 - |g_b| / h). On the way f falls by
         |g_b| delta at most and the gradient in w moves by at most delta * sum_i v_i/4 |x_i|.
-        With K > 2 classes h is the least curvature among the intercepts, halved: g_b is below 1e-10 there, and
-        the halving covers more than such a step can change.
+        With K > 2 classes h is the least curvature among the intercepts, halved: g_b is below 1e-10
+        there, and the halving covers more than such a step can change.
         """
         design, sets, lam = self.design, self.sets[ids], self.lam[ids]
         g_b = np.linalg.norm(gradient[..., -1], axis=1)
@@ -224,7 +232,7 @@ class Objective:
 
 
 def default_threads() -> int:
-    """The cores of this process, fewer where OMP_NUM_THREADS or OPENBLAS_NUM_THREADS say so (joblib sets them)."""
+    """The cores of this process, fewer where OMP_NUM_THREADS or OPENBLAS_NUM_THREADS say so (joblib does)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         if os.environ.get(name, "").isdigit():
@@ -288,7 +296,8 @@ def _profile(margin: Array, v: Array, sign: Array, b: Array) -> tuple[Array, Arr
     Returns sum v logloss (P,), residuals by the sign -v q (P, n), sum v q (1-q) (P,), the gradient left (P,).
     """
     total = v.sum(axis=1)
-    for _ in range(50):
+    step = 0
+    while True:
         q = margin + sign * b[:, None]
         np.exp(q, out=q)
         q += 1
@@ -296,9 +305,10 @@ def _profile(margin: Array, v: Array, sign: Array, b: Array) -> tuple[Array, Arr
         vq = v * q
         g = -(vq @ sign)
         h = vq.sum(axis=1) - np.einsum("pn,pn->p", vq, q)
-        if (np.abs(g) <= 1e-13 * total).all():
+        if (np.abs(g) <= 1e-13 * total).all() or step == PROFILE_STEPS:
             break
         b -= np.clip(g / np.maximum(h, 1e-300), -1, 1) * (np.abs(g) > 1e-13 * total)
+        step += 1
     z = margin + sign * b[:, None]
     loss = np.log1p(np.exp(-np.abs(z))) - np.minimum(z, 0)
     return np.einsum("pn,pn->p", v, loss), -vq, h, g
@@ -306,12 +316,13 @@ def _profile(margin: Array, v: Array, sign: Array, b: Array) -> tuple[Array, Arr
 
 def _profile_softmax(margin: Array, v: Array, y: Array, b: Array) -> tuple[Array, Array, Array, Array]:
     """The same for K classes: margin (P, K, n), b (P, K); residuals v (p - onehot), curvature (P, K, K)."""
-    P, K, n = margin.shape
+    _, K, n = margin.shape
     target = (y == np.arange(K)[:, None]).astype(np.float64)
     total = v.sum(axis=1)[:, None]
     pin = np.full((K, K), 1.0 / K)  # adding one number to every intercept changes nothing: pin their sum
     b -= b.mean(axis=1, keepdims=True)
-    for _ in range(50):
+    count = 0
+    while True:
         p = margin + b[:, :, None]
         top = p.max(axis=1, keepdims=True)
         p -= top
@@ -325,10 +336,11 @@ def _profile_softmax(margin: Array, v: Array, y: Array, b: Array) -> tuple[Array
         H = -(vp @ p.transpose(0, 2, 1))
         H[:, range(K), range(K)] += mass
         h = H.copy()
-        if (np.abs(g) <= 1e-13 * total).all():
+        if (np.abs(g) <= 1e-13 * total).all() or count == PROFILE_STEPS:
             break
         step = np.linalg.solve(H + pin * mass.sum(axis=1)[:, None, None], g[:, :, None])[:, :, 0]
         b -= np.clip(step, -1, 1)
+        count += 1
     z = margin + b[:, :, None] - top
     loss = np.log(norm[:, 0]) - z[:, y, np.arange(n)]
     return np.einsum("pn,pn->p", v, loss), residual, h, g

@@ -8,8 +8,8 @@ The Hessian of a problem, in units of its own curvature h = sum_i v_i p_i (1 - p
 The moments are shared: first by all problems (rows weighted as the sets weight them on average: one
 eigendecomposition serves every set, strength and step), later, for problems that turn out slow, by those of
 one set, or by neighbours in strength, at their current point. What differs exactly, h and lam, is put in
-exactly: with G - m m' = V diag(e) V', a solve is two products with V. Few problems take a Cholesky factor each
-instead. The strengths of one spectrum may then differ by any factor.
+exactly: with G - m m' = V diag(e) V', a solve is two products with V. Few problems take a Cholesky factor
+each instead.
 """
 
 from collections.abc import Sequence
@@ -139,7 +139,7 @@ class Preconditioner:
         turn = None
         if m == 1:
             h = curvature.reshape(-1)
-        else:  # the Kronecker product of the classes' curvature and the moments: diagonal among its eigenvectors
+        else:  # the classes' curvature x the moments (Kronecker): diagonal in the former's eigenvectors
             values, turn = np.linalg.eigh(curvature)
             h = np.maximum(values, 1e-7 * values[:, -1:]).reshape(-1)
             turn = turn.astype(np.float32)
