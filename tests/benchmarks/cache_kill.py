@@ -1,0 +1,149 @@
+"""kill -9 at random moments, in the middle of writing: what is lost, what is garbage?
+
+    python tests/benchmarks/cache_kill.py [--kills 200] [--quick] [--folder DIR] [--seed 0]
+
+A quarter of the kills each: Zarr and HDF5, with 1 and with 4 writers at once. Every vector follows from its
+key, so a reader can tell garbage; every writer reports what was acknowledged (published) and what was
+appended. After each kill the store is opened anew and read whole. The next writers resume where the store
+ends. Exit code 1 unless: no store unreadable, no acknowledged row lost, no row visible that is not what was
+written, and at most a block in flight to be computed again for each writer.
+"""
+
+import argparse
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from ctypes import c_int64
+from pathlib import Path
+
+import numpy as np
+from patchbank.cache.bank import Bank
+from patchbank.cache.check import verify
+from patchbank.cache.identity import Identity
+from patchbank.errors import StoreError
+
+DIM = 32
+BLOCK_ROWS = 256
+ROUNDS = 25  # kills before a fresh store
+
+
+def identity() -> Identity:
+    parts = {"view": "full", "tokens": "cls", "precision": "fp32", "dtype": "float16"}
+    return Identity(encoder={"id": "hash"}, preprocess={}, dim=DIM, **parts)
+
+
+def keys_of(worker: int, start: int, count: int) -> np.ndarray:
+    digests = [hashlib.blake2b(f"{worker}/{i}".encode(), digest_size=16).digest() for i in range(start, start + count)]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(count, 16)
+
+
+def vectors_of(keys: np.ndarray) -> np.ndarray:
+    digests = b"".join(hashlib.blake2b(key.tobytes(), digest_size=2 * DIM).digest() for key in keys)
+    return (np.frombuffer(digests, np.uint16) & 0x3FFF).view(np.float16).reshape(len(keys), DIM)
+
+
+def write(folder: Path, worker: int, seed: int, counts) -> None:
+    """Appends rows that the store lacks until it is killed; counts: rows appended, rows acknowledged."""
+    dice = random.Random(seed)
+    store = Bank(folder).find("hash")
+    start = done = 0
+    with store.writer(name=f"w{worker}", block_rows=BLOCK_ROWS) as writer:
+        while True:
+            keys = keys_of(worker, start, dice.randint(1, 100))
+            start += len(keys)
+            keys = keys[~store.contains(keys)]
+            vectors = vectors_of(keys)
+            counts[0] += len(keys)  # before, so that it is never too small
+            writer.append(keys, vectors, [str(worker)] * len(keys))
+            if dice.random() < 0.1:
+                writer.flush()
+            done, counts[1] = writer.published, writer.published
+            if done > 20_000:
+                time.sleep(60)
+
+
+def check(folder: Path, acknowledged: dict[bytes, None]) -> str:
+    """What is wrong with the store, or nothing."""
+    try:
+        store = Bank(folder).find("hash")
+        seen = {}
+        for keys, vectors in store.scan():
+            if not np.array_equal(vectors.view(np.uint16), vectors_of(keys).view(np.uint16)):
+                return "garbage visible"
+            seen |= dict.fromkeys(map(bytes, keys))
+        found = verify(store)
+    except StoreError as error:
+        return f"unreadable: {error}"
+    if not found.good:
+        return f"damaged: {found.damage[0]}"
+    lost = len(acknowledged.keys() - seen.keys())
+    return f"{lost} acknowledged rows lost" if lost else ""
+
+
+def run(folder: Path, backend: str, writers: int, kills: int, seed: int) -> tuple[Counter, int]:
+    """Faults by kind, and the most rows that one killed writer had to compute again."""
+    dice = random.Random(f"{seed}/{backend}/{writers}")
+    fork = multiprocessing.get_context("fork")
+    faults: Counter[str] = Counter()
+    again = place = 0
+    for turn in range(kills):
+        if turn % ROUNDS == 0:
+            place += 1
+            here = folder / f"{backend}{writers}-{place}"
+            Bank(here).open_store(identity(), create=True, backend=backend, block_rows=BLOCK_ROWS)
+            before: dict[int, int] = dict.fromkeys(range(writers), 0)
+        counts = [fork.Array(c_int64, 2, lock=False) for _ in range(writers)]
+        arguments = [(here, w, dice.random(), counts[w]) for w in range(writers)]
+        processes = [fork.Process(target=write, args=a) for a in arguments]
+        for process in processes:
+            process.start()
+        time.sleep(dice.uniform(0.0, 0.25))
+        for process in dice.sample(processes, writers):
+            os.kill(process.pid or 0, signal.SIGKILL)
+        for process in processes:
+            process.join()
+            faults["not killed"] += process.exitcode != -signal.SIGKILL
+        acknowledged: dict[bytes, None] = {}
+        for worker in range(writers):
+            acknowledged |= dict.fromkeys(map(bytes, keys_of(worker, 0, before[worker] + counts[worker][1])))
+        wrong = check(here, acknowledged)
+        faults[wrong] += bool(wrong)
+        store = Bank(here).find("hash")
+        for worker in range(writers):
+            appended = before[worker] + counts[worker][0]
+            visible = int(store.contains(keys_of(worker, 0, appended)).sum())
+            again = max(again, appended - visible)
+            before[worker] = visible
+    return +faults, again
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--quick", action="store_true", help="16 kills")
+    parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    kills = 16 if options.quick else options.kills
+    bad = False
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        for backend in ("zarr", "hdf5"):
+            for writers in (1, 4):
+                faults, again = run(Path(name), backend, writers, -(-kills // 4), options.seed)
+                limit = BLOCK_ROWS + 100  # a full block being written, and the rows being appended
+                bad |= bool(faults) or again > limit
+                print(
+                    f"{backend} {writers} writers: {-(-kills // 4)} kills, faults {dict(faults) or 0}, at most {again} rows "
+                    f"of a writer to compute again (blocks of {BLOCK_ROWS}, batches up to 100)"
+                )
+    sys.exit(bad)
+
+
+if __name__ == "__main__":
+    main()
