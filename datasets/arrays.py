@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import ImageError, ManifestError
-from .containers import NpzArrays
+from .containers import NpzArrays, open_container
 from .layouts import refuse_unknown_columns, rename_columns
 from .manifest import read_table
 from .sources import MARK
@@ -76,23 +76,23 @@ def npz_table(root: Path, *, classes: Sequence[str] = ()) -> tuple[pd.DataFrame,
     root: the npz. classes: the names of the labels 0, 1, ... Raises ManifestError as `hdf5_table` does.
     """
     try:
-        store = NpzArrays(str(root))
-        splits = [key.removesuffix("_images") for key in store.keys() if key.endswith("_images")]  # noqa: SIM118
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{root} cannot be read as npz: {error}.") from error
-    if not splits:
-        raise ManifestError(f"{root} has no array called SPLIT_images; it has {store.keys()}.")
-    parts = []
-    for split in splits:
-        try:
+        store = open_container(str(root))
+        if not isinstance(store, NpzArrays):
+            raise ManifestError(f"{root} is no .npz file.")
+        keys = store.keys()
+        splits = [key.removesuffix("_images") for key in keys if key.endswith("_images")]
+        if not splits:
+            raise ManifestError(f"{root} has no array called SPLIT_images; it has {keys}.")
+        parts = []
+        for split in splits:
             n = store.array(f"{split}_images").shape[0]
             part = pd.DataFrame({"path": [f"{root.name}{MARK}{split}_images[{i}]" for i in range(n)]})
-            if f"{split}_labels" in store.keys():  # noqa: SIM118
+            if f"{split}_labels" in keys:
                 part["label"] = _named(store.array(f"{split}_labels"), classes, n, root)
-        except ImageError as error:
-            raise ManifestError(str(error)) from error
-        part["split"], part["patch_id"] = split, [f"{split}/{i}" for i in range(n)]
-        parts.append(part)
+            part["split"], part["patch_id"] = split, [f"{split}/{i}" for i in range(n)]
+            parts.append(part)
+    except ImageError as error:
+        raise ManifestError(str(error)) from error
     return pd.concat(parts, ignore_index=True), root.parent
 
 

@@ -85,6 +85,7 @@ def parse_region(member: str, name: str) -> Region:
         v > 0 and math.isfinite(v) for v in (region.mpp, region.down, region.mpp0) if v is not None
     )
     colour = COLOURS.get(region.border, region.border)
+    positive = positive and (region.level or 0) >= 0
     if options or len(scales) > 1 or not positive or not width or not height:
         raise ImageError(
             f"{name}: {member!r} must have a size, known options (level, mpp, down, mpp0, border) and at "

@@ -62,3 +62,31 @@ def toy(tmp_path: Path, header: Header, write_images: Callable[..., None]) -> Ma
         }
     )
     return Manifest(header, table, tmp_path / "images")
+
+
+@pytest.fixture
+def write_slide() -> Callable[..., None]:
+    """write_slide(file, pixels): a tiled TIFF with levels at 1, 1/2 and 1/4 (by taking every second pixel)."""
+    tifffile = pytest.importorskip("tifffile")
+    pytest.importorskip("openslide")
+
+    def write(file: Path, pixels: np.ndarray, mpp: float | None = 0.25) -> None:
+        with tifffile.TiffWriter(file) as writer:
+            for level in range(3):
+                resolution = (
+                    {}
+                    if mpp is None
+                    else {
+                        "resolution": (10_000 / mpp / 2**level,) * 2,
+                        "resolutionunit": "CENTIMETER",
+                    }
+                )
+                writer.write(
+                    np.ascontiguousarray(pixels[:: 2**level, :: 2**level]),
+                    tile=(64, 64),
+                    photometric="rgb",
+                    subfiletype=int(level > 0),
+                    **resolution,
+                )
+
+    return write
