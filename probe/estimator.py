@@ -98,7 +98,7 @@ class BatchedLogisticRegression(_Linear):
         C: float = 1.0,
         class_weight: Any = None,
         standardize: bool = False,
-        tol: float = 1e-13,
+        tol: float = 1e-15,
         threads: int | None = None,
     ) -> None:
         self.C = C
