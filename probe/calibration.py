@@ -116,7 +116,9 @@ def fit_platt(
         apart = z[labels].min() >= z[~labels].max() or z[labels].max() <= z[~labels].min()
         if not smooth and apart and z.min() < z.max():
             raise ProbeError(f"column {j}: the scores separate the classes; use smooth=True")
-        found[j] = _newton(np.stack([z, np.ones(len(z))], axis=1), targets, weights)
+        middle = z.min() / 2 + z.max() / 2  # scores far from 0 would leave the two columns nearly parallel
+        slope, level = _newton(np.stack([z - middle, np.ones(len(z))], axis=1), targets, weights)
+        found[j] = slope, level - slope * middle
     scale, offset = found.T
     return Platt(float(scale[0]), float(offset[0])) if one_model else Platt(scale, offset)
 

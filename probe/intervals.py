@@ -9,18 +9,21 @@ over slides, not over trainings.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from ..errors import InvalidRequest, ProbeError
-from .metrics import METRICS, check_labels, check_names, evaluate
+from .metrics import METRICS, Scale, check_labels, check_names, evaluate
 
 Floats = NDArray[np.float64]
-Method = Literal["bca", "percentile"]
+Method = Literal["bca", "percentile", "jackknife"]
+
+METHODS: tuple[Method, ...] = ("bca", "percentile", "jackknife")
 
 _BLOCK_WEIGHTS = 1 << 24  # 128 MiB of float64 weights (resamples x clusters) at once
 
@@ -68,11 +71,16 @@ class Interval:
     low: Floats
     high: Floats
     standard_error: Floats
-    """Standard deviation of the defined draws, ddof 1."""
+    """Of the method: standard deviation of the defined draws (ddof 1), or the jackknife's."""
+    degrees_of_freedom: Floats
+    """Of the jackknife's standard error (see `bootstrap`); inf for the other methods."""
     undefined: NDArray[np.intp]
     """Resamples in which the metric is undefined (a class was not drawn); they are left out."""
     method: NDArray[np.str_]
-    """"bca", "percentile" (also where BCa is impossible: see `bootstrap`) or "none" (undefined value)."""
+    """The method that was used, which is "percentile" where another is impossible (see `bootstrap`), or
+    "none" where the value is undefined."""
+    asked: Method
+    """The method that was asked for."""
     confidence: float
     draws: Floats
     """(n_resamples, m); NaN where undefined."""
@@ -116,12 +124,18 @@ def bootstrap(
 
     y : (n,) 0 or 1; scores : (n,) or (n, m); threshold : one number or (m,), fixed
     groups : (n,) slide of each row, see `cluster_codes`; None: rows are independent
-    method : "percentile": quantiles of the draws; "bca": bias-corrected and accelerated, the acceleration
-        from the jackknife over clusters (Efron & Tibshirani 1993, eq. 14.9-14.15; with the median of ties as
-        scipy). Where BCa is impossible (the metric is undefined without one of the clusters, or all draws
-        lie on one side of the value) the percentile interval is given and `Interval.method` says so.
+    method : "percentile": quantiles of the draws.
+        "bca": bias-corrected and accelerated, the acceleration from the jackknife over clusters (Efron &
+        Tibshirani 1993, eq. 14.9-14.15; half of the ties count as below, as in scipy).
+        "jackknife": value -+ t x the cluster jackknife's standard error on the metric's `scale` (by the delta
+        method), with Satterthwaite's degrees of freedom of that variance, 2 G / (kurtosis of the jackknife
+        values - 1): few clusters, or some that weigh much more than others, make it wider. The draws serve
+        comparisons only.
+        Where a metric is undefined without one of the clusters, or all draws lie on one side of the value,
+        "bca" and "jackknife" give way to "percentile", and `Interval.method` says so.
     confidence : between 0 and 1, two-sided
 
+    A value that no cluster changes, such as a perfect score, has an interval of no width by every method.
     A resample in which a metric is undefined is left out for this metric and counted in
     `Interval.undefined`; the interval then is conditional on both classes being drawn.
     Raises as `metrics.evaluate`, and ProbeError for fewer than two clusters.
@@ -133,6 +147,7 @@ def bootstrap(
 
     return bootstrap_function(
         score,
+        scales={name: METRICS[name].scale for name in names},
         n_rows=len(np.asarray(y)),
         groups=groups,
         method=method,
@@ -147,6 +162,7 @@ def bootstrap_function(
     *,
     n_rows: int,
     groups: ArrayLike | None,
+    scales: Mapping[str, Scale] = MappingProxyType({}),
     method: Method = "bca",
     confidence: float = 0.95,
     n_resamples: int = 2000,
@@ -156,10 +172,11 @@ def bootstrap_function(
 
     score : (weights, codes) -> {name: values}; weights None or (B, G), codes int (n_rows,) as the
         arguments `weights` and `groups` of `metrics.evaluate`; values (m,) or (B, m), the m may be absent
+    scales : for method "jackknife", name -> scale of its interval; "linear" where there is none
     The rest, and what is raised, as for `bootstrap`.
     """
-    if method not in ("bca", "percentile"):
-        raise InvalidRequest(f"method is 'bca' or 'percentile', not {method!r}")
+    if method not in METHODS:
+        raise InvalidRequest(f"method is one of {', '.join(METHODS)}, not {method!r}")
     if not 0 < confidence < 1:
         raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
     codes = cluster_codes(groups, n_rows)
@@ -179,7 +196,7 @@ def bootstrap_function(
 
     values = score(None, codes)
     draws = scored(n_resamples, lambda i, j: cluster_weights(n_clusters, n_resamples=j - i, seed=rng))
-    jackknife = scored(n_clusters, without_one) if method == "bca" else {}
+    jackknife = scored(n_clusters, without_one) if method != "percentile" else {}
     return Intervals(
         intervals={
             name: _interval(
@@ -188,6 +205,8 @@ def bootstrap_function(
                 draws[name],
                 jackknife.get(name),
                 confidence,
+                method,
+                scales.get(name, "linear"),
             )
             for name, value in values.items()
         },
@@ -199,9 +218,16 @@ def bootstrap_function(
 
 
 def _interval(
-    metric: str, value: Floats, draws: Floats, jackknife: Floats | None, confidence: float
+    metric: str,
+    value: Floats,
+    draws: Floats,
+    jackknife: Floats | None,
+    confidence: float,
+    method: Method,
+    scale: Scale,
 ) -> Interval:
     low, high, error = (np.full(len(value), np.nan) for _ in range(3))
+    freedom = np.full(len(value), np.inf)
     undefined = np.isnan(draws).sum(axis=0)
     methods = np.full(len(value), "none", dtype="<U10")
     tails = np.array([(1 - confidence) / 2, (1 + confidence) / 2])
@@ -209,7 +235,15 @@ def _interval(
         drawn = draws[~np.isnan(draws[:, j]), j]
         if len(drawn) < 2:
             continue
-        levels = None if jackknife is None else _bca_levels(value[j], drawn, jackknife[:, j], tails)
+        left_out = np.array([np.nan]) if jackknife is None else jackknife[:, j]
+        possible = not np.isnan(left_out).any()
+        if method == "jackknife" and possible:
+            methods[j] = method
+            error[j], freedom[j] = _jackknife_error(left_out)
+            half = stats.t.ppf(tails[1], freedom[j]) * error[j]
+            low[j], high[j] = _spread(float(value[j]), half, scale)
+            continue
+        levels = _bca_levels(value[j], drawn, left_out, tails) if method == "bca" and possible else None
         methods[j] = "percentile" if levels is None else "bca"
         low[j], high[j] = np.quantile(drawn, tails if levels is None else levels)
         error[j] = drawn.std(ddof=1)
@@ -219,18 +253,51 @@ def _interval(
         low=low,
         high=high,
         standard_error=error,
+        degrees_of_freedom=freedom,
         undefined=undefined,
         method=methods,
+        asked=method,
         confidence=confidence,
         draws=draws,
         jackknife=jackknife,
     )
 
 
+def _jackknife_error(left_out: Floats) -> tuple[float, float]:
+    """Standard error from the values without each cluster, and the degrees of freedom of its square.
+
+    The relative variance of a variance estimate is (kurtosis - 1) / G, and 2 / df of a chi-square's."""
+    n = len(left_out)
+    influence = left_out - left_out.mean()
+    total = float((influence**2).sum())
+    if total <= (1e-14 * np.abs(left_out).max()) ** 2 * n:
+        return 0.0, np.inf
+    kurtosis = n * float((influence**4).sum()) / total**2
+    return np.sqrt((n - 1) / n * total), 2 * n / (kurtosis - 1) if kurtosis > 1 else np.inf
+
+
+def _spread(value: float, half: float, scale: Scale) -> tuple[float, float]:
+    """value -+ half, which is on the value's own scale, made symmetric on another one."""
+    if half == 0 or scale == "linear":
+        return value - half, value + half
+    sides = np.array([-1.0, 1.0])
+    if scale == "log":
+        low, high = value * np.exp(sides * half / value) if value > 0 else (value, value + half)
+    elif scale == "fisher":
+        inner = 1 - value**2
+        low, high = np.tanh(np.arctanh(value) + sides * half / inner) if inner > 0 else (value, value)
+    else:
+        inner = value * (1 - value)
+        low, high = (
+            special.expit(special.logit(value) + sides * half / inner) if inner > 0 else (value, value)
+        )
+    return float(low), float(high)
+
+
 def _bca_levels(value: float, drawn: Floats, jackknife: Floats, tails: Floats) -> Floats | None:
     """The two quantile levels; None where the correction is not finite."""
     below = (np.count_nonzero(drawn < value) + np.count_nonzero(drawn <= value)) / (2 * len(drawn))
-    if not 0 < below < 1 or np.isnan(jackknife).any():
+    if not 0 < below < 1:
         return None
     influence = jackknife.mean() - jackknife
     spread = float((influence**2).sum())
@@ -271,16 +338,18 @@ def compare(
     *,
     pairs: Iterable[tuple[int, int]] | None = None,
     reference: int | None = None,
-    p_value: Literal["shifted", "normal"] = "shifted",
+    p_value: Literal["shifted", "standard_error"] = "shifted",
 ) -> Differences:
     """Paired cluster bootstrap of the differences of one metric between models.
 
-    interval : from `bootstrap`, whose draws are paired; method and confidence are taken from it
+    interval : from `bootstrap`, whose draws are paired; method and confidence are taken from it (a
+        "jackknife" interval of a difference is on the linear scale)
     pairs : columns (first, second); None: all against `reference` if given, else all pairs i < j
     p_value : "shifted": the draws of the difference, shifted to mean no difference, reach the observed
         one, (1 + #{|d* - d| >= |d|}) / (1 + B) (Efron & Tibshirani 1993, sec. 16.4); it cannot be below
-        1 / (1 + B), so k pairs under Holm need B well above 20 k. "normal": d over its bootstrap standard
-        error as a standard normal, without that floor.
+        1 / (1 + B), so k pairs under Holm need B well above 20 k. "standard_error": the difference over its
+        standard error, as Student's t with the jackknife's degrees of freedom if the method is "jackknife",
+        else as a standard normal; without that floor.
     """
     m = len(interval.value)
     chosen = _pairs(m, pairs, reference)
@@ -289,17 +358,19 @@ def compare(
     draws = interval.draws[:, first] - interval.draws[:, second]
     kept = interval.jackknife
     without = None if kept is None else kept[:, first] - kept[:, second]
-    found = _interval(interval.metric, value, draws, without, interval.confidence)
+    method: Method = "percentile" if kept is None else "jackknife" if interval.asked == "jackknife" else "bca"
+    found = _interval(interval.metric, value, draws, without, interval.confidence, method, "linear")
     if p_value == "shifted":
         reached = np.abs(draws - value) >= np.abs(value) - 1e-12  # NaN compares as False
         p = (1 + reached.sum(axis=0)) / (1 + (~np.isnan(draws)).sum(axis=0))
         p = np.where(np.isnan(value), np.nan, p)
         how = "bootstrap, draws shifted to no difference"
-    elif p_value == "normal":
-        p = _normal_p(value, found.standard_error)
-        how = "difference over its bootstrap standard error, standard normal"
+    elif p_value == "standard_error":
+        p = _tail(value, found.standard_error, found.degrees_of_freedom)
+        how = "difference over its standard error, "
+        how += "Student's t" if method == "jackknife" else "standard normal"
     else:
-        raise InvalidRequest(f"p_value is 'shifted' or 'normal', not {p_value!r}")
+        raise InvalidRequest(f"p_value is 'shifted' or 'standard_error', not {p_value!r}")
     return Differences(
         metric=interval.metric,
         pairs=chosen,
@@ -326,11 +397,12 @@ def _pairs(m: int, pairs: Iterable[tuple[int, int]] | None, reference: int | Non
     return chosen
 
 
-def _normal_p(difference: Floats, error: Floats) -> Floats:
-    """Two-sided; 1 where nothing varies and nothing differs, 0 where it differs always by the same."""
+def _tail(difference: Floats, error: Floats, freedom: ArrayLike = np.inf) -> Floats:
+    """Two-sided p of Student's t; 1 where nothing varies and nothing differs, 0 where it differs always by
+    the same."""
     still = error <= 1e-12
     z = np.divide(difference, error, out=np.where(np.abs(difference) > 1e-12, np.inf, 0.0), where=~still)
-    return np.where(np.isnan(difference), np.nan, 2 * stats.norm.sf(np.abs(z)))
+    return np.where(np.isnan(difference), np.nan, 2 * stats.t.sf(np.abs(z), freedom))
 
 
 def holm(p: ArrayLike) -> Floats:
@@ -387,7 +459,7 @@ class DeLong:
         value = self.auroc[i] - self.auroc[j]
         error = np.sqrt(np.maximum(c[i, i] + c[j, j] - 2 * c[i, j], 0))
         z = stats.norm.ppf((1 + confidence) / 2)
-        p = _normal_p(value, error)
+        p = _tail(value, error)
         return Differences(
             metric="auroc",
             pairs=chosen,

@@ -31,6 +31,7 @@ from ..errors import InvalidRequest, ProbeError
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Strategy = Literal["width", "mass"]
+Scale = Literal["linear", "logit", "fisher", "log"]
 
 BINS = 15  # of the calibration errors: Guo et al., ICML 2017
 # what the ranking metrics hold at once: float64 (positives x resamples) for the second-level cache, but never
@@ -217,6 +218,8 @@ class Metric:
     undefined: str
     """When the value is NaN."""
     definition: str
+    scale: Scale = "logit"
+    """On which symmetric intervals are made: "logit" for [0, 1], "fisher" for [-1, 1], "log" for [0, inf)."""
     compute: Callable[[_Sample], Floats] = field(repr=False)
 
 
@@ -270,6 +273,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
                 higher_is_better=True,
                 undefined=_NO_CLASS,
                 definition="correlation of label and call; 0 where all calls are the same",
+                scale="fisher",
                 compute=_mcc,
             ),
             Metric(
@@ -306,6 +310,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
                 higher_is_better=False,
                 undefined=_EMPTY,
                 definition="mean of -log(probability of the label), probabilities clipped at 2.2e-16",
+                scale="log",
                 compute=_log_loss,
             ),
             Metric(
@@ -315,6 +320,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
                 higher_is_better=False,
                 undefined=_NO_CLASS,
                 definition="mean of the two classes' mean log-losses",
+                scale="log",
                 compute=_balanced_log_loss,
             ),
             Metric(

@@ -108,21 +108,88 @@ def test_resamples_without_a_class_are_counted_and_left_out():
     assert 270 < one.undefined[0] < 390
     assert np.isfinite([one.low[0], one.high[0], one.standard_error[0]]).all()
     assert one.method[0] == "percentile"  # no jackknife without the only slide with positives
+    other = intervals.bootstrap(
+        y, [0.9, 0.3, 0.4, 0.2, 0.1, 0.5], groups=groups, method="jackknife", n_resamples=1000, seed=0
+    )["auroc"]
+    assert (other.method[0], other.low[0]) == ("percentile", np.nanquantile(one.draws[:, 0], 0.025))
     nothing = intervals.bootstrap([0, 0, 0], [0.1, 0.2, 0.3], groups=None, n_resamples=50, seed=0)["auroc"]
     assert nothing.method[0] == "none"
     assert nothing.undefined[0] == 50
     assert np.isnan([nothing.value[0], nothing.low[0], nothing.high[0]]).all()
 
 
+def test_the_jackknife_of_a_mean_is_student():
+    """With one row a cluster: the standard error of a mean, and the degrees of freedom by the kurtosis."""
+    y, scores, _ = slides()
+    losses = (scores[:, 0] - y) ** 2
+    found = intervals.bootstrap(
+        y, scores[:, 0], groups=None, metrics=["brier"], method="jackknife", n_resamples=10, seed=0
+    )["brier"]
+    error = stats.sem(losses)
+    freedom = 2 * len(y) / (stats.kurtosis(losses, fisher=False) - 1)
+    assert found.method[0] == "jackknife"
+    assert found.standard_error[0] == pytest.approx(error, rel=1e-9)
+    assert found.degrees_of_freedom[0] == pytest.approx(freedom, rel=1e-9)
+    mean = losses.mean()
+    half = stats.t.ppf(0.975, freedom) * error / (mean * (1 - mean))
+    for side, bound in ((-1, found.low[0]), (1, found.high[0])):
+        assert np.log(bound / (1 - bound)) == pytest.approx(np.log(mean / (1 - mean)) + side * half)
+
+    def plain(weights, codes):
+        return {
+            "brier": metrics.evaluate(y, scores[:, 0], metrics=["brier"], weights=weights, groups=codes)[
+                "brier"
+            ]
+        }
+
+    linear = intervals.bootstrap_function(
+        plain, n_rows=len(y), groups=None, method="jackknife", n_resamples=10, seed=0
+    )["brier"]
+    expected = stats.t.interval(0.95, freedom, mean, error)
+    assert (linear.low[0], linear.high[0]) == pytest.approx(expected)
+
+
+def test_the_jackknife_keeps_to_the_range_of_each_metric():
+    y, scores, groups = slides(n_slides=8)
+    found = intervals.bootstrap(
+        y,
+        scores,
+        groups=groups,
+        metrics=metrics.METRICS,
+        threshold=0.7,
+        method="jackknife",
+        confidence=0.999,
+        n_resamples=50,
+        seed=0,
+    )
+    for name, one in found.items():
+        least, most = {"fisher": (-1, 1), "logit": (0, 1), "log": (0, np.inf)}[metrics.METRICS[name].scale]
+        assert (one.method == "jackknife").all()
+        assert ((least < one.low) & (one.low < one.value) & (one.value < one.high) & (one.high < most)).all()
+    compared = intervals.compare(found["auroc"], p_value="standard_error")
+    left_out = found["auroc"].jackknife
+    assert left_out is not None
+    difference = left_out[:, 0] - left_out[:, 1]
+    assert compared.standard_error[0] == pytest.approx(
+        np.sqrt(7 / 8 * ((difference - difference.mean()) ** 2).sum())
+    )
+    freedom = 16 / (stats.kurtosis(difference, fisher=False) - 1)
+    t = compared.difference[0] / compared.standard_error[0]
+    assert compared.p[0] == pytest.approx(2 * stats.t.sf(abs(t), freedom))
+    middle = (compared.low[0] + compared.high[0]) / 2
+    assert middle == pytest.approx(compared.difference[0])
+
+
 def test_a_perfect_model_has_a_point_for_an_interval():
     y, _, groups = slides()
-    one = intervals.bootstrap(y, y.astype(float), groups=groups, n_resamples=50, seed=0)["auroc"]
-    assert (one.low[0], one.value[0], one.high[0]) == (1, 1, 1)
+    for method in intervals.METHODS:
+        one = intervals.bootstrap(y, y.astype(float), groups=groups, method=method, n_resamples=50, seed=0)
+        assert (one["auroc"].low[0], one["auroc"].value[0], one["auroc"].high[0]) == (1, 1, 1)
 
 
 def test_bad_options_are_refused():
     y, scores, groups = slides()
-    with pytest.raises(InvalidRequest, match="'bca' or 'percentile'"):
+    with pytest.raises(InvalidRequest, match="one of bca, percentile, jackknife"):
         intervals.bootstrap(y, scores, groups=groups, method="basic", seed=0)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InvalidRequest, match="between 0 and 1"):
         intervals.bootstrap(y, scores, groups=groups, confidence=95, seed=0)
@@ -173,7 +240,7 @@ def test_differences_are_those_of_the_paired_draws():
         assert (compared.low[k], compared.high[k]) == pytest.approx(np.quantile(draws, [0.025, 0.975]))
         extreme = sum(abs(d - value) >= abs(value) for d in draws)
         assert compared.p[k] == pytest.approx((1 + extreme) / 401)
-    normal = intervals.compare(one, reference=1, p_value="normal")
+    normal = intervals.compare(one, reference=1, p_value="standard_error")
     assert normal.pairs.tolist() == [[0, 1], [2, 1]]
     z = (one.value[0] - one.value[1]) / (one.draws[:, 0] - one.draws[:, 1]).std(ddof=1)
     assert normal.p[0] == pytest.approx(2 * stats.norm.sf(abs(z)))
@@ -187,7 +254,7 @@ def test_a_model_does_not_differ_from_itself():
     swapped = intervals.permutation_test(y, twice, metric="auroc", groups=groups, n_permutations=99, seed=0)
     for found in (
         intervals.compare(one),
-        intervals.compare(one, p_value="normal"),
+        intervals.compare(one, p_value="standard_error"),
         intervals.delong(y, twice).compare(),
         swapped,
     ):
@@ -350,28 +417,36 @@ def test_coverage_and_error_rates_by_simulation():
 
     A proportion of .95 over 200 has a standard error of .015; stats_coverage.py has more and larger ones."""
     truth = stats.norm.cdf(1 / np.sqrt(2 * (1 + 1.2**2)))
-    inside = {"bca": 0, "percentile": 0, "delong": 0, "rows": 0}
-    rejected = {"bootstrap": 0, "delong": 0, "permutation": 0}
+    inside: dict[str, int] = dict.fromkeys(("jackknife", "bca", "percentile", "delong", "rows"), 0)
+    rejected: dict[str, int] = dict.fromkeys(("shifted", "student", "delong", "permutation"), 0)
     n = 200
     for seed in range(n):
         y, scores, groups = slides(seed, slide_sd=1.2, m=2)
         rank = {"metrics": ["auroc"], "n_resamples": 400, "seed": seed}
-        bca = intervals.bootstrap(y, scores, groups=groups, **rank)["auroc"]
-        low, high = np.quantile(bca.draws[:, 0], [0.025, 0.975])
-        rows = intervals.bootstrap(y, scores[:, 0], groups=None, method="percentile", **rank)["auroc"]
+        found = {
+            "bca": intervals.bootstrap(y, scores, groups=groups, **rank)["auroc"],
+            "jackknife": intervals.bootstrap(y, scores, groups=groups, method="jackknife", **rank)["auroc"],
+            "rows": intervals.bootstrap(y, scores[:, 0], groups=None, method="percentile", **rank)["auroc"],
+        }
+        bounds = {name: (one.low[0], one.high[0]) for name, one in found.items()}
+        bounds["percentile"] = tuple(np.quantile(found["bca"].draws[:, 0], [0.025, 0.975]))
         formula = intervals.delong(y, scores, groups=groups)
-        inside["bca"] += bca.low[0] <= truth <= bca.high[0]
-        inside["percentile"] += low <= truth <= high
-        inside["rows"] += rows.low[0] <= truth <= rows.high[0]
-        inside["delong"] += formula.interval()[0][0] <= truth <= formula.interval()[1][0]
-        rejected["bootstrap"] += intervals.compare(bca).p[0] < 0.05
-        rejected["delong"] += formula.compare().p[0] < 0.05
-        swapped = intervals.permutation_test(
-            y, scores, metric="auroc", groups=groups, n_permutations=199, seed=seed
-        )
-        rejected["permutation"] += swapped.p[0] < 0.05
-    for name in ("bca", "percentile", "delong"):
-        assert 0.90 <= inside[name] / n <= 0.985, inside
-    assert inside["rows"] / n < inside["bca"] / n - 0.03, inside
+        bounds["delong"] = tuple(side[0] for side in formula.interval())
+        for name, (low, high) in bounds.items():
+            inside[name] += low <= truth <= high
+        p = {
+            "shifted": intervals.compare(found["bca"]),
+            "student": intervals.compare(found["jackknife"], p_value="standard_error"),
+            "delong": formula.compare(),
+            "permutation": intervals.permutation_test(
+                y, scores, metric="auroc", groups=groups, n_permutations=199, seed=seed
+            ),
+        }
+        for name, one in p.items():
+            rejected[name] += one.p[0] < 0.05
+    assert 0.92 <= inside["jackknife"] / n <= 0.985, inside
+    for name in ("bca", "percentile", "delong"):  # a little narrow with 40 slides
+        assert 0.88 <= inside[name] / n <= 0.985, inside
+    assert inside["rows"] / n < inside["bca"] / n - 0.05, inside
     for name, count in rejected.items():
-        assert 0.015 <= count / n <= 0.095, (name, rejected)
+        assert 0.01 <= count / n <= 0.10, (name, rejected)
