@@ -72,9 +72,9 @@ class TarImages(Container):
     @cached_property
     def _index(self) -> dict[str, tuple[int, int]]:
         with tarfile.open(self.path, "r:") as tar:
-            return {
-                info.name: (info.offset_data, info.size) for info in tar if info.isreg() and not info.sparse
-            }
+            plain = [info for info in tar if info.isreg() and not info.sparse]
+        # `tar cf x.tar .` writes ./a.png
+        return {info.name.removeprefix("./"): (info.offset_data, info.size) for info in plain}
 
     @cached_property
     def _file(self) -> Any:

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-
 from patchbank.datasets.manifest import Header, Manifest
+from PIL import Image
 
 
 def picture(number: int, size: int = 16) -> np.ndarray:
@@ -66,7 +65,7 @@ def toy(tmp_path: Path, header: Header, write_images: Callable[..., None]) -> Ma
 
 @pytest.fixture
 def write_slide() -> Callable[..., None]:
-    """write_slide(file, pixels): a tiled TIFF with levels at 1, 1/2 and 1/4 (by taking every second pixel)."""
+    """write_slide(file, pixels): a tiled TIFF with levels at 1, 1/2 and 1/4 (every second pixel)."""
     tifffile = pytest.importorskip("tifffile")
     pytest.importorskip("openslide")
 

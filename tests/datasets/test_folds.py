@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from patchbank.datasets.folds import Folds, effective_groups, folds_for, load_folds, make_folds
 from patchbank.datasets.manifest import Manifest
 from patchbank.datasets.mitosis import build_ami_br

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from patchbank.datasets import hashes
 from patchbank.datasets.builders import hash_images
 from patchbank.datasets.manifest import Manifest

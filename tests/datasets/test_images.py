@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from patchbank.datasets.images import content_hash, decode_image, read_image
 from patchbank.errors import ImageError
+from PIL import Image
 
 
 def test_an_rgb_image_comes_back(tmp_path: Path, pixels: Callable[..., np.ndarray]) -> None:

@@ -1,13 +1,11 @@
 """The table and its header: what is kept, what is refused, and that all faults are named at once."""
 
-import os
 import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-
 from patchbank.datasets.manifest import Header, Manifest, load_manifest
 from patchbank.errors import ManifestError
 
@@ -47,7 +45,7 @@ def test_a_saved_manifest_comes_back_as_it_was(header: Header, tmp_path: Path, t
 def test_a_root_inside_the_folder_moves_with_it(toy: Manifest, tmp_path: Path) -> None:
     toy.save(tmp_path / "toy.toml")
     moved = tmp_path.parent / "moved"
-    os.rename(tmp_path, moved)
+    tmp_path.rename(moved)
     assert Path(load_manifest(moved / "toy.toml").path(0)).is_file()
     tmp_path.mkdir()
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
 from patchbank.errors import ImageError, MissingDependency
+from PIL import Image
 
 pytest.importorskip("openslide")
 
