@@ -1,6 +1,6 @@
 """From manifests to the rows of one fold: the same rows, ids, labels, folds and leak audit as the probes'."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,9 +15,25 @@ from ..errors import InvalidRequest
 from ..extract.views import crop_pixels
 from ..probe.config import ProbeConfig
 from ..probe.run import StudyData, audit, gather
-from .train import Patches
 
 IN_MEMORY_BYTES = 2 << 30  # decoded patches up to this size are read once and kept
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Rows to train or to score.
+
+    ids : patch ids, (n,)
+    labels : float32 (n,), 1 for the positive class; NaN where not known
+    read : row number -> uint8 (h, w, 3), the view already cut
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    read: Callable[[int], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy.special import expit
 
 from .. import __version__
 from ..datasets.manifest import Manifest, write_atomically
@@ -24,19 +22,15 @@ from ..extract.cards import Card
 from ..extract.devices import resolve_devices
 from ..extract.weights import Weights, locate
 from ..probe.config import ProbeConfig
-from ..probe.protocol import adjustment
 from ..probe.results import ProbeResult
-from ..probe.run import StudyData, describe, predictions_table
-from ..probe.scoring import Column, Rows, score_set
 from . import checkpoint as files
 from .data import TrainingData, chosen_folds, gather_rows, patches_of
 from .engines import run_all
 from .lora import adapter_config, adapter_state
 from .model import Classifier, base_card, classifier, crop_of, policy_of
 from .recipe import Recipe, load_recipe
+from .scores import OOF, assemble
 from .train import finished, fit, peak_memory_bytes, predict_logits
-
-UNADJUSTED = np.array([0.0, 1.0, 1.0, 0.0])  # threshold, 1 / temperature, Platt's scale and offset: nothing chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,7 +245,7 @@ def train_fold(
     )
     if not finished(job.recipe, at):
         return None
-    logits = {"oof": _score(network, job, validation)}
+    logits = {OOF: _score(network, job, validation)}
     for name, manifest in job.tests.items():
         logits[name] = _score(network, job, patches_of(manifest, job.test_labels[name], crop=crop))
     _write_scores(job, held_out, logits)
@@ -308,86 +302,28 @@ def train_fold(
 
 def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
     """Scores with intervals and every prediction, over the folds of these jobs; saved in `folder`."""
-    study, features = data.study, config.features[0]
-    numbers = [job.fold_number for job in jobs]
     cards = [files.read_card(job.folder) for job in jobs]
-    scores = [pd.read_parquet(job.folder / "scores.parquet") for job in jobs]
-    keep = np.isin(data.fold, numbers)
-    fold = data.fold[keep]
-    train = _subset(study.train, keep)
-    trained = StudyData(study.train_manifest.select(keep), study.test_manifests, train, study.tests)
-
-    oof = np.full(len(train), np.nan)
-    for k, table in zip(numbers, scores, strict=True):
-        own = table[table["dataset"] == "oof"].set_index("patch_id")["score"]
-        oof[fold == k] = own.loc[train.patch_id[fold == k].tolist()].to_numpy()
-    adjusted = np.tile(UNADJUSTED, (len(train), 1))
-    if len(numbers) > 1:
-        for k in numbers:
-            adjusted[fold == k] = adjustment(train.y[fold != k], oof[fold != k])
-    ensemble_adjusted = adjustment(train.y, oof)
-    columns = {train.dataset: [Column(features, "oof", oof, adjusted)]}
-    for rows in study.tests:
-        each = np.stack(
-            [
-                t[t["dataset"] == rows.dataset]
-                .set_index("patch_id")["score"]
-                .loc[rows.patch_id.tolist()]
-                .to_numpy()
-                for t in scores
-            ],
-            axis=1,
-        )
-        probability = expit(each).mean(axis=1).clip(1e-12, 1 - 1e-12)
-        mean = np.log(probability) - np.log1p(-probability)
-        columns[rows.dataset] = [
-            *(
-                Column(features, f"fold {k}", each[:, i], np.tile(UNADJUSTED, (len(rows), 1)))
-                for i, k in enumerate(numbers)
-            ),
-            Column(features, "ensemble", mean, np.tile(ensemble_adjusted, (len(rows), 1))),
-        ]
-    document = {
-        "config": config.to_dict(),
-        "provenance": provenance(),
-        "data": [
-            describe(rows, manifest)
-            for rows, manifest in zip(
-                [train, *study.tests], [trained.train_manifest, *study.test_manifests], strict=True
-            )
+    numbers = [job.fold_number for job in jobs]
+    logits: dict[int, dict[str, np.ndarray]] = {}
+    for job in jobs:
+        table = pd.read_parquet(job.folder / "scores.parquet")
+        ids = {OOF: data.study.train.patch_id[data.fold == job.fold_number]}
+        ids |= {rows.dataset: rows.patch_id for rows in data.study.tests}
+        logits[job.fold_number] = {
+            name: table[table["dataset"] == name].set_index("patch_id")["score"].loc[list(wanted)].to_numpy()
+            for name, wanted in ids.items()
+        }
+    about = {
+        "dim": cards[0]["encoder"]["dim"],
+        "criterion": float(np.mean([c["validation"][c["recipe"]["monitor"]] for c in cards])),
+        "recipe": cards[0]["recipe"],
+        "folds": [
+            {"fold": k, "validation": c["validation"], "training": c["training"], "files": c["files"]}
+            for k, c in zip(numbers, cards, strict=True)
         ],
-        "folds": {
-            "name": data.folds.name,
-            "n_splits": data.folds.n_splits,
-            "made_with": data.folds.made_with,
-            "trained": numbers,
-        },
-        "chosen": features,
-        "models": [
-            {
-                "features": features,
-                "dim": cards[0]["encoder"]["dim"],
-                "criterion": float(np.mean([c["validation"][c["recipe"]["monitor"]] for c in cards])),
-                "threshold": float(expit(ensemble_adjusted[0])),
-                "temperature": float(1 / ensemble_adjusted[1]) if ensemble_adjusted[1] else None,
-                "platt": ensemble_adjusted[2:].tolist(),
-                "recipe": cards[0]["recipe"],
-                "folds": [
-                    {"fold": k, "validation": c["validation"], "training": c["training"], "files": c["files"]}
-                    for k, c in zip(numbers, cards, strict=True)
-                ],
-                "seconds": {"all": sum(c["training"]["seconds"] for c in cards)},
-            }
-        ],
-        "scores": [
-            record
-            for rows in [train, *study.tests]
-            for record in score_set(rows, columns[rows.dataset], config=config)
-        ],
-        "comparisons": [],
+        "seconds": {"all": sum(c["training"]["seconds"] for c in cards)},
     }
-    plan: Any = SimpleNamespace(folds=fold)  # all that the table of predictions asks of a probe's plan
-    result = ProbeResult(document, predictions_table(trained, plan, columns))
+    result = assemble(data, config, logits, about | {"provenance": provenance()})
     result.save(folder)
     return result
 
@@ -424,7 +360,7 @@ def _score(network: Classifier, job: FoldJob, patches: Any) -> np.ndarray:
 
 
 def _write_scores(job: FoldJob, held_out: np.ndarray, logits: Mapping[str, np.ndarray]) -> None:
-    ids = {"oof": job.rows.table["patch_id"][held_out], **{n: m.table["patch_id"] for n, m in job.tests.items()}}
+    ids = {OOF: job.rows.table["patch_id"][held_out], **{n: m.table["patch_id"] for n, m in job.tests.items()}}
     parts = [
         pd.DataFrame({"dataset": name, "patch_id": ids[name].to_numpy(), "score": values})
         for name, values in logits.items()
@@ -453,9 +389,3 @@ def _write_model(network: Classifier, names: Sequence[str], job: FoldJob) -> Non
     files.save_tensors(job.folder / "adapter_model.safetensors", adapter_state(network.inner))
     text = json.dumps(adapter_config(job.recipe, names), indent=1) + "\n"
     write_atomically(job.folder / "adapter_config.json", lambda to: to.write_text(text, "utf-8"))
-
-
-def _subset(rows: Rows, keep: np.ndarray) -> Rows:
-    return replace(
-        rows, **{f.name: getattr(rows, f.name)[keep] for f in fields(rows) if f.name != "dataset"}
-    )

@@ -1,16 +1,107 @@
-"""From logits to what is reported: the probes' metrics, thresholds and temperatures (probe.metrics, probe.calibration)."""
+"""From logits to what is reported, with the probes' metrics, intervals, thresholds and tables."""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from scipy.special import expit
 
 from ..probe import metrics
+from ..probe.config import ProbeConfig
+from ..probe.protocol import adjustment
+from ..probe.results import ProbeResult
+from ..probe.run import StudyData, describe, predictions_table
+from ..probe.run import provenance as probe_provenance
+from ..probe.scoring import Column, Rows, score_set
+from .data import TrainingData
 
+OOF = "oof"
+UNADJUSTED = np.array([0.0, 1.0, 1.0, 0.0])  # threshold, 1 / temperature, Platt's scale and offset: none chosen
 _VALIDATION = ("balanced_accuracy", "auroc", "average_precision", "balanced_log_loss")
 
 
 def validation_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Metrics of one epoch: labels (n,) 0 or 1, logits float64 (n,). `log_loss` is class-balanced; threshold 0.5."""
+    """Metrics of one epoch: labels (n,) 0 or 1, logits float64 (n,); at 0.5, `log_loss` class-balanced."""
     values = metrics.evaluate(labels.astype(int), expit(logits), metrics=_VALIDATION)
     named = {name: float(value) for name, value in values.items()}
     named["log_loss"] = named.pop("balanced_log_loss")
     return named
+
+
+def mean_logit(each: np.ndarray) -> np.ndarray:
+    """The logit of the mean probability of K models: float64 (n, K) -> (n,)."""
+    probability = expit(each).mean(axis=1).clip(1e-12, 1 - 1e-12)
+    return np.log(probability) - np.log1p(-probability)
+
+
+def assemble(
+    data: TrainingData,
+    config: ProbeConfig,
+    logits: Mapping[int, Mapping[str, np.ndarray]],
+    about: Mapping[str, Any],
+) -> ProbeResult:
+    """The result of models of single folds, in the form of a probe's.
+
+    logits : fold number -> {OOF: of the fold's rows, evaluation set: of its rows}, float64, in the rows' order
+    about : goes into the one entry of "models"
+    Threshold, temperature and Platt's scaling of a fold's own rows come from the other folds' out-of-fold scores (none
+    with one fold alone); those of the ensemble from all of them; single fold models on evaluation sets have none.
+    """
+    study, features, numbers = data.study, config.features[0], sorted(logits)
+    keep = np.isin(data.fold, numbers)
+    fold, train = data.fold[keep], _subset(study.train, keep)
+    trained = StudyData(study.train_manifest.select(keep), study.test_manifests, train, study.tests)
+    oof = np.empty(len(train))
+    for k in numbers:
+        oof[fold == k] = logits[k][OOF]
+    adjusted = np.tile(UNADJUSTED, (len(train), 1))
+    if len(numbers) > 1:
+        for k in numbers:
+            adjusted[fold == k] = adjustment(train.y[fold != k], oof[fold != k])
+    of_ensemble = adjustment(train.y, oof)
+    columns = {train.dataset: [Column(features, OOF, oof, adjusted)]}
+    for rows in study.tests:
+        each = np.stack([logits[k][rows.dataset] for k in numbers], axis=1)
+        alone = np.tile(UNADJUSTED, (len(rows), 1))
+        columns[rows.dataset] = [
+            *(Column(features, f"fold {k}", each[:, i], alone) for i, k in enumerate(numbers)),
+            Column(features, "ensemble", mean_logit(each), np.tile(of_ensemble, (len(rows), 1))),
+        ]
+    sets = zip([train, *study.tests], [trained.train_manifest, *study.test_manifests], strict=True)
+    folds = data.folds
+    document = {
+        "config": config.to_dict(),
+        "provenance": probe_provenance(),
+        "data": [describe(rows, manifest) for rows, manifest in sets],
+        "folds": {
+            "name": folds.name,
+            "n_splits": folds.n_splits,
+            "made_with": folds.made_with,
+            "trained": numbers,
+        },
+        "chosen": features,
+        "models": [
+            {
+                "features": features,
+                "threshold": float(expit(of_ensemble[0])),
+                "temperature": float(1 / of_ensemble[1]) if of_ensemble[1] else None,
+                "platt": of_ensemble[2:].tolist(),
+                **about,
+            }
+        ],
+        "scores": [
+            record
+            for rows in [train, *study.tests]
+            for record in score_set(rows, columns[rows.dataset], config=config)
+        ],
+        "comparisons": [],
+    }
+    plan: Any = SimpleNamespace(folds=fold)  # all that the table of predictions asks of a probe's plan
+    return ProbeResult(document, predictions_table(trained, plan, columns))
+
+
+def _subset(rows: Rows, keep: np.ndarray) -> Rows:
+    parts = {f.name: getattr(rows, f.name) for f in fields(rows) if f.name != "dataset"}
+    return replace(rows, **{n: v[keep] if isinstance(v, np.ndarray) else v for n, v in parts.items()})

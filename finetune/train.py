@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..errors import InvalidRequest, TrainingError
 from .augment import augment, d4, draw
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
+from .data import Patches
 from .lora import adapters, require_gradients
 from .recipe import Recipe
 from .scores import validation_metrics
@@ -34,23 +35,6 @@ class Network(Protocol):
 
     def prepare(self, pixels: np.ndarray, *, sized: bool = False) -> Tensor: ...
     def __call__(self, batch: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class Patches:
-    """Rows to train or to score.
-
-    ids : patch ids, (n,)
-    labels : float32 (n,), 1 for the positive class; NaN where not known
-    read : row number -> uint8 (h, w, 3), the view already cut
-    """
-
-    ids: Sequence[str]
-    labels: np.ndarray
-    read: Callable[[int], np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass

@@ -39,10 +39,8 @@ def test_all_folds_give_one_table(tiny: SimpleNamespace, tmp_path: Path, tiny_en
     result = run_finetune(**given)
     folder = tmp_path / "out" / "tiny-vit+lora"
     table = result.predictions
-    assert list(table.columns) == [
-        "patch_id", "dataset", "domain", "group", "label", "fold",
-        "features", "role", "score", "probability", "threshold", "probability_platt",
-    ]  # fmt: skip
+    named = {"patch_id", "dataset", "domain", "group", "label", "features", "role", "score", "probability"}
+    assert named <= set(table.columns)
     oof = table[table["role"] == "oof"]
     assert sorted(oof["patch_id"]) == sorted(f"tiny/{i}" for i in range(60))
     assert np.allclose(oof["probability"], expit(oof["score"]))

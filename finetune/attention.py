@@ -1,0 +1,233 @@
+"""Between probe and LoRA: attention pooling over cached patch tokens, trained without the encoder, in minutes on a CPU.
+
+    tokens x_1 ... x_T of a patch (store of the policy "patches"), each normalised over its numbers
+    head h: weights a_t = softmax_t(q_h . x_t / sqrt(dim)), pooled vector z_h = sum_t a_t x_t
+    logit = w . (z_1, ..., z_H) + b
+
+2 H dim + 1 numbers are trained. With the queries at 0, where they begin, the z_h are the mean of the tokens.
+"""
+
+import difflib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ..datasets.manifest import Manifest
+from ..errors import InvalidRequest
+from ..probe.config import ProbeConfig
+from ..probe.features import load, open_bank
+from ..probe.results import ProbeResult
+from .augment import draw
+from .data import chosen_folds, gather_rows
+from .recipe import Recipe
+from .scores import OOF, assemble, validation_metrics
+from .train import epoch_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSettings:
+    """How the pooling is trained; the meaning of each is that of the recipe's field of the same name."""
+
+    heads: int = 4
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    dropout: float = 0.1
+    epochs: int = 40
+    patience: int = 8
+    batch_size: int = 64
+    monitor: str = "auroc"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        low = [n for n in ("heads", "epochs", "patience", "batch_size") if getattr(self, n) < 1]
+        if low or not self.lr > 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
+            raise InvalidRequest(f"attention settings: out of range: {', '.join(low) or asdict(self)}")
+        if self.monitor not in ("auroc", "balanced_accuracy", "log_loss"):
+            raise InvalidRequest(f"monitor {self.monitor!r} is not auroc, balanced_accuracy or log_loss")
+
+
+class AttentionProbe(nn.Module):
+    """See the module's text. heads : H; dim : of a token."""
+
+    def __init__(self, dim: int, *, heads: int, dropout: float, seed: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.query = nn.Parameter(torch.zeros(heads, dim))
+        self.dropout = nn.Dropout(dropout)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = nn.Linear(heads * dim, 1)  # random: heads that are equal would stay so
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """float (b, T, dim) -> logits (b,)."""
+        return self.head(self.dropout(self.pool(tokens)[0])).squeeze(-1)
+
+    def pool(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(vectors (b, H dim), attention (b, H, T), rows of which sum to 1)."""
+        x = self.norm(tokens.float())
+        attention = torch.softmax(self.query @ x.transpose(1, 2) / x.shape[-1] ** 0.5, dim=-1)
+        return (attention @ x).flatten(1), attention
+
+
+def fit_attention(
+    tokens: np.ndarray,
+    y: np.ndarray,
+    *,
+    train: np.ndarray,
+    validation: np.ndarray,
+    settings: AttentionSettings | None = None,
+) -> tuple[AttentionProbe, list[dict[str, float]]]:
+    """Train on some rows, choose the epoch on others.
+
+    tokens : float (n, T, dim), float16 is enough; y : int (n,), 0 or 1; train, validation : bool (n,)
+    Every epoch draws as many training rows as there are, classes alike, with replacement; AdamW.
+    Returns the model of the best epoch by `monitor`, and every epoch's loss and validation metrics.
+    Raises InvalidRequest where a class is missing or a row is on both sides.
+    """
+    settings = settings or AttentionSettings()
+    if tokens.ndim != 3 or len(tokens) != len(y):
+        raise InvalidRequest(f"tokens must be (n, tokens, dim) for {len(y)} labels, not {tokens.shape}")
+    for what, mask in (("training", train), ("validation", validation)):
+        if len(np.unique(y[mask])) < 2:
+            raise InvalidRequest(f"the {what} rows have fewer than two classes")
+    if (train & validation).any():
+        raise InvalidRequest(f"{int((train & validation).sum())} rows are in training and validation")
+    rows, held_out = np.flatnonzero(train), np.flatnonzero(validation)
+    labels = y[rows].astype(np.float32)
+    sampler = Recipe(seed=settings.seed, balance="sampler")
+    model = AttentionProbe(
+        tokens.shape[2], heads=settings.heads, dropout=settings.dropout, seed=settings.seed
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    history: list[dict[str, float]] = []
+    best, best_score, best_epoch = model.state_dict(), -np.inf, 0
+    for epoch in range(settings.epochs):
+        if epoch - best_epoch > settings.patience:
+            break
+        torch.manual_seed(int(draw("attention", settings.seed, epoch).integers(2**62)))
+        model.train()
+        drawn, total = epoch_rows(labels, sampler, epoch), 0.0
+        for start in range(0, len(drawn), settings.batch_size):
+            some = drawn[start : start + settings.batch_size]
+            logits = model(torch.from_numpy(tokens[rows[some]]))
+            loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(labels[some]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(some)
+        metrics = validation_metrics(y[held_out], attention_logits(model, tokens[held_out]))
+        history.append({"epoch": epoch + 1, "loss": total / len(drawn), **metrics})
+        score = -metrics["log_loss"] if settings.monitor == "log_loss" else metrics[settings.monitor]
+        if score > best_score:
+            best = {n: t.clone() for n, t in model.state_dict().items()}
+            best_score, best_epoch = score, epoch
+    model.load_state_dict(best)
+    return model.eval(), history
+
+
+@torch.no_grad()
+def attention_logits(model: AttentionProbe, tokens: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+    """Logits, float64 (n,), of tokens (n, T, dim)."""
+    model.eval()
+    parts = [
+        model(torch.from_numpy(tokens[i : i + batch_size])).double().numpy()
+        for i in range(0, len(tokens), batch_size)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def run_attention(
+    *,
+    train: Manifest,
+    tests: Sequence[Manifest] = (),
+    encoder: str,
+    bank: str | os.PathLike[str],
+    view: str = "full",
+    token_dim: int | None = None,
+    folds: str | int = "balanced",
+    only_folds: Sequence[int] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    bootstrap: int = 2000,
+    positive: str | None = None,
+    allow_leaks: Sequence[str] = (),
+    settings: AttentionSettings | Mapping[str, Any] | None = None,
+) -> ProbeResult:
+    """The attention-pooled probe on every fold, from a bank's store of the token policy "patches".
+
+    Fitted on : for fold k, the training rows that are not in fold k. Chosen on : fold k (the epoch). Scored : fold k by
+    its own model; evaluation sets by every fold's model and by their mean probability. As `run_finetune` otherwise.
+
+    token_dim : width of one token; None: of the encoder's card
+    Raises StoreNotFound, RowsMissing (the message has the command that makes the tokens), InvalidRequest, ProbeError.
+    """
+    started = time.perf_counter()
+    chosen = settings if isinstance(settings, AttentionSettings) else settings_from(settings or {})
+    if token_dim is None:
+        from ..extract.cards import load_card
+
+        token_dim = load_card(encoder).dim
+    config = ProbeConfig(
+        features=(f"{encoder}+attention/{view}/patches",),
+        folds=folds,
+        seed=chosen.seed,
+        bootstrap=bootstrap,
+        positive=positive,
+        allow_leaks=tuple(allow_leaks),
+    )
+    bank = open_bank(os.fspath(bank))
+    data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
+    study = data.study
+
+    def tokens_of(manifest: Manifest) -> np.ndarray:
+        flat = load(manifest, encoder=encoder, bank=bank, view=view, tokens="patches", dtype="float16")
+        if flat.shape[1] % token_dim:
+            raise InvalidRequest(f"vectors of {flat.shape[1]} numbers are no whole number of tokens of {token_dim}")
+        return flat.reshape(len(flat), -1, token_dim)
+
+    tokens = tokens_of(study.train_manifest)
+    numbers = chosen_folds(data.folds, only_folds)
+    models, histories, logits = {}, {}, {}
+    for k in numbers:
+        models[k], histories[k] = fit_attention(
+            tokens, study.train.y, train=data.fold != k, validation=data.fold == k, settings=chosen
+        )
+        logits[k] = {OOF: attention_logits(models[k], tokens[data.fold == k])}
+    for rows, manifest in zip(study.tests, study.test_manifests, strict=True):
+        theirs = tokens_of(manifest)
+        for k in numbers:
+            logits[k][rows.dataset] = attention_logits(models[k], theirs)
+    about = {
+        "dim": int(chosen.heads * token_dim),
+        "criterion": float(np.mean([max(e["auroc"] for e in h) for h in histories.values()])),
+        "recipe": {"method": "attention", **asdict(chosen)},
+        "folds": [{"fold": k, "history": histories[k]} for k in numbers],
+        "seconds": {"all": time.perf_counter() - started},
+    }
+    result = assemble(data, config, logits, about)
+    if out is not None:
+        from .checkpoint import save_tensors
+
+        folder = result.save(Path(out) / f"{encoder}+attention")
+        for k, model in models.items():
+            save_tensors(folder / f"fold-{k}.safetensors", model.state_dict())
+    return result
+
+
+def settings_from(values: Mapping[str, Any]) -> AttentionSettings:
+    """Settings from plain values; an unknown key is refused with its near name."""
+    known = [f.name for f in fields(AttentionSettings)]
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise InvalidRequest(
+                f"attention settings: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
+            )
+    return AttentionSettings(**values)

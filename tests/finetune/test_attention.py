@@ -1,0 +1,101 @@
+"""Attention pooling finds the one token that carries the label, which the mean of the tokens hides."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from patchbank.errors import InvalidRequest, RowsMissing, StoreNotFound
+from patchbank.extract.run import run_extract
+from patchbank.finetune.attention import AttentionProbe, AttentionSettings, attention_logits, fit_attention, run_attention
+from patchbank.probe import metrics
+from sklearn.linear_model import LogisticRegression
+
+
+def hidden(n: int, *, tokens: int = 25, dim: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One token of each patch is marked by its first number; the sign of its second is the label."""
+    rng = np.random.default_rng(seed)
+    x, y = rng.normal(size=(n, tokens, dim)), np.arange(n) % 2
+    at = rng.integers(tokens, size=n)
+    x[np.arange(n), at, 0] = 8
+    x[np.arange(n), at, 1] = np.where(y == 1, 3, -3)
+    return x.astype(np.float16), y
+
+
+def test_it_finds_what_the_mean_hides() -> None:
+    x, y = hidden(900)
+    train = np.arange(900) < 600
+    model, history = fit_attention(
+        x, y, train=train, validation=~train, settings=AttentionSettings(lr=2e-2, epochs=30, dropout=0.0)
+    )
+    attention = metrics.auroc(y[~train], attention_logits(model, x[~train]))
+    means = x.astype(np.float64).mean(axis=1)
+    mean = metrics.auroc(
+        y[~train], LogisticRegression(max_iter=1000).fit(means[train], y[train]).decision_function(means[~train])
+    )
+    assert attention > 0.97
+    assert attention > mean + 0.1
+    assert history[-1]["loss"] < history[0]["loss"]
+    weights = model.pool(torch.from_numpy(x[:50]))[1]
+    assert weights.shape == (50, 4, 25)
+    assert torch.allclose(weights.sum(-1), torch.ones(50, 4), atol=1e-5)
+
+
+def test_it_starts_as_the_mean_and_repeats() -> None:
+    x, y = hidden(60)
+    model = AttentionProbe(16, heads=2, dropout=0.0, seed=0)
+    pooled, _ = model.pool(torch.from_numpy(x))
+    mean = model.norm(torch.from_numpy(x).float()).mean(1)
+    assert torch.allclose(pooled, mean.repeat(1, 2), atol=1e-5)
+    train = np.arange(60) < 40
+    runs = [
+        fit_attention(x, y, train=train, validation=~train, settings=AttentionSettings(epochs=3)) for _ in range(2)
+    ]
+    assert runs[0][1] == runs[1][1]
+
+
+def test_what_cannot_be_fitted_is_refused() -> None:
+    x, y = hidden(20)
+    half = np.arange(20) < 10
+    with pytest.raises(InvalidRequest, match="must be"):
+        fit_attention(x.reshape(20, -1), y, train=half, validation=~half)
+    with pytest.raises(InvalidRequest, match="both|training and validation"):
+        fit_attention(x, y, train=half, validation=half)
+    with pytest.raises(InvalidRequest, match="fewer than two classes"):
+        fit_attention(x, np.zeros(20, int), train=half, validation=~half)
+
+
+def test_from_cached_tokens_to_one_table(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
+    manifest = tiny.manifest(tmp_path / "images", n=90, test=30)
+    options = {
+        "train": manifest,
+        "encoder": "tiny-vit",
+        "bank": tmp_path / "bank",
+        "token_dim": 32,
+        "folds": 3,
+        "bootstrap": 100,
+        "settings": {"epochs": 15, "lr": 1e-2},
+    }
+    with pytest.raises(StoreNotFound):
+        run_attention(**options)
+    half = manifest.select(np.arange(90) < 45)
+    extract = {
+        "encoder": tiny_encoder[0],
+        "checkpoint": tiny_encoder[1],
+        "bank": tmp_path / "bank",
+        "tokens": "patches",
+        "device": "cpu",
+        "progress": False,
+    }
+    run_extract([half], **extract)
+    with pytest.raises(RowsMissing, match="patchbank extract"):
+        run_attention(**options)
+    run_extract([manifest], **extract)
+    result = run_attention(**options, out=tmp_path / "out")
+    oof = next(s for s in result.document["scores"] if s["role"] == "oof")
+    assert oof["n"] == 60
+    assert oof["metrics"]["auroc"][0] > 0.7
+    assert (tmp_path / "out" / "tiny-vit+attention" / "fold-3.safetensors").exists()
