@@ -1,4 +1,4 @@
-"""Small plots as inline SVG, made by hand: they take their colours from the page, so they follow light and dark.
+"""Small plots as inline SVG, made by hand: their colours are the page's, so they follow light and dark.
 
 Series are numbered; the page's style sheet gives `--s0`, `--s1`, ... their colours (see report.py).
 """
@@ -71,7 +71,8 @@ class Plot:
         """At pixels, not data coordinates."""
         rotate = f' transform="rotate({turn:g} {x:.1f} {y:.1f})"' if turn else ""
         self.body.append(
-            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>{escape(text)}</text>'
+            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{rotate}>'
+            f"{escape(text)}</text>"
         )
 
     def line(
@@ -130,7 +131,7 @@ def unit_ticks(low: float = 0.0, high: float = 1.0) -> list[float]:
 
 
 def roc_points(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the ROC curve: (1 - specificity, sensitivity), float64 (k,) each. y int (n,), p float (n,)."""
+    """Corners of the ROC curve: (1 - specificity, sensitivity), float64 (k,); y int (n,), p float (n,)."""
     tp, fp = _counts(y, p)
     x, s = np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])
     corner = np.ones(len(x), bool)  # points on a straight piece say nothing

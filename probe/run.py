@@ -26,7 +26,7 @@ from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .leaks import LeakReport, audit_leaks, deduplicate
 from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol
 from .results import SWEEP, ProbeResult
-from .scoring import Column, Rows, compare_models, score_set, score_votes
+from .scoring import Column, Rows, bootstrap_set, compare_models, score_set, score_votes
 
 
 def run_probe(
@@ -90,10 +90,10 @@ def run_probe(
     chosen, columns = columns_of(data, plan, runs)
     scores, comparisons = [], []
     for rows in [data.train, *data.tests]:
-        scores += score_set(rows, columns[rows.dataset], config=config)
-        comparisons += compare_models(
-            rows, [c for c in columns[rows.dataset] if c.features != SWEEP], config=config, reference=chosen
-        )
+        mine = columns[rows.dataset]
+        whole = bootstrap_set(rows, mine, config=config)
+        scores += score_set(rows, mine, config=config, whole=whole)
+        comparisons += compare_models(rows, mine, config=config, reference=chosen, whole=whole)
     votes = [
         found for rows in [data.train, *data.tests] if (found := score_votes(rows, columns[rows.dataset]))
     ]
@@ -383,8 +383,8 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
 def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:
     """Every prediction, one row each: patch, feature set and role ("oof", "refit", "ensemble").
 
-    Columns: patch_id, path, dataset, domain, group, label (1: positive), fold (outer fold of a train row, else 0),
-    features, role, score (logit), probability, threshold (on the probability, chosen on folds),
+    Columns: patch_id, path, dataset, domain, group, label (1: positive), fold (outer fold of a train row,
+    else 0), features, role, score (logit), probability, threshold (on the probability, chosen on folds),
     probability_platt.
     """
     frames = []

@@ -1,6 +1,7 @@
 """From scores to numbers with intervals: by data set and domain, raw and deduplicated, model by model."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from . import agreement
 from . import metrics as metrics_module
 from .config import ProbeConfig
 from .intervals import DEFAULT_METRICS, Interval, bootstrap, cluster_codes, compare, delong
+from .results import SWEEP
 
 # at probability 0.5, as the fit gives it
 METRICS = (
@@ -30,6 +32,7 @@ METRICS = (
 THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
 CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 COMPARED = ("balanced_accuracy", "auroc")
+FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
 ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
 
 
@@ -72,14 +75,32 @@ class Rows:
         return len(self.y)
 
 
-def score_set(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> list[dict[str, Any]]:
+def bootstrap_set(
+    rows: Rows, columns: Sequence[Column], *, config: ProbeConfig
+) -> Mapping[str, Interval] | None:
+    """Bootstrap of METRICS on all rows at probability 0.5, for scores and comparisons; None: no intervals."""
+    if not _can_resample(rows.group, config):
+        return None
+    p = expit(np.stack([c.score for c in columns], axis=1))
+    return _bootstrap(rows.y, p, rows.group, METRICS, config)
+
+
+def score_set(
+    rows: Rows,
+    columns: Sequence[Column],
+    *,
+    config: ProbeConfig,
+    whole: Mapping[str, Interval] | None = None,
+) -> list[dict[str, Any]]:
     """One record for each model x subset of the rows: all ("raw"), without repeated content ("dedup", only
     where there is any), and each domain where there are several.
 
     A record has `metrics` (at probability 0.5), and for the whole sets `at_threshold`, `temperature` and
     `platt` (chosen on folds); each value is [value, low, high], None where undefined.
+    whole : what `bootstrap_set` gave for these columns, if it is there already
     """
-    records = _subset(rows, columns, np.ones(len(rows), bool), config, full=True, subset="raw", domain="")
+    everything = np.ones(len(rows), bool)
+    records = _subset(rows, columns, everything, config, full=True, subset="raw", domain="", whole=whole)
     if not rows.distinct.all():
         records += _subset(rows, columns, rows.distinct, config, full=True, subset="dedup", domain="")
     domains = [d for d in dict.fromkeys(rows.domain) if d]
@@ -100,10 +121,13 @@ def _subset(
     full: bool,
     subset: str,
     domain: str,
+    whole: Mapping[str, Interval] | None = None,
 ) -> list[dict[str, Any]]:
     y, group = rows.y[mask], rows.group[mask]
     score = np.stack([c.score[mask] for c in columns], axis=1)
-    found = {"metrics": intervals_of(y, expit(score), group, METRICS if full else DEFAULT_METRICS, config)}
+    names = METRICS if full else DEFAULT_METRICS
+    plain = _triples(whole) if whole else intervals_of(y, expit(score), group, names, config)
+    found = {"metrics": plain}
     if full:
         cut, slope, scale, offset = np.stack([c.adjusted[mask] for c in columns], axis=1).transpose(2, 0, 1)
         found["at_threshold"] = intervals_of(y, expit(score - cut), group, THRESHOLD_METRICS, config)
@@ -136,60 +160,72 @@ def intervals_of(
 ) -> dict[str, list[list[float | None]]]:
     """metric -> for each column of p (n, m) [value, low, high]; None where undefined or where there is
     nothing to resample."""
-    if config.bootstrap and cluster_codes(group, len(y)).max() > 0:
-        found = _bootstrap(y, p, group, names, config)
-        triples = {name: (one.value, one.low, one.high) for name, one in found.items()}
-    else:
-        values = metrics_module.evaluate(y, p, metrics=names)
-        nothing = np.full(p.shape[1], np.nan)
-        triples = {name: (values[name], nothing, nothing) for name in names}
+    if _can_resample(group, config):
+        return _triples(_bootstrap(y, p, group, names, config))
+    values = metrics_module.evaluate(y, p, metrics=names)
+    return {name: [[_number(v), None, None] for v in values[name]] for name in names}
+
+
+def _triples(found: Mapping[str, Interval]) -> dict[str, list[list[float | None]]]:
     return {
-        name: [[_number(v) for v in one] for one in zip(*three, strict=True)]
-        for name, three in triples.items()
+        name: [[_number(v) for v in three] for three in zip(one.value, one.low, one.high, strict=True)]
+        for name, one in found.items()
     }
+
+
+def _can_resample(group: np.ndarray, config: ProbeConfig) -> bool:
+    return config.bootstrap > 0 and int(cluster_codes(group, len(group)).max()) > 0
 
 
 def _bootstrap(
     y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
-) -> dict[str, Interval]:
-    found = bootstrap(
+) -> Mapping[str, Interval]:
+    few = int(cluster_codes(group, len(y)).max()) + 1 < FEW_GROUPS
+    return bootstrap(
         y,
         p,
         groups=group,
         metrics=names,
-        method=config.interval,  # pyright: ignore[reportArgumentType]  checked by ProbeConfig
+        method="percentile" if few or config.interval == "percentile" else "bca",
         confidence=config.level,
         n_resamples=config.bootstrap,
         seed=config.seed,
-    )
-    return dict(found.items())
+    ).intervals
 
 
 def compare_models(
-    rows: Rows, columns: Sequence[Column], *, config: ProbeConfig, reference: str
+    rows: Rows,
+    columns: Sequence[Column],
+    *,
+    config: ProbeConfig,
+    reference: str,
+    whole: Mapping[str, Interval] | None,
 ) -> list[dict[str, Any]]:
     """Paired differences between the models of one evaluation set that have the same role.
 
     balanced_accuracy (at 0.5) and auroc by the paired cluster bootstrap, auroc also by DeLong's test
     (clustered where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set,
     role, metric and test. All pairs up to 12 models, above that each against `reference` (a feature set, the
-    one chosen on the folds).
+    one chosen on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
+
+    whole : what `bootstrap_set` gave for these columns (None: DeLong only)
     """
     records: list[dict[str, Any]] = []
+    names = [c.features for c in columns]
+    p = expit(np.stack([c.score for c in columns], axis=1))
     for role in dict.fromkeys(c.role for c in columns):
-        mine = [c for c in columns if c.role == role]
-        if len(mine) < 2:
+        mine = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
+        pairs = list(itertools.combinations(mine, 2))
+        if len(mine) > ALL_PAIRS_UP_TO:
+            pairs = [(i, j) for i in mine for j in mine if names[j] == reference and i != j]
+        if not pairs:
             continue
-        names = [c.features for c in mine]
-        at = names.index(reference) if len(mine) > ALL_PAIRS_UP_TO and reference in names else None
-        p = expit(np.stack([c.score for c in mine], axis=1))
         found = []
-        if config.bootstrap and cluster_codes(rows.group, len(rows)).max() > 0:
-            intervals = _bootstrap(rows.y, p, rows.group, COMPARED, config)
-            found += [("paired cluster bootstrap", compare(intervals[m], reference=at)) for m in COMPARED]
+        if whole is not None:
+            found += [("paired cluster bootstrap", compare(whole[m], pairs=pairs)) for m in COMPARED]
         try:
             test = delong(rows.y, p, groups=rows.group)
-            found.append(("DeLong", test.compare(reference=at, confidence=config.level)))
+            found.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
         except ProbeError:  # fewer than two clusters of a class: no test there, the bootstrap says as much
             pass
         for test_name, differences in found:

@@ -1,0 +1,935 @@
+"""What a report says: sections of sentences, tables and plots, read from the results of a study."""
+
+import base64
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .calibration import reliability_curve
+from .plots import SERIES, Plot, pr_points, roc_points, unit_ticks
+from .results import ProbeResult
+
+PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
+ERRORS = 6  # thumbnails of each kind
+IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
+TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "mcc": "MCC",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "log_loss": "log-loss",
+}
+
+
+class Table:
+    """Column heads and rows of cells; a cell is text, or (text, HTML).
+
+    left : how many columns from the left are words, the others are numbers
+    over : a line of heads above the heads, (text, number of columns)
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        *,
+        left: int = 1,
+        kind: str = "",
+        over: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self.heads, self.rows, self.left, self.kind, self.over = heads, rows, left, kind, over
+
+    def html(self) -> str:
+        def cells(row: Sequence[Any], tag: str) -> str:
+            out = []
+            for i, cell in enumerate(row):
+                inner = cell[1] if isinstance(cell, tuple) else escape(str(cell))
+                out.append(f"<{tag}{' class=n' if i >= self.left else ''}>{inner}</{tag}>")
+            return "<tr>" + "".join(out) + "</tr>"
+
+        over = "".join(f'<th colspan="{span}">{escape(text)}</th>' for text, span in self.over)
+        head = (f'<tr class="over">{over}</tr>' if over else "") + cells(self.heads, "th")
+        body = "".join(cells(row, "td") for row in self.rows)
+        return (
+            f'<div class="scroll"><table class="{self.kind}"><thead>{head}</thead>'
+            f"<tbody>{body}</tbody></table></div>"
+        )
+
+    def markdown(self) -> str:
+        def cells(row: Sequence[Any]) -> str:
+            texts = (cell[0] if isinstance(cell, tuple) else str(cell) for cell in row)
+            return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
+
+        prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
+        heads = [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
+        rule = "|" + "|".join("---:" if i >= self.left else "---" for i in range(len(self.heads))) + "|"
+        return "\n".join([cells(heads), rule, *(cells(row) for row in self.rows)])
+
+
+class Html:
+    """Something that only the HTML report has."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
+
+
+class Sections:
+    """The document, read for a report."""
+
+    def __init__(self, result: ProbeResult) -> None:
+        self.result, self.doc = result, result.document
+        self.predictions = result.predictions
+        self.positive = self.doc["data"][0]["positive"]
+        self.level = round(100 * self.doc["config"]["level"])
+        self.sets = [d["dataset"] for d in self.doc["data"]]
+        self.train = self.sets[0]
+        ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
+        self.names = [m["features"] for m in ranked]
+        self.chosen = self.doc["chosen"]
+        self.models = {m["features"]: m for m in self.doc["models"]}
+        self.series = {name: i for i, name in enumerate(self.names[:PLOTTED])}
+        human = {v["dataset"]: v["human_line"] for v in self.doc.get("votes", [])}
+        self.human = {k: v for k, v in human.items() if v is not None}
+
+    @property
+    def title(self) -> str:
+        return f"Probe report: {self.doc['data'][0]['name']}"
+
+    @property
+    def lead(self) -> str:
+        first, others = self.doc["data"][0], self.doc["data"][1:]
+        groups = f"{first['n_groups']} {first['group_kind']}s" if first["n_groups"] else "no known groups"
+        many = f"{len(self.names)} feature sets" if len(self.names) > 1 else "one feature set"
+        sets = (
+            " and ".join([", ".join(d["dataset"] for d in others[:-1]), others[-1]["dataset"]]).removeprefix(
+                " and "
+            )
+            if others
+            else "no other set"
+        )
+        config, model = self.doc["config"], self.models[self.chosen]
+        what = f"probe {config.get('probe')!r}"
+        if config.get("probe", "logistic") == "logistic":
+            what = "linear classifier on frozen embeddings"
+        if "recipe" in model:
+            what = "fine-tuned network"
+        return (
+            f"How well does a {what} tell **{self.positive}** patches from the others? It was trained on "
+            f"{first['n']} patches ({first['n_positive']} {self.positive}) from {groups}, for {many}, "
+            f"and tested on {sets}. Chosen on the folds: **{self.chosen}**."
+        )
+
+    def sections(self, *, images: bool) -> list[Section]:
+        found = [
+            ("Results", self.leaderboard()),
+            ("Curves", self.curves()),
+            ("Threshold and calibration", self.thresholds()),
+            ("How the penalty was chosen", self.paths()),
+            ("Differences between feature sets", self.differences()),
+            ("Domains", self.domains()),
+            ("Agreement of the experts", self.votes()),
+            ("Most confident errors", self.errors() if images else []),
+            ("Data and leaks", self.data()),
+            ("Provenance and cost", self.provenance()),
+        ]
+        return [(title, content) for title, content in found if content]
+
+    # --- results
+
+    def leaderboard(self) -> list[Any]:
+        records = self.result.leaderboard()
+        shown = ("balanced_accuracy", "auroc", "average_precision")
+        scale = {m: self._range([r["metrics"][m] for r in records]) for m in shown}
+        out: list[Any] = [
+            f"In brackets: {self.level} % intervals, from resampling whole "
+            f"{self.doc['data'][0]['group_kind']}s ({self.doc['config']['interval']} bootstrap). Balanced "
+            "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
+            f"coin. AUROC is the chance that a random {self.positive} patch scores above a random other "
+            f"one. Average precision is for the class {self.positive}; a coin gets the class's share. ★ "
+            "marks what the folds of the training set chose; no choice of any kind was made on the test "
+            "sets."
+        ]
+        for dataset in self.sets:
+            mine = [r for r in records if r["dataset"] == dataset]
+            if not mine:
+                continue
+            n, positive, groups = mine[0]["n"], mine[0]["n_positive"], mine[0]["n_groups"]
+            how = "scored out of fold" if dataset == self.train else "never used in training or choosing"
+            share = positive / n
+            line = (
+                f"; an expert against the other experts: balanced accuracy {self.human[dataset]:.3f} (dashed)"
+                if dataset in self.human
+                else ""
+            )
+            out.append(
+                f"**{dataset}**: {n} patches, {share:.1%} {self.positive}, {groups} independent groups; "
+                f"{how}{line}."
+            )
+            rows = []
+            for r in mine:
+                star = " ★" if r["features"] == self.chosen else ""
+                name = r["features"] + star
+                cells: list[Any] = [(name, self._swatch(r["features"]) + escape(name))]
+                for m in shown:
+                    chance = share if m == "average_precision" else 0.5
+                    human = self.human.get(dataset) if m == "balanced_accuracy" else None
+                    series = self.series.get(r["features"], SERIES - 1)
+                    cells.append(
+                        (
+                            _interval(r["metrics"][m]),
+                            _interval_html(r["metrics"][m])
+                            + _whisker(r["metrics"][m], scale[m], chance, human, series),
+                        )
+                    )
+                cells += [_plain(r["metrics"]["sensitivity"][0]), _plain(r["metrics"]["specificity"][0])]
+                rows.append(cells)
+            out.append(
+                Table(
+                    ["feature set", *(TITLES[m] for m in shown), "sensitivity", "specificity"],
+                    rows,
+                    kind="board",
+                )
+            )
+        dedup = [
+            r
+            for r in self.doc["scores"]
+            if r["subset"] == "dedup" and r["features"] in (self.chosen,) and not r["domain"]
+        ]
+        if dedup:
+            raw = {
+                (r["dataset"], r["role"]): r
+                for r in self.doc["scores"]
+                if r["subset"] == "raw" and not r["domain"] and r["features"] == self.chosen
+            }
+            out.append(
+                "Some images occur more than once. Scored once each, without images that carry both labels:"
+            )
+            out.append(
+                Table(
+                    [
+                        "set",
+                        "by",
+                        "patches",
+                        "distinct",
+                        "balanced accuracy",
+                        "once each",
+                        "AUROC",
+                        "once each",
+                    ],
+                    [
+                        [r["dataset"], r["role"], raw[r["dataset"], r["role"]]["n"], r["n"]]
+                        + [
+                            _interval(x["metrics"][m])
+                            for m in ("balanced_accuracy", "auroc")
+                            for x in (raw[r["dataset"], r["role"]], r)
+                        ]
+                        for r in dedup
+                    ],
+                    left=2,
+                )
+            )
+        return out
+
+    def _range(self, values: Sequence[Sequence[float | None]]) -> tuple[float, float]:
+        known = [v for triple in values for v in triple if v is not None]
+        return (min([0.45, *known]), max([0.8, *known]))
+
+    def _swatch(self, name: str) -> str:
+        return (
+            f'<i class="swatch" style="background:var(--s{self.series[name]})"></i>'
+            if name in self.series
+            else '<i class="swatch"></i>'
+        )
+
+    def _legend(self) -> Html:
+        items = "".join(
+            f"<span>{self._swatch(n)}{escape(n)}{' ★' if n == self.chosen else ''}</span>"
+            for n in self.series
+        )
+        more = len(self.names) - len(self.series)
+        rest = f"<span>and {more} more, in the tables only</span>" if more else ""
+        return Html(f'<div class="legend">{items}{rest}</div>')
+
+    def _scores(self, dataset: str, name: str) -> pd.DataFrame:
+        table = self.predictions
+        rows = table[(table["dataset"] == dataset) & (table["features"] == name)]
+        for role in ("oof", "refit", "ensemble"):
+            mine = rows[rows["role"] == role]
+            if len(mine):
+                return mine
+        return rows
+
+    # --- curves
+
+    def curves(self) -> list[Any]:
+        out: list[Any] = [
+            "Left: ROC, sensitivity against false alarms. Middle: precision against sensitivity; dashed, "
+            f"the share of {self.positive} patches. Right: of the patches given a probability, the share "
+            f"that is {self.positive} (★ only; filled: calibrated on the folds with Platt's method, hollow: "
+            f"as fitted; {self.level} % intervals for independent patches). On the dashed diagonal the "
+            "probabilities can be taken at their word.",
+            self._legend(),
+        ]
+        for dataset in self.sets:
+            plots = [self._roc(dataset), self._pr(dataset), self._reliability(dataset)]
+            out.append(Html(f'<h3>{escape(dataset)}</h3><div class="row">{"".join(plots)}</div>'))
+        return out
+
+    def _roc(self, dataset: str) -> str:
+        plot = Plot(x=(0, 1), y=(0, 1), title=f"ROC curves, {dataset}")
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        plot.axes("false alarms (1 - specificity)", "sensitivity", xticks=ticks, yticks=ticks)
+        plot.line([0, 1], [0, 1], dashed=True)
+        for name in reversed(self.series):
+            rows = self._scores(dataset, name)
+            if rows["label"].nunique() == 2:
+                plot.line(
+                    *roc_points(rows["label"].to_numpy(), rows["score"].to_numpy()),
+                    series=self.series[name],
+                    thick=name == self.chosen,
+                )
+        return plot.svg()
+
+    def _pr(self, dataset: str) -> str:
+        plot = Plot(x=(0, 1), y=(0, 1), title=f"precision-recall curves, {dataset}")
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        plot.axes("sensitivity (recall)", "precision", xticks=ticks, yticks=ticks)
+        for name in reversed(self.series):
+            rows = self._scores(dataset, name)
+            if rows["label"].nunique() == 2:
+                share = float(rows["label"].mean())
+                plot.line(
+                    *pr_points(rows["label"].to_numpy(), rows["score"].to_numpy()),
+                    series=self.series[name],
+                    thick=name == self.chosen,
+                )
+                if name == self.chosen:
+                    plot.line([0, 1], [share, share], dashed=True)
+        return plot.svg()
+
+    def _reliability(self, dataset: str) -> str:
+        plot = Plot(x=(0, 1), y=(0, 1), title=f"calibration, {dataset}")
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        plot.axes("probability given", f"share that is {self.positive}", xticks=ticks, yticks=ticks)
+        plot.line([0, 1], [0, 1], dashed=True)
+        rows = self._scores(dataset, self.chosen)
+        series = self.series.get(self.chosen, 0)
+        for column, hollow in (("probability", True), ("probability_platt", False)):
+            curve = reliability_curve(
+                rows["label"].to_numpy(),
+                rows[column].to_numpy(),
+                bins=8,
+                strategy="mass",
+                confidence=self.level / 100,
+            )
+            filled = np.flatnonzero(curve.count > 0)
+            if not hollow:
+                plot.line(curve.mean_probability[filled], curve.share_positive[filled], series=series)
+            for b in filled:
+                x = float(curve.mean_probability[b])
+                if not hollow:
+                    plot.bar((x, x), (float(curve.low[b]), float(curve.high[b])), series=series)
+                plot.dot(
+                    x,
+                    float(curve.share_positive[b]),
+                    series=series,
+                    hollow=hollow,
+                    tip=f"{curve.count[b]} patches",
+                )
+        return plot.svg()
+
+    # --- thresholds
+
+    def thresholds(self) -> list[Any]:
+        rows = []
+        for r in self._whole(self.chosen):
+            if "at_threshold" not in r:
+                continue
+            at, cal, plain = r["at_threshold"], r["platt"], r["metrics"]
+            rows.append(
+                [
+                    r["dataset"],
+                    r["role"],
+                    _interval(plain["balanced_accuracy"]),
+                    f"{_plain(plain['sensitivity'][0])} / {_plain(plain['specificity'][0])}",
+                    _interval(at["balanced_accuracy"]),
+                    f"{_plain(at['sensitivity'][0])} / {_plain(at['specificity'][0])}",
+                    _plain(plain.get("ece", [None])[0]),
+                    _plain(r["temperature"]["ece"][0]),
+                    _plain(cal["ece"][0]),
+                    _plain(cal["brier"][0]),
+                ]
+            )
+        model = self.models[self.chosen]
+        return (
+            [
+                f"For {self.chosen} (★). The threshold that gives the best balanced accuracy, and the "
+                "calibration, were chosen on out-of-fold scores of the training set and then kept: "
+                f"threshold {_plain(model['threshold'])}, temperature {_plain(model['temperature'])}. ECE "
+                "is the mean distance between probability and share; a probe that is trained with balanced "
+                "classes overstates the rare class until it is calibrated. By: oof, out of fold; refit, one "
+                "model on all training patches; ensemble, the mean probability of the folds' models.",
+                Table(
+                    [
+                        "set",
+                        "by",
+                        "balanced accuracy at 0.5",
+                        "sens. / spec.",
+                        "at the chosen threshold",
+                        "sens. / spec.",
+                        "ECE as fitted",
+                        "ECE, temperature",
+                        "ECE, Platt",
+                        "Brier, Platt",
+                    ],
+                    rows,
+                    left=2,
+                ),
+            ]
+            if rows
+            else []
+        )
+
+    def _whole(self, name: str) -> list[dict[str, Any]]:
+        found = [
+            r
+            for r in self.doc["scores"]
+            if r["features"] == name
+            and not r["domain"]
+            and r["subset"] == "raw"
+            and r["role"] in ("oof", "refit", "ensemble")
+        ]
+        return sorted(found, key=lambda r: self.sets.index(r["dataset"]))
+
+    # --- the C path
+
+    def paths(self) -> list[Any]:
+        models = [self.models[n] for n in self.names if self.models[n].get("path")]
+        if not models:
+            return []
+        criterion = self.doc["config"].get("select") or (
+            "log_loss" if self.doc["config"]["probe"] in ("logistic", "mlp") else "auroc"
+        )
+        sign, label = (
+            (-1, "balanced log-loss (lower is better)")
+            if criterion == "log_loss"
+            else (1, f"{TITLES[criterion]} (higher is better)")
+        )
+        rows, lines = [], []
+        for m in models:
+            values, choice = np.array(m["path"]["C"]), m["choice"]
+            p = self.doc["config"]["preprocess"].index(choice["preprocess"])
+            w = self.doc["config"]["class_weight"].index(choice["class_weight"])
+            y = np.array([np.nan if v is None else sign * v for v in m["path"]["criterion"][p][w]])
+            lines.append((m["features"], values, y, choice, m["fold_choices"]))
+            folds = ", ".join(f"{c['C']:.2g}" for c in m["fold_choices"])
+            edge = " (edge of the grid)" if len(values) > 1 and choice["C"] in (values[0], values[-1]) else ""
+            rows.append(
+                [
+                    (m["features"], self._swatch(m["features"]) + escape(m["features"])),
+                    choice["preprocess"],
+                    choice["class_weight"],
+                    f"{choice['C']:.2g}{edge}",
+                    folds,
+                    f"{sign * m['criterion']:.4f}",
+                ]
+            )
+        out: list[Any] = [
+            "The penalty 1/C keeps the classifier from learning the training patches by heart. Each value "
+            "was judged on held-out folds of whole groups; the dot is the choice for the refit, the ticks "
+            "below are those of the inner folds, one for each outer fold.",
+        ]
+        if len(lines[0][1]) > 2:
+            shown = [one for one in lines if one[0] in self.series]
+            ys = np.concatenate([y[np.isfinite(y)] for _, _, y, _, _ in shown])
+            low, high = float(ys.min()), float(np.quantile(ys, 0.9) if sign < 0 else ys.max())
+            pad = 0.06 * (high - low or 1)
+            logs = np.log10(lines[0][1])
+            plot = Plot(
+                x=(logs.min(), logs.max()),
+                y=(low - 2.5 * pad, high + pad),
+                width=720,
+                height=320,
+                left=60,
+                title="criterion by penalty",
+            )
+            exponents = list(range(math.ceil(logs.min()), math.floor(logs.max()) + 1))
+            plot.axes(
+                "C: weaker penalty to the right",
+                label,
+                xticks=exponents,
+                yticks=unit_ticks(low, high),
+                xformat=lambda v: f"1e{v:g}",
+            )
+            for name, values, y, choice, fold_choices in reversed(shown):
+                x, keep = np.log10(values), np.isfinite(y) & (y <= high + pad) & (y >= low - pad)
+                series = self.series[name]
+                plot.line(x[keep], y[keep], series=series, thick=name == self.chosen)
+                at = int(np.argmin(np.abs(values - choice["C"])))
+                plot.dot(
+                    float(x[at]),
+                    float(y[at]),
+                    series=series,
+                    radius=4.5,
+                    tip=f"{name}: C = {choice['C']:.3g}",
+                )
+                for c in fold_choices:
+                    v = math.log10(c["C"])
+                    plot.bar((v, v), (low - 2.4 * pad, low - 1.4 * pad), series=series, thick=True)
+            out += [self._legend(), Html(f'<div class="row">{plot.svg()}</div>')]
+        out.append(
+            Table(
+                ["feature set", "preprocessing", "class weight", "C", "C of the folds", label.split(" (")[0]],
+                rows,
+                left=3,
+            )
+        )
+        return out
+
+    # --- differences
+
+    def differences(self) -> list[Any]:
+        found = [c for c in self.doc["comparisons"] if self.chosen in (c["a"], c["b"])]
+        if not found:
+            return []
+        out: list[Any] = [
+            f"Each line is another feature set minus {self.chosen} (★) on the same patches: left of zero, ★ "
+            f"is better. Bars are {self.level} % intervals of the paired bootstrap over whole groups; an "
+            "interval that crosses zero means that these patches cannot tell the two apart. p-values are "
+            "adjusted for the number of comparisons (Holm).",
+            self._legend(),
+        ]
+        table = []
+        plots = []
+        for dataset in self.sets:
+            role = "oof" if dataset == self.train else "refit"
+            for metric in ("auroc", "balanced_accuracy"):
+                mine = [
+                    c
+                    for c in found
+                    if c["dataset"] == dataset and c["role"] == role and c["metric"] == metric
+                ]
+                boot = [self._against(c) for c in mine if c["test"] == "paired cluster bootstrap"]
+                delong = {self._against(c)["name"]: c["p_holm"] for c in mine if c["test"] == "DeLong"}
+                boot = [b for b in boot if b["difference"] is not None]
+                if not boot:
+                    continue
+                boot.sort(key=lambda b: self.names.index(b["name"]))
+                plots.append(self._forest(dataset, metric, boot))
+                table += [
+                    [
+                        dataset,
+                        b["name"],
+                        TITLES[metric],
+                        f"{b['difference']:+.3f}",
+                        f"[{b['low']:+.3f}, {b['high']:+.3f}]",
+                        _p(b["p_holm"]),
+                        _p(delong.get(b["name"])) if metric == "auroc" else "-",
+                    ]
+                    for b in boot
+                ]
+        out.append(Html(f'<div class="row">{"".join(plots)}</div>'))
+        out.append(
+            Table(
+                ["set", "feature set", "metric", "difference", "interval", "p, bootstrap", "p, DeLong"],
+                table,
+                left=3,
+            )
+        )
+        return out
+
+    def _against(self, c: dict[str, Any]) -> dict[str, Any]:
+        if c["b"] == self.chosen:
+            return {**c, "name": c["a"]}
+        turned = {"difference": c["difference"], "low": c["high"], "high": c["low"]}
+        return {**c, "name": c["b"], **{k: None if v is None else -v for k, v in turned.items()}}
+
+    def _forest(self, dataset: str, metric: str, rows: Sequence[dict[str, Any]]) -> str:
+        rows = list(rows)[:12]
+        ends = [v for b in rows for v in (b["low"], b["high"], 0.0) if v is not None]
+        span = max(max(ends) - min(ends), 0.02)
+        plot = Plot(
+            x=(min(ends) - 0.05 * span, max(ends) + 0.05 * span),
+            y=(len(rows) - 0.4, -0.6),
+            width=330,
+            height=70 + 22 * len(rows),
+            left=14,
+            top=24,
+            title=f"{metric}, {dataset}",
+        )
+        plot.text(14, 14, f"{dataset}: {TITLES[metric]}", kind="label")
+        ticks = unit_ticks(min(ends), max(ends))
+        plot.axes("difference from ★", "", xticks=ticks, yticks=[])
+        plot.line([0, 0], [-0.6, len(rows) - 0.4], dashed=True)
+        for i, b in enumerate(rows):
+            series = self.series.get(b["name"], SERIES - 1)
+            if b["low"] is not None:
+                plot.bar((b["low"], b["high"]), (i, i), series=series, thick=True)
+            plot.dot(b["difference"], i, series=series, tip=f"{b['name']}: {b['difference']:+.3f}")
+        return plot.svg()
+
+    # --- domains
+
+    def domains(self) -> list[Any]:
+        out: list[Any] = []
+        by_domain = [
+            r
+            for r in self.doc["scores"]
+            if r["domain"] and r["features"] == self.chosen and r["role"] in ("oof", "refit")
+        ]
+        left_out = {
+            name: {d["domain"]: d for d in found["leave_one_out"]}
+            for name, found in self.doc.get("domains", {}).items()
+        }
+        records = [r["metrics"]["auroc"] for r in by_domain]
+        records += [d["metrics"]["auroc"] for of in left_out.values() for d in of.values() if d["metrics"]]
+        scale = self._range(records)
+        series = self.series.get(self.chosen, 0)
+
+        def auroc(metrics: dict[str, Any] | None) -> Any:
+            if metrics is None:
+                return "-"
+            value = metrics["auroc"]
+            return (_interval(value), _interval_html(value) + _whisker(value, scale, 0.5, None, series))
+
+        for dataset in self.sets:
+            mine = [r for r in by_domain if r["dataset"] == dataset]
+            if not mine:
+                continue
+            heads = ["domain", "patches", self.positive, "balanced accuracy", "AUROC"]
+            others = left_out.get(self.chosen, {}) if dataset == self.train else {}
+            text = f"**{dataset}**, {self.chosen} (★) by scanner, centre or tumour type."
+            if others:
+                heads += ["balanced accuracy, left out", "AUROC, left out"]
+                text += (
+                    " Out of fold, other patches of the domain are in training; left out, the model was "
+                    "trained and tuned on the other domains alone, as if this one were another hospital's."
+                )
+            rows = []
+            for r in mine:
+                row = [r["domain"], r["n"], r["n_positive"], _interval(r["metrics"]["balanced_accuracy"])]
+                row.append(auroc(r["metrics"]))
+                if others:
+                    metrics = others.get(r["domain"], {}).get("metrics")
+                    row += [_interval(metrics["balanced_accuracy"]) if metrics else "-", auroc(metrics)]
+                rows.append(row)
+            out += [text, Table(heads, rows, kind="board")]
+        for name, found in self.doc.get("domains", {}).items():
+            out += [
+                f"{name}: trained on one domain (rows), scored on another (columns), AUROC. Tuned inside "
+                "the row's domain; framed, the domain itself, out of fold.",
+                self._matrix(found["matrix"]),
+            ]
+        return out
+
+    def _matrix(self, matrix: dict[str, Any]) -> Table:
+        rows = []
+        for name, values in zip(matrix["train"], matrix["auroc"], strict=True):
+            cells: list[Any] = [name]
+            for column, v in zip(matrix["test"], values, strict=True):
+                if v is None:
+                    cells.append("-")
+                    continue
+                own = " class=own" if column == f"train / {name}" else ""
+                tint = (
+                    f"color-mix(in srgb, var(--s0) {55 * min(max((v - 0.5) / 0.4, 0), 1):.0f}%, transparent)"
+                )
+                cells.append((f"{v:.2f}", f'<span{own} style="background:{tint}">{v:.2f}</span>'))
+            rows.append(cells)
+        places = [column.partition(" / ") for column in matrix["test"]]
+        over: list[tuple[str, int]] = [("", 1)]
+        for dataset, _, _ in places:
+            text = self.train if dataset == "train" else dataset
+            over = [*over[:-1], (text, over[-1][1] + 1)] if over[-1][0] == text else [*over, (text, 1)]
+        heads = [
+            f"{domain or 'all'} ({p}/{n})"
+            for (_, _, domain), n, p in zip(places, matrix["n"], matrix["n_positive"], strict=True)
+        ]
+        return Table([f"({self.positive}/patches)", *heads], rows, kind="matrix", over=over)
+
+    # --- votes
+
+    def votes(self) -> list[Any]:
+        out: list[Any] = []
+        for v in self.doc.get("votes", []):
+            kappa = "" if v["kappa"] is None else f", Fleiss' kappa {v['kappa']:.3f}"
+            line = ""
+            if v["human_line"] is not None:
+                line = (
+                    f"; an expert against the majority of the others: {v['human_line']:.3f} balanced accuracy"
+                )
+            out.append(
+                f"**{v['dataset']}**: {v['n']} patches with votes, {v['unanimous']:.1%} "
+                f"unanimous{kappa}{line}. {self.chosen} (★) by how many experts agree:"
+            )
+            role = "oof" if v["dataset"] == self.train else "refit"
+            mine = [s for s in v["strata"] if s["features"] == self.chosen and s["role"] == role] or [
+                s for s in v["strata"] if s["features"] == self.chosen
+            ]
+            rows = [
+                [
+                    f"{s['votes_agreeing']} of {s['votes_total']}",
+                    s["rows"],
+                    s["positives"],
+                    *(_plain(s[m]) for m in ("balanced_accuracy", "auroc", "average_precision")),
+                ]
+                for s in mine
+            ]
+            out.append(
+                Table(
+                    [
+                        "experts that agree",
+                        "patches",
+                        self.positive,
+                        "balanced accuracy",
+                        "AUROC",
+                        "average precision",
+                    ],
+                    rows,
+                )
+            )
+            probability = [s for s in v["by_votes"] if s["features"] == self.chosen and s["role"] == role]
+            if probability:
+                text = "; ".join(
+                    f"{s['votes_positive']} of {s['votes_total']}: {s['mean_score']:.2f} ({s['rows']})"
+                    for s in probability
+                )
+                soft = next(
+                    (s for s in v["soft"] if s["features"] == self.chosen and s["role"] == role), None
+                )
+                tail = (
+                    f" Correlation with the share of votes: {soft['pearson']:.2f}."
+                    if soft and soft["pearson"] is not None
+                    else ""
+                )
+                out.append(
+                    f"Mean probability by votes for {self.positive} (patches in brackets): {text}.{tail}"
+                )
+        return out
+
+    # --- errors
+
+    def errors(self) -> list[Any]:
+        out: list[Any] = []
+        missing = 0
+        for entry in self.doc["data"]:
+            table = self._scores(entry["dataset"], self.chosen)
+            if "path" not in table or not len(table):
+                continue
+            table = table.assign(margin=table["probability"] - table["threshold"])
+            missed = table[(table["label"] == 1) & (table["margin"] < 0)].nsmallest(ERRORS, "margin")
+            alarms = table[(table["label"] == 0) & (table["margin"] >= 0)].nlargest(ERRORS, "margin")
+            figures = []
+            for title, rows in (
+                (f"{self.positive}, called not", missed),
+                (f"not {self.positive}, called so", alarms),
+            ):
+                cards = []
+                for row in rows.to_dict("records"):
+                    image = _data_uri(Path(entry.get("root", "")) / str(row["path"]))
+                    missing += image is None
+                    picture = (
+                        f'<img src="{image}" alt="" width="112" height="112">'
+                        if image
+                        else '<div class="noimage">no image</div>'
+                    )
+                    about = " · ".join(str(row[c]) for c in ("domain", "group") if row[c])
+                    name = escape(str(row["patch_id"]).split("/", 1)[-1])
+                    caption = f"<b>p = {row['probability_platt']:.2f}</b><br>{name}<br>{escape(about)}"
+                    cards.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+                if cards:
+                    figures.append(
+                        f"<div><h4>{escape(title)}</h4><div class=cards>{''.join(cards)}</div></div>"
+                    )
+            if figures:
+                out.append(Html(f"<h3>{escape(entry['dataset'])}</h3>{''.join(figures)}"))
+        if out:
+            note = f" {missing} images could not be shown (moved, or in an archive)." if missing else ""
+            out.insert(
+                0,
+                f"Where {self.chosen} (★) is surest and wrong, at the chosen threshold; p is the calibrated "
+                f"probability of {self.positive}. Look for wrong labels, figures cut off, and "
+                f"artefacts.{note}",
+            )
+        return out
+
+    # --- data and provenance
+
+    def data(self) -> list[Any]:
+        rows = [
+            [
+                d["dataset"],
+                d["n"],
+                d["n_positive"],
+                d["n_groups"] or "-",
+                d["n_distinct"],
+                ", ".join(f"{k} ({v})" for k, v in d["domains"].items()) or "-",
+                d["licence"],
+            ]
+            for d in self.doc["data"]
+        ]
+        out: list[Any] = [
+            Table(["set", "patches", self.positive, "groups", "distinct images", "domains", "licence"], rows)
+        ]
+        leaks = self.doc.get("leaks")
+        if leaks:
+            found = {k: n for k, n in leaks["found"].items() if n}
+            texts = {
+                "labels": "images with contradictory labels",
+                "content": "images on both sides of a split",
+                "group": "groups on both sides of a split",
+                "near-duplicate": "near-duplicates on both sides",
+                "reused": "training rows that are reported on",
+            }
+            out.append(
+                "Leak audit, before anything was fitted: "
+                + (
+                    "; ".join(f"{n} {texts.get(k, k)}" for k, n in found.items()) + "."
+                    if found
+                    else "nothing found."
+                )
+            )
+            for leak in leaks["leaks"][:20]:
+                out.append(
+                    f"{texts.get(leak['kind'], leak['kind'])}: "
+                    + ", ".join(f"{p} ({s}, {label})" for p, s, label in leak["rows"][:8])
+                    + (" ..." if len(leak["rows"]) > 8 else "")
+                )
+        return out
+
+    def provenance(self) -> list[Any]:
+        config, seconds = self.doc["config"], self.doc.get("seconds", {})
+        out: list[Any] = []
+        cost = []
+        for name in self.names:
+            m = self.models[name]
+            s = m["seconds"]
+            if "fits" not in m:
+                cost.append([name, m["dim"], "-", "-", "-", "-", f"{s['all']:.1f}"])
+                continue
+            status = ", ".join(f"{v} {k}" for k, v in m["fits"]["status"].items())
+            gap = m["fits"]["worst_gap_bound"]
+            cost.append(
+                [
+                    name,
+                    m["dim"],
+                    m["fits"]["fits"],
+                    status,
+                    "-" if gap is None else f"{gap:.0e}",
+                    f"{s['fit']:.1f}",
+                    f"{s['all'] + s['load']:.1f}",
+                ]
+            )
+        out.append(
+            Table(
+                [
+                    "feature set",
+                    "columns",
+                    "fits",
+                    "how they ended",
+                    "worst gap bound",
+                    "s, fitting",
+                    "s, in all",
+                ],
+                cost,
+            )
+        )
+        if seconds:
+            out.append("Wall time: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()) + ".")
+        for name, store in self.doc.get("stores", {}).items():
+            identity, made = store["identity"], store["provenance"]
+            about = ", ".join(f"{k} {v}" for k, v in made.items() if isinstance(v, str | int | float))
+            out.append(
+                f"**{name}**: store {store['store']}, {identity['precision']} arithmetic, stored as "
+                f"{identity['dtype']}" + (f"; {about}" if about else "") + "."
+            )
+        folds = self.doc["folds"]
+        skip = {"C", "features"}
+        settings = ", ".join(
+            f"{k} {_setting(v)}" for k, v in config.items() if k not in skip and v not in (None, [])
+        )
+        grid = config.get("C") or []
+        out.append(
+            f"Folds: {folds['name']}, {folds['n_splits']} outer ({folds['made_with'] or 'from a file'}). "
+            f"Grid of C: {len(grid)} from {min(grid, default=0):.0e} to {max(grid, default=0):.0e}. "
+            f"Settings: {settings}."
+        )
+        out.append(
+            "Made with "
+            + ", ".join(
+                f"{k} {v}" for k, v in self.doc["provenance"].items() if v and not isinstance(v, list)
+            )
+            + "."
+        )
+        return out
+
+
+def _setting(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _interval(value: Sequence[float | None]) -> str:
+    v, low, high = value
+    if v is None:
+        return "-"
+    return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _interval_html(value: Sequence[float | None]) -> str:
+    text, _, rest = _interval(value).partition(" ")
+    return f"<b>{text}</b> <small>{rest}</small>"
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _whisker(
+    value: Sequence[float | None], scale: tuple[float, float], chance: float, human: float | None, series: int
+) -> str:
+    """A bar of the interval with its value, 150 px wide, the same scale for all rows of a metric."""
+    v, low, high = value
+    if v is None:
+        return ""
+
+    def at(x: float) -> float:
+        return 4 + 142 * min(max((x - scale[0]) / (scale[1] - scale[0]), 0), 1)
+
+    marks = ['<line class="grid" x1="4" x2="146" y1="7" y2="7"/>']
+    if scale[0] <= chance <= scale[1]:
+        marks.append(f'<line class="chance" x1="{at(chance):.1f}" x2="{at(chance):.1f}" y1="1" y2="13"/>')
+    if human is not None:
+        marks.append(f'<line class="human" x1="{at(human):.1f}" x2="{at(human):.1f}" y1="0" y2="14"/>')
+    colour = f"var(--s{series})"
+    if low is not None and high is not None:
+        marks.append(
+            f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="7" y2="7" stroke="{colour}" stroke-width="3"/>'
+        )
+    marks.append(f'<circle cx="{at(v):.1f}" cy="7" r="4" fill="{colour}"/>')
+    head = '<svg class="whisker" width="150" height="14" viewBox="0 0 150 14" aria-hidden="true">'
+    return f"{head}{''.join(marks)}</svg>"
+
+
+def _data_uri(path: Path) -> str | None:
+    """The image file itself, as a data URI; None where there is no such file or no browser shows its kind."""
+    kind = IMAGE_TYPES.get(path.suffix.lower())
+    if kind is None or not path.is_file():
+        return None
+    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,159 @@
+"""Reports: every section is there, the file needs nothing else, chromium shows it without a complaint."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from patchbank.datasets.manifest import Manifest
+from patchbank.errors import InvalidRequest
+from patchbank.probe.cli import probe_group
+from patchbank.probe.plots import Plot, pr_points, roc_points, unit_ticks
+from patchbank.probe.report import html_report, markdown_report, write_report
+from patchbank.probe.results import ProbeResult
+from patchbank.probe.run import run_probe
+from sklearn.metrics import auc, average_precision_score, roc_auc_score
+
+# one red pixel
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc000000301"
+    "0100c9fe92ef0000000049454e44ae426082"
+)
+SECTIONS = (
+    "Results",
+    "Curves",
+    "Threshold and calibration",
+    "How the penalty was chosen",
+    "Differences between feature sets",
+    "Domains",
+    "Agreement of the experts",
+    "Most confident errors",
+    "Data and leaks",
+    "Provenance and cost",
+)
+
+
+@pytest.fixture(scope="module")
+def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
+    """A study whose images are there for the train manifest and not for the external one."""
+    root = tmp_path_factory.mktemp("images")
+    for path in study.train.table["path"]:
+        (root / path).write_bytes(PNG)
+    return run_probe(
+        train=Manifest(study.train.header, study.train.table, root),
+        tests=[study.external],
+        bank=study.bank,
+        encoders=["good", "poor"],
+        C=[1e-3, 1e-2, 1e-1],
+        folds=3,
+        inner_folds=3,
+        bootstrap=100,
+        jobs=1,
+        progress=False,
+    )
+
+
+def test_html_needs_nothing_else_and_has_every_section(result: ProbeResult) -> None:
+    page = html_report(result)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "<script" not in page
+    for title in SECTIONS:
+        assert f"<h2>{title}</h2>" in page
+    assert "data:image/png;base64," in page
+    assert "images could not be shown" in page  # those of the external set
+    assert "prefers-color-scheme:dark" in page
+    assert html_report(result, images=False).count("data:image") == 0
+
+
+def test_names_are_escaped(result: ProbeResult) -> None:
+    changed = ProbeResult(
+        {**result.document, "folds": {"name": "<b>x", "n_splits": 3, "made_with": ""}}, result.predictions
+    )
+    assert "<b>x" not in html_report(changed)
+    assert "&lt;b&gt;x" in html_report(changed)
+
+
+def test_markdown_has_the_same_numbers(result: ProbeResult) -> None:
+    text = markdown_report(result)
+    for title in SECTIONS:
+        assert (f"## {title}" in text) == (title != "Most confident errors")
+    for record in result.leaderboard():
+        value = record["metrics"]["auroc"][0]
+        assert f"{value:.3f}" in text
+    widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|---")]
+    assert len(widths) >= 8
+    assert "<" not in text.replace("< 0.001", "")
+
+
+def test_the_command_writes_both_kinds_and_refuses_others(result: ProbeResult, tmp_path: Path) -> None:
+    result.save(tmp_path / "out")
+    for name in ("report.html", "report.md"):
+        run = CliRunner().invoke(probe_group, ["report", str(tmp_path / "out"), "-o", str(tmp_path / name)])
+        assert run.exit_code == 0, run.output
+        assert (tmp_path / name).stat().st_size > 3000
+    with pytest.raises(InvalidRequest, match=r"\.html or \.md"):
+        write_report(result, tmp_path / "report.pdf")
+
+
+def test_one_feature_set_without_intervals_is_enough(study: Any) -> None:
+    alone = run_probe(
+        train=study.external, bank=study.bank, encoders=["good"], C=[0.1], folds=3, inner_folds=3, bootstrap=0,
+        jobs=1, progress=False,
+    )  # fmt: skip
+    page = html_report(alone)
+    assert "<h2>Results</h2>" in page
+    assert "Differences" not in page
+
+
+def test_curves_have_the_areas_of_the_scores() -> None:
+    rng = np.random.default_rng(0)
+    y = (rng.random(200) < 0.3).astype(int)
+    p = np.round(rng.random(200) + 0.3 * y, 1)  # with ties
+    assert auc(*roc_points(y, p)) == pytest.approx(roc_auc_score(y, p))
+    recall, precision = pr_points(y, p)
+    assert np.sum(np.diff(recall) * precision[1:]) == pytest.approx(average_precision_score(y, p))
+
+
+def test_plot_coordinates() -> None:
+    plot = Plot(
+        x=(0, 10), y=(0, 1), width=120, height=100, left=10, right=10, top=0, bottom=20, title="a & b"
+    )
+    assert (plot.px(0), plot.px(10), plot.py(0), plot.py(1)) == (10, 110, 80, 0)
+    assert "a &amp; b" in plot.svg()
+    assert unit_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert unit_ticks(-0.013, 0.021) == [-0.01, 0, 0.01, 0.02]
+
+
+def test_chromium_shows_it(result: ProbeResult, tmp_path: Path) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("needs chromium")
+    page = write_report(result, tmp_path / "report.html")
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--enable-logging=stderr",
+    ]
+    base = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}"]
+    dom = subprocess.run([*base, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    assert dom.stdout.count("<h2>") == len(SECTIONS)
+    assert dom.stdout.count("<svg") > 20
+    assert "CONSOLE" not in dom.stderr
+    shot = tmp_path / "shot.png"
+    subprocess.run(
+        [*base, f"--screenshot={shot}", "--window-size=1180,3000", page.as_uri()],
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert shot.stat().st_size > 50_000
