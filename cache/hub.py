@@ -30,7 +30,8 @@ tags:
 # {pretty}
 
 {rows} patch embeddings of **{encoder}**: {dim} x {dtype}, view `{view}`, tokens `{tokens}`, computed in
-{precision}. Rows are keyed by the content hash of the decoded pixels; images, labels and patient data are not in here.
+{precision}. Rows are keyed by the content hash of the decoded pixels; there are no images, labels or
+patient data in here.
 
 Licence note of the encoder: {licence}
 

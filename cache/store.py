@@ -424,7 +424,7 @@ class Store:
             rows = np.empty((span, self.dim), self.layout.dtype)
             self._read_rows(block, begin, rows)
             out[into] = rows if solid else rows[local - begin]
-        elif self._files.remote:
+        elif not isinstance(self._files, LocalFiles):
             spot, width = self.spot_of(block)[0], self.layout.row_bytes
             content = b"".join(
                 self._files.read_each(spot.file, (spot.offset + local * width).tolist(), width)

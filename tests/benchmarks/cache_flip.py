@@ -60,19 +60,26 @@ def flip(store: Path, dice: random.Random) -> str:
 
 def kind(place: str) -> str:
     name = place.split(" at ")[0]
-    for word, what in (("log/", "log"), ("zarr.json", "metadata"), ("store.json", "metadata"), ("blocks/", "block")):
+    for word, what in (
+        ("log/", "log"),
+        ("zarr.json", "metadata"),
+        ("store.json", "metadata"),
+        ("blocks/", "block"),
+    ):
         if word in name:
             return what
     return "block" if name.startswith(("embeddings/c", "content_hash/c")) else "arrays"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--flips", type=int, default=100)
-    parser.add_argument("--quick", action="store_true", help="20 flips")
+    parser.add_argument("--quick", action="store_true", help="12 flips")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    flips = 20 if options.quick else options.flips
+    flips = 12 if options.quick else options.flips
     missed = broken = 0
     hit: Counter[str] = Counter()
     again: list[int] = []
@@ -101,7 +108,8 @@ def main() -> None:
                 if dice.random() < 0.3:
                     finalize(store, table)
                 gc(store, grace=0)
-    print(f"{sum(hit.values())} flips: {missed} not found, {broken} not repaired; hit: {dict(sorted(hit.items()))}")
+    total, where = sum(hit.values()), dict(sorted(hit.items()))
+    print(f"{total} flips: {missed} not found, {broken} not repaired; hit: {where}")
     print(f"rows embedded again a flip: median {np.median(again):.0f}, largest {max(again)} (of {ROWS})")
     sys.exit(bool(missed or broken))
 

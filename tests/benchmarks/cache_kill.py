@@ -39,7 +39,10 @@ def identity() -> Identity:
 
 
 def keys_of(worker: int, start: int, count: int) -> np.ndarray:
-    digests = [hashlib.blake2b(f"{worker}/{i}".encode(), digest_size=16).digest() for i in range(start, start + count)]
+    digests = [
+        hashlib.blake2b(f"{worker}/{i}".encode(), digest_size=16).digest()
+        for i in range(start, start + count)
+    ]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(count, 16)
 
 
@@ -91,13 +94,12 @@ def run(folder: Path, backend: str, writers: int, kills: int, seed: int) -> tupl
     dice = random.Random(f"{seed}/{backend}/{writers}")
     fork = multiprocessing.get_context("fork")
     faults: Counter[str] = Counter()
-    again = place = 0
+    again = 0
+    here, before = folder, [0] * writers
     for turn in range(kills):
         if turn % ROUNDS == 0:
-            place += 1
-            here = folder / f"{backend}{writers}-{place}"
+            here, before = folder / f"{backend}{writers}-{turn}", [0] * writers
             Bank(here).open_store(identity(), create=True, backend=backend, block_rows=BLOCK_ROWS)
-            before: dict[int, int] = dict.fromkeys(range(writers), 0)
         counts = [fork.Array(c_int64, 2, lock=False) for _ in range(writers)]
         arguments = [(here, w, dice.random(), counts[w]) for w in range(writers)]
         processes = [fork.Process(target=write, args=a) for a in arguments]
@@ -124,13 +126,15 @@ def run(folder: Path, backend: str, writers: int, kills: int, seed: int) -> tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--quick", action="store_true", help="16 kills")
+    parser.add_argument("--quick", action="store_true", help="8 kills")
     parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    kills = 16 if options.quick else options.kills
+    kills = 8 if options.quick else options.kills
     bad = False
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         for backend in ("zarr", "hdf5"):
@@ -139,8 +143,8 @@ def main() -> None:
                 limit = BLOCK_ROWS + 100  # a full block being written, and the rows being appended
                 bad |= bool(faults) or again > limit
                 print(
-                    f"{backend} {writers} writers: {-(-kills // 4)} kills, faults {dict(faults) or 0}, at most {again} rows "
-                    f"of a writer to compute again (blocks of {BLOCK_ROWS}, batches up to 100)"
+                    f"{backend}, {writers} at once: {-(-kills // 4)} kills, faults {dict(faults) or 0}, at most "
+                    f"{again} rows of a writer to compute again (blocks of {BLOCK_ROWS}, batches up to 100)"
                 )
     sys.exit(bad)
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,8 +13,8 @@ import xxhash
 from patchbank.cache.identity import Identity
 
 
-def make_identity(**changes: object) -> Identity:
-    parts: dict = {
+def make_identity(**changes: Any) -> Identity:
+    parts: dict[str, Any] = {
         "encoder": {"id": "fake:noise", "weights": "sha256:00"},
         "preprocess": {"resize": 224, "mean": [0.5, 0.5, 0.5]},
         "view": "full",
@@ -91,7 +92,7 @@ def rows_on_disk(store: Path) -> dict[bytes, bytes]:
             data, hashes = vectors.read_bytes()[: count * width], keys.read_bytes()[: count * 16]
         else:
             with h5py.File(store / f"parts/blocks/{name}.h5") as file:
-                data, hashes = file["embeddings"][:].tobytes(), file["content_hash"][:].tobytes()
+                data, hashes = (np.asarray(file[n]).tobytes() for n in ("embeddings", "content_hash"))
         sums = ""
         for start in range(0, count, 256):
             stop = min(count, start + 256)
