@@ -129,8 +129,8 @@ def bootstrap(
         Tibshirani 1993, eq. 14.9-14.15; half of the ties count as below, as in scipy).
         "jackknife": value -+ t x the cluster jackknife's standard error on the metric's `scale` (by the delta
         method), with Satterthwaite's degrees of freedom of that variance, 2 G / (kurtosis of the jackknife
-        values - 1): few clusters, or some that weigh much more than others, make it wider. The draws serve
-        comparisons only.
+        values - 1) and at most G - 1: few clusters, or some that weigh much more than others, make it wider.
+        The draws serve comparisons only.
         Where a metric is undefined without one of the clusters, or all draws lie on one side of the value,
         "bca" and "jackknife" give way to "percentile", and `Interval.method` says so.
     confidence : between 0 and 1, two-sided
@@ -266,14 +266,16 @@ def _interval(
 def _jackknife_error(left_out: Floats) -> tuple[float, float]:
     """Standard error from the values without each cluster, and the degrees of freedom of its square.
 
-    The relative variance of a variance estimate is (kurtosis - 1) / G, and 2 / df of a chi-square's."""
+    The relative variance of a variance estimate is (kurtosis - 1) / G, and 2 / df of a chi-square's. The
+    kurtosis of few values is too small, hence the bound of the normal case."""
     n = len(left_out)
     influence = left_out - left_out.mean()
     total = float((influence**2).sum())
     if total <= (1e-14 * np.abs(left_out).max()) ** 2 * n:
-        return 0.0, np.inf
-    kurtosis = n * float((influence**4).sum()) / total**2
-    return np.sqrt((n - 1) / n * total), 2 * n / (kurtosis - 1) if kurtosis > 1 else np.inf
+        return 0.0, n - 1
+    excess = n * float((influence**4).sum()) / total**2 - 1
+    freedom = n - 1 if excess * (n - 1) <= 2 * n else 2 * n / excess
+    return np.sqrt((n - 1) / n * total), freedom
 
 
 def _spread(value: float, half: float, scale: Scale) -> tuple[float, float]:
@@ -308,9 +310,6 @@ def _bca_levels(value: float, drawn: Floats, jackknife: Floats, tails: Floats) -
     if (slope <= 0).any():
         return None
     return stats.norm.cdf(bias + shifted / slope)
-
-
-# --- comparing models -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,9 +415,6 @@ def holm(p: ArrayLike) -> Floats:
     return adjusted
 
 
-# --- DeLong -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class DeLong:
     """AUROCs (m,) of m models on the same rows and their covariance (m, m)."""
@@ -511,9 +507,6 @@ def delong(y: ArrayLike, scores: ArrayLike, *, groups: ArrayLike | None = None) 
     s01 = sums[0].T @ sums[0] * with_negative / (with_negative - 1) / n_negative**2
     s11 = sums[1].T @ sums[0] * n_clusters / (n_clusters - 1) / (n_positive * n_negative)
     return DeLong(auroc=values, covariance=s10 + s01 + s11 + s11.T, clustered=groups is not None)
-
-
-# --- permutation ------------------------------------------------------------------------------------
 
 
 def permutation_test(
