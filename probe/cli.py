@@ -99,6 +99,70 @@ def run_command(
         click.echo(f"Next: patchbank probe report {out} -o report.html")
 
 
+@probe_group.command("few-shot")
+@click.argument("train", type=click.Path(path_type=Path))
+@click.argument("tests", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--bank", required=True, help="Folder that `patchbank extract` wrote.")
+@click.option("--encoder", "encoders", multiple=True, help="Encoder id; may be repeated.")
+@click.option("--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated.")
+@click.option("--tokens", multiple=True, help="Token policy (default: the only one in the bank).")
+@click.option("--features", multiple=True, help="A feature set written out, as for `probe run`.")
+@click.option("--probe", default="centroid", show_default=True, help="centroid, knn, ridge, svm or mlp.")
+@click.option("--shots", default="1,2,4,8,16,32,64", show_default=True, help="Patches of each class.")
+@click.option("--repeats", type=int, default=20, show_default=True, help="Draws of the shots.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+@click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="CSV of every draw.")
+@click.option("--json", "as_json", is_flag=True, help="Print means and deviations as JSON.")
+def few_shot_command(
+    train: Path, tests: tuple[Path, ...], shots: str, out: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Fit a probe on k patches of each class of TRAIN, score its other splits and TESTS.
+
+    \b
+    Examples:
+      patchbank probe few-shot ami-br.toml atnorm-br.toml --bank bank --encoder dinov2-s
+      patchbank probe few-shot ami-br.toml --bank bank --encoder uni --probe ridge --shots 8,64 -o shots.csv
+    """
+    from ..datasets.manifest import load_manifest
+    from .fewshot import run_few_shot, summarise
+
+    options = {name: value for name, value in options.items() if value not in (None, ())}
+    curve = run_few_shot(
+        train=load_manifest(train),
+        tests=[load_manifest(path) for path in tests],
+        shots=[int(k) for k in _numbers(shots)],
+        **options,
+    )
+    if out is not None:
+        curve.to_csv(out, index=False)
+    summary = summarise(curve)
+    if as_json:
+        click.echo(summary.to_json(orient="records"))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Few-shot curves: mean and standard deviation over the draws")
+    wide = summary.assign(
+        text=[f"{m:.3f} ± {s:.3f}" for m, s in zip(summary["mean"], summary["sd"], strict=True)]
+    )
+    grid = wide.pivot_table(
+        index=["evaluation", "metric", "features"],
+        columns="shots",
+        values="text",
+        aggfunc="first",
+        sort=False,
+    )
+    for name in [*grid.index.names, *grid.columns]:
+        table.add_column(str(name))
+    for index, row in grid.iterrows():
+        table.add_row(*map(str, index if isinstance(index, tuple) else (index,)), *row)
+    console = Console()
+    (console if console.is_terminal else Console(width=160)).print(table)
+
+
 @probe_group.command("report")
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option(

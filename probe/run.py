@@ -230,7 +230,7 @@ def hashed(manifest: Manifest, bank: Any) -> pd.DataFrame:
     return manifest.table.assign(content_hash=[key.tobytes().hex() for key in content_keys(manifest, bank)])
 
 
-def audit(data: StudyData, folds: np.ndarray, bank: Any, config: ProbeConfig) -> LeakReport:
+def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeConfig) -> LeakReport:
     """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
 
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/probe_sweep.py [--quick] [--jobs N] [--backend loky|threading|ray]
 
-n 2894 train rows in 146 slides and three test sets (826, 746, 2107), 5 x 5 nested folds, 40 C, 2 class weights;
-everything is included: reading the bank, the leak audit, the fits, intervals, comparisons, domains, saving. The
-features are noise with a decaying spectrum around a weak signal, so that the folds have something to choose.
+n 2894 train rows in 146 slides and three test sets (826, 746, 2107), 5 x 5 nested folds, 40 C, 2 class
+weights; everything is included: reading the bank, the leak audit, the fits, intervals, comparisons, domains,
+saving. The features are noise with a decaying spectrum around a weak signal, so that the folds have something
+to choose.
 Prints the number of fits, seconds by stage, CPU seconds and peak memory.
 """
 
@@ -130,18 +131,15 @@ def main() -> None:
     print(
         f"{len(encoders)} encoders, {fits} fits and {domain_fits} of the domain analysis: {wall:.1f} s wall"
     )
-    print(
-        f"CPU {cpu:.1f} s in this process and ended workers, peak {peak:.2f} GiB in one process, {os.cpu_count()} processors"
-    )
+    print(f"CPU {cpu:.1f} s in this process and ended workers, peak {peak:.2f} GiB in one process")
     print("stages: " + ", ".join(f"{k} {v:.1f} s" for k, v in document["seconds"].items()))
     print(f"{'encoder':12} {'dim':>5} {'fits':>6} {'fit s':>7} {'rest s':>7} {'worst gap':>10}  status")
     for m in document["models"]:
         s = m["seconds"]
-        rest = s["all"] - s["fit"] + s["load"]
-        gap = m["fits"]["worst_gap_bound"]
+        rest, gap = s["all"] - s["fit"] + s["load"], m["fits"]["worst_gap_bound"]
+        name, fits = m["features"].split("/")[0], m["fits"]["fits"]
         print(
-            f"{m['features'].split('/')[0]:12} {m['dim']:5} {m['fits']['fits']:6} {s['fit']:7.1f} {rest:7.2f} "
-            f"{gap:10.1e}  {m['fits']['status']}"
+            f"{name:12} {m['dim']:5} {fits:6} {s['fit']:7.1f} {rest:7.2f} {gap:10.1e}  {m['fits']['status']}"
         )
 
 

@@ -65,5 +65,34 @@ def test_settings_come_from_toml_and_options_go_before_them(
         run(*arguments)
 
 
-def test_help_has_examples() -> None:
-    assert "Examples:" in run("run", "--help").output
+def test_few_shot_curves_rise(study: Any, files: list[str], tmp_path: Path) -> None:
+    arguments = (
+        "few-shot",
+        *files,
+        "--bank",
+        study.bank,
+        "--encoder",
+        "good",
+        "--shots",
+        "1,32",
+        "--repeats",
+        5,
+    )
+    rows = json.loads(run(*arguments, "--json", "-o", tmp_path / "shots.csv").stdout)
+    for evaluation in ("inner:test", "outer"):
+        one, many = (
+            next(
+                r["mean"]
+                for r in rows
+                if (r["evaluation"], r["metric"], r["shots"]) == (evaluation, "auroc", k)
+            )
+            for k in (1, 32)
+        )
+        assert many > max(one, 0.7)
+    assert len((tmp_path / "shots.csv").read_text().splitlines()) == 1 + 2 * 5 * 2 * 2
+    assert "±" in run(*arguments).output
+
+
+@pytest.mark.parametrize("command", ["run", "few-shot", "report"])
+def test_help_has_examples(command: str) -> None:
+    assert "Examples:" in run(command, "--help").output

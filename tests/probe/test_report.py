@@ -101,8 +101,8 @@ def test_the_command_writes_both_kinds_and_refuses_others(result: ProbeResult, t
 
 def test_one_feature_set_without_intervals_is_enough(study: Any) -> None:
     alone = run_probe(
-        train=study.external, bank=study.bank, encoders=["good"], C=[0.1], folds=3, inner_folds=3, bootstrap=0,
-        jobs=1, progress=False,
+        train=study.external, bank=study.bank, encoders=["good"], C=[0.1], folds=3, inner_folds=3,
+        bootstrap=0, jobs=1, progress=False,
     )  # fmt: skip
     page = html_report(alone)
     assert "<h2>Results</h2>" in page

@@ -1,0 +1,77 @@
+"""How many labelled patches does a feature set need: probes fitted on k rows of each class."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ..datasets.manifest import Manifest
+from ..errors import InvalidRequest
+from .config import FeatureSet, ProbeConfig, feature_sets
+from .features import load_set, open_bank, resolve_set
+from .others import few_shot_curve, make_probe
+from .run import audit, gather
+
+SHOTS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def run_few_shot(
+    *,
+    train: Manifest,
+    tests: Sequence[Manifest] = (),
+    bank: Any,
+    encoders: Iterable[str] = (),
+    views: Iterable[str] = ("full",),
+    tokens: Iterable[str | None] | None = None,
+    features: Iterable[str | FeatureSet] = (),
+    probe: str = "centroid",
+    shots: Sequence[int] = SHOTS,
+    repeats: int = 20,
+    seed: int = 0,
+    positive: str | None = None,
+    allow_leaks: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Few-shot curves of every feature set.
+
+    Fitted on : k rows of each class of the train split, drawn slide by slide (`others.few_shot_rows`), the
+        same draws for every feature set. Chosen : nothing. Scored : the other splits of `train` and `tests`.
+
+    train, tests, bank, encoders, views, tokens, features : as for `run_probe`
+    probe : of `others.PROBES`; "knn" takes as many neighbours as the smallest k
+    Returns columns features, shots, repeat, evaluation, metric ("balanced_accuracy", "auroc"), value.
+    Raises what `run_probe` raises, and InvalidRequest where there is nothing to score on.
+    """
+    bank = open_bank(bank)
+    asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
+    names = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))
+    config = ProbeConfig(
+        features=tuple(names), probe=probe, positive=positive, allow_leaks=tuple(allow_leaks)
+    )
+    data = gather(train, tests, bank, config)
+    if not data.tests:
+        raise InvalidRequest(f"{train.header.name} has no split but 'train': give a manifest to score on")
+    audit(data, None, bank, config)
+    options = {"k": min(shots)} if probe == "knn" else {}
+    curves = []
+    for name in names:
+        X, *others = [load_set(one, name, bank=bank) for one in [data.train_manifest, *data.test_manifests]]
+        curve = few_shot_curve(
+            lambda: make_probe(probe, **options),
+            X,
+            data.train.y,
+            {rows.dataset: (Z, rows.y) for rows, Z in zip(data.tests, others, strict=True)},
+            shots=shots,
+            repeats=repeats,
+            groups=data.train.group,
+            seed=seed,
+        )
+        curves.append(curve.assign(features=name))
+    table = pd.concat(curves, ignore_index=True)
+    return table[["features", *(c for c in table.columns if c != "features")]]
+
+
+def summarise(curve: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation (ddof 1) over the draws: features, evaluation, metric, shots, mean, sd."""
+    by = ["features", "evaluation", "metric", "shots"]
+    found = curve.groupby(by, sort=False)["value"].agg(mean="mean", sd="std")
+    return found.reset_index()
