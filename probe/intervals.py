@@ -437,8 +437,7 @@ class DeLong:
             raise InvalidRequest(f"scale is 'logit' or 'linear', not {scale!r}")
         inner = (self.auroc > 0) & (self.auroc < 1)
         a = np.where(inner, self.auroc, 0.5)
-        centre, half = np.log(a / (1 - a)), z * error / (a * (1 - a))
-        low, high = (1 / (1 + np.exp(-(centre + side * half))) for side in (-1, 1))
+        low, high = (special.expit(special.logit(a) + side * error / (a * (1 - a))) for side in (-z, z))
         return np.where(inner, low, self.auroc), np.where(inner, high, self.auroc)
 
     def compare(
