@@ -20,6 +20,8 @@ COMMANDS = {
     "extract": (".extract.cli", "extract_command"),
     "cache": (".cache.cli", "cache_group"),
     "probe": (".probe.cli", "probe_group"),
+    "finetune": (".finetune.cli", "finetune_group"),
+    "predict": (".finetune.cli", "predict_command"),
 }
 
 

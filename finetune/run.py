@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from ..datasets.manifest import Manifest, write_atomically
+from ..datasets.manifest import Manifest, load_manifest, write_atomically
 from ..errors import InvalidRequest, TrainingError
 from ..extract.cards import Card
 from ..extract.devices import resolve_devices
@@ -28,6 +28,7 @@ from .data import TrainingData, chosen_folds, gather_rows, patches_of
 from .engines import run_all
 from .lora import adapter_config, adapter_state
 from .model import Classifier, base_card, classifier, crop_of, policy_of
+from .plan import FinetunePlan, load_plan
 from .recipe import Recipe, load_recipe
 from .scores import OOF, assemble
 from .train import finished, fit, peak_memory_bytes, predict_logits
@@ -137,6 +138,26 @@ def run_finetune(
     )
     run_all(train_fold, jobs, engine=engine)
     return collect(folder, jobs, data, config)
+
+
+def run_plan(plan: str | Path | FinetunePlan, *, engine: str = "local", **options: Any) -> list[ProbeResult]:
+    """Train the encoders that a plan has chosen, all folds of all of them as independent jobs.
+
+    options : as `run_finetune` takes them, the same for all. Returns one result an encoder, in the plan's order.
+    Raises InvalidRequest if the plan chooses none.
+    """
+    chosen = plan if isinstance(plan, FinetunePlan) else load_plan(plan)
+    if not chosen.chosen:
+        raise InvalidRequest("the plan trains no encoder: set train = true where you want it")
+    train = load_manifest(chosen.train)
+    tests = [load_manifest(one) for one in chosen.tests]
+    shared = {"folds": chosen.folds, "positive": chosen.positive or None, **options}
+    prepared = [
+        prepare_jobs(train=train, tests=tests, encoder=entry.encoder, recipe=entry.recipe, **shared)
+        for entry in chosen.chosen
+    ]
+    run_all(train_fold, [job for jobs, *_ in prepared for job in jobs], engine=engine)
+    return [collect(folder, jobs, data, config) for jobs, data, config, folder in prepared]
 
 
 def prepare_jobs(

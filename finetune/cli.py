@@ -1,0 +1,360 @@
+"""`patchbank finetune` and `patchbank predict`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InvalidRequest
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group("finetune")
+def finetune_group() -> None:
+    """Fine-tune encoders: LoRA, full training, attention pooling; plans, models, leaks."""
+
+
+@finetune_group.command("plan")
+@click.argument("results", type=_PATH)
+@click.option("--train", required=True, type=_PATH, help="Manifest to train on.")
+@click.option("--test", "tests", multiple=True, type=_PATH, help="Manifest to score; may be repeated.")
+@click.option("-o", "--out", type=_PATH, default=Path("plan.toml"), show_default=True, help="The plan's file.")
+@click.option("--recipe", default="lora", show_default=True, help="Recipe to reckon with.")
+@click.option("--metric", default="auroc", show_default=True, help="auroc or balanced_accuracy.")
+@click.option("--target", type=float, default=0.9, show_default=True, help="Weak: lower bound below this.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Behind: adjusted p below this.")
+@click.option("--min-gap", type=float, default=0.01, show_default=True, help="Behind: at least so much.")
+@click.option("--recovery", type=float, default=0.3, show_default=True, help="Expected gain, share of 1 - value.")
+@click.option("--gain-per-hour", type=float, default=0.0, show_default=True, help="Least expected gain an hour.")
+@click.option("--max-hours", type=float, default=48.0, show_default=True, help="Most hours an encoder may cost.")
+@click.option(
+    "--keep-within",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Leave out encoders whose upper bound is further below the best one's lower bound.",
+)
+@click.option("--measure/--no-measure", default=True, help="Time a few steps here for the cost.")
+@click.option("--device", default="auto", show_default=True, help="Where the cost is measured.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan_command(
+    results: Path,
+    train: Path,
+    tests: tuple[Path, ...],
+    out: Path,
+    recipe: str,
+    measure: bool,
+    device: str,
+    as_json: bool,
+    **thresholds: Any,
+) -> None:
+    """Say which encoders to fine-tune, and why, from the RESULTS of `patchbank probe run`.
+
+    The rule is written in the plan; edit the plan as you like before `finetune run --plan`.
+
+    \b
+    Examples:
+      patchbank finetune plan results --train ami-br.toml --test atnorm-br.toml -o plan.toml
+      patchbank finetune plan results --train ami-br.toml --target 0.8 --max-hours 4 --gain-per-hour 0.02
+    """
+    from .plan import Rule, make_plan
+
+    plan = make_plan(
+        results, train=train, tests=tests, recipe=recipe, rule=Rule(**thresholds), measure=measure, device=device
+    )
+    plan.save(out)
+    if as_json:
+        from dataclasses import asdict
+
+        return click.echo(json.dumps(asdict(plan), indent=1))
+    _table(
+        ("encoder", "train", "hours", "why"),
+        [(e.encoder, "yes" if e.train else "no", "-" if e.hours is None else e.hours, e.why) for e in plan.entries],
+    )
+    click.echo(f"wrote {out}: {len(plan.chosen)} of {len(plan.entries)} encoders; next: patchbank finetune run --plan {out}")
+
+
+@finetune_group.command("run")
+@click.argument("train", required=False, type=_PATH)
+@click.argument("tests", nargs=-1, type=_PATH)
+@click.option("--plan", "plan_file", type=_PATH, help="Train what this plan says, in the place of TRAIN and --encoder.")
+@click.option("-e", "--encoder", help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.")
+@click.option("--recipe", default="lora", show_default=True, help="lora, full, paper, or a TOML file.")
+@click.option("-o", "--out", required=True, type=_PATH, help="Folder for the models and results.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
+@click.option("--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number.")
+@click.option("--fold", "only_folds", multiple=True, type=int, help="Train this fold only; may be repeated.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
+@click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
+@click.option("--engine", default="local", show_default=True, help="local, or ray: folds and models side by side.")
+@click.option("--threads", type=int, default=0, help="CPU threads of a fold (default: torch's).")
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that read and augment, a fold.")
+@click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
+@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+@click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
+@click.option("--json", "as_json", is_flag=True, help="Print results.json in the place of the table.")
+def run_command(
+    train: Path | None,
+    tests: tuple[Path, ...],
+    plan_file: Path | None,
+    encoder: str | None,
+    recipe: str,
+    settings: tuple[str, ...],
+    folds: str,
+    only_folds: tuple[int, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Fine-tune one encoder on TRAIN, one model a fold, and score TESTS; or all encoders of a plan.
+
+    An interrupted or killed run goes on with the same command, after its last full epoch.
+
+    \b
+    Examples:
+      patchbank finetune run ami-br.toml atnorm-br.toml -e dinov2-s --folds balanced -o models
+      patchbank finetune run ami-br.toml -e virchow2 --recipe paper --folds paper -o models
+      patchbank finetune run ami-br.toml -e uni --set rank=16 --set view=center:0.5 --fold 1 -o models
+      patchbank finetune run ami-br.toml -e timm:tf_efficientnetv2_m --recipe full -o models
+      patchbank finetune run --plan plan.toml --engine ray -o models
+    """
+    from ..datasets.manifest import load_manifest
+    from .run import run_finetune, run_plan
+
+    overrides = dict(_setting(text) for text in settings)
+    given = {"only_folds": list(only_folds) or None, **options, **overrides}
+    if plan_file is not None:
+        if train or encoder or recipe != "lora":
+            raise InvalidRequest("--plan says what to train on, which encoders and recipes: leave TRAIN, -e and --recipe out")
+        results = run_plan(plan_file, **given)
+    else:
+        if train is None or encoder is None:
+            raise InvalidRequest("name a manifest and an encoder (TRAIN -e ENCODER), or a --plan")
+        results = [
+            run_finetune(
+                train=load_manifest(train),
+                tests=[load_manifest(one) for one in tests],
+                encoder=encoder,
+                recipe=recipe,
+                folds=int(folds) if folds.isdigit() else folds,
+                **given,
+            )
+        ]
+    if as_json:
+        return click.echo(json.dumps([result.to_json() for result in results], indent=1))
+    _scores([record for result in results for record in result.document["scores"]])
+
+
+@finetune_group.command("attention")
+@click.argument("train", type=_PATH)
+@click.argument("tests", nargs=-1, type=_PATH)
+@click.option("-e", "--encoder", required=True, help="Encoder id, as the bank has it.")
+@click.option("--bank", required=True, help="Folder that `patchbank extract --tokens patches` wrote.")
+@click.option("--view", default="full", show_default=True, help="As extracted.")
+@click.option("-o", "--out", type=_PATH, help="Folder for the models and results.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="heads, lr, epochs, patience, ...")
+@click.option("--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number.")
+@click.option("--fold", "only_folds", multiple=True, type=int, help="This fold only; may be repeated.")
+@click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
+@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+@click.option("--json", "as_json", is_flag=True, help="Print results.json in the place of the table.")
+def attention_command(
+    train: Path,
+    tests: tuple[Path, ...],
+    settings: tuple[str, ...],
+    folds: str,
+    only_folds: tuple[int, ...],
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train attention pooling over cached patch tokens: between probe and LoRA, without the encoder.
+
+    \b
+    Examples:
+      patchbank extract ami-br.toml -e dinov2-s --tokens patches --bank bank
+      patchbank finetune attention ami-br.toml -e dinov2-s --bank bank -o models
+      patchbank finetune attention ami-br.toml -e dinov2-s --bank bank --set heads=8 --fold 1
+    """
+    from ..datasets.manifest import load_manifest
+    from .attention import run_attention
+
+    result = run_attention(
+        train=load_manifest(train),
+        tests=[load_manifest(one) for one in tests],
+        folds=int(folds) if folds.isdigit() else folds,
+        only_folds=list(only_folds) or None,
+        settings=dict(_setting(text) for text in settings),
+        **options,
+    )
+    if as_json:
+        return click.echo(json.dumps(result.to_json(), indent=1))
+    _scores(result.document["scores"])
+
+
+@finetune_group.command("ls")
+@click.argument("folder", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls_command(folder: Path, as_json: bool) -> None:
+    """List the fine-tuned models below FOLDER, and the runs that are not finished.
+
+    \b
+    Examples:
+      patchbank finetune ls models
+      patchbank finetune ls models --json
+    """
+    from .listing import list_models
+
+    rows = list_models(folder)
+    if as_json:
+        return click.echo(json.dumps(rows, indent=1))
+    _table(
+        ("model", "state", "epochs", "best", "validation AUROC", "hours"),
+        [(r["folder"], r["state"], r["epoch"], r["best_epoch"], f"{r['auroc']:.3f}", r["hours"]) for r in rows],
+    )
+
+
+@finetune_group.command("show")
+@click.argument("folder", type=_PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print the card.")
+def show_command(folder: Path, as_json: bool) -> None:
+    """Show one model's card: what it was trained on, how, and what to type to use it as an encoder.
+
+    \b
+    Examples:
+      patchbank finetune show models/dinov2-s+lora/fold-1
+      patchbank finetune show models/dinov2-s+lora/fold-1 --json
+    """
+    from .checkpoint import check_files, read_card
+    from .listing import describe_card
+
+    card = read_card(folder)
+    check_files(folder, card)
+    click.echo(json.dumps(card, indent=1) if as_json else describe_card(folder, card))
+
+
+@finetune_group.command("unseen")
+@click.argument("folder", type=_PATH)
+@click.argument("manifest", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="Manifest to write, NAME.toml.")
+def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
+    """Write the manifest of the patches that a fold's model was not trained on.
+
+    Only these may be embedded with `--encoder finetuned:FOLDER`: embeddings of the others have seen their labels.
+
+    \b
+    Examples:
+      patchbank finetune unseen models/dinov2-s+lora/fold-1 ami-br.toml -o ami-br.unseen-1.toml
+      patchbank extract ami-br.unseen-1.toml -e finetuned:models/dinov2-s+lora/fold-1 --bank bank
+    """
+    from ..datasets.manifest import load_manifest
+    from .adapted import unseen
+
+    loaded = load_manifest(manifest)
+    rest = unseen(folder, loaded)
+    rest.save(out)
+    click.echo(f"wrote {out}: {len(rest)} of {len(loaded)} patches")
+
+
+@click.command("predict")
+@click.argument("model", type=_PATH)
+@click.argument("images", type=_PATH)
+@click.option("-o", "--out", required=True, type=_PATH, help="CSV to write.")
+@click.option("--train", type=_PATH, help="Of a probe: the manifest that it was trained on.")
+@click.option("--bank", help="Of a probe: the bank of its embeddings; the images are embedded into it.")
+@click.option("--features", help="Of a probe: another feature set than the one its folds chose.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option("--batch-size", type=int, default=64, show_default=True, help="Patches in a forward pass.")
+@click.option("--workers", type=int, default=0, show_default=True, help="Processes that read images.")
+@click.option("--tta", is_flag=True, help="Mean over the 8 flips and quarter turns.")
+@click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
+@click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
+def predict_command(
+    model: Path,
+    images: Path,
+    out: Path,
+    train: Path | None,
+    bank: str | None,
+    features: str | None,
+    batch_size: int,
+    workers: int,
+    **options: Any,
+) -> None:
+    """Predict a folder of IMAGES with a fine-tuned MODEL or a probe's results, to a CSV.
+
+    MODEL is one fold's folder, the folder above (the mean of its folds, with the threshold and calibration from
+    out-of-fold scores), or the results of `patchbank probe run` (with --train and --bank).
+
+    \b
+    Examples:
+      patchbank predict models/dinov2-s+lora images -o predictions.csv
+      patchbank predict models/dinov2-s+lora/fold-1 images --tta -o predictions.csv
+      patchbank predict results images --train ami-br.toml --bank bank -o predictions.csv
+    """
+    from .predict import predict_finetuned, predict_probe, write_csv
+
+    if train is not None or bank is not None:
+        from ..datasets.manifest import load_manifest
+
+        if train is None or bank is None:
+            raise InvalidRequest("a probe needs both --train and --bank")
+        table = predict_probe(
+            model, images, train=load_manifest(train), bank=bank, features=features, **options
+        )
+    elif features is not None:
+        raise InvalidRequest("--features belongs to a probe's results: add --train and --bank")
+    else:
+        table = predict_finetuned(model, images, batch_size=batch_size, workers=workers, **options)
+    write_csv(table, out)
+    counts = table["prediction"].value_counts()
+    click.echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE; the value is TOML where it is (numbers, true, lists), else text."""
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidRequest(f"--set {text!r} is not KEY=VALUE")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def _scores(records: list[dict[str, Any]]) -> None:
+    def cell(value: list[float | None]) -> str:
+        v, low, high = value
+        if v is None:
+            return "-"
+        return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+
+    shown = [r for r in records if r["subset"] == "raw" and not r["domain"]]
+    _table(
+        ("scored on", "model", "by", "patches", "balanced accuracy", "AUROC"),
+        [
+            (
+                r["dataset"],
+                r["features"],
+                r["role"],
+                r["n"],
+                cell(r["metrics"]["balanced_accuracy"]),
+                cell(r["metrics"]["auroc"]),
+            )
+            for r in shown
+        ],
+    )
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)

@@ -1,0 +1,361 @@
+"""Which encoders to fine-tune, and why: an explicit rule over a probe's results, a measured cost, an editable file.
+
+The rule, for every encoder of the probe's results (its best feature set by the criterion on the folds), on the metric's
+out-of-fold value with its interval [low, high] and the paired difference to the best encoder:
+
+    weak        low < target
+    behind      the difference to the best encoder excludes 0 (p adjusted by Holm < alpha) and is at least min_gap
+    gain        recovery * (1 - value): the share of the missing metric that training is expected to recover. An
+                assumption, not a measurement; replace it by your own experience
+    worth it    gain / hours >= gain_per_hour
+    affordable  hours <= max_hours
+    hopeless    high < best encoder's low - keep_within: too far behind to be worth training (keep_within 1: never)
+
+    train = (weak or behind) and worth it and affordable and not hopeless
+"""
+
+import difflib
+import time
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from ..datasets.manifest import toml_value, write_atomically
+from ..errors import InvalidRequest, PatchbankError
+from ..probe.config import parse_features
+from ..probe.results import ProbeResult
+
+FORMAT = "patchbank-finetune-plan"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Thresholds of the rule; metric: "auroc" or "balanced_accuracy" (those with paired differences)."""
+
+    metric: str = "auroc"
+    target: float = 0.9
+    alpha: float = 0.05
+    min_gap: float = 0.01
+    recovery: float = 0.3
+    gain_per_hour: float = 0.0
+    max_hours: float = 48.0
+    keep_within: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.metric not in ("auroc", "balanced_accuracy"):
+            raise InvalidRequest(f"metric {self.metric!r} is not auroc or balanced_accuracy")
+        for name in ("target", "alpha", "min_gap", "recovery", "keep_within"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidRequest(f"{name} has to be in [0, 1], not {getattr(self, name)}")
+        if self.gain_per_hour < 0 or self.max_hours <= 0:
+            raise InvalidRequest("gain_per_hour has to be >= 0 and max_hours > 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One encoder of a plan. `train` decides; the rest says why and is not read back."""
+
+    encoder: str
+    train: bool
+    recipe: str = "lora"
+    why: str = ""
+    features: str = ""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    gap: float | None = None
+    hours: float | None = None
+    cost: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan:
+    """train, tests : paths of manifests; folds : as in the probe; entries : the best encoder first."""
+
+    train: str
+    tests: tuple[str, ...] = ()
+    folds: str | int = "balanced"
+    positive: str = ""
+    rule: Rule = field(default_factory=Rule)
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def chosen(self) -> list[Entry]:
+        """The encoders that will be trained."""
+        return [entry for entry in self.entries if entry.train]
+
+    def save(self, file: str | Path) -> Path:
+        """Write the plan as TOML; change `train` and `recipe` by hand as you like."""
+        file = Path(file)
+        lines = [f"format = {toml_value(FORMAT)}", f"format_version = {FORMAT_VERSION}", ""]
+        lines += ["# Read by `patchbank finetune run --plan`. Set train = true or false; recipe is a name or a TOML file."]
+        head = {"train": self.train, "tests": list(self.tests), "folds": self.folds, "positive": self.positive}
+        lines += [f"{key} = {_toml(value)}" for key, value in head.items()]
+        lines += ["", "[rule]", *(f"{key} = {_toml(value)}" for key, value in asdict(self.rule).items())]
+        for entry in self.entries:
+            lines += ["", "[[encoders]]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in asdict(entry).items() if value is not None]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, lambda to: to.write_text("\n".join(lines) + "\n", "utf-8"))
+        return file
+
+
+def load_plan(file: str | Path) -> FinetunePlan:
+    """Read a plan. Raises InvalidRequest: no plan, a newer one, unknown keys (with the near name)."""
+    try:
+        document = tomllib.loads(Path(file).read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequest(f"{file} cannot be read as a plan: {error}") from error
+    if document.pop("format", None) != FORMAT or document.pop("format_version", None) != FORMAT_VERSION:
+        raise InvalidRequest(f"{file} is not a plan of `patchbank finetune plan`, version {FORMAT_VERSION}")
+    rule, entries = document.pop("rule", {}), document.pop("encoders", [])
+    faults = [*_unknown(document, FinetunePlan, ""), *_unknown(rule, Rule, "[rule] ")]
+    for entry in entries:
+        faults += _unknown(entry, Entry, f"encoder {entry.get('encoder', '?')}: ")
+        faults += [f"{key} is missing in an entry" for key in ("encoder", "train") if key not in entry]
+    if "train" not in document:
+        faults.append("train, the path of the manifest, is missing")
+    if faults:
+        raise InvalidRequest(f"{file}: " + "; ".join(faults))
+    document["tests"] = tuple(document.get("tests", ()))
+    return FinetunePlan(**document, rule=Rule(**rule), entries=tuple(Entry(**e) for e in entries))
+
+
+def make_plan(
+    results: str | Path | ProbeResult,
+    *,
+    train: str | Path,
+    tests: Sequence[str | Path] = (),
+    recipe: str = "lora",
+    rule: Rule | None = None,
+    costs: Mapping[str, "Cost"] | None = None,
+    measure: bool = True,
+    device: str = "auto",
+    steps: int = 3,
+) -> FinetunePlan:
+    """Apply the rule to the results of `run_probe`.
+
+    train, tests : manifests that the plan will train and score on (their paths go into the plan)
+    costs : what is known of an encoder's cost by id; measure : time `steps` steps of the others here, with random
+        weights, which cost the same time. Without a cost the rule counts an encoder as affordable.
+    Raises InvalidRequest where the results have no intervals or no out-of-fold scores of the metric.
+    """
+    rule = rule or Rule()
+    found = results if isinstance(results, ProbeResult) else ProbeResult.load(results)
+    document = found.document
+    best_set = _best_set_of_each_encoder(document)
+    records = {
+        r["features"]: r
+        for r in document["scores"]
+        if r["role"] == "oof" and r["subset"] == "raw" and not r["domain"]
+    }
+    values: dict[str, tuple[float, float, float]] = {}
+    for encoder, features in best_set.items():
+        cell = records[features]["metrics"][rule.metric] if features in records else (None, None, None)
+        if None in cell:
+            raise InvalidRequest(
+                f"the results have no interval of the out-of-fold {rule.metric} of {features}: "
+                "run the probe with --bootstrap 2000"
+            )
+        values[encoder] = cell
+    if not values:
+        raise InvalidRequest("the results have no feature set of a single encoder")
+    order = sorted(values, key=lambda e: -values[e][0])
+    size = next(d for d in document["data"] if d["dataset"] == records[best_set[order[0]]]["dataset"])
+    scored = sum(d["n"] for d in document["data"]) - size["n"]
+    known = dict(costs or {})
+    entries = []
+    for encoder in order:
+        if encoder not in known and measure:
+            known[encoder] = measure_cost(encoder, recipe=recipe, device=device, steps=steps)
+        gap = _gap(document, best_set[order[0]], best_set[encoder], rule)
+        entries.append(
+            _judge(
+                encoder,
+                best_set[encoder],
+                values[encoder],
+                best=(order[0], values[order[0]]),
+                gap=gap,
+                cost=known.get(encoder),
+                rows=(size["n"], scored, document["folds"]["n_splits"]),
+                recipe=recipe,
+                rule=rule,
+            )
+        )
+    folds = document["config"]["folds"]
+    return FinetunePlan(
+        train=str(Path(train).absolute()),
+        tests=tuple(str(Path(one).absolute()) for one in tests),
+        folds=folds,
+        positive=document["config"].get("positive") or "",
+        rule=rule,
+        entries=tuple(entries),
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Patches a second in training and in scoring, measured on `device`; `epochs` that a run is reckoned at."""
+
+    train_rate: float
+    score_rate: float
+    epochs: int
+    device: str
+    epoch_size: int = 0  # patches drawn in an epoch; 0: all training rows
+    note: str = ""
+
+    def hours(self, rows: int, scored: int, folds: int) -> float:
+        """Of all folds: each trains on (folds - 1) / folds of the rows, scores its own fold an epoch, then the rest."""
+        training = self.epochs * (self.epoch_size or rows * (folds - 1) / folds) / self.train_rate
+        scoring = (self.epochs * rows / folds + scored) / self.score_rate
+        return folds * (training + scoring) / 3600
+
+
+def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int = 3) -> Cost:
+    """Time a few steps of the recipe's batch size on the encoder's architecture with random weights."""
+    import torch
+
+    from ..extract.devices import resolve_devices
+    from .model import base_card, classifier
+    from .recipe import load_recipe
+    from .train import autocast, training_mode
+
+    try:
+        chosen = load_recipe(recipe, encoder=encoder)
+        place = str(resolve_devices(device)[0])
+        card = base_card(encoder, chosen)
+        network, _ = classifier(card, chosen, weights=None)
+    except PatchbankError as error:
+        return Cost(float("nan"), float("nan"), 0, "", note=f"could not be measured: {error}")
+    network.to(place)
+    side = card.transform.size
+    batch = torch.zeros(chosen.batch_size, 3, side, side, device=place)
+
+    def seconds(run: Any) -> float:
+        run()  # the first pass allocates and compiles
+        started = time.perf_counter()
+        for _ in range(steps):
+            run()
+        if place.startswith("cuda"):
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / steps
+
+    def train_step() -> None:
+        with autocast(place, chosen.precision):
+            logits = network(batch)
+        logits.float().sum().backward()
+
+    def score_step() -> None:
+        with torch.no_grad(), autocast(place, chosen.precision):
+            network(batch)
+
+    training_mode(network, chosen)
+    training = seconds(train_step)
+    network.eval()
+    n = chosen.batch_size
+    name = torch.cuda.get_device_name() if place.startswith("cuda") else f"{place}, {torch.get_num_threads()} threads"
+    return Cost(n / training, n / seconds(score_step), chosen.epochs, name, chosen.epoch_size)
+
+
+def _judge(
+    encoder: str,
+    features: str,
+    value: tuple[float, float, float],
+    *,
+    best: tuple[str, tuple[float, float, float]],
+    gap: Mapping[str, Any] | None,
+    cost: Cost | None,
+    rows: tuple[int, int, int],
+    recipe: str,
+    rule: Rule,
+) -> Entry:
+    """The rule of the module's text for one encoder, with the sentence that says which part decided."""
+    v, low, high = value
+    hours = cost.hours(*rows) if cost is not None and cost.train_rate == cost.train_rate else None
+    weak = low < rule.target
+    behind = gap is not None and gap["p_holm"] < rule.alpha and gap["difference"] >= rule.min_gap
+    gain = rule.recovery * (1 - v)
+    worth = hours is None or gain >= rule.gain_per_hour * hours
+    affordable = hours is None or hours <= rule.max_hours
+    hopeless = high < best[1][1] - rule.keep_within
+    train = (weak or behind) and worth and affordable and not hopeless
+    reasons = [
+        f"{rule.metric} {v:.3f} [{low:.3f}, {high:.3f}]: lower bound {'below' if weak else 'at or above'} {rule.target:g}"
+    ]
+    if gap is not None:
+        reasons.append(
+            f"{gap['difference']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}] behind {best[0]}, "
+            f"adjusted p {gap['p_holm']:.2g}{'' if behind else ': not significant or below ' + format(rule.min_gap, 'g')}"
+        )
+    if hours is not None:
+        text = f"expected gain {gain:.3f} for {hours:.2f} h on {cost.device}"  # pyright: ignore[reportOptionalMemberAccess]
+        text += "" if worth else f", less than {rule.gain_per_hour:g} an hour"
+        text += "" if affordable else f", more than {rule.max_hours:g} h"
+        reasons.append(text)
+    if hopeless:
+        reasons.append(f"upper bound more than {rule.keep_within:g} below {best[0]}'s lower bound")
+    return Entry(
+        encoder=encoder,
+        train=train,
+        recipe=recipe,
+        why="; ".join(reasons),
+        features=features,
+        value=round(v, 4),
+        low=round(low, 4),
+        high=round(high, 4),
+        gap=None if gap is None else round(gap["difference"], 4),
+        hours=None if hours is None else round(hours, 3),
+        cost=""
+        if cost is None
+        else cost.note or f"{cost.train_rate:.1f} patches/s in training, {cost.score_rate:.1f} in scoring, {cost.epochs} epochs",
+    )
+
+
+def _best_set_of_each_encoder(document: Mapping[str, Any]) -> dict[str, str]:
+    """Encoder -> its feature set with the highest criterion on the folds; sets of several encoders are left out."""
+    best: dict[str, tuple[float, str]] = {}
+    for model in document["models"]:
+        sources = parse_features(model["features"]).sources
+        encoders = {source.encoder for source in sources}
+        if len(encoders) == 1:
+            (encoder,) = encoders
+            best[encoder] = max(best.get(encoder, (-float("inf"), "")), (model["criterion"], model["features"]))
+    return {encoder: features for encoder, (_, features) in best.items()}
+
+
+def _gap(document: Mapping[str, Any], best: str, other: str, rule: Rule) -> dict[str, Any] | None:
+    """How far `other` is behind `best`, by the paired cluster bootstrap out of fold (DeLong where there is none)."""
+    for test in ("paired cluster bootstrap", "DeLong"):
+        for record in document["comparisons"]:
+            if record["role"] != "oof" or record["metric"] != rule.metric or record["test"] != test:
+                continue
+            sign = {(best, other): 1, (other, best): -1}.get((record["a"], record["b"]))
+            if sign is None or record["difference"] is None or record["p_holm"] is None:
+                continue
+            bounds = sorted(sign * record[k] for k in ("low", "high"))
+            return {
+                "difference": sign * record["difference"],
+                "low": bounds[0],
+                "high": bounds[1],
+                "p_holm": record["p_holm"],
+            }
+    return None
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, int | float) else toml_value(value)
+
+
+def _unknown(table: Mapping[str, Any], kind: type, where: str) -> list[str]:
+    known = [f.name for f in fields(kind) if f.name not in ("rule", "entries")]
+    faults = []
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            faults.append(f"{where}unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+    return faults
