@@ -178,7 +178,10 @@ def parse_card(text: str, *, origin: str) -> Card:
     shape = table.pop("transform", {})
     if not isinstance(shape, dict):
         raise InvalidRequest(f"{origin}: transform must be a table")
-    faults = [*_key_faults(table, Card, skip=("transform", "factory", "admit")), *_key_faults(shape, Transform)]
+    faults = [
+        *_key_faults(table, Card, skip=("transform", "factory", "admit")),
+        *_key_faults(shape, Transform),
+    ]
     faults += [f"{key} is missing" for key in ("id", "dim") if key not in table]
     if faults:
         raise InvalidRequest(f"{origin}: " + "; ".join(faults))

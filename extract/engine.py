@@ -219,7 +219,7 @@ class Pipeline:
     def _feed(self, pool: ThreadPoolExecutor) -> None:
         pending: deque[Future[list[_Decoded]]] = deque()
         tasks = self._tasks()
-        ahead = 2 * self.workers + 2 * self.batch_size // CHUNK
+        ahead = 2 * self.workers + (len(self.encoders) + 1) * self.batch_size // CHUNK
         keys_seen: set[bytes] = set()
         if not self.work.known.all():
             keys_seen.update(map(bytes, self.work.keys[self.work.known]))

@@ -108,7 +108,7 @@ class ExtractReport:
         busy = ", ".join(f"{stage} {part:.0%}" for stage, part in share.items())
         lines.append(
             f"{total:.1f} s ({seconds['load']:.1f} s to load), {self.images_per_second:.1f} images/s on "
-            f"{', '.join(self.devices)} (batch {self.batch_size}, {self.workers} decoding threads); "
+            f"{_counted(self.devices)} (batch {self.batch_size}, {self.workers} decoding threads); "
             f"busy of this time: {busy}"
         )
         return "\n".join(lines)
@@ -184,8 +184,9 @@ def run_extract(
         )
     cards = [with_revision(load_card(spec), revision) for spec in specs]
     for card in cards:
-        for table in tables if card.admit is not None else ():
-            card.admit(table)
+        if card.admit is not None:
+            for table in tables:
+                card.admit(table)
     weights = [locate(card, checkpoint=checkpoint, weights_dir=weights_dir) for card in cards]
     devices = _devices(device)
     lanes = _open_lanes(
@@ -211,12 +212,12 @@ def run_extract(
         report.forwards_avoided = report.patches * passes
         return report
 
-    from .devices import batch_size_for, resolve_devices
+    from .devices import batch_size_for, compute_threads, resolve_devices, single_threaded
     from .encoders import Encoder
 
-    places = resolve_devices(devices)
-    encoders = [
-        [
+    places = compute_threads(resolve_devices(devices))
+    built = {
+        place: [
             Encoder(
                 card,
                 found,
@@ -228,15 +229,17 @@ def run_extract(
             )
             for card, found in zip(cards, weights, strict=True)
         ]
-        for place in places
-    ]
+        for place in dict.fromkeys(places)
+    }
+    encoders = [built[place] for place in places]
     report.seconds["load"] = time.perf_counter() - started
     report.model_loaded = True
     report.devices = [str(place) for place in places]
     report.workers = workers or _default_workers(places[0].type)
     from tqdm import tqdm
 
-    with tqdm(total=len(work), unit="patch", disable=not progress, mininterval=1, desc=_title(cards)) as bar:
+    bar = tqdm(total=len(work), unit="patch", disable=not progress, mininterval=1, desc=_title(cards))
+    with bar, single_threaded(places):
         pipeline = Pipeline(
             work,
             lanes,
@@ -263,14 +266,20 @@ def run_extract(
     return report
 
 
+def _counted(devices: Sequence[str]) -> str:
+    """["cpu", "cpu"] -> "2 x cpu"."""
+    counts = {name: devices.count(name) for name in dict.fromkeys(devices)}
+    return ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
+
+
 def _title(cards: Sequence[Card]) -> str:
     return cards[0].id if len(cards) == 1 else f"{len(cards)} encoders"
 
 
 def _default_workers(device_type: str) -> int:
-    """On a CPU the model needs the cores and one thread decodes fast enough; a GPU needs every core."""
+    """On a CPU the model needs the cores, and few threads decode fast enough; a GPU needs every core."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 32) if device_type != "cpu" else max(1, cores // 2)
+    return min(cores, 32) if device_type != "cpu" else max(1, cores // 4)
 
 
 def _devices(device: str) -> str:
