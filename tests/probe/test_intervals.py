@@ -407,15 +407,15 @@ def test_random_permutations_do_not_depend_on_the_number_of_pairs():
 
 
 def test_coverage_and_error_rates_by_simulation():
-    """200 data sets of 40 slides: 95 % intervals over slides hold what they say, those over rows do not.
+    """120 data sets of 40 slides: 95 % intervals over slides hold what they say, those over rows do not.
 
-    A proportion of .95 over 200 has a standard error of .015; stats_coverage.py has more and larger ones."""
+    A proportion of .95 over 120 has a standard error of .02; stats_coverage.py has more and larger ones."""
     truth = stats.norm.cdf(1 / np.sqrt(2 * (1 + 1.2**2)))
     inside: dict[str, int] = dict.fromkeys(("jackknife", "bca", "percentile", "delong", "rows"), 0)
     rejected: dict[str, int] = dict.fromkeys(("shifted", "student", "delong", "permutation"), 0)
-    n = 200
+    n = 120
     for seed in range(n):
-        y, scores, groups = slides(seed, slide_sd=1.2, m=2)
+        y, scores, groups = slides(seed, rows=16, slide_sd=1.2, m=2)
         rank = {"metrics": ["auroc"], "n_resamples": 400, "seed": seed}
         found = {
             "bca": intervals.bootstrap(y, scores, groups=groups, **rank)["auroc"],
@@ -443,6 +443,6 @@ def test_coverage_and_error_rates_by_simulation():
     assert 0.92 <= inside["jackknife"] / n <= 0.985, inside
     for name in ("bca", "percentile", "delong"):  # a little narrow with 40 slides
         assert 0.88 <= inside[name] / n <= 0.985, inside
-    assert inside["rows"] / n < inside["bca"] / n - 0.05, inside
+    assert inside["rows"] / n < 0.8, inside
     for name, count in rejected.items():
         assert 0.01 <= count / n <= 0.10, (name, rejected)
