@@ -31,6 +31,7 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -339,9 +340,17 @@ class Store:
         Raises RowsMissing if some are not there (after a look at what was published meanwhile).
         """
         keys = as_keys(keys)
-        rows = self._rows_of(keys)
         out = np.empty((len(keys), self.dim), dtype=dtype or self.dtype)
-        self._fill(out, keys, rows)
+        found = self._locate(keys)
+        try:
+            self._gather(out, found)
+        except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
+            self.reopen()
+            with explained("read", self._files):
+                self._gather(out, self._locate(keys))
+        except OSError as error:
+            with explained("read", self._files):
+                raise error
         return out
 
     def iter_blocks(
@@ -349,12 +358,10 @@ class Store:
     ) -> Iterator[tuple[slice, np.ndarray]]:
         """`load` in steps: (which of the keys, their vectors), `rows` at a time, in memory for one step."""
         keys = as_keys(keys)
-        places = self._rows_of(keys)
+        self.require(keys)
         for start in range(0, len(keys), rows):
             part = slice(start, min(start + rows, len(keys)))
-            out = np.empty((part.stop - start, self.dim), dtype=dtype or self.dtype)
-            self._fill(out, keys[part], places[part])
-            yield part, out
+            yield part, self.load(keys[part], dtype=dtype)
 
     def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Every block as stored: (keys (rows, 16), vectors (rows, dim)), read-only, no copy on a local disk.
@@ -367,9 +374,9 @@ class Store:
 
     def require(self, keys: np.ndarray) -> None:
         """Raises RowsMissing unless every key has a row (after a look at what was published meanwhile)."""
-        self._rows_of(as_keys(keys))
+        self._locate(as_keys(keys))
 
-    def _rows_of(self, keys: np.ndarray) -> np.ndarray:
+    def _locate(self, keys: np.ndarray) -> "_Located":
         with self._lock:
             self._index()
             rows = self._find(keys)
@@ -377,29 +384,19 @@ class Store:
                 self.refresh()
                 self._index()
                 rows = self._find(keys)
+            found = _Located(rows, self._blocks, self._starts)
         missing = int((rows < 0).sum())
         if missing:
             raise RowsMissing(
                 f"{missing} of {len(keys)} patches have no embedding in {self._files}; "
                 f"run `patchbank extract` with the encoder {self.identity.encoder['id']!r} to embed them"
             )
-        return rows
+        return found
 
-    def _fill(self, out: np.ndarray, keys: np.ndarray, rows: np.ndarray) -> None:
-        try:
-            self._gather(out, rows)
-        except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
-            self.reopen()
-            with explained("read", self._files):
-                self._gather(out, self._rows_of(keys))
-        except OSError as error:
-            with explained("read", self._files):
-                raise error
-
-    def _gather(self, out: np.ndarray, rows: np.ndarray) -> None:
+    def _gather(self, out: np.ndarray, found: "_Located") -> None:
+        rows, blocks, starts = found.rows, found.blocks, found.starts
         if not len(rows):
             return
-        blocks, starts = self._blocks, self._starts
         order = None if (rows[1:] > rows[:-1]).all() else np.argsort(rows, kind="stable")
         ordered = rows if order is None else rows[order]
         first, last = np.searchsorted(starts, ordered[[0, -1]], side="right") - 1
@@ -475,6 +472,15 @@ class Store:
         or given up; otherwise stop.
         """
         return Claims(self, keys, writer, rows=rows, ttl=ttl, wait=wait, poll=poll)
+
+
+@dataclass(frozen=True)
+class _Located:
+    """Row numbers (int64, (n,)) and the blocks that they count: a refresh may number the rows anew."""
+
+    rows: np.ndarray
+    blocks: list[Block]
+    starts: np.ndarray
 
 
 class StoreWriter:

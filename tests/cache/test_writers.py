@@ -1,0 +1,245 @@
+"""Many writers at once, leases, and the index below them."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from patchbank.cache import leases
+from patchbank.cache.bank import Bank
+from patchbank.cache.check import gc, verify
+from patchbank.cache.finish import finalize
+from patchbank.cache.index import KeyIndex
+from patchbank.cache.leases import Lease
+from patchbank.cache.store import Store
+from patchbank.errors import StoreError
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(params=["zarr", "hdf5"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, identity: Any) -> Store:
+    return Bank(tmp_path).open_store(identity(), create=True, backend=request.param, block_rows=128)
+
+
+def run(*targets: Any) -> None:
+    processes = [FORK.Process(target=target) for target in targets]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+
+
+def test_processes_write_at_once(store: Store, make_rows: Any, on_disk: Any) -> None:
+    shares = [make_rows(500, seed=seed) for seed in range(4)]
+
+    def write(rows: Any) -> None:
+        with store.writer() as writer:
+            for start in range(0, 500, 50):
+                writer.append(*rows[slice(start, start + 50)])
+
+    run(*(lambda rows=rows: write(rows) for rows in shares))
+    wanted = {key: vector for rows in shares for key, vector in rows.as_dict().items()}
+    assert on_disk(Path(store.path)) == wanted
+    store.refresh()
+    assert len(store) == 2000
+    assert finalize(store).rows == 2000
+    assert on_disk(Path(store.path)) == wanted
+
+
+def test_threads_write_and_read_at_once(store: Store, make_rows: Any) -> None:
+    shares = [make_rows(400, seed=seed) for seed in range(3)]
+    errors: list[BaseException] = []
+
+    def work(rows: Any) -> None:
+        try:
+            with store.writer() as writer:
+                for start in range(0, 400, 40):
+                    writer.append(*rows[slice(start, start + 40)])
+                    store.refresh()
+                    here = store.contains(rows.keys)
+                    assert store.load(rows.keys[here]).tobytes() == rows.vectors[here].tobytes()
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    threads = [threading.Thread(target=work, args=(rows,)) for rows in shares]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.refresh()
+    assert not errors
+    assert len(store) == 1200
+
+
+def test_a_store_that_two_create_at_once_is_one(tmp_path: Path, identity: Any, make_rows: Any) -> None:
+    def create(seed: int) -> None:
+        bank = Bank(tmp_path / "bank")
+        store = bank.open_store(identity(), create=True, provenance={"machine": seed})
+        with store.writer() as writer:
+            writer.append(*make_rows(10, seed=seed)[:])
+
+    run(*(lambda seed=seed: create(seed) for seed in range(6)))
+    store = Bank(tmp_path / "bank").find("fake:noise")
+    assert len(store) == 60
+    assert verify(store).good
+    assert sorted(session["provenance"]["machine"] for session in store.catalog.sessions) == list(range(6))
+
+
+def test_reading_goes_on_while_blocks_are_packed_and_swept(store: Store, make_rows: Any) -> None:
+    rows = make_rows(700)
+    with store.writer(block_rows=20) as writer:
+        writer.append(*rows[:])
+    reader, late = Store(store.files), Store(store.files)
+    assert reader.contains(rows.keys).all()
+    finalize(store)
+    gc(store, grace=0)
+    assert reader.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    assert late.contains(rows.keys).all()  # its index is built from blocks that are gone
+    more = make_rows(5, seed=1)
+    steps = 0
+    for part, vectors in reader.iter_blocks(rows.keys, 100):  # rows are numbered anew on the way
+        assert vectors.tobytes() == rows.vectors[part].tobytes()
+        with store.writer() as writer:
+            writer.append(*more[slice(steps % 5, steps % 5 + 1)])
+        steps += 1
+        finalize(store)
+        gc(store, grace=0)
+        reader.refresh()
+        assert reader.contains(rows.keys).all()
+    assert steps == 7
+
+
+# --- leases -----------------------------------------------------------------------------------------
+
+
+def test_machines_share_the_work(store: Store, make_rows: Any) -> None:
+    rows = make_rows(1000)
+    embedded = FORK.Array("i", 4, lock=False)
+
+    def machine(number: int) -> None:
+        mine = Store(store.files)
+        with mine.writer() as writer, mine.claim(rows.keys, writer, rows=64, poll=0.05) as claims:
+            for index in claims:
+                time.sleep(0.01)
+                writer.append(rows.keys[index], rows.vectors[index], [rows.ids[i] for i in index])
+                embedded[number] += len(index)
+
+    run(*(lambda number=number: machine(number) for number in range(4)))
+    store.refresh()
+    assert store.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    assert sum(embedded) == 1000  # nothing twice
+    assert sum(count > 0 for count in embedded) > 1
+    assert not store.files.names(leases.FOLDER)
+
+
+def test_the_work_of_a_dead_writer_is_taken_over(store: Store, make_rows: Any) -> None:
+    rows = make_rows(300)
+    ready = FORK.Event()
+
+    def doomed() -> None:
+        with store.writer() as writer, store.claim(rows.keys, writer, rows=100) as claims:
+            for index in claims:
+                writer.append(rows.keys[index], rows.vectors[index], [""] * len(index))
+                if index[0] == 100:
+                    ready.set()
+                    time.sleep(60)
+
+    process = FORK.Process(target=doomed)
+    process.start()
+    assert ready.wait(30)
+    other = Store(store.files)
+    with other.writer() as writer, other.claim(rows.keys, writer, rows=100, wait=False) as claims:
+        assert [int(index[0]) for index in claims] == [200]  # 0 is published, 100 is held
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    began = time.monotonic()
+    with other.writer() as writer, other.claim(rows.keys, writer, rows=100, poll=0.05) as claims:
+        for index in claims:
+            writer.append(rows.keys[index], rows.vectors[index], [""] * len(index))
+    other.refresh()
+    assert time.monotonic() - began < 10  # at once: the process is known to be gone
+    assert other.contains(rows.keys).all()
+
+
+def test_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: Any) -> None:
+    files = Bank(tmp_path).open_store(identity(), create=True).files
+    first = Lease.acquire(files, "unit", ttl=0.4)
+    assert first is not None
+    assert Lease.acquire(files, "unit", ttl=0.4) is None
+    assert Lease.acquire(files, "unit2") is not None
+    time.sleep(0.6)
+    assert Lease.acquire(files, "unit", ttl=0.4) is None  # it is renewed
+    first._stop.set()  # a machine that hangs
+    first._thread.join()
+    monkeypatch.setattr(leases, "machine", lambda: "")  # and is another, whose processes nobody can see
+    time.sleep(0.6)
+    second = Lease.acquire(files, "unit", ttl=0.4)
+    assert second is not None
+    assert Lease.acquire(files, "unit", ttl=0.4) is None
+    first.release()  # it wakes up: that takes nothing from its successor
+    assert Lease.acquire(files, "unit", ttl=0.4) is None
+    second.release()
+    third = Lease.acquire(files, "unit")
+    assert third is not None
+    third.release()
+
+
+def test_damaged_and_lost_leases(tmp_path: Path, identity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Bank(tmp_path).open_store(identity(), create=True).files
+    files.make_folder(leases.FOLDER)
+    broken = files.path(f"{leases.FOLDER}/unit.0.json")
+    Path(broken).write_text('{"own')
+    assert Lease.acquire(files, "unit") is None
+    monkeypatch.setattr(leases, "TTL", -1.0)
+    held = Lease.acquire(files, "unit", ttl=0.2)
+    assert held is not None
+    for path in (tmp_path).rglob("unit.*.json"):
+        path.unlink()
+    time.sleep(0.3)
+    assert held.lost
+    held.release()
+
+
+def test_one_finalize_at_a_time(store: Store, make_rows: Any) -> None:
+    with store.writer() as writer:
+        writer.append(*make_rows(10)[:])
+    store.refresh()
+    with Lease.acquire(store.files, "finalize") or pytest.fail("no lease"):
+        with pytest.raises(StoreError, match="by another process"):
+            finalize(store)
+        assert "finalize" in json.dumps(store.files.names(leases.FOLDER))
+    assert finalize(store).rows == 10
+
+
+# --- the index --------------------------------------------------------------------------------------
+
+
+def test_index_against_a_dictionary() -> None:
+    dice = np.random.default_rng(0)
+    keys = dice.integers(0, 2, (3000, 16), dtype=np.uint8)  # many equal halves, some equal keys
+    first: dict[bytes, int] = {}
+    for row, key in enumerate(keys):
+        first.setdefault(key.tobytes(), row)
+    index = KeyIndex(keys)
+    assert len(index) == len(first)
+    assert index.first_rows().tolist() == sorted(first.values())
+    asked = np.concatenate([keys, dice.integers(0, 2, (3000, 16), dtype=np.uint8)])
+    assert index.find(asked).tolist() == [first.get(key.tobytes(), -1) for key in asked]
+    assert KeyIndex(keys[:0]).find(keys[:2]).tolist() == [-1, -1]
+    assert index.find(keys[:0]).tolist() == []
+
+
+def test_index_of_keys_with_equal_first_halves() -> None:
+    keys = np.zeros((50, 16), np.uint8)
+    keys[:, 15] = np.arange(50)[::-1]
+    index = KeyIndex(keys[10:])
+    assert index.find(keys).tolist() == [-1] * 10 + list(range(40))
