@@ -71,5 +71,5 @@ def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
         return table.query(where, engine="python").reset_index(drop=True)
     except (ValueError, TypeError, SyntaxError, LookupError, NameError, AttributeError) as error:
         raise InvalidRequest(
-            f"the query {where!r} does not fit ({error}); columns: {', '.join(table)}"
+            f"the query {where!r} does not fit ({error}); columns: {', '.join(map(str, table.columns))}"
         ) from error

@@ -143,8 +143,8 @@ def main() -> None:
                 limit = BLOCK_ROWS + 100  # a full block being written, and the rows being appended
                 bad |= bool(faults) or again > limit
                 print(
-                    f"{backend}, {writers} at once: {-(-kills // 4)} kills, faults {dict(faults) or 0}, at most "
-                    f"{again} rows of a writer to compute again (blocks of {BLOCK_ROWS}, batches up to 100)"
+                    f"{backend}, {writers} at once: {-(-kills // 4)} kills, faults {dict(faults) or 0}, "
+                    f"at most {again} rows of a writer again (blocks of {BLOCK_ROWS}, batches up to 100)"
                 )
     sys.exit(bad)
 

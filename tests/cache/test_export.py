@@ -1,0 +1,265 @@
+"""Exports: opened with the libraries that people use, and back into a store bit for bit."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet
+import pytest
+from patchbank.cache.bank import Bank
+from patchbank.cache.export import LAYOUTS, export, import_export, layout_of
+from patchbank.cache.store import Store
+from patchbank.cache.table import first_of_key, keys_of_table, read_table, select
+from patchbank.errors import InvalidRequest, RowsMissing, StoreError
+
+NAMES = {"trident": "x.h5", "stamp": "x.h5", "npy": "x", "zarr": "x.zarr"}
+WORDS = ("patch_id", "label", "group", "domain", "split")
+
+
+@pytest.fixture(params=["float16", "float32"])
+def filled(
+    request: pytest.FixtureRequest, tmp_path: Path, identity: Any, make_rows: Any
+) -> tuple[Store, Any]:
+    store = Bank(tmp_path / "bank").open_store(
+        identity(dtype=request.param),
+        create=True,
+        block_rows=64,
+        provenance={"licence": "CC-BY-NC-4.0", "made": 1},
+    )
+    rows = make_rows(150, dtype=request.param)
+    with store.writer() as writer:
+        writer.append(*rows[:])
+    store.refresh()
+    return store, rows
+
+
+@pytest.fixture
+def table(filled: tuple[Store, Any]) -> pd.DataFrame:
+    """The rows shuffled, with three patches that are the same image as others."""
+    plain = filled[1].table()
+    twins = plain.iloc[[5, 7, 5]].assign(patch_id=["twin 0", "twin 1", "twin 2"])
+    return pd.concat([plain.sample(frac=1, random_state=0), twins], ignore_index=True)
+
+
+@pytest.fixture
+def wanted(filled: tuple[Store, Any], table: pd.DataFrame) -> np.ndarray:
+    rows = filled[1]
+    place = {key.tobytes().hex(): i for i, key in enumerate(rows.keys)}
+    return rows.vectors[[place[word] for word in table["content_hash"]]]
+
+
+def write(
+    filled: tuple[Store, Any], table: pd.DataFrame | None, tmp_path: Path, layout: str, **options: Any
+) -> Path:
+    path = tmp_path / "out" / NAMES.get(layout, f"x.{layout}")
+    if layout == "stamp":
+        options = {"tile_um": 112.0, "mpp": 0.5} | options
+    rows = export(filled[0], path, layout, table, **options)
+    assert rows == len(filled[1].keys if table is None else table)
+    assert [item.name for item in path.parent.iterdir()] == [path.name]
+    return path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_round_trip(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str) -> None:
+    store, rows = filled
+    path = write(filled, table, tmp_path, layout)
+    assert layout_of(path) == layout
+    bank = Bank(tmp_path / "back")
+    done = import_export(bank, path)
+    assert (done.rows, done.added) == (153, 150)
+    assert done.store.identity == store.identity
+    assert done.store.provenance == store.provenance
+    assert done.store.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    back = done.table[list(table.columns)]
+    assert (back.astype(str).to_numpy() == table.astype(str).to_numpy()).all()
+    assert back["x"].dtype == np.int64
+    assert import_export(bank, path).added == 0
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_whole_store_without_a_table(filled: tuple[Store, Any], tmp_path: Path, layout: str) -> None:
+    path = write(filled, None, tmp_path, layout)
+    done = import_export(Bank(tmp_path / "back"), path, backend="hdf5")
+    assert done.store.load(filled[1].keys).tobytes() == filled[1].vectors.tobytes()
+
+
+def about(document: Any) -> None:
+    parts = json.loads(document)
+    assert parts["licence"] == "CC-BY-NC-4.0"
+    assert parts["identity"]["encoder"]["id"] == "fake:noise"
+    assert parts["provenance"]["made"] == 1
+
+
+def test_trident(filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path) -> None:
+    with h5py.File(write(filled, table, tmp_path, "trident")) as file:
+        assert np.asarray(file["features"]).tobytes() == wanted.tobytes()
+        coords = np.asarray(file["coords"])
+        assert coords.dtype == np.int64
+        assert coords.tolist() == table[["x", "y"]].to_numpy().tolist()
+        for name in WORDS:
+            assert [word.decode() for word in np.asarray(file[name])] == table[name].tolist()
+        about(file.attrs["patchbank"])
+
+
+def test_one_file_a_slide(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path) -> None:
+    folder = tmp_path / "slides"
+    assert export(filled[0], folder, "trident", table.drop(columns=["x", "y"]), by="group") == 153
+    assert sorted(p.name for p in folder.iterdir()) == [f"slide-{i}.h5" for i in range(4)]
+    with h5py.File(folder / "slide-2.h5") as file:
+        assert {word.decode() for word in np.asarray(file["group"])} == {"slide 2"}
+        assert (np.asarray(file["coords"]) == -1).all()
+        assert len(np.asarray(file["features"])) == (table["group"] == "slide 2").sum()
+    done = import_export(Bank(tmp_path / "back"), folder)
+    assert (done.rows, done.added, len(done.table)) == (153, 150, 153)
+    twice = table.assign(group=["a b", "a-b"] + ["c"] * 151)
+    with pytest.raises(InvalidRequest, match=r"would both become the file a-b\.h5"):
+        export(filled[0], tmp_path / "no", "trident", twice, by="group")
+    assert not (tmp_path / "no").exists()
+
+
+def test_stamp(filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path) -> None:
+    with h5py.File(write(filled, table, tmp_path, "stamp")) as file:
+        assert np.asarray(file["feats"]).tobytes() == wanted.tobytes()
+        assert np.asarray(file["coords"]).tolist() == (table[["x", "y"]].to_numpy() * 0.5).tolist()
+        assert {
+            name: file.attrs[name] for name in ("unit", "tile_size_um", "extractor", "stamp_version")
+        } == {
+            "unit": "um",
+            "tile_size_um": 112.0,
+            "extractor": "fake:noise",
+            "stamp_version": "2.1.0",
+        }
+
+
+def test_npy(filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path) -> None:
+    path = write(filled, table, tmp_path, "npy")
+    assert np.load(path / "embeddings/embeddings_0.npy").tobytes() == wanted.tobytes()
+    frame = pd.read_parquet(path / "metadata/metadata_0.parquet")
+    assert frame["patch_id"].tolist() == table["patch_id"].tolist()
+    about((path / "patchbank.json").read_text())
+
+
+def test_npz(filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path) -> None:
+    with np.load(write(filled, table, tmp_path, "npz"), allow_pickle=False) as file:
+        assert file["embeddings"].tobytes() == wanted.tobytes()
+        for name in WORDS:
+            assert file[name].tolist() == table[name].tolist()
+        about(str(file["patchbank"]))
+
+
+def test_parquet_loads_with_datasets(
+    filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    path = write(filled, table, tmp_path, "parquet")
+    schema = pyarrow.parquet.read_schema(path)
+    assert str(schema.field("embedding").type).startswith("fixed_size_list")
+    about(schema.metadata[b"patchbank"])
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache"))
+    assert loaded["patch_id"][:] == table["patch_id"].tolist()
+    assert loaded.features["embedding"].length == 8
+    vectors = np.asarray(loaded.with_format("numpy")[:]["embedding"], dtype=wanted.dtype)
+    assert vectors.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("layout", ["h5ad", "zarr"])
+def test_anndata(
+    filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path, layout: str
+) -> None:
+    anndata = pytest.importorskip("anndata")
+    path = write(filled, table, tmp_path, layout)
+    data = (anndata.read_h5ad if layout == "h5ad" else anndata.read_zarr)(path)
+    assert np.asarray(data.X).tobytes() == wanted.tobytes()
+    assert data.obs_names.tolist() == table["patch_id"].tolist()
+    assert data.obs["domain"].tolist() == table["domain"].tolist()
+    about(data.uns["patchbank"])
+    assert data.uns["licence"] == "CC-BY-NC-4.0"
+
+
+def test_safetensors(
+    filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    with safetensors.safe_open(write(filled, table, tmp_path, "safetensors"), "numpy") as file:
+        assert file.get_tensor("embeddings").tobytes() == wanted.tobytes()
+        about(file.metadata()["patchbank"])
+        words = [bytes(word).rstrip(b"\0").decode() for word in file.get_tensor("column.domain")]
+        assert words == table["domain"].tolist()
+
+
+def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path) -> None:
+    store, _ = filled
+    out = tmp_path / "x.npz"
+
+    def refused(
+        why: str, layout: str = "npz", frame: pd.DataFrame = table, error: Any = InvalidRequest, **o: Any
+    ) -> None:
+        with pytest.raises(error, match=why):
+            export(store, out, layout, frame, **o)
+        assert not [p for p in tmp_path.iterdir() if p.name != "bank"]
+
+    refused("no layout 'csv'", "csv")
+    refused("no column content_hash", frame=table.drop(columns="content_hash"))
+    refused("no column patch_id", frame=table.drop(columns="patch_id"))
+    refused("use the name 'coords'", frame=table.assign(coords=1))
+    refused("row 3 of the table", frame=table.assign(content_hash=["0" * 32] * 3 + [""] + ["0" * 32] * 149))
+    refused("153 of 153 patches", frame=table.assign(content_hash="0" * 32), error=RowsMissing)
+    refused("trident and stamp", by="group")
+    refused("no column 'slide'", "trident", by="slide")
+    refused("tile_um", "stamp")
+    out.write_text("mine")
+    with pytest.raises(InvalidRequest, match="exists already"):
+        export(store, out, "npz", table)
+    with pytest.raises(StoreError, match="cannot write"):
+        export(store, out / "below" / "x.npz", "npz", table)
+
+
+def test_imports_of_other_things(tmp_path: Path, filled: tuple[Store, Any]) -> None:
+    bank = Bank(tmp_path / "back")
+    foreign = tmp_path / "slide.h5"
+    with h5py.File(foreign, "w") as file:
+        file["features"] = np.zeros((3, 8))
+    with pytest.raises(InvalidRequest, match="does not say which encoder"):
+        import_export(bank, foreign)
+    with pytest.raises(InvalidRequest, match="there is no"):
+        import_export(bank, tmp_path / "nothing")
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(InvalidRequest, match="none of the layouts"):
+        import_export(bank, tmp_path / "x.txt")
+    path = write(filled, None, tmp_path, "npy")
+    text = (path / "patchbank.json").read_text()
+    (path / "patchbank.json").write_text(text.replace('"version": 1', '"version": 2'))
+    with pytest.raises(InvalidRequest, match=r"version 2; .* update patchbank"):
+        import_export(bank, path)
+    assert bank.names() == []
+
+
+def test_tables(tmp_path: Path, filled: tuple[Store, Any], table: pd.DataFrame) -> None:
+    table.to_csv(tmp_path / "t.csv", index=False)
+    table.to_parquet(tmp_path / "t.parquet")
+    (tmp_path / "t.toml").write_text('format = "patchbank-manifest"\n[table]\nfile = "t.csv"\n')
+    reads: list[Callable[[], pd.DataFrame]] = [
+        lambda e=e: read_table(tmp_path / f"t.{e}") for e in ("csv", "parquet", "toml")
+    ]
+    for read in reads:
+        assert read()["label"].tolist() == table["label"].tolist()
+        assert keys_of_table(read()).tobytes() == keys_of_table(table).tobytes()
+    assert first_of_key(table, filled[1].keys[:1])[0] == table["content_hash"].tolist().index(
+        filled[1].keys[0].tobytes().hex()
+    )
+    assert len(select(table, "group == 'slide 1' and split == 'train'")) == 38 + 2
+    assert select(table, None) is table
+    for query in ("domain ==", "nothing == 1", "patch_id + 1"):
+        with pytest.raises(InvalidRequest, match="columns: patch_id"):
+            select(table, query)
+    (tmp_path / "bad.toml").write_text("[table]\n")
+    (tmp_path / "worse.toml").write_text("[")
+    (tmp_path / "bad.parquet").write_text("no")
+    for name in ("bad.toml", "worse.toml", "bad.parquet", "none.csv"):
+        with pytest.raises(InvalidRequest, match=name):
+            read_table(tmp_path / name)
