@@ -264,6 +264,9 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
 @click.option("--train", type=_PATH, help="Of a probe: the manifest that it was trained on.")
 @click.option("--bank", help="Of a probe: the bank of its embeddings; the images are embedded into it.")
 @click.option("--features", help="Of a probe: another feature set than the one its folds chose.")
+@click.option(
+    "--encoder", "encoders", multiple=True, metavar="ID=SPEC", help="Of a probe: how an encoder is loaded."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Patches in a forward pass.")
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that read images.")
@@ -277,6 +280,7 @@ def predict_command(
     train: Path | None,
     bank: str | None,
     features: str | None,
+    encoders: tuple[str, ...],
     batch_size: int,
     workers: int,
     **options: Any,
@@ -300,7 +304,13 @@ def predict_command(
         if train is None or bank is None:
             raise InvalidRequest("a probe needs both --train and --bank")
         table = predict_probe(
-            model, images, train=load_manifest(train), bank=bank, features=features, **options
+            model,
+            images,
+            train=load_manifest(train),
+            bank=bank,
+            features=features,
+            encoder_specs=dict(one.split("=", 1) for one in encoders if "=" in one),
+            **options,
         )
     elif features is not None:
         raise InvalidRequest("--features belongs to a probe's results: add --train and --bank")

@@ -1,7 +1,7 @@
 """From a trained model and a folder of images to a CSV: `patchbank predict`."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def predict_probe(
     train: Manifest,
     bank: str | os.PathLike[str],
     features: str | None = None,
+    encoder_specs: Mapping[str, str] | None = None,
     device: str = "auto",
     checkpoint: str | Path | None = None,
     weights_dir: str | Path | None = None,
@@ -94,6 +95,7 @@ def predict_probe(
 
     results : folder of the probe's results; train, bank : what it was trained on, as then
     features : which feature set (None: the one that the folds chose)
+    encoder_specs : how an encoder of the bank is loaded, where its id is not enough (a card file, finetuned:FOLDER)
     images : embedded into the bank on the way, so that a second call costs nothing
     tta : the probe is applied to the embeddings of the view "d4:mean", and only if it was trained on them
     Returns the table of `predict_finetuned`; the folds are the probe's outer models.
@@ -114,14 +116,17 @@ def predict_probe(
     if tta and not all("d4:mean" in source.view for source in sources):
         raise InvalidRequest(f"{chosen} was not trained on the mean over flips and turns: extract the view d4:mean")
     manifest = images if isinstance(images, Manifest) else manifest_of(images)
+    opened = open_bank(os.fspath(bank))
     for source in sources:
+        identity = opened.find(source.encoder, view=source.view, tokens=source.tokens).identity
         run_extract(
             [manifest],
-            encoder=source.encoder,
+            encoder=(encoder_specs or {}).get(source.encoder, source.encoder),
             bank=str(bank),
             view=source.view,
             tokens=source.tokens,
-            precision=open_bank(os.fspath(bank)).find(source.encoder, view=source.view, tokens=source.tokens).identity.precision,
+            precision=identity.precision,
+            dtype=identity.dtype,
             device=device,
             checkpoint=checkpoint,
             weights_dir=weights_dir,
@@ -135,7 +140,6 @@ def predict_probe(
         class_weight=(choice["class_weight"],),
         C=(choice["C"],),
     )
-    opened = open_bank(os.fspath(bank))
     study = gather(train, [], opened, config)
     groups = effective_groups(study.train_manifest)
     folds = folds_for(study.train_manifest, config.folds, seed=config.seed).assign(groups)
