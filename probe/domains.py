@@ -1,7 +1,7 @@
 """Does a probe carry over to another scanner or centre: leave-one-domain-out, train on A and test on B."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from scipy.special import expit
 from ..datasets.folds import make_folds
 from ..errors import InvalidRequest
 from .config import ProbeConfig
-from .fitting import Fitted, Part, Setting, fit_parts
+from .fitting import Fitted, Part, Setting, fit_parts, sum_facts
 from .metrics import evaluate
 from .protocol import criterion_path
 from .scoring import intervals_of
@@ -54,18 +54,36 @@ def analyse_domains(
     names = [d for d in dict.fromkeys(domain) if d and len(np.unique(y[domain == d])) == 2]
     if len(names) < 2:
         return None
-    study = _Study.of(X, y, groups, domain, names, config)
+    if len(config.C) > GRID:  # half of a fine grid is fine enough for folds as small as these
+        config = replace(config, C=config.C[:: len(config.C) // GRID])
+    study = _Study(X, y, groups, domain, names, config)
+    study.fit()
     return {
         "leave_one_out": [study.left_out(d) for d in names],
         "matrix": study.matrix(tests),
-        "fits": study.fitted.facts,
-        "seconds": study.fitted.seconds,
+        "fits": sum_facts([fitted.facts for fitted in study.fitted]),
+        "seconds": {
+            key: sum(fitted.seconds[key] for fitted in study.fitted) for key in study.fitted[0].seconds
+        },
     }
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One training set at all points of the grid, and the rows (bool (n,), of all train rows) it has scored."""
+
+    fitted: Fitted
+    part: int
+    held_out: np.ndarray
+
+    def scores(self, rows: np.ndarray) -> np.ndarray:
+        """Scores of some of the held-out rows: float32 (P, W, L, rows)."""
+        return self.fitted.held_out[self.part][..., rows[self.held_out]]
 
 
 @dataclass
 class _Study:
-    """The fitted parts: ("out", d[, e]) without one or two domains, ("in", d[, fold]) inside one."""
+    """Models by training set: ("out", d[, e]) without one or two domains, ("in", d[, fold]) in one."""
 
     X: np.ndarray
     y: np.ndarray
@@ -73,58 +91,52 @@ class _Study:
     domain: np.ndarray
     names: list[str]
     config: ProbeConfig
-    parts: list[Part]
-    where: dict[tuple[str, ...], int]
-    fitted: Fitted
+    models: dict[tuple[str, ...], _Model] = field(default_factory=dict)
+    fitted: list[Fitted] = field(default_factory=list)
 
-    @classmethod
-    def of(
-        cls,
-        X: np.ndarray,
-        y: np.ndarray,
-        groups: np.ndarray,
-        domain: np.ndarray,
-        names: list[str],
-        config: ProbeConfig,
-    ) -> "_Study":
-        parts: list[Part] = []
-        where: dict[tuple[str, ...], int] = {}
-
-        def add(key: tuple[str, ...], training: np.ndarray, held_out: np.ndarray, inner: int | None) -> None:
-            if len(np.unique(y[training])) == 2:
-                where[key] = len(parts)
-                parts.append(Part(training, held_out, len(parts), inner))
-
-        for i, d in enumerate(names):
-            mine = domain == d
-            add(("out", d), ~mine, mine, None)
-            for e in names[i + 1 :]:  # serves the choice for d, scored on e, and that for e, scored on d
-                both = mine | (domain == e)
-                add(("out", d, e), ~both, both, 0)
-            add(("in", d), mine, np.zeros(len(y), bool), None)
-            folds = _folds_inside(y, groups, mine, config)
+    def fit(self) -> None:
+        """One call for the models without domains, and one for each domain, on its own rows."""
+        everything = np.ones(len(self.y), bool)
+        without: dict[tuple[str, ...], np.ndarray] = {}
+        for i, d in enumerate(self.names):
+            without["out", d] = self.domain == d
+            for e in self.names[i + 1 :]:  # serves the choice for d, scored on e, and that for e, scored on d
+                without["out", d, e] = (self.domain == d) | (self.domain == e)
+        self._fit(everything, {key: (~held, held) for key, held in without.items()})
+        for d in self.names:
+            mine = self.domain == d
+            folds = _folds_inside(self.y, self.groups, mine, self.config)
+            within: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {("in", d): (mine, mine & False)}
             for j in np.unique(folds[folds > 0]):
-                add(("in", d, str(j)), mine & (folds != j), mine & (folds == j), 0)
-        if len(config.C) > GRID:  # half of a fine grid is fine enough for folds as small as these
-            config = replace(config, C=config.C[:: len(config.C) // GRID])
-        return cls(X, y, groups, domain, names, config, parts, where, fit_parts(X, y, parts, config))
+                within["in", d, str(j)] = (mine & (folds != j), mine & (folds == j))
+            self._fit(mine, within)
+
+    def _fit(self, rows: np.ndarray, sets: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]) -> None:
+        """Fit sets (training, held out: bool (n,)) of these rows; those of one class are left out."""
+        keys = [key for key, (training, _) in sets.items() if len(np.unique(self.y[training])) == 2]
+        parts = [
+            Part(sets[key][0][rows], sets[key][1][rows], i, 0 if len(key) == 3 else None)
+            for i, key in enumerate(keys)
+        ]
+        fitted = fit_parts(self.X[rows], self.y[rows], parts, self.config)
+        self.fitted.append(fitted)
+        self.models |= {key: _Model(fitted, i, sets[key][1]) for i, key in enumerate(keys)}
 
     def left_out(self, d: str) -> dict[str, Any]:
         """One domain by the model that is fitted and chosen on the others."""
         others = [e for e in self.names if e != d]
         if len(others) > 1:
             keys = [(e, ("out", *sorted((d, e), key=self.names.index))) for e in others]
-            held = [(self.where[key], self.domain == e) for e, key in keys if key in self.where]
+            held = [(self.models[key], self.domain == e) for e, key in keys if key in self.models]
         else:
             held = self._inside(others[0])
         setting = self._choose(held)
         rows = self.domain == d
         record: dict[str, Any] = {"domain": d, "n": int(rows.sum()), "n_positive": int(self.y[rows].sum())}
         record["n_groups"] = len(set(self.groups[rows]))
-        if setting is None or ("out", d) not in self.where:
+        if setting is None or ("out", d) not in self.models:
             return {**record, "choice": None, "metrics": None}
-        part = self.where["out", d]
-        scores = self.fitted.held_out[part][setting.index].astype(np.float64)
+        scores = self.models["out", d].scores(rows)[setting.index].astype(np.float64)
         found = intervals_of(self.y[rows], expit(scores)[:, None], self.groups[rows], METRICS, self.config)
         metrics = {name: values[0] for name, values in found.items()}
         return {**record, "choice": setting.to_dict(), "metrics": metrics}
@@ -142,16 +154,16 @@ class _Study:
             ]
         chosen = {d: self._choose(self._inside(d)) for d in self.names}
         values: dict[str, list[list[float | None]]] = {m: [[] for _ in self.names] for m in METRICS}
-        for position, (_, X, y) in enumerate(columns):
-            scorer = self.fitted.scorer(X)
-            for i, d in enumerate(self.names):
-                setting = chosen[d]
-                if setting is None:
-                    found = dict.fromkeys(METRICS, np.nan)
+        for i, d in enumerate(self.names):
+            setting, model = chosen[d], self.models.get(("in", d))
+            for position, (_, X, y) in enumerate(columns):
+                if setting is None or model is None:
+                    found: Mapping[str, Any] = dict.fromkeys(METRICS, np.nan)
                 elif position == i:
                     found = self._diagonal(d, setting)
                 else:
-                    found = evaluate(y, expit(scorer(self.where["in", d], setting)), metrics=METRICS)
+                    scores = model.fitted.scorer(X)(model.part, setting)
+                    found = evaluate(y, expit(scores), metrics=METRICS)
                 for metric in METRICS:
                     value = float(found[metric])
                     values[metric][i].append(value if np.isfinite(value) else None)
@@ -163,29 +175,28 @@ class _Study:
             **values,
         }
 
-    def _inside(self, d: str) -> list[tuple[int, np.ndarray]]:
+    def _inside(self, d: str) -> list[tuple[_Model, np.ndarray]]:
         """The models of the folds inside one domain, with the rows that each holds out."""
-        keys = [key for key in self.where if key[0] == "in" and key[1] == d and len(key) == 3]
-        return [(self.where[key], self.parts[self.where[key]].held_out) for key in keys]
+        found = [model for key, model in self.models.items() if key[:2] == ("in", d) and len(key) == 3]
+        return [(model, model.held_out) for model in found]
 
-    def _choose(self, held: Sequence[tuple[int, np.ndarray]]) -> Setting | None:
-        """The best point of the grid on held-out rows: [(part, bool (n,) of the rows that count)]."""
+    def _choose(self, held: Sequence[tuple[_Model, np.ndarray]]) -> Setting | None:
+        """The best point of the grid on held-out rows: [(model, bool (n,) of the rows that count)]."""
         if not held:
             return None
-        scores = [self.fitted.held_out[part][..., rows[self.parts[part].held_out]] for part, rows in held]
+        scores = [model.scores(rows) for model, rows in held]
         y = np.concatenate([self.y[rows] for _, rows in held])
         folds = np.repeat(np.arange(1, len(held) + 1), [one.shape[-1] for one in scores])
         if len(np.unique(y)) < 2:
             return None
         path = criterion_path(self.config, y, np.concatenate(scores, axis=-1), folds)
-        return self.fitted.setting(best(path))
+        return held[0][0].fitted.setting(best(path))
 
     def _diagonal(self, d: str, setting: Setting) -> dict[str, Any]:
-        y, scores = [], []
-        for part, rows in self._inside(d):
-            y.append(self.y[rows])
-            scores.append(self.fitted.held_out[part][setting.index])
-        return evaluate(np.concatenate(y), expit(np.concatenate(scores).astype(np.float64)), metrics=METRICS)
+        held = self._inside(d)
+        y = np.concatenate([self.y[rows] for _, rows in held])
+        scores = np.concatenate([model.scores(rows)[setting.index] for model, rows in held])
+        return evaluate(y, expit(scores.astype(np.float64)), metrics=METRICS)
 
 
 def _folds_inside(y: np.ndarray, groups: np.ndarray, rows: np.ndarray, config: ProbeConfig) -> np.ndarray:

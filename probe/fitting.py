@@ -274,7 +274,7 @@ def fit_parts(X: np.ndarray, y: np.ndarray, parts: Sequence[Part], config: Probe
                 if parts[i].inner is None:
                     models[p, i] = (transform, fits, sets)
             seconds["score"] += time.perf_counter() - lap
-    return Fitted(config, values, held_out, models, _sum_facts(facts), seconds)
+    return Fitted(config, values, held_out, models, sum_facts(facts), seconds)
 
 
 def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:
@@ -291,7 +291,8 @@ def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:
         yield [i for i, part in enumerate(parts) if part.model == model]
 
 
-def _sum_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def sum_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Facts about several calls as those about one: fits, calls, statuses, the worst gap bound."""
     status: dict[str, int] = {}
     for one in facts:
         for name, count in one["status"].items():
@@ -299,7 +300,7 @@ def _sum_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     bounds = [one["worst_gap_bound"] for one in facts]
     return {
         "fits": sum(one["fits"] for one in facts),
-        "calls": len(facts),
+        "calls": sum(one.get("calls", 1) for one in facts),
         "status": status,
         "worst_gap_bound": None if None in bounds else max(bounds),
     }
