@@ -13,7 +13,6 @@ of the work with five folds, nearly all of it with few-shot subsets).
 """
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from ..errors import InvalidRequest, ProbeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 READ_ROWS = 4096  # rows read at once from X where all of it is passed over
+KEPT_BYTES = 2**26  # a float64 copy as small as this is kept, larger ones are made block by block
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,13 @@ class Design:
         self.weights = np.ascontiguousarray(weights[:, self.order])
         self.weights32 = self.weights.astype(np.float32)
         self._moments(used[:, self.order], standardize)
+        self._blocks: dict[int, list[Segment]] = {}
         self.in_memory = not streamed
-        self._prepared = self._prepare() if self.in_memory else None
+        self._prepared = {}
+        if self.in_memory:
+            self._prepared[np.float32] = self._prepare(np.float32)
+            if 8 * self.n * (self.d + 1) <= KEPT_BYTES:
+                self._prepared[np.float64] = self._prepare(np.float64)
 
     def _read(self, lo: int, hi: int) -> Array:
         """Rows lo..hi of the sorted order as they are in X."""
@@ -133,25 +138,30 @@ class Design:
         out[:, -1:] = sign
         return out
 
-    def _prepare(self) -> Array:
-        out = np.empty((self.n, self.d + 1), dtype=np.float32)
+    def _prepare(self, dtype: type) -> Array:
+        out = np.empty((self.n, self.d + 1), dtype=dtype)
         for lo in range(0, self.n, READ_ROWS):
             hi = min(self.n, lo + READ_ROWS)
-            out[lo:hi] = self.standardized(lo, hi, np.float32)
+            out[lo:hi] = self.standardized(lo, hi, dtype)
         return out
 
     def block(self, lo: int, hi: int, dtype: type = np.float32) -> Array:
-        """`standardized` rows, from the float32 copy where there is one."""
-        if dtype is np.float32 and self._prepared is not None:
-            return self._prepared[lo:hi]
+        """`standardized` rows, from a copy where there is one."""
+        if dtype in self._prepared:
+            return self._prepared[dtype][lo:hi]
         return self.standardized(lo, hi, dtype)
 
-    def blocks(self, rows: int) -> Iterator[Segment]:
+    def blocks(self, rows: int) -> list[Segment]:
         """The segments, cut into even pieces of at most `rows` rows."""
-        for part in self.segments:
-            cuts = np.linspace(part.lo, part.hi, -(-(part.hi - part.lo) // rows) + 1).astype(int)
-            for lo, hi in itertools.pairwise(cuts.tolist()):
-                yield Segment(lo, hi, part.sets)
+        if rows not in self._blocks:
+            self._blocks[rows] = [
+                Segment(lo, hi, part.sets)
+                for part in self.segments
+                for lo, hi in itertools.pairwise(
+                    np.linspace(part.lo, part.hi, -(-(part.hi - part.lo) // rows) + 1).astype(int).tolist()
+                )
+            ]
+        return self._blocks[rows]
 
     def to_raw(self, theta: Array, sets: Array) -> tuple[Array, Array]:
         """Coefficients (P, m, d) and intercepts (P, m) for X as given, of theta (P, m, d + 1)."""

@@ -28,8 +28,9 @@ SLOTS = 256  # columns of coefficients in work at once
 MEMORY = 10
 WINDOW = 8
 PATIENCE = 20
-FAR = 0.02
+HOPELESS = 80
 STRIDE = 3
+STEEP = 0.2
 LARGEST_MEMORY = 40
 
 
@@ -37,7 +38,8 @@ LARGEST_MEMORY = 40
 class Minimum:
     """What was found for P problems, all in float64, the intercept at its optimum for the coefficients.
 
-    theta (P, m, d + 1), value (P,), gradient (P, m, d + 1), gap (P,): upper bound of value - optimum,
+    theta (P, m, d + 1), value (P,), gradient (P, m, d + 1), curvature (P, m, m),
+    gap (P,): upper bound of value - optimum,
     decrement (P,): the estimate that stopping went by, rounds (P,), converged bool (P,),
     polished bool (P,): float64 steps were needed
     """
@@ -45,6 +47,7 @@ class Minimum:
     theta: Array
     value: Array
     gradient: Array
+    curvature: Array
     gap: Array
     decrement: Array
     rounds: Array
@@ -202,8 +205,8 @@ def minimise(
     m, D = objective.design.outputs, objective.design.d + 1
     P = len(ids)
     found = Minimum(
-        np.zeros((P, m, D)), np.zeros(P), np.zeros((P, m, D)), np.full(P, np.inf), np.full(P, np.inf),
-        np.zeros(P, dtype=int), np.zeros(P, dtype=bool), np.zeros(P, dtype=bool),
+        np.zeros((P, m, D)), np.zeros(P), np.zeros((P, m, D)), np.zeros((P, m, m)), np.full(P, np.inf),
+        np.full(P, np.inf), np.zeros(P, dtype=int), np.zeros(P, dtype=bool), np.zeros(P, dtype=bool),
     )  # fmt: skip
     place = {int(problem): k for k, problem in enumerate(ids)}
     slots = _Slots(min(P, max(8, SLOTS // m)), MEMORY, m, D)
@@ -345,6 +348,7 @@ def _round(
                 at_k = place[int(ids[k])]
                 found.theta[at_k], found.gradient[at_k] = slots.theta[here], at.gradient[k]
                 found.value[at_k], found.decrement[at_k] = at.value[k], decrement[k] * at.value[k]
+                found.curvature[at_k] = at.curvature[k]
                 found.gap[at_k] = at.gap[k] if at.gap is not None else np.inf
                 found.rounds[at_k] = slots.rounds[here]
                 found.converged[at_k] = small[k]
@@ -358,34 +362,38 @@ def _round(
 
 
 def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: float, defer: bool) -> None:
-    """Refine the preconditioner of a set whose problems would go on for longer than that costs.
+    """Look at the problems that have had WINDOW rounds since the last look: how many more will they take?
 
-    The rounds left are foreseen from the decrement's rate of fall since the preconditioner last changed.
+    Foreseen from their decrement's fall in that time. Where the problems of one set would take more rounds
+    than a preconditioner of their own costs, they get one; with `defer`, those that are hopeless go.
     """
-    here = np.arange(slots.running)
-    age = slots.rounds[here] - slots.mark_round[here]
-    here = here[(age >= WINDOW) & np.isfinite(slots.mark[here])]
+    here, left = _foreseen(slots, tol)
     if defer:
-        for slot in here[slots.best[here] > FAR][::-1]:
+        for slot in here[(slots.rounds[here] >= 2 * WINDOW) & (left > HOPELESS)][::-1]:
             slots.free(slot)
-        here = here[slots.best[here] <= FAR]
-        here = here[here < slots.running]
-    if not len(here):
-        return
-    age = slots.rounds[here] - slots.mark_round[here]
-    rate = np.log(slots.mark[here] / slots.best[here]) / age
-    left = np.clip(np.log(slots.best[here] / tol), 0, None) / np.maximum(rate, 0.05)
+        here, left = _foreseen(slots, tol)
     sets = objective.sets[slots.ids[here]]
+    price = 4 if slots.running * objective.design.outputs < 24 else 1  # products of few columns are slow
     for s in np.unique(sets):
         members = np.flatnonzero(sets == s)
         members = members[np.argsort(objective.lam[slots.ids[here[members]]])]
         spectrum = len(members) >= 8
         groups = [members] if spectrum else [members[k : k + 3] for k in range(0, len(members), 3)]
         for group in groups:
-            if left[group].sum() > 1.5 * H0.cost(len(group), spectrum=spectrum):
+            if left[group].sum() * price > 1.5 * H0.cost(len(group), spectrum=spectrum):
                 slot = here[group]
                 H0.refine(slots.ids[slot], slots.theta[slot], slots.curvature[slot], spectrum=spectrum)
     slots.mark[here], slots.mark_round[here] = slots.best[here], slots.rounds[here]
+
+
+def _foreseen(slots: _Slots, tol: float) -> tuple[Array, Array]:
+    """The running slots that are due for a look, and the rounds that each has left at its present rate."""
+    here = np.arange(slots.running)
+    age = slots.rounds[here] - slots.mark_round[here]
+    here = here[(age >= WINDOW) & np.isfinite(slots.mark[here])]
+    rate = np.log(slots.mark[here] / slots.best[here]) / (slots.rounds[here] - slots.mark_round[here])
+    left = np.clip(np.log(slots.best[here] / tol), 0, None) / np.maximum(rate, 0.05)
+    return here, np.minimum(left, 150)
 
 
 def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: float, max_rounds: int) -> None:
@@ -403,7 +411,13 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
             done = found.converged[mine] | (found.rounds[mine] < 0)
             first = int(np.argmin(done))
             known = [p for p in mine[:first] if found.converged[p]][-2:]
-            nexts = [p for p in mine[first : first + STRIDE] if not found.converged[p]]
+            waiting = mine[~done]
+            stride = STRIDE + (len(waiting) == STRIDE + 1)
+            if len(known) == 2:
+                a, b = found.theta[known]
+                if np.linalg.norm(b - a) > STEEP * np.linalg.norm(b):
+                    stride = 1
+            nexts = waiting[:stride].tolist()
             if not known:
                 found.rounds[nexts] = -1
                 continue
@@ -414,7 +428,7 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
                     theta = theta + slope * np.log(lam[known[1]] / lam[p])
                 stage.append(int(p))
                 starts.append(theta)
-            curvature = objective.exact(np.array([known[-1]]), found.theta[known[-1]][None]).curvature
+            curvature = found.curvature[known[-1]][None]
             if H0.cost(len(nexts), spectrum=False) < max_rounds * len(nexts):
                 H0.refine(
                     np.array(nexts),

@@ -97,20 +97,21 @@ def fit_logistic(
     y, strengths, v, K = _checked(X, y, C, weights)
     S, L, m = len(v), len(strengths), 1 if K == 2 else K
     sets, lam = np.repeat(np.arange(S), L), np.tile(1 / strengths, S)
-    design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
-    objective = Objective(design, sets, lam, threads=threads or default_threads())
-    try:
-        H0 = Preconditioner(objective)
-        hardest_first = np.argsort(lam, kind="stable")
-        with threadpool_limits(1, user_api="blas"):  # the rows are dealt to our own threads
+    hardest_first = np.argsort(lam, kind="stable")
+    # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
+    with threadpool_limits(1, user_api="blas"):
+        design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
+        objective = Objective(design, sets, lam, threads=threads or default_threads())
+        try:
+            H0 = Preconditioner(objective)
             found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=True)
             found = found.take(np.argsort(hardest_first))
             follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
-        status = np.where(found.polished, "polished", "converged").astype("<U9")
-        for p in np.flatnonzero(~found.converged):
-            status[p] = _finish(objective, found, int(p), tol)
-    finally:
-        objective.close()
+            status = np.where(found.polished, "polished", "converged").astype("<U9")
+            for p in np.flatnonzero(~found.converged):
+                status[p] = _finish(objective, found, int(p), tol)
+        finally:
+            objective.close()
     coef, intercept = design.to_raw(found.theta, sets)
     shape = (S, L) if m == 1 else (S, L, m)
     return LogisticFits(
