@@ -11,6 +11,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -149,18 +150,33 @@ def draw_patch(atypia: float, stain: Stain, random: np.random.Generator) -> np.n
     """One patch, uint8 (128, 128, 3). atypia: 0 (a plain plate) to 1 (split and scattered)."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
 
-    def noise(sigma: float) -> np.ndarray:
-        field = gaussian_filter(random.standard_normal((SIZE, SIZE), dtype=np.float32), sigma, mode="wrap")
-        return field / field.std()
+    def noise(cells: int) -> np.ndarray:
+        """Smooth noise, `cells` bumps across, mean 0 and standard deviation 1."""
+        field = Image.fromarray(random.standard_normal((cells, cells), dtype=np.float32))
+        smooth = np.asarray(field.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+        return (smooth - smooth.mean()) / smooth.std()
 
-    def blob(cx: float, cy: float, long: float, short: float, angle: float, edge: float) -> np.ndarray:
-        u = (x - cx) * np.cos(angle) + (y - cy) * np.sin(angle)
-        v = (y - cy) * np.cos(angle) - (x - cx) * np.sin(angle)
-        radius = np.sqrt((u / long) ** 2 + (v / short) ** 2) + rough
-        return 1 / (1 + np.exp(np.clip((radius - 1) * edge, -30, 30)))
+    def add(
+        canvas: np.ndarray,
+        at: np.ndarray,
+        axes: tuple[float, float],
+        angle: float,
+        edge: float,
+        dark: Any = 1.0,
+    ) -> None:
+        """Put a rough ellipse with a soft edge on the canvas, where it is the darker one."""
+        reach = 2 * max(axes)  # beyond that its edge has faded away
+        left, top = (int(max(c - reach, 0)) for c in at)
+        right, bottom = (int(max(c + reach, 0)) + 1 for c in at)
+        window = slice(top, bottom), slice(left, right)
+        u = (x[window] - at[0]) * np.cos(angle) + (y[window] - at[1]) * np.sin(angle)
+        v = (y[window] - at[1]) * np.cos(angle) - (x[window] - at[0]) * np.sin(angle)
+        radius = np.sqrt((u / axes[0]) ** 2 + (v / axes[1]) ** 2) + rough[window]
+        shape = 1 / (1 + np.exp(np.minimum((radius - 1) * edge, 30)))
+        canvas[window] = np.maximum(canvas[window], shape * (dark[window] if np.ndim(dark) else dark))
 
-    rough = 0.12 * noise(2.0)
-    fine, grain, cloud = noise(1.0), noise(2.5), noise(12)
+    rough = 0.12 * noise(36)
+    fine, grain, cloud = noise(72), noise(30), noise(7)
     fibres = np.sin((x * np.cos(cloud[0, 0]) + y * np.sin(cloud[0, 0])) / 3.0 + 2.5 * cloud)
     eosin = 0.55 + 0.12 * cloud + 0.08 * fibres + 0.06 * grain
     nuclei = np.zeros((SIZE, SIZE), np.float32)
@@ -170,27 +186,25 @@ def draw_patch(atypia: float, stain: Stain, random: np.random.Generator) -> np.n
         if np.hypot(*(place - centre)) < 44:  # the figure stands free, as a dividing cell does
             continue
         size = random.uniform(6.5, 11)
-        shape = blob(place[0], place[1], size * random.uniform(1, 1.5), size, random.uniform(0, np.pi), 9)
-        nuclei = np.maximum(nuclei, shape * random.uniform(0.45, 0.75) * (1 + 0.22 * grain))
+        dark = random.uniform(0.45, 0.75) * (1 + 0.22 * grain)
+        add(nuclei, place, (size * random.uniform(1, 1.5), size), random.uniform(0, np.pi), 9, dark)
 
-    cell = blob(centre[0], centre[1], 36, 33, random.uniform(0, np.pi), 7)
+    cell = np.zeros_like(nuclei)
+    add(cell, centre, (36, 33), random.uniform(0, np.pi), 7)
     eosin = eosin * (1 - 0.45 * cell)
     angle = random.uniform(0, np.pi)
-    plates = 1 if random.random() < 0.6 else 2
-    gap = 0.0 if plates == 1 else random.uniform(8, 12)
+    apart = 0.0 if random.random() < 0.6 else random.uniform(8, 12)  # one plate, or two
     figure = np.zeros_like(nuclei)
-    for side in (-1, 1)[:plates] if plates == 2 else (0,):
-        cx, cy = centre + side * gap * np.array([-np.sin(angle), np.cos(angle)])
+    for side in (-1, 1) if apart else (0,):
+        place = centre + side * apart * np.array([-np.sin(angle), np.cos(angle)])
         bend = random.normal(0, 0.35 * atypia)
-        long = random.uniform(15, 20) * (1 - 0.35 * atypia)
-        figure = np.maximum(
-            figure, blob(cx, cy, long, random.uniform(4.5, 6.5) + 5 * atypia, angle + bend, 7)
-        )
+        axes = (random.uniform(15, 20) * (1 - 0.35 * atypia), random.uniform(4.5, 6.5) + 5 * atypia)
+        add(figure, place, axes, angle + bend, 7)
     for _ in range(random.poisson(13 * atypia**1.5)):  # arms and lost chromosomes
         direction, away = random.uniform(0, 2 * np.pi), random.uniform(9, 28)
         place = centre + away * np.array([np.cos(direction), np.sin(direction)])
         size = random.uniform(2.5, 5.0)
-        figure = np.maximum(figure, blob(place[0], place[1], size * 1.5, size, random.uniform(0, np.pi), 5))
+        add(figure, place, (size * 1.5, size), random.uniform(0, np.pi), 5)
     haematoxylin = np.maximum(nuclei, figure * (1.25 + 0.1 * fine)) + 0.10 + 0.04 * np.abs(cloud)
 
     tilt = np.array(stain.tilt)

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -112,7 +113,7 @@ def test_the_given_table_is_not_changed(header: Header) -> None:
         ({"votes_positive": [1, 0], "votes_total": [3, None]}, r"does not lie in 0..votes_total: row 2"),
     ],
 )
-def test_faults_of_rows(header: Header, columns: dict[str, object], message: str) -> None:
+def test_faults_of_rows(header: Header, columns: dict[str, Any], message: str) -> None:
     table = rows().assign(**columns)
     with pytest.raises(ManifestError, match=message):
         Manifest(header, table, ".")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_the_resolution_may_be_said(
 
 
 @pytest.mark.parametrize(("border", "colour"), [("white", 255), ("black", 0), ("8080ff", (128, 128, 255))])
-def test_outside_is_filled(slide: Slide, pixels_of_slide: np.ndarray, border: str, colour: object) -> None:
+def test_outside_is_filled(slide: Slide, pixels_of_slide: np.ndarray, border: str, colour: Any) -> None:
     tail = "" if border == "white" else f",border={border}"
     read = slide.read(f"wsi[-10,-20,40,40{tail}]")
     expected = np.empty((40, 40, 3), np.uint8)

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -192,7 +193,10 @@ class TestNpzCompressed(SourceTests):
     )
 
     def make(self, folder: Path, images: list[np.ndarray]) -> list[str]:
-        arrays = {"train_images": np.stack(images), "objects": np.array([{"a": 1}, None], dtype=object)}
+        arrays: dict[str, Any] = {
+            "train_images": np.stack(images),
+            "objects": np.array([{"a": 1}, None], dtype=object),
+        }
         self.save(folder / "m.npz", **arrays)
         (folder / "text.npz").write_text("not a zip")
         return [f"m.npz::train_images[{i}]" for i in range(len(images))]

@@ -1,0 +1,207 @@
+"""The audit finds what was planted, and says nothing where nothing is."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from patchbank.datasets.audit import audit, near_duplicates
+from patchbank.datasets.builders import build_manifest
+from patchbank.datasets.facts import Facts
+from patchbank.datasets.manifest import Header, Manifest
+from patchbank.errors import ImageError
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+WriteImages = Callable[..., None]
+
+
+def hashed(manifest: Manifest) -> Manifest:
+    from patchbank.datasets.builders import hash_images
+    from patchbank.datasets.hashes import hex_hashes
+
+    digests, _ = hash_images(manifest, progress=False)
+    return Manifest(manifest.header, manifest.table.assign(content_hash=hex_hashes(digests)), manifest.root)
+
+
+def test_nothing_is_wrong(toy: Manifest) -> None:
+    found = audit(hashed(toy), progress=False)
+    assert found.ok
+    assert found.unique == 8
+    for table in (found.unreadable, found.changed, found.duplicates, found.contradictions, found.group_leaks):
+        assert table.empty
+    assert found.counts["rows"].sum() == 8
+    assert found.sizes.to_dict(orient="records") == [{"height": 16, "width": 16, "rows": 8}]
+
+
+def test_missing_broken_and_changed_files(toy: Manifest, write_images: WriteImages) -> None:
+    manifest = hashed(toy)
+    Path(toy.path(0)).unlink()
+    Path(toy.path(1)).write_text("hello")
+    write_images(toy.root, {"2.png": 99})
+    found = audit(manifest, progress=False)
+    assert not found.ok
+    assert found.unreadable["patch_id"].tolist() == ["toy/0", "toy/1"]
+    assert "no such file" in found.unreadable["message"][0]
+    assert found.changed["patch_id"].tolist() == ["toy/2"]
+    assert found.unique == 6
+
+
+def test_duplicates_contradictions_and_leaks(toy: Manifest, write_images: WriteImages) -> None:
+    write_images(toy.root, {"2.png": 0, "3.png": 1, "5.png": 0, "7.png": 1})  # 0 = 2 = 5; 1 = 3 = 7
+    found = audit(toy, progress=False)
+    assert found.duplicate_groups == 2
+    assert found.duplicates["patch_id"].tolist() == ["toy/0", "toy/2", "toy/5", "toy/1", "toy/3", "toy/7"]
+    assert found.contradictions["patch_id"].tolist() == ["toy/0", "toy/2", "toy/5"]
+    assert found.contradictory_groups == 1
+    assert found.unique == 4
+    assert found.duplicate_leaks.to_dict(orient="records") == [
+        {"duplicate": 2, "splits": "test, train", "rows": 3}
+    ]
+    assert not found.ok
+
+
+def test_an_unlabelled_copy_contradicts_nobody(toy: Manifest, write_images: WriteImages) -> None:
+    write_images(toy.root, {"1.png": 0})
+    table = toy.table.assign(label=["bad", ""] + ["good"] * 6)
+    found = audit(Manifest(toy.header, table, toy.root), progress=False)
+    assert found.duplicate_groups == 1
+    assert found.contradictions.empty
+
+
+def test_groups_that_cross_splits(toy: Manifest) -> None:
+    table = toy.table.assign(group=["a", "b", "c", "a", "", "", "a", ""])
+    found = audit(Manifest(toy.header, table, toy.root), progress=False)
+    assert found.group_leaks.to_dict(orient="records") == [{"group": "a", "splits": "test, train", "rows": 3}]
+    assert not found.ok
+
+
+def test_facts_are_compared(toy: Manifest) -> None:
+    facts = Facts(
+        name="toy",
+        version="1",
+        classes=("bad", "good"),
+        positive="bad",
+        licence="",
+        source="",
+        image_size=(16, 16),
+        contents="0" * 64,
+        counts={"train": {"bad": 3, "good": 3}, "test": {"bad": 1, "good": 2}},
+        groups={"train": 3, "test": 1},
+        domains={"here": 8, "there": 1},
+        duplicates={"groups": 0, "files": 0, "contradictions": 0},
+    )
+    found = audit(toy, facts=facts, progress=False)
+    wrong = found.facts[~found.facts["ok"]].set_index("fact")
+    assert wrong.index.tolist() == ["rows", "test good", "domain there", "contents (sha256)"]
+    assert wrong.loc["rows", "expected"] == 9
+    assert wrong.loc["rows", "found"] == 8
+    assert not found.ok
+
+
+def test_json(toy: Manifest) -> None:
+    found = json.loads(json.dumps(audit(toy, progress=False).to_json()))
+    assert found["ok"] is True
+    assert found["unreadable"] == []
+    assert sum(row["rows"] for row in found["counts"]) == 8
+
+
+# --- near-duplicates --------------------------------------------------------------------------------
+
+
+def scene(seed: int, size: int = 200) -> np.ndarray:
+    """A picture with structure at several scales, uint8 (size, size, 3)."""
+    random = np.random.default_rng(seed)
+    field = sum(gaussian_filter(random.standard_normal((size, size, 3)), (s, s, 0)) * s for s in (2, 6, 15))
+    field = (field - field.min()) / (field.max() - field.min())
+    return (field * 255).astype(np.uint8)
+
+
+@pytest.fixture
+def scenes(tmp_path: Path, header: Header) -> Callable[[dict[str, np.ndarray]], Manifest]:
+    def write(pictures: dict[str, np.ndarray]) -> Manifest:
+        for name, picture in pictures.items():
+            Image.fromarray(picture).save(tmp_path / f"{name}.png")
+        table = pd.DataFrame(
+            {"patch_id": [f"toy/{n}" for n in pictures], "path": [f"{n}.png" for n in pictures]}
+        )
+        return Manifest(header, table, tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize("shift", [(0, 0), (3, 3), (-7, 2), (5, -8), (0, 6), (8, 8)])
+def test_a_shifted_copy_is_found_with_its_shift(
+    scenes: Callable[[dict[str, np.ndarray]], Manifest], shift: tuple[int, int]
+) -> None:
+    down, right = shift
+    pictures = {f"other{k}": scene(100 + k)[:128, :128] for k in range(20)}
+    pictures["a"] = scene(0)[20:148, 20:148]
+    pictures["b"] = scene(0)[20 - down : 148 - down, 20 - right : 148 - right]
+    pairs = near_duplicates(scenes(pictures), progress=False)
+    assert pairs[["patch_a", "patch_b", "shift_y", "shift_x"]].to_numpy().tolist() == [
+        ["toy/a", "toy/b", down, right]
+    ]
+    assert pairs["score"][0] > 0.999
+    assert pairs["identical"][0] == (shift == (0, 0))
+
+
+def test_recompressed_and_restained_copies_are_found(
+    scenes: Callable[[dict[str, np.ndarray]], Manifest], tmp_path: Path
+) -> None:
+    original = scene(1)[:128, :128]
+    Image.fromarray(original).save(tmp_path / "x.jpg", quality=70)
+    pictures = {
+        "a": original,
+        "jpeg": np.asarray(Image.open(tmp_path / "x.jpg")),
+        "darker": (original * np.array([0.8, 0.7, 0.9])).astype(np.uint8),
+        "half": np.asarray(Image.fromarray(original).resize((64, 64), Image.Resampling.BOX)),
+        "other": scene(2)[:128, :128],
+    }
+    pairs = near_duplicates(scenes(pictures), progress=False)
+    partners = {frozenset(pair) for pair in pairs[["patch_a", "patch_b"]].to_numpy().tolist()}
+    assert {frozenset({"toy/a", f"toy/{x}"}) for x in ("jpeg", "darker")} <= partners
+    assert not any("toy/other" in pair for pair in partners)
+    assert not pairs["identical"].any()
+
+
+def test_neighbouring_crops_and_strangers_are_no_duplicates(
+    scenes: Callable[[dict[str, np.ndarray]], Manifest],
+) -> None:
+    pictures = {f"crop{k}": scene(3)[k * 24 : k * 24 + 128, :128] for k in range(4)}
+    pictures |= {f"flat{k}": np.full((128, 128, 3), 40 * k, np.uint8) for k in range(3)}
+    pairs = near_duplicates(scenes(pictures), progress=False)
+    assert pairs.empty
+    assert list(pairs.columns)[:4] == ["patch_a", "patch_b", "label_a", "label_b"]
+    assert pairs[~pairs["identical"]].empty
+
+
+def test_across_manifests(scenes: Callable[[dict[str, np.ndarray]], Manifest]) -> None:
+    manifest = scenes({"a": scene(0)[:128, :128], "x": scene(5)[:128, :128], "b": scene(0)[4:132, :128]})
+    pairs = near_duplicates(
+        [manifest.select(np.array([0, 1])), manifest.select(np.array([2]))], progress=False
+    )
+    assert pairs[["patch_a", "patch_b"]].to_numpy().tolist() == [["toy/a", "toy/b"]]
+
+
+def test_unreadable_images_are_an_error(
+    scenes: Callable[[dict[str, np.ndarray]], Manifest], tmp_path: Path
+) -> None:
+    manifest = scenes({"a": scene(0), "b": scene(1)})
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(ImageError, match="1 of 2 images"):
+        near_duplicates(manifest, progress=False)
+
+
+def test_the_known_near_duplicates_of_atnorm_br(shared: Path) -> None:
+    manifest = build_manifest("atnorm-br", shared / "data", progress=False, hashes=False)
+    pairs = near_duplicates(manifest, progress=False)
+    near = pairs[~pairs["identical"]]
+    assert near[["patch_a", "patch_b", "shift_y", "shift_x"]].to_numpy().tolist() == [
+        ["atnorm-br/504", "atnorm-br/501", 3, 3],  # contradictory labels
+        ["atnorm-br/697", "atnorm-br/700", -2, -6],
+    ]
+    # 27 groups of identical images give 46 pairs
+    assert int(pairs["identical"].sum()) == 46
