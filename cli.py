@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,9 @@ def patchbank() -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for the sample, the bank and the results.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the results and the seconds of each step as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the results and the seconds of each step as JSON."
+)
 def quickstart_command(out: Path, as_json: bool) -> None:
     """Run the main job offline: sample -> extract -> cache -> probe -> result table.
 
@@ -85,7 +88,8 @@ def quickstart_command(out: Path, as_json: bool) -> None:
 
     done = quickstart(out)
     if as_json:
-        click.echo(json.dumps({"seconds": done.seconds, "results": done.result.to_json()}))
+        reports = {"first": asdict(done.first), "second": asdict(done.second)}
+        click.echo(json.dumps({"seconds": done.seconds, **reports, "results": done.result.to_json()}))
         return
     from rich.console import Console
 
@@ -95,8 +99,12 @@ def quickstart_command(out: Path, as_json: bool) -> None:
         f"the second run made {second.forwards} forward passes in {done.seconds['extract again']:.1f} s."
     )
     Console().print(done.result.table())
-    click.echo("The patches are synthetic: the numbers show that the pipeline works, not how good an encoder is.")
-    click.echo(f"Data sets   {out}/data         (look at the images; `patchbank datasets check {out}/data/*.toml`)")
+    click.echo(
+        "The patches are synthetic: the numbers show that the pipeline works, not how good an encoder is."
+    )
+    click.echo(
+        f"Data sets   {out}/data         (look at the images; `patchbank datasets check {out}/data/*.toml`)"
+    )
     click.echo(f"Embeddings  {out}/bank         (`patchbank cache ls --bank {out}/bank`)")
     click.echo(f"Results     {out}/results      (`patchbank probe report {out}/results -o report.html`)")
 

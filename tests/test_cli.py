@@ -10,10 +10,24 @@ from click.testing import CliRunner
 from patchbank import __version__, cli
 from patchbank.errors import PatchbankError
 
-HEAVY = ("torch", "timm", "transformers", "zarr", "h5py", "numpy", "pandas", "sklearn", "scipy", "PIL", "pyarrow")
+HEAVY = (
+    "torch",
+    "timm",
+    "transformers",
+    "zarr",
+    "h5py",
+    "numpy",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "PIL",
+    "pyarrow",
+)
 
 
-def commands(command: click.Command, name: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(
+    command: click.Command, name: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     yield name, command
     if isinstance(command, click.Group):
         context = click.Context(command)

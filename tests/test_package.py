@@ -18,7 +18,10 @@ def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
     folders = {f for f in folders if f.split("/")[0] not in {"tests", "build", "dist", ".venv"}}
     assert "cache" in folders
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
-    assert {f"patchbank.{f.replace('/', '.')}" for f in folders} | {"patchbank", "patchbank.manifests"} == set(listed)
+    assert {f"patchbank.{f.replace('/', '.')}" for f in folders} | {
+        "patchbank",
+        "patchbank.manifests",
+    } == set(listed)
 
 
 def test_every_declaration_is_shipped() -> None:
@@ -43,7 +46,9 @@ def test_an_unknown_export_is_an_attribute_error() -> None:
 def test_the_cpu_stage_runs_where_no_gpu_stack_is_installed() -> None:
     """Every module of cache and probe imports while torch, timm and PIL cannot be."""
     modules = [
-        f"patchbank.{folder}.{path.stem}" for folder in ("cache", "probe") for path in (ROOT / folder).glob("*.py")
+        f"patchbank.{folder}.{path.stem}"
+        for folder in ("cache", "probe")
+        for path in (ROOT / folder).glob("*.py")
     ]
     assert len(modules) > 8
     script = (

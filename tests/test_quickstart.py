@@ -1,0 +1,26 @@
+"""The main job from end to end, on the embedded sample."""
+
+import json
+from pathlib import Path
+
+from patchbank.probe.results import ProbeResult
+
+
+def test_the_quickstart_leaves_data_bank_and_results(quickstart_folder: Path) -> None:
+    assert sorted(p.name for p in (quickstart_folder / "data").glob("*.toml")) == [
+        "synthetic-external.toml",
+        "synthetic-mitoses.toml",
+    ]
+    result = ProbeResult.load(quickstart_folder / "results")
+    scored = {record["dataset"]: record["metrics"]["auroc"] for record in result.leaderboard()}
+    assert set(scored) == {"synthetic-mitoses", "synthetic-mitoses:test", "synthetic-external"}
+    for dataset, (value, low, high) in scored.items():
+        assert low <= value <= high, dataset
+        assert value > 0.6, f"{dataset}: the sample has a signal"
+
+
+def test_the_second_extraction_makes_no_forward_pass(quickstart_output: dict[str, object]) -> None:
+    assert quickstart_output["first"]["embedded"] > 500  # type: ignore[index]
+    assert quickstart_output["second"]["forwards"] == 0  # type: ignore[index]
+    assert quickstart_output["second"]["model_loaded"] is False  # type: ignore[index]
+    assert json.dumps(quickstart_output["results"])
