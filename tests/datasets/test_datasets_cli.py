@@ -1,0 +1,197 @@
+"""`patchbank datasets`: each command once, its JSON, and its errors as one sentence."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from patchbank.cli import main
+from patchbank.datasets.cli import build, datasets_group, folds
+from patchbank.datasets.manifest import load_manifest
+
+WriteImages = Callable[..., None]
+
+
+@pytest.fixture
+def images(tmp_path: Path, write_images: WriteImages) -> Path:
+    names = {f"{split}/{label}/s{k % 6}{split}/{k}.png": k + 50 * (label == "bad") + 100 * (split == "test")
+             for split in ("train", "test") for label in ("bad", "good") for k in range(12)}  # fmt: skip
+    write_images(tmp_path / "images", names)
+    return tmp_path / "images"
+
+
+def invoke(*args: object) -> Result:
+    return CliRunner().invoke(datasets_group, [str(arg) for arg in args], catch_exceptions=False)
+
+
+def made(images: Path, *more: str) -> Path:
+    out = images.parent / "toy.toml"
+    layout = ("--layout", "{split}/{label}/{group}", "--positive", "bad")
+    result = invoke("build", "folder", "--root", images, "--name", "toy", "--out", out, *layout, *more)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_ls() -> None:
+    assert "atnorm-md" in invoke("ls").output
+    rows = json.loads(invoke("ls", "--json").stdout)
+    assert [row["name"] for row in rows] == ["ami-br", "atnorm-br", "atnorm-md"]
+    assert rows[0]["patches"] == 3720
+    assert rows[0]["splits"] == {"train": 2894, "test": 826}
+
+
+def test_build_check_folds(images: Path) -> None:
+    file = made(images)
+    assert len(load_manifest(file)) == 48
+    result = invoke("check", file, "--near")
+    assert result.exit_code == 0, result.output
+    assert "48 patches, 0 unreadable" in result.output
+    assert "toy: ok" in result.output
+    out = images.parent / "f.toml"
+    result = invoke("folds", "make", file, "--n-splits", 3, "--out", out)
+    assert result.exit_code == 0, result.output
+    shown = json.loads(invoke("folds", "show", out, file, "--json").stdout)
+    assert shown["n_splits"] == 3
+    assert set(shown["fold_of_group"]) == {f"s{k}train" for k in range(6)}
+    assert "make_folds" in invoke("folds", "show", out, file).output
+
+
+def test_build_json_and_skip(images: Path) -> None:
+    (images / "train" / "bad" / "s0train" / "0.png").write_text("hello")
+    args = ("--name", "toy", "--out", images.parent / "t.toml", "--positive", "bad", "--layout", "*/{label}")
+    result = invoke("build", "folder", "--root", images, *args, "--on-error", "skip", "--json")
+    found = json.loads(result.stdout)
+    assert found["rows"] == 47
+    assert [patch for patch, _ in found["skipped"]] == ["toy/train/bad/s0train/0"]
+
+
+def test_check_ends_with_1(images: Path) -> None:
+    file = made(images)
+    (images / "test" / "bad" / "s1test" / "1.png").unlink()
+    result = invoke("check", file)
+    assert result.exit_code == 1
+    assert "toy/test/bad/s1test/1" in result.output
+    assert "NOT ok" in result.output
+    found = json.loads(invoke("check", file, "--json").stdout)["audits"][0]
+    assert found["ok"] is False
+    assert len(found["unreadable"]) == 1
+
+
+def test_from_csv(images: Path) -> None:
+    rows = [
+        f"{p.relative_to(images).as_posix()},{p.parts[-3]},{p.parts[-2]}"
+        for p in sorted(images.rglob("*.png"))
+    ]
+    table = images.parent / "labels.csv"
+    table.write_text("file,diagnosis,patient\n" + "\n".join(rows) + "\n")
+    columns = [
+        part for pair in ("path=file", "label=diagnosis", "group=patient") for part in ("--column", pair)
+    ]
+    out = images.parent / "t.toml"
+    result = invoke("build", "from-csv", "--root", images, "--table", table, "--name", "toy", "--positive", "bad",
+                    *columns, "--out", out, "--classes", "good,bad", "--split", "all")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    manifest = load_manifest(out)
+    assert manifest.header.classes == ("good", "bad")
+    assert set(manifest.table["split"]) == {"all"}
+
+
+def test_the_other_builders(
+    tmp_path: Path, pixels: Callable[..., np.ndarray], write_slide: Callable[..., None]
+) -> None:
+    stack = np.stack([pixels(k) for k in range(4)])
+    np.savez(tmp_path / "m.npz", train_images=stack, train_labels=np.array([0, 1, 0, 1]))
+    result = invoke("build", "npz", "--root", tmp_path / "m.npz", "--name", "m", "--positive", "1", "--out",
+                    tmp_path / "m.toml")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    import h5py
+
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["x"], file["y"] = stack, np.array([0, 1, 0, 1])
+    result = invoke("build", "hdf5", "--root", tmp_path, "--name", "h", "--positive", "tumor", "--classes",
+                    "normal,tumor", "--images", "train=x.h5", "--out", tmp_path / "h.toml")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert load_manifest(tmp_path / "h.toml").table["label"].tolist() == ["normal", "tumor"] * 2
+    write_slide(tmp_path / "s.tiff", np.zeros((128, 128, 3), np.uint8))
+    (tmp_path / "c.csv").write_text("slide,x,y\ns,0,0\ns,64,0\n")
+    result = invoke("build", "wsi", "--root", tmp_path, "--name", "w", "--coordinates", tmp_path / "c.csv", "--size",
+                    64, "--mpp", 0.5, "--border", "black", "--out", tmp_path / "w.toml")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert (
+        load_manifest(tmp_path / "w.toml").table["path"][0] == "s.tiff::wsi[0,0,64,64,mpp=0.5,border=black]"
+    )
+
+
+def test_shipped_builders_on_the_real_files(shared: Path, tmp_path: Path) -> None:
+    out = tmp_path / "b.toml"
+    result = invoke("build", "atnorm-br", "--root", shared / "data", "--out", out, "--json")
+    assert json.loads(result.stdout)["rows"] == 746
+    result = invoke("check", out, "--json")
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)["audits"][0]
+    assert (found["duplicate_groups"], found["contradictory_groups"], found["unique"]) == (27, 2, 711)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["build", "folder", "--root", "{images}", "--name", "toy"], "say which is the positive one"),
+        (["build", "ami-br", "--root", "{images}"], "datasets fetch ami-br"),
+        (
+            ["build", "hdf5", "--root", "{images}", "--name", "x", "--images", "a.h5"],
+            "write --images KEY=VALUE",
+        ),
+        (["check", "{toml}", "--root", "{images}/lost"], "does not exist"),
+        (["fetch", "amibr"], "did you mean 'ami-br'"),
+        (["folds", "show", "papre", "{toml}"], "no folds are called 'papre'"),
+        (["folds", "show", "paper", "{toml}"], "do not know 6 of the groups"),
+        (["folds", "make", "{toml}", "--split", "trian", "--out", "x.toml"], "no split 'trian'"),
+        (["folds", "make", "{toml}", "--n-splits", "9", "--out", "x.toml"], "ask for fewer folds"),
+    ],
+)
+def test_errors_are_one_sentence(
+    images: Path, args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = made(images)
+    with pytest.raises(SystemExit) as ended:
+        main(["datasets", *(arg.format(images=images, toml=toml) for arg in args)])
+    assert ended.value.code in (1, 2)
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_unreadable_images_are_listed_one_a_line(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k in (1, 2):
+        (images / "train" / "bad" / f"s{k}train" / f"{k}.png").write_text("hello")
+    with pytest.raises(SystemExit):
+        main(["datasets", "build", "folder", "--root", str(images), "--name", "toy", "--positive", "bad",
+              "--layout", "*/{label}", "--out", str(images.parent / "x.toml")])  # fmt: skip
+    said = capsys.readouterr().err
+    assert "Error: 2 of 48 images of 'toy' cannot be read; nothing was built" in said
+    assert "  toy/train/bad/s1train/1: " in said
+    assert not (images.parent / "x.toml").exists()
+
+
+def test_every_command_has_examples() -> None:
+    commands = [*datasets_group.commands.values(), *build.commands.values(), *folds.commands.values()]
+    assert len(commands) >= 16
+    for command in commands:
+        assert command.help, command.name
+        if command not in (build, folds) or command is build:
+            assert "Examples:" in (command.help or ""), command.name
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from patchbank.cli import main\n"
+        "try: main(['datasets', 'build', 'wsi', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('numpy', 'pandas', 'PIL', 'pyarrow', 'h5py', 'tqdm', 'rich') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,359 @@
+"""Downloads from a server on the loopback: resumed, checked, unpacked with suspicion."""
+
+import hashlib
+import io
+import json
+import stat
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from patchbank.datasets import fetch as module
+from patchbank.datasets.facts import Facts
+from patchbank.datasets.fetch import fetch, unpack
+from patchbank.errors import FetchError, InvalidRequest
+
+
+class Server:
+    """What the loopback server gives, and what it was asked."""
+
+    def __init__(self) -> None:
+        self.body = b""
+        self.etag = '"1"'
+        self.ranges = True
+        self.break_after: list[int] = []  # bytes after which the next answers break off
+        self.status: list[int] = []  # errors that the next requests get
+        self.asked: list[str | None] = []  # the Range headers
+        self.url = ""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(module, "_PAUSE", 0.0)
+    monkeypatch.setattr(module, "CHUNK", 4096)
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            state.asked.append(wanted)
+            if state.status:
+                self.send_error(state.status.pop(0))
+                return
+            start = 0
+            if wanted and state.ranges and self.headers.get("If-Range") == state.etag:
+                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+                if start >= len(state.body):
+                    self.send_error(416)
+                    return
+            part = state.body[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(part)))
+            self.send_header("ETag", state.etag)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(state.body) - 1}/{len(state.body)}")
+            self.end_headers()
+            self.wfile.write(part[: state.break_after.pop(0)] if state.break_after else part)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, daemon=True)
+        thread.start()
+        state.url = f"http://127.0.0.1:{listening.server_port}/archive.zip"
+        yield state
+        listening.shutdown()
+        thread.join()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return stream.getvalue()
+
+
+NOISE = np.random.default_rng(0).bytes(60_000)
+GOOD = {"top/AMi-Br/a.png": NOISE, "top/votes.csv": b"a,b\n", "top/empty/": b""}
+
+
+@pytest.fixture
+def facts(server: Server) -> Facts:
+    server.body = zipped(GOOD)
+    return Facts(
+        name="toy",
+        version="1",
+        classes=("bad", "good"),
+        positive="bad",
+        licence="",
+        source="somewhere",
+        files={"votes.csv": hashlib.sha256(b"a,b\n").hexdigest(), "lost.csv": "0" * 64},
+        fetch={"url": server.url, "sha256": "unpinned", "unpack": "Toy"},
+    )
+
+
+def get(facts: Facts, folder: Path, **options: Any) -> module.Fetched:
+    return fetch(facts, folder, progress=False, **options)
+
+
+def left(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_download_and_unpack(facts: Facts, server: Server, tmp_path: Path) -> None:
+    got = get(facts, tmp_path)
+    assert got.new
+    assert not got.pinned
+    assert got.sha256 == hashlib.sha256(server.body).hexdigest()
+    assert got.bytes == len(server.body)
+    assert got.files == {"votes.csv": "ok", "lost.csv": "missing"}
+    assert (tmp_path / "Toy" / "top" / "AMi-Br" / "a.png").read_bytes() == NOISE
+    assert left(tmp_path) == {"fetched.json", "Toy/top/AMi-Br/a.png", "Toy/top/votes.csv"}
+    assert json.loads((tmp_path / "fetched.json").read_text())[server.url]["sha256"] == got.sha256
+
+
+def test_what_is_there_is_not_downloaded_again(facts: Facts, server: Server, tmp_path: Path) -> None:
+    get(facts, tmp_path)
+    got = get(facts, tmp_path)
+    assert not got.new
+    assert got.files["votes.csv"] == "ok"
+    assert len(server.asked) == 1
+    assert get(facts, tmp_path, again=True).new
+    assert len(server.asked) == 2
+
+
+def test_a_broken_connection_is_resumed(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.break_after = [20_000, 10_000]
+    got = get(facts, tmp_path)
+    assert got.sha256 == hashlib.sha256(server.body).hexdigest()
+    assert server.asked == [None, "bytes=20000-", "bytes=30000-"]
+
+
+def test_a_later_command_goes_on(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.break_after = [1000] * module.ATTEMPTS
+    with pytest.raises(FetchError, match=r"failed 5 times .*; 5000 bytes are kept, the same command goes on"):
+        get(facts, tmp_path)
+    assert left(tmp_path) == {".fetch/Toy.part", ".fetch/Toy.part.json"}
+    server.asked.clear()
+    assert get(facts, tmp_path).new
+    assert server.asked == ["bytes=5000-"]
+
+
+def test_a_server_without_ranges_starts_again(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    server.break_after = [20_000]
+    assert get(facts, tmp_path).sha256 == hashlib.sha256(server.body).hexdigest()
+
+
+def test_another_version_is_not_glued_to_the_old_start(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.break_after = [2000] * module.ATTEMPTS
+    with pytest.raises(FetchError):
+        get(facts, tmp_path)
+    server.break_after = []
+    server.body, server.etag = zipped({"top/other.png": NOISE[::-1]}), '"2"'
+    assert get(facts, tmp_path).sha256 == hashlib.sha256(server.body).hexdigest()
+    assert left(tmp_path / "Toy") == {"top/other.png"}
+
+
+def test_a_weak_validator_promises_nothing(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.etag = 'W/"1"'
+    server.break_after = [20_000]
+    assert get(facts, tmp_path).new
+    assert server.asked == [None, None]
+
+
+def test_a_part_as_long_as_the_file(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.break_after = [1000] * module.ATTEMPTS
+    with pytest.raises(FetchError):
+        get(facts, tmp_path)
+    server.break_after = []
+    (tmp_path / ".fetch" / "Toy.part").write_bytes(bytes(len(server.body)))  # the server answers 416
+    assert get(facts, tmp_path).sha256 == hashlib.sha256(server.body).hexdigest()
+
+
+def test_errors_of_the_server(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.status = [503, 502]  # passing
+    assert get(facts, tmp_path).new
+    server.status = [404]
+    with pytest.raises(FetchError, match="the server answers 404"):
+        get(facts, tmp_path, again=True)
+    assert (tmp_path / "Toy").is_dir()
+
+
+def test_nobody_listens(facts: Facts, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="failed 5 times"):
+        get(facts, tmp_path, url="http://127.0.0.1:9/a.zip")
+
+
+def test_a_pinned_checksum(facts: Facts, server: Server, tmp_path: Path) -> None:
+    with pytest.raises(
+        FetchError, match=r"SHA-256 is [0-9a-f]{64}, but 0{64} is pinned\. Nothing was unpacked"
+    ):
+        get(facts, tmp_path, sha256="0" * 64)
+    assert left(tmp_path) == set()  # a wrong file is not gone on with
+    digest = hashlib.sha256(server.body).hexdigest()
+    assert get(facts, tmp_path, sha256=digest.upper()).pinned
+    pinned = replace(facts, fetch={**facts.fetch, "sha256": digest})
+    assert get(pinned, tmp_path, again=True).pinned
+
+
+def test_an_unpinned_checksum_is_remembered(facts: Facts, server: Server, tmp_path: Path) -> None:
+    get(facts, tmp_path)
+    server.body = zipped({"top/other.png": NOISE})
+    with pytest.raises(
+        FetchError, match=r"was downloaded before \(recorded in .*fetched.json\).*give it as --sha256"
+    ):
+        get(facts, tmp_path, again=True)
+    assert "Toy/top/votes.csv" in left(tmp_path)  # the old files stay
+    digest = hashlib.sha256(server.body).hexdigest()
+    assert get(facts, tmp_path, again=True, sha256=digest).new
+    assert left(tmp_path / "Toy") == {"top/other.png"}
+
+
+def test_what_cannot_be_asked_for(facts: Facts, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no public source"):
+        get(replace(facts, fetch={}), tmp_path)
+    for url in ("file:///etc/passwd", "ftp://127.0.0.1/a.zip"):
+        with pytest.raises(InvalidRequest, match="only http and https"):
+            get(facts, tmp_path, url=url)
+
+
+def test_a_page_instead_of_an_archive(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.body = b"<html>please log in</html>"
+    with pytest.raises(FetchError, match=r"no zip and no tar \(it starts with b'<html>please"):
+        get(facts, tmp_path)
+    assert not (tmp_path / "Toy").exists()
+
+
+def test_a_damaged_record(facts: Facts, tmp_path: Path) -> None:
+    (tmp_path / "fetched.json").write_text("{")
+    with pytest.raises(FetchError, match=r"fetched\.json is damaged"):
+        get(facts, tmp_path)
+
+
+# --- archives that want more than to be unpacked ----------------------------------------------------
+
+
+def tarred(add: Callable[[tarfile.TarFile], None], mode: str = "w") -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        add(archive)
+    return stream.getvalue()
+
+
+def tar_member(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, target: str = "") -> Any:
+    def add(archive: tarfile.TarFile) -> None:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, target, len(data) if kind == tarfile.REGTYPE else 0
+        archive.addfile(info, io.BytesIO(data))
+
+    return add
+
+
+def zip_link() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+    return stream.getvalue()
+
+
+def zip_twice() -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("a", "1")
+        archive.writestr("a", "2")
+    return stream.getvalue()
+
+
+MALICIOUS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "zip up": (lambda: zipped({"ok": b"1", "../evil": b"2"}), "would leave the folder"),
+    "zip up inside": (lambda: zipped({"a/../../evil": b"2"}), "would leave the folder"),
+    "zip absolute": (lambda: zipped({"/evil": b"2"}), "would leave the folder"),
+    "zip backslash": (lambda: zipped({"a\\..\\..\\evil": b"2"}), "would leave the folder"),
+    "zip drive": (lambda: zipped({"C:evil": b"2"}), "would leave the folder"),
+    "zip link": (zip_link, "is a link or device"),
+    "zip twice": (zip_twice, "occurs twice"),
+    "zip same place": (lambda: zipped({"a": b"1", "./a": b"2"}), "two members are one file"),
+    "zip bomb": (lambda: zipped({"a": bytes(30 << 20)}), "far more than an archive of images"),
+    "zip many small": (lambda: zipped({f"{k}": bytes(3 << 20) for k in range(10)}), "far more than"),
+    "tar up": (lambda: tarred(tar_member("../evil")), "would leave the folder"),
+    "tar absolute": (lambda: tarred(tar_member("/evil")), "would leave the folder"),
+    "tar symlink": (
+        lambda: tarred(tar_member("a", kind=tarfile.SYMTYPE, target="/etc")),
+        "is a link or device",
+    ),
+    "tar hard link": (
+        lambda: tarred(tar_member("a", kind=tarfile.LNKTYPE, target="../b")),
+        "is a link or device",
+    ),
+    "tar device": (lambda: tarred(tar_member("a", kind=tarfile.CHRTYPE)), "is a link or device"),
+    "tar folder up": (lambda: tarred(tar_member("../evil", kind=tarfile.DIRTYPE)), "would leave the folder"),
+    "tar bomb": (lambda: tarred(tar_member("a", bytes(30 << 20)), "w:gz"), "far more than"),
+}
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+def test_malicious_archives_leave_nothing_behind(name: str, tmp_path: Path) -> None:
+    make, message = MALICIOUS[name]
+    (tmp_path / "in").mkdir()
+    archive = tmp_path / "in" / "x.part"
+    archive.write_bytes(make())
+    with pytest.raises(FetchError, match=message):
+        unpack(archive, tmp_path / "in" / "out", progress=False)
+    assert left(tmp_path) == {"in/x.part"}
+    assert sorted(p.name for p in (tmp_path / "in").iterdir()) == ["x.part"]
+
+
+@pytest.mark.parametrize("cut", [0.5, 0.9])
+def test_damaged_archives(tmp_path: Path, cut: float) -> None:
+    packed = tarred(tar_member("a", NOISE), "w:gz")
+    (tmp_path / "x.part").write_bytes(packed[: int(len(packed) * cut)])
+    with pytest.raises(FetchError, match="cannot be unpacked|no zip and no tar"):
+        unpack(tmp_path / "x.part", tmp_path / "out", progress=False)
+    packed = bytearray(zipped({"a": NOISE}))
+    packed[1000] ^= 0xFF
+    (tmp_path / "y.part").write_bytes(packed)
+    with pytest.raises(FetchError, match="cannot be unpacked"):
+        unpack(tmp_path / "y.part", tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_good_tars(tmp_path: Path, mode: str) -> None:
+    def add(archive: tarfile.TarFile) -> None:
+        tar_member("top", kind=tarfile.DIRTYPE)(archive)
+        tar_member("top/a.png", NOISE)(archive)
+
+    (tmp_path / "x.part").write_bytes(tarred(add, mode))
+    unpack(tmp_path / "x.part", tmp_path / "out", progress=False)
+    assert (tmp_path / "out" / "top" / "a.png").read_bytes() == NOISE
+
+
+def test_what_is_there_is_replaced_only_on_request(tmp_path: Path) -> None:
+    (tmp_path / "x.part").write_bytes(zipped({"a": b"new"}))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("old")
+    with pytest.raises(FetchError, match="is there already"):
+        unpack(tmp_path / "x.part", tmp_path / "out", progress=False)
+    assert left(tmp_path / "out") == {"mine"}
+    unpack(tmp_path / "x.part", tmp_path / "out", replace=True, progress=False)
+    assert left(tmp_path) == {"x.part", "out/a"}
+
+
+def test_a_limit_in_bytes(tmp_path: Path) -> None:
+    (tmp_path / "x.part").write_bytes(zipped({"a": NOISE}))
+    with pytest.raises(FetchError, match="far more than"):
+        unpack(tmp_path / "x.part", tmp_path / "out", max_bytes=10_000, progress=False)
