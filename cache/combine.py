@@ -45,6 +45,7 @@ def merge(target: Store, sources: Sequence[Store], *, progress: bool = False) ->
         for source in sources:
             writer.flush()
             target.refresh()
+            source.refresh()
             keys = source.keys()
             keys = keys[~target.contains(keys)]
             _copy(source, keys, writer, progress)
@@ -126,6 +127,8 @@ def diff(a: Store, b: Store, keys: np.ndarray | None = None, *, progress: bool =
     """
     if a.dim != b.dim:
         raise InvalidRequest(f"{a.name} has vectors of {a.dim}, {b.name} of {b.dim}: nothing to compare")
+    a.refresh()
+    b.refresh()
     of_a = a.keys() if keys is None else keys[a.contains(keys)]
     shared = of_a[b.contains(of_a)]
     in_b = len(b) if keys is None else int(b.contains(keys).sum())

@@ -84,6 +84,7 @@ class Rows:
 def rows_of(store: Store, table: pd.DataFrame | None = None) -> Rows:
     """The rows of a table, or of the whole store. Raises RowsMissing, InvalidRequest (column names)."""
     if table is None:
+        store.refresh()
         keys = store.keys()
         columns = {"patch_id": np.array([key.tobytes().hex() for key in keys], dtype=object)}
     else:

@@ -99,8 +99,9 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def _failed(what: str, error: Exception) -> StoreError:
+    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return StoreError(
-        f"{what}: {error}. Log in with `hf auth login`, check the repository's name and the network"
+        f"{what}: {words}. Log in with `hf auth login`, check the repository's name and the network"
     )
 
 

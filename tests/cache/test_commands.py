@@ -1,0 +1,207 @@
+"""`patchbank cache ...` as a user types it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from patchbank.cache.bank import Bank
+from patchbank.cache.export import LAYOUTS
+from patchbank.cache.store import Store
+from patchbank.cli import main, patchbank
+from patchbank.errors import PatchbankError
+
+
+@pytest.fixture
+def bank(tmp_path: Path, identity: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two stores: 150 rows with CLS tokens, the first 100 of them with mean tokens (and other values)."""
+    monkeypatch.chdir(tmp_path)
+    rows = make_rows(150)
+    for tokens, count, factor in (("cls", 150, 1), ("mean", 100, 3)):
+        store = Bank("bank").open_store(
+            identity(tokens=tokens), create=True, block_rows=64, provenance={"licence": "MIT"}
+        )
+        with store.writer() as writer:
+            writer.append(rows.keys[:count], rows.vectors[:count] * factor, rows.ids[:count])
+    rows.table().to_csv("patches.csv", index=False)
+    Path("set.toml").write_text('[table]\nfile = "patches.csv"\n')
+    return tmp_path / "bank"
+
+
+def cache(*words: object, code: int = 0) -> Result:
+    result = CliRunner().invoke(patchbank, ["cache", *map(str, words)])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_ls(bank: Path) -> None:
+    plain = cache("ls", "--bank", bank, "--table", "set.toml").output
+    assert "fake-noise.full.cls" in plain.replace("\n", "")
+    assert "100/150" in plain
+    cls, mean = json.loads(cache("ls", "-b", bank, "-t", "patches.csv", "--json").stdout)
+    assert (cls["rows"], cls["tokens"], cls["complete"]) == (150, "cls", {"patches": [150, 150]})
+    assert (mean["rows"], mean["state"], mean["complete"]) == (100, "blocks", {"patches": [100, 150]})
+    assert "no stores in" in cache("ls", "--bank", "empty").output
+
+
+def test_info(bank: Path) -> None:
+    document = json.loads(cache("info", "fake-noise.full.cls", "-b", bank, "--json").stdout)
+    assert document["provenance"] == {"licence": "MIT"}
+    assert document["identity"]["encoder"]["weights"] == "sha256:00"
+    assert (document["blocks"], len(document["writers"])) == (3, 1)
+    assert "sha256:00" in cache("info", "fake-noise.full.cls", "-b", bank).output
+
+
+def test_verify_repair_gc(bank: Path) -> None:
+    assert "good" in cache("verify", "-b", bank).output
+    victim = sorted(bank.rglob("*.vectors"), key=lambda path: path.stat().st_size)[-1]
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x01")
+    (damaged,) = {p.name for p in bank.glob("stores/*") if victim.is_relative_to(p)}
+    output = cache("verify", "-b", bank, code=1).output
+    assert f"patchbank cache repair {damaged}" in output
+    assert victim.stem in output
+    found = json.loads(cache("verify", damaged, "-b", bank, "--json", code=1).stdout)
+    assert [store["good"] for store in found] == [False]
+    assert "64 rows have to be embedded again" in cache("repair", damaged, "-b", bank).output
+    assert "no row was lost" in cache("repair", damaged, "-b", bank).output
+    assert "good" in cache("verify", damaged, "-b", bank).output
+    assert "2 files, 0.0 MB would go" in cache("gc", damaged, "-b", bank, "--grace", 0, "--dry-run").output
+    assert "2 files, 0.0 MB removed" in cache("gc", damaged, "-b", bank, "--grace", 0).output
+    assert "0 files" in cache("gc", "-b", bank).output
+
+
+def test_finalize(bank: Path) -> None:
+    assert (
+        "150 rows in 3 chunks"
+        in cache("finalize", "fake-noise.full.cls", "-b", bank, "-t", "set.toml").output
+    )
+    (entry, _) = json.loads(cache("ls", "-b", bank, "--json").stdout)
+    assert entry["state"] == "finalized"
+    import zarr
+
+    group = zarr.open_group(str(bank / "stores" / entry["name"]), mode="r")
+    assert group["patch_id"].shape == (150,)  # type: ignore[union-attr]
+
+
+def test_rm(bank: Path) -> None:
+    refused = CliRunner().invoke(
+        patchbank, ["cache", "rm", "fake-noise.full.cls", "-b", str(bank)], input="n\n"
+    )
+    assert refused.exit_code == 1
+    assert len(Bank(bank).names()) == 2
+    assert "is gone" in cache("rm", "fake-noise.full.cls", "-b", bank, "--yes").output
+    assert [name.split(".")[2] for name in Bank(bank).names()] == ["mean"]
+    assert [p.name for p in (bank / "stores").iterdir()] == Bank(bank).names()
+
+
+def test_merge_and_subset(bank: Path) -> None:
+    query = "domain == 'scänner' and split == 'test'"
+    small = cache(
+        "subset", "fake-noise.full.cls", "-b", bank, "--to", "small", "-t", "set.toml", "--where", query
+    )
+    assert "75 rows" in small.output
+    assert len(Bank("small").find("fake:noise")) == 75
+    output = cache("merge", bank, "--into", "small").stdout
+    assert "75 rows copied" in output
+    assert "100 rows copied" in output
+    assert "0 rows copied" in cache("merge", bank, "--into", "small", "--store", "fake-noise.full.cls").output
+
+
+def test_diff(bank: Path) -> None:
+    arguments = ["diff", "fake-noise.full.cls", "fake-noise.full.mean", "-b", bank]
+    text = cache(*arguments).output
+    assert "100 patches in both, 50 only in the first, 0 only in the other" in text
+    assert "different: another transform, view or encoder" in text
+    assert "tokens: 'cls' / 'mean'" in text
+    found = json.loads(cache(*arguments, "-t", "set.toml", "--json").stdout)
+    assert found["relative"][0] == pytest.approx(2, rel=1e-3)
+    assert found["cosine"][2] < 1e-6
+
+
+def test_the_verdict_of_diff(tmp_path: Path, identity: Any, make_rows: Any) -> None:
+    from patchbank.cache.combine import diff
+
+    rows = make_rows(200, dtype="float32")
+    plain = Bank(tmp_path / "0").open_store(identity(dtype="float32"), create=True)
+    with plain.writer() as writer:
+        writer.append(*rows[:])
+    verdicts = []
+    for noise in (1e-4, 1e-2, 1.0):
+        other = Bank(tmp_path / str(noise)).open_store(identity(dtype="float32"), create=True)
+        noisy = rows.vectors + noise * make_rows(200, dtype="float32", seed=1).vectors
+        with other.writer() as writer:
+            writer.append(rows.keys, noisy, rows.ids)
+        verdicts.append(diff(plain, other).verdict.split(":")[0])
+    assert verdicts == ["the same but for rounding", "close", "different"]
+    empty = Bank(tmp_path / "e").open_store(identity(dtype="float32"), create=True)
+    assert diff(plain, empty).verdict == "no patch is in both"
+
+
+def test_export_and_import(bank: Path) -> None:
+    name = "fake-noise.full.cls"
+    assert (
+        "150 rows" in cache("export", name, "x.parquet", "-b", bank, "-l", "parquet", "-t", "set.toml").output
+    )
+    back = cache("import", "x.parquet", "-b", "back", "--table-out", "back.csv").output
+    assert "150 of 150 rows were new" in back
+    assert "0 of 150" in cache("import", "x.parquet", "-b", "back").output
+    assert Path("back.csv").read_text().splitlines()[1].split(",")[0] == "set/0-0"
+    words = [
+        "-l",
+        "stamp",
+        "-t",
+        "set.toml",
+        "--by",
+        "group",
+        "--tile-um",
+        112,
+        "--where",
+        "split == 'train'",
+    ]
+    assert "75 rows" in cache("export", name, "slides", "-b", bank, *words).output
+    assert len(list(Path("slides").iterdir())) == 2
+
+
+def test_every_layout_is_offered() -> None:
+    from patchbank.cache.cli import LAYOUTS as OFFERED
+
+    assert tuple(LAYOUTS) == OFFERED
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["info", "nothing"], "0 stores in .* have a name like 'nothing'; there are: fake-noise"),
+        (["info", "fake"], "2 stores in .* have a name like 'fake'"),
+        (["ls", "--table", "none.csv"], "there is no table none.csv"),
+        (["diff", "fake-noise.full.cls", "nothing"], "0 stores"),
+        (["import", "none.npz"], "there is no none.npz"),
+    ],
+)
+def test_errors_are_ours(bank: Path, words: list[str], why: str) -> None:
+    with pytest.raises(PatchbankError, match=why):
+        cache(*words, "-b", bank)
+
+
+def test_a_damaged_store_in_one_sentence(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = next(bank.glob("stores/*cls*/parts/log/*"))
+    log.write_bytes(log.read_bytes().replace(b'"rows":64', b'"rows":65'))
+    with pytest.raises(SystemExit) as stop:
+        main(["cache", "info", "fake-noise.full.cls", "--bank", str(bank)])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ")
+    assert len(error.splitlines()) == 1
+    assert "cannot be read" in cache("ls", "-b", bank).output.replace("\n", " ")
+
+
+def test_a_remote_bank(identity: Any, make_rows: Any) -> None:
+    store: Store = Bank("memory://commands").open_store(identity(), create=True)
+    with store.writer() as writer:
+        writer.append(*make_rows(20)[:])
+    assert "good" in cache("verify", "-b", "memory://commands").output
+    (entry,) = json.loads(cache("ls", "-b", "memory://commands", "--json").stdout)
+    assert entry["rows"] == 20

@@ -1,0 +1,223 @@
+"""Push and pull against a stand-in of the hub on loopback: the real client, a hundred lines of server."""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import pytest
+from patchbank.cache.bank import Bank
+from patchbank.cache.finish import finalize
+from patchbank.cache.hub import pull, push
+from patchbank.cache.store import Store
+from patchbank.errors import InvalidRequest, StoreError, StoreNotFound
+
+pytest.importorskip("huggingface_hub")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Data set repositories in memory: create, preupload (everything inline), commit, list, resolve."""
+
+    repositories: dict[str, dict[str, bytes]]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not on the terminal."""
+
+    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def json(self, document: Any) -> None:
+        self.answer(200, json.dumps(document).encode(), Content_Type="application/json")
+
+    @property
+    def commit(self) -> str:
+        return "a" * 40
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urlsplit(self.path).path
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self.answer(
+                401,
+                b'{"error": "Invalid username or password."}',
+                X_Error_Message="Invalid username or password.",
+            )
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = (
+                f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+            )
+            self.repositories.setdefault(name, {})
+            return self.json({"url": f"http://{self.headers['Host']}/datasets/{name}", "id": name})
+        if found := re.fullmatch(r"/api/datasets/(.+)/preupload/main", path):
+            files = [f["path"] for f in json.loads(body)["files"]]
+            modes = [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
+            return self.json({"files": modes})
+        if found := re.fullmatch(r"/api/datasets/(.+)/commit/main", path):
+            repository = self.repositories[found[1]]
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    repository[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            url = f"http://{self.headers['Host']}/datasets/{found[1]}/commit/{self.commit}"
+            return self.json({"success": True, "commitOid": self.commit, "commitUrl": url, "hookOutput": ""})
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        return self.answer(404)
+
+    def do_GET(self) -> None:
+        path = unquote(urlsplit(self.path).path)
+        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/revision/.+)?", path):
+            files = self.repositories.get(found[1])
+            if files is None:
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+            siblings = [{"rfilename": name} for name in files]
+            about = {"id": found[1], "sha": self.commit, "siblings": siblings, "private": True, "tags": []}
+            return self.json({**about, "downloads": 0, "likes": 0})
+        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
+            files = self.repositories.get(found[1])
+            if files is None:
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+            names = [name for name in files if name.startswith(found[3])]
+            entries = [
+                {"type": "file", "path": n, "size": len(files[n]), "oid": hashlib.sha1(files[n]).hexdigest()}
+                for n in names
+            ]
+            return self.json(entries)
+        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            content = self.repositories.get(found[1], {}).get(found[3])
+            if content is None:
+                return self.answer(404, b"", X_Error_Code="EntryNotFound")
+            etag = f'"{hashlib.sha1(content).hexdigest()}"'
+            return self.answer(200, content, ETag=etag, X_Repo_Commit=self.commit)
+        return self.answer(404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
+    """(endpoint, repositories) of a stand-in."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    handler = type("OneHub", (Hub,), {"repositories": {}})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.repositories
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def filled(tmp_path: Path, identity: Any, make_rows: Any) -> tuple[Store, Any]:
+    provenance = {"licence": "CC-BY-NC-ND 4.0", "torch": "2.9"}
+    store = Bank(tmp_path / "bank").open_store(identity(), create=True, block_rows=64, provenance=provenance)
+    rows = make_rows(150)
+    with store.writer() as writer:
+        writer.append(*rows[:])
+    store.refresh()
+    return store, rows
+
+
+def test_push_and_pull(hub: Any, filled: tuple[Store, Any], tmp_path: Path) -> None:
+    endpoint, repositories = hub
+    store, rows = filled
+    finalize(store)
+    (Path(store.path) / "parts/blocks/.tmp-leftover").write_bytes(b"x")
+    assert push(store, "org/ami", endpoint=endpoint, token="secret").endswith("datasets/org/ami")
+    files = repositories["org/ami"]
+    card = files["README.md"].decode()
+    for word in (
+        "license: other",
+        "cc-by-nc-nd",
+        "fake:noise",
+        "150 patch embeddings",
+        store.identity.digest,
+        '"torch"',
+    ):
+        assert word in card
+    for path in Path(store.path).rglob("*"):
+        if path.is_file() and not path.name.startswith(".tmp-"):
+            assert (
+                files.pop(f"stores/{store.name}/{path.relative_to(store.path).as_posix()}")
+                == path.read_bytes()
+            )
+    assert list(files) == ["README.md"]
+
+    push(store, "org/ami", endpoint=endpoint, token="secret")
+    bank = Bank(tmp_path / "pulled")
+    pulled = pull("org/ami", bank, endpoint=endpoint, token="secret")
+    assert pulled.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    assert [p.name for p in (tmp_path / "pulled").iterdir()] == ["stores"]
+    with pytest.raises(InvalidRequest, match=r"exists already.*cache merge"):
+        pull("org/ami", bank, endpoint=endpoint, token="secret")
+    with pulled.writer() as writer:  # it goes on like any other store
+        writer.append(rows.keys[:1] ^ np.uint8(255), rows.vectors[:1], ["new"])
+    pulled.refresh()
+    assert len(pulled) == 151
+
+
+def test_pull_of_one_among_several(
+    hub: Any, filled: tuple[Store, Any], tmp_path: Path, identity: Any
+) -> None:
+    endpoint, _ = hub
+    store, rows = filled
+    other = Bank(tmp_path / "bank").open_store(identity(tokens="mean"), create=True)
+    with other.writer() as writer:
+        writer.append(*rows[:5])
+    other.refresh()
+    for one in (store, other):
+        push(one, "org/two", endpoint=endpoint, token="secret")
+    bank = Bank(tmp_path / "pulled")
+    with pytest.raises(StoreNotFound, match=r"full.cls.*full.mean.*--store"):
+        pull("org/two", bank, endpoint=endpoint)
+    assert len(pull("org/two", bank, name="fake-noise.full.mean", endpoint=endpoint)) == 5
+    assert bank.names() == [other.name]
+
+
+def test_damage_on_the_way_is_found(hub: Any, filled: tuple[Store, Any], tmp_path: Path) -> None:
+    endpoint, repositories = hub
+    push(filled[0], "org/ami", endpoint=endpoint, token="secret")
+    name = next(n for n in repositories["org/ami"] if n.endswith(".vectors"))
+    content = bytearray(repositories["org/ami"][name])
+    content[100] ^= 1
+    repositories["org/ami"][name] = bytes(content)
+    bank = Bank(tmp_path / "pulled")
+    with pytest.raises(StoreError, match=r"org/ami is damaged.*nothing was added"):
+        pull("org/ami", bank, endpoint=endpoint)
+    assert bank.names() == []
+
+
+def test_refusals_are_one_sentence(
+    hub: Any, filled: tuple[Store, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, _ = hub
+    monkeypatch.setattr(time, "sleep", lambda _: None)  # the client tries five times
+    bank = Bank(tmp_path / "pulled")
+    with pytest.raises(StoreError, match=r"was not pushed to org/ami: .*hf auth login"):
+        push(filled[0], "org/ami", endpoint=endpoint, token="wrong")
+    with pytest.raises(StoreError, match=r"org/none was not pulled"):
+        pull("org/none", bank, endpoint=endpoint)
+    with pytest.raises(StoreError, match="was not pulled"):
+        pull("org/ami", bank, endpoint="http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="was not pulled"):
+        pull("not/a/name", bank, endpoint=endpoint)
+    with pytest.raises(InvalidRequest, match="not local"):
+        push(Bank("memory://hub").open_store(filled[0].identity, create=True), "org/ami", endpoint=endpoint)
+    with pytest.raises(InvalidRequest, match="not a local folder"):
+        pull("org/ami", Bank("memory://hub"), endpoint=endpoint)
