@@ -135,6 +135,9 @@ def bootstrap(
         "bca" and "jackknife" give way to "percentile", and `Interval.method` says so.
     confidence : between 0 and 1, two-sided
 
+    Simulated with 20 to 150 slides of very unequal size (tests/benchmarks/stats_coverage.py), 95 % intervals
+    held the truth in .85-.92 (bca), .89-.93 (percentile) and .92-.97 (jackknife) of 400 studies, where
+    intervals over rows held it in .61-.84; with 300 independent rows all did in .93-.97.
     A value that no cluster changes, such as a perfect score, has an interval of no width by every method.
     A resample in which a metric is undefined is left out for this metric and counted in
     `Interval.undefined`; the interval then is conditional on both classes being drawn.
