@@ -70,7 +70,7 @@ def analyse_domains(
 
 @dataclass(frozen=True)
 class _Model:
-    """One training set at all points of the grid, and the rows (bool (n,), of all train rows) it has scored."""
+    """One training set at all points of the grid; held_out: bool (n,), the rows that it has scored."""
 
     fitted: Fitted
     part: int

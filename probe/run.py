@@ -23,7 +23,9 @@ from ..errors import InvalidRequest, MissingDependency, ProbeError
 from .config import FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
+from .intervals import DEFAULT_METRICS
 from .leaks import LeakReport, audit_leaks, deduplicate
+from .metrics import evaluate
 from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol
 from .results import SWEEP, ProbeResult
 from .scoring import Column, Rows, bootstrap_set, compare_models, score_set, score_votes
@@ -118,6 +120,7 @@ def run_probe(
         "leaks": leaks.to_json(),
         "chosen": chosen,
         "models": [describe_run(name, run) for name, run in runs.items()],
+        "fold_models": {name: score_fold_models(data.tests, run) for name, run in runs.items()},
         "scores": scores,
         "comparisons": comparisons,
         "votes": votes,
@@ -350,13 +353,14 @@ def columns_of(
     columns: dict[str, list[Column]] = {data.train.dataset: []}
     for name, run in all_runs.items():
         columns[data.train.dataset].append(Column(name, "oof", run.oof, run.oof_adjusted))
-        for dataset, refit in run.refit.items():
-            probability = expit(run.fold_models[dataset]).mean(axis=1).clip(1e-12, 1 - 1e-12)
+        for dataset, scores in run.fold_models.items():
+            probability = expit(scores).mean(axis=1).clip(1e-12, 1 - 1e-12)
             ensemble = np.log(probability) - np.log1p(-probability)
             mine = columns.setdefault(dataset, [])
-            if name != SWEEP:  # its refit is that of the chosen feature set
+            if name != SWEEP and dataset in run.refit:  # the sweep's refit is that of the chosen features
+                refit = run.refit[dataset]
                 mine.append(Column(name, "refit", refit, np.tile(run.adjusted, (len(refit), 1))))
-            mine.append(Column(name, "ensemble", ensemble, np.tile(run.ensemble_adjusted, (len(refit), 1))))
+            mine.append(Column(name, "ensemble", ensemble, np.tile(run.ensemble_adjusted, (len(scores), 1))))
     return chosen, columns
 
 
@@ -378,6 +382,15 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
             for name in chosen.fold_models
         },
     )
+
+
+def score_fold_models(tests: Sequence[Rows], run: ProtocolRun) -> dict[str, dict[str, list[float | None]]]:
+    """Evaluation set -> metric -> a value for each outer fold's model, which published tables average."""
+    found = {}
+    for rows in tests:
+        values = evaluate(rows.y, expit(run.fold_models[rows.dataset]), metrics=DEFAULT_METRICS)
+        found[rows.dataset] = {name: finite(one) for name, one in values.items()}
+    return found
 
 
 def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:

@@ -128,8 +128,8 @@ class Sections:
             what = "fine-tuned network"
         return (
             f"How well does a {what} tell **{self.positive}** patches from the others? It was trained on "
-            f"{first['n']} patches ({first['n_positive']} {self.positive}) from {groups}, for {many}, "
-            f"and tested on {sets}. Chosen on the folds: **{self.chosen}**."
+            f"{first['n']} patches ({first['n_positive']} {self.positive}) from {groups}, for {many}, and "
+            f"tested on {sets}. Chosen on the folds: **{self.chosen}**."
         )
 
     def sections(self, *, images: bool) -> list[Section]:
@@ -138,6 +138,7 @@ class Sections:
             ("Curves", self.curves()),
             ("Threshold and calibration", self.thresholds()),
             ("How the penalty was chosen", self.paths()),
+            ("Models of the folds", self.fold_models()),
             ("Differences between feature sets", self.differences()),
             ("Domains", self.domains()),
             ("Agreement of the experts", self.votes()),
@@ -402,6 +403,21 @@ class Sections:
             if rows
             else []
         )
+
+    def fold_models(self) -> list[Any]:
+        """As published tables put it: mean over the folds' models and standard deviation (ddof 0)."""
+        rows = []
+        for name in self.names:
+            for dataset, values in self.doc.get("fold_models", {}).get(name, {}).items():
+                rows.append([name, dataset, *(_mean_sd(values[m]) for m in ("balanced_accuracy", "auroc"))])
+        if not rows:
+            return []
+        return [
+            "Each outer fold's model by itself on the sets that none was trained on: mean (standard "
+            "deviation) over the folds, as published tables often have it. The deviation is between "
+            "trainings and says nothing about other patches.",
+            Table(["feature set", "set", "balanced accuracy", "AUROC"], rows, left=2),
+        ]
 
     def _whole(self, name: str) -> list[dict[str, Any]]:
         found = [
@@ -891,6 +907,11 @@ def _interval(value: Sequence[float | None]) -> str:
 def _interval_html(value: Sequence[float | None]) -> str:
     text, _, rest = _interval(value).partition(" ")
     return f"<b>{text}</b> <small>{rest}</small>"
+
+
+def _mean_sd(values: Sequence[float | None]) -> str:
+    known = [v for v in values if v is not None]
+    return f"{np.mean(known):.3f} ({np.std(known):.3f})" if known else "-"
 
 
 def _plain(value: float | None) -> str:

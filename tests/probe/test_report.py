@@ -28,6 +28,7 @@ SECTIONS = (
     "Curves",
     "Threshold and calibration",
     "How the penalty was chosen",
+    "Models of the folds",
     "Differences between feature sets",
     "Domains",
     "Agreement of the experts",
