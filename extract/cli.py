@@ -94,12 +94,7 @@ def extract_command(
     options["tokens"] = list(options["tokens"]) or None
     # a cluster that takes its machine back sends SIGTERM: publish as after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        report = run_extract(list(manifests), encoder=specs, bank=bank, **options)
-    except KeyboardInterrupt as stop:
-        for note in getattr(stop, "__notes__", []):
-            click.echo(note, err=True)
-        raise
+    report = run_extract(list(manifests), encoder=specs, bank=bank, **options)
     if as_json:
         click.echo(report.to_json())
         return

@@ -11,7 +11,7 @@ from .tokens import POLICIES, parse_policy, vector_dim
 
 def describe(card: Card) -> dict[str, Any]:
     """Everything a card says, as plain values."""
-    values = {f.name: getattr(card, f.name) for f in fields(Card) if f.name != "factory"}
+    values = {f.name: getattr(card, f.name) for f in fields(Card) if f.name not in ("factory", "admit")}
     values["arguments"] = dict(card.arguments)
     values["files"] = list(card.files)
     values["transform"] = {

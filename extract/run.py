@@ -24,7 +24,7 @@ from ..cache.identity import Identity, safe_name
 from ..datasets.hashes import record, resolve
 from ..datasets.manifest import Manifest, load_manifest
 from ..datasets.sources import open_source
-from ..errors import EncoderError, InvalidRequest, PatchbankError
+from ..errors import EncoderError, ImageError, InvalidRequest, PatchbankError
 from .cards import UNPINNED, Card, load_card, with_revision
 from .engine import Lane, Outcome, Pipeline, Target, Work
 from .tokens import parse_policy, vector_dim
@@ -256,7 +256,7 @@ def run_extract(
             error.add_note(
                 f"{pipeline.outcome.embedded} patches were embedded and are kept; "
                 "the same command goes on from there."
-                + (" --on-error skip goes on past patches that cannot be read." if on_error == "fail" else "")
+                + (" --on-error skip goes on past bad patches." if isinstance(error, ImageError) else "")
             )
             raise
         finally:

@@ -1,0 +1,100 @@
+"""Encoders whose vectors can be computed by hand, and pictures on disk."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from patchbank.datasets.images import content_hash
+from patchbank.datasets.manifest import Header, Manifest
+from patchbank.extract.cards import Card, Transform
+
+SIDE = 16
+
+
+class MeanRGB:
+    """The mean of every channel, 0..255 (mean 0 and std 1/255 undo the scaling). Counts its forward passes."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.before: Callable[[torch.Tensor], None] = lambda batch: None
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.before(batch)
+        self.seen += len(batch)
+        return batch.mean(dim=(2, 3))
+
+
+def rgb_card(function: Any, **changes: Any) -> Card:
+    shape = Transform(size=SIDE, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    card = Card(
+        id="mean-rgb",
+        kind="python",
+        model="tests:MeanRGB",
+        revision="1",
+        dim=3,
+        tokens="pooled",
+        transform=shape,
+        factory=lambda: function,
+    )
+    return dataclasses.replace(card, **changes)
+
+
+@pytest.fixture
+def rgb() -> MeanRGB:
+    return MeanRGB()
+
+
+@pytest.fixture
+def make_manifest(tmp_path: Path) -> Callable[..., Manifest]:
+    """make(n, name=..., hashed=..., first=...) writes n different PNGs and gives their manifest."""
+
+    def make(n: int, *, name: str = "toy", hashed: bool = True, first: int = 0, side: int = SIDE) -> Manifest:
+        root = tmp_path / name
+        root.mkdir(exist_ok=True)
+        rows = []
+        for number in range(first, first + n):
+            pixels = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / f"{number}.png")
+            rows.append(
+                {
+                    "patch_id": f"{name}/{number}",
+                    "path": f"{number}.png",
+                    "label": "a" if number % 2 else "b",
+                    "group": "",
+                    "domain": "",
+                    "split": "train",
+                    "content_hash": content_hash(pixels).hex() if hashed else "",
+                }
+            )
+        header = Header(
+            name=name, version="1", classes=("a", "b"), positive="a", licence="none", source="test"
+        )
+        manifest = Manifest(header=header, table=pd.DataFrame(rows), root=root)
+        manifest.save(tmp_path / f"{name}.toml")
+        return manifest
+
+    return make
+
+
+def expected_rgb(manifest: Manifest) -> np.ndarray:
+    """What MeanRGB gives for every row, float64, (n, 3)."""
+    return np.stack(
+        [np.asarray(Image.open(manifest.path(i))).reshape(-1, 3).mean(axis=0) for i in range(len(manifest))]
+    )
+
+
+def keys_of(manifest: Manifest) -> np.ndarray:
+    """uint8, (n, 16)."""
+    return np.stack(
+        [
+            np.frombuffer(content_hash(np.asarray(Image.open(manifest.path(i)))), np.uint8)
+            for i in range(len(manifest))
+        ]
+    )

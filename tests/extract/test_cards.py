@@ -1,0 +1,257 @@
+"""Every card against the architecture it names, on torch's meta device: shapes without memory or time."""
+
+import dataclasses
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms  # comes with timm
+
+from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder
+from patchbank.extract import cards as module
+from patchbank.extract.cards import Card, Transform, load_card, plugged_cards, read_card, shipped_cards
+from patchbank.extract.encoders import build_encoder
+from patchbank.extract.listing import describe, policies_of, to_toml
+from patchbank.extract.models import build_network
+from patchbank.extract.tokens import parse_policy, vector_dim
+from patchbank.extract.views import prepare
+
+CARDS = shipped_cards()
+PAPER = {  # published parameters in millions
+    "uni": 303,
+    "uni2-h": 681,
+    "virchow": 631,
+    "virchow2": 631,
+    "prov-gigapath": 1135,
+    "h-optimus-0": 1135,
+    "h-optimus-1": 1135,
+}
+PREFIX = {  # CLS + registers, from the models' own descriptions
+    "virchow2": 5,
+    "uni2-h": 9,
+    "h-optimus-0": 5,
+    "h-optimus-1": 5,
+    "h0-mini": 5,
+    "hibou-b": 5,
+    "hibou-l": 5,
+    **{f"dinov2-reg-{size}": 5 for size in "sblg"},
+}
+
+
+def shallow(card: Card) -> Card:
+    """Two blocks in place of all: the same widths, tokens and prefix."""
+    if not card.grid:
+        return card
+    depth = {"timm": {"depth": 2}, "transformers": {"num_hidden_layers": 2}}[card.kind]
+    return dataclasses.replace(card, arguments={**card.arguments, **depth})
+
+
+def test_the_listed_encoders_are_there() -> None:
+    wanted = {*PAPER, *PREFIX, "midnight-12k", "phikon", "phikon-v2", "lunit-vits8", "gpfm", "conch"}
+    wanted |= {
+        "tf-efficientnetv2-m",
+        "swin-b",
+        "vit-l16",
+        "efficientnet-lite0",
+        *(f"dinov2-{s}" for s in "sblg"),
+    }
+    assert wanted <= set(CARDS)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_card_against_its_architecture(name: str) -> None:
+    card = shallow(CARDS[name])
+    with torch.device("meta"), torch.no_grad():
+        network = build_network(card, None)
+        side = card.transform.size
+        features = network.features(torch.empty(2, 3, side, side), pooled=not card.grid)
+    if card.grid:
+        assert features.tokens is not None
+        assert features.tokens.shape == (2, card.prefix + card.grid, card.dim)
+        inner: Any = network.model
+        if card.kind == "timm":
+            assert inner.num_prefix_tokens == card.prefix
+        else:
+            assert 1 + getattr(inner.config, "num_register_tokens", 0) == card.prefix
+        assert card.prefix == PREFIX.get(name, 1)
+    else:
+        assert features.pooled is not None
+        assert features.pooled.shape == (2, card.dim)
+    assert vector_dim(card, parse_policy(card.tokens)) in (card.dim, 2 * card.dim)
+    assert card.licence
+    assert card.source.startswith("https://")
+    assert card.package or card.hub
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_of_the_papers_encoders(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(CARDS[name], None)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PAPER[name]
+
+
+@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("shape", [(128, 128), (96, 150), (300, 257)])
+def test_transform_is_torchvisions(name: str, shape: tuple[int, int]) -> None:
+    card = CARDS[name]
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    want = card.transform
+    reference = transforms.Compose(
+        [
+            transforms.Resize(want.resize, transforms.InterpolationMode(want.interpolation)),
+            transforms.CenterCrop(want.size),
+        ]
+    )
+    resized = np.asarray(reference(Image.fromarray(pixels)))
+    np.testing.assert_array_equal(prepare(pixels, want), resized)
+
+
+def test_normalisation_is_torchvisions() -> None:
+    encoder = build_encoder("dinov2-s", device="cpu", random_weights=True)
+    card = CARDS["dinov2-s"]
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    reference = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(card.transform.mean, card.transform.std)]
+    )(Image.fromarray(pixels))
+    torch.testing.assert_close(encoder.transform(pixels), reference, rtol=1e-5, atol=1e-5)
+
+
+def test_gigapath_sees_the_inner_part_only() -> None:
+    card = CARDS["prov-gigapath"]
+    pixels = np.zeros((128, 128, 3), np.uint8)
+    pixels[:7] = 255  # the outermost 8 pixels of 128 are cut off
+    assert prepare(pixels, card.transform).max() == 0
+    assert prepare(pixels, CARDS["uni"].transform).max() == 255
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_toml_round_trip(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    path.write_text(to_toml(CARDS[name]), "utf-8")
+    assert read_card(path) == CARDS[name]
+    assert json.loads(json.dumps(describe(CARDS[name])))["id"] == name
+
+
+def test_policies_of_a_card() -> None:
+    assert policies_of(CARDS["virchow2"]) == {
+        "cls": 1280,
+        "mean": 1280,
+        "cls+mean": 2560,
+        "registers": 4 * 1280,
+        "patches": 256 * 1280,
+        "pooled": 1280,
+    }
+    assert policies_of(CARDS["efficientnet-lite0"]) == {"pooled": 1280}
+
+
+# --- reading ----------------------------------------------------------------------------------------
+
+GOOD = 'id = "mine"\nmodel = "resnet18"\ndim = 512\ntokens = "pooled"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GOOD + "tokenz = 'cls'", "unknown key 'tokenz' (did you mean 'tokens'?)"),
+        (GOOD.replace("512", '"512"'), "dim = '512' should be a int"),
+        (GOOD + "[transform]\nsiez = 3", "unknown key 'siez' (did you mean 'size'?)"),
+        (GOOD + "[transform]\nsize = 300\nresize = 224", "size 300 must be positive and at most resize 224"),
+        (GOOD + 'precision = "fp8"', "precision = 'fp8' is none of fp32, bf16, fp16"),
+        (GOOD + "prefix = 4", "grid = 0 and prefix = 4 do not fit together"),
+        ('model = "x"', "id is missing; dim is missing"),
+        ("id = ", "is not TOML"),
+        (
+            'id = "a"\ndim = 3\nkind = "python"\nmodel = "x:y"',
+            "revision must name the version of the weights",
+        ),
+        ('id = "a"\ndim = 3\nkind = "python"\nmodel = "x"\nrevision = "1"', "package.module:attribute"),
+        (GOOD + "[transform]\nmean = [1.0, 2.0]", "mean and std are three numbers each"),
+    ],
+)
+def test_faults_of_a_card_are_named(text: str, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidRequest) as error:
+        read_card(path)
+    assert says in str(error.value)
+    assert "mine.toml" in str(error.value)
+
+
+def test_a_card_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="cannot read the encoder card"):
+        load_card(str(tmp_path / "none.toml"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "near"),
+    [("uni2h", "uni2-h"), ("Virchow-2", "virchow2"), ("dinov2_s", "dinov2-s"), ("hoptimus0", "h-optimus-0")],
+)
+def test_an_unknown_encoder_gets_near_names(typed: str, near: str) -> None:
+    with pytest.raises(UnknownEncoder) as error:
+        load_card(typed)
+    assert near in str(error.value).partition("?")[0]
+
+
+def test_timm_names() -> None:
+    card = load_card("timm:vit_tiny_patch16_224")
+    assert (card.dim, card.grid, card.prefix, card.tokens) == (192, 196, 1, "cls")
+    assert card.hub == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    assert card.id == "timm:vit_tiny_patch16_224"
+    assert (card.transform.size, card.transform.resize) == (224, 249)  # crop_pct 0.9
+    with pytest.raises(UnknownEncoder, match="timm:resnet50"):
+        load_card("timm:resnet5O")
+
+
+def test_cards_pickle() -> None:
+    import pickle
+
+    card = CARDS["uni2-h"]
+    assert pickle.loads(pickle.dumps(card)) == card
+
+
+class Point:
+    """An entry point as importlib.metadata gives it."""
+
+    def __init__(self, name: str, target: Any) -> None:
+        self.name, self.target = name, target
+        self.dist = type("Dist", (), {"name": "lab-encoders"})
+
+    def load(self) -> Any:
+        if isinstance(self.target, Exception):
+            raise self.target
+        return self.target
+
+
+def test_entry_points_bring_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mine = Card(id="mine", model="resnet18", dim=512, tokens="pooled", hub="lab/mine")
+    path = tmp_path / "filed.toml"
+    path.write_text(GOOD.replace("mine", "filed"))
+
+    def points(targets: dict[str, Any]) -> None:
+        found = [Point(name, target) for name, target in targets.items()]
+        monkeypatch.setattr(importlib.metadata, "entry_points", lambda **_: found)
+
+    points({"mine": mine, "filed": path})
+    assert set(plugged_cards()) == {"mine", "filed"}
+    assert load_card("mine") is mine
+    points({"mine": lambda: mine})
+    assert plugged_cards()["mine"] is mine
+    points({"uni": dataclasses.replace(mine, id="uni")})
+    with pytest.raises(EncoderError, match=r"lab-encoders brings an encoder 'uni', a name that is taken"):
+        plugged_cards()
+    points({"bad": ImportError("no module")})
+    with pytest.raises(EncoderError, match="lab-encoders does not load"):
+        plugged_cards()
+    points({"bad": lambda: 3})
+    with pytest.raises(EncoderError, match="gave a int, not a Card"):
+        plugged_cards()
+
+
+def test_a_transform_fills_in_resize() -> None:
+    assert Transform(size=100).resize == 100
+    assert module.with_revision(CARDS["uni"], "a" * 40).revision == "a" * 40
