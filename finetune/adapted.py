@@ -1,14 +1,14 @@
 """A fine-tuned model as an encoder: `patchbank extract --encoder finetuned:FOLDER`.
 
-FOLDER is one fold's, `OUT/<encoder>+<recipe>/fold-K`. The card's weights are the digest of the adapter (or of all
-weights) and the base weights' identity, so that its embeddings have a store of their own.
+FOLDER is one fold's, `OUT/<encoder>+<recipe>/fold-K`. The card's weights are the digest of the adapter (or of
+all weights) and the base weights' identity, so that its embeddings have a store of their own.
 
-The leak rule. Let T be the rows that the fold's model was trained on. An embedding of a row of T has seen the row's
-label: a probe that is scored on it scores too high, and one fitted on it is fitted on features that new patches do not
-have. So T never enters the store: `admit` refuses a manifest that holds a row of T, told by content hash, or by group
-where it is of the same data set. Everything else may be embedded, fitted on and scored: other data sets, test splits,
-and the fold's validation rows, which chose the epoch (their scores have that optimism, as the out-of-fold scores have).
-`unseen` gives the manifest of the rows that may be embedded.
+The leak rule. Let T be the rows that the fold's model was trained on. An embedding of a row of T has seen the
+row's label: a probe that is scored on it scores too high, and one fitted on it is fitted on features that new
+patches do not have. So T never enters the store: `admit` refuses a manifest that holds a row of T, told by
+content hash, or by group where it is of the same data set. Everything else may be embedded, fitted on and
+scored: other data sets, test splits, and the fold's validation rows, which chose the epoch (their scores have
+that optimism, as the out-of-fold scores have). `unseen` gives the manifest of the rows that may be embedded.
 """
 
 import functools
@@ -34,7 +34,7 @@ SCHEME = "finetuned"
 
 
 class AdaptedEncoder(nn.Module):
-    """(b, 3, s, s) normalised -> the tokens of the adapted encoder (b, prefix + grid, dim), or its pooled vector."""
+    """(b, 3, s, s) normalised -> the adapted tokens (b, prefix + grid, dim), or the pooled vector."""
 
     def __init__(self, network: Classifier, *, tokens: bool) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class AdaptedEncoder(nn.Module):
 def card_of(folder: str | Path, *, merged: bool = True) -> Card:
     """The encoder card of a fine-tuned model; what "finetuned:FOLDER" resolves to.
 
-    merged : adapters added into the weights, as fast as the base encoder; else beside them. Vectors differ by float32
-        rounding only (tests hold 1e-5 of the largest value), so both are the same encoder.
+    merged : adapters added into the weights, as fast as the base encoder; else beside them. Vectors differ by
+        float32 rounding only (tests hold 1e-5 of the largest value), so both are the same encoder.
     Raises TrainingError for a folder that holds no model, or one that was changed.
     """
     folder = Path(folder).absolute()
@@ -84,7 +84,7 @@ def card_of(folder: str | Path, *, merged: bool = True) -> Card:
 
 
 def load_model(folder: str | Path, *, merged: bool = True, **where: Any) -> tuple[Classifier, dict[str, Any]]:
-    """The trained network, in evaluation mode on the CPU, and its card; every file is checked against the card.
+    """The trained network, in evaluation mode on the CPU, and its card, which every file is checked against.
 
     where : `checkpoint` or `weights_dir` of the base encoder, if they are not where they were in training
     """
@@ -92,7 +92,9 @@ def load_model(folder: str | Path, *, merged: bool = True, **where: Any) -> tupl
     card = checkpoint.read_card(folder)
     checkpoint.check_files(folder, card)
     recipe = recipe_from(card["recipe"], where=str(folder / checkpoint.CARD))
-    network, _ = classifier(base_card(card["encoder"]["spec"], recipe), recipe, weights=_base_weights(card, recipe, where))
+    network, _ = classifier(
+        base_card(card["encoder"]["spec"], recipe), recipe, weights=_base_weights(card, recipe, where)
+    )
     network.head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors"))
     if recipe.method == "full":
         network.inner.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
@@ -104,19 +106,19 @@ def load_model(folder: str | Path, *, merged: bool = True, **where: Any) -> tupl
 
 
 def admit(folder: Path, manifest: Manifest) -> None:
-    """The leak rule for a manifest that is to be embedded. Raises LeakRefused naming the rows and the way out."""
+    """The leak rule for a manifest that is to be embedded. Raises LeakRefused with the way out."""
     seen = _seen(folder, manifest)
     if seen.any():
         first = manifest.table["patch_id"].iloc[int(np.flatnonzero(seen)[0])]
         raise LeakRefused(
-            f"{int(seen.sum())} of {len(manifest)} patches of {manifest.header.name} trained this model (first {first}): "
-            "their embeddings have seen their labels. "
+            f"{int(seen.sum())} of {len(manifest)} patches of {manifest.header.name} trained this model "
+            f"(first {first}): their embeddings have seen their labels. "
             f"`patchbank finetune unseen {folder} MANIFEST --out FILE.toml` writes the manifest of the others"
         )
 
 
 def unseen(folder: str | Path, manifest: Manifest) -> Manifest:
-    """The rows of a manifest that a fold's model was not trained on, by the leak rule. Raises LeakRefused if none."""
+    """The rows that a fold's model was not trained on, by the leak rule. Raises LeakRefused if none."""
     keep = ~_seen(Path(folder), manifest)
     if not keep.any():
         raise LeakRefused(f"every patch of {manifest.header.name} trained {folder}")
@@ -130,7 +132,7 @@ def model_digest(card: dict[str, Any]) -> str:
 
 
 def fold_folders(folder: str | Path) -> list[Path]:
-    """The finished folds below a folder, or the folder itself if it is one. Raises TrainingError if there is none."""
+    """The finished folds below a folder, or the folder itself if it is one. Raises TrainingError if none."""
     folder = Path(folder)
     if (folder / checkpoint.CARD).exists():
         return [folder]
@@ -159,7 +161,8 @@ def _base_weights(card: dict[str, Any], recipe: Recipe, where: dict[str, Any]) -
     about = card["encoder"]
     if recipe.method == "full" or recipe.random_weights:
         return None  # all of them are in the model's own file
-    kept = {k: v for k, v in card["base_weights"].items() if v and Path(v).exists()}  # moved: looked for elsewhere
+    # weights that are no longer where they were are looked for elsewhere
+    kept = {k: v for k, v in card["base_weights"].items() if v and Path(v).exists()}
     options = {**kept, **{k: v for k, v in where.items() if v}}
     found = locate(base_card(about["spec"], recipe), **options)
     if found.identity != about["weights"]:

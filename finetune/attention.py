@@ -1,4 +1,6 @@
-"""Between probe and LoRA: attention pooling over cached patch tokens, trained without the encoder, in minutes on a CPU.
+"""Between probe and LoRA: attention pooling over cached patch tokens, trained without the encoder.
+
+It costs minutes on a CPU.
 
     tokens x_1 ... x_T of a patch (store of the policy "patches"), each normalised over its numbers
     head h: weights a_t = softmax_t(q_h . x_t / sqrt(dim)), pooled vector z_h = sum_t a_t x_t
@@ -162,11 +164,13 @@ def run_attention(
 ) -> ProbeResult:
     """The attention-pooled probe on every fold, from a bank's store of the token policy "patches".
 
-    Fitted on : for fold k, the training rows that are not in fold k. Chosen on : fold k (the epoch). Scored : fold k by
-    its own model; evaluation sets by every fold's model and by their mean probability. As `run_finetune` otherwise.
+    Fitted on : for fold k, the training rows that are not in fold k. Chosen on : fold k (the epoch).
+    Scored : fold k by its own model; evaluation sets by every fold's model and by their mean probability.
+    As `run_finetune` otherwise.
 
     token_dim : width of one token; None: of the encoder's card
-    Raises StoreNotFound, RowsMissing (the message has the command that makes the tokens), InvalidRequest, ProbeError.
+    Raises StoreNotFound, RowsMissing (the message has the command that makes the tokens), InvalidRequest,
+    ProbeError.
     """
     started = time.perf_counter()
     chosen = settings if isinstance(settings, AttentionSettings) else settings_from(settings or {})
@@ -189,7 +193,9 @@ def run_attention(
     def tokens_of(manifest: Manifest) -> np.ndarray:
         flat = load(manifest, encoder=encoder, bank=bank, view=view, tokens="patches", dtype="float16")
         if flat.shape[1] % token_dim:
-            raise InvalidRequest(f"vectors of {flat.shape[1]} numbers are no whole number of tokens of {token_dim}")
+            raise InvalidRequest(
+                f"vectors of {flat.shape[1]} numbers are no whole number of tokens of {token_dim}"
+            )
         return flat.reshape(len(flat), -1, token_dim)
 
     tokens = tokens_of(study.train_manifest)

@@ -4,14 +4,14 @@ A recipe lists steps, done in this order:
 
     {step = "d4"}                                           one of the 8 flips and quarter turns
     {step = "hflip", p = 0.5}
-    {step = "rotation", degrees = 15}                       uniform in +-degrees, nearest neighbour, black corners
+    {step = "rotation", degrees = 15}                       uniform in +-degrees, corners black
     {step = "color_jitter", brightness, contrast, saturation, hue}   torchvision's ranges, in random order
-    {step = "stain_jitter", sigma = 0.1, bias = 0.02}       haematoxylin, eosin and residual scaled and shifted
+    {step = "stain_jitter", sigma = 0.1, bias = 0.02}       each stain scaled and shifted
     {step = "resize", size = 224}                           bilinear, to a square
     {step = "random_resized_crop", size = 224, scale = [0.8, 1.0], ratio = [0.75, 1.3333]}
 
-An image that `resize` or `random_resized_crop` has brought to its size is normalised as it is; every other one goes
-through the encoder's own resize and crop.
+An image that `resize` or `random_resized_crop` has brought to its size is normalised as it is; every other
+one goes through the encoder's own resize and crop.
 """
 
 import difflib
@@ -32,7 +32,7 @@ STEPS: dict[str, dict[str, Any]] = {
     "resize": {"size": _REQUIRED},
     "random_resized_crop": {"size": _REQUIRED, "scale": (0.8, 1.0), "ratio": (3 / 4, 4 / 3)},
 }
-# Optical densities of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001, rows normalised.
+# Optical densities of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _STAINS = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
 _UNMIX = np.linalg.inv(_STAINS)
@@ -133,7 +133,7 @@ def _color_jitter(pixels: np.ndarray, rng: np.random.Generator, **strengths: flo
 
 
 def _stain_jitter(pixels: np.ndarray, rng: np.random.Generator, *, sigma: float, bias: float) -> np.ndarray:
-    # Tellez et al. 2018 (IEEE TMI 37, "Whole-slide mitosis detection in H&E ..."): s' = s * alpha + beta a stain
+    # stain' = stain * alpha + beta: Tellez et al. 2018, IEEE TMI 37, "Whole-slide mitosis detection in H&E"
     density = -np.log((pixels.astype(np.float32) + 1) / 256)
     alpha = rng.uniform(1 - sigma, 1 + sigma, 3)
     beta = rng.uniform(-bias, bias, 3)
@@ -159,7 +159,7 @@ def _random_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> np.ndarray:
-    # the search of torchvision.transforms.RandomResizedCrop: ten tries, then the largest centred crop that fits
+    # the search of torchvision.transforms.RandomResizedCrop: ten tries, then a centred crop
     from PIL import Image
 
     height, width = pixels.shape[:2]

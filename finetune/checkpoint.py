@@ -1,9 +1,9 @@
 """What a run leaves on disk: safetensors and JSON, replaced atomically, no pickles.
 
-While it trains:    state.safetensors        trained tensors, optimizer moments; progress and run key in the header
-                    best-NNNN.safetensors    the trained tensors of the best epoch so far, NNNN
-When it is done:    adapter_model.safetensors, adapter_config.json   (LoRA; PeftModel.from_pretrained reads them)
-                    or model.safetensors                             (full)
+While it trains:    state.safetensors: tensors, moments; progress and run key in its header
+                    best-NNNN.safetensors: the trained tensors of the best epoch so far, NNNN
+When it is done:    LoRA: adapter_model.safetensors, adapter_config.json, as PEFT reads them
+                    full: model.safetensors
                     head.safetensors, rows.parquet
                     card.json                                        written last: with it the run is complete
 """
@@ -156,7 +156,7 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path, card: Mapping[str, Any]) -> None:
-    """Every file that the card lists is there and has its bytes. Raises TrainingError naming the first that is not."""
+    """Every file that the card lists is there, unchanged. Raises TrainingError naming one that is not."""
     for name, said in card["files"].items():
         file = Path(folder) / name
         if not file.exists():
@@ -176,7 +176,7 @@ def _is_result(file: Path) -> bool:
 
 
 def _named(network: nn.Module) -> dict[str, Tensor]:
-    """What changes while training: trained parameters, and buffers (batch norm statistics) where all weights train."""
-    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    """What changes while training: trained parameters, and buffers where all weights train."""
+    trained: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
     everything = len(trained) == sum(1 for _ in network.parameters())
     return {**trained, **dict(network.named_buffers())} if everything else trained

@@ -20,15 +20,23 @@ def finetune_group() -> None:
 @click.argument("results", type=_PATH)
 @click.option("--train", required=True, type=_PATH, help="Manifest to train on.")
 @click.option("--test", "tests", multiple=True, type=_PATH, help="Manifest to score; may be repeated.")
-@click.option("-o", "--out", type=_PATH, default=Path("plan.toml"), show_default=True, help="The plan's file.")
+@click.option(
+    "-o", "--out", type=_PATH, default=Path("plan.toml"), show_default=True, help="The plan's file."
+)
 @click.option("--recipe", default="lora", show_default=True, help="Recipe to reckon with.")
 @click.option("--metric", default="auroc", show_default=True, help="auroc or balanced_accuracy.")
 @click.option("--target", type=float, default=0.9, show_default=True, help="Weak: lower bound below this.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Behind: adjusted p below this.")
 @click.option("--min-gap", type=float, default=0.01, show_default=True, help="Behind: at least so much.")
-@click.option("--recovery", type=float, default=0.3, show_default=True, help="Expected gain, share of 1 - value.")
-@click.option("--gain-per-hour", type=float, default=0.0, show_default=True, help="Least expected gain an hour.")
-@click.option("--max-hours", type=float, default=48.0, show_default=True, help="Most hours an encoder may cost.")
+@click.option(
+    "--recovery", type=float, default=0.3, show_default=True, help="Expected gain, share of 1 - value."
+)
+@click.option(
+    "--gain-per-hour", type=float, default=0.0, show_default=True, help="Least expected gain an hour."
+)
+@click.option(
+    "--max-hours", type=float, default=48.0, show_default=True, help="Most hours an encoder may cost."
+)
 @click.option(
     "--keep-within",
     type=float,
@@ -62,7 +70,13 @@ def plan_command(
     from .plan import Rule, make_plan
 
     plan = make_plan(
-        results, train=train, tests=tests, recipe=recipe, rule=Rule(**thresholds), measure=measure, device=device
+        results,
+        train=train,
+        tests=tests,
+        recipe=recipe,
+        rule=Rule(**thresholds),
+        measure=measure,
+        device=device,
     )
     plan.save(out)
     if as_json:
@@ -71,15 +85,23 @@ def plan_command(
         return click.echo(json.dumps(asdict(plan), indent=1))
     _table(
         ("encoder", "train", "hours", "why"),
-        [(e.encoder, "yes" if e.train else "no", "-" if e.hours is None else e.hours, e.why) for e in plan.entries],
+        [
+            (e.encoder, "yes" if e.train else "no", "-" if e.hours is None else e.hours, e.why)
+            for e in plan.entries
+        ],
     )
-    click.echo(f"wrote {out}: {len(plan.chosen)} of {len(plan.entries)} encoders; next: patchbank finetune run --plan {out}")
+    click.echo(
+        f"wrote {out}: {len(plan.chosen)} of {len(plan.entries)} encoders; "
+        f"next: patchbank finetune run --plan {out}"
+    )
 
 
 @finetune_group.command("run")
 @click.argument("train", required=False, type=_PATH)
 @click.argument("tests", nargs=-1, type=_PATH)
-@click.option("--plan", "plan_file", type=_PATH, help="Train what this plan says, in the place of TRAIN and --encoder.")
+@click.option(
+    "--plan", "plan_file", type=_PATH, help="Train what this plan says, in the place of TRAIN and --encoder."
+)
 @click.option("-e", "--encoder", help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.")
 @click.option("--recipe", default="lora", show_default=True, help="lora, full, paper, or a TOML file.")
 @click.option("-o", "--out", required=True, type=_PATH, help="Folder for the models and results.")
@@ -89,9 +111,13 @@ def plan_command(
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
 @click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
-@click.option("--engine", default="local", show_default=True, help="local, or ray: folds and models side by side.")
+@click.option(
+    "--engine", default="local", show_default=True, help="local, or ray: folds and models side by side."
+)
 @click.option("--threads", type=int, default=0, help="CPU threads of a fold (default: torch's).")
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that read and augment, a fold.")
+@click.option(
+    "--workers", type=int, default=0, show_default=True, help="Processes that read and augment, a fold."
+)
 @click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
 @click.option("--positive", help="The class to find against the rest (default: the manifest's).")
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
@@ -127,7 +153,9 @@ def run_command(
     given = {"only_folds": list(only_folds) or None, **options, **overrides}
     if plan_file is not None:
         if train or encoder or recipe != "lora":
-            raise InvalidRequest("--plan says what to train on, which encoders and recipes: leave TRAIN, -e and --recipe out")
+            raise InvalidRequest(
+                "--plan says what to train on, which encoders and recipes: leave TRAIN, -e and --recipe out"
+            )
         results = run_plan(plan_file, **given)
     else:
         if train is None or encoder is None:
@@ -154,7 +182,9 @@ def run_command(
 @click.option("--bank", required=True, help="Folder that `patchbank extract --tokens patches` wrote.")
 @click.option("--view", default="full", show_default=True, help="As extracted.")
 @click.option("-o", "--out", type=_PATH, help="Folder for the models and results.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="heads, lr, epochs, patience, ...")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="heads, lr, epochs, patience, ..."
+)
 @click.option("--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number.")
 @click.option("--fold", "only_folds", multiple=True, type=int, help="This fold only; may be repeated.")
 @click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
@@ -211,7 +241,10 @@ def ls_command(folder: Path, as_json: bool) -> None:
         return click.echo(json.dumps(rows, indent=1))
     _table(
         ("model", "state", "epochs", "best", "validation AUROC", "hours"),
-        [(r["folder"], r["state"], r["epoch"], r["best_epoch"], f"{r['auroc']:.3f}", r["hours"]) for r in rows],
+        [
+            (r["folder"], r["state"], r["epoch"], r["best_epoch"], f"{r['auroc']:.3f}", r["hours"])
+            for r in rows
+        ],
     )
 
 
@@ -241,7 +274,8 @@ def show_command(folder: Path, as_json: bool) -> None:
 def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
     """Write the manifest of the patches that a fold's model was not trained on.
 
-    Only these may be embedded with `--encoder finetuned:FOLDER`: embeddings of the others have seen their labels.
+    Only these may be embedded with `--encoder finetuned:FOLDER`: embeddings of the others have seen their
+    labels.
 
     \b
     Examples:
@@ -287,8 +321,8 @@ def predict_command(
 ) -> None:
     """Predict a folder of IMAGES with a fine-tuned MODEL or a probe's results, to a CSV.
 
-    MODEL is one fold's folder, the folder above (the mean of its folds, with the threshold and calibration from
-    out-of-fold scores), or the results of `patchbank probe run` (with --train and --bank).
+    MODEL is one fold's folder, the folder above (the mean of its folds, with the threshold and calibration
+    from out-of-fold scores), or the results of `patchbank probe run` (with --train and --bank).
 
     \b
     Examples:

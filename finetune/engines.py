@@ -13,9 +13,11 @@ ENGINES = ("local", "ray")
 def run_all(function: Callable[[Any], Any], jobs: Sequence[Any], *, engine: str = "local") -> list[Any]:
     """Do every job; the results in the jobs' order.
 
-    engine : "local": one after the other. "ray": independent tasks on the running cluster ($RAY_ADDRESS or one that
-        was started with `ray start`), else on one of this machine; a job whose device is a GPU gets one for itself.
-    A job that fails does not stop the others; the first error is raised at the end, a note names each of the rest.
+    engine : "local": one after the other. "ray": independent tasks on the running cluster ($RAY_ADDRESS or
+        one that was started with `ray start`), else on one of this machine; a job whose device is a GPU gets
+        one for itself.
+    A job that fails does not stop the others; the first error is raised at the end, a note names each of the
+    rest.
     """
     if engine == "local":
         return [function(job) for job in jobs]
@@ -29,7 +31,10 @@ def run_all(function: Callable[[Any], Any], jobs: Sequence[Any], *, engine: str 
     if started:
         # a cluster that is there is joined; log lines of workers would tear the progress bars
         ray.init(
-            address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, include_dashboard=False, configure_logging=False
+            address=os.environ.get("RAY_ADDRESS"),
+            log_to_driver=False,
+            include_dashboard=False,
+            configure_logging=False,
         )
     try:
         tasks = []

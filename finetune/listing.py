@@ -51,8 +51,9 @@ def describe_card(folder: str | Path, card: dict[str, Any]) -> str:
         f"  input          view {encoder['view']}, {encoder['input_size']} px, tokens {encoder['tokens']}",
         f"  data           {data['name']} {data['version']}, folds {data['folds']!r}, fold {data['fold']}: "
         f"{data['training_rows']} training and {data['validation_rows']} validation patches",
-        f"  training       {training['epochs']} epochs (best {training['best_epoch']}), {training['steps']} steps, "
-        f"{training['patches']} patches, {training['seconds']:.0f} s on {training['device']}",
+        f"  training       {training['epochs']} epochs (best {training['best_epoch']}), "
+        f"{training['steps']} steps, {training['patches']} patches, {training['seconds']:.0f} s "
+        f"on {training['device']}",
         f"  speed          {training['patches_per_second']} patches/s, "
         f"{training['peak_memory_bytes'] / 2**30:.2f} GiB at most",
         f"  validation     balanced accuracy {best['balanced_accuracy']:.3f}, AUROC {best['auroc']:.3f}",
@@ -61,7 +62,9 @@ def describe_card(folder: str | Path, card: dict[str, Any]) -> str:
         lines.append(f"  remark         {recipe['remark']}")
     if recipe["suffix_match"]:
         outside = [n for n in encoder["adapted_layers"] if "block" not in n and "layer" not in n]
-        lines.append(f"  quirk          adapted by the end of the name, so also {', '.join(outside) or 'nothing else'}")
+        lines.append(
+            f"  quirk          adapted by the end of the name, so also {', '.join(outside) or 'nothing else'}"
+        )
     view = "" if encoder["view"] == "full" else f" --view {encoder['view']}"
     lines += [
         f"  as an encoder  patchbank finetune unseen {folder} {data['name']}.toml -o unseen.toml",

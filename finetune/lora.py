@@ -1,7 +1,7 @@
 """LoRA on the attention blocks of any vision transformer, through PEFT.
 
-Which layers are adapted is decided here and handed to PEFT by full name, because PEFT's own rule matches the end of a
-name over the whole model: "proj" then also takes `patch_embed.proj`.
+Which layers are adapted is decided here and handed to PEFT by full name, because PEFT's own rule matches the
+end of a name over the whole model: "proj" then also takes `patch_embed.proj`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,8 +35,8 @@ def target_layers(
 ) -> list[str]:
     """Full names of the layers that the patterns choose.
 
-    patterns : fnmatch patterns of a linear or convolutional layer's name inside its block ("attn.qkv", "mlp.*") or of
-        its last part ("qkv"). Every pattern has to choose something.
+    patterns : fnmatch patterns of a linear or convolutional layer's name inside its block ("attn.qkv",
+        "mlp.*") or of its last part ("qkv"). Every pattern has to choose something.
     suffix_match : PEFT's rule instead (see Recipe.suffix_match): such layers of the whole model
     Raises InvalidRequest that lists what there is.
     """
@@ -52,7 +52,9 @@ def target_layers(
                 "train all of it with --recipe full"
             )
         if last_blocks > len(blocks):
-            raise InvalidRequest(f"last_blocks is {last_blocks}, and there are {len(blocks)} attention blocks")
+            raise InvalidRequest(
+                f"last_blocks is {last_blocks}, and there are {len(blocks)} attention blocks"
+            )
         blocks = blocks[-last_blocks:]
         inside = {}  # full name -> name within its block
         for name, _ in layers:
@@ -85,8 +87,8 @@ def target_layers(
 def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
     """Wrap the recipe's layers in place; freeze everything else. Returns the names of the adapted layers.
 
-    The first output of the adapted model is the base model's (B starts at 0). `seed` decides A. PEFT is asked for
-    the layers by name, and what it wrapped is compared with what was wanted.
+    The first output of the adapted model is the base model's (B starts at 0). `seed` decides A. PEFT is asked
+    for the layers by name, and what it wrapped is compared with what was wanted.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -110,7 +112,8 @@ def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
     wrapped = [n for n, m in model.named_modules() if _is_adapter(m)]
     if sorted(wrapped) != sorted(names):
         raise EncoderError(
-            f"PEFT adapted {sorted(set(wrapped) ^ set(names))} against what was asked for; report this with the PEFT version"
+            f"PEFT adapted {sorted(set(wrapped) ^ set(names))} against what was asked for; report this with "
+            "the PEFT version"
         )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
@@ -123,7 +126,7 @@ def adapters(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def merge(model: nn.Module) -> None:
-    """Add every adapter into its base weight, in place: no cost at inference; float32 rounding is the difference."""
+    """Add every adapter into its base weight, in place: no cost at inference, up to float32 rounding."""
     for module in adapters(model).values():
         module.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]
 
@@ -135,7 +138,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """The adapters' tensors under the names of a PEFT adapter file: "base_model.model.blocks.0.attn.qkv.lora_A.weight"."""
+    """The adapters' tensors, named as PEFT's files do: "base_model.model.blocks.0.attn.qkv.lora_A.weight"."""
     return {
         _PEFT_PREFIX + name.replace(".default", ""): tensor.detach()
         for name, tensor in model.state_dict().items()
@@ -144,7 +147,7 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what adapter_state gave into a model that add_lora has prepared; names and shapes have to agree exactly."""
+    """Put what adapter_state gave into a model that add_lora has prepared; names and shapes have to agree."""
     own = {_PEFT_PREFIX + n.replace(".default", ""): t for n, t in model.state_dict().items() if "lora_" in n}
     wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
@@ -157,7 +160,7 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def adapter_config(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    """What PEFT's adapter_config.json says of these adapters, so that PeftModel.from_pretrained reads them too."""
+    """PEFT's adapter_config.json of these adapters, so that PeftModel.from_pretrained reads them too."""
     from peft import LoraConfig
 
     config = LoraConfig(
@@ -174,12 +177,15 @@ def adapter_config(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
 
 
 def require_gradients(model: nn.Module) -> None:
-    """After a backward pass: every adapter has a gradient. A layer whose weight is used past its `forward` has none."""
+    """After a backward pass: every trained tensor has a gradient. Raises EncoderError naming one without.
+
+    A layer whose weight is used past its `forward` has none.
+    """
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         raise EncoderError(
-            f"{len(idle)} trained tensors take no part in the output, first {idle[0]}: this architecture does not call "
-            "that layer. Leave it out of targets"
+            f"{len(idle)} trained tensors take no part in the output, first {idle[0]}: this "
+            "architecture does not call that layer. Leave it out of targets"
         )
 
 

@@ -45,8 +45,8 @@ class Classifier(nn.Module):
             pixels = prepare(pixels, self.transform)
         if pixels.shape != (size, size, 3):
             raise InvalidRequest(
-                f"the augmentation makes {pixels.shape[1]} x {pixels.shape[0]} pixels, and the encoder's input "
-                f"is {size} x {size}: set the step's size to {size}, or the recipe's input_size"
+                f"the augmentation makes {pixels.shape[1]} x {pixels.shape[0]} pixels, and the encoder's "
+                f"input is {size} x {size}: set the step's size to {size}, or the recipe's input_size"
             )
         values = (pixels.astype(np.float32) / 255 - self._mean) / self._std
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
@@ -118,7 +118,9 @@ def base_card(spec: str, recipe: Recipe) -> Card:
     size = recipe.input_size or 224
     with torch.device("meta"), torch.no_grad():
         model: Any = timm.create_model(name, pretrained=False, num_classes=0).eval()
-        dim = model.forward_head(model.forward_features(torch.empty(1, 3, size, size)), pre_logits=True).shape[-1]
+        dim = model.forward_head(
+            model.forward_features(torch.empty(1, 3, size, size)), pre_logits=True
+        ).shape[-1]
     card = Card(
         id=f"timm-{name}-random",
         model=name,
@@ -141,7 +143,7 @@ def policy_of(card: Card, recipe: Recipe) -> str:
 
 
 def card_for(card: Card, recipe: Recipe) -> Card:
-    """The card with the recipe's input size and, where it repeats a publication's quirk, its normalisation."""
+    """The card with the recipe's input size and, for a publication's quirk, its normalisation."""
     shape = card.transform
     if recipe.input_size and (recipe.input_size, recipe.input_size) != (shape.size, shape.resize):
         size = recipe.input_size
@@ -166,7 +168,7 @@ def crop_of(recipe: Recipe) -> float:
     views = parse_views(recipe.view)
     if len(views) != 1 or views[0].orientation:
         raise InvalidRequest(
-            f"view {recipe.view!r}: fine-tuning takes full or center:F; flips and rotations are the augmentation's"
+            f"view {recipe.view!r}: fine-tuning takes full or center:F; flips and rotations are the "
+            "augmentation's"
         )
     return views[0].crop
-

@@ -1,15 +1,17 @@
-"""Which encoders to fine-tune, and why: an explicit rule over a probe's results, a measured cost, an editable file.
+"""Which encoders to fine-tune, and why: a rule over a probe's results, a measured cost, an editable file.
 
-The rule, for every encoder of the probe's results (its best feature set by the criterion on the folds), on the metric's
-out-of-fold value with its interval [low, high] and the paired difference to the best encoder:
+The rule, for every encoder of the probe's results (its best feature set by the criterion on the folds), on
+the metric's out-of-fold value with its interval [low, high] and the paired difference to the best encoder:
 
     weak        low < target
-    behind      the difference to the best encoder excludes 0 (p adjusted by Holm < alpha) and is at least min_gap
-    gain        recovery * (1 - value): the share of the missing metric that training is expected to recover. An
-                assumption, not a measurement; replace it by your own experience
+    behind      the difference to the best encoder excludes 0 (p adjusted by Holm < alpha) and is at least
+                min_gap
+    gain        recovery * (1 - value): the share of the missing metric that training is expected to recover.
+                An assumption, not a measurement; replace it by your own experience
     worth it    gain / hours >= gain_per_hour
     affordable  hours <= max_hours
-    hopeless    high < best encoder's low - keep_within: too far behind to be worth training (keep_within 1: never)
+    hopeless    high < best encoder's low - keep_within: too far behind to be worth training (keep_within 1:
+                never)
 
     train = (weak or behind) and worth it and affordable and not hopeless
 """
@@ -91,8 +93,15 @@ class FinetunePlan:
         """Write the plan as TOML; change `train` and `recipe` by hand as you like."""
         file = Path(file)
         lines = [f"format = {toml_value(FORMAT)}", f"format_version = {FORMAT_VERSION}", ""]
-        lines += ["# Read by `patchbank finetune run --plan`. Set train = true or false; recipe is a name or a TOML file."]
-        head = {"train": self.train, "tests": list(self.tests), "folds": self.folds, "positive": self.positive}
+        lines += [
+            "# Read by `patchbank finetune run --plan`. Set train = true or false; recipe: a name or a file."
+        ]
+        head = {
+            "train": self.train,
+            "tests": list(self.tests),
+            "folds": self.folds,
+            "positive": self.positive,
+        }
         lines += [f"{key} = {_toml(value)}" for key, value in head.items()]
         lines += ["", "[rule]", *(f"{key} = {_toml(value)}" for key, value in asdict(self.rule).items())]
         for entry in self.entries:
@@ -139,8 +148,8 @@ def make_plan(
     """Apply the rule to the results of `run_probe`.
 
     train, tests : manifests that the plan will train and score on (their paths go into the plan)
-    costs : what is known of an encoder's cost by id; measure : time `steps` steps of the others here, with random
-        weights, which cost the same time. Without a cost the rule counts an encoder as affordable.
+    costs : what is known of an encoder's cost by id; measure : time `steps` steps of the others here, with
+        random weights, which cost the same time. Without a cost the rule counts an encoder as affordable.
     Raises InvalidRequest where the results have no intervals or no out-of-fold scores of the metric.
     """
     rule = rule or Rule()
@@ -154,7 +163,7 @@ def make_plan(
     }
     values: dict[str, tuple[float, float, float]] = {}
     for encoder, features in best_set.items():
-        cell = records[features]["metrics"][rule.metric] if features in records else (None, None, None)
+        cell: Any = records[features]["metrics"][rule.metric] if features in records else (None,)
         if None in cell:
             raise InvalidRequest(
                 f"the results have no interval of the out-of-fold {rule.metric} of {features}: "
@@ -198,7 +207,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Cost:
-    """Patches a second in training and in scoring, measured on `device`; `epochs` that a run is reckoned at."""
+    """Patches a second in training and in scoring, measured on `device`; `epochs` to reckon with."""
 
     train_rate: float
     score_rate: float
@@ -208,7 +217,7 @@ class Cost:
     note: str = ""
 
     def hours(self, rows: int, scored: int, folds: int) -> float:
-        """Of all folds: each trains on (folds - 1) / folds of the rows, scores its own fold an epoch, then the rest."""
+        """Of all folds: each trains on the other folds' rows, scores its own fold an epoch, then the rest."""
         training = self.epochs * (self.epoch_size or rows * (folds - 1) / folds) / self.train_rate
         scoring = (self.epochs * rows / folds + scored) / self.score_rate
         return folds * (training + scoring) / 3600
@@ -256,7 +265,11 @@ def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int 
     training = seconds(train_step)
     network.eval()
     n = chosen.batch_size
-    name = torch.cuda.get_device_name() if place.startswith("cuda") else f"{place}, {torch.get_num_threads()} threads"
+    name = (
+        torch.cuda.get_device_name()
+        if place.startswith("cuda")
+        else f"{place}, {torch.get_num_threads()} threads"
+    )
     return Cost(n / training, n / seconds(score_step), chosen.epochs, name, chosen.epoch_size)
 
 
@@ -283,12 +296,14 @@ def _judge(
     hopeless = high < best[1][1] - rule.keep_within
     train = (weak or behind) and worth and affordable and not hopeless
     reasons = [
-        f"{rule.metric} {v:.3f} [{low:.3f}, {high:.3f}]: lower bound {'below' if weak else 'at or above'} {rule.target:g}"
+        f"{rule.metric} {v:.3f} [{low:.3f}, {high:.3f}]: lower bound "
+        f"{'below' if weak else 'at or above'} {rule.target:g}"
     ]
     if gap is not None:
         reasons.append(
             f"{gap['difference']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}] behind {best[0]}, "
-            f"adjusted p {gap['p_holm']:.2g}{'' if behind else ': not significant or below ' + format(rule.min_gap, 'g')}"
+            f"adjusted p {gap['p_holm']:.2g}"
+            + ("" if behind else f": not significant or below {rule.min_gap:g}")
         )
     if hours is not None:
         text = f"expected gain {gain:.3f} for {hours:.2f} h on {cost.device}"  # pyright: ignore[reportOptionalMemberAccess]
@@ -310,24 +325,28 @@ def _judge(
         hours=None if hours is None else round(hours, 3),
         cost=""
         if cost is None
-        else cost.note or f"{cost.train_rate:.1f} patches/s in training, {cost.score_rate:.1f} in scoring, {cost.epochs} epochs",
+        else cost.note
+        or f"{cost.train_rate:.1f} patches/s in training, {cost.score_rate:.1f} in scoring, "
+        f"{cost.epochs} epochs",
     )
 
 
 def _best_set_of_each_encoder(document: Mapping[str, Any]) -> dict[str, str]:
-    """Encoder -> its feature set with the highest criterion on the folds; sets of several encoders are left out."""
+    """Encoder -> its feature set with the highest criterion; sets of several encoders are left out."""
     best: dict[str, tuple[float, str]] = {}
     for model in document["models"]:
         sources = parse_features(model["features"]).sources
         encoders = {source.encoder for source in sources}
         if len(encoders) == 1:
             (encoder,) = encoders
-            best[encoder] = max(best.get(encoder, (-float("inf"), "")), (model["criterion"], model["features"]))
+            best[encoder] = max(
+                best.get(encoder, (-float("inf"), "")), (model["criterion"], model["features"])
+            )
     return {encoder: features for encoder, (_, features) in best.items()}
 
 
 def _gap(document: Mapping[str, Any], best: str, other: str, rule: Rule) -> dict[str, Any] | None:
-    """How far `other` is behind `best`, by the paired cluster bootstrap out of fold (DeLong where there is none)."""
+    """How far `other` is behind `best` out of fold: paired cluster bootstrap, DeLong where there is none."""
     for test in ("paired cluster bootstrap", "DeLong"):
         for record in document["comparisons"]:
             if record["role"] != "oof" or record["metric"] != rule.metric or record["test"] != test:

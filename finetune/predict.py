@@ -39,9 +39,10 @@ def predict_finetuned(
     tta : mean logit of the 8 flips and quarter turns of every patch
     checkpoint, weights_dir : of the base encoder, if it is not where it was in training
 
-    Returns one row an image, in the order of the paths: path; score (logit); probability; probability_platt and
-    threshold, calibrated on the training's out-of-fold scores (on the probability; NaN and 0.5 for one fold's folder,
-    which has none); prediction (class name at the threshold); with several folds also probability_fold_K.
+    Returns one row an image, in the order of the paths: path; score (logit); probability; probability_platt
+    and threshold, calibrated on the training's out-of-fold scores (on the probability; NaN and 0.5 for one
+    fold's folder, which has none); prediction (class name at the threshold); with several folds also
+    probability_fold_K.
     Raises InvalidRequest, TrainingError, EncoderError, ImageError.
     """
     from ..extract.devices import resolve_devices
@@ -52,7 +53,7 @@ def predict_finetuned(
     from .train import predict_logits
 
     manifest = images if isinstance(images, Manifest) else manifest_of(images)
-    folders = fold_folders(model)
+    folders = fold_folders(Path(model))
     place = str(resolve_devices(device)[0])
     each, card = [], {}
     for folder in folders:
@@ -74,7 +75,9 @@ def predict_finetuned(
     adjusted = _adjusted(whole) if whole is not None else None
     logits = np.stack(each, axis=1)
     names = [folder.name.replace("-", "_") for folder in folders]
-    return _table(manifest, logits, names, adjusted, classes=card["data"]["classes"], positive=card["data"]["positive"])
+    return _table(
+        manifest, logits, names, adjusted, classes=card["data"]["classes"], positive=card["data"]["positive"]
+    )
 
 
 def predict_probe(
@@ -91,11 +94,12 @@ def predict_probe(
     tta: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Probabilities by a probe of `run_probe`, refitted on the cached embeddings at the settings its folds chose.
+    """Probabilities by a probe of `run_probe`, refitted on the cached embeddings at the chosen settings.
 
     results : folder of the probe's results; train, bank : what it was trained on, as then
     features : which feature set (None: the one that the folds chose)
-    encoder_specs : how an encoder of the bank is loaded, where its id is not enough (a card file, finetuned:FOLDER)
+    encoder_specs : how an encoder of the bank is loaded, where its id is not enough (a card file,
+        finetuned:FOLDER)
     images : embedded into the bank on the way, so that a second call costs nothing
     tta : the probe is applied to the embeddings of the view "d4:mean", and only if it was trained on them
     Returns the table of `predict_finetuned`; the folds are the probe's outer models.
@@ -114,7 +118,9 @@ def predict_probe(
         raise InvalidRequest(f"{results} has no probe on {chosen!r}; it has {there}")
     sources = parse_features(chosen).sources
     if tta and not all("d4:mean" in source.view for source in sources):
-        raise InvalidRequest(f"{chosen} was not trained on the mean over flips and turns: extract the view d4:mean")
+        raise InvalidRequest(
+            f"{chosen} was not trained on the mean over flips and turns: extract the view d4:mean"
+        )
     manifest = images if isinstance(images, Manifest) else manifest_of(images)
     opened = open_bank(os.fspath(bank))
     for source in sources:
@@ -163,17 +169,24 @@ def predict_probe(
 
 
 def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
-    """The image files below a folder, unlabelled, as a manifest; sorted by path. Raises InvalidRequest if none."""
+    """The image files below a folder as an unlabelled manifest, by path. Raises InvalidRequest if none."""
     root = Path(folder)
     if not root.is_dir():
         raise InvalidRequest(f"{root} is not a folder of images")
     paths = sorted(
-        p.relative_to(root).as_posix() for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()
+        p.relative_to(root).as_posix()
+        for p in root.rglob("*")
+        if p.suffix.lower() in SUFFIXES and p.is_file()
     )
     if not paths:
         raise InvalidRequest(f"{root} holds no images ({', '.join(SUFFIXES)})")
     header = Header(
-        name="images", version="1", classes=("unknown",), positive="unknown", licence="unknown", source=str(root)
+        name="images",
+        version="1",
+        classes=("unknown",),
+        positive="unknown",
+        licence="unknown",
+        source=str(root),
     )
     table = pd.DataFrame({"patch_id": [f"images/{p}" for p in paths], "path": paths})
     for column in ("label", "group", "domain", "split"):
@@ -213,7 +226,9 @@ def _table(
         "path": manifest.table["path"].to_numpy(),
         "score": score,
         "probability": expit(score),
-        "probability_platt": np.full(len(score), np.nan) if adjusted is None else expit(scale * score + offset),
+        "probability_platt": np.full(len(score), np.nan)
+        if adjusted is None
+        else expit(scale * score + offset),
         "threshold": np.full(len(score), expit(threshold)),
         "prediction": np.where(score >= threshold, positive, negative),
     }

@@ -1,4 +1,4 @@
-"""What one training run does: a frozen recipe, the same whether it comes from Python, TOML or the command line."""
+"""What one training run does: a frozen recipe, the same from Python, TOML or the command line."""
 
 import difflib
 import hashlib
@@ -33,13 +33,15 @@ class Recipe:
 
     method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
     targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.fc?"
-    suffix_match     PEFT's own rule in the place of ours: any module of the whole model whose name ends so, which
-                     takes `patch_embed.proj` for "proj". Only there to repeat a publication.
-    last_blocks      adapt only so many blocks, from the output backwards: the backward pass ends there; 0: all
-    tokens           token policy that the head sees: "card" (the card's default), "cls", "mean", "cls+mean", "pooled"
+    suffix_match     PEFT's own rule in the place of ours: any module of the whole model whose name ends so,
+                     which takes `patch_embed.proj` for "proj". Only there to repeat a publication.
+    last_blocks      adapt only so many blocks, from the output backwards: the backward pass ends there; 0:
+                     all
+    tokens           token policy that the head sees: "card" (the card's default), "cls", "mean", "cls+mean",
+                     "pooled"
     view             what is cut from the patch first, as in extract: "full", "center:0.5"
-    input_size       side of the square input in pixels, to which the whole view is resized; 0: the card's own size,
-                     resize and centre crop
+    input_size       side of the square input in pixels, to which the whole view is resized; 0: the card's own
+                     size, resize and centre crop
     optimizer, lr, head_lr, weight_decay
                      head_lr 0: the same as lr; the decay falls on every trained tensor
     schedule         "cosine" (per step, to 0), "plateau" (per epoch, on `monitor`) or "constant"
@@ -48,18 +50,20 @@ class Recipe:
     epochs, epoch_size
                      epochs at most, and the patches drawn in each; 0: as many as there are training rows
     monitor, patience
-                     the validation metric that chooses the epoch, and how many epochs without a better one end the run
+                     the validation metric that chooses the epoch, and how many epochs without a better one
+                     end the run
     batch_size, accumulate
                      patches in a forward pass; passes in an optimizer step
     balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
                      "weights" (class weights in the loss) or "none"
     precision        of the training passes; weights and optimizer stay float32
     eval_precision   of the passes after training, which give the reported scores; "" is as `precision`
-    checkpointing    recompute the blocks' activations in the backward pass: less memory, about a third more time
+    checkpointing    recompute the blocks' activations in the backward pass: less memory, about a third more
+                     time
     clip             largest gradient norm; 0: no clipping
     augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
-    normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only repeat
-                     what a publication did
+    normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only
+                     repeat what a publication did
     random_weights   train from random weights in the place of the encoder's own
     """
 
@@ -169,14 +173,14 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
         near = difflib.get_close_matches(str(spec), shipped_recipes(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise InvalidRequest(
-            f"no recipe {str(spec)!r}: there are {', '.join(shipped_recipes())}, or a path ending in .toml.{hint}"
+            f"no recipe {str(spec)!r}: there are {', '.join(shipped_recipes())}, or a .toml file." + hint
         )
     if "models" in values:
         models = values["models"]
         if encoder not in models:
             raise InvalidRequest(
-                f"{where} says nothing about {encoder!r}; it repeats what was done for {', '.join(sorted(models))}. "
-                "Use --recipe lora or full for others"
+                f"{where} says nothing about {encoder!r}; it repeats what was done for "
+                f"{', '.join(sorted(models))}. Use --recipe lora or full for others"
             )
         base = dict(values[models[encoder]["base"]])
         own = {k: v for k, v in models[encoder].items() if k != "base"}

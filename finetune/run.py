@@ -100,22 +100,25 @@ def run_finetune(
     """Fine-tune one encoder, one model a fold.
 
     Fitted on : for fold k, the labelled rows of `train` (split "train") that are not in fold k.
-    Chosen on : the rows of fold k: after every epoch the recipe's `monitor`, which keeps the best epoch, stops the run
-        and, with "plateau", sets the learning rate. So fold k's out-of-fold score is of rows that chose the epoch
-        (an optimism that a probe's nested choice has not; the test sets have none).
+    Chosen on : the rows of fold k: after every epoch the recipe's `monitor`, which keeps the best epoch,
+        stops the run and, with "plateau", sets the learning rate. So fold k's out-of-fold score is of rows
+        that chose the epoch (an optimism that a probe's nested choice has not; the test sets have none).
     Refit : none. The ensemble is the mean probability of the fold models.
-    Scored : fold k's rows by model k ("oof"); the other splits of `train` and all labelled rows of `tests`, after
-        training, by every fold's model ("fold 1", ...) and by the ensemble. Threshold, temperature and Platt's scaling
-        of a fold come from the other folds' out-of-fold scores; of the ensemble from all of them.
+    Scored : fold k's rows by model k ("oof"); the other splits of `train` and all labelled rows of `tests`,
+        after training, by every fold's model ("fold 1", ...) and by the ensemble. Threshold, temperature and
+        Platt's scaling of a fold come from the other folds' out-of-fold scores; of the ensemble from all of
+        them.
 
-    encoder : what `extract.cards.load_card` takes; recipe : name, TOML file or Recipe, `overrides` change single values
-    out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json and
-        results.csv in the format of `run_probe`. The same call goes on where it was interrupted.
+    encoder : what `extract.cards.load_card` takes; recipe : name, TOML file or Recipe, `overrides` change
+        single values
+    out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json
+        and results.csv in the format of `run_probe`. The same call goes on where it was interrupted.
     folds, positive, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
     engine : "local" (one after the other) or "ray" (independent tasks, one GPU each where there are any)
     threads : torch's on a CPU (0: its default); workers : processes that read and augment, a fold
 
-    Raises InvalidRequest, UnknownEncoder, EncoderError, ProbeError, ... before any training; TrainingError in it.
+    Raises InvalidRequest, UnknownEncoder, EncoderError, ProbeError, ... before any training; TrainingError in
+    it.
     """
     jobs, data, config, folder = prepare_jobs(
         train=train,
@@ -143,7 +146,8 @@ def run_finetune(
 def run_plan(plan: str | Path | FinetunePlan, *, engine: str = "local", **options: Any) -> list[ProbeResult]:
     """Train the encoders that a plan has chosen, all folds of all of them as independent jobs.
 
-    options : as `run_finetune` takes them, the same for all. Returns one result an encoder, in the plan's order.
+    options : as `run_finetune` takes them, the same for all. Returns one result an encoder, in the plan's
+        order.
     Raises InvalidRequest if the plan chooses none.
     """
     chosen = plan if isinstance(plan, FinetunePlan) else load_plan(plan)
@@ -381,20 +385,25 @@ def _score(network: Classifier, job: FoldJob, patches: Any) -> np.ndarray:
 
 
 def _write_scores(job: FoldJob, held_out: np.ndarray, logits: Mapping[str, np.ndarray]) -> None:
-    ids = {OOF: job.rows.table["patch_id"][held_out], **{n: m.table["patch_id"] for n, m in job.tests.items()}}
+    ids = {
+        OOF: job.rows.table["patch_id"][held_out],
+        **{n: m.table["patch_id"] for n, m in job.tests.items()},
+    }
     parts = [
         pd.DataFrame({"dataset": name, "patch_id": ids[name].to_numpy(), "score": values})
         for name, values in logits.items()
     ]
     bad = {name: int((~np.isfinite(values)).sum()) for name, values in logits.items()}
     if any(bad.values()):
-        raise TrainingError(f"{job.folder}: scores that are not finite: {bad}; use eval_precision bf16 or fp32")
+        raise TrainingError(
+            f"{job.folder}: scores that are not finite: {bad}; use eval_precision bf16 or fp32"
+        )
     table = pd.concat(parts, ignore_index=True)
     write_atomically(job.folder / "scores.parquet", lambda to: table.to_parquet(to, index=False))
 
 
 def _write_rows(job: FoldJob, held_out: np.ndarray) -> None:
-    """Which patches the model has been trained on and chosen by: what the leak rule reads (see adapted.py)."""
+    """Which patches the model was trained on and chosen by: what the leak rule reads (see adapted.py)."""
     table = job.rows.table[["patch_id", "content_hash", "group"]].assign(
         role=np.where(held_out, "validation", "training")
     )

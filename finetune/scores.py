@@ -18,7 +18,9 @@ from ..probe.scoring import Column, Rows, score_set
 from .data import TrainingData
 
 OOF = "oof"
-UNADJUSTED = np.array([0.0, 1.0, 1.0, 0.0])  # threshold, 1 / temperature, Platt's scale and offset: none chosen
+UNADJUSTED = np.array(
+    [0.0, 1.0, 1.0, 0.0]
+)  # threshold, 1 / temperature, Platt's scale and offset: none chosen
 _VALIDATION = ("balanced_accuracy", "auroc", "average_precision", "balanced_log_loss")
 
 
@@ -44,10 +46,12 @@ def assemble(
 ) -> ProbeResult:
     """The result of models of single folds, in the form of a probe's.
 
-    logits : fold number -> {OOF: of the fold's rows, evaluation set: of its rows}, float64, in the rows' order
+    logits : fold number -> {OOF: of the fold's rows, evaluation set: of its rows}, float64, in the rows'
+        order
     about : goes into the one entry of "models"
-    Threshold, temperature and Platt's scaling of a fold's own rows come from the other folds' out-of-fold scores (none
-    with one fold alone); those of the ensemble from all of them; single fold models on evaluation sets have none.
+    Threshold, temperature and Platt's scaling of a fold's own rows come from the other folds' out-of-fold
+    scores (none with one fold alone); those of the ensemble from all of them; single fold models on
+    evaluation sets have none.
     """
     study, features, numbers = data.study, config.features[0], sorted(logits)
     keep = np.isin(data.fold, numbers)

@@ -1,4 +1,4 @@
-"""The training loop: one network, one fold, one recipe; resumable after every epoch to the same bits (on a CPU)."""
+"""The training loop: one network, one fold, one recipe; resumes after any epoch, on a CPU bit by bit."""
 
 import math
 import resource
@@ -68,20 +68,22 @@ def fit(
     max_epochs: int | None = None,
     progress: bool = True,
 ) -> Progress:
-    """Train on `train`, choose the epoch on `validation`; a finished run leaves the network with that epoch's weights.
+    """Train on `train`, choose the epoch on `validation`; in the end the network has that epoch's weights.
 
-    Protocol: every epoch draws as many patches as there are, or `epoch_size` (balanced with replacement, or a permutation), augments each from a
-    seed of (recipe.seed, epoch, place, patch id), and steps the optimizer; then all validation patches are scored
-    without augmentation and the recipe's `monitor` is computed. The best epoch's weights are kept; `patience` epochs
-    without a better one, or `epochs` in all, end the run. No other data is read.
+    Protocol: every epoch draws as many patches as there are, or `epoch_size` (balanced with replacement, or a
+    permutation), augments each from a seed of (recipe.seed, epoch, place, patch id), and steps the optimizer;
+    then all validation patches are scored without augmentation and the recipe's `monitor` is computed. The
+    best epoch's weights are kept; `patience` epochs without a better one, or `epochs` in all, end the run. No
+    other data is read.
 
     network : model.Classifier, already frozen or wrapped as the recipe says
-    folder : state.safetensors and best-NNNN.safetensors are kept here, replaced atomically after every epoch; a run
-        that finds them goes on from there
+    folder : state.safetensors and best-NNNN.safetensors are kept here, replaced atomically after every epoch;
+        a run that finds them goes on from there
     run_key : what this run is (recipe, data, encoder); a state of another run is refused
     max_epochs : stop after this many epochs in this call, with the state saved (for tests and short machines)
     Returns the Progress; `finished(recipe, it)` says whether the run is over.
-    Raises InvalidRequest (a class is missing, fp16 without a GPU, foreign state), TrainingError (the loss is NaN).
+    Raises InvalidRequest (a class is missing, fp16 without a GPU, foreign state), TrainingError (the loss is
+    NaN).
     """
     _refuse_impossible(recipe, train, validation, device)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +120,8 @@ def fit(
             metrics = validation_metrics(validation.labels, logits)
             score = -metrics["log_loss"] if recipe.monitor == "log_loss" else metrics[recipe.monitor]
             at.epoch += 1
-            at.history.append({"epoch": at.epoch, "loss": loss, "lr": recipe.lr * at.lr_scale, **metrics})
+            lr = optimizer.param_groups[0]["lr"]  # of the epoch's last step
+            at.history.append({"epoch": at.epoch, "loss": loss, "lr": lr, **metrics})
             if at.best_score is None or score > at.best_score:
                 at.best_score, at.best_epoch = score, at.epoch
                 save_tensors(folder / f"best-{at.epoch:04d}.safetensors", trained_state(network, recipe))
@@ -217,7 +220,7 @@ def put_trained(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def training_mode(network: nn.Module, recipe: Recipe) -> None:
-    """Dropout on where something trains; frozen layers (batch norm statistics among them) stay as they are."""
+    """Dropout on where something trains; frozen layers, batch norm statistics too, stay as they are."""
     network.train(recipe.method == "full")
     for module in adapters(network).values():
         module.train()
@@ -259,7 +262,8 @@ class _Pixels(Dataset[tuple[Tensor, int]]):
 
 
 def _loader(data: _Pixels, batches: list[Any], workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    # a batch sampler of ready keys: what a worker process does depends on the key alone, so resume stays exact
+    # a batch sampler of ready keys: what a worker process does depends on the key alone, so resume stays
+    # exact
     return iter(DataLoader(data, batch_sampler=batches, num_workers=workers))
 
 
@@ -304,8 +308,8 @@ def _train_epoch(
         loss = binary_cross_entropy_with_logits(logits.float(), y, weight=w, reduction="sum")
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"the loss is {loss.item()} in epoch {at.epoch + 1}, batch {i + 1}; lower lr ({recipe.lr}) or use "
-                "precision bf16 or fp32. The state of the last full epoch is kept"
+                f"the loss is {loss.item()} in epoch {at.epoch + 1}, batch {i + 1}; lower lr ({recipe.lr}) "
+                "or use precision bf16 or fp32. The state of the last full epoch is kept"
             )
         scaler.scale(loss / in_group).backward()
         total += loss.item()
@@ -341,7 +345,7 @@ def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def _class_weights(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """float32 (n,): n / (2 count of the row's class) for balance "weights" (scikit-learn's "balanced"), else 1."""
+    """float32 (n,): n / (2 count of the row's class), scikit-learn's "balanced", for "weights"; else 1."""
     if recipe.balance != "weights":
         return np.ones(len(labels), np.float32)
     positive = labels == 1
@@ -368,7 +372,8 @@ def _refuse_impossible(recipe: Recipe, train: Patches, validation: Patches, devi
                 f"{k:g}: {n}" for k, n in zip(*np.unique(part.labels, return_counts=True), strict=True)
             )
             raise InvalidRequest(
-                f"the {what} rows need both classes, all labelled; there are {len(part)} rows ({classes or 'none'})"
+                f"the {what} rows need both classes, all labelled; there are {len(part)} rows "
+                f"({classes or 'none'})"
             )
     if recipe.precision == "fp16" and torch.device(device).type != "cuda":
         raise InvalidRequest(f"precision fp16 trains on a GPU only, not on {device}: use bf16 or fp32")

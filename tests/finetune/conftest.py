@@ -85,7 +85,7 @@ size = 32
 
 
 def tiny_manifest(folder: Path, *, n: int = 60, seed: int = 0, name: str = "tiny", test: int = 0) -> Manifest:
-    """The patches as PNG files, ten groups; the last `test` rows are the split "test" with groups of their own."""
+    """The patches as PNG files, ten groups; the last `test` rows are the split "test", other groups."""
     patches = tiny_patches(n, seed=seed, name=name)
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
@@ -102,7 +102,12 @@ def tiny_manifest(folder: Path, *, n: int = 60, seed: int = 0, name: str = "tiny
         }
     )
     header = Header(
-        name=name, version="1", classes=("plain", "odd"), positive="odd", licence="CC0", source="made by a test"
+        name=name,
+        version="1",
+        classes=("plain", "odd"),
+        positive="odd",
+        licence="CC0",
+        source="made by a test",
     )
     return Manifest(header, table, folder)
 

@@ -34,7 +34,10 @@ def trained(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path
         progress=False,
     )
     return SimpleNamespace(
-        folder=tmp_path / "out" / "tiny-vit+lora" / "fold-1", manifest=manifest, other=other, bank=tmp_path / "bank"
+        folder=tmp_path / "out" / "tiny-vit+lora" / "fold-1",
+        manifest=manifest,
+        other=other,
+        bank=tmp_path / "bank",
     )
 
 
@@ -47,11 +50,15 @@ def test_merged_and_unmerged_are_the_same_encoder(trained: SimpleNamespace) -> N
     largest = vectors[True].abs().max()
     assert (vectors[True] - vectors[False]).abs().max() <= 1e-5 * largest
     assert card_of(trained.folder, merged=True).revision == card_of(trained.folder, merged=False).revision
-    base = build_encoder(load_card(load_model(trained.folder)[1]["encoder"]["spec"]), device="cpu", random_weights=True)
+    base = build_encoder(
+        load_card(load_model(trained.folder)[1]["encoder"]["spec"]), device="cpu", random_weights=True
+    )
     assert base.card.dim == vectors[True].shape[1]
 
 
-def test_the_encoder_gives_what_the_head_was_trained_on(trained: SimpleNamespace, tiny: SimpleNamespace) -> None:
+def test_the_encoder_gives_what_the_head_was_trained_on(
+    trained: SimpleNamespace, tiny: SimpleNamespace
+) -> None:
     network, _ = load_model(trained.folder)
     encoder = build_encoder(card_of(trained.folder), device="cpu")
     pixels = tiny.patches(4, seed=3).read(1)
@@ -80,8 +87,12 @@ def test_extract_stores_the_rows_that_were_not_seen(trained: SimpleNamespace) ->
         load(trained.manifest.select("train"), encoder=card.id, bank=trained.bank)
 
 
-def test_the_rule_goes_by_content_and_by_group(trained: SimpleNamespace, tiny: SimpleNamespace, tmp_path: Path) -> None:
-    renamed = tiny.manifest(tmp_path / "copy", n=90, test=30, name="copy")  # the same pixels under other names
+def test_the_rule_goes_by_content_and_by_group(
+    trained: SimpleNamespace, tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    renamed = tiny.manifest(
+        tmp_path / "copy", n=90, test=30, name="copy"
+    )  # the same pixels under other names
     with pytest.raises(LeakRefused, match="36 of 90"):
         admit(trained.folder, renamed)
     neighbours = tiny.manifest(tmp_path / "near", n=90, seed=9, test=30)  # other pixels of the same slides

@@ -21,7 +21,9 @@ from patchbank.finetune.lora import (
 
 def test_a_wrong_pattern_is_refused_with_what_exists(tiny: SimpleNamespace) -> None:
     model = tiny.vit().model
-    with pytest.raises(InvalidRequest, match=r"\['qvk'\].*attn.qkv \(x2\), attn.proj \(x2\), mlp.fc1 \(x2\), mlp.fc2"):
+    with pytest.raises(
+        InvalidRequest, match=r"\['qvk'\].*attn.qkv \(x2\), attn.proj \(x2\), mlp.fc1 \(x2\), mlp.fc2"
+    ):
         target_layers(model, ["fc1", "qvk"])
     with pytest.raises(InvalidRequest, match=r"never adapted: patch_embed.proj"):
         target_layers(model, ["patch_embed.proj"])
@@ -43,7 +45,11 @@ def test_patterns_stay_inside_the_blocks_and_pefts_own_rule_does_not(tiny: Simpl
 @pytest.mark.parametrize(
     ("name", "options", "blocks"),
     [
-        ("swin_tiny_patch4_window7_224", {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 1, 1)}, 4),
+        (
+            "swin_tiny_patch4_window7_224",
+            {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 1, 1)},
+            4,
+        ),
         ("eva02_tiny_patch14_224", {"depth": 2, "embed_dim": 32, "num_heads": 2}, 2),
         ("vit_tiny_patch16_224", {"depth": 3, "embed_dim": 32, "num_heads": 2}, 3),
     ],
@@ -68,7 +74,7 @@ def test_a_layer_that_is_not_called_is_noticed(tiny: SimpleNamespace) -> None:
             self.attn.qkv = torch.nn.Linear(4, 4)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.linear(x, self.attn.qkv.weight)  # past the layer's forward
+            return torch.nn.functional.linear(x, self.attn.get_submodule("qkv").weight)  # pyright: ignore  # past the layer's forward
 
     model = torch.nn.Sequential(Bypassed(), torch.nn.Linear(4, 1))
     add_lora(model, tiny.recipe(targets=("qkv",)), seed=0)

@@ -26,7 +26,9 @@ def results(values: dict[str, tuple[float, float, float]], p_holm: float = 0.001
             models.append({"features": features, "criterion": v - less})
             cell = [v - less, low - less, high - less]
             record: dict[str, Any] = {"features": features, "role": "oof", "subset": "raw", "domain": ""}
-            scores.append({**record, "dataset": "set:train", "metrics": {"auroc": cell, "balanced_accuracy": cell}})
+            scores.append(
+                {**record, "dataset": "set:train", "metrics": {"auroc": cell, "balanced_accuracy": cell}}
+            )
     comparisons = [
         {
             "dataset": "set:train",
@@ -75,7 +77,11 @@ def test_each_part_of_the_rule() -> None:
     # fair: gain 0.03, poor: gain 0.09, for 12.5 hours each
     hours = SLOW.hours(1000, 500, 5)
     between = 0.05 / hours
-    assert decide(Rule(target=0.9, gain_per_hour=between), SLOW) == {"good": False, "fair": False, "poor": True}
+    assert decide(Rule(target=0.9, gain_per_hour=between), SLOW) == {
+        "good": False,
+        "fair": False,
+        "poor": True,
+    }
 
 
 def test_the_hours_are_those_of_all_folds() -> None:
@@ -87,7 +93,7 @@ def test_a_plan_is_a_file_to_edit(tmp_path: Path) -> None:
     plan = make_plan(results(VALUES), train="a.toml", tests=["b.toml"], costs=dict.fromkeys(VALUES, FAST))
     file = plan.save(tmp_path / "plan.toml")
     assert load_plan(file) == plan
-    text = file.read_text().replace("train = true", "train = false", 1)
+    text = file.read_text().replace("\ntrain = true", "\ntrain = false", 1)
     file.write_text(text)
     assert len(load_plan(file).chosen) == len(plan.chosen) - 1
     file.write_text(text.replace("max_hours", "max_huors").replace("why =", "whyy ="))
@@ -136,6 +142,6 @@ def test_the_cost_is_measured_and_a_plan_is_run(
         warmup=0.0,
     )
     assert set(result.predictions["role"]) == {"oof"}
-    file.write_text(file.read_text().replace("train = true", "train = false"))
+    file.write_text(file.read_text().replace("\ntrain = true", "\ntrain = false"))
     with pytest.raises(InvalidRequest, match="trains no encoder"):
         run_plan(file, out=tmp_path / "out")

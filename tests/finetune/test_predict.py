@@ -70,7 +70,14 @@ def test_a_probe_predicts_what_it_scored(
 
     manifest = tiny.manifest(tmp_path / "images", n=120, test=30)
     bank = tmp_path / "bank"
-    run_extract([manifest], encoder=tiny_encoder[0], checkpoint=tiny_encoder[1], bank=bank, device="cpu", progress=False)
+    run_extract(
+        [manifest],
+        encoder=tiny_encoder[0],
+        checkpoint=tiny_encoder[1],
+        bank=bank,
+        device="cpu",
+        progress=False,
+    )
     run_probe(
         train=manifest,
         encoders=["tiny-vit"],
@@ -100,7 +107,11 @@ def test_a_probe_predicts_what_it_scored(
     )
     known = pd.read_parquet(tmp_path / "results" / "predictions.parquet")
     refit = known[(known["dataset"] == "tiny:test") & (known["role"] == "refit")].set_index("patch_id")
-    mine = table.assign(patch_id="tiny/" + table["path"].str.removesuffix(".png")).set_index("patch_id").loc[refit.index]
+    mine = (
+        table.assign(patch_id="tiny/" + table["path"].str.removesuffix(".png"))
+        .set_index("patch_id")
+        .loc[refit.index]
+    )
     assert np.allclose(mine["score"], refit["score"], atol=1e-2)
     assert np.allclose(mine["threshold"], refit["threshold"], atol=1e-2)
     assert np.allclose(mine["probability"], expit(mine["score"]))
@@ -125,8 +136,12 @@ def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: t
     fold = out / "tiny-vit+lora" / "fold-1"
     assert "finished" in call(finetune_group, "ls", out)
     assert "patchbank extract unseen.toml -e finetuned:" in call(finetune_group, "show", fold)
-    assert "24 of 60 patches" in call(finetune_group, "unseen", fold, toml, "-o", tmp_path / "images" / "unseen.toml")
-    assert "60 images" in call(predict_command, fold, tmp_path / "images", "-o", tmp_path / "p.csv", "--device", "cpu")
+    assert "24 of 60 patches" in call(
+        finetune_group, "unseen", fold, toml, "-o", tmp_path / "images" / "unseen.toml"
+    )
+    assert "60 images" in call(
+        predict_command, fold, tmp_path / "images", "-o", tmp_path / "p.csv", "--device", "cpu"
+    )
     with pytest.raises(InvalidRequest, match="KEY=VALUE"):
         call(finetune_group, "run", toml, "-e", "x", "-o", out, "--set", "epochs")
     with pytest.raises(InvalidRequest, match="or a --plan"):

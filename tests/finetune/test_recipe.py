@@ -24,7 +24,13 @@ def test_the_ten_models_of_the_paper_are_there() -> None:
 @pytest.mark.parametrize("model", LORA)
 def test_papers_lora(model: str) -> None:
     r = load_recipe("paper", encoder=model)
-    assert (r.method, r.rank, r.alpha, r.dropout, r.targets) == ("lora", 8, 16, 0.3, ("qkv", "proj", "fc1", "fc2"))
+    assert (r.method, r.rank, r.alpha, r.dropout, r.targets) == (
+        "lora",
+        8,
+        16,
+        0.3,
+        ("qkv", "proj", "fc1", "fc2"),
+    )
     assert r.suffix_match  # patch_embed.proj too
     assert not r.rslora
     assert not r.dora
@@ -59,9 +65,13 @@ def test_papers_quirks_by_model() -> None:
 
 
 def test_faults_are_named_together_with_near_names(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"unknown key 'rnak', did you mean 'rank'.*lr is 'fast', expected float"):
+    with pytest.raises(
+        InvalidRequest, match=r"unknown key 'rnak', did you mean 'rank'.*lr is 'fast', expected float"
+    ):
         recipe_from({"rnak": 8, "lr": "fast"})
-    with pytest.raises(InvalidRequest, match=r"optimizer 'adamx'.*did you mean 'adam'.*epochs has to be at least 1"):
+    with pytest.raises(
+        InvalidRequest, match=r"optimizer 'adamx'.*did you mean 'adam'.*epochs has to be at least 1"
+    ):
         load_recipe("lora", optimizer="adamx", epochs=0)
     for step, message in [
         ({"step": "rotate"}, "did you mean 'rotation'"),
@@ -71,7 +81,7 @@ def test_faults_are_named_together_with_near_names(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InvalidRequest, match=message):
             load_recipe("lora", augment=(step,))
-    with pytest.raises(InvalidRequest, match="says nothing about 'dinov2-s'.*--recipe lora or full"):
+    with pytest.raises(InvalidRequest, match=r"says nothing about 'dinov2-s'.*--recipe lora or full"):
         load_recipe("paper", encoder="dinov2-s")
     file = tmp_path / "mine.toml"
     file.write_text('rank = 4\naugment = [{ step = "d4" }]\n')

@@ -34,7 +34,9 @@ def settings(tiny: SimpleNamespace, tmp_path: Path, encoder: tuple[str, Path], *
     }
 
 
-def test_all_folds_give_one_table(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:
+def test_all_folds_give_one_table(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
     given = settings(tiny, tmp_path, tiny_encoder)
     result = run_finetune(**given)
     folder = tmp_path / "out" / "tiny-vit+lora"
@@ -51,12 +53,19 @@ def test_all_folds_give_one_table(tiny: SimpleNamespace, tmp_path: Path, tiny_en
         assert np.allclose(wide["ensemble"], wide[["fold 1", "fold 2", "fold 3"]].mean(axis=1))
     again = ProbeResult.load(folder)
     pd.testing.assert_frame_equal(again.predictions, table)
-    ensemble = next(s for s in again.document["scores"] if s["dataset"] == "other" and s["role"] == "ensemble")
+    ensemble = next(
+        s for s in again.document["scores"] if s["dataset"] == "other" and s["role"] == "ensemble"
+    )
     assert ensemble["metrics"]["auroc"][0] > 0.8
 
     card = checkpoint.read_card(folder / "fold-1")
     checkpoint.check_files(folder / "fold-1", card)
-    assert set(card["files"]) == {"adapter_model.safetensors", "head.safetensors", "rows.parquet", "scores.parquet"}
+    assert set(card["files"]) == {
+        "adapter_model.safetensors",
+        "head.safetensors",
+        "rows.parquet",
+        "scores.parquet",
+    }
     assert card["run_key"]["weights"].startswith("sha256:")
     assert sorted(p.name for p in (folder / "fold-1").iterdir()) == sorted(
         [*card["files"], "adapter_config.json", "card.json"]
@@ -118,7 +127,8 @@ def test_full_training_and_peft_reads_the_adapter(
     saved = checkpoint.load_tensors(folder / "adapter_model.safetensors")
     assert len(a) == 8
     assert torch.equal(
-        a["blocks.1.mlp.fc2"].lora_B["default"].weight, saved["base_model.model.blocks.1.mlp.fc2.lora_B.weight"]
+        a["blocks.1.mlp.fc2"].lora_B["default"].weight,
+        saved["base_model.model.blocks.1.mlp.fc2.lora_B.weight"],
     )
 
 
@@ -136,7 +146,11 @@ def test_what_is_refused_before_any_work(
         ({"recipe": tiny.recipe(targets=("qvk",))}, InvalidRequest, r"attn.qkv \(x2\)"),
         ({"recipe": tiny.recipe(view="d4:3")}, InvalidRequest, "flips and rotations are the augmentation's"),
         ({"recipe": tiny.recipe(input_size=33)}, InvalidRequest, "multiple of 8 pixels"),
-        ({"train": type(given["train"])(given["train"].header, leaking, given["train"].root)}, ProbeError, "leak"),
+        (
+            {"train": type(given["train"])(given["train"].header, leaking, given["train"].root)},
+            ProbeError,
+            "leak",
+        ),
     ]
     for change, kind, message in cases:
         with pytest.raises(kind, match=message):
@@ -144,7 +158,9 @@ def test_what_is_refused_before_any_work(
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("state*"))
 
 
-def test_a_changed_file_is_noticed(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:
+def test_a_changed_file_is_noticed(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
     given = settings(tiny, tmp_path, tiny_encoder, only_folds=[1], recipe=tiny.recipe(epochs=1))
     run_finetune(**given)
     folder = tmp_path / "out" / "tiny-vit+lora" / "fold-1"
