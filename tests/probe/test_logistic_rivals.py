@@ -10,6 +10,7 @@ def data(n=300, d=10, seed=0):
     rng = np.random.default_rng(seed)
     X = rng.standard_normal((n, d)).astype(np.float32)
     y = (X[:, 0] + 0.5 * rng.standard_normal(n) > 0.8).astype(int)
+    X *= 4
     return X[: n // 2], y[: n // 2], X[n // 2 :], y[n // 2 :]
 
 
@@ -53,7 +54,7 @@ def test_the_schedule_is_torchs():
 @pytest.mark.parametrize(
     ("fit", "options"),
     [
-        (fit_paper_sgd, {"lr": 1e-2}),
+        (fit_paper_sgd, {"lr": 3e-3}),
         (fit_thunder, {"epochs": 40}),
         (fit_eva, {"max_steps": 6000, "batch": 16, "patience": 300}),
     ],
