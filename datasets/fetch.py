@@ -28,9 +28,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from ..errors import FetchError, InvalidRequest
+from ..errors import FetchError, InvalidRequest, PatchbankError
 from .facts import UNPINNED, Facts
-from .manifest import write_atomically
+from .manifest import umask, write_atomically
 
 CHUNK = 1 << 18
 ATTEMPTS = 5
@@ -76,40 +76,54 @@ def fetch(
     again (what has arrived is kept), another checksum, an archive that is not safe.
     """
     url = url or str(facts.fetch.get("url", ""))
-    wanted = sha256.lower() or str(facts.fetch.get("sha256", UNPINNED))
     if not url:
         raise InvalidRequest(f"{facts.name!r} has no public source to download from; see {facts.source}.")
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise InvalidRequest(f"{url}: only http and https are downloaded.")
-    folder = Path(folder)
+    try:
+        return _fetch(facts, Path(folder), url, sha256.lower(), again, max_bytes, progress)
+    except OSError as error:
+        if isinstance(error, PatchbankError):
+            raise
+        # a full or read-only disk
+        raise FetchError(
+            f"{error.filename or folder}: {error.strerror or error}; nothing was unpacked."
+        ) from error
+
+
+def _fetch(
+    facts: Facts, folder: Path, url: str, sha256: str, again: bool, max_bytes: int, progress: bool
+) -> Fetched:
+    wanted = sha256 or str(facts.fetch.get("sha256", UNPINNED))
+    pinned = wanted != UNPINNED
     place = folder / str(facts.fetch.get("unpack", facts.name))
     record = _Record(folder / "fetched.json")
     earlier = record.of(url)
-    pinned = wanted != UNPINNED
     if earlier and place.is_dir() and not again and (not pinned or earlier["sha256"] == wanted):
         return Fetched(place, earlier["sha256"], earlier["bytes"], pinned, False, _known_files(facts, place))
     if not pinned and earlier:
         wanted = earlier["sha256"]
 
-    (folder / ".fetch").mkdir(parents=True, exist_ok=True)
-    part = folder / ".fetch" / f"{facts.fetch.get('unpack', facts.name)}.part"
+    part = folder / ".fetch" / f"{place.name}.part"
+    part.parent.mkdir(parents=True, exist_ok=True)
     digest, size = _download(url, part, progress=progress)
     if wanted not in (UNPINNED, digest):
-        part.unlink()
-        Path(f"{part}.json").unlink(missing_ok=True)
+        _forget(part)
         who = "is pinned" if pinned else f"was downloaded before (recorded in {record.file})"
         raise FetchError(
-            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. If the "
-            "new one is "
-            "right, give it as --sha256."
+            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. If the new one "
+            "is right, give it as --sha256."
         )
     unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
-    record.add(
-        url, {"sha256": digest, "bytes": size, "folder": place.name, "date": time.strftime("%Y-%m-%d")}
-    )
+    entry = {"sha256": digest, "bytes": size, "folder": place.name, "date": time.strftime("%Y-%m-%d")}
+    record.add(url, entry)
+    _forget(part)
+    return Fetched(place, digest, size, pinned, True, _known_files(facts, place))
+
+
+def _forget(part: Path) -> None:
     part.unlink()
     Path(f"{part}.json").unlink(missing_ok=True)
-    return Fetched(place, digest, size, pinned, True, _known_files(facts, place))
 
 
 class _Record:
@@ -280,7 +294,7 @@ def unpack(
             with archive.open("rb") as stream:
                 start = stream.read(16)
             raise FetchError(f"{archive.name} is no zip and no tar (it starts with {start!r}).")
-        temporary.chmod(0o777 & ~_mask())
+        temporary.chmod(0o777 & ~umask())
         old = None
         if place.exists():
             old = temporary.with_suffix(".old")
@@ -355,9 +369,9 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
 
 def _write(source: IO[bytes], target: Path, room: int, archive: Path, bar: tqdm) -> int:
     """Copy at most `room` bytes; returns how many."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as stream:
             while block := source.read(CHUNK):
                 written += len(block)
@@ -368,12 +382,6 @@ def _write(source: IO[bytes], target: Path, room: int, archive: Path, bar: tqdm)
                     )
                 stream.write(block)
                 bar.update(len(block))
-    except FileExistsError:  # "a" and "./a", or names that differ in case on such a file system
+    except (FileExistsError, NotADirectoryError):  # "a" and "./a" or "a/b", or names that differ in case
         raise FetchError(f"{archive.name}: two members are one file, {target.name!r}; refused.") from None
     return written
-
-
-def _mask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

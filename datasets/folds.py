@@ -73,7 +73,6 @@ class Folds:
             *(f"{toml_value(group)} = {fold}" for group, fold in sorted(self.fold_of_group.items())),
             "",
         ]
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(file, lambda to: to.write_text("\n".join(lines), "utf-8"))
         return file
 

@@ -58,8 +58,6 @@ def record(manifest: Manifest, rows: Sequence[int] | np.ndarray, hashes: np.ndar
     if not len(rows):
         return
     names, there = _names(manifest, rows)
-    folder = Path(index)
-    folder.mkdir(parents=True, exist_ok=True)
     entries = np.concatenate([names, hashes], axis=1)[there]
 
     def write(to: Path) -> None:
@@ -69,7 +67,7 @@ def record(manifest: Manifest, rows: Sequence[int] | np.ndarray, hashes: np.ndar
             os.fsync(stream.fileno())
 
     # in the order of time, so that the newest entry of a name is the last
-    write_atomically(folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{SUFFIX}", write)
+    write_atomically(Path(index) / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{SUFFIX}", write)
 
 
 def hex_hashes(hashes: np.ndarray) -> list[str]:

@@ -14,7 +14,6 @@ import re
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,6 @@ class Manifest:
             raise ManifestError(
                 f"{table_file} is there and is not the table of {file}: choose another name, or move it away."
             )
-        file.parent.mkdir(parents=True, exist_ok=True)
         root = Path(os.path.abspath(self.root))  # noqa: PTH100  resolve() would follow the user's links
         folder = Path(os.path.abspath(file.parent))  # noqa: PTH100
         inside = root.is_relative_to(folder)
@@ -257,17 +255,24 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
 
 
 def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `file`, then rename it: nobody sees half a file."""
-    handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Call `write` with a temporary path beside `file`, then rename it: nobody sees half a file.
+
+    Makes the folder. Raises ManifestError where it cannot be written; an old file is then as it was.
+    """
+    temporary = None
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would lock colleagues out
+        temporary.chmod(0o666 & ~umask())  # mkstemp's 0600 would lock colleagues out
         temporary.replace(file)
+    except OSError as error:
+        raise ManifestError(f"{file} cannot be written: {error.strerror or error}.") from error
     finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def read_toml(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
@@ -444,7 +449,8 @@ def _owns(file: Path, table_file: Path) -> bool:
     return document.get("format") == FORMAT and document.get("table", {}).get("file") == table_file.name
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process's umask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -114,7 +114,8 @@ def test_json(toy: Manifest) -> None:
 def scene(seed: int, size: int = 200) -> np.ndarray:
     """A picture with structure at several scales, uint8 (size, size, 3)."""
     random = np.random.default_rng(seed)
-    field = sum(gaussian_filter(random.standard_normal((size, size, 3)), (s, s, 0)) * s for s in (2, 6, 15))
+    scales = [gaussian_filter(random.standard_normal((size, size, 3)), (s, s, 0)) * s for s in (2, 6, 15)]
+    field = np.sum(scales, axis=0)
     field = (field - field.min()) / (field.max() - field.min())
     return (field * 255).astype(np.uint8)
 

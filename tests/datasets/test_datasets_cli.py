@@ -92,8 +92,10 @@ def test_from_csv(images: Path) -> None:
         part for pair in ("path=file", "label=diagnosis", "group=patient") for part in ("--column", pair)
     ]
     out = images.parent / "t.toml"
-    result = invoke("build", "from-csv", "--root", images, "--table", table, "--name", "toy", "--positive", "bad",
-                    *columns, "--out", out, "--classes", "good,bad", "--split", "all")  # fmt: skip
+    described = ("--name", "toy", "--positive", "bad", "--classes", "good,bad", "--split", "all")
+    result = invoke(
+        "build", "from-csv", "--root", images, "--table", table, *described, *columns, "--out", out
+    )
     assert result.exit_code == 0, result.output
     manifest = load_manifest(out)
     assert manifest.header.classes == ("good", "bad")
@@ -118,8 +120,8 @@ def test_the_other_builders(
     assert load_manifest(tmp_path / "h.toml").table["label"].tolist() == ["normal", "tumor"] * 2
     write_slide(tmp_path / "s.tiff", np.zeros((128, 128, 3), np.uint8))
     (tmp_path / "c.csv").write_text("slide,x,y\ns,0,0\ns,64,0\n")
-    result = invoke("build", "wsi", "--root", tmp_path, "--name", "w", "--coordinates", tmp_path / "c.csv", "--size",
-                    64, "--mpp", 0.5, "--border", "black", "--out", tmp_path / "w.toml")  # fmt: skip
+    regions = ("--coordinates", tmp_path / "c.csv", "--size", 64, "--mpp", 0.5, "--border", "black")
+    result = invoke("build", "wsi", "--root", tmp_path, "--name", "w", *regions, "--out", tmp_path / "w.toml")
     assert result.exit_code == 0, result.output
     assert (
         load_manifest(tmp_path / "w.toml").table["path"][0] == "s.tiff::wsi[0,0,64,64,mpp=0.5,border=black]"
@@ -191,7 +193,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from patchbank.cli import main\n"
         "try: main(['datasets', 'build', 'wsi', '--help'])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('numpy', 'pandas', 'PIL', 'pyarrow', 'h5py', 'tqdm', 'rich') if m in sys.modules])"
+        "heavy = ('numpy', 'pandas', 'PIL', 'pyarrow', 'h5py', 'tqdm', 'rich')\n"
+        "print([m for m in heavy if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"

@@ -1,5 +1,6 @@
 """Downloads from a server on the loopback: resumed, checked, unpacked with suspicion."""
 
+import errno
 import hashlib
 import io
 import json
@@ -236,6 +237,23 @@ def test_a_page_instead_of_an_archive(facts: Facts, server: Server, tmp_path: Pa
     assert not (tmp_path / "Toy").exists()
 
 
+def test_a_folder_that_cannot_be_made(facts: Facts, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FetchError, match="nothing was unpacked"):
+        get(facts, tmp_path / "file" / "data")
+
+
+def test_a_full_disk(facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(FetchError, match="No space left on device; nothing was unpacked"):
+        get(facts, tmp_path)
+    monkeypatch.undo()
+    assert not (tmp_path / "Toy").exists()
+
+
 def test_a_damaged_record(facts: Facts, tmp_path: Path) -> None:
     (tmp_path / "fetched.json").write_text("{")
     with pytest.raises(FetchError, match=r"fetched\.json is damaged"):
@@ -272,9 +290,10 @@ def zip_link() -> bytes:
 
 def zip_twice() -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive, pytest.warns(UserWarning, match="Duplicate"):
+    with zipfile.ZipFile(stream, "w") as archive:
         archive.writestr("a", "1")
-        archive.writestr("a", "2")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a", "2")
     return stream.getvalue()
 
 
@@ -287,6 +306,7 @@ MALICIOUS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip link": (zip_link, "is a link or device"),
     "zip twice": (zip_twice, "occurs twice"),
     "zip same place": (lambda: zipped({"a": b"1", "./a": b"2"}), "two members are one file"),
+    "zip below a file": (lambda: zipped({"a": b"1", "a/b": b"2"}), "two members are one file"),
     "zip bomb": (lambda: zipped({"a": bytes(30 << 20)}), "far more than an archive of images"),
     "zip many small": (lambda: zipped({f"{k}": bytes(3 << 20) for k in range(10)}), "far more than"),
     "tar up": (lambda: tarred(tar_member("../evil")), "would leave the folder"),
@@ -321,7 +341,7 @@ def test_malicious_archives_leave_nothing_behind(name: str, tmp_path: Path) -> N
 def test_damaged_archives(tmp_path: Path, cut: float) -> None:
     packed = tarred(tar_member("a", NOISE), "w:gz")
     (tmp_path / "x.part").write_bytes(packed[: int(len(packed) * cut)])
-    with pytest.raises(FetchError, match="cannot be unpacked|no zip and no tar"):
+    with pytest.raises(FetchError, match=r"cannot be unpacked|no zip and no tar"):
         unpack(tmp_path / "x.part", tmp_path / "out", progress=False)
     packed = bytearray(zipped({"a": NOISE}))
     packed[1000] ^= 0xFF

@@ -74,6 +74,24 @@ def test_saving_never_overwrites_somebody_elses_table(toy: Manifest, tmp_path: P
     assert not (tmp_path / "labels.toml").exists()
 
 
+def test_a_place_that_cannot_be_written(
+    toy: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ManifestError, match=r"toy\.csv cannot be written: (Not a directory|File exists)"):
+        toy.save(tmp_path / "file" / "toy.toml")
+    toy.save(tmp_path / "toy.toml")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(ManifestError, match=r"toy\.csv cannot be written: No space left on device"):
+        toy.select("test").save(tmp_path / "toy.toml")
+    assert len(load_manifest(tmp_path / "toy.toml")) == 8  # the old one is whole
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_select(toy: Manifest) -> None:
     assert toy.select("test").table["patch_id"].tolist() == ["toy/6", "toy/7"]
     assert toy.select(np.array([3, 1])).table["patch_id"].tolist() == ["toy/3", "toy/1"]

@@ -154,8 +154,9 @@ def small_ami(tmp_path: Path, write_images: WriteImages) -> Path:
             "Normal/MIDOG21_107.png": 5,
         },
     )
+    columns = "Unnamed: 0,slide,dataset,uid,final_label,dataset_uid,x,y"
     (tmp_path / "amibr_train_split.csv").write_text(
-        "Unnamed: 0,slide,dataset,uid,final_label,dataset_uid,x,y,expert1_atypical,expert2_atypical,expert3_atypical\n"
+        f"{columns},expert1_atypical,expert2_atypical,expert3_atypical\n"
         "0,002.tiff,MIDOG21,6,Normal,MIDOG21_6.png,4422,216,False,False,True\n"
         "1,002.tiff,MIDOG21,7,Atypical,MIDOG21_7.png,1867,1583,True,True,True\n"
         "2,24.tif,TUPAC16,5,Normal,TUPAC16_5.png,1,2,False,False,False\n"
@@ -173,10 +174,7 @@ class TestFaults:
             "ami-br/MIDOG21_106": "test",
             "ami-br/MIDOG21_107": "test",
         }
-        assert (
-            table["votes_positive"].tolist() == [3, 1, 0, 1, 0][:0]
-            or table.loc["ami-br/MIDOG21_6", "votes_positive"] == 1
-        )
+        assert table.loc["ami-br/MIDOG21_6", "votes_positive"] == 1
         assert table.loc["ami-br/MIDOG21_106", "group"] == "007.tiff"
 
     def test_a_row_without_a_file_and_a_file_of_nobody(

@@ -71,7 +71,7 @@ def test_patches_look_stained() -> None:
 
 
 def test_the_figure_says_how_atypical_it_is() -> None:
-    """The dark area in the middle is the more scattered the more atypical: the signal is there, with overlap."""
+    """The dark area in the middle is the more scattered the more atypical: the signal is there."""
     spread = {}
     for atypia in (0.1, 0.9):
         values = []
