@@ -9,17 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
-
 from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.extract.cards import Card, Transform
+from PIL import Image
 
 SIDE = 16
 
 
 class MeanRGB:
-    """The mean of every channel, 0..255 (mean 0 and std 1/255 undo the scaling). Counts its forward passes."""
+    """The mean of every channel, 0..255 (mean 0, std 1/255 undo the scaling). Counts its forward passes."""
 
     def __init__(self) -> None:
         self.seen = 0
@@ -31,7 +30,7 @@ class MeanRGB:
         return batch.mean(dim=(2, 3))
 
 
-def rgb_card(function: Any, **changes: Any) -> Card:
+def _rgb_card(function: Any, **changes: Any) -> Card:
     shape = Transform(size=SIDE, mean=(0, 0, 0), std=(1 / 255,) * 3)
     card = Card(
         id="mean-rgb",
@@ -83,18 +82,29 @@ def make_manifest(tmp_path: Path) -> Callable[..., Manifest]:
     return make
 
 
-def expected_rgb(manifest: Manifest) -> np.ndarray:
+@pytest.fixture
+def rgb_card(rgb: MeanRGB) -> Callable[..., Card]:
+    """rgb_card(**changes) is the card of the fixture `rgb`; function=... takes another callable."""
+    return lambda function=rgb, **changes: _rgb_card(function, **changes)
+
+
+@pytest.fixture
+def expected_rgb() -> Callable[[Manifest], np.ndarray]:
     """What MeanRGB gives for every row, float64, (n, 3)."""
-    return np.stack(
-        [np.asarray(Image.open(manifest.path(i))).reshape(-1, 3).mean(axis=0) for i in range(len(manifest))]
-    )
+
+    def expect(manifest: Manifest) -> np.ndarray:
+        rows = [np.asarray(Image.open(manifest.path(i))) for i in range(len(manifest))]
+        return np.stack([row.reshape(-1, 3).mean(axis=0) for row in rows])
+
+    return expect
 
 
-def keys_of(manifest: Manifest) -> np.ndarray:
-    """uint8, (n, 16)."""
-    return np.stack(
-        [
-            np.frombuffer(content_hash(np.asarray(Image.open(manifest.path(i)))), np.uint8)
-            for i in range(len(manifest))
-        ]
-    )
+@pytest.fixture
+def keys_of() -> Callable[[Manifest], np.ndarray]:
+    """Content hashes of all rows, uint8, (n, 16)."""
+
+    def keys(manifest: Manifest) -> np.ndarray:
+        rows = [content_hash(np.asarray(Image.open(manifest.path(i)))) for i in range(len(manifest))]
+        return np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 16)
+
+    return keys

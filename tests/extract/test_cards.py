@@ -9,9 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from torchvision import transforms  # comes with timm
-
 from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder
 from patchbank.extract import cards as module
 from patchbank.extract.cards import Card, Transform, load_card, plugged_cards, read_card, shipped_cards
@@ -20,6 +17,8 @@ from patchbank.extract.listing import describe, policies_of, to_toml
 from patchbank.extract.models import build_network
 from patchbank.extract.tokens import parse_policy, vector_dim
 from patchbank.extract.views import prepare
+from PIL import Image
+from torchvision import transforms  # comes with timm
 
 CARDS = shipped_cards()
 PAPER = {  # published parameters in millions

@@ -1,0 +1,468 @@
+"""The engine and its plan, with an encoder that can be computed by hand."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from patchbank.cache.bank import Bank
+from patchbank.errors import EncoderError, ImageError, InvalidRequest, StoreError, VectorRefused
+from patchbank.extract import engine, run
+from patchbank.extract.cards import Transform
+from patchbank.extract.run import run_extract
+from patchbank.extract.weights import Weights
+from PIL import Image
+
+Make = Callable[..., Any]
+
+
+def extract(manifests: Any, card: Any, bank: Path, **options: Any) -> run.ExtractReport:
+    return run_extract(
+        manifests, encoder=card, bank=bank, **{"progress": False, "dtype": "float32", **options}
+    )
+
+
+def test_vectors_are_right_and_keyed_by_content(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, expected_rgb: Make, keys_of: Make
+) -> None:
+    manifest = make_manifest(37)
+    report = extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8)
+    assert (report.patches, report.unique, report.embedded, report.cached) == (37, 37, 37, 0)
+    assert (report.forwards, report.forwards_avoided) == (37, 0)
+    store = Bank(tmp_path / "bank").find("mean-rgb")
+    np.testing.assert_allclose(store.load(keys_of(manifest)), expected_rgb(manifest), atol=1e-3)
+    identity = store.identity
+    assert identity.encoder["weights"] == "user:1"
+    assert identity.preprocess["resizer"] == "pil"
+    assert (identity.view, identity.tokens, identity.precision, identity.dim) == ("full", "pooled", "fp32", 3)
+    assert store.provenance["versions"]["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_the_second_run_makes_no_forward_pass_and_decodes_nothing(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_manifest(20)
+    extract(manifest, rgb_card(), tmp_path / "bank")
+    for file in Path(manifest.root).glob("*.png"):
+        file.unlink()  # so a decode would fail
+    report = extract(manifest, rgb_card(), tmp_path / "bank")
+    assert rgb.seen == 20
+    assert not report.model_loaded
+    assert (report.cached, report.embedded, report.forwards, report.forwards_avoided) == (20, 0, 0, 20)
+    assert "no model was loaded" in report.summary()
+
+
+def test_the_second_run_imports_no_torch(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    manifest = make_manifest(3)
+    options = {
+        "encoder": "efficientnet-lite0",
+        "bank": str(tmp_path / "bank"),
+        "device": "cpu",
+        "progress": False,
+    }
+    run_extract(manifest, **options)
+    code = (
+        "import sys, json; from patchbank.extract.run import run_extract\n"
+        f"report = run_extract({str(tmp_path / 'toy.toml')!r}, **json.loads({json.dumps(json.dumps(options))}))\n"
+        "assert report.cached == 3, report; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_patch_more_costs_one_forward_pass(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    extract(make_manifest(10), rgb_card(), tmp_path / "bank")
+    report = extract(make_manifest(11), rgb_card(), tmp_path / "bank")
+    assert (rgb.seen, report.embedded, report.cached) == (11, 1, 10)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_the_same_picture_is_embedded_once(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, hashed: bool
+) -> None:
+    """Within a manifest and across two; with hashes in the manifest and without."""
+    one, two = make_manifest(6, name="one", hashed=hashed), make_manifest(9, name="two", hashed=hashed)
+    report = extract([one, two], rgb_card(), tmp_path / "bank", batch_size=4)
+    assert rgb.seen == 9
+    assert (report.patches, report.unique, report.embedded, report.forwards_avoided) == (15, 9, 9, 6)
+    again = extract([two, one], rgb_card(), tmp_path / "bank")
+    assert rgb.seen == 9
+    assert not again.model_loaded, "hashes taken on the way are remembered in the bank"
+    assert again.cached == 9
+
+
+def test_batch_position_workers_and_resume_do_not_change_a_vector(
+    tmp_path: Path, make_manifest: Make
+) -> None:
+    """A real network: what is promised is 1e-5 of a vector's length in fp32, whatever is around a patch."""
+    from patchbank.extract.cards import load_card
+
+    manifest = make_manifest(11, side=40)
+    card = load_card("efficientnet-lite0")
+    keys = None
+    found = []
+    for number, options in enumerate(
+        (
+            {"batch_size": 11},
+            {"batch_size": 1},
+            {"batch_size": 4, "workers": 3},
+            {"batch_size": 3, "device": "cpu,cpu"},
+        )
+    ):
+        bank = tmp_path / f"bank{number}"
+        if number == 2:  # begun by another run
+            extract(manifest.select(np.arange(11) % 3 == 1), card, bank, device="cpu")
+        extract(manifest, card, bank, **{"device": "cpu", **options})
+        store = Bank(bank).find("efficientnet-lite0")
+        keys = np.sort(store.keys().view("V16").ravel()).view(np.uint8).reshape(-1, 16)
+        found.append(store.load(keys))
+    for other in found[1:]:
+        assert np.linalg.norm(other - found[0], axis=1).max() <= 1e-5 * np.linalg.norm(found[0], axis=1).min()
+
+
+# --- views, policies, several encoders ---------------------------------------------------------------
+
+
+def test_views_are_stores_of_their_own(tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any) -> None:
+    manifest = make_manifest(5, side=32)
+    corner = rgb_card(function=lambda batch: batch[:, :, 0, 0])  # tells the orientations apart
+    extract(manifest, corner, tmp_path / "bank", view=["center:0.5+d4"])
+    bank = Bank(tmp_path / "bank")
+    pixels = np.asarray(Image.open(manifest.path(0)), dtype=np.float64)[8:24, 8:24]
+    corners = {0: (0, 0), 1: (0, -1), 2: (-1, -1), 3: (-1, 0), 4: (0, -1), 5: (0, 0), 6: (-1, 0), 7: (-1, -1)}
+    from patchbank.datasets.hashes import resolve
+
+    keys = resolve(manifest)[0][:1]
+    for k, at in corners.items():
+        store = bank.find("mean-rgb", view="center:0.5" + (f"+d4:{k}" if k else ""))
+        np.testing.assert_allclose(store.load(keys)[0], pixels[at], atol=1e-3)
+    mean = bank.find("mean-rgb", view="center:0.5+d4:mean").load(keys)[0]
+    np.testing.assert_allclose(mean, np.mean([pixels[at] for at in corners.values()], axis=0), atol=1e-3)
+    assert len(bank.stores()) == 9
+
+
+def test_a_mean_over_orientations_costs_eight_passes_and_shares_them(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    report = extract(make_manifest(4), rgb_card(), tmp_path / "bank", view=["d4:mean", "full", "d4:3"])
+    assert rgb.seen == report.forwards == 32
+    assert len(report.stores) == 3
+
+
+def test_one_forward_pass_fills_every_policy(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    tokens = [torch.zeros(1, 2, 3), torch.full((1, 2, 3), 9.0)]  # CLS and a register; then two patch tokens
+    calls = []
+
+    def network(batch: torch.Tensor) -> torch.Tensor:
+        calls.append(len(batch))
+        patches = batch.mean(dim=(2, 3))[:, None].repeat(1, 2, 1)
+        return torch.cat([tokens[0].expand(len(batch), -1, -1), patches], dim=1)
+
+    card = rgb_card(function=network, grid=2, prefix=2, tokens="cls")
+    report = extract(
+        make_manifest(4), card, tmp_path / "bank", tokens=["cls", "mean", "cls+mean", "registers", "patches"]
+    )
+    assert sum(calls) == report.forwards == 4
+    dims = {store.tokens: store.dim for store in report.stores}
+    assert dims == {"cls": 3, "mean": 3, "cls+mean": 6, "registers": 3, "patches": 6}
+
+
+def test_a_store_that_was_added_later_is_filled_alone(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    manifest = make_manifest(6)
+    extract(manifest, rgb_card(), tmp_path / "bank")
+    extract(manifest, rgb_card(), tmp_path / "bank", view=["full", "center:0.5"])
+    assert rgb.seen == 12
+    assert [store.published_rows for store in Bank(tmp_path / "bank").stores()] == [6, 6]
+
+
+def test_several_encoders_share_the_decoding(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchbank.datasets.sources import PatchSource
+
+    reads, resizes = [], []
+    read, prepare = PatchSource.read, engine.prepare
+    monkeypatch.setattr(PatchSource, "read", lambda self, i: reads.append(i) or read(self, i))
+    monkeypatch.setattr(engine, "prepare", lambda *args: resizes.append(args[2]) or prepare(*args))
+    one, two = rgb_card(id="one"), rgb_card(id="two", function=lambda batch: batch.amax(dim=(2, 3)))
+    report = extract(make_manifest(5), [one, two], tmp_path / "bank", view=["full", "center:0.5"])
+    assert len(reads) == 5
+    assert len(resizes) == 10, "two encoders of one geometry share the resized picture"
+    assert report.forwards == 20
+    assert {store.encoder for store in report.stores} == {"one", "two"}
+
+
+def test_the_same_encoder_twice_is_refused(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    with pytest.raises(InvalidRequest, match="asked for twice"):
+        extract(make_manifest(1), [rgb_card(), rgb_card()], tmp_path / "bank")
+    assert not Bank(tmp_path / "bank").names(), "nothing is created by a request that is refused"
+
+
+# --- what goes wrong ---------------------------------------------------------------------------------
+
+
+def spoil(manifest: Any, row: int, content: bytes | None) -> None:
+    path = Path(manifest.path(row))
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+
+
+def test_skip_lists_what_cannot_be_read(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    manifest = make_manifest(12)
+    whole = Path(manifest.path(3)).read_bytes()
+    spoil(manifest, 3, whole[: len(whole) // 2])
+    spoil(manifest, 5, b"this is text")
+    spoil(manifest, 7, None)
+    Image.new("RGB", (16, 16)).save(manifest.path(9))  # another picture than the one that was hashed
+    report = extract(manifest, rgb_card(), tmp_path / "bank", on_error="skip", batch_size=4)
+    failed = dict(report.failed)
+    assert report.embedded == 8
+    assert "cannot be decoded" in failed["toy/3"]
+    assert "no image that Pillow knows" in failed["toy/5"]
+    assert "no such file" in failed["toy/7"]
+    assert "has changed since its hash was taken" in failed["toy/9"]
+    assert len(failed) == 4
+    assert len(Bank(tmp_path / "bank").find("mean-rgb")) == 8
+
+
+def test_fail_stops_with_one_error_and_keeps_what_was_embedded(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    manifest = make_manifest(60)
+    spoil(manifest, 50, b"text")
+    with pytest.raises(ImageError, match=r"50\.png") as error:
+        extract(manifest, rgb_card(), tmp_path / "bank", batch_size=4)
+    kept = len(Bank(tmp_path / "bank").find("mean-rgb"))
+    assert 0 < kept < 50
+    notes = " ".join(error.value.__notes__)
+    assert f"{kept} patches were embedded and are kept" in notes
+    assert "--on-error skip" in notes
+    spoil(manifest, 50, Path(manifest.path(49)).read_bytes())
+    extract(manifest, rgb_card(), tmp_path / "bank", on_error="skip")
+    assert rgb.seen <= 60
+
+
+def test_ctrl_c_publishes_and_the_next_run_goes_on(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    import _thread
+
+    manifest = make_manifest(80)
+
+    def interrupt(batch: torch.Tensor) -> None:
+        if rgb.seen >= 24:
+            rgb.before = lambda _: None
+            _thread.interrupt_main()
+            time.sleep(0.2)
+
+    rgb.before = interrupt
+    with pytest.raises(KeyboardInterrupt) as stop:
+        extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8, device="cpu,cpu")
+    kept = len(Bank(tmp_path / "bank").find("mean-rgb"))
+    assert 24 <= kept < 80
+    assert f"{kept} patches were embedded" in stop.value.__notes__[0]
+    report = extract(manifest, rgb_card(), tmp_path / "bank")
+    assert report.embedded == 80 - kept
+    assert not [t for t in threading.enumerate() if t.name.startswith("patchbank")]
+
+
+def test_a_vector_that_cannot_be_stored(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    """Row 5 gives NaN: named when failing, listed when skipping; 1e6 does not fit float16."""
+    manifest = make_manifest(8)
+    marked = np.asarray(Image.open(manifest.path(5)))[0, 0].astype(float)
+
+    def network(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(batch: torch.Tensor) -> torch.Tensor:
+            out = batch.mean(dim=(2, 3))
+            hit = ((batch[:, :, 0, 0] - torch.tensor(marked, dtype=torch.float32)).abs() < 0.5).all(dim=1)
+            out[hit] = value
+            return out
+
+        return forward
+
+    with pytest.raises(VectorRefused, match="toy/5") as error:
+        extract(manifest, rgb_card(function=network(float("nan"))), tmp_path / "a")
+    assert any("view full" in note for note in error.value.__notes__)
+    report = extract(
+        manifest, rgb_card(function=network(1e6)), tmp_path / "b", dtype="float16", on_error="skip"
+    )
+    assert [name for name, _ in report.failed] == ["toy/5"]
+    assert len(Bank(tmp_path / "b").find("mean-rgb")) == 7
+
+
+def test_an_encoder_that_fails_in_the_middle_keeps_what_was_done(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    def break_down(_: torch.Tensor) -> None:
+        if rgb.seen >= 16:
+            raise EncoderError("the network broke")
+
+    rgb.before = break_down
+    with pytest.raises(EncoderError, match="the network broke"):
+        extract(make_manifest(64), rgb_card(), tmp_path / "bank", batch_size=8, device="cpu,cpu")
+    assert len(Bank(tmp_path / "bank").find("mean-rgb")) >= 16
+
+
+def test_a_store_that_cannot_be_written_stops_the_run(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchbank.cache.store import StoreWriter
+
+    def full(self: Any) -> None:
+        raise StoreError("no space left on the disk")
+
+    monkeypatch.setattr(StoreWriter, "flush", full)
+    with pytest.raises(StoreError, match="no space left"):
+        extract(make_manifest(40), rgb_card(), tmp_path / "bank", batch_size=4)
+
+
+def test_memory_that_runs_out_halves_the_batch(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    def limited(batch: torch.Tensor) -> None:
+        if len(batch) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    rgb.before = limited
+    report = extract(make_manifest(40), rgb_card(), tmp_path / "bank", batch_size=16)
+    assert report.batch_size == 4
+    assert rgb.seen == 40
+
+    def nothing_fits(_: torch.Tensor) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    rgb.before = nothing_fits
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        extract(make_manifest(3, name="other", first=100), rgb_card(), tmp_path / "bank")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"on_error": "ignore"}, "on_error is 'ignore'"),
+        ({"resize": "gpu"}, "resize is 'gpu'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"precision": "fp8"}, "unknown precision"),
+        ({"precision": "fp16", "device": "cpu"}, "fp16 is not computed on a CPU"),
+        ({"device": "cuda:7"}, "no device cuda:7"),
+        ({"device": "tpu9000"}, "unknown device"),
+        ({"view": "middle"}, "unknown view"),
+        ({"tokens": "cls"}, "has no tokens"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"checkpoint": "none.safetensors"}, "the checkpoint none.safetensors does not exist"),
+    ],
+)
+def test_requests_that_make_no_sense(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, options: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        extract(make_manifest(2), rgb_card(), tmp_path / "bank", **options)
+
+
+# --- two runs at once --------------------------------------------------------------------------------
+
+
+def test_two_runs_at_once_share_the_work(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    """Both end with everything there; hardly anything is computed twice, nothing is stored twice."""
+    manifest = make_manifest(1200)  # five units
+    rgb.before = lambda _: time.sleep(0.01)
+    reports: list[run.ExtractReport] = []
+    code = (
+        "import sys, time, torch; sys.path.insert(0, {tests!r})\n"
+        "from patchbank.extract.cards import Card, Transform; from patchbank.extract.run import run_extract\n"
+        "def forward(batch):\n    time.sleep(0.01)\n    return batch.mean(dim=(2, 3))\n"
+        "card = Card(id='mean-rgb', kind='python', model='tests:MeanRGB', revision='1', dim=3, tokens='pooled',\n"
+        "    transform=Transform(size=16, mean=(0, 0, 0), std=(1 / 255,) * 3), factory=lambda: forward)\n"
+        "report = run_extract({toml!r}, encoder=card, bank={bank!r}, dtype='float32', progress=False, batch_size=8)\n"
+        "print(report.embedded, report.elsewhere)"
+    ).format(tests=str(Path(__file__).parent), toml=str(tmp_path / "toy.toml"), bank=str(tmp_path / "bank"))
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "bank").rglob("leases/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    reports.append(extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8))
+    embedded, elsewhere = map(int, other.communicate(timeout=60)[0].split())
+    assert other.returncode == 0
+    store = Bank(tmp_path / "bank").find("mean-rgb")
+    assert len(store) == store.published_rows == 1200
+    assert embedded + reports[0].embedded == 1200
+    assert reports[0].elsewhere + reports[0].cached + reports[0].embedded == 1200
+    assert embedded + elsewhere == 1200
+    assert not list((tmp_path / "bank").rglob("leases/*.json")), "every lease is given back"
+
+
+def test_a_killed_runs_unit_is_taken_over(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    """A lease whose process is gone does not stop anybody."""
+    manifest = make_manifest(30)
+    code = (
+        "import os, signal\n"
+        "from patchbank.extract.cards import Card, Transform; from patchbank.extract.run import run_extract\n"
+        "def forward(batch):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "card = Card(id='mean-rgb', kind='python', model='tests:MeanRGB', revision='1', dim=3, tokens='pooled',\n"
+        "    transform=Transform(size=16, mean=(0, 0, 0), std=(1 / 255,) * 3), factory=lambda: forward)\n"
+        f"run_extract({str(tmp_path / 'toy.toml')!r}, encoder=card, bank={str(tmp_path / 'bank')!r}, "
+        "dtype='float32', progress=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == -9
+    assert list((tmp_path / "bank").rglob("leases/*.json"))
+    assert extract(manifest, rgb_card(), tmp_path / "bank").embedded == 30
+
+
+# --- commits of the hub -------------------------------------------------------------------------------
+
+
+def test_another_commit_of_an_unpinned_card_is_an_error(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchbank.extract.cards import UNPINNED
+
+    manifest, old, new = make_manifest(2), "a" * 40, "b" * 40
+    card = rgb_card()
+    object.__setattr__(card, "revision", UNPINNED)
+    here = {"commit": old}
+    monkeypatch.setattr(
+        run, "locate", lambda *_, **__: Weights(f"hub:lab/mine@{here['commit']}", None, here["commit"])
+    )
+    extract(manifest, card, tmp_path / "bank")
+    extract(manifest, card, tmp_path / "bank")
+    here["commit"] = new
+    with pytest.raises(EncoderError, match=f"made with hub:lab/mine@{old}.*--revision {old}"):
+        extract(manifest, card, tmp_path / "bank")
+    extract(manifest, card, tmp_path / "bank", revision=new)
+    assert len(Bank(tmp_path / "bank").stores()) == 2
+
+
+def test_resize_on_the_device_is_near_pil_and_another_identity(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, keys_of: Make
+) -> None:
+    """Patches of two shapes in one run; at most 2 of 255 from PIL."""
+    manifest, large = make_manifest(4, side=40), make_manifest(3, name="large", first=50, side=50)
+    card = rgb_card(
+        function=lambda x: x.flatten(1),
+        dim=3 * 16 * 16,
+        transform=Transform(size=16, resize=20, mean=(0, 0, 0), std=(1 / 255,) * 3),
+    )
+    for resize in ("pil", "device"):
+        extract([manifest, large], card, tmp_path / resize, resize=resize)
+    pil, device = (Bank(tmp_path / resize).find("mean-rgb") for resize in ("pil", "device"))
+    assert pil.identity != device.identity
+    keys = np.concatenate([keys_of(manifest), keys_of(large)])
+    difference = np.abs(pil.load(keys) - device.load(keys))
+    assert difference.max() <= 2
+    assert difference.mean() < 0.2
