@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, ManifestError
 from .hashes import hex_hashes
 from .images import content_hash
 from .manifest import Header, Manifest
@@ -64,7 +64,7 @@ def generate_manifests(folder: str | os.PathLike[str], *, n: int = 600, seed: in
     "train" and "test" (other slides), and one further domain, all of it "test"; content hashes and votes
     are filled.
 
-    Raises InvalidRequest for an n that is too small.
+    Raises InvalidRequest for an n that is too small, ManifestError where the folder cannot be written.
     """
     if n < 80:
         raise InvalidRequest(f"n = {n} patches are too few for folds and a test set; ask for 80 or more.")
@@ -72,18 +72,21 @@ def generate_manifests(folder: str | os.PathLike[str], *, n: int = 600, seed: in
     manifests = []
     for number, (name, (domains, share, description)) in enumerate(_SETS.items()):
         plan = _plan(name, domains, round(n * share), np.random.default_rng([seed, number]))
-        for slide in sorted(set(plan["path"].map(os.path.dirname))):
-            (folder / slide).mkdir(parents=True, exist_ok=True)
 
         def draw(i: int, plan: pd.DataFrame = plan, number: int = number) -> bytes:
             row = plan.iloc[i]
             stain = _slide_stain(STAINS[row["domain"]], np.random.default_rng([seed, number, row["slide"]]))
             pixels = draw_patch(row["atypia"], stain, np.random.default_rng([seed, number, 1000, i]))
-            Image.fromarray(pixels).save(folder / row["path"], compress_level=1)
+            file = folder / row["path"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file, compress_level=1)
             return content_hash(pixels)
 
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            digests = b"".join(pool.map(draw, range(len(plan))))
+        try:
+            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+                digests = b"".join(pool.map(draw, range(len(plan))))
+        except OSError as error:
+            raise ManifestError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
         plan["content_hash"] = hex_hashes(np.frombuffer(digests, np.uint8).reshape(-1, 16))
         header = Header(
             name=name,

@@ -9,7 +9,7 @@ from patchbank.datasets.folds import folds_for
 from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.datasets.sources import open_source
 from patchbank.datasets.synthetic import STAINS, draw_patch, generate_manifests
-from patchbank.errors import InvalidRequest
+from patchbank.errors import InvalidRequest, ManifestError
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,9 @@ def test_too_few(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="ask for 80 or more"):
         generate_manifests(tmp_path, n=20)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ManifestError, match="cannot be written"):
+        generate_manifests(tmp_path / "file" / "sample", n=80)
