@@ -27,7 +27,7 @@ def probe_group() -> None:
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for results and predictions.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with a table [probe].")
 @click.option("--probe", help="logistic (default), knn, centroid (SimpleShot), ridge, svm, mlp.")
-@click.option("--solver", help="exact (default), or paper-sgd: the published protocol.")
+@click.option("--solver", help="exact (default), or a published recipe: paper-sgd, thunder, eva.")
 @click.option("--preprocess", multiple=True, help="standardize (default), l2, whiten, none; may be repeated.")
 @click.option("-C", "strengths", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
 @click.option("--class-weight", multiple=True, help="balanced, none (default: both).")

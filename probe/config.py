@@ -19,7 +19,7 @@ C_GRID: tuple[float, ...] = tuple(10.0 ** (-6 + 7 * i / 39) for i in range(40))
 
 PROBES = ("logistic", "knn", "centroid", "ridge", "svm", "mlp")
 PROBABILISTIC = ("logistic", "mlp")  # their scores are logits
-SOLVERS = ("exact", "paper-sgd")
+SOLVERS = ("exact", "paper-sgd", "thunder", "eva")
 PREPROCESSING = ("standardize", "l2", "whiten", "none")
 CLASS_WEIGHTS = ("balanced", "none")
 SELECTION = ("log_loss", "auroc", "balanced_accuracy")
@@ -94,14 +94,15 @@ class ProbeConfig:
     """Everything that decides the numbers of a probe study, apart from the data (frozen; see the fields).
 
     features         names of feature sets, as parse_features reads them
-    probe, solver    the classifier; solver "paper-sgd" is the published protocol (PROTOCOL.md of the
-    benchmark) preprocess, C, class_weight
+    probe, solver    the classifier; the solvers other than "exact" are published recipes (`rivals`)
+    preprocess, C, class_weight
                      the grid: chosen on folds, never on test data
     select           what is best on the folds: "log_loss" (class-balanced), "auroc" or "balanced_accuracy"
                      (None: log_loss, for probes without probabilities auroc)
-    folds            "balanced" (5, made by `datasets.folds`), another shipped name, a fold file, or how many
-    to make inner_folds      folds inside each outer training set, which choose the hyperparameters for that
-    outer fold bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
+    folds            "balanced" (5, made by `datasets.folds`), another shipped name, a file, or how many to make
+    inner_folds      folds inside each outer training set, which choose the setting for that outer fold
+    bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
+    interval, level  "bca" (percentiles below 20 groups) or "percentile"; coverage in [0.5, 1)
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any

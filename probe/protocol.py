@@ -13,7 +13,10 @@ from ..errors import InvalidRequest, ProbeError
 from .calibration import best_threshold, fit_platt, fit_temperature
 from .config import ProbeConfig
 from .fitting import Part, Setting, fit_parts
+from .rivals import fit_eva, fit_paper_sgd, fit_thunder
 from .selection import best, criterion
+
+RECIPES = {"paper-sgd": fit_paper_sgd, "thunder": fit_thunder, "eva": fit_eva}
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class ProtocolRun:
     values: np.ndarray  # (L,)
     path: np.ndarray  # (P, W, L) criterion on the outer folds, higher is better: chooses the refit
     fold_paths: np.ndarray  # (K, P, W, L) criterion on the inner folds of each outer fold: chooses its model
-    choice: Setting
+    choice: Setting | None  # None: a published recipe, which chooses no setting
     fold_choices: list[Setting]
     # train rows
     oof: np.ndarray  # float64 (n,) out-of-fold score, each outer fold at the setting its inner folds chose
@@ -93,6 +96,7 @@ class ProtocolRun:
     fold_models: dict[str, np.ndarray]  # float64 (n_t, K), scores of the outer folds' models
     fits: dict[str, Any]  # number of fits and of solver calls, statuses, worst gap bound
     seconds: dict[str, float]
+    train_role: str = "oof"  # "validation": each fold has chosen the model that scores it
 
 
 def run_protocol(
@@ -170,6 +174,62 @@ def run_protocol(
         fold_models=fold_models,
         fits=fitted.facts,
         seconds=seconds,
+    )
+
+
+def run_published(
+    X: np.ndarray,
+    y: np.ndarray,
+    plan: Plan,
+    tests: Mapping[str, np.ndarray],
+    *,
+    config: ProbeConfig,
+) -> ProtocolRun:
+    """Probe one feature set by a published recipe (`config.solver`, see `rivals`), for comparison.
+
+    Fitted on : for each outer fold, the other folds; features as they are, one recipe for all.
+    Chosen on : the fold itself, whose score picks the epoch (and the head, where there are several). So the
+        scores of the folds are no estimate of anything; they are kept as "validation", not as "oof".
+    Refit : none. Scored : the test rows by each fold's model (the published numbers are their mean) and by
+        the ensemble. Its threshold and calibration come from the validation scores.
+
+    Arguments as for `run_protocol`.
+    """
+    started = time.perf_counter()
+    fit = RECIPES[config.solver]
+    validation = np.empty(len(y))
+    heads = []
+    for k in np.unique(plan.folds):
+        rows = plan.folds == k
+        heads.append(fit(X[~rows], y[~rows], X[rows], y[rows], seed=config.seed + int(k)))
+        validation[rows] = heads[-1].decision(X[rows])
+    fitted = time.perf_counter() - started
+    path = criterion_path(config, y, validation[None, None, None], plan.folds)
+    adjusted = adjustment(y, validation)
+    return ProtocolRun(
+        values=np.zeros(1),
+        path=path,
+        fold_paths=np.repeat(path[None], len(heads), axis=0),
+        choice=None,
+        fold_choices=[],
+        oof=validation,
+        oof_adjusted=np.tile(adjusted, (len(y), 1)),
+        oof_flat=validation,
+        adjusted=adjusted,
+        ensemble_adjusted=adjusted,
+        refit={},
+        fold_models={
+            name: np.stack([head.decision(rows) for head in heads], axis=1).astype(np.float64)
+            for name, rows in tests.items()
+        },
+        fits={
+            "fits": len(heads),
+            "calls": len(heads),
+            "status": {f"stopped after {head.epochs} epochs, best {head.best_epoch}": 1 for head in heads},
+            "worst_gap_bound": None,
+        },
+        seconds={"fit": fitted, "all": time.perf_counter() - started},
+        train_role="validation",
     )
 
 

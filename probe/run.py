@@ -26,7 +26,7 @@ from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .intervals import DEFAULT_METRICS
 from .leaks import LeakReport, audit_leaks, deduplicate
 from .metrics import evaluate
-from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol
+from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol, run_published
 from .results import SWEEP, ProbeResult
 from .scoring import Column, Rows, bootstrap_set, compare_models, score_set, score_votes
 
@@ -102,6 +102,8 @@ def run_probe(
     seconds["score"] = time.perf_counter() - lap
     lap = time.perf_counter()
     of_domains = {"chosen": [chosen], "all": list(runs), "none": []}[config.domains]
+    if config.solver != "exact":  # the recipes do not choose, and this is about choosing elsewhere
+        of_domains = []
     domains = {name: _domains_one(name, bank, data, config) for name in of_domains}
     seconds["domains"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
@@ -310,7 +312,9 @@ def _probe_one(
         lap = time.perf_counter()
         X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
         loaded = time.perf_counter() - lap
-        run = run_protocol(X, y, plan, dict(zip(test_names, others, strict=True)), config=config)
+        tests = dict(zip(test_names, others, strict=True))
+        protocol = run_protocol if config.solver == "exact" else run_published
+        run = protocol(X, y, plan, tests, config=config)
     run.seconds["load"] = loaded
     run.fits["dim"] = X.shape[1]
     return run
@@ -348,11 +352,11 @@ def columns_of(
     names = list(runs)
     chosen = names[int(np.argmax([run.path.max() for run in runs.values()]))]
     all_runs = dict(runs)
-    if len(runs) > 1:
+    if len(runs) > 1 and runs[chosen].choice:
         all_runs[SWEEP] = _sweep(plan, data.train.y, list(runs.values()), runs[chosen])
     columns: dict[str, list[Column]] = {data.train.dataset: []}
     for name, run in all_runs.items():
-        columns[data.train.dataset].append(Column(name, "oof", run.oof, run.oof_adjusted))
+        columns[data.train.dataset].append(Column(name, run.train_role, run.oof, run.oof_adjusted))
         for dataset, scores in run.fold_models.items():
             probability = expit(scores).mean(axis=1).clip(1e-12, 1 - 1e-12)
             ensemble = np.log(probability) - np.log1p(-probability)
@@ -431,13 +435,17 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
 
 def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
     """One feature set's entry in results.json: what was chosen, on which scores, at what cost."""
+    choices: dict[str, Any] = {}
+    if run.choice:
+        path = [finite(one) for one in run.path]
+        choices["choice"] = run.choice.to_dict()
+        choices["fold_choices"] = [choice.to_dict() for choice in run.fold_choices]
+        choices["path"] = {"C": run.values.tolist(), "criterion": path}
     return {
         "features": name,
         "dim": run.fits["dim"],
-        "choice": run.choice.to_dict(),
-        "fold_choices": [choice.to_dict() for choice in run.fold_choices],
         "criterion": float(run.path.max()),
-        "path": {"C": run.values.tolist(), "criterion": [finite(run.path[p]) for p in range(len(run.path))]},
+        **choices,
         "threshold": float(expit(run.adjusted[0])),
         "temperature": finite(1 / run.adjusted[1] if run.adjusted[1] else np.inf),
         "platt": run.adjusted[2:].tolist(),

@@ -154,7 +154,15 @@ class Sections:
         records = self.result.leaderboard()
         shown = ("balanced_accuracy", "auroc", "average_precision")
         scale = {m: self._range([r["metrics"][m] for r in records]) for m in shown}
-        out: list[Any] = [
+        solver = self.doc["config"].get("solver", "exact")
+        out: list[Any] = []
+        if solver != "exact":
+            out.append(
+                f"These are models of the published recipe {solver!r}, for comparison: each fold chose the "
+                "epoch of its own model, so that scores on the training set would be no estimate and are "
+                "left out."
+            )
+        out += [
             f"In brackets: {self.level} % intervals, from resampling whole "
             f"{self.doc['data'][0]['group_kind']}s ({self.doc['config']['interval']} bootstrap). Balanced "
             "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
@@ -271,7 +279,7 @@ class Sections:
             mine = rows[rows["role"] == role]
             if len(mine):
                 return mine
-        return rows
+        return rows.iloc[:0]
 
     # --- curves
 
@@ -284,7 +292,7 @@ class Sections:
             "probabilities can be taken at their word.",
             self._legend(),
         ]
-        for dataset in self.sets:
+        for dataset in dict.fromkeys(r["dataset"] for r in self.result.leaderboard()):
             plots = [self._roc(dataset), self._pr(dataset), self._reliability(dataset)]
             out.append(Html(f'<h3>{escape(dataset)}</h3><div class="row">{"".join(plots)}</div>'))
         return out

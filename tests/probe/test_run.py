@@ -272,3 +272,32 @@ def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
         run_probe(train=three, bank=study.bank, encoders=["good"], **QUICK)
     found = run_probe(train=three, bank=study.bank, encoders=["good"], positive="Normal", **QUICK)
     assert found.predictions["label"].sum() > len(found.predictions) / 2
+
+
+@pytest.mark.parametrize("solver", ["paper-sgd", "thunder", "eva"])
+def test_published_recipes_are_kept_apart(study: Any, solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folds that choose the epoch give no out-of-fold estimate: "validation", and on no leaderboard."""
+    from patchbank.probe import protocol
+    from patchbank.probe.report import html_report
+
+    limit = {"thunder": {"epochs": 3}, "eva": {"max_steps": 50}}.get(solver, {"epochs": 3, "lr": 1e-2})
+    recipe = protocol.RECIPES[solver]
+    monkeypatch.setitem(protocol.RECIPES, solver, lambda *a, **k: recipe(*a, **k, **limit))
+    found = run_probe(
+        train=study.train,
+        tests=[study.external],
+        bank=study.bank,
+        encoders=["good", "poor"],
+        solver=solver,
+        **QUICK,
+    )
+    roles = found.predictions.groupby("dataset", observed=True)["role"].unique()
+    assert [list(r) for r in roles.loc[["inner:train", "inner:test", "outer"]]] == [
+        ["validation"],
+        ["ensemble"],
+        ["ensemble"],
+    ]
+    assert {r["dataset"] for r in found.leaderboard()} == {"inner:test", "outer"}
+    assert len(found.document["fold_models"]["good/full/cls"]["outer"]["auroc"]) == 3
+    assert found.document["domains"] == {}
+    assert "published recipe" in html_report(found)
