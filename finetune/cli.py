@@ -267,6 +267,45 @@ def show_command(folder: Path, as_json: bool) -> None:
     click.echo(json.dumps(card, indent=1) if as_json else describe_card(folder, card))
 
 
+@finetune_group.command("compare")
+@click.argument("models", type=_PATH)
+@click.argument("probe", type=_PATH)
+@click.option("--features", help="Feature set of the probe (default: the one that its folds chose).")
+@click.option("--fold", type=int, help="Train rows of this fold only.")
+@click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def compare_command(
+    models: Path, probe: Path, features: str | None, fold: int | None, bootstrap: int, as_json: bool
+) -> None:
+    """Set a fine-tuned model's scores beside a probe's, on the same patches, with paired intervals.
+
+    \b
+    Examples:
+      patchbank finetune compare models/dinov2-s+lora results
+      patchbank finetune compare models/dinov2-s+lora results --features dinov2-s/center:0.5/cls --fold 1
+    """
+    from .compare import compare_results
+
+    records = compare_results(models, probe, features=features, fold=fold, n_resamples=bootstrap)
+    if as_json:
+        return click.echo(json.dumps(records, indent=1))
+    _table(
+        ("scored on", "patches", "metric", records[0]["ours"], records[0]["theirs"], "difference", "p"),
+        [
+            (
+                r["dataset"],
+                r["n"],
+                r["metric"],
+                f"{r['value_ours']:.3f}",
+                f"{r['value_theirs']:.3f}",
+                f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
+                f"{r['p']:.2g}",
+            )
+            for r in records
+        ],
+    )
+
+
 @finetune_group.command("unseen")
 @click.argument("folder", type=_PATH)
 @click.argument("manifest", type=_PATH)
