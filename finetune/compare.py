@@ -28,11 +28,11 @@ def compare_results(
 
     ours, theirs : folders of results; features : of theirs (None: the ones that its folds chose)
     fold : compare the out-of-fold scores of this fold only; its rows chose our epoch (see run_finetune)
-    Train rows are compared out of fold; evaluation sets by the ensemble, and by the refit where there is none (the
-    probe's refit where one fold alone was fine-tuned, which has no ensemble to match).
+    Train rows are compared out of fold; evaluation sets by the ensemble, and by the refit where there is none
+    (the probe's refit where one fold alone was fine-tuned, which has no ensemble to match).
 
-    One record a set and metric: n, ours, theirs (values at probability 0.5), difference, low, high (95 % paired
-    bootstrap over whole groups), p, and for AUROC p_delong (clustered where there are groups).
+    One record a set and metric: n, ours, theirs (values at probability 0.5), difference, low, high (95 %
+    paired bootstrap over whole groups), p, and for AUROC p_delong (clustered where there are groups).
     Raises InvalidRequest where the two have no patch in common, or disagree on a label.
     """
     mine, other = ProbeResult.load(ours), ProbeResult.load(theirs)
@@ -45,7 +45,9 @@ def compare_results(
         if dataset not in b:
             continue
         roles = [_roles(part, single)[0] for part in (table, b[dataset])]
-        left, right = (t[t["role"] == r].set_index("patch_id") for t, r in zip((table, b[dataset]), roles, strict=True))
+        left, right = (
+            t[t["role"] == r].set_index("patch_id") for t, r in zip((table, b[dataset]), roles, strict=True)
+        )
         both = left.index.intersection(right.index)
         if not len(both):
             continue

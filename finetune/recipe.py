@@ -184,7 +184,7 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
             )
         base = dict(values[models[encoder]["base"]])
         own = {k: v for k, v in models[encoder].items() if k != "base"}
-        values = {"name": f"{path.stem}-{encoder}", **base, **own}
+        values = {"name": path.stem, **base, **own}
     else:
         values = {"name": path.stem, **values}
     return recipe_from({**values, **overrides}, where=where)

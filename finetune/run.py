@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
+from ..cache.identity import safe_name
 from ..datasets.manifest import Manifest, load_manifest, write_atomically
 from ..errors import InvalidRequest, TrainingError
 from ..extract.cards import Card
@@ -190,7 +191,7 @@ def prepare_jobs(
     policy = policy_of(card, chosen)
     place = str(resolve_devices(device)[0])
     crop_of(chosen)
-    name = f"{card.id}+{chosen.name.split(':')[-1].removesuffix('-' + card.id)}"
+    name = f"{card.id}+{chosen.name}"
     config = ProbeConfig(
         features=(f"{name}/{chosen.view}/{policy}",),
         folds=folds,
@@ -205,7 +206,7 @@ def prepare_jobs(
     if not chosen.random_weights:
         weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
     data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
-    folder = Path(out) / name
+    folder = Path(out) / safe_name(name)
     job = FoldJob(
         folder=folder,
         card=card,

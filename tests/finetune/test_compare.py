@@ -55,7 +55,9 @@ def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
     assert 0 < one["low"] < one["difference"] < one["high"]
     assert one["p_delong"] < 0.01
     assert by["test", "balanced_accuracy"]["p_delong"] is None
-    assert {r["n"] for r in compare_results(ours, theirs, fold=1, n_resamples=200) if r["dataset"] == "set"} == {100}
+    assert {
+        r["n"] for r in compare_results(ours, theirs, fold=1, n_resamples=200) if r["dataset"] == "set"
+    } == {100}
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

@@ -9,14 +9,20 @@ from patchbank.finetune.augment import augment, d4, draw
 from patchbank.finetune.recipe import Recipe, load_recipe, paper_models, recipe_from, shipped_recipes
 
 LORA = ["virchow", "virchow2", "uni", "uni2-h", "prov-gigapath", "h-optimus-0", "h-optimus-1"]
-FULL = ["timm:efficientnetv2_m", "timm:swin_base_patch4_window7_224", "timm:vit_large_patch16_224"]
+FULL = [
+    "timm:efficientnetv2_m",
+    "timm:swin_base_patch4_window7_224",
+    "timm:vit_large_patch16_224",
+    "swin-b",
+    "vit-l16",
+]
 
 
 def steps(recipe: Recipe) -> list[str]:
     return [step["step"] for step in recipe.augment]
 
 
-def test_the_ten_models_of_the_paper_are_there() -> None:
+def test_the_models_of_the_paper_are_there() -> None:
     assert paper_models() == sorted(LORA + FULL)
     assert shipped_recipes() == ["full", "lora", "paper"]
 
@@ -24,6 +30,7 @@ def test_the_ten_models_of_the_paper_are_there() -> None:
 @pytest.mark.parametrize("model", LORA)
 def test_papers_lora(model: str) -> None:
     r = load_recipe("paper", encoder=model)
+    assert r.name == "paper"
     assert (r.method, r.rank, r.alpha, r.dropout, r.targets) == (
         "lora",
         8,
