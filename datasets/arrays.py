@@ -14,7 +14,7 @@ import pyarrow.parquet
 
 from ..errors import ImageError, ManifestError
 from .containers import NpzArrays, open_container
-from .layouts import refuse_unknown_columns, rename_columns
+from .layouts import refuse_unknown_columns
 from .manifest import read_table
 from .sources import MARK
 
@@ -35,10 +35,9 @@ def hdf5_table(
     """Patches in HDF5 arrays, as PCam has them.
 
     images: split -> file under the root with `array`, uint8 (n, h, w[, 3]). labels: split -> file with
-    `labels_array`, n integers (further axes of length 1); without an entry the labels are taken from the
-    images'
-    file if it has such an array, else they are not known. meta: split -> CSV of n rows; `columns` (ours ->
-    its name) then says which are group, domain, x, y. classes: the names of the labels 0, 1, ...
+    `labels_array`, n integers (further axes of length 1); without an entry the images' file is asked for that
+    array, and without it the labels are not known. meta: split -> CSV of n rows; `columns` (ours -> its name)
+    then says which are group, domain, x, y. classes: the names of the labels 0, 1, ...
 
     Raises ManifestError: missing files or arrays, row counts that differ, labels without a class.
     """
@@ -60,9 +59,7 @@ def hdf5_table(
             refuse_unknown_columns(file, frame, list((columns or {}).values()))
             if len(frame) != n:
                 raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {name}.")
-            part = pd.concat(
-                [part, rename_columns(frame[list((columns or {}).values())], columns or {})], axis=1
-            )
+            part = part.assign(**{ours: frame[theirs] for ours, theirs in (columns or {}).items()})
         part["patch_id"] = [f"{split}/{i}" for i in range(n)]
         parts.append(part)
     return pd.concat(parts, ignore_index=True), root
@@ -134,7 +131,7 @@ def parquet_table(
             wanted.setdefault("label", "label")
         refuse_unknown_columns(file, frame, list(wanted.values()))
         label_column = wanted.get("label", "")
-        frame = rename_columns(frame, wanted)
+        frame = frame.assign(**{ours: frame[theirs] for ours, theirs in wanted.items()})
         if label_column and pd.api.types.is_integer_dtype(frame["label"].dtype):
             names = classes or _class_names(schema, label_column)
             frame["label"] = _named(frame["label"].to_numpy(), names, n, file)

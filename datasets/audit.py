@@ -1,7 +1,6 @@
 """What is wrong with a data set, found by looking at all of it: `patchbank datasets check`.
 
-An audit changes nothing. Its findings are tables, so that a report can show them and a leak check can use
-them.
+An audit changes nothing. Its findings are tables: a report can show them, a leak check can use them.
 """
 
 from collections.abc import Sequence
@@ -36,8 +35,7 @@ class Audit:
     duplicates: duplicate (1, 2, ...: pixel-identical images share it), patch_id, path, label, group, split.
     contradictions: the rows of `duplicates` whose images carry different labels.
     group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits,
-        rows;
-    the same for identical images. sizes: height, width, rows.
+    rows; the same for identical images. sizes: height, width, rows.
     counts: split, label, rows, groups. facts: fact, expected, found, ok; empty where no facts are known.
     """
 

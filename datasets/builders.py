@@ -203,9 +203,8 @@ def _with_hashes(
     messages = [(str(ids.iat[i]), message) for i, message in failures]
     if messages and (on_error == "fail" or len(messages) == len(manifest)):
         error = ImageError(
-            f"{len(messages)} of {len(manifest)} images of {manifest.header.name!r} cannot be read; "
-            "nothing was "
-            "built. Mend or remove them, or leave them out with --on-error skip."
+            f"{len(messages)} of {len(manifest)} images of {manifest.header.name!r} cannot be read; nothing "
+            "was built. Mend or remove them, or leave them out with --on-error skip."
         )
         for patch_id, message in messages:
             error.add_note(f"{patch_id}: {message}")

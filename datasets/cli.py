@@ -181,10 +181,13 @@ _shipped("atnorm-md", "AtNorM-MD: six non-breast domains of MIDOG++, test only, 
 def folder(**options: Any) -> None:
     """Images in folders (or in a zip or tar) whose names say what they are.
 
-    \b Examples: patchbank datasets build folder --root images --name mine --positive tumor patchbank
-    datasets build folder --root images.zip --name mine --layout "{split}/{label}/{group}" --positive tumor
-    patchbank datasets build folder --root tcga --name mine --positive tumor \\ --pattern
-    "(?P<label>[^/]+)/(?P<group>TCGA-..-....)"
+    \b
+    Examples:
+      patchbank datasets build folder --root images --name mine --positive tumor
+      patchbank datasets build folder --root images.zip --name mine --positive tumor \\
+          --layout "{split}/{label}/{group}"
+      patchbank datasets build folder --root tcga --name mine --positive tumor \\
+          --pattern "(?P<label>[^/]+)/(?P<group>TCGA-..-....)"
     """
     _build("folder", **options)
 
@@ -285,9 +288,11 @@ def parquet(columns: Sequence[str], **options: Any) -> None:
 def wsi(columns: Sequence[str], **options: Any) -> None:
     """Regions of whole-slide images, by coordinates (pixels of level 0, upper left corner).
 
-    \b Examples: patchbank datasets build wsi --root slides --coordinates regions.csv --size 256 --mpp 0.5
-    --name mine patchbank datasets build wsi --root slides --coordinates
-    trident/20x_256px_0px_overlap/patches --name mine \\ --slides slides.csv --positive tumor
+    \b
+    Examples:
+      patchbank datasets build wsi --root slides --coordinates regions.csv --size 256 --mpp 0.5 --name mine
+      patchbank datasets build wsi --root slides --coordinates trident/20x_256px_0px_overlap/patches \\
+          --name mine --slides slides.csv --positive tumor
     """
     _build("wsi", columns=_pairs(columns, "--column"), **options)
 
@@ -507,11 +512,10 @@ def _show_audit(audit: "Audit") -> None:
     _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
     redundant = len(audit.duplicates) - audit.duplicate_groups
     click.echo(
-        f"{audit.name}: {audit.rows} patches, {len(audit.unreadable)} unreadable, {len(audit.changed)} "
-        "changed; "
+        f"{audit.name}: {audit.rows} patches, "
+        f"{len(audit.unreadable)} unreadable, {len(audit.changed)} changed; "
         f"{audit.unique} different pictures ({audit.duplicate_groups} groups of {len(audit.duplicates)} "
-        "identical "
-        f"files, {redundant} redundant); {audit.contradictory_groups} groups with contradictory labels; "
+        f"identical files, {redundant} redundant); {audit.contradictory_groups} groups with contradictory labels; "
         f"{len(audit.group_leaks)} groups and {len(audit.duplicate_leaks)} pictures in several splits; "
         f"{int(audit.facts['ok'].sum())} of {len(audit.facts)} known facts met."
     )

@@ -5,6 +5,7 @@ FOLDER/fetched.json            URL -> SHA-256, size and place of what was unpack
 FOLDER/UNPACK/                 the files; appears under this name only when all of them are there
 """
 
+import errno
 import hashlib
 import http.client
 import json
@@ -34,7 +35,9 @@ from .manifest import umask, write_atomically
 
 CHUNK = 1 << 18
 ATTEMPTS = 5
+PAUSE = 1.0  # seconds before the second attempt, then doubled
 TIMEOUT = 30.0  # seconds without a byte
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # trying again does not help
 MAX_FILES = 2_000_000
 MAX_BYTES = 200 << 30  # unpacked
 MAX_RATIO = 200  # unpacked to packed; images hardly shrink
@@ -111,8 +114,8 @@ def _fetch(
         _forget(part)
         who = "is pinned" if pinned else f"was downloaded before (recorded in {record.file})"
         raise FetchError(
-            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. If the new one "
-            "is right, give it as --sha256."
+            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. "
+            "If the new one is right, give it as --sha256."
         )
     unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
     entry = {"sha256": digest, "bytes": size, "folder": place.name, "date": time.strftime("%Y-%m-%d")}
@@ -171,31 +174,16 @@ def _download(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
             if error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS:
                 raise FetchError(f"{url}: the server answers {error.code} {error.reason}.") from error
         except (OSError, http.client.HTTPException) as error:  # URLError, reset, timeout, IncompleteRead
-            if isinstance(error, FetchError) or _full(error):
+            if isinstance(error, FetchError) or getattr(error, "errno", None) in OF_THE_DISK:
                 raise
             if attempt == ATTEMPTS:
                 kept = part.stat().st_size if part.exists() else 0
                 raise FetchError(
-                    f"{url}: the connection failed {ATTEMPTS} times ({error}); {kept} bytes are kept, "
-                    "the same "
-                    "command goes on from there."
+                    f"{url}: the connection failed {ATTEMPTS} times ({error}); {kept} bytes are kept, the "
+                    "same command goes on from there."
                 ) from error
-        time.sleep(min(2.0 ** (attempt - 1), 8.0) * _PAUSE)
+        time.sleep(PAUSE * min(2.0 ** (attempt - 1), 8.0))
     raise AssertionError("unreachable")
-
-
-_PAUSE = 1.0  # seconds before the second attempt; tests make it 0
-
-
-def _full(error: BaseException) -> bool:
-    import errno
-
-    return isinstance(error, OSError) and error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EACCES,
-        errno.EROFS,
-    )
 
 
 def _download_once(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
@@ -223,8 +211,6 @@ def _download_once(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
         start = 0
         if response.status == 206:
             start = int(response.headers["Content-Range"].split()[1].split("-")[0])
-        if start != have:
-            start = 0 if response.status == 200 else start
         length = response.headers.get("Content-Length")
         total = start + int(length) if length is not None else None
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""

@@ -39,8 +39,7 @@ class Folds:
         if odd or empty or self.n_splits < 2:
             raise ManifestError(
                 f"folds {self.name!r}: the folds must be 1..n_splits (= {self.n_splits}, at least 2) and "
-                "none may be "
-                f"empty; empty: {sorted(empty)}, outside: {odd[:8]}."
+                f"none may be empty; empty: {sorted(empty)}, outside: {odd[:8]}."
             )
 
     def assign(self, groups: Sequence[str] | np.ndarray | pd.Series) -> np.ndarray:
@@ -151,8 +150,7 @@ def make_folds(
     labels, groups : str, (n,); the label "" (not known) is no class. Minimises the sum over folds and
     classes of (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy
     start (large groups first, ties in an order that the seed shuffles), then moves and swaps of groups as
-    long as one of them
-    helps. All in integers: the result depends on the arguments alone.
+    long as one of them helps. All in integers: the result depends on the arguments alone.
 
     Raises InvalidRequest where a fold would miss a class (a class in fewer groups than folds).
     """

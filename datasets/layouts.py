@@ -51,11 +51,10 @@ def csv_table(
 ) -> tuple[pd.DataFrame, Path]:
     """The rows of a CSV or parquet table.
 
-    table: the file. columns: our name -> its name, such as {"label": "final_label", "group": "slide"};
-        columns that
-    have our names already need none, all others are kept. path_format: how a path under the root is made of
-    a row, such as "Train/{final_label}/{dataset_uid}". Without a patch_id column the id is the path without
-    its suffix.
+    table: the file. columns: our name -> its name, such as {"label": "final_label", "group": "slide"}; those
+    that have our names already need none, and all columns are kept. path_format: how a path under the root is
+    made of a row, such as "Train/{final_label}/{dataset_uid}". Without a patch_id column the id is the path
+    without its suffix.
 
     Raises ManifestError: columns that the table does not have (suggesting near names), and rows whose file
     does not exist.
@@ -69,7 +68,7 @@ def csv_table(
             [path.replace(f"{{{name}}}", str(value)) for path, value in zip(paths, frame[name], strict=True)],
             index=frame.index,
         )
-    frame = rename_columns(frame, columns or {})
+    frame = frame.assign(**{ours: frame[theirs] for ours, theirs in (columns or {}).items()})
     if path_format:
         frame["path"] = paths
     if "path" not in frame.columns:
@@ -91,14 +90,6 @@ def refuse_unknown_columns(file: Path, frame: pd.DataFrame, names: list[str]) ->
             faults.append(f"there is no column {name!r}; {hint}")
     if faults:
         raise ManifestError(fault_sentence(str(file), faults))
-
-
-def rename_columns(frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Our name -> its name; one of its columns may serve for several of ours."""
-    renamed = frame.drop(columns=list(set(columns.values()) | (set(columns) & set(frame.columns))))
-    for ours, theirs in columns.items():
-        renamed[ours] = frame[theirs]
-    return renamed
 
 
 def _expression(layout: str, pattern: str) -> re.Pattern[str]:

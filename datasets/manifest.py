@@ -201,8 +201,7 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     if "rows" in place and place["rows"] != len(table):
         raise ManifestError(
             f"{table_file} has {len(table)} rows, but {path.name} says rows = {place['rows']}: the table "
-            "was cut "
-            f"off or edited; correct the number in the TOML if the table is right."
+            "was cut off or edited; correct the number in the TOML if the table is right."
         )
     known = Header(**{**header, "classes": tuple(header["classes"])})
     manifest = object.__new__(Manifest)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
-from .layouts import refuse_unknown_columns, rename_columns
+from .layouts import refuse_unknown_columns
 from .manifest import listed, read_table
 from .sources import MARK
 
@@ -39,10 +39,10 @@ def wsi_table(
         pixel; what lies outside of the slide. With .h5 files, size and resolution are theirs.
     slides: a CSV with a column slide, and label, group (such as the patient), domain or split of each slide.
 
-    The group is the slide where nothing else is said. A slide is named by its file name with or without
-    suffix.
+    The group is the slide where nothing else is said. A slide is named by its file, with or without suffix.
+
     Raises ManifestError: slides without a file (or with several), coordinates that are no numbers, missing
-        columns.
+    columns.
     """
     place = Path(coordinates)
     if place.is_dir() or place.suffix.lower() in (".h5", ".hdf5"):
@@ -57,7 +57,7 @@ def wsi_table(
             raise InvalidRequest("regions from a CSV need size, and at most one of level and mpp.")
         table = read_table(place, "csv")
         refuse_unknown_columns(place, table, list((columns or {}).values()))
-        table = rename_columns(table, columns or {})
+        table = table.assign(**{ours: table[theirs] for ours, theirs in (columns or {}).items()})
         refuse_unknown_columns(place, table, ["slide", "x", "y"])
         numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
         odd = numbers.isna().any(axis=1) | (numbers % 1 != 0).any(axis=1)

@@ -81,16 +81,13 @@ def parse_region(member: str, name: str) -> Region:
     except ValueError as error:
         raise ImageError(f"{name}: {error}.") from None
     scales = [value for value in (region.level, region.mpp, region.down) if value is not None]
-    positive = all(
-        v > 0 and math.isfinite(v) for v in (region.mpp, region.down, region.mpp0) if v is not None
-    )
+    given = [value for value in (region.mpp, region.down, region.mpp0) if value is not None]
+    positive = all(v > 0 and math.isfinite(v) for v in given) and (region.level or 0) >= 0
     colour = COLOURS.get(region.border, region.border)
-    positive = positive and (region.level or 0) >= 0
     if options or len(scales) > 1 or not positive or not width or not height:
         raise ImageError(
             f"{name}: {member!r} must have a size, known options (level, mpp, down, mpp0, border) and at "
-            "most one "
-            "positive scale."
+            "most one positive scale."
         )
     if colour != "crop" and not re.fullmatch(r"[0-9a-fA-F]{6}", colour):
         raise ImageError(f"{name}: border={region.border} is not white, black, crop or six hex digits.")
