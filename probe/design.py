@@ -171,8 +171,9 @@ class Design:
 
 def _sorted_rows(used: Array) -> tuple[Array, list[Segment]]:
     """Rows grouped by the sets that use them; rows of no set are left out."""
-    pattern, group = np.unique(np.packbits(used, axis=0).T, axis=0, return_inverse=True)
-    group = np.ravel(group)
+    # a random 64-bit sum tells the patterns apart; were two to collide, their segment would have both's sets
+    key = np.random.default_rng(0).integers(1, 2**62, len(used)) @ used
+    pattern, group = np.unique(key, return_inverse=True)
     order = np.argsort(group, kind="stable")
     order = order[np.any(used, axis=0)[order]]
     if not len(order):
@@ -186,3 +187,10 @@ def _sorted_rows(used: Array) -> tuple[Array, list[Segment]]:
     return order, [
         Segment(lo, hi, np.any(used[:, order[lo:hi]], axis=1)) for lo, hi in itertools.pairwise(edges)
     ]
+
+
+def _distinct(rows: list[Array]) -> tuple[Array, Array]:
+    """The distinct ones among bool arrays (n,), stacked, and the place of each of `rows` among them."""
+    place: dict[bytes, int] = {}
+    of = np.array([place.setdefault(row.tobytes(), len(place)) for row in rows])
+    return np.stack([rows[int(np.argmax(of == k))] for k in range(len(place))]), of

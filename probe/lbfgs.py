@@ -29,6 +29,7 @@ MEMORY = 10
 WINDOW = 8
 PATIENCE = 20
 HOPELESS = 80
+HESSIAN_ROUNDS = 200
 STRIDE = 3
 STEEP = 0.2
 LARGEST_MEMORY = 40
@@ -396,6 +397,11 @@ def _foreseen(slots: _Slots, tol: float) -> tuple[Array, Array]:
     return here, np.minimum(left, 150)
 
 
+def follows(H0: Preconditioner) -> bool:
+    """Whether the path with Hessians (`follow`) is the cheaper way to end hard problems: not where d is large."""
+    return H0.cost(STRIDE, spectrum=False) < HESSIAN_ROUNDS * STRIDE
+
+
 def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: float, max_rounds: int) -> None:
     """Solve what `minimise` left, along the path of strengths: every set from its last solution, in place.
 
@@ -429,7 +435,7 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
                 stage.append(int(p))
                 starts.append(theta)
             curvature = found.curvature[known[-1]][None]
-            if H0.cost(len(nexts), spectrum=False) < max_rounds * len(nexts):
+            if H0.cost(len(nexts), spectrum=False) < HESSIAN_ROUNDS * len(nexts):
                 H0.refine(
                     np.array(nexts),
                     np.repeat(found.theta[known[-1]][None], len(nexts), axis=0),

@@ -18,13 +18,13 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InvalidRequest, ProbeError
 from .design import Design
-from .lbfgs import Minimum, follow, minimise
+from .lbfgs import Minimum, follow, follows, minimise
 from .newton import newton
 from .objective import Objective, default_threads
 from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
-MAX_ROUNDS = 150  # of the descent, then Newton takes over
+MAX_ROUNDS = 300  # of the descent, then Newton takes over
 LARGEST_NEWTON = 6000  # coefficients of one fit, above which a Hessian is not formed
 MEMORY = 4 * 2**30
 
@@ -104,7 +104,8 @@ def fit_logistic(
         objective = Objective(design, sets, lam, threads=threads or default_threads())
         try:
             H0 = Preconditioner(objective)
-            found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=True)
+            defer = follows(H0)
+            found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=defer)
             found = found.take(np.argsort(hardest_first))
             follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
             status = np.where(found.polished, "polished", "converged").astype("<U9")

@@ -55,14 +55,18 @@ class Spectrum:
         return cls(values[keep], (B.T @ U[:, keep]) / np.sqrt(values[keep]), mean)
 
     def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
-        inner = b @ self.vectors
-        scale = h[:, None] * self.values
+        first = int(np.searchsorted(self.values, 0.05 * float(np.min(lam / h))))
+        if first < 0.3 * b.shape[1]:
+            first = 0
+        # eigenvalues far below lam / h need no vectors: there the solve is a division by lam, nearly
+        inner = b @ self.vectors[:, first:]
+        scale = h[:, None] * self.values[first:]
         scale += lam[:, None]
-        if len(self.values) == b.shape[1]:
+        if inner.shape[1] == b.shape[1]:
             inner /= scale
             return inner @ self.transposed
-        each = 1 / lam[:, None]
-        return b * each + (inner / scale - inner * each) @ self.transposed
+        each = 1 / (lam[:, None] + (h[:, None] * (self.values[first] / 3) if first else 0))
+        return b * each + (inner / scale - inner * each) @ self.transposed[first:]
 
 
 class Factors:
