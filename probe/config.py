@@ -99,12 +99,13 @@ class ProbeConfig:
                      the grid: chosen on folds, never on test data
     select           what is best on the folds: "log_loss" (class-balanced), "auroc" or "balanced_accuracy"
                      (None: log_loss, for probes without probabilities auroc)
-    folds            "balanced" (5, made by `datasets.folds`), another shipped name, a file, or how many to make
+    folds            "balanced" (5, by `datasets.folds`), another shipped name, a file, or how many to make
     inner_folds      folds inside each outer training set, which choose the setting for that outer fold
     bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
     interval, level  "bca" (percentiles below 20 groups) or "percentile"; coverage in [0.5, 1)
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
+    precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any
     """
 
@@ -124,6 +125,8 @@ class ProbeConfig:
     level: float = 0.95
     domains: str = "chosen"
     positive: str | None = None
+    precision: str | None = None
+    dtype: str | None = None
     allow_leaks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """Cached embeddings as a matrix whose rows are a manifest's rows."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,32 @@ def check_rows(manifest: Manifest, source: Source, *, bank: Any) -> None:
     _check(store, content_keys(manifest, bank, source), manifest, bank, source)
 
 
-def open_bank(bank: Any) -> Any:
-    """A Bank from a path; an open one (anything with `find`) stays as it is."""
-    if hasattr(bank, "find") and not isinstance(bank, str):
-        return bank
-    from ..cache.bank import Bank
+def open_bank(bank: Any, *, precision: str | None = None, dtype: str | None = None) -> Any:
+    """A Bank from a path; an open one (anything with `find`) stays as it is.
 
-    return Bank(bank)
+    precision, dtype : of the stores to find in it, where it has several that differ in nothing else
+    """
+    if isinstance(bank, str) or not hasattr(bank, "find"):
+        from ..cache.bank import Bank
+
+        bank = Bank(bank)
+    return _Narrowed(bank, precision, dtype) if precision or dtype else bank
+
+
+@dataclass(frozen=True)
+class _Narrowed:
+    """A bank in which only stores of one precision or dtype are found."""
+
+    bank: Any
+    precision: str | None
+    dtype: str | None
+
+    @property
+    def path(self) -> Any:
+        return self.bank.path
+
+    def find(self, encoder: str, *, precision: str | None = None, **parts: Any) -> Any:
+        return self.bank.find(encoder, precision=precision or self.precision, dtype=self.dtype, **parts)
 
 
 def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) -> np.ndarray:

@@ -69,7 +69,10 @@ def run_probe(
     """
     started = time.perf_counter()
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
-    bank = open_bank(bank)
+    narrow = {key: settings.get(key) for key in ("precision", "dtype")}
+    if config is not None:
+        narrow = {"precision": config.precision, "dtype": config.dtype}
+    bank = open_bank(bank, **narrow)
     if config is None:
         resolved = [resolve_set(one, bank) for one in asked]
         config = ProbeConfig.from_dict({**settings, "features": list(dict.fromkeys(map(str, resolved)))})
@@ -113,7 +116,7 @@ def run_probe(
         "provenance": provenance(),
         "stores": describe_stores(bank, config),
         "data": [
-            describe(rows, manifest)
+            describe(rows, manifest, positive=config.positive)
             for rows, manifest in zip(
                 [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
             )
@@ -468,7 +471,7 @@ def describe_stores(bank: Any, config: ProbeConfig) -> dict[str, Any]:
     return found
 
 
-def describe(rows: Rows, manifest: Manifest) -> dict[str, Any]:
+def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> dict[str, Any]:
     """One evaluation set's entry in results.json."""
     header = manifest.header
     return {
@@ -478,7 +481,7 @@ def describe(rows: Rows, manifest: Manifest) -> dict[str, Any]:
         "licence": header.licence,
         "source": header.source,
         "group_kind": header.group_kind,
-        "positive": header.positive,
+        "positive": positive or header.positive,
         "root": str(manifest.root.absolute()),
         "n": len(rows),
         "n_positive": int(rows.y.sum()),

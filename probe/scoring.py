@@ -12,7 +12,7 @@ from scipy.special import expit
 from ..errors import ProbeError
 from . import agreement
 from . import metrics as metrics_module
-from .config import ProbeConfig
+from .config import PROBABILISTIC, ProbeConfig
 from .intervals import DEFAULT_METRICS, Interval, bootstrap, cluster_codes, compare, delong
 from .results import SWEEP
 
@@ -82,7 +82,12 @@ def bootstrap_set(
     if not _can_resample(rows.group, config):
         return None
     p = expit(np.stack([c.score for c in columns], axis=1))
-    return _bootstrap(rows.y, p, rows.group, METRICS, config)
+    return _bootstrap(rows.y, p, rows.group, _metrics(config), config)
+
+
+def _metrics(config: ProbeConfig) -> list[str]:
+    """METRICS, without those of probabilities where sigmoid(score) is none (margins, distances)."""
+    return [m for m in METRICS if config.probe in PROBABILISTIC or m not in CALIBRATION_METRICS]
 
 
 def score_set(
@@ -125,7 +130,7 @@ def _subset(
 ) -> list[dict[str, Any]]:
     y, group = rows.y[mask], rows.group[mask]
     score = np.stack([c.score[mask] for c in columns], axis=1)
-    names = METRICS if full else DEFAULT_METRICS
+    names = _metrics(config) if full else DEFAULT_METRICS
     plain = _triples(whole) if whole else intervals_of(y, expit(score), group, names, config)
     found = {"metrics": plain}
     if full:

@@ -46,10 +46,9 @@ def config(**settings: Any) -> ProbeConfig:
 
 
 def sklearn_fit(X: np.ndarray, y: np.ndarray, c: float, weight: str) -> Any:
-    model = LogisticRegression(
-        C=c, class_weight=None if weight == "none" else weight, tol=1e-10, max_iter=5000
-    )
-    return make_pipeline(StandardScaler(), model).fit(X, y)
+    class_weight = None if weight == "none" else weight
+    model = LogisticRegression(C=c, class_weight=class_weight, solver="newton-cholesky", tol=1e-8)
+    return make_pipeline(StandardScaler(), model).fit(X.astype(np.float64), y)
 
 
 def balanced_log_loss(y: np.ndarray, score: np.ndarray) -> float:

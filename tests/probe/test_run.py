@@ -204,6 +204,33 @@ def test_rows_follow_the_manifest(study: Any) -> None:
     np.testing.assert_array_equal(load(study.train.select(order), encoder="good", bank=study.bank), X[order])
 
 
+def test_a_precision_names_one_of_two_stores(study: Any, tmp_path: Path) -> None:
+    from patchbank.cache.bank import Bank
+    from patchbank.cache.identity import Identity
+
+    keys = np.frombuffer(bytes.fromhex("".join(study.external.table["content_hash"])), np.uint8).reshape(
+        -1, 16
+    )
+    for precision in ("fp32", "bf16"):
+        identity = Identity(
+            encoder={"id": "e"},
+            preprocess={},
+            view="full",
+            tokens="cls",
+            precision=precision,
+            dtype="float32",
+            dim=3,
+        )
+        X = np.random.default_rng(0).standard_normal((len(keys), 3)) * (1 if precision == "fp32" else 100)
+        with Bank(tmp_path).open_store(identity, create=True).writer() as writer:
+            writer.append(keys, X, study.external.table["patch_id"].tolist())
+    common: dict[str, Any] = {"train": study.external, "bank": tmp_path, "encoders": ["e"], **QUICK}
+    with pytest.raises(StoreNotFound, match="precision"):
+        run_probe(**common)
+    found = run_probe(precision="bf16", **common)
+    assert found.document["stores"]["e/full/cls"]["identity"]["precision"] == "bf16"
+
+
 def test_missing_rows_say_what_to_type(study: Any) -> None:
     table = study.external.table.copy()
     table.loc[3, "content_hash"] = "ab" * 16
