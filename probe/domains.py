@@ -55,7 +55,7 @@ def analyse_domains(
     if len(names) < 2:
         return None
     if len(config.C) > GRID:  # half of a fine grid is fine enough for folds as small as these
-        config = replace(config, C=config.C[:: len(config.C) // GRID])
+        config = replace(config, C=tuple(sorted(config.C)[:: len(config.C) // GRID]))
     study = _Study(X, y, groups, domain, names, config)
     study.fit()
     return {
