@@ -1,8 +1,7 @@
 """`verify`, `repair` and `gc`: is every byte what was written, and what to do where it is not."""
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
@@ -16,7 +15,7 @@ from .layout import BLOCKS, SEGMENT_ROWS, name_fits, segments_of
 from .leases import FOLDER as LEASES
 from .leases import Lease, stale_leases
 from .log import Block
-from .store import Store, StoreWriter
+from .store import Store, StoreWriter, block_of
 
 GRACE = 86_400.0  # seconds before a file that no log speaks of is taken for a leftover
 
@@ -240,11 +239,10 @@ def _repair_log(store: Store, writer: StoreWriter, done: Repaired) -> None:
 def recovered(store: Store, name: str) -> Block | None:
     """A block made from its own files, if they are what its name says."""
     for rows, extra in store.layout.recover(name):
-        block = Block(name, rows, "", time.time(), "repair", extra)
-        vectors, keys = _read_whole(store, block)
+        vectors, keys = _read_whole(store, Block(name, rows, "", "", "", 0.0, "", extra))
         segments = segments_of(vectors, keys)
         if name_fits(name, rows, segments):
-            return replace(block, segments=segments)
+            return block_of(name, vectors, keys, segments, "repair", extra)
     return None
 
 

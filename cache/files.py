@@ -21,6 +21,7 @@ Buffer = bytes | bytearray | memoryview | np.ndarray
 TEMPORARY = ".tmp-"  # how a file that is being written begins; only `gc` ever looks at them
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -42,9 +43,10 @@ def explained(action: str, where: object) -> Iterator[None]:
 
 
 def as_bytes(piece: Buffer) -> memoryview:
-    """The bytes of a buffer; no copy of an array in C order."""
+    """The bytes of a buffer, not a copy; an array has to be in C order."""
     if isinstance(piece, np.ndarray):
-        return np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        assert piece.flags.c_contiguous, "a copy here would be lost by those who read into it"
+        return piece.reshape(-1).view(np.uint8).data
     return memoryview(piece).cast("B")
 
 
@@ -137,7 +139,7 @@ class LocalFiles:
                         write_all(file.fileno(), piece)
                     os.fsync(file.fileno())
             for interim, target in temporary:
-                interim.rename(target)
+                interim.replace(target)
         except BaseException:
             for interim, _ in temporary:
                 interim.unlink(missing_ok=True)
@@ -174,7 +176,7 @@ class LocalFiles:
 
     def move(self, source: str, target: str) -> None:
         """Renames over whatever is there; the folders are not synced (see `sync`)."""
-        self.path(source).rename(self.path(target))
+        self.path(source).replace(self.path(target))
 
     def link(self, source: str, target: str) -> None:
         """A second name for a file; where the file system has no hard links, the new name instead."""
@@ -334,8 +336,14 @@ def write_all(descriptor: int, piece: Buffer) -> None:
 
 
 def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
+    if os.name == "nt":  # knows no such thing
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
     finally:
         os.close(descriptor)

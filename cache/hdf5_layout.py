@@ -60,7 +60,7 @@ class Hdf5Layout(Layout):
                     file.seek(offset)
                     write_all(file.fileno(), array)
                 os.fsync(file.fileno())
-            interim.rename(target)
+            interim.replace(target)
         except BaseException:
             interim.unlink(missing_ok=True)
             raise

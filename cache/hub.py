@@ -85,9 +85,7 @@ def _api(endpoint: str | None, token: str | None) -> Any:
     try:
         from huggingface_hub import HfApi
     except ImportError as error:
-        raise MissingDependency(
-            "push and pull need huggingface_hub: pip install 'patchbank[extract]'"
-        ) from error
+        raise MissingDependency("push and pull need huggingface_hub: pip install 'patchbank[hub]'") from error
     return HfApi(endpoint=endpoint, token=token)
 
 

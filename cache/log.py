@@ -52,12 +52,15 @@ class Block:
     """A published block of whole rows.
 
     segments  64-bit checksums, 16 hex digits each, of every 256 rows (their vectors, then their keys)
+    keys_sum, first_sum  of all keys, and of the first vector: is this file the block that it should be?
     extra     what the backend needs to find the rows in its files
     """
 
     id: str
     rows: int
     segments: str
+    keys_sum: str
+    first_sum: str
     time: float
     writer: str
     extra: dict[str, Any]
@@ -68,6 +71,8 @@ class Block:
             "block": self.id,
             "rows": self.rows,
             "segments": self.segments,
+            "keys": self.keys_sum,
+            "first": self.first_sum,
             "time": self.time,
             "writer": self.writer,
             **self.extra,
@@ -75,10 +80,10 @@ class Block:
 
     @classmethod
     def of(cls, record: dict[str, Any]) -> "Block":
-        known = ("type", "n", "block", "rows", "segments", "time", "writer")
-        extra = {name: value for name, value in record.items() if name not in known}
-        _, _, block, rows, segments, when, writer = (record[name] for name in known)
-        return cls(block, rows, segments, when, writer, extra)
+        known = ("block", "rows", "segments", "keys", "first", "time", "writer")
+        extra = {name: value for name, value in record.items() if name not in {*known, "type", "n"}}
+        block, rows, segments, keys, first, when, writer = (record[name] for name in known)
+        return cls(block, rows, segments, keys, first, when, writer, extra)
 
 
 @dataclass(frozen=True)
@@ -108,9 +113,11 @@ class Catalog:
     retired: set[str] = field(default_factory=set)
     order: list[str] = field(default_factory=list)
     order_record: dict[str, Any] = field(default_factory=dict)
+    chunks: dict[str, int] = field(default_factory=dict)  # block -> its place in the order
     sessions: list[dict[str, Any]] = field(default_factory=list)
     excused: set[str] = field(default_factory=set)
     bad: dict[str, BadLine] = field(default_factory=dict)  # by excuse; without the excused
+    version: int = 0  # counts up with every record that changes which blocks there are
     _seen: dict[str, "_Place"] = field(default_factory=dict)
 
     @property
@@ -183,11 +190,14 @@ class Catalog:
         match record["type"]:
             case "block":
                 self.published[record["block"]] = Block.of(record)
+                self.version += 1
             case "retire":
                 self.retired.update(record["blocks"])
+                self.version += 1
             case "order":
                 if record["generation"] > self.generation:
                     self.order, self.order_record = record["blocks"], record
+                    self.chunks = {name: chunk for chunk, name in enumerate(self.order)}
             case "excuse":
                 self.excused.update(record["lines"])
             case "writer":

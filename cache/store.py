@@ -18,7 +18,9 @@ no line retires it. Where the arrays lie:
   hdf5  parts/blocks/BLOCK.h5 from the bytes `vectors_at` and `keys_at` of the block's line.
 
 `segments` in the block's line holds a 64-bit checksum of every 256 rows: of their vectors' bytes followed by
-their keys' bytes. BLOCK is 12 random hex digits, "-", and the 128-bit checksum of the text "ROWS:SEGMENTS".
+their keys' bytes; `keys` is the checksum of all keys and `first` that of the first vector (readers compare
+them, since a chunk may hold another block after the arrays were built anew). BLOCK is 12 random hex digits,
+"-", and the 128-bit checksum of the text "ROWS:SEGMENTS".
 A key may stand in several blocks (two machines embedded the same patch); any of its rows is good, readers
 take the first by the time, then the name of the block.
 
@@ -36,6 +38,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import xxhash
 
 from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
 from .files import Files, LocalFiles, as_bytes, explained
@@ -205,7 +208,9 @@ class Store:
         self._starts = np.zeros(1, dtype=np.int64)  # first row of each block, and the end
         self._pieces: list[tuple[int, KeyIndex]] = []  # an index of the rows from a block on
         self._distinct = 0
+        self._version = 0  # of the catalog that all this is made from
         self._maps.clear()
+        self._checked: set[str] = set()  # remote blocks that are where the log says
 
     def refresh(self) -> None:
         """Takes in what was published (by anybody) since the store was opened."""
@@ -229,13 +234,19 @@ class Store:
                     self._extend()
 
     def _extend(self) -> None:
-        live = self.catalog.live()
-        if len(live) == len(self._blocks) and all(b.id not in self.catalog.retired for b in self._blocks):
+        version = self.catalog.version
+        if version == self._version:
             return
+        live = self.catalog.live()
         if any(block.id in self.catalog.retired for block in self._blocks):
             self._forget()
         have = {block.id for block in self._blocks}
         new = [block for block in live if block.id not in have]
+        if new:
+            self._add(new)
+        self._version = version
+
+    def _add(self, new: list[Block]) -> None:
         start = len(self._blocks)
         fresh = np.concatenate([self.keys_of(block) for block in new])
         new_index = KeyIndex(fresh)
@@ -282,29 +293,21 @@ class Store:
 
     def spot_of(self, block: Block) -> tuple[Spot, Spot]:
         """Where the vectors and the keys of a block lie now. FileNotFoundError if nowhere."""
-        order = self.catalog.order
-        chunk = self._chunk_of().get(block.id) if order else None
-        found = []
-        for spots in self.layout.spots(block, chunk):
-            here = [spot for spot in spots if len(spots) == 1 or self._files.exists(spot.file)]
-            if not here:
-                raise FileNotFoundError(2, "no such file", f"{self._files}/{spots[0].file}")
-            found.append(here[0])
-        return found[0], found[1]
+        return self._spot(block, 0), self._spot(block, 1)
 
-    def _chunk_of(self) -> dict[str, int]:
-        generation = self.catalog.generation
-        if getattr(self, "_chunks_generation", None) != generation:
-            self._chunks = {name: chunk for chunk, name in enumerate(self.catalog.order)}
-            self._chunks_generation = generation
-        return self._chunks
+    def _spot(self, block: Block, array: int) -> Spot:
+        spots = self.layout.spots(block, self.catalog.chunks.get(block.id))[array]
+        for spot in spots:
+            if len(spots) == 1 or self._files.exists(spot.file):
+                return spot
+        raise FileNotFoundError(2, "no such file", f"{self._files}/{spots[0].file}")
 
     def keys_of(self, block: Block) -> np.ndarray:
         """uint8, (rows, 16)."""
-        spot = self.spot_of(block)[1]
+        spot = self._spot(block, 1)
         content = self._files.read(spot.file, spot.offset, block.rows * KEY_BYTES)
-        if len(content) != block.rows * KEY_BYTES:
-            raise self._cut_short(spot)
+        if xxhash.xxh3_64_hexdigest(content) != block.keys_sum:
+            raise _another_block(f"{self._files}/{spot.file}")
         return np.frombuffer(content, np.uint8).reshape(block.rows, KEY_BYTES)
 
     def vectors_of(self, block: Block) -> np.ndarray:
@@ -313,20 +316,38 @@ class Store:
             known = self._maps.get(block.id)
             if known is not None:
                 return known
-            spot = self.spot_of(block)[0]
-            size = block.rows * self.layout.row_bytes
             if isinstance(self._files, LocalFiles):
-                mapped = self._files.map(spot.file)
-                if len(mapped) < spot.offset + size:
-                    raise self._cut_short(spot)
-                flat = np.frombuffer(mapped, self.layout.dtype, block.rows * self.dim, spot.offset)
                 if len(self._maps) >= MAPS:
                     self._maps.clear()
-                return self._maps.setdefault(block.id, flat.reshape(block.rows, self.dim))
-            content = self._files.read(spot.file, spot.offset, size)
-            if len(content) != size:
-                raise self._cut_short(spot)
-            return np.frombuffer(content, self.layout.dtype).reshape(block.rows, self.dim)
+                vectors = self._map(self._files, block)
+                return self._maps.setdefault(block.id, vectors)
+        return self._read_remote(block, 0, block.rows)
+
+    def _map(self, files: LocalFiles, block: Block) -> np.ndarray:
+        spot = self._spot(block, 0)
+        if files.size(spot.file) < spot.offset + block.rows * self.layout.row_bytes:
+            raise self._cut_short(spot)
+        flat = np.frombuffer(files.map(spot.file), self.layout.dtype, block.rows * self.dim, spot.offset)
+        vectors = flat.reshape(block.rows, self.dim)
+        if xxhash.xxh3_64_hexdigest(as_bytes(vectors[0])) != block.first_sum:
+            raise _another_block(f"{self._files}/{spot.file}")
+        return vectors  # from here on the map holds the very file, whatever its name becomes
+
+    def _remote_spot(self, block: Block) -> Spot:
+        spot = self._spot(block, 0)
+        if block.id not in self._checked:
+            first = self._files.read(spot.file, spot.offset, self.layout.row_bytes)
+            if xxhash.xxh3_64_hexdigest(first) != block.first_sum:
+                raise _another_block(f"{self._files}/{spot.file}")
+            self._checked.add(block.id)
+        return spot
+
+    def _read_remote(self, block: Block, begin: int, rows: int) -> np.ndarray:
+        spot, width = self._remote_spot(block), self.layout.row_bytes
+        content = self._files.read(spot.file, spot.offset + begin * width, rows * width)
+        if len(content) != rows * width:
+            raise self._cut_short(spot)
+        return np.frombuffer(content, self.layout.dtype).reshape(rows, self.dim)
 
     def _cut_short(self, spot: Spot) -> StoreError:
         return StoreError(
@@ -407,37 +428,28 @@ class Store:
                 continue
             local = ordered[begin:end] - starts[number]
             into: Any = slice(begin, end) if order is None else order[begin:end]
-            if order is not None and (np.diff(into) == 1).all():
+            if order is not None and into[-1] - into[0] + 1 == len(into) and (np.diff(into) == 1).all():
                 into = slice(int(into[0]), int(into[0]) + len(into))
             self._take(blocks[number], local, out, into)
 
     def _take(self, block: Block, local: np.ndarray, out: np.ndarray, into: Any) -> None:
         """Rows `local` (ascending) of a block to the rows `into` of `out`."""
         begin, span = int(local[0]), int(local[-1]) - int(local[0]) + 1
-        solid = span == len(local) and (span == 1 or bool((np.diff(local) == 1).all()))
-        if solid and span > 16 and isinstance(into, slice) and out.dtype == self.layout.dtype:
-            self._read_rows(block, begin, out[into])
-        elif span > 16 and 4 * len(local) > span:
-            rows = np.empty((span, self.dim), self.layout.dtype)
-            self._read_rows(block, begin, rows)
-            out[into] = rows if solid else rows[local - begin]
-        elif not isinstance(self._files, LocalFiles):
-            spot, width = self.spot_of(block)[0], self.layout.row_bytes
-            content = b"".join(
-                self._files.read_each(spot.file, (spot.offset + local * width).tolist(), width)
+        solid = span == len(local) and bool((np.diff(local) == 1).all())
+        if isinstance(self._files, LocalFiles):
+            out[into] = (
+                self.vectors_of(block)[begin : begin + span] if solid else self.vectors_of(block)[local]
             )
+        elif solid or 4 * len(local) > span:
+            rows = self._read_remote(block, begin, span)
+            out[into] = rows if solid else rows[local - begin]
+        else:
+            spot, width = self._remote_spot(block), self.layout.row_bytes
+            starts = (spot.offset + local * width).tolist()
+            content = b"".join(self._files.read_each(spot.file, starts, width))
             if len(content) != len(local) * width:
                 raise self._cut_short(spot)
             out[into] = np.frombuffer(content, self.layout.dtype).reshape(len(local), self.dim)
-        else:
-            out[into] = self.vectors_of(block)[local]
-
-    def _read_rows(self, block: Block, begin: int, rows: np.ndarray) -> None:
-        spot = self.spot_of(block)[0]
-        target = as_bytes(rows)
-        offset = spot.offset + begin * self.layout.row_bytes
-        if self._files.read_into(spot.file, offset, target) != len(target):
-            raise self._cut_short(spot)
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -585,7 +597,7 @@ class StoreWriter:
         name = block_name(secrets.token_hex(6), len(keys), segments)
         with explained("write a block to", store.files):
             extra = store.layout.write_block(name, vectors, keys, padded=padded)
-        block = Block(name, len(keys), segments, time.time(), log.name, extra)
+        block = block_of(name, vectors, keys, segments, log.name, extra)
         log.append(block.record())
         self.published += len(keys)
         return block
@@ -603,6 +615,19 @@ class StoreWriter:
         finally:
             if self._log is not None:
                 self._log.close()
+
+
+def block_of(
+    name: str, vectors: np.ndarray, keys: np.ndarray, segments: str, writer: str, extra: dict[str, Any]
+) -> Block:
+    """The record of a block whose files are written."""
+    sums = [xxhash.xxh3_64_hexdigest(as_bytes(part)) for part in (keys, vectors[0])]
+    return Block(name, len(keys), segments, sums[0], sums[1], time.time(), writer, extra)
+
+
+def _another_block(where: str) -> FileNotFoundError:
+    """The arrays were built anew since the log was read, or the file is damaged: look again, then say so."""
+    return FileNotFoundError(2, "it is not what the log says; see `patchbank cache verify`", where)
 
 
 def all_finite(vectors: np.ndarray) -> bool:

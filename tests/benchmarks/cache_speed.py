@@ -3,8 +3,9 @@
     python tests/benchmarks/cache_speed.py [--quick] [--folder DIR]
 
 Prints seconds (median of three) and ratios: writing with fsync against one raw file, loading everything
-against np.load, 256 random rows against np.memmap; and, for a store of many rows, opening it and finding
-what is missing for a manifest of as many, with the peak memory of a fresh process.
+against np.load, 256 random rows against np.memmap; streaming in random order with the
+memory that it takes; and, for a store of many rows, opening it and finding what is missing for a manifest
+of as many, with the peak memory of a fresh process.
 Wanted: write <= 2, load <= 1.2, random rows <= 10, opening in seconds.
 """
 
@@ -88,7 +89,8 @@ def speed(folder: Path, rows: int, dim: int, rounds: int) -> dict[str, dict[str,
             store.load(keys[some])
             for _ in range(20):
                 note("256 random rows", backend, lambda store=store: store.load(keys[some]))
-            shutil.rmtree(folder / f"{backend}{turn}")
+            if turn < rounds - 1:
+                shutil.rmtree(folder / f"{backend}{turn}")
         raw.unlink()
         (folder / "all.npy").unlink()
     return seconds
@@ -114,10 +116,40 @@ def opening(folder: Path, rows: int) -> None:
     )
 
 
+def status(field: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
 def peak() -> float:
     """Peak resident memory in MB (ru_maxrss would begin with the parent's)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return status("VmHWM")
+
+
+def anonymous() -> float:
+    """Resident memory in MB without mapped files, which the kernel takes back whenever it likes."""
+    return status("RssAnon")
+
+
+def streaming(folder: Path) -> None:
+    """Reads a store in a random order, in a fresh process, 8192 rows at a time."""
+    script = [sys.executable, __file__, "--stream", str(folder)]
+    figures = json.loads(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
+    print(
+        f"streaming {figures['size']:.0f} MB in random order: {figures['seconds']:.1f} s, memory of the "
+        f"process itself +{figures['memory']:.0f} MB (a step is {figures['step']:.0f} MB)"
+    )
+
+
+def stream_alone(folder: Path) -> None:
+    store = Bank(folder).find("noise")
+    keys = np.random.default_rng(0).permutation(store.keys())
+    before, most, step, start = anonymous(), 0.0, 0.0, time.perf_counter()
+    for _, vectors in store.iter_blocks(keys):
+        most, step = max(most, anonymous() - before), max(step, vectors.nbytes / 2**20)
+    figures = {"seconds": time.perf_counter() - start, "memory": most, "step": step}
+    figures["size"] = len(keys) * store.layout.row_bytes / 2**20
+    print(json.dumps(figures))
 
 
 def open_alone(folder: Path) -> None:
@@ -140,20 +172,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="20,000 rows of 256 instead of 200,000 of 1024")
     parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.open:
-        open_alone(options.open)
-        return
+        return open_alone(options.open)
+    if options.stream:
+        return stream_alone(options.stream)
     rows, dim, many = (20_000, 256, 100_000) if options.quick else (200_000, 1024, 1_000_000)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         print(f"{rows} x {dim} float16, {rows * dim * 2 / 2**20:.0f} MB")
         for what, parts in speed(Path(name), rows, dim, 1 if options.quick else 3).items():
             raw = statistics.median(parts["raw"])
-            figures = [
-                f"{who} {statistics.median(s):.4f} s ({statistics.median(s) / raw:.2f})"
-                for who, s in parts.items()
-            ]
-            print(f"{what:16}", "  ".join(figures))
+            middle = {who: statistics.median(seconds) for who, seconds in parts.items()}
+            print(f"{what:16}", "  ".join(f"{who} {s:.5f} s ({s / raw:.2f})" for who, s in middle.items()))
+        streaming(next(Path(name).glob("zarr*")))
         opening(Path(name) / "many", many)
 
 
