@@ -515,7 +515,8 @@ def _show_audit(audit: "Audit") -> None:
         f"{audit.name}: {audit.rows} patches, "
         f"{len(audit.unreadable)} unreadable, {len(audit.changed)} changed; "
         f"{audit.unique} different pictures ({audit.duplicate_groups} groups of {len(audit.duplicates)} "
-        f"identical files, {redundant} redundant); {audit.contradictory_groups} groups with contradictory labels; "
+        f"identical files, {redundant} redundant); "
+        f"{audit.contradictory_groups} groups with contradictory labels; "
         f"{len(audit.group_leaks)} groups and {len(audit.duplicate_leaks)} pictures in several splits; "
         f"{int(audit.facts['ok'].sum())} of {len(audit.facts)} known facts met."
     )

@@ -458,6 +458,12 @@ class TestRegions:
         with pytest.raises(ManifestError, match="slides without a row: two"):
             build("wsi", root / "slides", coordinates=root / "c.csv", size=32, slides=root / "s.csv")
 
+    def test_one_column_may_serve_as_slide_and_as_another(self, root: Path) -> None:
+        options = {"coordinates": root / "c.csv", "size": 32, "columns": {"domain": "slide"}}
+        table = build("wsi", root / "slides", **options).table
+        assert table["domain"].tolist() == ["one.v1", "one.v1.tiff", "two"]
+        assert table["slide"].tolist() == ["one.v1", "one.v1", "two"]
+
     def test_tridents_coordinates(self, root: Path) -> None:
         (root / "patches").mkdir()
         with h5py.File(root / "patches" / "two_patches.h5", "w") as file:
