@@ -61,6 +61,14 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="ray: all machines of a Ray cluster that share the bank's file system.",
+)
+@click.option("--actors", type=int, help="With --engine ray: as many as GPUs (or machines) by default.")
 @click.option("--progress/--no-progress", default=True, help="The bar on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def extract_command(
@@ -79,6 +87,7 @@ def extract_command(
       patchbank extract ami-br.toml -e dinov2-s -b bank --tokens cls --tokens mean --view d4
       patchbank extract ami-br.toml -e dinov2-s -b bank --checkpoint vit_small_dinov2.safetensors
       patchbank extract mine.toml -e timm:convnext_tiny -b bank --on-error skip
+      patchbank extract large.toml -e virchow2 -b /shared/bank --engine ray
       HF_HUB_OFFLINE=1 patchbank extract ami-br.toml -e uni -b bank --weights-dir /data/weights
     """
     from .run import run_extract

@@ -147,9 +147,10 @@ def _row(card: Card, state: str, advice: str) -> dict[str, str]:
 def show(found: dict[str, Any]) -> None:
     """Print what `examine` found."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     device = found["device"]
     console.print(f"patchbank {found['patchbank']}, Python {found['python']}, {found['platform']}")
     installed = [f"{name} {version}" for name, version in found["packages"].items() if version]
@@ -167,9 +168,9 @@ def show(found: dict[str, Any]) -> None:
         f"hub: {'logged in' if hub['token'] else 'not logged in'}{', offline' if hub['offline'] else ''}; "
         f"cache {hub['cache'] or 'none'}"
     )
-    view = Table("encoder", "state", "what to do", box=None, pad_edge=False)
+    view = Table(Column("encoder", no_wrap=True), "state", "what to do", box=None, pad_edge=False)
     for encoder in found["encoders"]:
-        view.add_row(encoder["id"], encoder["state"], encoder["advice"])
+        view.add_row(*(Text(encoder[key]) for key in ("id", "state", "advice")))
     console.print(view)
     for line in found["advice"]:
         console.print(f"- {line}")

@@ -50,11 +50,12 @@ def policies_of(card: Card) -> dict[str, int]:
 def table(cards: Iterable[Card]) -> None:
     """Print a table of cards."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    view = Table(
-        "encoder", "tokens", "dim", "input", "precision", "access", "licence", box=None, pad_edge=False
-    )
+    fixed = [
+        Column(name, no_wrap=True) for name in ("encoder", "tokens", "dim", "input", "precision", "access")
+    ]
+    view = Table(*fixed, "licence", box=None, pad_edge=False)
     for card in cards:
         layout = f"{card.prefix} + {card.grid}" if card.grid else "-"
         access = "gated" if card.gated else "PyPI" if card.package else "open"

@@ -80,6 +80,7 @@ class ExtractReport:
     batch_size: int = 0
     workers: int = 0
     devices: list[str] = field(default_factory=list)
+    actors_lost: int = 0
     model_loaded: bool = False
     stores: list[StoreReport] = field(default_factory=list)
 
@@ -135,6 +136,9 @@ def run_extract(
     channels_last: bool | None = None,
     compile: bool = False,
     remote_code: bool = False,
+    engine: str = "local",
+    actors: int | None = None,
+    shift: float = 0.0,
     progress: bool = True,
 ) -> ExtractReport:
     """Embed the patches of manifests that a bank does not hold yet.
@@ -156,6 +160,8 @@ def run_extract(
         resize: "pil" on the CPU, or "device".
         channels_last: memory layout; by default for networks without tokens (CNNs).
         remote_code: allow code from the encoder's hub repository.
+        engine: "local", or "ray" for a cluster (ray_engine.py) of so many `actors`.
+        shift: fraction of the work to begin after; for runs that are known to go on at once.
 
     Raises:
         InvalidRequest, UnknownEncoder, GatedEncoder, EncoderError, MissingDependency: before any work.
@@ -167,6 +173,7 @@ def run_extract(
     for name, value, allowed in (
         ("on_error", on_error, ("fail", "skip")),
         ("resize", resize, tuple(RESIZERS)),
+        ("engine", engine, ("local", "ray")),
     ):
         if value not in allowed:
             raise InvalidRequest(f"{name} is {value!r}; it has to be {' or '.join(allowed)}")
@@ -188,6 +195,10 @@ def run_extract(
             for table in tables:
                 card.admit(table)
     weights = [locate(card, checkpoint=checkpoint, weights_dir=weights_dir) for card in cards]
+    if engine == "ray" and device == "auto":
+        from .ray_engine import device_of_cluster
+
+        device = device_of_cluster()
     devices = _devices(device)
     lanes = _open_lanes(
         Bank(bank),
@@ -211,6 +222,34 @@ def run_extract(
         report.seconds = {"total": time.perf_counter() - started}
         report.forwards_avoided = report.patches * passes
         return report
+
+    if engine == "ray":
+        return _run_ray(
+            tables,
+            cards,
+            bank,
+            lanes,
+            report,
+            started,
+            actors=actors,
+            progress=progress,
+            options={
+                "view": view,
+                "tokens": tokens,
+                "device": device,
+                "precision": precision,
+                "dtype": dtype,
+                "batch_size": batch_size,
+                "workers": workers,
+                "on_error": on_error,
+                "checkpoint": checkpoint,
+                "weights_dir": weights_dir,
+                "resize": resize,
+                "channels_last": channels_last,
+                "compile": compile,
+                "remote_code": remote_code,
+            },
+        )
 
     from .devices import batch_size_for, compute_threads, resolve_devices, single_threaded
     from .encoders import Encoder
@@ -248,6 +287,7 @@ def run_extract(
             workers=report.workers,
             on_error=on_error,
             resize=resize,
+            shift=shift,
             advance=bar.update,
         )
         try:
@@ -263,6 +303,51 @@ def run_extract(
             if index is not None:
                 _remember(tables, work, where, pipeline.outcome.hashed, index)
     _finish(report, pipeline.outcome, started, passes)
+    return report
+
+
+def _run_ray(
+    tables: Sequence[Manifest],
+    cards: Sequence[Card],
+    bank: str | Path,
+    lanes: Sequence[Lane],
+    report: ExtractReport,
+    started: float,
+    *,
+    actors: int | None,
+    progress: bool,
+    options: dict[str, Any],
+) -> ExtractReport:
+    """The same through the actors of a cluster; the report adds theirs up."""
+    from tqdm import tqdm
+
+    from .ray_engine import run_actors
+
+    stores = [target.store for lane in lanes for target in lane.targets]
+    before = sum(store.published_rows for store in stores)
+
+    def look() -> None:
+        for store in stores:
+            store.refresh()
+        bar.update(sum(store.published_rows for store in stores) - before - bar.n)
+
+    missing = (report.unique - report.cached) * len(stores)
+    with tqdm(total=missing, unit="row", disable=not progress, mininterval=1, desc=_title(cards)) as bar:
+        parts, report.actors_lost = run_actors(tables, cards, bank, actors=actors, options=options, look=look)
+    report.model_loaded = True
+    report.embedded = sum(part.embedded for part in parts)
+    report.forwards = sum(part.forwards for part in parts)
+    report.failed = sorted(
+        {name: (name, message) for part in parts for name, message in part.failed}.values()
+    )
+    report.devices = [device for part in parts for device in part.devices]
+    report.workers = sum(part.workers for part in parts)
+    report.batch_size = min((part.batch_size for part in parts if part.batch_size), default=0)
+    for stage in ("decode", "compute", "write"):
+        report.seconds[stage] = sum(part.seconds.get(stage, 0.0) for part in parts)
+    report.seconds["load"] = max((part.seconds.get("load", 0.0) for part in parts), default=0.0)
+    passes = sum(len(lane.orientations) for lane in lanes)
+    _close(report, started, passes)
     return report
 
 
@@ -470,9 +555,14 @@ def _finish(report: ExtractReport, outcome: Outcome, started: float, passes: int
     report.unique -= outcome.doubles
     report.cached += outcome.found_cached
     report.forwards = outcome.forwards
-    report.forwards_avoided = max(0, (report.patches - len(outcome.failed)) * passes - outcome.forwards)
     report.batch_size = outcome.batch_size
     report.seconds |= outcome.seconds
+    _close(report, started, passes)
+
+
+def _close(report: ExtractReport, started: float, passes: int) -> None:
+    """What follows from the rest."""
+    report.forwards_avoided = max(0, (report.patches - len(report.failed)) * passes - report.forwards)
     report.seconds["total"] = time.perf_counter() - started
     running = max(report.seconds["total"] - report.seconds["load"], 1e-9)
     report.images_per_second = report.embedded / running

@@ -70,10 +70,11 @@ def test_the_second_run_imports_no_torch(tmp_path: Path, make_manifest: Make, rg
     run_extract(manifest, **options)
     code = (
         "import sys, json; from patchbank.extract.run import run_extract\n"
-        f"report = run_extract({str(tmp_path / 'toy.toml')!r}, **json.loads({json.dumps(json.dumps(options))}))\n"
+        "report = run_extract(sys.argv[1], **json.loads(sys.argv[2]))\n"
         "assert report.cached == 3, report; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    arguments = [sys.executable, "-c", code, str(tmp_path / "toy.toml"), json.dumps(options)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
@@ -375,33 +376,48 @@ def test_requests_that_make_no_sense(
 # --- two runs at once --------------------------------------------------------------------------------
 
 
+OTHER_RUN = """
+import os, signal, sys, time
+from patchbank.extract.cards import Card, Transform
+from patchbank.extract.run import run_extract
+
+def forward(batch):
+    {body}
+    return batch.mean(dim=(2, 3))
+
+shape = Transform(size=16, mean=(0, 0, 0), std=(1 / 255,) * 3)
+card = Card(id="mean-rgb", kind="python", model="tests:MeanRGB", revision="1", dim=3, tokens="pooled",
+            transform=shape, factory=lambda: forward)
+options = {{"dtype": "float32", "progress": False, "batch_size": 8}}
+report = run_extract(sys.argv[1], encoder=card, bank=sys.argv[2], **options)
+print(report.embedded, report.elsewhere)
+"""
+
+
+def other_run(folder: Path, body: str) -> subprocess.Popen[str]:
+    """Another process that extracts the same manifest into the same bank with the same encoder."""
+    code = OTHER_RUN.format(body=body)
+    arguments = [sys.executable, "-c", code, str(folder / "toy.toml"), str(folder / "bank")]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+
+
 def test_two_runs_at_once_share_the_work(
     tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
 ) -> None:
-    """Both end with everything there; hardly anything is computed twice, nothing is stored twice."""
+    """Both end with everything there; nothing is stored twice."""
     manifest = make_manifest(1200)  # five units
     rgb.before = lambda _: time.sleep(0.01)
-    reports: list[run.ExtractReport] = []
-    code = (
-        "import sys, time, torch; sys.path.insert(0, {tests!r})\n"
-        "from patchbank.extract.cards import Card, Transform; from patchbank.extract.run import run_extract\n"
-        "def forward(batch):\n    time.sleep(0.01)\n    return batch.mean(dim=(2, 3))\n"
-        "card = Card(id='mean-rgb', kind='python', model='tests:MeanRGB', revision='1', dim=3, tokens='pooled',\n"
-        "    transform=Transform(size=16, mean=(0, 0, 0), std=(1 / 255,) * 3), factory=lambda: forward)\n"
-        "report = run_extract({toml!r}, encoder=card, bank={bank!r}, dtype='float32', progress=False, batch_size=8)\n"
-        "print(report.embedded, report.elsewhere)"
-    ).format(tests=str(Path(__file__).parent), toml=str(tmp_path / "toy.toml"), bank=str(tmp_path / "bank"))
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    other = other_run(tmp_path, "time.sleep(0.01)")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "bank").rglob("leases/*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    reports.append(extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8))
+    report = extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8)
     embedded, elsewhere = map(int, other.communicate(timeout=60)[0].split())
     assert other.returncode == 0
     store = Bank(tmp_path / "bank").find("mean-rgb")
     assert len(store) == store.published_rows == 1200
-    assert embedded + reports[0].embedded == 1200
-    assert reports[0].elsewhere + reports[0].cached + reports[0].embedded == 1200
+    assert embedded + report.embedded == 1200
+    assert report.elsewhere + report.cached + report.embedded == 1200
     assert embedded + elsewhere == 1200
     assert not list((tmp_path / "bank").rglob("leases/*.json")), "every lease is given back"
 
@@ -409,17 +425,9 @@ def test_two_runs_at_once_share_the_work(
 def test_a_killed_runs_unit_is_taken_over(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
     """A lease whose process is gone does not stop anybody."""
     manifest = make_manifest(30)
-    code = (
-        "import os, signal\n"
-        "from patchbank.extract.cards import Card, Transform; from patchbank.extract.run import run_extract\n"
-        "def forward(batch):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "card = Card(id='mean-rgb', kind='python', model='tests:MeanRGB', revision='1', dim=3, tokens='pooled',\n"
-        "    transform=Transform(size=16, mean=(0, 0, 0), std=(1 / 255,) * 3), factory=lambda: forward)\n"
-        f"run_extract({str(tmp_path / 'toy.toml')!r}, encoder=card, bank={str(tmp_path / 'bank')!r}, "
-        "dtype='float32', progress=False)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
-    assert done.returncode == -9
+    other = other_run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
+    other.communicate(timeout=60)
+    assert other.returncode == -9
     assert list((tmp_path / "bank").rglob("leases/*.json"))
     assert extract(manifest, rgb_card(), tmp_path / "bank").embedded == 30
 

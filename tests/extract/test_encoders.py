@@ -1,0 +1,283 @@
+"""Encoders: precision, layers, promises of a card that are not kept, transformers models, CONCH."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from patchbank.errors import EncoderError, InvalidRequest
+from patchbank.extract import precision
+from patchbank.extract.cards import Card, Transform, load_card
+from patchbank.extract.check import check_encoder
+from patchbank.extract.devices import batch_size_for, compute_threads, resolve_devices, single_threaded
+from patchbank.extract.encoders import build_encoder
+
+SMALL = {"img_size": 32, "depth": 3, "num_classes": 0}
+
+
+def small(**changes: Any) -> Card:
+    """A shallow ViT with registers."""
+    values: dict[str, Any] = {
+        "id": "small",
+        "model": "vit_small_patch14_reg4_dinov2",
+        "hub": "lab/small",
+        "dim": 384,
+        "grid": 4,
+        "prefix": 5,
+        "arguments": SMALL | {"img_size": 28},
+        "transform": Transform(size=28),
+    }
+    return Card(**values | changes)
+
+
+def test_policies_against_the_network_itself() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(small(), device="cpu", random_weights=True, precision="fp32")
+    batch = torch.randn(2, 3, 28, 28)
+    found = encoder.embed(
+        batch, ["cls", "mean", "cls+mean", "registers", "patches", "cls@2", "mean@3", "cls@3"]
+    )
+    model: Any = encoder.network.model  # pyright: ignore
+    with torch.inference_mode():
+        tokens = model.forward_features(batch)
+        inner = model.norm(
+            model.forward_intermediates(batch, indices=[1], output_fmt="NLC", return_prefix_tokens=True)[1][
+                0
+            ][1]
+        )
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found["cls"], tokens[:, 0], **close)
+    torch.testing.assert_close(found["mean"], tokens[:, 5:].mean(1), **close)
+    torch.testing.assert_close(found["registers"], tokens[:, 1:5].flatten(1), **close)
+    torch.testing.assert_close(found["patches"], tokens[:, 5:].flatten(1), **close)
+    torch.testing.assert_close(found["cls@2"], inner[:, 0], **close)
+    torch.testing.assert_close(found["cls@3"], found["cls"], **close)  # the last block is the output
+    torch.testing.assert_close(found["mean@3"], found["mean"], **close)
+    with pytest.raises(InvalidRequest, match="has 3 blocks to take tokens from, not 4"):
+        encoder.embed(batch, ["cls@4"])
+
+
+def test_uint8_pictures_and_transformed_ones_are_the_same() -> None:
+    encoder = build_encoder(small(), device="cpu", random_weights=True, precision="fp32")
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    one = encoder.embed(torch.from_numpy(pixels)[None])["cls"]
+    two = encoder.embed(encoder.transform(pixels)[None])["cls"]
+    torch.testing.assert_close(one, two)
+
+
+def test_stored_weights_in_low_precision_are_what_autocast_does() -> None:
+    torch.manual_seed(0)
+    full = build_encoder(small(), device="cpu", random_weights=True, precision="fp32")
+    torch.manual_seed(0)
+    low = build_encoder(small(), device="cpu", random_weights=True, precision="bf16")
+    batch = torch.randn(3, 3, 28, 28)
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        want = full.network.features(batch).tokens
+    assert want is not None
+    found = low.embed(batch, ["cls"])["cls"]
+    assert torch.equal(found, want[:, 0].float())
+    reference = full.embed(batch, ["cls"])["cls"]
+    assert 0 < ((found - reference).norm() / reference.norm()).item() < 0.05
+    assert low.network.model.norm.weight.dtype == torch.float32  # pyright: ignore
+
+
+def test_precision_is_chosen_by_card_and_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit, cnn = load_card("virchow2"), load_card("efficientnet-lite0")
+    choose = precision.choose_precision
+    for native in (True, False):
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda native=native: native)
+        assert choose(vit, "cpu") == ("bf16" if native else "fp32")
+        assert choose(cnn, "cpu") == "fp32"
+        assert choose(vit, "cuda") == "fp16"
+        assert choose(vit, "cuda", "fp32") == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"grid": 9}, "5 prefix and 9 patch tokens"), ({"dim": 383}, "gave .*384.* its card says .*383")],
+)
+def test_a_card_that_promises_something_else(changes: dict[str, Any], says: str) -> None:
+    encoder = build_encoder(small(**changes), device="cpu", random_weights=True)
+    with pytest.raises(EncoderError, match=says):
+        encoder.embed(torch.zeros(1, 3, 28, 28), ["cls"])
+
+
+def test_arguments_that_the_architecture_does_not_take() -> None:
+    with pytest.raises(InvalidRequest, match="timm cannot build"):
+        build_encoder(small(arguments={"no_such_argument": 1}), device="cpu", random_weights=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [(lambda x: x.mean(), "a tensor of 2 dimensions"), (lambda _: 3, "gave int"), (None, "cannot be called")],
+)
+def test_callables_that_break_their_promise(function: Any, says: str) -> None:
+    card = Card(
+        id="mine", kind="python", model="a:b", revision="1", dim=3, factory=lambda: function, tokens="pooled"
+    )
+    with pytest.raises(EncoderError, match=says):
+        build_encoder(card, device="cpu").embed(torch.zeros(1, 3, 224, 224))
+
+
+def test_a_factory_by_name() -> None:
+    card = Card(id="mine", kind="python", model="torch.nn:Flatten", revision="1", dim=12, tokens="pooled")
+    card = dataclasses.replace(card, transform=Transform(size=2))
+    assert build_encoder(card, device="cpu").embed(torch.ones(2, 3, 2, 2))["pooled"].shape == (2, 12)
+    with pytest.raises(EncoderError, match=r"'torch\.nn:Nothing' of mine cannot be imported"):
+        build_encoder(dataclasses.replace(card, model="torch.nn:Nothing"), device="cpu")
+
+
+# --- transformers -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A tiny DINOv2 with registers, saved as a hub repository would hold it."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2WithRegistersConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        patch_size=14,
+        image_size=28,
+        num_register_tokens=4,
+    )
+    torch.manual_seed(0)
+    place = tmp_path / "tiny-dino"
+    transformers.Dinov2WithRegistersModel(config).save_pretrained(place)
+    (place / "preprocessor_config.json").write_text(
+        json.dumps(
+            {
+                "crop_size": {"height": 28, "width": 28},
+                "size": {"shortest_edge": 32},
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "resample": 2,
+            }
+        )
+    )
+    return place
+
+
+def test_a_transformers_folder_makes_a_card(folder: Path) -> None:
+    card = load_card(f"hf:{folder}")
+    assert (card.dim, card.grid, card.prefix, card.id) == (24, 4, 5, "hf:tiny-dino")
+    assert (card.transform.size, card.transform.resize, card.transform.interpolation) == (28, 32, "bilinear")
+    encoder = build_encoder(card, device="cpu", checkpoint=folder, precision="fp32")
+    batch = torch.randn(2, 3, 28, 28)
+    found = encoder.embed(batch, ["cls", "mean", "cls@2", "cls@1", "pooled"])
+    with torch.inference_mode():
+        states = encoder.network.model(batch, output_hidden_states=True)  # pyright: ignore
+    torch.testing.assert_close(found["cls"], states.last_hidden_state[:, 0])
+    torch.testing.assert_close(found["mean"], states.last_hidden_state[:, 5:].mean(1))
+    torch.testing.assert_close(found["cls@2"], found["cls"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found["cls@1"], found["cls"])
+
+
+def test_transformers_folders_that_do_not_do(folder: Path, tmp_path: Path) -> None:
+    card = load_card(f"hf:{folder}")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(EncoderError, match=r"lacks \d+ tensors of hf:tiny-dino"):
+        build_encoder(card, device="cpu", checkpoint=folder)
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "code.Model"}}))
+    with pytest.raises(InvalidRequest, match="needs code of its own"):
+        load_card(f"hf:{folder}")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 3}))
+    with pytest.raises(InvalidRequest, match="no vision transformer"):
+        load_card(f"hf:{folder}")
+    with pytest.raises(InvalidRequest, match="should be hf:ORG/NAME"):
+        load_card("hf:nothing")
+    with pytest.raises(EncoderError, match=r"wants a folder with config\.json"):
+        build_encoder(card, device="cpu", checkpoint=folder / "config.json")
+
+
+def test_code_from_the_hub_needs_a_yes(folder: Path) -> None:
+    card = load_card("hibou-b")
+    with pytest.raises(InvalidRequest, match="--trust-remote-code"):
+        build_encoder(card, device="cpu", checkpoint=folder)
+
+
+# --- CONCH --------------------------------------------------------------------------------------------
+
+
+def test_conch_takes_the_image_tower_of_its_checkpoint(tmp_path: Path) -> None:
+    """Against torch's attention written out; the text tower and the caption pooling are left out."""
+    card = load_card("conch")
+    card = dataclasses.replace(
+        card, arguments={**card.arguments, "img_size": 32, "depth": 1}, transform=Transform(size=32)
+    )
+    torch.manual_seed(0)
+    encoder = build_encoder(card, device="cpu", random_weights=True, precision="fp32")
+    tower: Any = encoder.network
+    state = {f"visual.{name}": value for name, value in tower.state_dict().items()}
+    state |= {"visual.proj_contrast": torch.zeros(2), "text.positional_embedding": torch.zeros(2)}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    loaded = build_encoder(card, device="cpu", checkpoint=tmp_path / "pytorch_model.bin", precision="fp32")
+    batch = torch.randn(2, 3, 32, 32)
+    found = loaded.embed(batch)["pooled"]
+    torch.testing.assert_close(found, encoder.embed(batch)["pooled"])
+    pool = tower.attn_pool_contrast
+    with torch.inference_mode():
+        tokens = pool.ln_k(tower.trunk.forward_features(batch))
+        a = pool.attn
+        query = torch.nn.functional.linear(pool.ln_q(pool.query), a.q_proj_weight, a.in_proj_bias[:512])
+        key = torch.nn.functional.linear(tokens, a.k_proj_weight, a.in_proj_bias[512:1024])
+        value = torch.nn.functional.linear(tokens, a.v_proj_weight, a.in_proj_bias[1024:])
+        heads = [
+            torch.softmax(query[:, s] @ key[:, :, s].transpose(1, 2) / 8, dim=-1) @ value[:, :, s]
+            for s in (slice(h * 64, h * 64 + 64) for h in range(8))
+        ]
+        want = tower.ln_contrast(a.out_proj(torch.cat(heads, dim=-1)))[:, 0]
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+    del state["visual.ln_contrast.weight"]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(EncoderError, match=r"ln_contrast\.weight"):
+        build_encoder(card, device="cpu", checkpoint=tmp_path / "pytorch_model.bin")
+
+
+# --- devices ------------------------------------------------------------------------------------------
+
+
+def test_devices_by_name() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_devices("cpu,cpu") == [cpu, cpu]
+    assert compute_threads([cpu]) == [cpu] * torch.get_num_threads()
+    assert compute_threads([cpu, cpu]) == [cpu, cpu]
+    before = torch.get_num_threads()
+    with single_threaded([cpu]):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    encoder = build_encoder(small(), device="cpu", random_weights=True)
+    assert batch_size_for([[encoder]], [], default_cpu=7) == 7
+
+
+def test_check_finds_what_a_card_promises() -> None:
+    found = check_encoder("efficientnet-lite0")
+    assert found["dims"] == {"pooled": 1280}
+    assert found["parameters"] == 4652008
+
+
+def test_compile_and_channels_last_change_nothing_but_rounding() -> None:
+    card = load_card("efficientnet-lite0")
+    batch = torch.randn(2, 3, 64, 64)
+    first = build_encoder(card, device="cpu", channels_last=False).embed(batch)["pooled"]
+    last = build_encoder(card, device="cpu", channels_last=True).embed(batch)["pooled"]
+    assert ((first - last).norm() / first.norm()).item() < 1e-5
+
+
+@pytest.mark.shared
+def test_the_real_dinov2(shared: Path) -> None:
+    """Real weights at 224 px: the grid is resampled, and pictures of one kind are nearer than noise."""
+    path = shared / "weights" / "vit_small_patch14_dinov2.fp16.safetensors"
+    encoder = build_encoder("dinov2-s", device="cpu", checkpoint=path, precision="fp32")
+    rng = np.random.default_rng(0)
+    flat = np.full((128, 128, 3), (220, 150, 200), np.uint8)
+    noisy = np.clip(flat + rng.normal(0, 4, flat.shape), 0, 255).astype(np.uint8)
+    noise = rng.integers(0, 256, flat.shape, dtype=np.uint8)
+    vectors = encoder.embed(torch.stack([encoder.transform(p) for p in (flat, noisy, noise)]))["cls"]
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(vectors[0], vectors[1], dim=0) > cosine(vectors[0], vectors[2], dim=0)
