@@ -13,6 +13,7 @@ import pandas as pd
 from .calibration import reliability_curve
 from .plots import SERIES, Plot, pr_points, roc_points, unit_ticks
 from .results import ProbeResult
+from .scoring import FEW_GROUPS
 
 PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
 ERRORS = 6  # thumbnails of each kind
@@ -162,9 +163,12 @@ class Sections:
                 "epoch of its own model, so that scores on the training set would be no estimate and are "
                 "left out."
             )
+        kind = self.doc["data"][0]["group_kind"] + "s"
+        how = "percentiles of the draws"
+        if self.doc["config"]["interval"] == "bca":
+            how = f"BCa bootstrap; percentiles below {FEW_GROUPS} {kind}"
         out += [
-            f"In brackets: {self.level} % intervals, from resampling whole "
-            f"{self.doc['data'][0]['group_kind']}s ({self.doc['config']['interval']} bootstrap). Balanced "
+            f"In brackets: {self.level} % intervals, from resampling whole {kind} ({how}). Balanced "
             "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
             f"coin. AUROC is the chance that a random {self.positive} patch scores above a random other "
             f"one. Average precision is for the class {self.positive}; a coin gets the class's share. ★ "
@@ -654,7 +658,8 @@ class Sections:
         for name, found in self.doc.get("domains", {}).items():
             out += [
                 f"{name}: trained on one domain (rows), scored on another (columns), AUROC. Tuned inside "
-                "the row's domain; framed, the domain itself, out of fold.",
+                f"the row's domain; framed, the domain itself, out of fold. In brackets, {self.positive} of "
+                "all patches.",
                 self._matrix(found["matrix"]),
             ]
         return out
@@ -682,7 +687,7 @@ class Sections:
             f"{domain or 'all'} ({p}/{n})"
             for (_, _, domain), n, p in zip(places, matrix["n"], matrix["n_positive"], strict=True)
         ]
-        return Table([f"({self.positive}/patches)", *heads], rows, kind="matrix", over=over)
+        return Table(["trained on", *heads], rows, kind="matrix", over=over)
 
     # --- votes
 
