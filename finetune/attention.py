@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..datasets.manifest import Manifest
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, UnknownEncoder
 from ..probe.config import ProbeConfig
 from ..probe.features import load, open_bank
 from ..probe.results import ProbeResult
@@ -177,7 +177,11 @@ def run_attention(
     if token_dim is None:
         from ..extract.cards import load_card
 
-        token_dim = load_card(encoder).dim
+        try:
+            token_dim = load_card(encoder).dim
+        except UnknownEncoder as error:
+            error.add_note("The bank may know it all the same: say how wide a token is, --token-dim 384")
+            raise
     config = ProbeConfig(
         features=(f"{encoder}+attention/{view}/patches",),
         folds=folds,

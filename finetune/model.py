@@ -64,7 +64,9 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> logits (b,)."""
-        return self.head(self.embed(batch)).squeeze(-1)
+        vectors = self.embed(batch)
+        with torch.autocast(vectors.device.type, enabled=False):  # bf16 logits have 8 bits: scores would tie
+            return self.head(vectors).squeeze(-1)
 
     @property
     def inner(self) -> nn.Module:

@@ -155,6 +155,7 @@ def make_plan(
     rule = rule or Rule()
     found = results if isinstance(results, ProbeResult) else ProbeResult.load(results)
     document = found.document
+    recipe = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
     best_set = _best_set_of_each_encoder(document)
     records = {
         r["features"]: r

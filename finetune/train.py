@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +26,6 @@ from .recipe import Recipe
 from .scores import validation_metrics
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class Network(Protocol):
-    """What the loop trains: see model.Classifier."""
-
-    head: nn.Module
-
-    def prepare(self, pixels: np.ndarray, *, sized: bool = False) -> Tensor: ...
-    def __call__(self, batch: Tensor) -> Tensor: ...
 
 
 @dataclass

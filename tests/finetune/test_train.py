@@ -13,7 +13,7 @@ import pytest
 import torch
 from patchbank.errors import InvalidRequest, TrainingError
 from patchbank.finetune.checkpoint import STATE, load_tensors
-from patchbank.finetune.train import Patches, Progress, _plateau, epoch_rows, fit, lr_factor
+from patchbank.finetune.train import Patches, Progress, _plateau, epoch_rows, fit, lr_factor, predict_logits
 
 KEY = {"run": "test"}
 
@@ -237,3 +237,7 @@ def test_bf16_trains(tiny: SimpleNamespace, tmp_path: Path) -> None:
     network, at = train(tiny, replace(tiny.recipe(epochs=1), precision="bf16"), tmp_path)
     assert np.isfinite(at.history[0]["loss"])
     assert all(p.dtype == torch.float32 for p in network.parameters())
+    logits = predict_logits(network, tiny.patches(30, seed=4), precision="bf16")
+    assert not np.array_equal(
+        logits, torch.tensor(logits).bfloat16().double().numpy()
+    )  # the head is not rounded
