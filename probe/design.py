@@ -138,6 +138,16 @@ class Design:
         out[:, -1:] = sign
         return out
 
+    def unsigned(self, rows: Array) -> Array:
+        """x~ of these rows (ascending places in the sorted order), float64 (rows, d), without the sign."""
+        out = np.empty((len(rows), self.d))
+        for lo in range(0, self.n, READ_ROWS):
+            hi = min(self.n, lo + READ_ROWS)
+            part = slice(*np.searchsorted(rows, [lo, hi]))
+            block = self.block(lo, hi, np.float64)[rows[part] - lo]
+            out[part] = block[:, :-1] * block[:, -1:]
+        return out
+
     def _prepare(self, dtype: type) -> Array:
         out = np.empty((self.n, self.d + 1), dtype=dtype)
         for lo in range(0, self.n, READ_ROWS):

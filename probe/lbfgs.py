@@ -25,14 +25,14 @@ from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLOTS = 256  # columns of coefficients in work at once
-MEMORY = 10
-WINDOW = 8
-PATIENCE = 20
-HOPELESS = 80
-HESSIAN_ROUNDS = 200
-STRIDE = 3
-STEEP = 0.2
+MEMORY = 10  # pairs a problem, doubled up to LARGEST_MEMORY as problems end
 LARGEST_MEMORY = 40
+PATIENCE = 20  # rounds without a smaller decrement: the limit of float32 (or of float64) is reached
+WINDOW = 8  # rounds between two looks at how many more a problem will take (`_reconsider`)
+HOPELESS = 80  # rounds foreseen, from which on a problem waits for `follow`
+STRIDE = 3  # strengths that share a Hessian and a start in `follow`
+STEEP = 0.2  # relative change of the solution from one strength to the next above which they do not
+HESSIAN_ROUNDS = 200  # rounds of one problem that its Hessian may cost
 
 
 @dataclass
@@ -206,7 +206,7 @@ def minimise(
     m, D = objective.design.outputs, objective.design.d + 1
     P = len(ids)
     found = Minimum(
-        np.zeros((P, m, D)), np.zeros(P), np.zeros((P, m, D)), np.zeros((P, m, m)), np.full(P, np.inf),
+        np.zeros((P, m, D)), np.full(P, np.inf), np.zeros((P, m, D)), np.zeros((P, m, m)), np.full(P, np.inf),
         np.full(P, np.inf), np.zeros(P, dtype=int), np.zeros(P, dtype=bool), np.zeros(P, dtype=bool),
     )  # fmt: skip
     place = {int(problem): k for k, problem in enumerate(ids)}
@@ -214,7 +214,8 @@ def minimise(
     queue, rounds = list(range(P)), 0
     while queue or slots.used:
         if queue and slots.used < len(slots.ids):
-            entering, queue = _take(queue, len(slots.ids) - slots.used)
+            room = len(slots.ids) - slots.used
+            entering, queue = queue[:room], queue[room:]
             theta, first = _begin(objective, ids[entering], None if start is None else start[entering])
             for k, problem in enumerate(ids[entering]):
                 slots.add(int(problem), theta[k], first, k)
@@ -231,10 +232,6 @@ def minimise(
         if not queue and slots.used and 2 * slots.used <= len(slots.ids) and slots.memory < LARGEST_MEMORY:
             slots.shrink()
     return found
-
-
-def _take(queue: list[int], count: int) -> tuple[list[int], list[int]]:
-    return queue[:count], queue[count:]
 
 
 def _begin(objective: Objective, ids: Array, start: Array | None) -> tuple[Array, Evaluation]:
@@ -406,46 +403,48 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
     """Solve what `minimise` left, along the path of strengths: every set from its last solution, in place.
 
     `found` has the problems in the objective's order. A few strengths of all sets at a time start from the
-    next weaker one's solution, carried on linearly in log C, with the Hessian there.
+    next stronger penalty's solution, carried on linearly in log C, with the Hessian there.
     """
-    sets, lam = objective.sets, objective.lam
-    while True:
-        stage, starts = [], []
-        for s in np.unique(sets[~found.converged & (found.rounds >= 0)]):
-            mine = np.flatnonzero(sets == s)
-            mine = mine[np.argsort(-lam[mine])]
-            done = found.converged[mine] | (found.rounds[mine] < 0)
-            first = int(np.argmin(done))
-            known = [p for p in mine[:first] if found.converged[p]][-2:]
-            waiting = mine[~done]
-            stride = STRIDE + (len(waiting) == STRIDE + 1)
-            if len(known) == 2:
-                a, b = found.theta[known]
-                if np.linalg.norm(b - a) > STEEP * np.linalg.norm(b):
-                    stride = 1
-            nexts = waiting[:stride].tolist()
-            if not known:
-                found.rounds[nexts] = -1
+    left = ~found.converged  # what has not been tried here
+    while left.any():
+        stage: list[int] = []
+        starts: list[Array] = []
+        for s in np.unique(objective.sets[left]):
+            nexts, known = _next_on_path(objective, found, left, s)
+            if not known:  # no solution to start from: Newton's turn
+                left[nexts] = False
                 continue
-            for p in nexts:
-                theta = found.theta[known[-1]]
-                if len(known) == 2:
-                    slope = (theta - found.theta[known[0]]) / np.log(lam[known[0]] / lam[known[1]])
-                    theta = theta + slope * np.log(lam[known[1]] / lam[p])
-                stage.append(int(p))
-                starts.append(theta)
-            curvature = found.curvature[known[-1]][None]
-            if H0.cost(len(nexts), spectrum=False) < HESSIAN_ROUNDS * len(nexts):
-                H0.refine(
-                    np.array(nexts),
-                    np.repeat(found.theta[known[-1]][None], len(nexts), axis=0),
-                    np.repeat(curvature, len(nexts), axis=0),
-                    spectrum=False,
+            at = found.theta[known[-1]]
+            direction = np.zeros_like(at)
+            if len(known) == 2:
+                direction = (at - found.theta[known[0]]) / np.log(
+                    objective.lam[known[0]] / objective.lam[known[1]]
                 )
-        if not stage:
-            return
-        ids = np.array(stage)
-        part = minimise(objective, H0, ids, start=np.stack(starts), tol=tol, max_rounds=max_rounds)
-        for name, array in vars(found).items():
-            array[ids] = getattr(part, name)
-        found.rounds[ids[~part.converged]] = -1
+            stage += nexts
+            starts += [at + direction * np.log(objective.lam[known[-1]] / objective.lam[p]) for p in nexts]
+            if H0.cost(len(nexts), spectrum=False) < HESSIAN_ROUNDS * len(nexts):
+                same = np.full(len(nexts), known[-1])
+                H0.refine(np.array(nexts), found.theta[same], found.curvature[same], spectrum=False)
+        if stage:
+            ids = np.array(stage)
+            part = minimise(objective, H0, ids, start=np.stack(starts), tol=tol, max_rounds=max_rounds)
+            for name, array in vars(found).items():
+                array[ids] = getattr(part, name)
+            left[ids] = False
+
+
+def _next_on_path(objective: Objective, found: Minimum, left: Array, s: int) -> tuple[list[int], list[int]]:
+    """The set's next problems, weakest C first, and the last one or two solutions before them."""
+    mine = np.flatnonzero(objective.sets == s)
+    mine = mine[np.argsort(-objective.lam[mine], kind="stable")]
+    waiting = mine[left[mine]]
+    before = mine[: int(np.argmax(left[mine]))]
+    known = before[found.converged[before]][-2:].tolist()
+    if len(known) == 2 and objective.lam[known[0]] == objective.lam[known[1]]:
+        known = known[1:]
+    stride = STRIDE + (len(waiting) == STRIDE + 1)  # not one alone at the end
+    if len(known) == 2:
+        a, b = found.theta[known]
+        if np.linalg.norm(b - a) > STEEP * np.linalg.norm(b):  # the solution changes fast
+            stride = 1
+    return waiting[:stride].tolist(), known

@@ -94,7 +94,7 @@ def fit_logistic(
     Raises InvalidRequest for shapes and values that make no sense, ProbeError for NaN or Inf in X and for
     a set that lacks a class (it names the set).
     """
-    y, strengths, v, K = _checked(X, y, C, weights)
+    y, strengths, v, K = _checked(X, y, C, weights, tol)
     S, L, m = len(v), len(strengths), 1 if K == 2 else K
     sets, lam = np.repeat(np.arange(S), L), np.tile(1 / strengths, S)
     hardest_first = np.argsort(lam, kind="stable")
@@ -128,7 +128,7 @@ def fit_logistic(
 
 
 def _checked(
-    X: Any, y: Array, C: Sequence[float] | Array, weights: Array | None
+    X: Any, y: Array, C: Sequence[float] | Array, weights: Array | None, tol: float
 ) -> tuple[Array, Array, Array, int]:
     """y, C as float64, weights as float64 (S, n), and K; raises what `fit_logistic` says."""
     if len(getattr(X, "shape", ())) != 2 or not np.issubdtype(X.dtype, np.floating):
@@ -140,6 +140,8 @@ def _checked(
     strengths = np.asarray(C, dtype=np.float64)
     if strengths.ndim != 1 or not len(strengths) or not (np.isfinite(strengths) & (strengths > 0)).all():
         raise InvalidRequest("C must be a list of positive numbers")
+    if not 0 < tol < 1:
+        raise InvalidRequest(f"tol is relative, between 0 and 1, not {tol}")
     v = np.ones((1, n)) if weights is None else np.asarray(weights, dtype=np.float64)
     if v.ndim != 2 or v.shape[1] != n or not len(v) or not np.isfinite(v).all() or (v < 0).any():
         raise InvalidRequest(f"weights must be finite and >= 0, of the shape (sets, {n}), not {v.shape}")
@@ -154,25 +156,27 @@ def _checked(
 def _finish(objective: Objective, found: Minimum, p: int, tol: float) -> str:
     """Newton for problem p, in place; returns its status."""
     design, s = objective.design, objective.sets[p]
+    if not np.isfinite(found.value[p]):
+        _record(objective, found, p, found.theta[p])
     if design.outputs * (design.d + 1) > LARGEST_NEWTON or not design.in_memory:
         return "capped"
     rows = np.flatnonzero(design.weights[s] > 0)
-    A = np.empty((len(rows), design.d))
-    for lo in range(0, design.n, 4096):
-        hi = min(design.n, lo + 4096)
-        at = slice(*np.searchsorted(rows, [lo, hi]))
-        block = design.standardized(lo, hi, np.float64)[rows[at] - lo]
-        A[at] = block[:, :-1] * block[:, -1:]  # without the sign
-    A *= design.factor[s, :-1]
+    A = design.unsigned(rows) * design.factor[s, :-1]
     fit = newton(
         A, design.y[rows], design.weights[s, rows], 1 / objective.lam[p],
         n_classes=design.n_classes, start=found.theta[p], tol=1e-3 * tol,
     )  # fmt: skip
-    at = objective.exact(np.array([p]), np.concatenate([fit.coef, fit.intercept[:, None]], axis=1)[None])
-    if at.theta is None or at.gap is None or at.value[0] > found.value[p]:
-        return "capped"
-    found.theta[p], found.value[p], found.gradient[p], found.gap[p] = (
-        at.theta[0], at.value[0], at.gradient[0], at.gap[0],
-    )  # fmt: skip
     found.rounds[p] += fit.n_iter
+    if not _record(objective, found, p, np.concatenate([fit.coef, fit.intercept[:, None]], axis=1)):
+        return "capped"
     return "newton" if fit.decrement <= tol * fit.objective else "capped"
+
+
+def _record(objective: Objective, found: Minimum, p: int, theta: Array) -> bool:
+    """Evaluate theta (m, d + 1) in float64 and keep it for problem p unless what is there is better."""
+    at = objective.exact(np.array([p]), theta[None])
+    if at.theta is None or at.gap is None or not at.value[0] <= found.value[p]:
+        return False
+    found.theta[p], found.value[p], found.gradient[p] = at.theta[0], at.value[0], at.gradient[0]
+    found.curvature[p], found.gap[p] = at.curvature[0], at.gap[0]
+    return True

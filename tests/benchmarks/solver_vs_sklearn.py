@@ -8,8 +8,8 @@
 
 The problem: 5 folds x 40 C from 1e-6 to --c-max, class weights "balanced", each fold standardised by itself.
 An npz may hold `fold` (n,), 1..5; without it, folds are drawn. Without features, X is synthetic: Gaussian
-with covariance eigenvalues 1/j^1.5 in a random basis, every feature scaled to variance 1; y is a logistic draw
-from a random direction, 22 % positive.
+with covariance eigenvalues 1/j^1.5 in a random basis, every feature scaled to variance 1; y is a logistic
+draw from a random direction, 22 % positive.
 
 scikit-learn: for every --every'th C of the first --folds-timed folds, each of lbfgs (tol 1e-4, 1e-6, 1e-8),
 newton-cholesky (1e-4) and liblinear (1e-4, 1e-6; it penalises the intercept: intercept_scaling=100 makes that
@@ -78,8 +78,8 @@ def sklearn_fit(
         start = time.process_time()
         model.fit(A, y, sample_weight=v)
         seconds = time.process_time() - start
-    f = objective(A, y, v, model.coef_[0], float(model.intercept_[0]), C)
-    return seconds, f, model.predict(all_rows)
+    f = objective(A, y, v, model.coef_[0], float(np.ravel(model.intercept_)[0]), C)
+    return seconds, f, np.asarray(model.predict(all_rows))
 
 
 def peak_flops(dtype: type = np.float32) -> float:
