@@ -1,5 +1,6 @@
 """`patchbank datasets`: each command once, its JSON, and its errors as one sentence."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -185,7 +186,7 @@ def test_every_command_has_examples() -> None:
     for command in commands:
         assert command.help, command.name
         if command is not folds:
-            assert "\b\nExamples:\n  patchbank datasets" in command.help, command.name
+            assert "\b\nExamples:\n  patchbank datasets" in inspect.cleandoc(command.help), command.name
 
 
 def test_help_imports_nothing_heavy() -> None:
