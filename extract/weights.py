@@ -68,10 +68,10 @@ def locate(
         return Weights(_digest(path), path)
     if card.kind == "python":
         return Weights(f"user:{card.revision}", None)
+    if card.package:  # needs no network, so a folder for machines without one changes nothing
+        return _in_package(card)
     if weights_dir is not None:
         return _in_folder(card, Path(weights_dir))
-    if card.package:
-        return _in_package(card)
     return _on_hub(card, download)
 
 

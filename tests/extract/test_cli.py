@@ -109,7 +109,7 @@ def test_gated_weights_end_in_one_sentence(
     from huggingface_hub import errors
 
     def refuse(*_: Any, **__: Any) -> str:
-        response = httpx.Response(
+        response: Any = httpx.Response(
             401, request=httpx.Request("GET", "https://huggingface.co/paige-ai/Virchow2")
         )
         raise errors.GatedRepoError("401", response=response)

@@ -48,7 +48,7 @@ def test_policies_against_the_network_itself() -> None:
                 0
             ][1]
         )
-    close = {"rtol": 1e-5, "atol": 1e-5}
+    close: dict[str, Any] = {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(found["cls"], tokens[:, 0], **close)
     torch.testing.assert_close(found["mean"], tokens[:, 5:].mean(1), **close)
     torch.testing.assert_close(found["registers"], tokens[:, 1:5].flatten(1), **close)

@@ -194,7 +194,7 @@ def hub_error(kind: str) -> Exception:
     import httpx
     from huggingface_hub import errors
 
-    response = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/lab/tiny"))
+    response: Any = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/lab/tiny"))
     return getattr(errors, kind)(f"403 with {SECRET}", response=response)
 
 
