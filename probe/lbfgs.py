@@ -60,8 +60,10 @@ class Minimum:
 
 
 class _Slots:
-    """The state of the problems in work, as arrays over slots. Slots [0, running) descend in float32,
-    [running, used) wait for, or descend in, float64."""
+    """The state of the problems in work, as arrays over slots.
+
+    Slots [0, running) descend in float32, [running, used) wait for, or descend in, float64.
+    """
 
     def __init__(self, slots: int, memory: int, m: int, D: int) -> None:
         self.ids = np.zeros(slots, dtype=int)
@@ -74,10 +76,10 @@ class _Slots:
         self.slope = np.zeros(slots)
         self.rounds = np.zeros(slots, dtype=int)
         self.exact_rounds = np.zeros(slots, dtype=int)
-        self.best = np.full(slots, np.inf)  # the least decrement / tolerance so far, and the round it fell in
+        self.best = np.full(slots, np.inf)  # the least decrement / f so far, and the round it fell in
         self.best_round = np.zeros(slots, dtype=int)
         self.first = np.ones(slots)  # the first decrement
-        self.mark = np.full(slots, np.inf)  # `best` when the preconditioner was last changed, and the round
+        self.mark = np.full(slots, np.inf)  # `best` at the last look (`_reconsider`), and the round
         self.mark_round = np.zeros(slots, dtype=int)
         self.S = np.zeros((slots, memory, m * D), dtype=np.float32)
         self.Y = np.zeros((slots, memory, m * D), dtype=np.float32)
@@ -93,12 +95,13 @@ class _Slots:
         return [value for value in vars(self).values() if isinstance(value, np.ndarray)]
 
     def swap(self, a: int, b: int) -> None:
+        """So that both groups stay slices."""
         if a != b:
             for array in self._arrays():
                 array[[a, b]] = array[[b, a]]
 
-    def add(self, problem: int, theta: Array, start: Evaluation, k: int) -> int:
-        """Put a problem behind the running ones; returns its slot."""
+    def add(self, problem: int, theta: Array, start: Evaluation, k: int) -> None:
+        """Put a problem, evaluated as the k-th of `start`, behind the running ones."""
         slot = self.running
         self.swap(slot, self.used)
         self.running += 1
@@ -110,9 +113,9 @@ class _Slots:
         self.value[slot] = start.value[k]
         self.step[slot], self.best[slot], self.mark[slot], self.mark_round[slot] = 1, np.inf, np.inf, 0
         self.rounds[slot] = self.exact_rounds[slot] = self.best_round[slot] = self.head[slot] = 0
-        return slot
 
     def wait(self, slot: int) -> None:
+        """From float32 to float64."""
         self.running -= 1
         self.swap(slot, self.running)
 
@@ -124,22 +127,19 @@ class _Slots:
         self.swap(slot, self.used)
 
     def shrink(self) -> None:
-        """Half the slots, twice the memory, the pairs in the order of their age."""
-        slots, memory = max(self.used, 1), self.memory
+        """No more slots than are used, twice the memory; the pairs in the order of their age."""
+        slots, memory = self.used, self.memory
         order = (self.head[:slots, None] + np.arange(memory)) % memory
         row = np.arange(slots)[:, None]
-        for name in ("S", "Y"):
-            old = getattr(self, name)
-            new = np.zeros((slots, 2 * memory, old.shape[2]), dtype=np.float32)
-            new[:, :memory] = old[row, order]
-            setattr(self, name, new)
-        SY = np.zeros((slots, 2 * memory, 2 * memory))
-        SY[:, :memory, :memory] = self.SY[row[:, :, None], order[:, :, None], order[:, None, :]]
-        kept = {id(x) for x in (self.S, self.Y)}
+        S, Y = self.S[row, order], self.Y[row, order]
+        SY = self.SY[row[:, :, None], order[:, :, None], order[:, None, :]]
         for name, array in list(vars(self).items()):
-            if isinstance(array, np.ndarray) and id(array) not in kept:
+            if isinstance(array, np.ndarray):
                 setattr(self, name, array[:slots].copy())
-        self.SY, self.head = SY, np.full(slots, memory)
+        grow = (0, memory)
+        self.S, self.Y = (np.pad(pairs, ((0, 0), grow, (0, 0))) for pairs in (S, Y))
+        self.SY = np.pad(SY, ((0, 0), grow, grow))
+        self.head[:] = memory
 
     def push(self, part: slice, s: Array, y: Array) -> None:
         """Add a pair a slot (part's length, m D), zeros where there is none; overwrites the oldest."""
@@ -395,7 +395,7 @@ def _foreseen(slots: _Slots, tol: float) -> tuple[Array, Array]:
 
 
 def follows(H0: Preconditioner) -> bool:
-    """Whether the path with Hessians (`follow`) is the cheaper way to end hard problems: not where d is large."""
+    """Whether the path with Hessians (`follow`) is the cheaper end of hard problems: not where d is large."""
     return H0.cost(STRIDE, spectrum=False) < HESSIAN_ROUNDS * STRIDE
 
 

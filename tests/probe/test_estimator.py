@@ -46,7 +46,7 @@ def test_cross_validation_is_scikit_learns():
     folds, strengths = StratifiedKFold(4), np.logspace(-3, 1, 5)
     ours = BatchedLogisticRegressionCV(Cs=strengths, cv=folds, scoring="neg_log_loss", tol=1e-12).fit(X, y)
     theirs = LogisticRegressionCV(
-        Cs=strengths, cv=folds, scoring="neg_log_loss", solver="newton-cholesky", tol=1e-8,
+        Cs=strengths, cv=folds, scoring="neg_log_loss", solver="newton-cholesky", tol=1e-8,  # pyright: ignore
         l1_ratios=(0,), use_legacy_attributes=False,  # pyright: ignore[reportArgumentType]
     ).fit(X, y)  # fmt: skip
     assert ours.C_ == theirs.C_
