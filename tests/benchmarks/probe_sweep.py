@@ -120,27 +120,24 @@ def main() -> None:
             **grid,
         )
         wall, after = time.perf_counter() - started, os.times()
-    # of worker processes only those that have ended are counted
-    cpu = sum(after[:4]) - sum(before[:4])
-    peak = (
-        max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 2**20
-    )
     document = result.document
+    cpu = sum(after[:2]) - sum(before[:2])
+    if arguments.backend != "threading" and arguments.jobs != 1:  # else the workers are this process
+        cpu += sum(m["seconds"]["cpu"] for m in document["models"])
+    peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     fits = sum(m["fits"]["fits"] for m in document["models"])
     domain_fits = sum(d["fits"]["fits"] for d in document["domains"].values())
-    print(
-        f"{len(encoders)} encoders, {fits} fits and {domain_fits} of the domain analysis: {wall:.1f} s wall"
-    )
-    print(f"CPU {cpu:.1f} s in this process and ended workers, peak {peak:.2f} GiB in one process")
+    print(f"{len(encoders)} encoders, {fits} fits and {domain_fits} for domains: {wall:.1f} s wall")
+    print(f"CPU {cpu:.1f} s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    print(f"peak {peak / 2**20:.2f} GiB in one process")
     print("stages: " + ", ".join(f"{k} {v:.1f} s" for k, v in document["seconds"].items()))
-    print(f"{'encoder':12} {'dim':>5} {'fits':>6} {'fit s':>7} {'rest s':>7} {'worst gap':>10}  status")
+    heads = f"{'fit s':>7} {'rest s':>7} {'CPU s':>7} {'worst gap':>10}"
+    print(f"{'encoder':12} {'dim':>5} {'fits':>6} {heads}  status")
     for m in document["models"]:
-        s = m["seconds"]
-        rest, gap = s["all"] - s["fit"] + s["load"], m["fits"]["worst_gap_bound"]
-        name, fits = m["features"].split("/")[0], m["fits"]["fits"]
-        print(
-            f"{name:12} {m['dim']:5} {fits:6} {s['fit']:7.1f} {rest:7.2f} {gap:10.1e}  {m['fits']['status']}"
-        )
+        s, about = m["seconds"], m["fits"]
+        rest, gap = s["all"] - s["fit"] + s["load"], about["worst_gap_bound"]
+        name = f"{m['features'].split('/')[0]:12} {m['dim']:5} {about['fits']:6}"
+        print(f"{name} {s['fit']:7.1f} {rest:7.2f} {s['cpu']:7.1f} {gap:10.1e}  {about['status']}")
 
 
 if __name__ == "__main__":
