@@ -1,7 +1,7 @@
 """A fine-tuned model as an encoder: `patchbank extract --encoder finetuned:FOLDER`.
 
 FOLDER is one fold's, `OUT/<encoder>+<recipe>/fold-K`. The card's weights are the digest of the adapter (or of
-all weights) and the base weights' identity, so that its embeddings have a store of their own.
+all weights), of the recipe, and the base weights' identity: its embeddings have a store of their own.
 
 The leak rule. Let T be the rows that the fold's model was trained on. An embedding of a row of T has seen the
 row's label: a probe that is scored on it scores too high, and one fitted on it is fitted on features that new
@@ -68,7 +68,8 @@ def card_of(folder: str | Path, *, merged: bool = True) -> Card:
         kind="python",
         model=f"{base.model}+{recipe.method}",
         name=f"{base.name or base.id}, fine-tuned on {card['data']['name']} (fold {card['data']['fold']})",
-        revision=f"{recipe.method}:{digest} on {about['weights']}",
+        # the recipe too: rank and alpha scale the adapter, and are not in its tensors
+        revision=f"{recipe.method}:{digest} by recipe:{recipe.digest} on {about['weights']}",
         licence=base.licence,
         source=base.source,
         note=f"trained on the view {about['view']}: extract with --view {about['view']}",

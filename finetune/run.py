@@ -327,7 +327,15 @@ def train_fold(
 
 
 def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
-    """Scores with intervals and every prediction, over the folds of these jobs; saved in `folder`."""
+    """Scores with intervals and every prediction, saved in `folder`.
+
+    Over the folds of these jobs and those that were trained before, so that folds may be run one at a time.
+    """
+    every = (
+        replace(jobs[0], folder=folder / f"fold-{k}", fold_number=k)
+        for k in range(1, data.folds.n_splits + 1)
+    )
+    jobs = [job for job in every if _is_done(job)]
     cards = [files.read_card(job.folder) for job in jobs]
     numbers = [job.fold_number for job in jobs]
     logits: dict[int, dict[str, np.ndarray]] = {}
@@ -371,6 +379,11 @@ def provenance() -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv[1:] if Path(sys.argv[0]).stem == "patchbank" else [],
     }
+
+
+def _is_done(job: FoldJob) -> bool:
+    there = (job.folder / files.CARD).exists()
+    return there and files.read_card(job.folder)["run_key"] == job.run_key
 
 
 def _score(network: Classifier, job: FoldJob, patches: Any) -> np.ndarray:

@@ -94,6 +94,9 @@ def test_one_fold_alone_and_what_a_cut_run_says(
     result = run_finetune(**given, bootstrap=bootstrap)
     assert set(result.predictions["role"]) == {"oof", "fold 2", "ensemble"}
     assert result.document["folds"]["trained"] == [2]
+    again = run_finetune(**{**given, "only_folds": [1]}, bootstrap=bootstrap)
+    assert again.document["folds"]["trained"] == [1, 2]
+    assert len(again.predictions[again.predictions["role"] == "oof"]) == 42
 
 
 def test_test_rows_do_not_change_the_model(
