@@ -406,6 +406,7 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
     next stronger penalty's solution, carried on linearly in log C, with the Hessian there.
     """
     left = ~found.converged  # what has not been tried here
+    H0.release(np.arange(len(left)))
     while left.any():
         stage: list[int] = []
         starts: list[Array] = []
@@ -431,6 +432,7 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
             for name, array in vars(found).items():
                 array[ids] = getattr(part, name)
             left[ids] = False
+            H0.release(ids)
 
 
 def _next_on_path(objective: Objective, found: Minimum, left: Array, s: int) -> tuple[list[int], list[int]]:

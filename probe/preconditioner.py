@@ -128,6 +128,17 @@ class Preconditioner:
             solver = Factors(moments.mean(axis=0), keys, h, np.repeat(self.objective.lam[ids], m))
         self.solvers.append(solver)
         self.of[ids] = len(self.solvers) - 1
+        self._drop_unused()
+
+    def release(self, ids: Array) -> None:
+        """The problems `ids` have ended."""
+        self.of[ids] = 0
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        used, self.of = np.unique(np.append(self.of, 0), return_inverse=True)
+        self.of = self.of[:-1]
+        self.solvers = [self.solvers[k] for k in used]
 
     def __call__(self, g: Array, curvature: Array, ids: Array) -> Array:
         """g : float32 (P, m, d + 1), curvature (P, m, m). Returns H0 g."""
