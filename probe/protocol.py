@@ -225,7 +225,10 @@ def run_published(
         fits={
             "fits": len(heads),
             "calls": len(heads),
-            "status": {f"stopped after {head.epochs} epochs, best {head.best_epoch}": 1 for head in heads},
+            "status": {
+                f"fold {k}: best of {head.epochs} epochs was {head.best_epoch}": 1
+                for k, head in enumerate(heads, start=1)
+            },
             "worst_gap_bound": None,
         },
         seconds={"fit": fitted, "all": time.perf_counter() - started},

@@ -107,10 +107,15 @@ class ProbeResult:
         from rich.table import Table
 
         level = round(100 * self.document["config"]["level"])
+        how = "Scored by the mean probability of the folds' models, each stopped where its own fold was best."
+        if any("choice" in model for model in self.document["models"]):
+            how = (
+                "Train rows are scored out of fold, the other sets by the refit; "
+                "everything is chosen on folds of the train rows, * by the folds as a whole."
+            )
         table = Table(
             title="Probe results",
-            caption=f"in brackets: {level} % intervals over whole groups. Train rows are scored out of fold, "
-            "the other sets by the refit; everything is chosen on folds of the train rows.",
+            caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
         table.add_column("scored on")
         table.add_column("features", overflow="fold")
