@@ -102,7 +102,8 @@ def predict_probe(
         finetuned:FOLDER)
     images : embedded into the bank on the way, so that a second call costs nothing
     tta : the probe is applied to the embeddings of the view "d4:mean", and only if it was trained on them
-    Returns the table of `predict_finetuned`; the folds are the probe's outer models.
+    Returns the table of `predict_finetuned`, by the refit.
+    Raises InvalidRequest, StoreNotFound, RowsMissing, and what `run_extract` raises.
     """
     from ..datasets.folds import effective_groups, folds_for
     from ..extract.run import run_extract

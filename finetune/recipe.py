@@ -120,8 +120,13 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """16 hex digits of everything but the name and the remark."""
-        values = {k: v for k, v in self.to_dict().items() if k not in {"name", "remark"}}
+        """16 hex digits of everything but the name and the remark.
+
+        Of what differs from the defaults above: a field that a later version adds leaves old digests as they
+        are. So these defaults never change; the shipped TOML files may.
+        """
+        plain = Recipe().to_dict()
+        values = {k: v for k, v in self.to_dict().items() if k not in {"name", "remark"} and v != plain[k]}
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

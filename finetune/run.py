@@ -53,6 +53,7 @@ class FoldJob:
     y: np.ndarray
     fold: np.ndarray
     fold_number: int
+    positive: str
     folds_name: str
     tests: Mapping[str, Manifest]
     test_labels: Mapping[str, np.ndarray]
@@ -221,6 +222,7 @@ def prepare_jobs(
         y=data.study.train.y,
         fold=data.fold,
         fold_number=0,
+        positive=positive or train.header.positive,
         folds_name=data.folds.name,
         tests={r.dataset: m for r, m in zip(data.study.tests, data.study.test_manifests, strict=True)},
         test_labels={r.dataset: r.y for r in data.study.tests},
@@ -297,7 +299,7 @@ def train_fold(
         "data": {
             "name": job.rows.header.name,
             "version": job.rows.header.version,
-            "positive": job.rows.header.positive,
+            "positive": job.positive,
             "classes": list(job.rows.header.classes),
             "folds": job.folds_name,
             "fold": job.fold_number,
