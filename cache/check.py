@@ -275,7 +275,8 @@ class Swept:
 
 def gc(store: Store, *, grace: float = GRACE, dry_run: bool = False) -> Swept:
     """Removes leftovers: temporary and unpublished files older than `grace` seconds, blocks that were packed
-    or replaced, stale leases. Published blocks are never touched, whoever is writing meanwhile.
+    or replaced, stale leases. Published blocks are never touched, whoever is writing meanwhile, as long as
+    `grace` is longer than a writer takes from a block's files to its line in the log (seconds at most).
     """
     swept = Swept()
     files, layout = store.files, store.layout

@@ -194,6 +194,13 @@ class LocalFiles:
     def remove(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
+    def prune(self, name: str) -> None:
+        """Removes a folder's empty folders, and itself if nothing is left."""
+        folder = self.path(name)
+        for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
+
     def remove_tree(self) -> None:
         """Removes the folder: first out of sight by one rename, then file by file."""
         import shutil
@@ -299,6 +306,9 @@ class RemoteFiles:
         except FileNotFoundError:
             return
         self.fs.invalidate_cache()
+
+    def prune(self, name: str) -> None:
+        """Object stores have no folders."""
 
     def remove_tree(self) -> None:
         self.fs.rm(self.root, recursive=True)

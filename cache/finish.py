@@ -90,6 +90,8 @@ def publish_order(
             files.put({name: [content]})
         for name in set(former_view) - set(view):
             files.remove(name)
+        for folder in {name.split("/")[0] for name in set(former_view) - set(view) if "/" in name}:
+            files.prune(folder)
     store.refresh()
 
 

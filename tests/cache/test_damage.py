@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from patchbank.cache.bank import Bank
 from patchbank.cache.check import repair, verify
+from patchbank.cache.files import LocalFiles
 from patchbank.cache.finish import finalize
 from patchbank.cache.layout import seal
+from patchbank.cache.leases import FOLDER
 from patchbank.cache.log import Catalog, encode
 from patchbank.cache.store import Store
 from patchbank.errors import StoreError, StoreNotFound
@@ -239,6 +241,63 @@ def test_a_store_of_format_version_1_stays_readable(tmp_path: Path, make_rows: A
         with store.writer() as writer:
             writer.append(*make_rows(5, seed=1)[:])
         assert finalize(store).rows == 45
+
+
+class Failing:
+    """Makes the file operations fail after the first few; leases are spared, they are another story."""
+
+    def __init__(self, good: int) -> None:
+        self.left = good
+
+    def version_of(self, method: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            if FOLDER not in str(arguments[1:]):
+                self.left -= 1
+                if self.left < 0:
+                    raise OSError(5, "Input/output error")
+            method(*arguments)
+
+        return call
+
+
+@pytest.mark.parametrize("work", [finalize, repair])
+def test_finalize_and_repair_can_be_cut_off_anywhere(
+    make: Make, make_rows: Any, monkeypatch: pytest.MonkeyPatch, work: Callable[[Store], object]
+) -> None:
+    """The n-th change of a file fails: all rows are still read, and a second try succeeds."""
+    first, more = make_rows(150), make_rows(100, seed=1)
+    keys, vectors = np.concatenate([first.keys, more.keys]), np.concatenate([first.vectors, more.vectors])
+    turn, done = -1, False
+    while not done:
+        turn += 1 if turn < 1 else 7  # every n was tried once; that takes minutes
+        store = make(encoder={"id": f"turn{turn}"})
+        for rows in (first, more):
+            with store.writer() as writer:
+                writer.append(*rows[:])
+            if rows is first:
+                finalize(store, rows.table())
+        stale = again(store)
+        if work is repair:  # a damaged chunk of the arrays: everything has to move
+            name = store.spot_of(store.catalog.published[store.catalog.order[0]])[0].file
+            change(Path(store.path) / name, 3000 if store.backend == "hdf5" else 9)
+        with monkeypatch.context() as patch:
+            failing = Failing(turn)
+            for name in ("put", "move", "link", "remove", "sync"):
+                patch.setattr(LocalFiles, name, failing.version_of(getattr(LocalFiles, name)))
+            try:
+                work(again(store, lenient=True))
+                done = True
+            except StoreError:
+                done = False
+        good = np.ones(250, dtype=bool)
+        good[:64] = work is finalize
+        for reader in (again(store), stale):
+            assert reader.load(keys[good]).tobytes() == vectors[good].tobytes()
+        assert {d.kind for d in verify(again(store, lenient=True)).damage} <= {"arrays", "rows"}
+        work(again(store, lenient=True))
+        assert verify(again(store)).good
+        assert again(store).load(keys[good]).tobytes() == vectors[good].tobytes()
+    assert 1 < turn < 100
 
 
 # --- disks ------------------------------------------------------------------------------------------
