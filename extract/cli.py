@@ -69,6 +69,7 @@ PATH = click.Path(path_type=Path)
     help="ray: all machines of a Ray cluster that share the bank's file system.",
 )
 @click.option("--actors", type=int, help="With --engine ray: as many as GPUs (or machines) by default.")
+@click.option("--dry-run", is_flag=True, help="Only say what is cached and what would be embedded.")
 @click.option("--progress/--no-progress", default=True, help="The bar on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def extract_command(

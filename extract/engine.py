@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cache.identity import Identity
 from ..cache.leases import Lease
 from ..cache.store import Store, StoreWriter
 from ..datasets.images import content_hash
@@ -48,12 +49,19 @@ CHUNK = 8  # patches a decoding task
 
 @dataclass(eq=False)
 class Target:
-    """One store, and the view and policy that fill it."""
+    """One store, and the view and policy that fill it. `opened` is None where a dry run found no store."""
 
-    store: Store
+    identity: Identity
     view: View
     policy: Policy
     number: int = 0
+    opened: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The open store; every target of a pipeline has one."""
+        assert self.opened is not None
+        return self.opened
 
 
 @dataclass(eq=False)

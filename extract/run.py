@@ -24,7 +24,7 @@ from ..cache.identity import Identity, safe_name
 from ..datasets.hashes import record, resolve
 from ..datasets.manifest import Manifest, load_manifest
 from ..datasets.sources import open_source
-from ..errors import EncoderError, ImageError, InvalidRequest, PatchbankError
+from ..errors import EncoderError, ImageError, InvalidRequest, PatchbankError, StoreNotFound
 from .cards import UNPINNED, Card, load_card, with_revision
 from .engine import Lane, Outcome, Pipeline, Target, Work
 from .tokens import parse_policy, vector_dim
@@ -63,6 +63,8 @@ class ExtractReport:
         failed: (patch id, message) of those that could not be read or stored.
         forwards: forward passes of single patches; forwards_avoided: those that the cache saved, against one
             for every row of the manifests.
+        planned: pictures still to embed, with planned_forwards passes and planned_bytes of vectors; what a
+            dry run is asked for. Rows never read before count as different.
         seconds: "total" by the clock; "load" (models); "decode", "compute", "write": busy, over all threads.
         images_per_second: embedded pictures by the time without loading models.
     """
@@ -75,6 +77,10 @@ class ExtractReport:
     failed: list[tuple[str, str]] = field(default_factory=list)
     forwards: int = 0
     forwards_avoided: int = 0
+    planned: int = 0
+    planned_forwards: int = 0
+    planned_bytes: int = 0
+    dry_run: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
     images_per_second: float = 0.0
     batch_size: int = 0
@@ -89,6 +95,12 @@ class ExtractReport:
 
     def summary(self) -> str:
         """The lines that the command prints at its end."""
+        if self.dry_run:
+            return (
+                f"{self.patches} patches, {self.unique} different: {self.cached} cached, {self.planned} to "
+                f"embed ({self.planned_forwards} forward passes, {self.planned_bytes / 1e6:.1f} MB of vectors); "
+                "nothing was done"
+            )
         seconds = self.seconds
         total = seconds.get("total", 0.0)
         lines = [
@@ -139,6 +151,7 @@ def run_extract(
     engine: str = "local",
     actors: int | None = None,
     shift: float = 0.0,
+    dry_run: bool = False,
     progress: bool = True,
 ) -> ExtractReport:
     """Embed the patches of manifests that a bank does not hold yet.
@@ -162,6 +175,7 @@ def run_extract(
         remote_code: allow code from the encoder's hub repository.
         engine: "local", or "ray" for a cluster (ray_engine.py) of so many `actors`.
         shift: fraction of the work to begin after; for runs that are known to go on at once.
+        dry_run: only say what would be done: no store is made, no weights are downloaded, no model is loaded.
 
     Raises:
         InvalidRequest, UnknownEncoder, GatedEncoder, EncoderError, MissingDependency: before any work.
@@ -194,7 +208,9 @@ def run_extract(
         if card.admit is not None:
             for table in tables:
                 card.admit(table)
-    weights = [locate(card, checkpoint=checkpoint, weights_dir=weights_dir) for card in cards]
+    weights = [
+        locate(card, checkpoint=checkpoint, weights_dir=weights_dir, download=not dry_run) for card in cards
+    ]
     if engine == "ray" and device == "auto":
         from .ray_engine import device_of_cluster
 
@@ -211,6 +227,7 @@ def run_extract(
         resize=resize,
         backend=backend,
         pinned=revision is not None or checkpoint is not None,
+        create=not dry_run,
     )
     index = Path(bank) / "hashes" if "://" not in str(bank) else None
     work, where, report = _plan(tables, lanes, index)
@@ -218,6 +235,10 @@ def run_extract(
         for target in lane.targets:
             report.stores.append(_describe(target))
     passes = sum(len(lane.orientations) for lane in lanes)
+    if dry_run:
+        _count(report, work, lanes)
+        report.seconds = {"total": time.perf_counter() - started}
+        return report
     if not len(work):
         report.seconds = {"total": time.perf_counter() - started}
         report.forwards_avoided = report.patches * passes
@@ -398,8 +419,12 @@ def _open_lanes(
     resize: str,
     backend: str,
     pinned: bool,
+    create: bool,
 ) -> list[Lane]:
-    """One lane an encoder and crop, its stores open; none is created before all are known to make sense."""
+    """One lane an encoder and crop, its stores open; none is created before all are known to make sense.
+
+    create: make the stores that are not there; else their targets have no store.
+    """
     lanes: list[Lane] = []
     wanted: list[tuple[Target, Identity, dict[str, Any]]] = []
     for number, (card, found, precision) in enumerate(zip(cards, weights, precisions, strict=True)):
@@ -417,7 +442,7 @@ def _open_lanes(
                         dtype=dtype,
                         dim=vector_dim(card, policy),
                     )
-                    target = Target(None, view, policy, len(wanted))  # pyright: ignore[reportArgumentType]
+                    target = Target(identity, view, policy, len(wanted))
                     lane.targets.append(target)
                     wanted.append((target, identity, _provenance(card, found)))
                     if not pinned and found.commit and card.revision == UNPINNED:
@@ -427,8 +452,24 @@ def _open_lanes(
     if len(set(doubles)) < len(doubles):
         raise InvalidRequest("the same encoder is asked for twice")
     for target, identity, provenance in wanted:
-        target.store = bank.open_store(identity, create=True, provenance=provenance, backend=backend)
+        try:
+            target.opened = bank.open_store(identity, create=create, provenance=provenance, backend=backend)
+        except StoreNotFound:
+            if create:
+                raise
     return lanes
+
+
+def _count(report: ExtractReport, work: Work, lanes: Sequence[Lane]) -> None:
+    report.dry_run, report.planned = True, len(work)
+    for lane in lanes:
+        for target in lane.targets:
+            identity = target.identity
+            rows = int(work.todo[:, target.number].sum())
+            report.planned_bytes += rows * identity.dim * np.dtype(identity.dtype).itemsize
+        for orientation in lane.orientations:
+            wanted = [t.number for t in lane.targets if orientation in t.view.orientations]
+            report.planned_forwards += int(work.todo[:, wanted].any(axis=1).sum())
 
 
 def _same_commit(bank: Bank, identity: Identity) -> None:
@@ -470,10 +511,10 @@ def _provenance(card: Card, weights: Weights) -> dict[str, Any]:
 
 
 def _describe(target: Target) -> StoreReport:
-    identity = target.store.identity
+    identity = target.identity
     return StoreReport(
-        name=target.store.name,
-        path=str(target.store.path),
+        name=identity.name,
+        path="" if target.opened is None else str(target.opened.path),
         encoder=str(identity.encoder["id"]),
         view=identity.view,
         tokens=identity.tokens,
@@ -505,7 +546,8 @@ def _plan(
     todo = np.ones((len(keys), len(targets)), bool)
     unique_known = np.flatnonzero(first & known)
     for target in targets:
-        todo[unique_known, target.number] = ~target.store.contains(keys[unique_known])
+        if target.opened is not None:
+            todo[unique_known, target.number] = ~target.opened.contains(keys[unique_known])
     chosen = np.flatnonzero(first & todo.any(axis=1))
     sources = [open_source(table) for table in tables]
     names = [table.table["patch_id"] for table in tables]
