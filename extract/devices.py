@@ -100,10 +100,10 @@ def batch_size_for(
             torch.cuda.reset_peak_memory_stats(device)
             before = torch.cuda.memory_allocated(device)
             probe = 8
-            encoder.embed(torch.zeros(probe, side, side, 3, dtype=torch.uint8), policies)
+            encoder.embed(torch.zeros(probe, side, side, 3, dtype=torch.uint8), policies or None)
             torch.cuda.synchronize(device)
             each = max(1, (torch.cuda.max_memory_allocated(device) - before) // probe)
             free, _ = torch.cuda.mem_get_info(device)
             sizes.append(int(free * SHARE / each))
-    fitting = max(1, min(*sizes, LARGEST_BATCH) if len(sizes) > 1 else min(sizes[0], LARGEST_BATCH))
+    fitting = max(1, min([*sizes, LARGEST_BATCH]))
     return 1 << (fitting.bit_length() - 1)  # a power of two

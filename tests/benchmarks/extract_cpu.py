@@ -1,0 +1,114 @@
+"""End-to-end extraction on a CPU against the bare model, the paper's loop and a DataLoader loop.
+
+    python tests/benchmarks/extract_cpu.py [--n 2000] [--rounds 3] [--images FOLDER] [--quick]
+
+ViT-S/14 at 224 px, from PNG files. In one run, alternating, median of the rounds:
+  bare        the model alone on tensors in memory, torch's own threads, our batch and precision
+  patchbank   from files to a published store, model loaded before
+  loader      a DataLoader with one worker, batch 128, fp32, as thunder's extraction has it
+  paper       one picture at a time, fp32, as the paper's scripts do (on a CPU)
+Loops other than ours see n/8 of the pictures (paper) and n/4 (loader). On a machine with other work compare
+CPU ms. Aim: patchbank <= 1.05 x bare.
+"""
+
+import argparse
+import functools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from extract_inputs import Cost, default_images, manifest_of, random_checkpoint, timed, workspace
+from patchbank.datasets.images import read_image
+from patchbank.datasets.manifest import Manifest
+from patchbank.extract.encoders import Encoder, build_encoder
+from patchbank.extract.run import run_extract
+from patchbank.extract.views import prepare
+
+CARD = "dinov2-s"
+
+
+class Pictures(torch.utils.data.Dataset):
+    def __init__(self, manifest: Manifest, encoder: Encoder) -> None:
+        self.paths, self.encoder = [manifest.path(i) for i in range(len(manifest))], encoder
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.encoder.transform(read_image(self.paths[i]))
+
+
+def bare(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
+    for start in range(0, len(pixels), batch):
+        encoder.embed(pixels[start : start + batch])
+
+
+def loader(pictures: Pictures, encoder: Encoder) -> None:
+    for batch in torch.utils.data.DataLoader(pictures, batch_size=128, num_workers=1):
+        encoder.embed(batch)
+
+
+def paper(pictures: Pictures, encoder: Encoder) -> None:
+    for i in range(len(pictures)):
+        encoder.embed(pictures[i][None])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--images", default=default_images())
+    parser.add_argument("--quick", action="store_true", help="256 pictures, one round")
+    options = parser.parse_args()
+    n, rounds = (256, 1) if options.quick else (options.n, options.rounds)
+    with workspace() as folder:
+        manifest = manifest_of(folder, n, options.images)
+        checkpoint = random_checkpoint(CARD, folder / "weights.safetensors")
+        build = functools.partial(build_encoder, CARD, device="cpu", checkpoint=checkpoint)
+        encoder = build(precision=options.precision)
+        load = timed(lambda: build(precision=options.precision))  # warm, as in every round
+        single = build(precision="fp32")
+        shape = encoder.card.transform
+        ready = [prepare(read_image(manifest.path(i)), shape) for i in range(min(n, 512))]
+        pixels = torch.stack([torch.from_numpy(picture.copy()) for picture in ready])
+        few = {part: Pictures(manifest.select(range(n // part)), single) for part in (4, 8)}  # pyright: ignore
+        print(
+            f"{n} pictures from {options.images or 'noise'}; {encoder.precision}, batch {options.batch}, "
+            f"torch {torch.__version__} with {torch.get_num_threads()} threads"
+        )
+        costs: dict[str, list[Cost]] = {name: [] for name in ("bare", "patchbank", "loader", "paper")}
+        encoder.embed(pixels[: options.batch])  # first calls choose kernels
+        for number in range(rounds):
+            costs["bare"].append(timed(lambda: bare(encoder, pixels, options.batch)))
+            found: list[Any] = []
+
+            def extract(bank: Path = folder / f"bank{number}", found: list[Any] = found) -> None:
+                found.append(
+                    run_extract(manifest, encoder=CARD, bank=bank, device="cpu", checkpoint=checkpoint,
+                                precision=options.precision, batch_size=options.batch, progress=False)
+                )  # fmt: skip
+
+            cost = timed(extract)
+            costs["patchbank"].append(Cost(cost.wall - found[0].seconds["load"], cost.cpu - load.cpu))
+            print(found[0].summary().splitlines()[-1], flush=True)
+            costs["loader"].append(timed(lambda: loader(few[4], single)))
+            costs["paper"].append(timed(lambda: paper(few[8], single)))
+        counts = {"bare": len(pixels), "patchbank": n, "loader": n // 4, "paper": n // 8}
+        middle = {
+            name: Cost(statistics.median(c.wall for c in of), statistics.median(c.cpu for c in of))
+            for name, of in costs.items()
+        }
+        base = middle["bare"]
+        for name, cost in middle.items():
+            wall = cost.wall / counts[name] / (base.wall / counts["bare"])
+            cpu = cost.cpu / counts[name] / (base.cpu / counts["bare"])
+            print(f"{name:>10} {cost.per(counts[name])}   x bare: {wall:5.2f} clock, {cpu:5.2f} CPU time")
+
+
+if __name__ == "__main__":
+    main()

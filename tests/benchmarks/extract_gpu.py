@@ -1,0 +1,133 @@
+"""On a GPU: ViT-H/14 and ViT-L/16 shapes, end to end from PNG files, against the bare model.
+
+    python tests/benchmarks/extract_gpu.py [--n 20000] [--images FOLDER] [--compile] [--quick]
+
+Random weights of the real architectures (cards virchow2 and uni), bf16. Prints for each:
+  bare        the model on tensors that lie on the GPU: images/s and model FLOP utilisation
+  patchbank   from PNG files to a published store (model loaded before), and its share of bare
+  paper       one picture at a time: read, transform, upload, forward, download
+Aims: patchbank >= 90 % of bare; utilisation >= 45 % on ViT-H. --peak is the GPU's dense bf16 peak in TFLOP/s
+(H100 SXM: 989, A100: 312). Without a GPU, `--device cpu --quick` runs the same code on two blocks.
+"""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+
+import torch
+from extract_inputs import default_images, manifest_of, workspace
+from patchbank.datasets.images import read_image
+from patchbank.extract.cards import load_card
+from patchbank.extract.devices import batch_size_for
+from patchbank.extract.encoders import Encoder, build_encoder
+from patchbank.extract.engine import Lane
+from patchbank.extract.run import run_extract
+from safetensors.torch import save_file
+
+CARDS = ("virchow2", "uni")
+
+
+def flops(encoder: Encoder) -> float:
+    """Multiplications and additions of one picture: 2 a parameter of the blocks and token, and attention."""
+    model = encoder.network.model
+    tokens = encoder.card.prefix + encoder.card.grid
+    blocks = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)  # pyright: ignore
+    attention = 4 * tokens * tokens * encoder.card.dim * len(model.blocks)  # pyright: ignore
+    return 2.0 * tokens * blocks + attention
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def bare(encoder: Encoder, batch: int, seconds: float) -> float:
+    """Images/s of the model on a resident batch."""
+    side = encoder.card.transform.size
+    pixels = torch.randint(0, 256, (batch, side, side, 3), dtype=torch.uint8).to(encoder.device)
+    for _ in range(3):
+        encoder.embed(pixels)
+    synchronize(encoder.device)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        for _ in range(4):
+            encoder.embed(pixels)
+        synchronize(encoder.device)
+        done += 4 * batch
+    return done / (time.perf_counter() - started)
+
+
+def paper(encoder: Encoder, paths: list[str]) -> float:
+    """Images/s one at a time."""
+    started = time.perf_counter()
+    for path in paths:
+        encoder.embed(encoder.transform(read_image(path))[None])[encoder.card.tokens].cpu()
+    return len(paths) / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--n", type=int, default=20_000)
+    parser.add_argument("--images", default=default_images())
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--peak", type=float, help="dense bf16 TFLOP/s of the GPU")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--resize", choices=("pil", "device"), default="pil")
+    parser.add_argument(
+        "--quick", action="store_true", help="128 pictures; on a CPU two blocks of the network"
+    )
+    options = parser.parse_args()
+    n = 128 if options.quick else options.n
+    device = torch.device(options.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    source = options.images or "noise"
+    print(f"{name}, torch {torch.__version__}, {options.precision}, {n} pictures from {source}")
+    with workspace() as folder:
+        manifest = manifest_of(folder, n, options.images)
+        paths = [manifest.path(i) for i in range(min(n, 256))]
+        for card_id in CARDS:
+            card = load_card(card_id)
+            if options.quick and device.type == "cpu":
+                card = dataclasses.replace(card, arguments={**card.arguments, "depth": 2})
+            checkpoint = _save(card, folder / f"{card_id}.safetensors")
+            common = {"device": options.device, "precision": options.precision, "compile": options.compile}
+            encoder = build_encoder(card, checkpoint=checkpoint, **common)
+            lane = Lane(0, 1.0, card.transform, [])
+            batch = options.batch or batch_size_for([[encoder]], [lane], default_cpu=16)
+            alone = bare(encoder, batch, 2 if options.quick else 20)
+            work = flops(encoder) / 1e12
+            print(f"{card_id}: {work:.3f} TFLOP a picture, batch {batch}")
+            used = f", {alone * work / options.peak:.0%} of {options.peak:g} TFLOP/s" if options.peak else ""
+            print(f"  bare      {alone:9.1f} images/s{used}", flush=True)
+            single = paper(encoder, paths)
+            del encoder
+            report = run_extract(
+                manifest,
+                encoder=card,
+                bank=folder / "bank",
+                checkpoint=checkpoint,
+                batch_size=batch,
+                workers=options.workers,
+                resize=options.resize,
+                **common,
+            )
+            found = report.images_per_second
+            print(f"  patchbank {found:9.1f} images/s, {found / alone:.0%} of bare")
+            print(f"            {report.summary().splitlines()[-1]}")
+            print(f"  paper     {single:9.1f} images/s, {single / alone:.1%} of bare", flush=True)
+
+
+def _save(card, path: Path) -> Path:
+    network = build_encoder(card, device="cpu", precision="fp32", random_weights=True).network
+    save_file({key.removeprefix("model."): value for key, value in network.state_dict().items()}, path)
+    return path
+
+
+if __name__ == "__main__":
+    main()
