@@ -59,6 +59,21 @@ def test_the_second_run_makes_no_forward_pass_and_decodes_nothing(
     assert "no model was loaded" in report.summary()
 
 
+def test_a_dry_run_counts_and_does_nothing(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    manifest = make_manifest(20)
+    report = extract(manifest, rgb_card(), tmp_path / "bank", dry_run=True, view=["full", "d4:mean"])
+    assert not (tmp_path / "bank").exists()
+    assert (report.patches, report.cached, report.embedded, report.planned) == (20, 0, 0, 20)
+    assert report.planned_forwards == 8 * 20  # "full" is one of the eight orientations
+    assert report.planned_bytes == 2 * 20 * 3 * 4
+    extract(manifest.select(np.arange(20) < 15), rgb_card(), tmp_path / "bank")
+    report = extract(manifest, rgb_card(), tmp_path / "bank", dry_run=True)
+    assert (report.cached, report.planned, report.planned_forwards, rgb.seen) == (15, 5, 5, 15)
+    assert report.summary().endswith("nothing was done")
+
+
 def test_the_second_run_imports_no_torch(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
     manifest = make_manifest(3)
     options = {
