@@ -21,13 +21,19 @@ if TYPE_CHECKING:
     from .datasets.manifest import Manifest as Manifest
     from .datasets.manifest import load_manifest as load_manifest
     from .extract.run import run_extract as run_extract
+    from .probe.estimator import BatchedLogisticRegression as BatchedLogisticRegression
+    from .probe.estimator import BatchedLogisticRegressionCV as BatchedLogisticRegressionCV
     from .probe.features import load as load
+    from .probe.logistic import fit_logistic as fit_logistic
     from .probe.run import run_probe as run_probe
 
 _EXPORTS = {
     "Bank": ".cache.bank",
+    "BatchedLogisticRegression": ".probe.estimator",
+    "BatchedLogisticRegressionCV": ".probe.estimator",
     "Manifest": ".datasets.manifest",
     "build_manifest": ".datasets.builders",
+    "fit_logistic": ".probe.logistic",
     "load": ".probe.features",
     "load_manifest": ".datasets.manifest",
     "run_extract": ".extract.run",
