@@ -4,7 +4,7 @@ While it trains:    state.safetensors: tensors, moments; progress and run key in
                     best-NNNN.safetensors: the trained tensors of the best epoch so far, NNNN
 When it is done:    LoRA: adapter_model.safetensors, adapter_config.json, as PEFT reads them
                     full: model.safetensors
-                    head.safetensors, rows.parquet
+                    head.safetensors, rows.parquet; scores.parquet of the rows that it has scored
                     card.json                                        written last: with it the run is complete
 """
 
@@ -26,6 +26,7 @@ FORMAT = "patchbank-finetuned"
 FORMAT_VERSION = 1
 STATE = "state.safetensors"
 CARD = "card.json"
+SCORES = "scores.parquet"
 _STATE_FORMAT = "patchbank-training-state-1"
 
 
@@ -172,7 +173,8 @@ def sha256(file: Path) -> str:
 
 
 def _is_result(file: Path) -> bool:
-    return file.name != STATE and not file.name.startswith(("best-", "."))
+    # scores are added to when further sets are scored; they are no part of the model
+    return file.name not in (STATE, SCORES) and not file.name.startswith(("best-", "."))
 
 
 def _named(network: nn.Module) -> dict[str, Tensor]:

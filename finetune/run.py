@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -235,12 +235,11 @@ def prepare_jobs(
     return [replace(job, folder=folder / f"fold-{k}", fold_number=k) for k in numbers], data, config, folder
 
 
-def train_fold(
-    job: FoldJob, *, build: Callable[..., Any] | None = None, max_epochs: int | None = None
-) -> dict[str, Any] | None:
+def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any] | None:
     """Train one fold to its end, score its rows and the evaluation sets, write the model; the card.
 
-    A fold that is done is not trained again; None where `max_epochs` stopped it before its end.
+    A fold that is done is not trained again, only evaluation sets that are new are scored. None where
+    `max_epochs` stopped it before its end.
     """
     card_file = job.folder / files.CARD
     if card_file.exists():
@@ -250,6 +249,7 @@ def train_fold(
             raise InvalidRequest(
                 f"{job.folder} holds a finished model of another {', '.join(different)}: choose another --out"
             )
+        _score_new_sets(job)
         return done
     if job.threads:
         torch.set_num_threads(job.threads)
@@ -257,8 +257,7 @@ def train_fold(
     crop = crop_of(job.recipe)
     train = patches_of(job.rows.select(~held_out), job.y[~held_out], crop=crop)
     validation = patches_of(job.rows.select(held_out), job.y[held_out], crop=crop)
-    options = {} if build is None else {"build": build}
-    network, names = classifier(job.card, job.recipe, weights=job.weights, **options)
+    network, names = classifier(job.card, job.recipe, weights=job.weights)
     at = fit(
         network,
         job.recipe,
@@ -274,9 +273,7 @@ def train_fold(
     if not finished(job.recipe, at):
         return None
     logits = {OOF: _score(network, job, validation)}
-    for name, manifest in job.tests.items():
-        logits[name] = _score(network, job, patches_of(manifest, job.test_labels[name], crop=crop))
-    _write_scores(job, held_out, logits)
+    _write_scores(job, logits | _score_sets(network, job, list(job.tests)))
     _write_rows(job, held_out)
     _write_model(network, names, job)
     about = {
@@ -342,7 +339,7 @@ def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: P
     numbers = [job.fold_number for job in jobs]
     logits: dict[int, dict[str, np.ndarray]] = {}
     for job in jobs:
-        table = pd.read_parquet(job.folder / "scores.parquet")
+        table = pd.read_parquet(job.folder / files.SCORES)
         ids = {OOF: data.study.train.patch_id[data.fold == job.fold_number]}
         ids |= {rows.dataset: rows.patch_id for rows in data.study.tests}
         logits[job.fold_number] = {
@@ -400,9 +397,29 @@ def _score(network: Classifier, job: FoldJob, patches: Any) -> np.ndarray:
     )
 
 
-def _write_scores(job: FoldJob, held_out: np.ndarray, logits: Mapping[str, np.ndarray]) -> None:
+def _score_sets(network: Classifier, job: FoldJob, names: Sequence[str]) -> dict[str, np.ndarray]:
+    crop = crop_of(job.recipe)
+    return {n: _score(network, job, patches_of(job.tests[n], job.test_labels[n], crop=crop)) for n in names}
+
+
+def _score_new_sets(job: FoldJob) -> None:
+    """Evaluation sets (or rows of them) that a finished model has not scored yet."""
+    from .adapted import load_model
+
+    before = pd.read_parquet(job.folder / files.SCORES)
+    known = {str(name): set(part["patch_id"]) for name, part in before.groupby("dataset")}
+    new = [n for n, m in job.tests.items() if not set(m.table["patch_id"]) <= known.get(n, set())]
+    if not new:
+        return
+    where = {k: v for k, v in job.base_weights.items() if v}
+    network, _ = load_model(job.folder, merged=False, **where)
+    logits = _score_sets(network.to(job.device), job, new)
+    _write_scores(job, logits, before=before[~before["dataset"].isin(new)])
+
+
+def _write_scores(job: FoldJob, logits: Mapping[str, np.ndarray], before: pd.DataFrame | None = None) -> None:
     ids = {
-        OOF: job.rows.table["patch_id"][held_out],
+        OOF: job.rows.table["patch_id"][job.fold == job.fold_number],
         **{n: m.table["patch_id"] for n, m in job.tests.items()},
     }
     parts = [
@@ -414,8 +431,8 @@ def _write_scores(job: FoldJob, held_out: np.ndarray, logits: Mapping[str, np.nd
         raise TrainingError(
             f"{job.folder}: scores that are not finite: {bad}; use eval_precision bf16 or fp32"
         )
-    table = pd.concat(parts, ignore_index=True)
-    write_atomically(job.folder / "scores.parquet", lambda to: table.to_parquet(to, index=False))
+    table = pd.concat([*([] if before is None else [before]), *parts], ignore_index=True)
+    write_atomically(job.folder / files.SCORES, lambda to: table.to_parquet(to, index=False))
 
 
 def _write_rows(job: FoldJob, held_out: np.ndarray) -> None:

@@ -64,11 +64,10 @@ def test_all_folds_give_one_table(
         "adapter_model.safetensors",
         "head.safetensors",
         "rows.parquet",
-        "scores.parquet",
     }
     assert card["run_key"]["weights"].startswith("sha256:")
     assert sorted(p.name for p in (folder / "fold-1").iterdir()) == sorted(
-        [*card["files"], "adapter_config.json", "card.json"]
+        [*card["files"], "adapter_config.json", "card.json", "scores.parquet"]
     )
     rows = pd.read_parquet(folder / "fold-1" / "rows.parquet")
     fold = oof.set_index("patch_id")["fold"]
@@ -77,6 +76,12 @@ def test_all_folds_give_one_table(
     before = (folder / "fold-1" / "card.json").stat().st_mtime_ns
     run_finetune(**given)  # nothing is trained twice
     assert (folder / "fold-1" / "card.json").stat().st_mtime_ns == before
+    third = tiny.manifest(tmp_path / "third", n=24, seed=6, name="third")
+    more = run_finetune(**{**given, "tests": [given["tests"][0], third]})
+    assert set(more.predictions["dataset"]) == {"tiny:train", "tiny:test", "other", "third"}
+    kept = more.predictions[more.predictions["dataset"] != "third"].reset_index(drop=True)
+    assert np.array_equal(kept["score"], table["score"])
+    checkpoint.check_files(folder / "fold-1", card)
     with pytest.raises(InvalidRequest, match="another recipe"):
         run_finetune(**{**given, "recipe": tiny.recipe(epochs=2)})
 
