@@ -157,6 +157,9 @@ def _on_hub(card: Card, download: bool) -> Weights:
         f"On a machine without a network, copy the files to DIR/{card.id}/ and add --weights-dir DIR, "
         "or name one file with --checkpoint."
     )
+    official = hub.constants.ENDPOINT == "https://huggingface.co"  # a mirror may ask for no login
+    if card.gated and official and not (has_token() or hub.constants.HF_HUB_OFFLINE):
+        raise gated(card, logged_in=False)  # what the hub would answer, said without a network
     if not download or hub.constants.HF_HUB_OFFLINE:
         why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "they are not on this disk"
         raise EncoderError(

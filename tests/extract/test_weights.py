@@ -231,6 +231,17 @@ def test_other_answers_of_the_hub(cache: Path, tiny: Card, monkeypatch: pytest.M
             locate(open_card)
 
 
+def test_gated_weights_without_a_login_are_refused_without_a_network(
+    cache: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchbank.extract.weights.has_token", lambda: False)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(
+        GatedEncoder, match=r"https://huggingface.co/lab/tiny and then log in once with `hf auth"
+    ):
+        locate(tiny)
+
+
 def test_the_second_file_name_is_tried(
     cache: Path, tmp_path: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,7 +254,7 @@ def test_the_second_file_name_is_tried(
         return str(tmp_path / "models--lab--tiny" / "snapshots" / COMMIT / name)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
-    assert locate(tiny).commit == COMMIT
+    assert locate(dataclasses.replace(tiny, gated=False)).commit == COMMIT
     assert asked == ["model.safetensors", "pytorch_model.bin"]
 
 
