@@ -30,7 +30,7 @@ def probe_group() -> None:
 @click.option("--solver", help="exact (default), or a published recipe: paper-sgd, thunder, eva.")
 @click.option("--preprocess", multiple=True, help="standardize (default), l2, whiten, none; may be repeated.")
 @click.option("-C", "strengths", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
-@click.option("--class-weight", multiple=True, help="balanced, none (default: both).")
+@click.option("--class-weight", multiple=True, help="balanced, none (default: both), votes (soft labels).")
 @click.option("--select", help="log_loss (default: balanced log-loss), auroc or balanced_accuracy.")
 @click.option("--folds", help="balanced (default), another shipped name, a fold file, or a number.")
 @click.option("--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5).")

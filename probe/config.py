@@ -21,7 +21,7 @@ PROBES = ("logistic", "knn", "centroid", "ridge", "svm", "mlp")
 PROBABILISTIC = ("logistic", "mlp")  # their scores are logits
 SOLVERS = ("exact", "paper-sgd", "thunder", "eva")
 PREPROCESSING = ("standardize", "l2", "whiten", "none")
-CLASS_WEIGHTS = ("balanced", "none")
+CLASS_WEIGHTS = ("balanced", "none", "votes")
 SELECTION = ("log_loss", "auroc", "balanced_accuracy")
 INTERVALS = ("bca", "percentile")
 BACKENDS = ("loky", "threading", "ray")
@@ -96,7 +96,8 @@ class ProbeConfig:
     features         names of feature sets, as parse_features reads them
     probe, solver    the classifier; the solvers other than "exact" are published recipes (`rivals`)
     preprocess, C, class_weight
-                     the grid: chosen on folds, never on test data
+                     the grid: chosen on folds, never on test data. Class weight "votes" is "balanced" with
+                     the shares of the experts' votes as soft labels
     select           what is best on the folds: "log_loss" (class-balanced), "auroc" or "balanced_accuracy"
                      (None: log_loss, for probes without probabilities auroc)
     folds            "balanced" (5, by `datasets.folds`), another shipped name, a file, or how many to make
@@ -114,7 +115,7 @@ class ProbeConfig:
     solver: str = "exact"
     preprocess: tuple[str, ...] = ("standardize",)
     C: tuple[float, ...] = C_GRID
-    class_weight: tuple[str, ...] = CLASS_WEIGHTS
+    class_weight: tuple[str, ...] = ("balanced", "none")
     select: str | None = None
     folds: str | int = "balanced"
     inner_folds: int = 5
@@ -185,6 +186,8 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
         yield from _not_in("select", [config.select], SELECTION)
     if config.select == "log_loss" and config.probe not in PROBABILISTIC:
         yield f"probe {config.probe!r} has no probabilities: select by auroc or balanced_accuracy"
+    if "votes" in config.class_weight and config.probe != "logistic":
+        yield f"class_weight 'votes' is for the probe 'logistic', not for {config.probe!r}"
     if config.solver != "exact" and config.probe != "logistic":
         yield f"solver {config.solver!r} is for the probe 'logistic', not for {config.probe!r}"
     yield from _not_in("interval", [config.interval], INTERVALS)

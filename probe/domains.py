@@ -37,6 +37,7 @@ def analyse_domains(
     tests: Mapping[str, DomainRows],
     *,
     config: ProbeConfig,
+    votes: np.ndarray | None = None,
 ) -> dict[str, Any] | None:
     """Leave-one-domain-out and the train-A/test-B matrix of one feature set.
 
@@ -48,6 +49,7 @@ def analyse_domains(
         setting that these same folds chose, so it is a little too good.
 
     X : float (n, d); y : int (n,); groups : str (n,); domain : str (n,), "" takes part in training only
+    votes : float (n,), see `fitting.Targets`
     Returns {"leave_one_out": [...], "matrix": {"train": names, "test": [...], "auroc": [[...]], ...}} of
     plain values, or None where the train rows have fewer than two domains.
     """
@@ -56,7 +58,7 @@ def analyse_domains(
         return None
     if len(config.C) > GRID:  # half of a fine grid is fine enough for folds as small as these
         config = replace(config, C=tuple(sorted(config.C)[:: len(config.C) // GRID]))
-    study = _Study(X, y, groups, domain, names, config)
+    study = _Study(X, y, groups, domain, names, config, votes)
     study.fit()
     return {
         "leave_one_out": [study.left_out(d) for d in names],
@@ -91,6 +93,7 @@ class _Study:
     domain: np.ndarray
     names: list[str]
     config: ProbeConfig
+    votes: np.ndarray | None
     models: dict[tuple[str, ...], _Model] = field(default_factory=dict)
     fitted: list[Fitted] = field(default_factory=list)
 
@@ -118,7 +121,8 @@ class _Study:
             Part(sets[key][0][rows], sets[key][1][rows], i, 0 if len(key) == 3 else None)
             for i, key in enumerate(keys)
         ]
-        fitted = fit_parts(self.X[rows], self.y[rows], parts, self.config)
+        votes = None if self.votes is None else self.votes[rows]
+        fitted = fit_parts(self.X[rows], self.y[rows], parts, self.config, votes=votes)
         self.fitted.append(fitted)
         self.models |= {key: _Model(fitted, i, sets[key][1]) for i, key in enumerate(keys)}
 

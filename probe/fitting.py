@@ -36,14 +36,50 @@ class LinearModels:
         return (X @ flat).reshape(len(X), *intercept.shape) + intercept.astype(X.dtype)
 
 
-def class_weights(y: np.ndarray, training: np.ndarray, class_weight: str) -> np.ndarray:
-    """Sample weights, float64 (n,): 0 outside the training set, inside 1 or ("balanced") n / (2 n_class)."""
-    weights = training.astype(np.float64)
-    if class_weight == "balanced":
-        for label in (0, 1):
-            rows = training & (y == label)
-            weights[rows] = training.sum() / (2 * rows.sum())
-    return weights
+@dataclass(frozen=True)
+class Targets:
+    """What is fitted: every row at its label and, for class weight "votes", the rows on which the experts are
+    divided once more at the other label, so that a row's two weights are the two shares of its votes.
+
+    rows : int (n + m,), 0 .. n-1 and then the divided rows; y : int (n + m,)
+    share : float64 (n + m,), the share of votes for y; 1 where there are no votes
+    """
+
+    rows: np.ndarray
+    y: np.ndarray
+    share: np.ndarray
+
+    @classmethod
+    def of(cls, y: np.ndarray, votes: np.ndarray | None, config: ProbeConfig) -> "Targets":
+        """y : int (n,), 0 or 1; votes : float (n,), share of positive votes, NaN where there are none."""
+        everything = np.arange(len(y))
+        if votes is None or "votes" not in config.class_weight:
+            return cls(everything, y, np.ones(len(y)))
+        share = np.where(np.isnan(votes), 1.0, np.where(y == 1, votes, 1 - votes))
+        divided = np.flatnonzero(share < 1)
+        return cls(
+            np.concatenate([everything, divided]),
+            np.concatenate([y, 1 - y[divided]]),
+            np.concatenate([share, 1 - share[divided]]),
+        )
+
+    def weights(self, training: np.ndarray, class_weight: str) -> np.ndarray:
+        """Sample weights, float64 (n + m,), of one training set (bool (n,)): 0 outside it.
+
+        "none": 1 for each row; "balanced": n / (2 n_class); "votes": the shares, scaled so that both labels
+        have half of the weight.
+        """
+        weights = training[self.rows].astype(np.float64)
+        if class_weight == "votes":
+            weights *= self.share
+        else:
+            weights[len(training) :] = 0
+        if class_weight != "none":
+            total = weights.sum()
+            for label in (0, 1):
+                mine = self.y == label
+                weights[mine] *= total / (2 * weights[mine].sum())
+        return weights
 
 
 # --- preprocessing ----------------------------------------------------------------------------------
@@ -240,12 +276,20 @@ class Fitted:
         return score
 
 
-def fit_parts(X: np.ndarray, y: np.ndarray, parts: Sequence[Part], config: ProbeConfig) -> Fitted:
+def fit_parts(
+    X: np.ndarray,
+    y: np.ndarray,
+    parts: Sequence[Part],
+    config: ProbeConfig,
+    *,
+    votes: np.ndarray | None = None,
+) -> Fitted:
     """Fit all parts at all points of the grid, in as few calls of the solver as possible: one for each
     preprocessing, or one for each `model` where the preprocessing learns from rows.
 
-    X : float (n, d); y : int (n,), 0 or 1
+    X : float (n, d); y : int (n,), 0 or 1; votes : see `Targets`
     """
+    targets = Targets.of(y, votes, config)
     values = grid_values(config, min(int(part.training.sum()) for part in parts))
     P, W, L = len(config.preprocess), len(config.class_weight), len(values)
     held_out = [np.empty((P, W, L, int(part.held_out.sum())), np.float32) for part in parts]
@@ -258,12 +302,13 @@ def fit_parts(X: np.ndarray, y: np.ndarray, parts: Sequence[Part], config: Probe
             transform = fit_transform_on(preprocess, X, parts[members[0]].training)
             Z = transform(X)
             weights = np.stack(
-                [class_weights(y, parts[i].training, w) for i in members for w in config.class_weight]
+                [targets.weights(parts[i].training, w) for i in members for w in config.class_weight]
             )
+            F = Z if len(targets.rows) == len(Z) else Z[targets.rows]
             if config.probe == "logistic":
-                fits, about = fit_logistic_grid(Z, y, weights, values, preprocess, config)
+                fits, about = fit_logistic_grid(F, targets.y, weights, values, preprocess, config)
             else:
-                fits, about = fit_others_grid(Z, y, weights, values, config)
+                fits, about = fit_others_grid(F, targets.y, weights, values, config)
             facts.append(about)
             seconds["fit"] += time.perf_counter() - lap
             lap = time.perf_counter()

@@ -26,14 +26,25 @@ class Plan:
     folds: np.ndarray  # int (n,), 1..K
     inner: list[np.ndarray]  # K times int (n,): 1..J, and 0 outside the outer training set
     parts: list[Part]
+    votes: np.ndarray | None = None  # float (n,), share of positive votes, NaN where there are none
 
 
-def make_plan(y: np.ndarray, groups: np.ndarray, folds: np.ndarray, *, config: ProbeConfig) -> Plan:
+def make_plan(
+    y: np.ndarray,
+    groups: np.ndarray,
+    folds: np.ndarray,
+    *,
+    config: ProbeConfig,
+    votes: np.ndarray | None = None,
+) -> Plan:
     """Inner folds for every outer training set, grouped and stratified, and the list of all training sets.
 
     y : int (n,), 0 or 1; groups : str (n,); folds : int (n,), 1..K
-    Raises ProbeError where a group is in two folds or a training set has one class only.
+    votes : float (n,), share of positive votes, NaN where there are none; for class weight "votes"
+    Raises ProbeError where a group is in two folds, a training set has one class only, or votes are missing.
     """
+    if "votes" in config.class_weight and (votes is None or np.isnan(votes).all()):
+        raise ProbeError("class weight 'votes' needs votes_positive and votes_total in the train manifest")
     folds_of_group = pd.Series(folds).groupby(np.asarray(groups, dtype=object)).nunique()
     spread = [group for group, count in folds_of_group.items() if count > 1]
     if spread:
@@ -61,7 +72,7 @@ def make_plan(y: np.ndarray, groups: np.ndarray, folds: np.ndarray, *, config: P
                 f"{where}: the training set has one class only, so nothing can be fitted. Use fewer folds, "
                 "or folds that spread the rare class over the groups."
             )
-    return Plan(folds, inner, parts)
+    return Plan(folds, inner, parts, votes)
 
 
 def _training_sets(folds: np.ndarray, inner: Sequence[np.ndarray]) -> Iterator[Part]:
@@ -128,7 +139,7 @@ def run_protocol(
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
     outer = [int(k) for k in np.unique(folds)]
-    fitted = fit_parts(X, y, parts, config)
+    fitted = fit_parts(X, y, parts, config, votes=plan.votes)
     grid = fitted.held_out[0].shape[:3]
     flat = np.full((*grid, len(y)), np.nan, np.float32)  # held-out scores by the outer models
     nested = np.full((len(outer), *flat.shape), np.nan, np.float32)  # by the models of the inner folds

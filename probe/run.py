@@ -84,7 +84,7 @@ def run_probe(
     groups = effective_groups(data.train_manifest)
     fold_of_row = folds.assign(groups)
     leaks = audit(data, fold_of_row, bank, config)
-    plan = make_plan(data.train.y, groups, fold_of_row, config=config)
+    plan = make_plan(data.train.y, groups, fold_of_row, config=config, votes=data.train.vote_share())
     seconds = {"prepare": time.perf_counter() - started}
 
     lap = time.perf_counter()
@@ -332,7 +332,8 @@ def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> 
         rows.dataset: DomainRows(Z, rows.y, rows.domain) for rows, Z in zip(data.tests, others, strict=True)
     }
     groups = effective_groups(data.train_manifest)
-    return analyse_domains(X, data.train.y, groups, data.train.domain, tests, config=config)
+    votes = data.train.vote_share()
+    return analyse_domains(X, data.train.y, groups, data.train.domain, tests, config=config, votes=votes)
 
 
 def _register_ray() -> None:

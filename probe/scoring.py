@@ -74,6 +74,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.y)
 
+    def vote_share(self) -> np.ndarray:
+        """Share of positive votes, float64 (n,); NaN where there are none."""
+        known = self.votes_total > 0
+        return np.where(known, self.votes_positive / np.where(known, self.votes_total, 1), np.nan)
+
 
 def bootstrap_set(
     rows: Rows, columns: Sequence[Column], *, config: ProbeConfig

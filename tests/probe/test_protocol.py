@@ -152,6 +152,30 @@ def test_unit_length_features_are_normalizers(data: dict[str, Any]) -> None:
     np.testing.assert_allclose(run.refit["T"], expected, rtol=2e-3, atol=2e-3)
 
 
+def test_votes_are_soft_labels(data: dict[str, Any]) -> None:
+    """ "votes" is scikit-learn's fit with every row twice, weighted by its votes for each of the labels."""
+    X, y = data["X"], data["y"]
+    votes = np.where(y == 1, 2 / 3, 0.0)
+    votes[:40] = np.where(y[:40] == 1, 1.0, 1 / 3)
+    votes[40:60] = np.nan
+    settings = config(preprocess=["none"], class_weight=["votes"], C=[0.01])
+    plan = make_plan(y, data["groups"], data["folds"], config=settings, votes=votes)
+    run = run_protocol(X, y, plan, {"T": data["T"]}, config=settings)
+    share = np.where(np.isnan(votes), y, votes)
+    weight = np.concatenate([share / share.sum(), (1 - share) / (1 - share).sum()]) * len(y) / 2
+    label = np.repeat([1, 0], len(y))
+    model = LogisticRegression(C=0.01 / X[run_rows(y, votes)].var(axis=0).mean(), tol=1e-10, max_iter=5000)
+    model.fit(np.concatenate([X, X]), label, sample_weight=weight)
+    np.testing.assert_allclose(run.refit["T"], model.decision_function(data["T"]), rtol=2e-3, atol=2e-3)
+    with pytest.raises(ProbeError, match="votes_positive"):
+        make_plan(y, data["groups"], data["folds"], config=settings)
+
+
+def run_rows(y: np.ndarray, votes: np.ndarray) -> np.ndarray:
+    """The rows of the fit: all, and those on which the experts are divided once more."""
+    return np.concatenate([np.arange(len(y)), np.flatnonzero((votes > 0) & (votes < 1))])
+
+
 @pytest.mark.parametrize("probe", ["knn", "centroid", "ridge", "svm"])
 def test_other_probes_go_through_the_same_protocol(data: dict[str, Any], probe: str) -> None:
     settings = config(probe=probe, class_weight=["balanced"])
