@@ -8,7 +8,7 @@ import xxhash
 from tqdm import tqdm
 
 from ..errors import StoreError
-from .files import TEMPORARY, explained
+from .files import TEMPORARY, as_bytes, explained
 from .finish import finalize_under_lease, withdraw_order
 from .index import KEY_BYTES
 from .layout import BLOCKS, SEGMENT_ROWS, name_fits, segments_of
@@ -115,14 +115,11 @@ def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
 
 def _read_whole(store: Store, block: Block) -> tuple[np.ndarray, np.ndarray]:
     """Vectors and keys of a block; rows that its files are too short for are zeros."""
-    arrays = []
-    for spot, width in zip(store.spot_of(block), (store.layout.row_bytes, KEY_BYTES), strict=True):
-        content = np.zeros(block.rows * width, np.uint8)
-        store.files.read_into(spot.file, spot.offset, content.data)
-        arrays.append(content)
-    return arrays[0].view(store.layout.dtype).reshape(block.rows, -1), arrays[1].reshape(
-        block.rows, KEY_BYTES
-    )
+    vectors = np.zeros((block.rows, store.dim), store.layout.dtype)
+    keys = np.zeros((block.rows, KEY_BYTES), np.uint8)
+    for spot, array in zip(store.spot_of(block), (vectors, keys), strict=True):
+        store.files.read_into(spot.file, spot.offset, as_bytes(array))
+    return vectors, keys
 
 
 def _bad_segments(block: Block, vectors: np.ndarray, keys: np.ndarray) -> list[int]:

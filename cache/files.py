@@ -39,7 +39,8 @@ def explained(action: str, where: object) -> Iterator[None]:
             advice = "it cannot be written; choose another place or have its permissions changed"
         else:
             advice = error.strerror or str(error) or type(error).__name__
-        raise StoreError(f"cannot {action} {where}: {advice}") from error
+        file = f" ({error.filename})" if error.filename and str(error.filename) != str(where) else ""
+        raise StoreError(f"cannot {action} {where}: {advice}{file}") from error
 
 
 def as_bytes(piece: Buffer) -> memoryview:

@@ -56,13 +56,23 @@ def finalize_under_lease(
     store.refresh()
     if len(store) == 0:
         raise InvalidRequest(f"{store.files} has no rows yet: nothing to finalise")
-    order, packed = _pack(store, writer)
-    store.refresh()
-    columns = {} if table is None else _columns(store, order, table)
+    with explained("finalise", store.files):
+        order, packed = _pack(store, writer)
+        store.refresh()
+        for block in order:
+            _require_files(store, block)
+        columns = {} if table is None else _columns(store, order, table)
     if lease.lost:
         raise StoreError(f"{store.files}: another process took the lease over; run this again")
     publish_order(store, writer, order, columns)
     return Finalized(sum(block.rows for block in order), len(order), packed)
+
+
+def _require_files(store: Store, block: Block) -> None:
+    """Raises OSError: a block without its rows must not become part of the arrays."""
+    for spot, width in zip(store.spot_of(block), (store.layout.row_bytes, KEY_BYTES), strict=True):
+        if store.files.size(spot.file) < spot.offset + block.rows * width:
+            raise OSError(5, "the file is too short; see `patchbank cache verify`", spot.file)
 
 
 def publish_order(
@@ -124,8 +134,10 @@ def _pack(store: Store, writer: StoreWriter) -> tuple[list[Block], int]:
         elif last in clean or (last in live and not wasted.get(last, 0) and len(live) == len(kept) + 1):
             kept.append(last)  # full, or short and still the only short one
     head = [live[name] for name in kept]
-    full = [block for name, block in live.items() if name in clean and name not in kept]
-    loose = [block for name, block in live.items() if name not in clean and name not in kept]
+    others = [live[name] for name in live.keys() - set(kept)]
+    others.sort(key=lambda block: (block.time, block.id))
+    full = [block for block in others if block.id in clean]
+    loose = [block for block in others if block.id not in clean]
     packed = [
         writer.publish(vectors, keys, padded=len(keys) < store.block_rows)
         for vectors, keys in _repacked(store, [*head, *full], loose)

@@ -148,9 +148,7 @@ class Store:
             "provenance": dict(provenance or {}),
         }
         kind = layout_class(backend)
-        kind(
-            files, dim=identity.dim, dtype=identity.dtype, block_rows=block_rows
-        )  # refuses what it cannot do
+        kind(files, dim=identity.dim, dtype=identity.dtype, block_rows=block_rows)  # HDF5 refuses URLs
         with explained("create a store in", files):
             for folder in ("", LOGS, BLOCKS):
                 files.make_folder(folder)
@@ -225,13 +223,12 @@ class Store:
 
     def _index(self) -> None:
         """Brings the index up to the catalog. New blocks get an index of their own, merged by doubling."""
-        with self._lock:
+        with self._lock, explained("read", self._files):
             try:
                 self._extend()
             except FileNotFoundError:  # packed by `finalize` and swept by `gc` since the log was read
                 self.reopen()
-                with explained("read", self._files):
-                    self._extend()
+                self._extend()
 
     def _extend(self) -> None:
         version = self.catalog.version
@@ -283,7 +280,7 @@ class Store:
 
     def keys(self) -> np.ndarray:
         """Every key once, in the order in which the rows are stored: uint8, (len(self), 16)."""
-        with self._lock:
+        with self._lock, explained("read", self._files):
             self._index()
             keys = [self.keys_of(block) for block in self._blocks]
             rows = np.concatenate(keys) if keys else np.empty((0, KEY_BYTES), np.uint8)
@@ -363,15 +360,12 @@ class Store:
         keys = as_keys(keys)
         out = np.empty((len(keys), self.dim), dtype=dtype or self.dtype)
         found = self._locate(keys)
-        try:
-            self._gather(out, found)
-        except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
-            self.reopen()
-            with explained("read", self._files):
+        with explained("read", self._files):
+            try:
+                self._gather(out, found)
+            except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
+                self.reopen()
                 self._gather(out, self._locate(keys))
-        except OSError as error:
-            with explained("read", self._files):
-                raise error
         return out
 
     def iter_blocks(

@@ -174,6 +174,8 @@ def test_missing_and_short_files(filled: tuple[Store, Any], harm: str) -> None:
     if harm != "cut" or store.backend == "zarr":
         with pytest.raises(StoreError, match=r"cannot read|shorter than its record"):
             again(store).load(rows.keys)
+        with pytest.raises(StoreError, match=r"cannot finalise|cannot read|shorter"):
+            finalize(again(store))
     done = repair(again(store, lenient=True))
     assert done.lost <= 64
     left = again(store)
