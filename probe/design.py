@@ -56,9 +56,9 @@ class Design:
         self.X, self.n_classes = X, n_classes
         self.outputs = 1 if n_classes == 2 else n_classes
         used: Array = np.greater(weights, 0)
-        self.rows_in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
+        in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
         streamed = 4.0 * n * (self.d + 1) > memory
-        if self.rows_in_memory or (isinstance(X, np.memmap) and not streamed):
+        if in_memory or (isinstance(X, np.memmap) and not streamed):
             self.order, self.segments = _sorted_rows(used)
         else:  # a file is read front to back
             self.order = np.arange(n)

@@ -371,14 +371,15 @@ def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: fl
             slots.free(slot)
         here, left = _foreseen(slots, tol)
     sets = objective.sets[slots.ids[here]]
-    price = 4 if slots.running * objective.design.outputs < 24 else 1  # products of few columns are slow
+    price = 10 if slots.running * objective.design.outputs < 24 else 1  # products of few columns are slow
     for s in np.unique(sets):
         members = np.flatnonzero(sets == s)
         members = members[np.argsort(objective.lam[slots.ids[here[members]]])]
         spectrum = len(members) >= 8
         groups = [members] if spectrum else [members[k : k + 3] for k in range(0, len(members), 3)]
         for group in groups:
-            if left[group].sum() * price > 1.5 * H0.cost(len(group), spectrum=spectrum):
+            # a factor's solves run at the memory's speed: it must save more than a spectrum
+            if left[group].sum() * price > (1.5 if spectrum else 4) * H0.cost(len(group), spectrum=spectrum):
                 slot = here[group]
                 H0.refine(slots.ids[slot], slots.theta[slot], slots.curvature[slot], spectrum=spectrum)
     slots.mark[here], slots.mark_round[here] = slots.best[here], slots.rounds[here]
