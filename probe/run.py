@@ -20,7 +20,7 @@ from .. import __version__
 from ..datasets.folds import effective_groups, folds_for
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency, ProbeError
-from .config import FeatureSet, ProbeConfig, feature_sets, parse_features
+from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .intervals import DEFAULT_METRICS
@@ -287,8 +287,8 @@ def _probe_all(
     ]
     if backend == "ray":
         _register_ray()
-    elif backend not in ("loky", "threading"):
-        raise InvalidRequest(f"backend {backend!r} is not one of loky, threading, ray")
+    elif backend not in BACKENDS:
+        raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if jobs == 1 and backend != "ray":
         backend = "sequential"
     found: dict[str, ProtocolRun] = {}

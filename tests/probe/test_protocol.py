@@ -153,7 +153,7 @@ def test_unit_length_features_are_normalizers(data: dict[str, Any]) -> None:
 
 
 def test_votes_are_soft_labels(data: dict[str, Any]) -> None:
-    """ "votes" is scikit-learn's fit with every row twice, weighted by its votes for each of the labels."""
+    """It is the fit of scikit-learn with every row twice, weighted by its votes for either label."""
     X, y = data["X"], data["y"]
     votes = np.where(y == 1, 2 / 3, 0.0)
     votes[:40] = np.where(y[:40] == 1, 1.0, 1 / 3)
