@@ -52,6 +52,7 @@ class Encoder:
         # (x / 255 - mean) / std as one multiplication and one addition
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._features = torch.compile(self.network.features) if compile else self.network.features
+        self._padded = 0 if compile else None  # the largest batch so far: smaller ones are filled up to it
 
     def transform(self, pixels: np.ndarray) -> Tensor:
         """One patch as the network sees it.
@@ -117,15 +118,18 @@ class Encoder:
         if batch.dtype == torch.uint8:
             batch = self.normalise(batch)
         pooled = any(policy.pooling == "pooled" for policy in wanted)
-        low = self.precision != "fp32"
+        size, low = len(batch), self.precision != "fp32"
+        if self._padded is not None:  # a compiled network is compiled again for another shape
+            self._padded = max(self._padded, size)
+            batch = torch.cat([batch, batch[:1].expand(self._padded - size, -1, -1, -1)])
         with torch.autocast(self.device.type, dtype=DTYPES[self.precision] if low else None, enabled=low):
             features = self._features(batch, layers=layers, pooled=pooled)
-        vectors = {policy.name: self._vector(features, policy) for policy in wanted}
+        vectors = {policy.name: self._vector(features, policy)[:size] for policy in wanted}
         for name, vector in vectors.items():
-            if vector.shape != (len(batch), dims[name]):
+            if vector.shape != (size, dims[name]):
                 raise EncoderError(
                     f"{self.card.id} gave {tuple(vector.shape)} for {name}; "
-                    f"its card says ({len(batch)}, {dims[name]})"
+                    f"its card says ({size}, {dims[name]})"
                 )
         return vectors
 

@@ -139,7 +139,8 @@ class _Batch:
     rows: np.ndarray
     pixels: np.ndarray
     vectors: dict[Target, "torch.Tensor"] = field(default_factory=dict)
-    ready: Any = None  # CUDA event
+    begun: Any = None  # CUDA events around the forward passes
+    ready: Any = None
 
 
 class Pipeline:
@@ -405,50 +406,62 @@ class Pipeline:
     def _compute_all(self, encoders: Sequence["Encoder"]) -> None:
         import torch
 
-        uploads = torch.cuda.Stream(encoders[0].device) if encoders[0].device.type == "cuda" else None
-        ahead: tuple[_Batch, torch.Tensor] | None = None
+        uploads = None
+        if encoders[0].device.type == "cuda":
+            torch.cuda.set_device(encoders[0].device)  # compiled kernels go to this thread's current device
+            uploads = torch.cuda.Stream(encoders[0].device)
+        ahead: tuple[_Batch, torch.Tensor, Any] | None = None
         while True:
             batch = self._ready.get()
             with self._kept():
                 if self._error is None:
                     # on a GPU the next batch goes up while this one is computed
-                    after = (batch, self._upload(batch, encoders[0].device, uploads)) if batch else None
+                    after = (batch, *self._upload(batch, encoders[0].device, uploads)) if batch else None
                     if uploads is not None:
                         after, ahead = ahead, after
                     if after is not None:
-                        self._compute(*after, encoders, uploads)
+                        self._compute(*after, encoders)
             if batch is None:
                 return
 
     @staticmethod
-    def _upload(batch: _Batch, device: "torch.device", stream: Any) -> "torch.Tensor":
+    def _upload(batch: _Batch, device: "torch.device", stream: Any) -> tuple["torch.Tensor", Any]:
+        """The pixels on the device, and the CUDA event after which they are there (None elsewhere)."""
         import torch
 
         pixels = torch.from_numpy(batch.pixels)
         batch.pixels = np.empty(0, np.uint8)  # held by the tensor as long as it is needed
         if stream is None:
-            return pixels.to(device)
+            return pixels.to(device), None
         with torch.cuda.stream(stream):
-            return pixels.pin_memory().to(device, non_blocking=True)
+            there = pixels.pin_memory().to(device, non_blocking=True)
+            uploaded = torch.cuda.Event()
+            uploaded.record(stream)
+        return there, uploaded
 
     def _compute(
-        self, batch: _Batch, pixels: "torch.Tensor", encoders: Sequence["Encoder"], uploads: Any
+        self, batch: _Batch, pixels: "torch.Tensor", uploaded: Any, encoders: Sequence["Encoder"]
     ) -> None:
         import torch
 
         started = time.perf_counter()
         encoder = encoders[batch.lane.encoder]
-        if uploads is not None:
-            torch.cuda.current_stream(encoder.device).wait_stream(uploads)
-            pixels.record_stream(torch.cuda.current_stream(encoder.device))
+        if uploaded is not None:
+            stream = torch.cuda.current_stream(encoder.device)
+            stream.wait_event(uploaded)
+            pixels.record_stream(stream)
+            batch.begun = torch.cuda.Event(enable_timing=True)
+            batch.begun.record(stream)
         if self.resize != "pil":
             pixels = encoder.resize(pixels)
         batch.vectors = self._vectors(batch.lane, encoder, pixels)
-        if uploads is not None:
-            batch.ready = torch.cuda.Event()
+        seconds = time.perf_counter() - started
+        if uploaded is not None:  # the work has only been queued: its time is taken when it is done
+            seconds = 0.0
+            batch.ready = torch.cuda.Event(enable_timing=True)
             batch.ready.record(torch.cuda.current_stream(encoder.device))
         with self._lock:
-            self.outcome.seconds["compute"] += time.perf_counter() - started
+            self.outcome.seconds["compute"] += seconds
             self.outcome.forwards += len(batch.rows) * len(batch.lane.orientations)
         self._done.put(batch)
 
@@ -523,6 +536,9 @@ class Pipeline:
         keys = self.work.keys[rows]
         good = np.ones(len(rows), bool)
         vectors = {target: _to_host(batch, vector) for target, vector in batch.vectors.items()}
+        if batch.ready is not None:
+            with self._lock:
+                self.outcome.seconds["compute"] += batch.begun.elapsed_time(batch.ready) / 1000
         for target, values in vectors.items():
             fits = _finite(values, target.store.dtype)
             if not fits.all() and self.on_error == "skip":

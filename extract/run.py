@@ -97,9 +97,9 @@ class ExtractReport:
         """The lines that the command prints at its end."""
         if self.dry_run:
             return (
-                f"{self.patches} patches, {self.unique} different: {self.cached} cached, {self.planned} to "
-                f"embed ({self.planned_forwards} forward passes, {self.planned_bytes / 1e6:.1f} MB of vectors); "
-                "nothing was done"
+                f"{self.patches} patches, {self.unique} different: {self.cached} cached, "
+                f"{self.planned} to embed ({self.planned_forwards} forward passes, "
+                f"{self.planned_bytes / 1e6:.1f} MB of vectors); nothing was done"
             )
         seconds = self.seconds
         total = seconds.get("total", 0.0)

@@ -4,6 +4,7 @@
 
 ViT-S/14 at 224 px, from PNG files. In one run, alternating, median of the rounds:
   bare        the model alone on tensors in memory, torch's own threads, our batch and precision
+  threads     the same with a batch to each of as many threads, as patchbank computes
   patchbank   from files to a published store, model loaded before
   loader      a DataLoader with one worker, batch 128, fp32, as thunder's extraction has it
   paper       one picture at a time, fp32, as the paper's scripts do (on a CPU)
@@ -14,6 +15,7 @@ CPU ms. Aim: patchbank <= 1.05 x bare.
 import argparse
 import functools
 import statistics
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,14 @@ class Pictures(torch.utils.data.Dataset):
 def bare(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
     for start in range(0, len(pixels), batch):
         encoder.embed(pixels[start : start + batch])
+
+
+def threads(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(encoder.embed, pixels.split(batch)))
+    torch.set_num_threads(count)
 
 
 def loader(pictures: Pictures, encoder: Encoder) -> None:
@@ -81,10 +91,13 @@ def main() -> None:
             f"{n} pictures from {options.images or 'noise'}; {encoder.precision}, batch {options.batch}, "
             f"torch {torch.__version__} with {torch.get_num_threads()} threads"
         )
-        costs: dict[str, list[Cost]] = {name: [] for name in ("bare", "patchbank", "loader", "paper")}
+        costs: dict[str, list[Cost]] = {
+            name: [] for name in ("bare", "threads", "patchbank", "loader", "paper")
+        }
         encoder.embed(pixels[: options.batch])  # first calls choose kernels
         for number in range(rounds):
             costs["bare"].append(timed(lambda: bare(encoder, pixels, options.batch)))
+            costs["threads"].append(timed(lambda: threads(encoder, pixels, options.batch)))
             found: list[Any] = []
 
             def extract(bank: Path = folder / f"bank{number}", found: list[Any] = found) -> None:
@@ -98,7 +111,13 @@ def main() -> None:
             print(found[0].summary().splitlines()[-1], flush=True)
             costs["loader"].append(timed(lambda: loader(few[4], single)))
             costs["paper"].append(timed(lambda: paper(few[8], single)))
-        counts = {"bare": len(pixels), "patchbank": n, "loader": n // 4, "paper": n // 8}
+        counts = {
+            "bare": len(pixels),
+            "threads": len(pixels),
+            "patchbank": n,
+            "loader": n // 4,
+            "paper": n // 8,
+        }
         middle = {
             name: Cost(statistics.median(c.wall for c in of), statistics.median(c.cpu for c in of))
             for name, of in costs.items()
