@@ -196,7 +196,7 @@ def fit_others_grid(
 STRENGTH: dict[str, tuple[str | None, tuple[float, ...]]] = {
     "knn": ("k", (200, 100, 50, 20, 10, 5)),
     "centroid": (None, (0,)),
-    "ridge": ("alphas", tuple(10.0 ** (k / 2) for k in range(14, -5, -1))),
+    "ridge": ("alphas", tuple(10.0**k for k in range(6, -2, -1))),
     "svm": ("C", tuple(10.0**k for k in range(-6, 1))),
     "mlp": ("alpha", (1.0, 1e-2, 1e-4)),
 }
