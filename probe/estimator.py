@@ -21,6 +21,7 @@ from .logistic import LogisticFits, fit_logistic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = [np.float64, np.float32, np.float16]
+FINAL_TOL = 1e-15  # of a single fit, which costs little: to the end of float64
 
 
 class _Linear(ClassifierMixin, BaseEstimator):
@@ -86,7 +87,7 @@ class BatchedLogisticRegression(_Linear):
     C : inverse strength, > 0
     class_weight : None, "balanced" or a dict, as in scikit-learn
     standardize : scale the features inside (coef_ is for the features as given)
-    tol : relative distance of the objective to its optimum; one fit is cheap, so it is taken to float64's end
+    tol : relative distance of the objective to its optimum
     threads : None for all cores
 
     Attributes: classes_, coef_ (1 or K, d), intercept_, n_iter_, status_, gap_bound_ (see LogisticFits).
@@ -98,7 +99,7 @@ class BatchedLogisticRegression(_Linear):
         C: float = 1.0,
         class_weight: Any = None,
         standardize: bool = False,
-        tol: float = 1e-15,
+        tol: float = FINAL_TOL,
         threads: int | None = None,
     ) -> None:
         self.C = C
@@ -122,8 +123,9 @@ class BatchedLogisticRegressionCV(_Linear):
 
     Cs : how many strengths, spread logarithmically over 1e-4..1e4, or the strengths themselves
     cv, scoring : as in scikit-learn's LogisticRegressionCV; scoring is called on a fitted estimator
-    class_weight, standardize, tol, threads : as in BatchedLogisticRegression; class weights and scales are
-        each fold's own
+    class_weight, standardize, threads : as in BatchedLogisticRegression; class weights and scales are each
+        fold's own
+    tol : of the fits on the folds; the refit goes to the end of float64
 
     Attributes: those of BatchedLogisticRegression, and Cs_ (L,), scores_ (folds, L), C_ (the strength chosen:
     the best mean score, the strongest regularisation among equals).
@@ -172,5 +174,6 @@ class BatchedLogisticRegressionCV(_Linear):
                 self._keep(fits, (f, c), X.dtype)
                 self.scores_[f, c] = scorer(self, X[test], labels[test])
         self.C_ = float(self.Cs_[int(np.argmax(self.scores_.mean(axis=0)))])
+        options["tol"] = min(self.tol, FINAL_TOL)
         self._keep(fit_logistic(X, numbers, C=[self.C_], weights=weights[-1:], **options), (0, 0), X.dtype)
         return self

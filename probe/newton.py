@@ -63,8 +63,7 @@ def newton(
     gradient, decrement, k = np.zeros_like(theta), np.inf, 0
     for k in range(max_iter + 1):
         gradient = (weights[:, None] * (p - target)).T @ A + ridge * theta
-        step = -scipy.linalg.solve(_hessian(A, p, weights, ridge), gradient.ravel(), assume_a="pos")
-        step = step.reshape(m, d + 1)
+        step = -_solve(_hessian(A, p, weights, ridge), gradient.ravel()).reshape(m, d + 1)
         decrement = -0.5 * float(np.sum(step * gradient))
         if decrement <= tol * f or k == max_iter:
             break
@@ -88,6 +87,14 @@ def _loss(z: Array, target: Array) -> tuple[Array, Array]:
     z = z - z.max(axis=1, keepdims=True)
     norm = np.log(np.exp(z).sum(axis=1, keepdims=True))
     return norm[:, 0] - np.sum(z * target, axis=1), np.exp(z - norm)
+
+
+def _solve(H: Array, g: Array) -> Array:
+    """H^-1 g; by least squares where float64 takes H for singular (curvatures underflow far from 0)."""
+    try:
+        return scipy.linalg.cho_solve(scipy.linalg.cho_factor(H), g)
+    except np.linalg.LinAlgError:
+        return np.linalg.lstsq(H, g, rcond=None)[0]
 
 
 def _hessian(A: Array, p: Array, weights: Array, ridge: Array) -> Array:

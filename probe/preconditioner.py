@@ -55,7 +55,7 @@ class Spectrum:
         return cls(values[keep], (B.T @ U[:, keep]) / np.sqrt(values[keep]), mean)
 
     def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
-        first = int(np.searchsorted(self.values, 0.05 * float(np.min(lam / h))))
+        first = int(np.searchsorted(self.values[:-1], 0.05 * float(np.min(lam / h))))
         if first < 0.3 * b.shape[1]:
             first = 0
         # eigenvalues far below lam / h need no vectors: there the solve is a division by lam, nearly
@@ -76,10 +76,7 @@ class Factors:
         G, self.mean = _centred(moments)
         self.factors = {}
         for key, h_k, lam_k in zip(keys, h, lam, strict=True):
-            A = np.asfortranarray(h_k * G)
-            floor = 1e-6 * float(np.trace(A)) / len(A)  # float32 loses what is smaller
-            A[np.diag_indices(len(A))] += max(float(lam_k), floor)
-            self.factors[key] = scipy.linalg.cho_factor(A, lower=True, overwrite_a=True, check_finite=False)
+            self.factors[key] = _factor(np.asfortranarray(h_k * G), float(lam_k))
 
     def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
         solved = [
@@ -172,6 +169,19 @@ class Preconditioner:
             out[:, 0, -1] = 0  # the same change of every intercept changes nothing
             out = np.matmul(turn, out)
         return out
+
+
+def _factor(A: Array, ridge: float) -> Any:
+    """The Cholesky factor of A + ridge; of a larger ridge where float32 takes that for singular."""
+    diagonal = np.diag_indices(len(A))
+    ridge = max(ridge, 1e-6 * float(np.trace(A)) / len(A), 1e-30)
+    while True:
+        B = A.copy(order="F")
+        B[diagonal] += ridge
+        try:
+            return scipy.linalg.cho_factor(B, lower=True, overwrite_a=True, check_finite=False)
+        except np.linalg.LinAlgError:
+            ridge *= 10
 
 
 def _centred(moments: Array) -> tuple[Array, Array]:

@@ -153,6 +153,21 @@ def test_more_fits_than_slots():
     np.testing.assert_allclose(fits.objective[39, 3:5], again.objective[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("d", [1, 2, 30])
+def test_penalties_stronger_than_any_eigenvalue(d):
+    X, y = data(60, d)
+    v = sets(y)
+    compare(X, y, v, fit_logistic(X, y, C=[1e-9, 1e-7], weights=v))
+
+
+def test_features_that_are_all_constant():
+    _, y = data(60, 3)
+    for n, d in ((60, 3), (60, 80)):
+        fits = fit_logistic(np.ones((n, d)), y, C=C)
+        assert (fits.coef == 0).all()
+        np.testing.assert_allclose(fits.intercept, np.log(y.mean() / (1 - y.mean())))
+
+
 def test_few_shot_sets():
     X, y = data(400, 50)
     rng = np.random.default_rng(2)
