@@ -145,7 +145,8 @@ def compare(X: np.ndarray, y: np.ndarray, fold: np.ndarray, args: argparse.Names
         scaler = StandardScaler().fit(X[inside].astype(np.float64))
         A, every_row = scaler.transform(X[inside].astype(np.float64)), scaler.transform(X.astype(np.float64))
         decision = fits.decision(X)[:, s]
-        jobs = [(i, solver, tol) for i in picked for solver, tol in [*CANDIDATES, ("newton-cholesky", 1e-10)]]
+        candidates = [c for c in CANDIDATES if c[0] in args.solvers]
+        jobs = [(i, solver, tol) for i in picked for solver, tol in [*candidates, ("newton-cholesky", 1e-10)]]
         done: list = Parallel(n_jobs=args.jobs)(  # pyright: ignore[reportAssignmentType]
             delayed(sklearn_fit)(A, y[inside], weights[s][inside], C[i], solver, tol, every_row)
             for i, solver, tol in jobs
@@ -210,6 +211,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of the batched solver (default: all cores)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="of scikit-learn's loop")
+    parser.add_argument(  # at C = 1e5 lbfgs and liblinear take minutes a fit and do not get there
+        "--solvers", nargs="+", default=["lbfgs", "newton-cholesky", "liblinear"], help="of scikit-learn"
+    )
     parser.add_argument("--no-sklearn", action="store_true")
     parser.add_argument("--scaling", action="store_true")
     args = parser.parse_args()
