@@ -12,11 +12,12 @@ with covariance eigenvalues 1/j^1.5 in a random basis, every feature scaled to v
 draw from a random direction, 22 % positive.
 
 scikit-learn: for every --every'th C of the first --folds-timed folds, each of lbfgs (tol 1e-4, 1e-6, 1e-8),
-newton-cholesky (1e-4, 1e-6) and liblinear (1e-4, 1e-6; it penalises the intercept: intercept_scaling=100 makes that
-1e4 times weaker) is fitted in a joblib loop over all cores, one BLAS thread each, on the standardised float64
-rows, at most 2000 iterations. The fastest whose objective is within 1e-6 of the optimum counts; the sum is
-scaled to the whole grid. CPU seconds are process time, ours of all threads, preparation and float64 check
-included. OMP_NUM_THREADS and OPENBLAS_NUM_THREADS limit both sides where they are set.
+newton-cholesky (1e-4, 1e-6) and liblinear (1e-4, 1e-6; it penalises the intercept: intercept_scaling=100
+makes that 1e4 times weaker) is fitted in a joblib loop over all cores, one BLAS thread each, on the
+standardised float64 rows, at most 2000 iterations. The fastest whose objective is within 1e-6 of the
+optimum counts; the sum is scaled to the whole grid. CPU seconds are process time, ours of all threads,
+preparation and float64 check included. OMP_NUM_THREADS and OPENBLAS_NUM_THREADS limit both sides where they
+are set.
 """
 
 import argparse
