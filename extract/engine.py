@@ -260,7 +260,9 @@ class Pipeline:
 
     def _tasks(self) -> Iterator[np.ndarray]:
         """Patches to decode, a few at a time; an empty array where others hold every unit that is left."""
-        names, starts = np.unique(self.work.unit, return_index=True)
+        unit = self.work.unit
+        starts = np.flatnonzero(np.diff(unit, prepend=-1))  # ascending, so no sort of a million numbers
+        names = unit[starts]
         ends = [*starts[1:], len(self.work)]
         left = list(zip(names.tolist(), starts.tolist(), ends, strict=True))
         first = int(self.shift * len(left))
