@@ -109,6 +109,7 @@ class Design:
             squares += mask @ np.square(A, out=A)
         mean = total / count
         variance = np.maximum(squares / count - mean**2, 0)
+        self._recompute(variance, masks, variance <= 1e-8 * mean**2)
         mean += shift
         eps = np.finfo(np.float64).eps  # scikit-learn's _is_constant_feature
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2
@@ -125,6 +126,23 @@ class Design:
         self.spread = count[of_set[:-1], 0] * ((variance[of_set[:-1]] + offset**2) / self.set_scale**2).sum(
             axis=1
         )
+
+    def _recompute(self, variance: Array, masks: Array, doubtful: Array) -> None:
+        """In place: where a subset's mean is far from all rows', the difference of squares is rounding only.
+
+        Taken again from the subset's first row on: a feature that is constant in it then has exactly 0.
+        """
+        doubtful[-1] = False  # all rows: their mean is what was subtracted, nearly
+        for k in np.flatnonzero(doubtful.any(axis=1)):
+            columns, rows = np.flatnonzero(doubtful[k]), np.flatnonzero(masks[k])
+            first = self._read(int(rows[0]), int(rows[0]) + 1)[0, columns].astype(np.float64)
+            total, squares = np.zeros((2, len(columns)))
+            for part in np.array_split(rows, -(-len(rows) // READ_ROWS)):
+                lo, hi = int(part[0]), int(part[-1]) + 1
+                A = self._read(lo, hi)[part - lo][:, columns].astype(np.float64) - first
+                total += A.sum(axis=0)
+                squares += np.square(A).sum(axis=0)
+            variance[k, columns] = np.maximum(squares / len(rows) - (total / len(rows)) ** 2, 0)
 
     def standardized(self, lo: int, hi: int, dtype: type) -> Array:
         """(rows, d + 1) of dtype: x~ and a column of ones, times the sign of the label if K is 2."""
