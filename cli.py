@@ -1,6 +1,7 @@
 """The command `patchbank`: one subcommand per folder, loaded when it is called."""
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from importlib import import_module
@@ -45,9 +46,10 @@ class LazyGroup(click.Group):
             import difflib
 
             near = difflib.get_close_matches(args[0], COMMANDS, n=1) if args else []
-            if near:
-                error.message = f"{error.message.rstrip('.')}. Did you mean {near[0]!r}?"
-            raise
+            if not near:
+                raise
+            message = f"{error.message.rstrip('.')}. Did you mean {near[0]!r}?"
+            raise click.UsageError(message, ctx) from None
 
 
 @click.command(
@@ -111,6 +113,8 @@ def quickstart_command(out: Path, as_json: bool) -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; errors of `patchbank.errors` become one message and an exit code."""
+    if not sys.stdout.isatty():
+        os.environ.setdefault("COLUMNS", "160")  # tables for a file or a pipe are not cut to 80 columns
     try:
         code = patchbank.main(args=args, prog_name="patchbank", standalone_mode=False)
     except click.exceptions.Abort as error:  # click's name for Ctrl-C; published blocks stay published

@@ -89,4 +89,4 @@ class TrainingError(PatchbankError, RuntimeError):
 
 
 class LeakRefused(PatchbankError, ValueError):
-    """Patches that a fine-tuned encoder was trained on were to be embedded or scored as if it had not seen them."""
+    """Patches that trained a fine-tuned encoder were to be embedded or scored as if it had not seen them."""

@@ -28,6 +28,7 @@ from ..datasets.manifest import toml_value, write_atomically
 from ..errors import InvalidRequest, PatchbankError
 from ..probe.config import parse_features
 from ..probe.results import ProbeResult
+from ..probe.scoring import PAIRED
 
 FORMAT = "patchbank-finetune-plan"
 FORMAT_VERSION = 1
@@ -347,8 +348,8 @@ def _best_set_of_each_encoder(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _gap(document: Mapping[str, Any], best: str, other: str, rule: Rule) -> dict[str, Any] | None:
-    """How far `other` is behind `best` out of fold: paired cluster bootstrap, DeLong where there is none."""
-    for test in ("paired cluster bootstrap", "DeLong"):
+    """How far `other` is behind `best` out of fold: paired over groups, DeLong where there is none."""
+    for test in (PAIRED, "DeLong"):
         for record in document["comparisons"]:
             if record["role"] != "oof" or record["metric"] != rule.metric or record["test"] != test:
                 continue

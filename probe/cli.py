@@ -36,7 +36,7 @@ def probe_group() -> None:
 @click.option("--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5).")
 @click.option("--positive", help="The class to find against the rest (default: the manifest's).")
 @click.option("--bootstrap", type=int, help="Resamples for the intervals (default: 2000; 0: none).")
-@click.option("--interval", help="bca (default) or percentile.")
+@click.option("--interval", help="jackknife (default), bca or percentile; all over whole groups.")
 @click.option("--domains", help="Leave-one-domain-out and domain matrix for: chosen (default), all, none.")
 @click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
 @click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
@@ -92,10 +92,7 @@ def run_command(
         return
     from rich.console import Console
 
-    console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
-        console = Console(width=160)
-    console.print(result.table())
+    Console().print(result.table())
     if out is not None:
         click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
         click.echo(f"Next: patchbank probe report {out} -o report.html")
@@ -161,8 +158,7 @@ def few_shot_command(
         table.add_column(str(name))
     for index, row in grid.iterrows():
         table.add_row(*map(str, index if isinstance(index, tuple) else (index,)), *row)
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    Console().print(table)
 
 
 @probe_group.command("report")

@@ -23,7 +23,7 @@ SOLVERS = ("exact", "paper-sgd", "thunder", "eva")
 PREPROCESSING = ("standardize", "l2", "whiten", "none")
 CLASS_WEIGHTS = ("balanced", "none", "votes")
 SELECTION = ("log_loss", "auroc", "balanced_accuracy")
-INTERVALS = ("bca", "percentile")
+INTERVALS = ("jackknife", "bca", "percentile")
 BACKENDS = ("loky", "threading", "ray")
 DOMAIN_ANALYSIS = ("chosen", "all", "none")
 
@@ -103,7 +103,9 @@ class ProbeConfig:
     folds            "balanced" (5, by `datasets.folds`), another shipped name, a file, or how many to make
     inner_folds      folds inside each outer training set, which choose the setting for that outer fold
     bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
-    interval, level  "bca" (percentiles below 20 groups) or "percentile"; coverage in [0.5, 1)
+    interval, level  "jackknife" (over groups, Student's t: covers as it says, see tests/benchmarks/
+                     stats_coverage.py), bootstrap "bca" (percentiles below 20 groups) or "percentile"; level
+                     in [0.5, 1)
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
@@ -122,7 +124,7 @@ class ProbeConfig:
     tol: float = 1e-7
     seed: int = 0
     bootstrap: int = 2000
-    interval: str = "bca"
+    interval: str = "jackknife"
     level: float = 0.95
     domains: str = "chosen"
     positive: str | None = None

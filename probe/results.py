@@ -117,11 +117,11 @@ class ProbeResult:
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
-        table.add_column("scored on")
+        table.add_column("scored on", overflow="fold")
         table.add_column("features", overflow="fold")
         table.add_column("patches", justify="right")
         for name in ("balanced accuracy", "AUROC", "average precision"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         last = None
         for record in self.leaderboard():
             if last not in (None, record["dataset"]):

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from ..errors import ProbeError
 from . import agreement
 from . import metrics as metrics_module
 from .config import PROBABILISTIC, ProbeConfig
-from .intervals import DEFAULT_METRICS, Interval, bootstrap, cluster_codes, compare, delong
+from .intervals import DEFAULT_METRICS, Interval, Method, bootstrap, cluster_codes, compare, delong
 from .results import SWEEP
 
 # at probability 0.5, as the fit gives it
@@ -32,6 +32,7 @@ METRICS = (
 THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
 CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 COMPARED = ("balanced_accuracy", "auroc")
+PAIRED = "paired over groups"  # the name of that test in results; its p_method says how
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
 ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
 
@@ -190,13 +191,14 @@ def _can_resample(group: np.ndarray, config: ProbeConfig) -> bool:
 def _bootstrap(
     y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
 ) -> Mapping[str, Interval]:
-    few = int(cluster_codes(group, len(y)).max()) + 1 < FEW_GROUPS
+    method = cast("Method", config.interval)  # one of config.INTERVALS
+    few = method == "bca" and int(cluster_codes(group, len(y)).max()) + 1 < FEW_GROUPS
     return bootstrap(
         y,
         p,
         groups=group,
         metrics=names,
-        method="percentile" if few or config.interval == "percentile" else "bca",
+        method="percentile" if few else method,
         confidence=config.level,
         n_resamples=config.bootstrap,
         seed=config.seed,
@@ -213,10 +215,11 @@ def compare_models(
 ) -> list[dict[str, Any]]:
     """Paired differences between the models of one evaluation set that have the same role.
 
-    balanced_accuracy (at 0.5) and auroc by the paired cluster bootstrap, auroc also by DeLong's test
-    (clustered where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set,
-    role, metric and test. All pairs up to 12 models, above that each against `reference` (a feature set, the
-    one chosen on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
+    balanced_accuracy (at 0.5) and auroc by the paired jackknife or bootstrap over groups, auroc also by
+    DeLong's test (clustered where there are groups). p-values are adjusted by Holm over the pairs of one
+    evaluation set, role, metric and test. All pairs up to 12 models, above that each against `reference` (a
+    feature set, the one chosen on the folds). The sweep as a whole is left out: it is one of the others, or a
+    mixture of them.
 
     whole : what `bootstrap_set` gave for these columns (None: DeLong only)
     """
@@ -232,7 +235,8 @@ def compare_models(
             continue
         found = []
         if whole is not None:
-            found += [("paired cluster bootstrap", compare(whole[m], pairs=pairs)) for m in COMPARED]
+            p_value = "standard_error" if config.interval == "jackknife" else "shifted"
+            found += [(PAIRED, compare(whole[m], pairs=pairs, p_value=p_value)) for m in COMPARED]
         try:
             test = delong(rows.y, p, groups=rows.group)
             found.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))

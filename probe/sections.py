@@ -13,7 +13,7 @@ import pandas as pd
 from .calibration import reliability_curve
 from .plots import SERIES, Plot, pr_points, roc_points, unit_ticks
 from .results import ProbeResult
-from .scoring import FEW_GROUPS
+from .scoring import FEW_GROUPS, PAIRED
 
 PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
 ERRORS = 6  # thumbnails of each kind
@@ -164,11 +164,13 @@ class Sections:
                 "left out."
             )
         kind = self.doc["data"][0]["group_kind"] + "s"
-        how = "percentiles of the draws"
-        if self.doc["config"]["interval"] == "bca":
-            how = f"BCa bootstrap; percentiles below {FEW_GROUPS} {kind}"
+        how = {
+            "jackknife": f"the jackknife over whole {kind} with Student's t",
+            "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} {kind}",
+            "percentile": f"percentiles of the bootstrap of whole {kind}",
+        }[self.doc["config"]["interval"]]
         out += [
-            f"In brackets: {self.level} % intervals, from resampling whole {kind} ({how}). Balanced "
+            f"In brackets: {self.level} % intervals, by {how}. Balanced "
             "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
             f"coin. AUROC is the chance that a random {self.positive} patch scores above a random other "
             f"one. Average precision is for the class {self.positive}; a coin gets the class's share. ★ "
@@ -535,7 +537,7 @@ class Sections:
             return []
         out: list[Any] = [
             f"Each line is another feature set minus {self.chosen} (★) on the same patches: left of zero, ★ "
-            f"is better. Bars are {self.level} % intervals of the paired bootstrap over whole groups; an "
+            f"is better. Bars are {self.level} % intervals of paired differences over whole groups; an "
             "interval that crosses zero means that these patches cannot tell the two apart. p-values are "
             "adjusted for the number of comparisons (Holm).",
             self._legend(),
@@ -550,7 +552,7 @@ class Sections:
                     for c in found
                     if c["dataset"] == dataset and c["role"] == role and c["metric"] == metric
                 ]
-                boot = [self._against(c) for c in mine if c["test"] == "paired cluster bootstrap"]
+                boot = [self._against(c) for c in mine if c["test"] == PAIRED]
                 delong = {self._against(c)["name"]: c["p_holm"] for c in mine if c["test"] == "DeLong"}
                 boot = [b for b in boot if b["difference"] is not None]
                 if not boot:
@@ -572,7 +574,7 @@ class Sections:
         out.append(Html(f'<div class="row">{"".join(plots)}</div>'))
         out.append(
             Table(
-                ["set", "feature set", "metric", "difference", "interval", "p, bootstrap", "p, DeLong"],
+                ["set", "feature set", "metric", "difference", "interval", "p, groups", "p, DeLong"],
                 table,
                 left=3,
             )

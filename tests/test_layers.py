@@ -46,7 +46,9 @@ def test_imports_point_downwards(place: str) -> None:
     for path in files:
         for name, ours in imports(path):
             if ours:
-                assert name in LAYERS[place] | {place, "__version__"}, f"{path}: {place} must not import {name}"
+                assert name in LAYERS[place] | {place, "__version__"}, (
+                    f"{path}: {place} must not import {name}"
+                )
             else:
                 assert name != "patchbank", f"{path}: imports inside the package are relative"
                 assert name not in FORBIDDEN.get(place, set()), f"{path}: {place} must not import {name}"

@@ -60,6 +60,7 @@ def test_at_least_the_main_commands_are_shown() -> None:
     assert {"quickstart", "datasets", "extract", "probe", "cache"} <= shown
 
 
+@pytest.mark.xdist_group("quickstart")
 def test_the_python_runs_on_the_quickstart(quickstart_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(quickstart_folder.parent)
     assert quickstart_folder.name == "patchbank-quickstart"

@@ -14,6 +14,7 @@ from patchbank.errors import ImageError
 from patchbank.extract.run import run_extract
 
 ray = pytest.importorskip("ray", reason="the extra `ray` is not installed")
+pytestmark = pytest.mark.xdist_group("ray")
 
 
 @pytest.fixture(scope="module")

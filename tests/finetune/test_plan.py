@@ -34,7 +34,7 @@ def results(values: dict[str, tuple[float, float, float]], p_holm: float = 0.001
             "dataset": "set:train",
             "role": "oof",
             "metric": "auroc",
-            "test": "paired cluster bootstrap",
+            "test": "paired over groups",
             "a": f"{encoder}/center:0.5/cls",
             "b": f"{best}/center:0.5/cls",
             "difference": values[encoder][0] - values[best][0],

@@ -148,6 +148,7 @@ def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: t
         call(finetune_group, "run", "-o", out)
 
 
+@pytest.mark.xdist_group("ray")
 def test_a_fold_on_a_ray_cluster_is_the_local_one(
     tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

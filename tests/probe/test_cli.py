@@ -17,7 +17,9 @@ def files(study: Any, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(*arguments: Any) -> Any:
-    return CliRunner().invoke(probe_group, list(map(str, arguments)), catch_exceptions=False)
+    return CliRunner(env={"COLUMNS": "160"}).invoke(
+        probe_group, list(map(str, arguments)), catch_exceptions=False
+    )
 
 
 QUICK = ("-C", "1e-3,1e-1", "--folds", 3, "--inner-folds", 3, "--bootstrap", 100, "--jobs", 1)
