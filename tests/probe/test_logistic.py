@@ -71,6 +71,21 @@ def compare(X, y, v, fits, *, gap=1e-6, standardize=True):
     assert differ <= 1e-3 * decision.size  # scores within the gap of 0
 
 
+def test_features_that_are_constant_in_one_set_only():
+    """Rarely active features of a CNN: 0 in all rows of a set, tiny elsewhere; their variance there is 0."""
+    X, y = data(90, 40)
+    v = np.ones((3, 90))
+    for s in range(3):
+        v[s, 10 + s : 90 : 3] = 0
+    X[:, 5:35] = 0
+    for j in range(5, 35):  # not 0 in a few rows that set j % 3 holds out
+        X[[10 + j % 3, 40 + j % 3], j] = [3e-4, 1e-4]
+    X = X.astype(np.float16)
+    fits = fit_logistic(X, y, C=C, weights=v, tol=1e-8)
+    assert set(fits.status.ravel()) <= {"converged", "polished"}
+    compare(X, y, v, fits)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("k", [2, 3])
 @pytest.mark.parametrize("shape", [(200, 12), (40, 90)])
