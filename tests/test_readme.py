@@ -23,7 +23,7 @@ def commands() -> Iterator[list[str]]:
     for block in blocks("sh"):
         for line in block.replace("\\\n", " ").splitlines():
             for part in line.split("&&"):
-                words = shlex.split(part, comments=True)
+                words = shlex.split(part.partition(" > ")[0], comments=True)
                 if words[:1] == ["patchbank"]:
                     yield words[1:]
 
