@@ -184,6 +184,15 @@ class Catalog:
             self._note(name, place.lines, "damaged", line)
             place.number = None
             return
+        try:
+            self._take_record(name, place, line, record)
+        except KeyError as error:
+            raise StoreError(
+                f"{self.files}/{FOLDER}/{name}, line {place.lines} has no {error}, though it is as it was "
+                "written: another version of patchbank wrote it; read the store with it, and export it"
+            ) from error
+
+    def _take_record(self, name: str, place: "_Place", line: bytes, record: dict[str, Any]) -> None:
         if place.number is not None and record["n"] != place.number:
             self._note(name, place.lines, "missing", line)
         place.number = record["n"] + 1

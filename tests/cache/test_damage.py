@@ -231,6 +231,14 @@ def test_a_line_of_a_newer_kind_is_refused_by_name(filled: tuple[Store, Any]) ->
         again(store)
 
 
+def test_a_whole_line_that_lacks_something_is_of_another_version(filled: tuple[Store, Any]) -> None:
+    store, _ = filled
+    with log_of(store).open("ab") as log:
+        log.write(encode({"type": "block", "n": 4, "block": "0" * 12}) + b"\n")
+    with pytest.raises(StoreError, match=r"line \d+ has no 'rows'.*another version of patchbank"):
+        again(store)
+
+
 def test_a_store_of_format_version_1_stays_readable(tmp_path: Path, make_rows: Any) -> None:
     """tests/data/cache-v1.zip: a finalised Zarr and an HDF5 store of 40 rows, made by version 0.1.0."""
     shutil.unpack_archive(Path(__file__).parent.parent / "data/cache-v1.zip", tmp_path)
