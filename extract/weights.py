@@ -144,7 +144,7 @@ def _model_in(card: Card, place: Path) -> Path | None:
 def _on_hub(card: Card, download: bool) -> Weights:
     try:
         import huggingface_hub as hub
-        from huggingface_hub import errors
+        from huggingface_hub import constants, errors
     except ImportError as error:
         raise MissingDependency(f"the hub client is not installed: {INSTALL}") from error
     revision = None if card.revision == UNPINNED else card.revision
@@ -157,11 +157,11 @@ def _on_hub(card: Card, download: bool) -> Weights:
         f"On a machine without a network, copy the files to DIR/{card.id}/ and add --weights-dir DIR, "
         "or name one file with --checkpoint."
     )
-    official = hub.constants.ENDPOINT == "https://huggingface.co"  # a mirror may ask for no login
-    if card.gated and official and not (has_token() or hub.constants.HF_HUB_OFFLINE):
+    official = constants.ENDPOINT == "https://huggingface.co"  # a mirror may ask for no login
+    if card.gated and official and not (has_token() or constants.HF_HUB_OFFLINE):
         raise gated(card, logged_in=False)  # what the hub would answer, said without a network
-    if not download or hub.constants.HF_HUB_OFFLINE:
-        why = "HF_HUB_OFFLINE is set" if hub.constants.HF_HUB_OFFLINE else "they are not on this disk"
+    if not download or constants.HF_HUB_OFFLINE:
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "they are not on this disk"
         raise EncoderError(
             f"the weights of {card.id} ({card.hub}) are not in the hub's cache, and {why}. {offline}"
         )

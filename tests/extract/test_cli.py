@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,14 +105,11 @@ def test_requests_that_are_refused(
 def test_gated_weights_end_in_one_sentence(
     tmp_path: Path, make_manifest: Make, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import httpx
     import huggingface_hub as hub
     from huggingface_hub import errors
 
     def refuse(*_: Any, **__: Any) -> str:
-        response: Any = httpx.Response(
-            401, request=httpx.Request("GET", "https://huggingface.co/paige-ai/Virchow2")
-        )
+        response: Any = SimpleNamespace(status_code=401, headers={}, request=None)
         raise errors.GatedRepoError("401", response=response)
 
     monkeypatch.setattr(hub, "hf_hub_download", refuse)

@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from patchbank.errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency
 from patchbank.extract import weights
 from patchbank.extract.cards import Card, Transform, load_card, with_revision
@@ -48,7 +50,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty hub cache, and a hub that no code may reach."""
     folder = tmp_path / "hub"
     folder.mkdir()
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("the network was asked"))
     monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: pytest.fail("the network was asked"))
@@ -176,7 +178,7 @@ def test_what_the_hub_cache_holds_is_taken_with_its_commit(
 
 
 def test_offline_says_what_to_do(cache: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(EncoderError) as error:
         locate(tiny)
     for part in ("HF_HUB_OFFLINE is set", "DIR/tiny/", "--weights-dir", "--checkpoint"):
@@ -191,10 +193,10 @@ def failing(error: Exception) -> Any:
 
 
 def hub_error(kind: str) -> Exception:
-    import httpx
     from huggingface_hub import errors
 
-    response: Any = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co/lab/tiny"))
+    # its HTTP library's own class has changed between the hub client's releases
+    response: Any = SimpleNamespace(status_code=403, headers={}, request=None)
     return getattr(errors, kind)(f"403 with {SECRET}", response=response)
 
 

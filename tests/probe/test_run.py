@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,21 +176,23 @@ def test_backends_agree(study: Any, result: tuple[ProbeResult, Path], backend: s
 
 @pytest.mark.xdist_group("ray")
 def test_ray_gives_the_same_numbers(
-    study: Any, result: tuple[ProbeResult, Path], monkeypatch: pytest.MonkeyPatch
+    study: Any, result: tuple[ProbeResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray = pytest.importorskip("ray")
+    """In a process of its own: Ray confuses the actors of two clusters that one process starts in turn."""
+    pytest.importorskip("ray")
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # a local cluster of a test; else a token is left at home
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        other = run_probe(
-            train=study.train,
-            bank=study.bank,
-            encoders=["good", "poor"],
-            backend="ray",
-            **{**QUICK, "jobs": 2},
-        )
-    finally:
-        ray.shutdown()
+    manifest = study.train.save(tmp_path / "inner.toml")
+    script = (
+        "import ray\n"
+        "from patchbank import load_manifest, run_probe\n"
+        "ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
+        f"run_probe(train=load_manifest({str(manifest)!r}), bank={str(study.bank)!r},\n"
+        f"          out={str(tmp_path)!r}, encoders=['good', 'poor'], backend='ray',\n"
+        f"          **{ {**QUICK, 'jobs': 2}!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    other = ProbeResult.load(tmp_path)
     found, _ = result
     a, b = (
         r.predictions.query("role == 'refit' and features == 'poor/full/cls' and dataset == 'inner:test'")[
