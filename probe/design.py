@@ -215,10 +215,3 @@ def _sorted_rows(used: Array) -> tuple[Array, list[Segment]]:
     return order, [
         Segment(lo, hi, np.any(used[:, order[lo:hi]], axis=1)) for lo, hi in itertools.pairwise(edges)
     ]
-
-
-def _distinct(rows: list[Array]) -> tuple[Array, Array]:
-    """The distinct ones among bool arrays (n,), stacked, and the place of each of `rows` among them."""
-    place: dict[bytes, int] = {}
-    of = np.array([place.setdefault(row.tobytes(), len(place)) for row in rows])
-    return np.stack([rows[int(np.argmax(of == k))] for k in range(len(place))]), of

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from ..datasets.manifest import write_atomically
 from ..errors import ProbeError
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ class ProbeResult:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write predictions.parquet, results.csv and, last, results.json; each whole or not at all."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with _whole(folder / "predictions.parquet") as part:
-            self.predictions.to_parquet(part, index=False, compression="zstd")
-        with _whole(folder / "results.csv") as part:
-            self.scores().to_csv(part, index=False)
-        with _whole(folder / "results.json") as part:
-            part.write_text(json.dumps(self.to_json(), indent=1, allow_nan=False), "utf-8")
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        write_atomically(
+            folder / "predictions.parquet",
+            lambda part: self.predictions.to_parquet(part, index=False, compression="zstd"),
+        )
+        write_atomically(folder / "results.csv", lambda part: self.scores().to_csv(part, index=False))
+        write_atomically(folder / "results.json", lambda part: part.write_text(text, "utf-8"))
         return folder
 
     def to_json(self) -> dict[str, Any]:
@@ -142,20 +143,3 @@ def _cell(value: list[float | None]) -> str:
     if v is None:
         return "-"
     return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
-
-
-class _whole:  # noqa: N801  reads as a word: with _whole(path) as part
-    """A file that appears under its name only when it was written to the end."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.part = path.with_name(f".{path.name}.{os.getpid()}.part")
-
-    def __enter__(self) -> Path:
-        return self.part
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self.part.replace(self.path)
-        else:
-            self.part.unlink(missing_ok=True)
