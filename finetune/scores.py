@@ -12,9 +12,9 @@ from ..probe import metrics
 from ..probe.config import ProbeConfig
 from ..probe.protocol import adjustment
 from ..probe.results import ProbeResult
-from ..probe.run import StudyData, describe, predictions_table
+from ..probe.run import StudyData, describe, predictions_table, score_fold_models
 from ..probe.run import provenance as probe_provenance
-from ..probe.scoring import Column, Rows, score_set
+from ..probe.scoring import Column, Rows, mean_of_models, score_set
 from .data import TrainingData
 
 OOF = "oof"
@@ -66,8 +66,9 @@ def assemble(
             adjusted[fold == k] = adjustment(train.y[fold != k], oof[fold != k])
     of_ensemble = adjustment(train.y, oof)
     columns = {train.dataset: [Column(features, OOF, oof, adjusted)]}
+    of_models: dict[str, np.ndarray] = {}
     for rows in study.tests:
-        each = np.stack([logits[k][rows.dataset] for k in numbers], axis=1)
+        each = of_models[rows.dataset] = np.stack([logits[k][rows.dataset] for k in numbers], axis=1)
         alone = np.tile(UNADJUSTED, (len(rows), 1))
         columns[rows.dataset] = [
             *(Column(features, f"fold {k}", each[:, i], alone) for i, k in enumerate(numbers)),
@@ -95,6 +96,13 @@ def assemble(
                 **about,
             }
         ],
+        "fold_models": {features: score_fold_models(study.tests, of_models)},
+        "fold_means": {
+            features: {
+                rows.dataset: mean_of_models(rows, of_models[rows.dataset], config=config)
+                for rows in study.tests
+            }
+        },
         "scores": [
             record
             for rows in [train, *study.tests]

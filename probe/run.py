@@ -28,7 +28,15 @@ from .leaks import LeakReport, audit_leaks, deduplicate
 from .metrics import evaluate
 from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol, run_published
 from .results import SWEEP, ProbeResult
-from .scoring import Column, Rows, bootstrap_set, compare_models, score_set, score_votes
+from .scoring import (
+    Column,
+    Rows,
+    bootstrap_set,
+    compare_models,
+    mean_of_models,
+    score_set,
+    score_votes,
+)
 
 
 def run_probe(
@@ -125,7 +133,14 @@ def run_probe(
         "leaks": leaks.to_json(),
         "chosen": chosen,
         "models": [describe_run(name, run) for name, run in runs.items()],
-        "fold_models": {name: score_fold_models(data.tests, run) for name, run in runs.items()},
+        "fold_models": {name: score_fold_models(data.tests, run.fold_models) for name, run in runs.items()},
+        "fold_means": {
+            name: {
+                rows.dataset: mean_of_models(rows, run.fold_models[rows.dataset], config=config)
+                for rows in data.tests
+            }
+            for name, run in runs.items()
+        },
         "scores": scores,
         "comparisons": comparisons,
         "votes": votes,
@@ -394,11 +409,16 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
     )
 
 
-def score_fold_models(tests: Sequence[Rows], run: ProtocolRun) -> dict[str, dict[str, list[float | None]]]:
-    """Evaluation set -> metric -> a value for each outer fold's model, which published tables average."""
+def score_fold_models(
+    tests: Sequence[Rows], scores: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, list[float | None]]]:
+    """Evaluation set -> metric -> a value for each outer fold's model, which published tables average.
+
+    scores : evaluation set -> logits float64 (n, K)
+    """
     found = {}
     for rows in tests:
-        values = evaluate(rows.y, expit(run.fold_models[rows.dataset]), metrics=DEFAULT_METRICS)
+        values = evaluate(rows.y, expit(scores[rows.dataset]), metrics=DEFAULT_METRICS)
         found[rows.dataset] = {name: finite(one) for name, one in values.items()}
     return found
 

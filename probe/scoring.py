@@ -13,7 +13,16 @@ from ..errors import ProbeError
 from . import agreement
 from . import metrics as metrics_module
 from .config import PROBABILISTIC, ProbeConfig
-from .intervals import DEFAULT_METRICS, Interval, Method, bootstrap, cluster_codes, compare, delong
+from .intervals import (
+    DEFAULT_METRICS,
+    Interval,
+    Method,
+    bootstrap,
+    bootstrap_function,
+    cluster_codes,
+    compare,
+    delong,
+)
 from .results import SWEEP
 
 # at probability 0.5, as the fit gives it
@@ -34,6 +43,7 @@ CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 COMPARED = ("balanced_accuracy", "auroc")
 PAIRED = "paired over groups"  # the name of that test in results; its p_method says how
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
+MEAN_FIELDS = ("value", "low", "high", "standard_error", "degrees_of_freedom")
 ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
 
 
@@ -188,21 +198,57 @@ def _can_resample(group: np.ndarray, config: ProbeConfig) -> bool:
     return config.bootstrap > 0 and int(cluster_codes(group, len(group)).max()) > 0
 
 
+def _method(group: np.ndarray, config: ProbeConfig) -> Method:
+    method = cast("Method", config.interval)  # one of config.INTERVALS
+    few = method == "bca" and int(cluster_codes(group, len(group)).max()) + 1 < FEW_GROUPS
+    return "percentile" if few else method
+
+
 def _bootstrap(
     y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
 ) -> Mapping[str, Interval]:
-    method = cast("Method", config.interval)  # one of config.INTERVALS
-    few = method == "bca" and int(cluster_codes(group, len(y)).max()) + 1 < FEW_GROUPS
     return bootstrap(
         y,
         p,
         groups=group,
         metrics=names,
-        method="percentile" if few else method,
+        method=_method(group, config),
         confidence=config.level,
         n_resamples=config.bootstrap,
         seed=config.seed,
     ).intervals
+
+
+def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, dict[str, Any]]:
+    """What published tables report, with an interval: the mean over K models of each one's metric.
+
+    scores : float64 (n, K), logits of the models of K folds; calls at probability 0.5
+    Returns metric -> value, low, high, standard_error, degrees_of_freedom, all but the value None without
+    groups to resample. All K are scored on the same resamples, so their correlation is in the interval; that
+    other trainings would give other models is not.
+    """
+    p = expit(scores)
+
+    def score(weights: np.ndarray | None, codes: np.ndarray | None) -> dict[str, Any]:
+        values = metrics_module.evaluate(rows.y, p, metrics=DEFAULT_METRICS, weights=weights, groups=codes)
+        return {name: np.mean(values[name], axis=-1, keepdims=True) for name in DEFAULT_METRICS}
+
+    if not _can_resample(rows.group, config):
+        values = score(None, None)
+        return {name: dict.fromkeys(MEAN_FIELDS) | {"value": _number(values[name][0])} for name in values}
+    intervals = bootstrap_function(
+        score,
+        n_rows=len(rows),
+        groups=rows.group,
+        scales={name: metrics_module.METRICS[name].scale for name in DEFAULT_METRICS},
+        method=_method(rows.group, config),
+        confidence=config.level,
+        n_resamples=config.bootstrap,
+        seed=config.seed,
+    )
+    return {
+        name: {key: _number(getattr(one, key)[0]) for key in MEAN_FIELDS} for name, one in intervals.items()
+    }
 
 
 def compare_models(
