@@ -1,6 +1,5 @@
 """What a report says: sections of sentences, tables and plots, read from the results of a study."""
 
-import base64
 import math
 from collections.abc import Sequence
 from html import escape
@@ -11,87 +10,39 @@ import numpy as np
 import pandas as pd
 
 from .calibration import reliability_curve
+from .markup import (
+    SHOWN,
+    TITLES,
+    Html,
+    Table,
+    data_uri,
+    interval,
+    interval_html,
+    mean_sd,
+    number,
+    p_value,
+    span,
+    tint,
+    whisker,
+)
 from .plots import SERIES, Plot, pr_points, roc_points, unit_ticks
 from .results import ProbeResult
 from .scoring import FEW_GROUPS, PAIRED
 
 PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
 ERRORS = 6  # thumbnails of each kind
-IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
-TITLES = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "f1": "F1",
-    "mcc": "MCC",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "log_loss": "log-loss",
-}
-
-
-class Table:
-    """Column heads and rows of cells; a cell is text, or (text, HTML).
-
-    left : how many columns from the left are words, the others are numbers
-    over : a line of heads above the heads, (text, number of columns)
-    """
-
-    def __init__(
-        self,
-        heads: Sequence[str],
-        rows: Sequence[Sequence[Any]],
-        *,
-        left: int = 1,
-        kind: str = "",
-        over: Sequence[tuple[str, int]] = (),
-    ) -> None:
-        self.heads, self.rows, self.left, self.kind, self.over = heads, rows, left, kind, over
-
-    def html(self) -> str:
-        def cells(row: Sequence[Any], tag: str) -> str:
-            out = []
-            for i, cell in enumerate(row):
-                inner = cell[1] if isinstance(cell, tuple) else escape(str(cell))
-                out.append(f"<{tag}{' class=n' if i >= self.left else ''}>{inner}</{tag}>")
-            return "<tr>" + "".join(out) + "</tr>"
-
-        over = "".join(f'<th colspan="{span}">{escape(text)}</th>' for text, span in self.over)
-        head = (f'<tr class="over">{over}</tr>' if over else "") + cells(self.heads, "th")
-        body = "".join(cells(row, "td") for row in self.rows)
-        return (
-            f'<div class="scroll"><table class="{self.kind}"><thead>{head}</thead>'
-            f"<tbody>{body}</tbody></table></div>"
-        )
-
-    def markdown(self) -> str:
-        def cells(row: Sequence[Any]) -> str:
-            texts = (cell[0] if isinstance(cell, tuple) else str(cell) for cell in row)
-            return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
-
-        prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
-        heads = [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
-        rule = "|" + "|".join("---:" if i >= self.left else "---" for i in range(len(self.heads))) + "|"
-        return "\n".join([cells(heads), rule, *(cells(row) for row in self.rows)])
-
-
-class Html:
-    """Something that only the HTML report has."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
 
 Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
 
 
 class Sections:
-    """The document, read for a report."""
+    """The document, read for a report.
 
-    def __init__(self, result: ProbeResult) -> None:
-        self.result, self.doc = result, result.document
+    noun : what the result calls `features` is to the reader, "feature set" or "system"
+    """
+
+    def __init__(self, result: ProbeResult, *, noun: str = "feature set") -> None:
+        self.result, self.doc, self.noun = result, result.document, noun
         self.predictions = result.predictions
         self.positive = self.doc["data"][0]["positive"]
         self.level = round(100 * self.doc["config"]["level"])
@@ -113,7 +64,7 @@ class Sections:
     def lead(self) -> str:
         first, others = self.doc["data"][0], self.doc["data"][1:]
         groups = f"{first['n_groups']} {first['group_kind']}s" if first["n_groups"] else "no known groups"
-        many = f"{len(self.names)} feature sets" if len(self.names) > 1 else "one feature set"
+        many = f"{len(self.names)} {self.noun}s" if len(self.names) > 1 else f"one {self.noun}"
         sets = (
             " and ".join([", ".join(d["dataset"] for d in others[:-1]), others[-1]["dataset"]]).removeprefix(
                 " and "
@@ -140,7 +91,7 @@ class Sections:
             ("Threshold and calibration", self.thresholds()),
             ("How the penalty was chosen", self.paths()),
             ("Models of the folds", self.fold_models()),
-            ("Differences between feature sets", self.differences()),
+            (f"Differences between {self.noun}s", self.differences()),
             ("Domains", self.domains()),
             ("Agreement of the experts", self.votes()),
             ("Most confident errors", self.errors() if images else []),
@@ -153,8 +104,7 @@ class Sections:
 
     def leaderboard(self) -> list[Any]:
         records = self.result.leaderboard()
-        shown = ("balanced_accuracy", "auroc", "average_precision")
-        scale = {m: self._range([r["metrics"][m] for r in records]) for m in shown}
+        scale = {m: span([r["metrics"][m] for r in records]) for m in SHOWN}
         solver = self.doc["config"].get("solver", "exact")
         out: list[Any] = []
         if solver != "exact":
@@ -163,20 +113,7 @@ class Sections:
                 "epoch of its own model, so that scores on the training set would be no estimate and are "
                 "left out."
             )
-        kind = self.doc["data"][0]["group_kind"] + "s"
-        how = {
-            "jackknife": f"the jackknife over whole {kind} with Student's t",
-            "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} {kind}",
-            "percentile": f"percentiles of the bootstrap of whole {kind}",
-        }[self.doc["config"]["interval"]]
-        out += [
-            f"In brackets: {self.level} % intervals, by {how}. Balanced "
-            "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
-            f"coin. AUROC is the chance that a random {self.positive} patch scores above a random other "
-            f"one. Average precision is for the class {self.positive}; a coin gets the class's share. ★ "
-            "marks what the folds of the training set chose; no choice of any kind was made on the test "
-            "sets."
-        ]
+        out.append(self.meaning())
         for dataset in self.sets:
             mine = [r for r in records if r["dataset"] == dataset]
             if not mine:
@@ -198,22 +135,22 @@ class Sections:
                 star = " ★" if r["features"] == self.chosen else ""
                 name = r["features"] + star
                 cells: list[Any] = [(name, self._swatch(r["features"]) + escape(name))]
-                for m in shown:
+                for m in SHOWN:
                     chance = share if m == "average_precision" else 0.5
                     human = self.human.get(dataset) if m == "balanced_accuracy" else None
                     series = self.series.get(r["features"], SERIES - 1)
                     cells.append(
                         (
-                            _interval(r["metrics"][m]),
-                            _interval_html(r["metrics"][m])
-                            + _whisker(r["metrics"][m], scale[m], chance, human, series),
+                            interval(r["metrics"][m]),
+                            interval_html(r["metrics"][m])
+                            + whisker(r["metrics"][m], scale[m], chance=chance, human=human, series=series),
                         )
                     )
-                cells += [_plain(r["metrics"]["sensitivity"][0]), _plain(r["metrics"]["specificity"][0])]
+                cells += [number(r["metrics"]["sensitivity"][0]), number(r["metrics"]["specificity"][0])]
                 rows.append(cells)
             out.append(
                 Table(
-                    ["feature set", *(TITLES[m] for m in shown), "sensitivity", "specificity"],
+                    [self.noun, *(TITLES[m] for m in SHOWN), "sensitivity", "specificity"],
                     rows,
                     kind="board",
                 )
@@ -247,7 +184,7 @@ class Sections:
                     [
                         [r["dataset"], r["role"], raw[r["dataset"], r["role"]]["n"], r["n"]]
                         + [
-                            _interval(x["metrics"][m])
+                            interval(x["metrics"][m])
                             for m in ("balanced_accuracy", "auroc")
                             for x in (raw[r["dataset"], r["role"]], r)
                         ]
@@ -258,9 +195,22 @@ class Sections:
             )
         return out
 
-    def _range(self, values: Sequence[Sequence[float | None]]) -> tuple[float, float]:
-        known = [v for triple in values for v in triple if v is not None]
-        return (min([0.45, *known]), max([0.8, *known]))
+    def meaning(self) -> str:
+        """What the numbers of the leaderboard are."""
+        kind = self.doc["data"][0]["group_kind"] + "s"
+        how = {
+            "jackknife": f"the jackknife over whole {kind} with Student's t",
+            "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} {kind}",
+            "percentile": f"percentiles of the bootstrap of whole {kind}",
+        }[self.doc["config"]["interval"]]
+        return (
+            f"In brackets: {self.level} % intervals, by {how}. Balanced "
+            "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
+            f"coin. AUROC is the chance that a random {self.positive} patch scores above a random other "
+            f"one. Average precision is for the class {self.positive}; a coin gets the class's share. ★ "
+            "marks what the folds of the training set chose; no choice of any kind was made on the test "
+            "sets."
+        )
 
     def _swatch(self, name: str) -> str:
         return (
@@ -378,14 +328,14 @@ class Sections:
                 [
                     r["dataset"],
                     r["role"],
-                    _interval(plain["balanced_accuracy"]),
-                    f"{_plain(plain['sensitivity'][0])} / {_plain(plain['specificity'][0])}",
-                    _interval(at["balanced_accuracy"]),
-                    f"{_plain(at['sensitivity'][0])} / {_plain(at['specificity'][0])}",
-                    _plain(plain.get("ece", [None])[0]),
-                    _plain(r["temperature"]["ece"][0]),
-                    _plain(cal["ece"][0]),
-                    _plain(cal["brier"][0]),
+                    interval(plain["balanced_accuracy"]),
+                    f"{number(plain['sensitivity'][0])} / {number(plain['specificity'][0])}",
+                    interval(at["balanced_accuracy"]),
+                    f"{number(at['sensitivity'][0])} / {number(at['specificity'][0])}",
+                    number(plain.get("ece", [None])[0]),
+                    number(r["temperature"]["ece"][0]),
+                    number(cal["ece"][0]),
+                    number(cal["brier"][0]),
                 ]
             )
         model = self.models[self.chosen]
@@ -393,7 +343,7 @@ class Sections:
             [
                 f"For {self.chosen} (★). The threshold that gives the best balanced accuracy, and the "
                 "calibration, were chosen on out-of-fold scores of the training set and then kept: "
-                f"threshold {_plain(model['threshold'])}, temperature {_plain(model['temperature'])}. ECE "
+                f"threshold {number(model['threshold'])}, temperature {number(model['temperature'])}. ECE "
                 "is the mean distance between probability and share; a probe that is trained with balanced "
                 "classes overstates the rare class until it is calibrated. By: oof, out of fold; refit, one "
                 "model on all training patches; ensemble, the mean probability of the folds' models.",
@@ -423,14 +373,14 @@ class Sections:
         rows = []
         for name in self.names:
             for dataset, values in self.doc.get("fold_models", {}).get(name, {}).items():
-                rows.append([name, dataset, *(_mean_sd(values[m]) for m in ("balanced_accuracy", "auroc"))])
+                rows.append([name, dataset, *(mean_sd(values[m]) for m in ("balanced_accuracy", "auroc"))])
         if not rows:
             return []
         return [
             "Each outer fold's model by itself on the sets that none was trained on: mean (standard "
             "deviation) over the folds, as published tables often have it. The deviation is between "
             "trainings and says nothing about other patches.",
-            Table(["feature set", "set", "balanced accuracy", "AUROC"], rows, left=2),
+            Table([self.noun, "set", "balanced accuracy", "AUROC"], rows, left=2),
         ]
 
     def _whole(self, name: str) -> list[dict[str, Any]]:
@@ -522,7 +472,7 @@ class Sections:
             out += [self._legend(), Html(f'<div class="row">{plot.svg()}</div>')]
         out.append(
             Table(
-                ["feature set", "preprocessing", "class weight", "C", "C of the folds", label.split(" (")[0]],
+                [self.noun, "preprocessing", "class weight", "C", "C of the folds", label.split(" (")[0]],
                 rows,
                 left=3,
             )
@@ -536,7 +486,7 @@ class Sections:
         if not found:
             return []
         out: list[Any] = [
-            f"Each line is another feature set minus {self.chosen} (★) on the same patches: left of zero, ★ "
+            f"Each line is another {self.noun} minus {self.chosen} (★) on the same patches: left of zero, ★ "
             f"is better. Bars are {self.level} % intervals of paired differences over whole groups; an "
             "interval that crosses zero means that these patches cannot tell the two apart. p-values are "
             "adjusted for the number of comparisons (Holm).",
@@ -566,15 +516,15 @@ class Sections:
                         TITLES[metric],
                         f"{b['difference']:+.3f}",
                         f"[{b['low']:+.3f}, {b['high']:+.3f}]",
-                        _p(b["p_holm"]),
-                        _p(delong.get(b["name"])) if metric == "auroc" else "-",
+                        p_value(b["p_holm"]),
+                        p_value(delong.get(b["name"])) if metric == "auroc" else "-",
                     ]
                     for b in boot
                 ]
         out.append(Html(f'<div class="row">{"".join(plots)}</div>'))
         out.append(
             Table(
-                ["set", "feature set", "metric", "difference", "interval", "p, groups", "p, DeLong"],
+                ["set", self.noun, "metric", "difference", "interval", "p, groups", "p, DeLong"],
                 table,
                 left=3,
             )
@@ -614,49 +564,76 @@ class Sections:
     # --- domains
 
     def domains(self) -> list[Any]:
-        out: list[Any] = []
+        """The chosen features by domain, and where it was asked for, trained on other domains."""
+        left_out, out = self._left_out(), []
         by_domain = [
             r
             for r in self.doc["scores"]
             if r["domain"] and r["features"] == self.chosen and r["role"] in ("oof", "refit")
         ]
-        left_out = {
-            name: {d["domain"]: d for d in found["leave_one_out"]}
-            for name, found in self.doc.get("domains", {}).items()
-        }
-        records = [r["metrics"]["auroc"] for r in by_domain]
-        records += [d["metrics"]["auroc"] for of in left_out.values() for d in of.values() if d["metrics"]]
-        scale = self._range(records)
-        series = self.series.get(self.chosen, 0)
-
-        def auroc(metrics: dict[str, Any] | None) -> Any:
-            if metrics is None:
-                return "-"
-            value = metrics["auroc"]
-            return (_interval(value), _interval_html(value) + _whisker(value, scale, 0.5, None, series))
-
+        scale = self._domain_scale(by_domain)
         for dataset in self.sets:
             mine = [r for r in by_domain if r["dataset"] == dataset]
-            if not mine:
-                continue
-            heads = ["domain", "patches", self.positive, "balanced accuracy", "AUROC"]
-            others = left_out.get(self.chosen, {}) if dataset == self.train else {}
-            text = f"**{dataset}**, {self.chosen} (★) by scanner, centre or tumour type."
-            if others:
-                heads += ["balanced accuracy, left out", "AUROC, left out"]
-                text += (
-                    " Out of fold, other patches of the domain are in training; left out, the model was "
-                    "trained and tuned on the other domains alone, as if this one were another hospital's."
-                )
-            rows = []
-            for r in mine:
-                row = [r["domain"], r["n"], r["n_positive"], _interval(r["metrics"]["balanced_accuracy"])]
-                row.append(auroc(r["metrics"]))
-                if others:
-                    metrics = others.get(r["domain"], {}).get("metrics")
-                    row += [_interval(metrics["balanced_accuracy"]) if metrics else "-", auroc(metrics)]
-                rows.append(row)
-            out += [text, Table(heads, rows, kind="board")]
+            if mine and not (dataset == self.train and left_out):
+                out.append(f"**{dataset}**, {self.chosen} (★) by scanner, centre or tumour type.")
+                out.append(self._domain_table(mine, scale))
+            elif mine:
+                out += self.left_out()
+        return out + self.domain_matrices()
+
+    def left_out(self) -> list[Any]:
+        """Domains of the training set, out of fold and left out of training altogether."""
+        left_out = self._left_out()
+        if not left_out:
+            return []
+        mine = [
+            r
+            for r in self.doc["scores"]
+            if r["domain"]
+            and r["features"] == self.chosen
+            and (r["dataset"], r["role"]) == (self.train, "oof")
+        ]
+        return [
+            f"**{self.train}**, {self.chosen} (★) by scanner, centre or tumour type. Out of fold, other "
+            "patches of the domain are in training; left out, the model was trained and tuned on the other "
+            "domains alone, as if this one were another hospital's.",
+            self._domain_table(mine, self._domain_scale(mine), left_out),
+        ]
+
+    def _left_out(self) -> dict[str, dict[str, Any]]:
+        """Domain -> record of the chosen features trained without it; {} where that was not asked for."""
+        found = self.doc.get("domains", {}).get(self.chosen, {}).get("leave_one_out", [])
+        return {d["domain"]: d for d in found}
+
+    def _domain_scale(self, records: Sequence[dict[str, Any]]) -> tuple[float, float]:
+        left_out = [d["metrics"]["auroc"] for d in self._left_out().values() if d["metrics"]]
+        return span([*(r["metrics"]["auroc"] for r in records), *left_out])
+
+    def _domain_table(
+        self,
+        records: Sequence[dict[str, Any]],
+        scale: tuple[float, float],
+        left_out: dict[str, dict[str, Any]] | None = None,
+    ) -> Table:
+        def cells(metrics: dict[str, Any] | None) -> list[Any]:
+            if metrics is None:
+                return ["-", "-"]
+            value = metrics["auroc"]
+            bar = whisker(value, scale, chance=0.5, series=self.series.get(self.chosen, 0))
+            return [interval(metrics["balanced_accuracy"]), (interval(value), interval_html(value) + bar)]
+
+        heads = ["domain", "patches", self.positive, "balanced accuracy", "AUROC"]
+        if left_out:
+            heads += ["balanced accuracy, left out", "AUROC, left out"]
+        rows = []
+        for r in records:
+            row = [r["domain"], r["n"], r["n_positive"], *cells(r["metrics"])]
+            rows.append(row + cells(left_out.get(r["domain"], {}).get("metrics")) if left_out else row)
+        return Table(heads, rows, kind="board")
+
+    def domain_matrices(self) -> list[Any]:
+        """Trained on one domain, scored on another."""
+        out: list[Any] = []
         for name, found in self.doc.get("domains", {}).items():
             out += [
                 f"{name}: trained on one domain (rows), scored on another (columns), AUROC. Tuned inside "
@@ -675,10 +652,7 @@ class Sections:
                     cells.append("-")
                     continue
                 own = " class=own" if column == f"train / {name}" else ""
-                tint = (
-                    f"color-mix(in srgb, var(--s0) {55 * min(max((v - 0.5) / 0.4, 0), 1):.0f}%, transparent)"
-                )
-                cells.append((f"{v:.2f}", f'<span{own} style="background:{tint}">{v:.2f}</span>'))
+                cells.append((f"{v:.2f}", f'<span{own} style="{tint(v)}">{v:.2f}</span>'))
             rows.append(cells)
         places = [column.partition(" / ") for column in matrix["test"]]
         over: list[tuple[str, int]] = [("", 1)]
@@ -715,7 +689,7 @@ class Sections:
                     f"{s['votes_agreeing']} of {s['votes_total']}",
                     s["rows"],
                     s["positives"],
-                    *(_plain(s[m]) for m in ("balanced_accuracy", "auroc", "average_precision")),
+                    *(number(s[m]) for m in ("balanced_accuracy", "auroc", "average_precision")),
                 ]
                 for s in mine
             ]
@@ -756,6 +730,7 @@ class Sections:
     def errors(self) -> list[Any]:
         out: list[Any] = []
         missing = 0
+        others = len(self.names) - 1
         for entry in self.doc["data"]:
             table = self._scores(entry["dataset"], self.chosen)
             if "path" not in table or not len(table):
@@ -763,6 +738,7 @@ class Sections:
             table = table.assign(margin=table["probability"] - table["threshold"])
             missed = table[(table["label"] == 1) & (table["margin"] < 0)].nsmallest(ERRORS, "margin")
             alarms = table[(table["label"] == 0) & (table["margin"] >= 0)].nlargest(ERRORS, "margin")
+            wrong = self._also_wrong(entry["dataset"], [*missed["patch_id"], *alarms["patch_id"]])
             figures = []
             for title, rows in (
                 (f"{self.positive}, called not", missed),
@@ -770,7 +746,7 @@ class Sections:
             ):
                 cards = []
                 for row in rows.to_dict("records"):
-                    image = _data_uri(Path(entry.get("root", "")) / str(row["path"]))
+                    image = data_uri(Path(entry.get("root", "")) / str(row["path"]))
                     missing += image is None
                     picture = (
                         f'<img src="{image}" alt="" width="112" height="112">'
@@ -780,7 +756,9 @@ class Sections:
                     about = " · ".join(str(row[c]) for c in ("domain", "group") if row[c])
                     name = escape(str(row["patch_id"]).split("/", 1)[-1])
                     caption = f"<b>p = {row['probability_platt']:.2f}</b><br>{name}<br>{escape(about)}"
-                    cards.append(f"<figure>{picture}<figcaption>{caption}</figcaption></figure>")
+                    if others:
+                        caption += f"<br>{wrong.get(row['patch_id'], 0)} of {others} others wrong too"
+                    cards.append(f"<figure class=card>{picture}<figcaption>{caption}</figcaption></figure>")
                 if cards:
                     figures.append(
                         f"<div><h4>{escape(title)}</h4><div class=cards>{''.join(cards)}</div></div>"
@@ -796,6 +774,19 @@ class Sections:
                 f"artefacts.{note}",
             )
         return out
+
+    def _also_wrong(self, dataset: str, patches: Sequence[str]) -> dict[str, int]:
+        """Patch -> how many of the others call it wrongly at their own thresholds."""
+        found: dict[str, int] = {}
+        for name in self.names:
+            if name == self.chosen:
+                continue
+            rows = self._scores(dataset, name)
+            rows = rows[rows["patch_id"].isin(patches)]
+            calls = (rows["probability"] >= rows["threshold"]) != (rows["label"] == 1)
+            for patch in rows["patch_id"][calls]:
+                found[patch] = found.get(patch, 0) + 1
+        return found
 
     # --- data and provenance
 
@@ -867,7 +858,7 @@ class Sections:
         out.append(
             Table(
                 [
-                    "feature set",
+                    self.noun,
                     "columns",
                     "fits",
                     "how they ended",
@@ -910,62 +901,3 @@ class Sections:
 
 def _setting(value: Any) -> str:
     return "+".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _interval(value: Sequence[float | None]) -> str:
-    v, low, high = value
-    if v is None:
-        return "-"
-    return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _interval_html(value: Sequence[float | None]) -> str:
-    text, _, rest = _interval(value).partition(" ")
-    return f"<b>{text}</b> <small>{rest}</small>"
-
-
-def _mean_sd(values: Sequence[float | None]) -> str:
-    known = [v for v in values if v is not None]
-    return f"{np.mean(known):.3f} ({np.std(known):.3f})" if known else "-"
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _p(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _whisker(
-    value: Sequence[float | None], scale: tuple[float, float], chance: float, human: float | None, series: int
-) -> str:
-    """A bar of the interval with its value, 150 px wide, the same scale for all rows of a metric."""
-    v, low, high = value
-    if v is None:
-        return ""
-
-    def at(x: float) -> float:
-        return 4 + 142 * min(max((x - scale[0]) / (scale[1] - scale[0]), 0), 1)
-
-    marks = ['<line class="grid" x1="4" x2="146" y1="7" y2="7"/>']
-    if scale[0] <= chance <= scale[1]:
-        marks.append(f'<line class="chance" x1="{at(chance):.1f}" x2="{at(chance):.1f}" y1="1" y2="13"/>')
-    if human is not None:
-        marks.append(f'<line class="human" x1="{at(human):.1f}" x2="{at(human):.1f}" y1="0" y2="14"/>')
-    colour = f"var(--s{series})"
-    if low is not None and high is not None:
-        marks.append(
-            f'<line x1="{at(low):.1f}" x2="{at(high):.1f}" y1="7" y2="7" stroke="{colour}" stroke-width="3"/>'
-        )
-    marks.append(f'<circle cx="{at(v):.1f}" cy="7" r="4" fill="{colour}"/>')
-    head = '<svg class="whisker" width="150" height="14" viewBox="0 0 150 14" aria-hidden="true">'
-    return f"{head}{''.join(marks)}</svg>"
-
-
-def _data_uri(path: Path) -> str | None:
-    """The image file itself, as a data URI; None where there is no such file or no browser shows its kind."""
-    kind = IMAGE_TYPES.get(path.suffix.lower())
-    if kind is None or not path.is_file():
-        return None
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -148,7 +148,8 @@ def test_chromium_shows_it(result: ProbeResult, tmp_path: Path) -> None:
     base = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}"]
     dom = subprocess.run([*base, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
     assert dom.stdout.count("<h2>") == len(SECTIONS)
-    assert dom.stdout.count("<svg") > 20
+    assert dom.stdout.count("<svg") > 12
+    assert dom.stdout.count('<i class="w"') > 20
     assert "CONSOLE" not in dom.stderr
     shot = tmp_path / "shot.png"
     subprocess.run(
