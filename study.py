@@ -1,13 +1,38 @@
-"""Whole jobs made of the stages: manifests -> extract -> probe -> result table."""
+"""Whole jobs made of the stages: the quickstart, and studies that one TOML file describes.
 
-from dataclasses import dataclass
+A study names data sets, systems and settings. `plan_study` says what is cached, what must run and what cannot
+(with the reason); `run_study` does it. Every step keeps what it finished: embeddings in the bank, results in
+OUT, and in OUT/state.json, after each step, the digest of all that its result depends on. So the same command
+goes on after Ctrl-C or kill -9, a changed grid re-runs no extraction, a new system leaves the others as they
+are, and a second run does nothing.
+
+What a study costs at scale is reckoned in tests/benchmarks/study_scale.py.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from . import __version__
+from .errors import EncoderError, InvalidRequest, MissingDependency, PatchbankError, UnknownEncoder
+from .probe.study_file import Study, System
 
 if TYPE_CHECKING:
+    from .datasets.manifest import Manifest
     from .extract.run import ExtractReport
-    from .probe.run import ProbeResult
+    from .finetune.plan import FinetunePlan
+    from .probe.entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
+    from .probe.results import ProbeResult
+
+FINETUNE = ("none", "plan", "all")
+STATE_FORMAT, STATE_VERSION = "patchbank-study", 1
+MAP_POINTS = 1500  # patches drawn in one map of embeddings, each with a thumbnail
+MAPS = 3  # maps on the page: of the best systems on the folds
 
 
 @dataclass(frozen=True)
@@ -47,3 +72,647 @@ def quickstart(folder: Path, *, seed: int = 0) -> Quickstart:
     steps = ("sample", "extract", "extract again", "probe")
     seconds = {step: b - a for step, a, b in zip(steps, started, started[1:], strict=False)}
     return Quickstart(folder=folder, first=first, second=second, result=result, seconds=seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a study finds and leaves things, and what it may use.
+
+    data : folder with NAME.toml of every data set. bank : folder of the embeddings. out : of results
+    checkpoints : encoder -> file of weights; weights_dir : folder of weights, for machines without a network
+    finetune : "none", "plan" (the encoders that `finetune plan` chooses on the probes' results) or "all"
+    """
+
+    data: Path
+    bank: Path
+    out: Path
+    checkpoints: Mapping[str, Path] = field(default_factory=dict)
+    weights_dir: Path | None = None
+    device: str = "auto"
+    finetune: str = "none"
+    jobs: int | None = None
+    progress: bool = True
+
+
+@dataclass
+class Step:
+    """One thing that a study does.
+
+    kind : "data", "extract", "probe", "plan", "finetune", "report"
+    state : "cached" (nothing to do), "to do", "blocked" (`why` says how to mend it); after a run also "done"
+        and "failed"
+    patches, cached : to embed, and embedded already; forwards : passes that it takes, nbytes : of disk
+    seconds : estimated from what this study measured before, None where it has not; after a run, what it took
+    """
+
+    kind: str
+    title: str
+    state: str
+    why: str = ""
+    patches: int = 0
+    cached: int = 0
+    forwards: int = 0
+    nbytes: int = 0
+    seconds: float | None = None
+    systems: tuple[str, ...] = ()
+    action: Callable[[], None] | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "action"}
+
+    def line(self) -> str:
+        """As the terminal shows it."""
+        what = f"{self.state:8} {self.kind:9} {self.title}"
+        if self.state == "blocked" or self.state == "failed":
+            return f"{what}: {self.why}"
+        about = []
+        if self.patches or self.cached:
+            about.append(f"{self.cached} cached")
+        if self.patches:
+            about.append(f"{self.patches} patches to embed")
+        if self.forwards:
+            about.append(f"{self.forwards} forward passes, {self.nbytes / 1e6:.0f} MB")
+        if self.state == "to do" and self.kind == "extract" and self.seconds is None:
+            about.append("time not known yet")
+        elif self.seconds is not None:
+            about.append(("about " if self.state == "to do" else "") + _clock(self.seconds))
+        return what + (": " + ", ".join(about) if about else "")
+
+
+@dataclass
+class StudyResult:
+    """What a study has: its steps as they ended, and what its page says (without maps and pictures)."""
+
+    steps: list[Step]
+    page: "StudyPage"
+    files: list[Path]
+    seconds: float
+
+    @property
+    def failed(self) -> list[Step]:
+        return [step for step in self.steps if step.state == "failed"]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing had to be done."""
+        return not any(step.state in ("done", "failed") for step in self.steps)
+
+
+def plan_study(study: Study, where: Places) -> list[Step]:
+    """Everything that the study needs, in order, and its state. Loads no model and writes nothing.
+
+    Raises InvalidRequest where the training data set has no manifest: then nothing can run.
+    """
+    work = _Work(study, where)
+    steps = work.data_steps() + work.extract_steps()
+    steps += work.probe_steps() + work.finetune_steps()
+    return [*steps, work.report_step(steps)]
+
+
+def run_study(study: Study, where: Places, *, say: Callable[[str], None] = print) -> StudyResult:
+    """Do what `plan_study` lists, and write OUT/report.html, report.md and table.csv.
+
+    Extracted : every encoder's views and token policies, for the patches that the bank lacks.
+    Probed : each system by itself, if its settings, stores or rows have changed. Everything is chosen on the
+        folds of the training rows; see `probe.run.run_probe`.
+    Fine-tuned : one model a fold, as `where.finetune` says; what was trained is not trained again. A fold's
+        own head is its probe: the rows that it was trained on may not be embedded by it
+        (finetune/adapted.py), so that no other probe could be fitted on the same folds.
+    Reported : all systems that have results, compared with each other, and with published figures.
+
+    A system that cannot run (gated weights, a data set that is not there) is a row that says what is missing.
+    A step that fails does not stop the others: `StudyResult.failed` has it.
+    Raises InvalidRequest where nothing can run. Ctrl-C ends it; the same call goes on.
+    """
+    if where.finetune not in FINETUNE:
+        raise InvalidRequest(f"finetune is {where.finetune!r}; it has to be one of {', '.join(FINETUNE)}")
+    started = perf_counter()
+    work = _Work(study, where)
+    steps: list[Step] = []
+    for stage in (
+        work.data_steps,
+        work.extract_steps,
+        work.probe_steps,
+        work.plan_steps,
+        work.finetune_steps,
+    ):
+        planned = stage()
+        work.do(planned, say)
+        steps += planned
+    report = work.report_step(steps)
+    work.do([report], say)
+    steps.append(report)
+    return StudyResult(steps, work.page(steps), work.files, perf_counter() - started)
+
+
+class _Work:
+    """A study at work: manifests are read once; a stage is planned when the stage before it is done."""
+
+    def __init__(self, study: Study, where: Places) -> None:
+        from .probe.published import load_published
+        from .probe.results import ProbeResult
+
+        self.study, self.where = study, where
+        self.state = _read_state(where.out / "state.json")
+        self.data: dict[str, Manifest] = {}
+        self.absent: dict[str, str] = {}  # system -> why it has no result
+        self.features: dict[str, list[str]] = {}  # probed system -> its feature sets
+        self.stores: dict[str, list[str]] = {}  # probed system -> names of its stores
+        self.results: dict[str, Path] = {}  # system -> folder of its result
+        self.files = [where.out / name for name in ("report.html", "report.md", "table.csv")]
+        self.figures = load_published(study.published) if study.published else {}
+        self._load = ProbeResult.load
+        self._merged: ProbeResult | None = None
+
+    def remember(self, kind: str, name: str, values: Any) -> None:
+        from .datasets.manifest import write_atomically
+
+        self.state[kind][name] = values
+        text = json.dumps(self.state, indent=1)
+        write_atomically(self.where.out / "state.json", lambda part: part.write_text(text, "utf-8"))
+
+    def do(self, steps: Sequence[Step], say: Callable[[str], None]) -> None:
+        """Run the steps that have something to do."""
+        for step in steps:
+            say(step.line())
+            if step.action is None:
+                continue
+            started = perf_counter()
+            try:
+                step.action()
+            except PatchbankError as error:
+                step.state = "blocked" if isinstance(error, EncoderError | MissingDependency) else "failed"
+                step.why = "\n".join([str(error), *getattr(error, "__notes__", [])])
+                self.absent |= dict.fromkeys(step.systems, step.why)
+            else:
+                step.state, step.seconds = "done", perf_counter() - started
+            say(step.line())
+
+    # --- data sets
+
+    def data_steps(self) -> list[Step]:
+        from .datasets.manifest import load_manifest
+
+        steps = []
+        for name in (self.study.train, *self.study.tests):
+            path = self.where.data / f"{name}.toml"
+            if name.endswith(".toml"):
+                path = self.study.folder / name
+            if path.exists():
+                self.data[name] = load_manifest(path)
+                steps.append(Step("data", f"{name} ({len(self.data[name])} patches)", "cached"))
+                continue
+            why = (
+                f"{path} is not there; `patchbank datasets build {name} --root IMAGES --out {path}` makes it"
+            )
+            if name == self.study.train:
+                raise InvalidRequest(f"the study {self.study.name} trains on {name}: {why}")
+            steps.append(Step("data", name, "blocked", why))
+        return steps
+
+    # --- extract
+
+    def extract_steps(self) -> list[Step]:
+        """One step an encoder, precision and list of token policies, for the views of all its systems."""
+        groups: dict[tuple[str, str | None, tuple[str, ...]], list[System]] = {}
+        for system in self.study.of("probe"):
+            tokens = system.tokens or self.study.tokens
+            groups.setdefault((system.encoder, system.precision, tokens), []).append(system)
+        return [self._extract_step(key, systems) for key, systems in groups.items()]
+
+    def _encoder(self, name: str) -> str:
+        return str(self.study.folder / name) if name.endswith(".toml") else name
+
+    def _extract_step(self, key: tuple[str, str | None, tuple[str, ...]], systems: Sequence[System]) -> Step:
+        from .extract.run import run_extract
+        from .extract.views import parse_views
+
+        encoder, precision, tokens = key
+        views = {system.name: system.views or self.study.views for system in systems}
+        request: dict[str, Any] = {
+            "encoder": self._encoder(encoder),
+            "bank": self.where.bank,
+            "view": list(dict.fromkeys(view for names in views.values() for view in names)),
+            "tokens": list(tokens) or None,
+            "precision": precision,
+            "checkpoint": self.where.checkpoints.get(encoder),
+            "weights_dir": self.where.weights_dir,
+            "device": self.where.device,
+        }
+        manifests = list(self.data.values())
+        names = tuple(system.name for system in systems)
+        step = Step("extract", " ".join([encoder, *request["view"]]), "to do", systems=names)
+        try:
+            planned = run_extract(manifests, **request, dry_run=True)
+        except (EncoderError, UnknownEncoder, MissingDependency) as error:
+            step.state, step.why = "blocked", str(error)
+            self.absent |= dict.fromkeys(names, step.why)
+            return step
+        for system in systems:
+            wanted = [view.name for view in parse_views(views[system.name])]
+            stores = [store for store in planned.stores if store.view in wanted]
+            self.features[system.name] = [f"{s.encoder}/{s.view}/{s.tokens}" for s in stores]
+            self.stores[system.name] = [store.name for store in stores]
+        step.cached, step.patches = planned.cached, planned.planned
+        if not planned.planned:
+            step.state = "cached"
+            return step
+        step.forwards, step.nbytes = planned.planned_forwards, planned.planned_bytes
+        before = self.state["extract"].get(encoder, {"seconds": 0.0, "forwards": 0})
+        if before["forwards"]:
+            step.seconds = planned.planned_forwards * before["seconds"] / before["forwards"]
+
+        def extract() -> None:
+            report = run_extract(manifests, **request, progress=self.where.progress)
+            self.remember(
+                "extract",
+                encoder,
+                {
+                    "seconds": before["seconds"] + report.seconds["total"],
+                    "forwards": before["forwards"] + report.forwards,
+                    "device": ", ".join(dict.fromkeys(report.devices)),
+                },
+            )
+
+        step.action = extract
+        return step
+
+    # --- probe
+
+    def probe_steps(self) -> list[Step]:
+        return [self._probe_step(s) for s in self.study.of("probe") if s.name not in self.absent]
+
+    def _probe_step(self, system: System) -> Step:
+        from .cache.identity import safe_name
+
+        settings = {"folds": self.study.folds, **self.study.probe, **system.settings}
+        folder = self.where.out / "probe" / safe_name(system.name)
+        digest = self._digest(settings, self.stores[system.name])
+        step = Step("probe", system.name, "to do", systems=(system.name,))
+        known = self.state["probe"].get(system.name, {})
+        step.seconds = known.get("seconds")
+        if known.get("digest") == digest and (folder / "results.json").exists():
+            step.state = "cached"
+            self.results[system.name] = folder
+            return step
+
+        def probe() -> None:
+            from .probe.run import run_probe
+
+            started = perf_counter()
+            run_probe(
+                train=self.data[self.study.train],
+                tests=[self.data[test] for test in self.study.tests if test in self.data],
+                bank=self.where.bank,
+                features=self.features[system.name],
+                out=folder,
+                jobs=self.where.jobs,
+                progress=self.where.progress,
+                **settings,
+            )
+            self.results[system.name] = folder
+            values = {"digest": digest, "seconds": perf_counter() - started}
+            self.remember("probe", system.name, values)
+
+        step.action = probe
+        return step
+
+    def _digest(self, *parts: Any) -> str:
+        """Of what a result depends on: settings, names of stores (digests of their identities), the rows."""
+        digest = hashlib.sha256(json.dumps([__version__, *parts], sort_keys=True, default=str).encode())
+        columns = ["patch_id", "label", "group", "domain", "split", "content_hash"]
+        columns += ["votes_positive", "votes_total"]
+        for name, manifest in self.data.items():
+            digest.update(name.encode())
+            table = manifest.table
+            for column in columns:
+                if column in table:
+                    digest.update("\0".join(map(str, table[column])).encode())
+        return digest.hexdigest()
+
+    # --- plan and fine-tune
+
+    def plan_steps(self) -> list[Step]:
+        """The plan, made once: OUT/plan.toml may be edited, and is then followed."""
+        if self.where.finetune != "plan" or not self.study.of("lora", "full"):
+            return []
+        file = self.where.out / "plan.toml"
+        step = Step("plan", str(file), "cached" if file.exists() else "to do")
+        if file.exists():
+            return [step]
+
+        def plan() -> None:
+            from .finetune.plan import make_plan
+            from .probe.systems import merge_systems
+
+            loaded = [
+                self._load(self.results[s.name]) for s in self.study.of("probe") if s.name in self.results
+            ]
+            if not loaded:
+                raise InvalidRequest("the plan needs the result of at least one probe")
+            merged = merge_systems({result.chosen: result for result in loaded})
+            paths = {name: self._manifest_path(name) for name in self.data}
+            make_plan(
+                merged,
+                train=paths[self.study.train],
+                tests=[paths[test] for test in self.study.tests if test in paths],
+                device=self.where.device,
+            ).save(file)
+
+        step.action = plan
+        return [step]
+
+    def _manifest_path(self, name: str) -> Path:
+        return self.study.folder / name if name.endswith(".toml") else self.where.data / f"{name}.toml"
+
+    def finetune_steps(self) -> list[Step]:
+        plan = self._plan()
+        return [self._finetune_step(system, plan) for system in self.study.of("lora", "full")]
+
+    def _plan(self) -> "FinetunePlan | None":
+        from .finetune.plan import load_plan
+
+        file = self.where.out / "plan.toml"
+        return load_plan(file) if self.where.finetune == "plan" and file.exists() else None
+
+    def _finetune_step(self, system: System, plan: "FinetunePlan | None") -> Step:
+        step = Step("finetune", system.name, "to do", systems=(system.name,))
+        recipe = system.recipe or system.stage
+        digest = self._digest(system.encoder, recipe, system.settings, self.study.folds)
+        known = self.state["finetune"].get(system.name, {})
+        step.seconds = known.get("seconds")
+        if known.get("digest") == digest and Path(known["folder"], "results.json").exists():
+            step.state = "cached"
+            self.results[system.name] = Path(known["folder"])
+            return step
+        step.why = self._why_not_trained(system, recipe, plan)
+        if step.why:
+            step.state = "blocked"
+            self.absent[system.name] = step.why
+            return step
+
+        def finetune() -> None:
+            from .cache.identity import safe_name
+            from .finetune.run import run_finetune
+
+            started = perf_counter()
+            out = self.where.out / "finetune"
+            result = run_finetune(
+                train=self.data[self.study.train],
+                tests=[self.data[test] for test in self.study.tests if test in self.data],
+                encoder=self._encoder(system.encoder),
+                recipe=recipe,
+                out=out,
+                folds=self.study.folds,
+                device=self.where.device,
+                checkpoint=self.where.checkpoints.get(system.encoder),
+                weights_dir=self.where.weights_dir,
+                progress=self.where.progress,
+                **system.settings,
+            )
+            folder = out / safe_name(result.chosen.rsplit("/", 2)[0])
+            self.results[system.name] = folder
+            values = {"digest": digest, "folder": str(folder), "seconds": perf_counter() - started}
+            self.remember("finetune", system.name, values)
+
+        step.action = finetune
+        return step
+
+    def _why_not_trained(self, system: System, recipe: str, plan: "FinetunePlan | None") -> str:
+        """ "" if it can be trained now."""
+        from .extract.cards import load_card
+        from .extract.weights import locate
+        from .finetune.recipe import load_recipe
+
+        encoder = self._encoder(system.encoder)
+        try:
+            if not load_recipe(recipe, encoder=encoder).random_weights:
+                places = {"checkpoint": self.where.checkpoints.get(system.encoder)}
+                locate(load_card(encoder), **places, weights_dir=self.where.weights_dir, download=False)
+        except (EncoderError, UnknownEncoder, MissingDependency) as error:
+            return str(error)
+        if self.where.finetune == "none":
+            return "not trained: it trains the network itself, one model a fold; add --finetune all (or plan)"
+        if plan is not None:
+            name = load_card(encoder).id
+            entry = next((e for e in plan.entries if e.encoder == name), None)
+            if entry is None:
+                return "not trained: the plan has no probe of this encoder; add --finetune all to train it"
+            if not entry.train:
+                return (
+                    f"not trained: the plan says no ({entry.why}); set train = true in plan.toml to train it"
+                )
+        return ""
+
+    # --- report
+
+    def report_step(self, steps: Sequence[Step]) -> Step:
+        step = Step("report", str(self.files[0]), "to do")
+        if any(s.state == "to do" for s in steps):  # of a plan: what it will say is not known yet
+            return step
+        versions = {
+            name: (folder / "results.json").stat().st_mtime_ns for name, folder in self.results.items()
+        }
+        about = {f.name: getattr(self.study, f.name) for f in fields(self.study) if f.name != "folder"}
+        digest = self._digest(about, versions, self.absent)
+        if self.state["report"].get("digest") == digest and all(file.exists() for file in self.files):
+            step.state = "cached"
+            return step
+
+        def report() -> None:
+            self._write_report(steps)
+            self.remember("report", "digest", digest)
+
+        step.action = report
+        return step
+
+    def merged(self) -> "ProbeResult | None":
+        from .probe.systems import merge_systems
+
+        order = [system.name for system in self.study.systems if system.name in self.results]
+        if self._merged is None and order:
+            self._merged = merge_systems({name: self._load(self.results[name]) for name in order})
+        return self._merged
+
+    def published(self, merged: "ProbeResult | None") -> "list[PublishedRow]":
+        if merged is None or not self.figures:
+            return []
+        from .probe.published import beside_published
+
+        systems = {s.name: (s.published or s.name, s.stage) for s in self.study.systems}
+        # AMi-Br's own test split is called "ami-br:test"; other sets have the name of their manifest
+        sets = [one["dataset"] for one in merged.document["data"][1:]]
+        datasets = {name: name.partition(":")[0] for name in sets if name.partition(":")[2] in ("", "test")}
+        return beside_published(merged, self.figures["published"], systems, datasets=datasets)
+
+    def rows(self) -> "list[SystemRow]":
+        from .extract.cards import load_card
+        from .probe.entries import SystemRow
+
+        merged = self.merged()
+        models = {} if merged is None else {m["features"]: m for m in merged.document["models"]}
+        rows = []
+        for system in self.study.systems:
+            about: dict[str, Any] = {"name": system.name, "encoder": system.encoder, "family": system.stage}
+            model = models.get(system.name)
+            if model is None:
+                rows.append(SystemRow(**about, state="blocked", why=self.absent.get(system.name, "not run")))
+                continue
+            with suppress(UnknownEncoder):  # a network trained from random weights needs no card
+                about["licence"] = load_card(self._encoder(system.encoder)).licence
+            spent = self.state["extract"].get(system.encoder, {}) if system.stage == "probe" else {}
+            seconds = model["seconds"]
+            rows.append(SystemRow(
+                **about,
+                state="done",
+                chosen=model["chosen"],
+                dim=model["dim"],
+                forwards=spent.get("forwards", 0),
+                forwards_saved=self._saved(spent, merged),
+                extract_seconds=spent.get("seconds", 0.0),
+                device=spent.get("device", ""),
+                fits=model.get("fits", {}).get("fits", 0),
+                probe_seconds=seconds.get("cpu", 0.0) if system.stage == "probe" else 0.0,
+                train_seconds=0.0 if system.stage == "probe" else seconds["all"],
+            ))  # fmt: skip
+        return rows
+
+    def _saved(self, spent: Mapping[str, Any], merged: "ProbeResult | None") -> int:
+        """Passes that were not made, against scripts that embed everything anew for each fold's probe."""
+        if not spent or merged is None:
+            return 0
+        return (merged.document["folds"]["n_splits"] - 1) * spent["forwards"]
+
+    def page(self, steps: Sequence[Step]) -> "StudyPage":
+        from .probe.entries import StudyPage
+        from .probe.published import HOW
+
+        merged = self.merged()
+        published = self.published(merged)
+        return StudyPage(
+            title=self.study.title,
+            about=self.study.about,
+            result=merged,
+            systems=tuple(self.rows()),
+            published=tuple(published),
+            published_source=f"{self.figures['source']}. {HOW}" if published else "",
+            log=tuple((step.kind, step.title, step.state, step.seconds) for step in steps),
+        )
+
+    def _write_report(self, steps: Sequence[Step]) -> None:
+        from .datasets.manifest import write_atomically
+        from .probe.page import write_page
+        from .probe.study_tables import frame, markdown
+
+        page = self.page(steps)
+        maps, contradictions = tuple(self._maps(page.result)), tuple(self._contradictions(page.result))
+        page = replace(page, maps=maps, contradictions=contradictions)
+        html, text, table = self.files
+        write_page(html, page)
+        write_atomically(text, lambda part: part.write_text(markdown(page), "utf-8"))
+        write_atomically(table, lambda part: frame(page).to_csv(part, index=False))
+
+    def _maps(self, merged: "ProbeResult | None") -> "Iterable[EmbeddingMap]":
+        """Maps of the best probed systems' embeddings, over all data sets."""
+        if merged is None:
+            return
+        import numpy as np
+        import pandas as pd
+
+        from .cache.bank import Bank
+        from .datasets.sources import open_source
+        from .datasets.thumbnails import sprite_sheet
+        from .probe.config import parse_features
+        from .probe.entries import EmbeddingMap
+        from .probe.features import load
+        from .probe.projection import project
+
+        stages = {system.name: system.stage for system in self.study.systems}
+        ranked = sorted(merged.document["models"], key=lambda m: -m["criterion"])
+        chosen = list(dict.fromkeys(m["chosen"] for m in ranked if stages[m["features"]] == "probe"))[:MAPS]
+        manifests = {name: m.select(m.table["label"].to_numpy() != "") for name, m in self.data.items()}
+        table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
+        rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
+        positive = merged.document["data"][0]["positive"]
+        tile, columns = 48, 40
+        starts = np.cumsum([0, *(len(m) for m in manifests.values())])
+        sources = {name: open_source(m) for name, m in manifests.items()}
+        names = list(manifests)
+
+        class Joined:
+            def read(self, i: int) -> Any:
+                number = int(np.searchsorted(starts, i, side="right")) - 1
+                return sources[names[number]].read(int(i - starts[number]))
+
+        sprite = sprite_sheet(Joined(), rows.tolist(), tile=tile, columns=columns)
+        shown = table.iloc[rows]
+        bank = Bank(self.where.bank)
+        for features in chosen:
+            source = parse_features(features).sources[0]
+            options = {"encoder": source.encoder, "view": source.view, "tokens": source.tokens, "bank": bank}
+            vectors = np.concatenate([load(m, **options) for m in manifests.values()])
+            points, explained = project(vectors, method="pca")
+            yield EmbeddingMap(
+                title=str(source),
+                method="PCA",
+                explained=explained,
+                points=points[rows],
+                patch_id=shown["patch_id"].tolist(),
+                dataset=shown["dataset"].tolist(),
+                domain=shown["domain"].tolist(),
+                label=(shown["label"] == positive).astype(int).tolist(),
+                total=len(table),
+                sprite=sprite,
+                tile=tile,
+                columns=columns,
+            )
+
+    def _contradictions(self, merged: "ProbeResult | None") -> "Iterable[tuple[Picture, ...]]":
+        """Groups of equal pictures that carry different labels."""
+        if merged is None:
+            return
+        from .datasets.sources import open_source
+        from .datasets.thumbnails import thumbnail
+        from .errors import ImageError
+        from .probe.entries import Picture
+
+        where = {p: (m, i) for m in self.data.values() for i, p in enumerate(m.table["patch_id"])}
+        for leak in merged.document.get("leaks", {}).get("leaks", []):
+            if leak["kind"] != "labels":
+                continue
+            pictures = []
+            for patch_id, _, label in leak["rows"]:
+                manifest, row = where[patch_id]
+                try:
+                    png = thumbnail(open_source(manifest).read(row), 128)
+                except ImageError:
+                    png = b""  # the images need not be on the machine that reports
+                path = str(manifest.table["path"].iat[row])
+                pictures.append(
+                    Picture(patch_id=patch_id, dataset=manifest.header.name, label=label, path=path, png=png)
+                )
+            yield tuple(pictures)
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    empty: dict[str, Any] = {"format": STATE_FORMAT, "version": STATE_VERSION}
+    empty |= {kind: {} for kind in ("extract", "probe", "finetune", "report")}
+    if not file.exists():
+        return empty
+    try:
+        state = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise InvalidRequest(
+            f"{file} is damaged ({error}): delete it; results are then made again"
+        ) from error
+    if state.get("format") != STATE_FORMAT or state.get("version") != STATE_VERSION:
+        raise InvalidRequest(
+            f"{file} is not a state of {STATE_FORMAT}, version {STATE_VERSION}: choose another out"
+        )
+    return empty | state
+
+
+def _clock(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

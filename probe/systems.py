@@ -132,18 +132,12 @@ def _folds_auroc(result: ProbeResult) -> float:
 def _model(name: str, result: ProbeResult, criterion: float) -> dict[str, Any]:
     models = result.document["models"]
     about = next(m for m in models if m["features"] == result.chosen)
-    fits = sum(m.get("fits", {}).get("fits", 0) for m in models)
-    cpu = sum(m.get("seconds", {}).get("cpu", 0.0) for m in models)
-    without = {k: v for k, v in about.items() if k != "path"}  # criteria of the systems are not on one scale
-    return {
-        **without,
-        "features": name,
-        "criterion": criterion,
-        "chosen": result.chosen,
-        "candidates": len(models),
-        "fits": {**about.get("fits", {}), "fits": fits},
-        "seconds": {**about.get("seconds", {}), "cpu": cpu},
-    }
+    found = {k: v for k, v in about.items() if k != "path"}  # criteria of the systems are not on one scale
+    found |= {"features": name, "criterion": criterion, "chosen": result.chosen}
+    if "fits" in about:  # a probe's, over all the feature sets that it chose from
+        found["fits"] = {**about["fits"], "fits": sum(m["fits"]["fits"] for m in models)}
+        found["seconds"] = {**about["seconds"], "cpu": sum(m["seconds"]["cpu"] for m in models)}
+    return found
 
 
 def _compare(

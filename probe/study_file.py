@@ -1,0 +1,159 @@
+"""A study file: which systems are compared, on which data sets, under which settings (TOML)."""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..cache.identity import safe_name
+from ..errors import InvalidRequest
+from .config import ProbeConfig
+
+STAGES = ("probe", "lora", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One row of a study: an encoder and what is done with it.
+
+    name : shown in tables. stage : "probe" (cached embeddings), "lora" or "full" (fine-tuning)
+    encoder : a card's id, "timm:NAME", "hf:ORG/NAME", or a card file beside the study file
+    views, tokens : what a probe may choose from (none: the study's; no tokens at all: the encoder's own)
+    recipe : of the fine-tuning; none: the stage's
+    settings : of the probe, over the study's; or of the recipe
+    precision : of the forward pass; None: as card and device have it
+    published : the system's name in the published figures, where it is not `name`
+    """
+
+    name: str
+    encoder: str
+    stage: str = "probe"
+    views: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    recipe: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    precision: str | None = None
+    published: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study file.
+
+    train, tests : data sets, by the name of a manifest or as a .toml file beside the study file
+    views, tokens : of the probes whose system names none. folds, probe : settings of all, see ProbeConfig
+    published : figures to set beside ours, see probe/published.py. folder : where the study file is
+    """
+
+    name: str
+    title: str
+    train: str
+    about: str = ""
+    tests: tuple[str, ...] = ()
+    views: tuple[str, ...] = ("full",)
+    tokens: tuple[str, ...] = ()
+    folds: str | int = "balanced"
+    probe: Mapping[str, Any] = field(default_factory=dict)
+    published: str = ""
+    systems: tuple[System, ...] = ()
+    folder: Path = Path()
+
+    def of(self, *stages: str) -> list[System]:
+        """The systems of these stages."""
+        return [system for system in self.systems if system.stage in stages]
+
+    def only(self, names: Sequence[str]) -> "Study":
+        """The study with these systems alone; all of them for no names."""
+        known = [system.name for system in self.systems]
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InvalidRequest(f"the study {self.name} has no system {name!r}{hint}")
+        return replace(self, systems=tuple(s for s in self.systems if s.name in names)) if names else self
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Studies that come with patchbank, by name."""
+    folder = Path(str(resources.files(str(__package__).rpartition(".")[0]) / "manifests" / "studies"))
+    files = sorted(folder.glob("*.toml"))
+    return {file.stem: file for file in files if not file.stem.startswith("published")}
+
+
+def load_study(name: str | os.PathLike[str]) -> Study:
+    """Read a study: a TOML file, or the name of one that ships with patchbank (manifests/studies).
+
+    Raises InvalidRequest for an unknown name (with the near one), unknown keys, impossible settings, two
+    systems of one name; all faults in one error.
+    """
+    path, shipped = Path(name), shipped_studies()
+    if path.suffix != ".toml":
+        if str(name) not in shipped:
+            near = difflib.get_close_matches(str(name), shipped, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise InvalidRequest(
+                f"there is no study {str(name)!r}{hint} (FILE.toml, or {', '.join(shipped)})"
+            )
+        path = shipped[str(name)]
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the study {path} cannot be read: {error}") from error
+    faults: list[str] = []
+    systems = []
+    for number, table in enumerate(document.pop("system", []), start=1):
+        where = f"system {number} ({table.get('name', 'without a name')})"
+        values = _known(System, table, where, faults)
+        if table.get("stage", "probe") not in STAGES:
+            faults.append(f"{where}: stage {table['stage']!r} is not one of {', '.join(STAGES)}")
+        if {"name", "encoder"} <= set(values):
+            systems.append(System(**values))
+        else:
+            faults.append(f"{where}: needs a name and an encoder")
+    values = _known(Study, document, "the study", faults, without=("systems", "folder"))
+    for key in ("name", "title", "train"):
+        if key not in values:
+            faults.append(f"{key} is missing")
+    if not systems:
+        faults.append("there is no [[system]]")
+    names = [system.name for system in systems]
+    faults += [f"two systems are called {n!r}" for n in sorted({n for n in names if names.count(n) > 1})]
+    folders: dict[str, str] = {}  # where results go
+    for name in dict.fromkeys(names):
+        other = folders.setdefault(safe_name(name), name)
+        if other != name:
+            faults.append(f"{other!r} and {name!r} differ in punctuation only: results go to folders by name")
+    faults += _faults_of_settings(values.get("probe", {}), systems)
+    if faults:
+        raise InvalidRequest(f"{path}: " + "; ".join(faults))
+    return Study(**values, systems=tuple(systems), folder=path.parent)
+
+
+def _known(
+    kind: type, table: Mapping[str, Any], where: str, faults: list[str], *, without: Sequence[str] = ()
+) -> dict[str, Any]:
+    allowed = {f.name: f.default for f in fields(kind) if f.name not in without}
+    found = {}
+    for key, value in table.items():
+        near = difflib.get_close_matches(key, allowed, n=1)
+        if key not in allowed:
+            faults.append(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+        elif isinstance(allowed[key], tuple) and isinstance(value, str):
+            faults.append(f"{where}: {key} is a list, as [{value!r}]")
+        else:
+            found[key] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[System]) -> Iterable[str]:
+    """What ProbeConfig and parse_views refuse, before anything runs."""
+    for settings in [{}, *(system.settings for system in systems if system.stage == "probe")]:
+        try:
+            ProbeConfig.from_dict({**shared, **settings, "features": ["encoder"]})
+        except InvalidRequest as error:
+            yield str(error)
+            return

@@ -1,0 +1,449 @@
+"""Studies: planned, run, run again, changed, interrupted; with encoders that cost nothing."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from patchbank.cli import patchbank
+from patchbank.datasets.manifest import load_manifest
+from patchbank.datasets.synthetic import generate_manifests
+from patchbank.errors import InvalidRequest
+from patchbank.probe.results import ProbeResult
+from patchbank.probe.study_file import load_study, shipped_studies
+from patchbank.study import Places, Step, StudyResult, plan_study, run_study
+
+PROBE = "[probe]\nC = [1e-4, 1e-2]\nclass_weight = ['balanced']\ninner_folds = 2\nbootstrap = 200\n"
+
+
+def card(name: str, size: int) -> str:
+    """The pixels themselves, made small: an encoder without weights."""
+    return (
+        f'id = "{name}"\nkind = "python"\nmodel = "torch.nn:Flatten"\nrevision = "1"\n'
+        f'dim = {3 * size * size}\ntokens = "pooled"\nprecision = "fp32"\n[transform]\nsize = {size}\n'
+    )
+
+
+def system(name: str, encoder: str, **values: str) -> str:
+    lines = [f'name = "{name}"', f'encoder = "{encoder}"', *(f"{k} = {v}" for k, v in values.items())]
+    return "[[system]]\n" + "\n".join(lines) + "\n"
+
+
+def write_study(folder: Path, systems: Sequence[str], *, tests: str = "[]", probe: str = PROBE) -> Path:
+    train = "data/synthetic-mitoses.toml"
+    head = f'name = "small"\ntitle = "Small"\ntrain = "{train}"\ntests = {tests}\nfolds = 3\n'
+    file = folder / "small.toml"
+    file.write_text("\n".join([head, probe, *systems]))
+    return file
+
+
+FLAT8 = system("Flat 8", "flat8.toml")
+FLAT4 = system("Flat 4", "flat4.toml", views='["full", "center:0.5"]')
+GATED = system("UNI", "uni")
+EXTERNAL = '["data/synthetic-external.toml"]'
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "data"
+    generate_manifests(folder, n=200)
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with data and two cards, and no login to the hub."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    for name in ("HF_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "data").symlink_to(sample)
+    for size in (8, 4):
+        (tmp_path / f"flat{size}.toml").write_text(card(f"flat{size}", size))
+    return tmp_path
+
+
+def run(file: Path, *, lines: list[str] | None = None, **options: object) -> StudyResult:
+    values = {"bank": file.parent / "bank", "out": file.parent / "out", "data": file.parent, **options}
+    where = Places(**values, progress=False)  # type: ignore[arg-type]
+    return run_study(load_study(file), where, say=(lines if lines is not None else []).append)
+
+
+def states(steps: Sequence[Step]) -> dict[tuple[str, str], str]:
+    return {(step.kind, step.title): step.state for step in steps if step.kind != "data"}
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "table.csv").open() as lines:
+        return list(csv.DictReader(lines))
+
+
+# --- the whole way
+
+
+def test_a_study_runs_and_a_second_run_does_nothing(place: Path) -> None:
+    file = write_study(place, [FLAT8, FLAT4, GATED], tests=EXTERNAL)
+    where = Places(data=place, bank=place / "bank", out=place / "out")
+    planned = plan_study(load_study(file), where)
+    assert not (place / "out").exists()
+    assert not (place / "bank").exists()
+    extract = {step.title: step for step in planned if step.kind == "extract"}
+    n = len(load_manifest(place / "data/synthetic-mitoses.toml"))
+    n += len(load_manifest(place / "data/synthetic-external.toml"))
+    assert extract["flat8.toml full"].patches == n == 200
+    assert extract["flat4.toml full center:0.5"].forwards == 2 * n
+    assert extract["flat4.toml full center:0.5"].nbytes == 2 * n * 48 * 2
+    assert extract["uni full"].state == "blocked"
+
+    first = run(file)
+    assert states(first.steps) == {
+        ("extract", "flat8.toml full"): "done",
+        ("extract", "flat4.toml full center:0.5"): "done",
+        ("extract", "uni full"): "blocked",
+        ("probe", "Flat 8"): "done",
+        ("probe", "Flat 4"): "done",
+        ("report", str(place / "out/report.html")): "done",
+    }
+    rows = {row.name: row for row in first.page.systems}
+    assert rows["UNI"].state == "blocked"
+    assert "hf auth login" in rows["UNI"].why
+    assert "huggingface.co/MahmoodLab/uni" in rows["UNI"].why
+    assert rows["Flat 4"].chosen in ("flat4/full/pooled", "flat4/center:0.5/pooled")
+    assert rows["Flat 4"].forwards == 400
+    assert rows["Flat 4"].forwards_saved == 800, "three folds, embedded once"
+    page = (place / "out/report.html").read_text()
+    assert "hf auth login" in page
+    assert "Flat 8" in page
+    assert "hf auth login" in (place / "out/report.md").read_text()
+    table = table_of(place / "out")
+    assert {row["dataset"] for row in table if row["system"] == "Flat 8"} == {
+        "synthetic-mitoses:train",
+        "synthetic-mitoses:test",
+        "synthetic-external",
+    }
+    single = ProbeResult.load(place / "out/probe/Flat-8")
+    auroc = next(r for r in single.leaderboard() if r["dataset"] == "synthetic-external")["metrics"]["auroc"][
+        0
+    ]
+    shown = next(
+        r
+        for r in table
+        if (r["system"], r["dataset"], r["metric"]) == ("Flat 8", "synthetic-external", "auroc")
+    )
+    assert float(shown["value"]) == pytest.approx(auroc)
+
+    stamp = (place / "out/report.html").stat().st_mtime_ns
+    second = run(file)
+    assert second.idle
+    assert set(states(second.steps).values()) == {"cached", "blocked"}
+    assert (place / "out/report.html").stat().st_mtime_ns == stamp
+    planned = plan_study(load_study(file), where)
+    assert {step.state for step in planned} == {"cached", "blocked"}
+
+
+def test_a_changed_grid_probes_again_and_extracts_nothing(place: Path) -> None:
+    run(write_study(place, [FLAT8]))
+    file = write_study(place, [FLAT8], probe=PROBE.replace("1e-2", "1e-2, 1e-1, 1"))
+    found = states(run(file).steps)
+    assert found[("extract", "flat8.toml full")] == "cached"
+    assert found[("probe", "Flat 8")] == "done"
+    assert found[("report", str(place / "out/report.html"))] == "done"
+
+
+def test_a_new_system_leaves_the_others_as_they_are(place: Path) -> None:
+    run(write_study(place, [FLAT8]))
+    results = place / "out/probe/Flat-8/results.json"
+    stamp = results.stat().st_mtime_ns
+    found = states(run(write_study(place, [FLAT8, FLAT4])).steps)
+    assert found[("extract", "flat8.toml full")] == "cached"
+    assert found[("probe", "Flat 8")] == "cached"
+    assert found[("probe", "Flat 4")] == "done"
+    assert results.stat().st_mtime_ns == stamp
+
+
+def test_a_new_data_set_embeds_only_its_patches(place: Path) -> None:
+    run(write_study(place, [FLAT8]))
+    done = run(write_study(place, [FLAT8], tests=EXTERNAL))
+    step = next(step for step in done.steps if step.kind == "extract")
+    external = len(load_manifest(place / "data/synthetic-external.toml"))
+    assert (step.patches, step.cached) == (external, 200 - external)
+    assert next(step for step in done.steps if step.kind == "probe").state == "done"
+
+
+def test_an_encoder_that_was_measured_has_an_estimate(place: Path) -> None:
+    run(write_study(place, [FLAT8]))
+    file = write_study(place, [FLAT8], tests=EXTERNAL)
+    steps = plan_study(load_study(file), Places(data=place, bank=place / "bank", out=place / "out"))
+    step = next(step for step in steps if step.kind == "extract")
+    assert step.seconds is not None
+    assert step.seconds > 0
+    assert "about" in step.line()
+
+
+def test_a_data_set_that_is_not_there_is_named_and_the_rest_runs(place: Path) -> None:
+    file = write_study(place, [FLAT8], tests='["data/synthetic-external.toml", "atnorm-md"]')
+    lines: list[str] = []
+    done = run(file, lines=lines)
+    assert any("datasets build atnorm-md" in line for line in lines)
+    assert done.page.result is not None
+    assert [d["dataset"] for d in done.page.result.document["data"]][-1] == "synthetic-external"
+
+
+def test_a_training_set_that_is_not_there_stops_everything(place: Path) -> None:
+    file = write_study(place, [FLAT8])
+    file.write_text(file.read_text().replace("data/synthetic-mitoses.toml", "ami-br"))
+    with pytest.raises(InvalidRequest, match="datasets build ami-br --root IMAGES"):
+        run(file)
+
+
+def test_nothing_can_run_and_the_page_says_so(place: Path) -> None:
+    done = run(write_study(place, [GATED]))
+    assert done.page.result is None
+    assert "hf auth login" in (place / "out/report.html").read_text()
+    assert "hf auth login" in (place / "out/report.md").read_text()
+
+
+def test_a_step_that_fails_does_not_stop_the_others(place: Path) -> None:
+    """Votes as labels need votes; the other system does without."""
+    bad = system("Bad", "flat8.toml", settings='{ positive = "tumour" }')
+    done = run(write_study(place, [bad, FLAT4]))
+    assert [step.title for step in done.failed] == ["Bad"]
+    assert "tumour" in next(row for row in done.page.systems if row.name == "Bad").why
+    assert next(row for row in done.page.systems if row.name == "Flat 4").state == "done"
+
+
+def test_a_damaged_state_is_refused_by_name(place: Path) -> None:
+    file = write_study(place, [FLAT8])
+    (place / "out").mkdir()
+    (place / "out/state.json").write_text("{")
+    with pytest.raises(InvalidRequest, match=r"state\.json is damaged"):
+        run(file)
+    (place / "out/state.json").write_text('{"format": "patchbank-study", "version": 99}')
+    with pytest.raises(InvalidRequest, match="version 1"):
+        run(file)
+
+
+# --- interrupted
+
+SLOW = """
+import time
+
+import torch
+
+class Slow(torch.nn.Flatten):
+    def forward(self, batch):
+        time.sleep(0.15)
+        return super().forward(batch)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is POSIX")
+def test_kill_9_at_any_moment_and_the_same_command_goes_on(place: Path) -> None:
+    (place / "slow_encoder.py").write_text(SLOW)
+    slow = card("slow", 4).replace("torch.nn:Flatten", "slow_encoder:Slow")
+    (place / "slow.toml").write_text(slow)
+    file = write_study(place, [FLAT8, system("Slow", "slow.toml")], tests=EXTERNAL)
+    command = [sys.executable, "-m", "patchbank", "run", str(file), "--data", str(place)]
+    environment = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+    def start(out: str) -> subprocess.Popen[bytes]:
+        more = ["--bank", str(place / f"{out}-bank"), "-o", str(place / out)]
+        return subprocess.Popen(
+            [*command, *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+
+    calm = start("calm")
+    output, _ = calm.communicate(timeout=120)
+    assert calm.returncode == 0, output.decode()
+    moments = [
+        lambda: any((place / "killed-bank").glob("stores/slow*")),
+        lambda: (place / "killed/probe/Flat-8/results.json").exists(),
+        lambda: (place / "killed/report.html").exists(),
+    ]
+    for moment in moments:
+        process = start("killed")
+        deadline = time.monotonic() + 60
+        while not moment() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert moment(), "the run came so far"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    last = start("killed")
+    output, _ = last.communicate(timeout=120)
+    assert last.returncode == 0, output.decode()
+    assert table_of(place / "killed") == table_of(place / "calm")
+
+
+# --- fine-tuning
+
+TINY = """
+id = "tiny"
+model = "vit_tiny_patch16_224"
+dim = 32
+grid = 16
+prefix = 1
+tokens = "cls"
+precision = "fp32"
+[arguments]
+img_size = 32
+patch_size = 8
+embed_dim = 32
+depth = 2
+num_heads = 2
+num_classes = 0
+[transform]
+size = 32
+"""
+
+
+@pytest.mark.parametrize("mode", ["none", "plan", "all"])
+def test_fine_tuned_systems_run_when_asked_for(place: Path, mode: str) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    (place / "tiny.toml").write_text(TINY)
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+    weights = place / "tiny.safetensors"
+    save_file(timm.create_model("vit_tiny_patch16_224", **shape).state_dict(), weights)
+    settings = "{ epochs = 2, batch_size = 32, bootstrap = 200 }"
+    lora = system("Tiny, LoRA", "tiny.toml", stage='"lora"', settings=settings)
+    file = write_study(place, [system("Tiny", "tiny.toml"), lora])
+    done = run(file, finetune=mode, checkpoints={"tiny.toml": weights})
+    row = next(row for row in done.page.systems if row.name == "Tiny, LoRA")
+    if mode == "none":
+        assert row.state == "blocked"
+        assert "--finetune all" in row.why
+        return
+    assert not done.failed
+    assert row.state == "done", row.why
+    assert row.family == "lora"
+    assert row.train_seconds > 0
+    assert done.page.result is not None
+    scored = {
+        r["features"] for r in done.page.result.leaderboard() if r["dataset"] == "synthetic-mitoses:test"
+    }
+    assert scored == {"Tiny", "Tiny, LoRA"}
+    pairs = {(c["a"], c["b"]) for c in done.page.result.document["comparisons"]}
+    assert {"Tiny", "Tiny, LoRA"} in [set(pair) for pair in pairs]
+    again = run(file, finetune=mode, checkpoints={"tiny.toml": weights})
+    assert again.idle
+    if mode == "plan":
+        plan = place / "out/plan.toml"
+        plan.write_text(plan.read_text().replace("train = true", "train = false"))
+        (place / "out/state.json").unlink()
+        row = next(
+            r
+            for r in run(file, finetune=mode, checkpoints={"tiny.toml": weights}).page.systems
+            if "LoRA" in r.name
+        )
+        assert "the plan says no" in row.why, "an edited plan is followed"
+
+
+# --- the file
+
+
+def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    file.write_text(
+        'name = "bad"\ntittle = "Bad"\ntests = "a"\n[probe]\nprobes = "knn"\n'
+        '[[system]]\nname = "a"\nencoder = "uni"\nstage = "linear"\n'
+        '[[system]]\nname = "a"\nencoder = "uni"\n[[system]]\nname = "b"\n'
+        '[[system]]\nname = "x+y z"\nencoder = "uni"\n[[system]]\nname = "x+y, z"\nencoder = "uni"\n'
+    )
+    with pytest.raises(InvalidRequest) as error:
+        load_study(file)
+    text = str(error.value)
+    for part in (
+        "unknown key 'tittle', did you mean 'title'?",
+        "tests is a list",
+        "train is missing",
+        "stage 'linear' is not one of probe, lora, full",
+        "two systems are called 'a'",
+        "'x+y z' and 'x+y, z' differ in punctuation only",
+        "system 3 (b): needs a name and an encoder",
+        "unknown key 'probes', did you mean 'probe'?",
+        str(file),
+    ):
+        assert part in text, part
+
+
+def test_unknown_studies_and_systems_are_answered_with_the_near_name() -> None:
+    with pytest.raises(InvalidRequest, match="did you mean 'ami-br'"):
+        load_study("ami-bt")
+    with pytest.raises(InvalidRequest, match="did you mean 'Virchow2, LoRA'"):
+        load_study("ami-br").only(["Virchow2, lora"])
+    assert [s.name for s in load_study("ami-br").only(["UNI"]).systems] == ["UNI"]
+
+
+def test_the_shipped_studies_have_every_published_system() -> None:
+    from patchbank.extract.cards import load_card
+    from patchbank.finetune.recipe import load_recipe
+    from patchbank.probe.published import load_published
+
+    assert set(shipped_studies()) == {"ami-br", "ami-br-2025"}
+    entries = load_published("published-2506.21444")["published"]
+    published = {(e["system"], e["family"]) for e in entries}
+    assert len(published) == 17
+    for name in shipped_studies():
+        study = load_study(name)
+        ours = {(s.published or s.name, s.stage) for s in study.systems}
+        assert published <= ours, name
+        for one in study.systems:
+            if (
+                one.encoder != "timm:efficientnetv2_m"
+            ):  # has no weights: the publication began from random ones
+                load_card(one.encoder)
+            if one.stage != "probe":
+                changes = {k: v for k, v in one.settings.items() if k != "bootstrap"}
+                recipe = load_recipe(one.recipe or one.stage, encoder=one.encoder, **changes)
+                assert recipe.method == one.stage
+    paper = load_study("ami-br-2025")
+    assert paper.folds == "paper"
+    assert len(paper.systems) == 17
+    assert paper.systems[4].settings == {"solver": "paper-sgd-1e-3"}
+
+
+def test_the_published_figures_are_those_of_the_reference(shared: Path) -> None:
+    from patchbank.probe.published import load_published
+
+    reference = json.loads((shared / "reference/paper_numbers.json").read_text())
+    families = {"probe": "LP", "lora": "LoRA", "full": "E2E"}
+    sets = {"ami-br": "AMi-Br", "atnorm-br": "AtNorM-Br", "atnorm-md": "AtNorM-MD"}
+    entries = load_published("published-2506.21444")["published"]
+    assert len(entries) == sum(len(v) for v in reference.values())
+    for entry in entries:
+        theirs = reference[f"{families[entry['family']]}/{entry['system']}"][sets[entry["dataset"]]]["main"]
+        folds = theirs["folds_ba_auroc_apNormal"]
+        assert entry["balanced_accuracy"] == [fold[0] for fold in folds]
+        assert entry["auroc"] == [fold[1] for fold in folds]
+
+
+# --- the command
+
+
+def test_the_command_plans_runs_and_prints(place: Path) -> None:
+    file = write_study(place, [FLAT8, GATED])
+    options = [str(file), "--data", str(place), "--bank", str(place / "bank"), "-o", str(place / "out")]
+    planned = CliRunner().invoke(patchbank, ["run", *options, "--dry-run"])
+    assert planned.exit_code == 0, planned.output
+    assert re.search(r"to do +extract +flat8\.toml full: 0 cached, \d+ patches to embed", planned.output)
+    assert "blocked  extract   uni" in planned.output
+    as_json = CliRunner().invoke(patchbank, ["run", *options, "--dry-run", "--json"])
+    assert {s["kind"] for s in json.loads(as_json.stdout)["steps"]} == {"data", "extract", "probe", "report"}
+    done = CliRunner().invoke(patchbank, ["run", *options])
+    assert done.exit_code == 0, done.output
+    assert "Flat 8" in done.output
+    assert f"Wrote {place}/out/report.html" in done.output
+    again = CliRunner().invoke(patchbank, ["run", *options, "--json"])
+    assert {row["state"] for row in json.loads(again.stdout)["results"]} == {"done", "blocked"}
+    assert "Nothing was left to do" in CliRunner().invoke(patchbank, ["run", *options]).output
+    bad = CliRunner().invoke(patchbank, ["run", *options, "--checkpoint", "uni"])
+    assert bad.exit_code == 2
+    assert "is not ENCODER=FILE" in bad.output
