@@ -16,6 +16,7 @@ from .errors import PatchbankError
 # command -> (module, attribute); the modules import click alone at their top (held by tests/test_cli.py)
 COMMANDS = {
     "quickstart": (".cli", "quickstart_command"),
+    "run": (".cli", "run_command"),
     "doctor": (".extract.cli", "doctor_command"),
     "datasets": (".datasets.cli", "datasets_group"),
     "encoders": (".extract.cli", "encoders_group"),
@@ -109,6 +110,102 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     )
     click.echo(f"Embeddings  {out}/bank         (`patchbank cache ls --bank {out}/bank`)")
     click.echo(f"Results     {out}/results      (`patchbank probe report {out}/results -o report.html`)")
+
+
+@click.command("run")
+@click.argument("study")
+@click.option(
+    "--data",
+    default=".",
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder with NAME.toml of every data set (`patchbank datasets build`).",
+)
+@click.option(
+    "--bank", default="bank", show_default=True, type=click.Path(path_type=Path), help="Folder of embeddings."
+)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of results [default: NAME]."
+)
+@click.option(
+    "--weights-dir",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of weights, for machines without a network.",
+)
+@click.option("--checkpoint", "checkpoints", multiple=True, help="ENCODER=FILE of weights; may be repeated.")
+@click.option("--only", multiple=True, help="System to run, by name; may be repeated (default: all).")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--finetune",
+    type=click.Choice(["none", "plan", "all"]),
+    default="none",
+    show_default=True,
+    help="Train the LoRA and end-to-end systems: those that the plan chooses, or all.",
+)
+@click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print steps and results as JSON.")
+def run_command(
+    study: str,
+    out: Path | None,
+    checkpoints: tuple[str, ...],
+    only: tuple[str, ...],
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Run a whole study: extract -> probe -> (plan -> fine-tune) -> report, for every system it names.
+
+    STUDY is a TOML file, or the name of one that comes with patchbank (ami-br, ami-br-2025). What is cached
+    is not done again: a second run does nothing, a changed grid extracts nothing. Ctrl-C or a crash at any
+    moment, and the same command goes on. A system whose weights are not to be had is a row that says so.
+
+    \b
+    Examples:
+      patchbank run ami-br --dry-run
+      patchbank run ami-br
+      patchbank run ami-br-2025 --weights-dir /mnt/weights --finetune plan
+      patchbank run mine.toml --only "UNI" --checkpoint uni=uni.bin -o results
+    """
+    from .probe.study_file import load_study
+    from .probe.study_tables import frame, table
+    from .study import Places, plan_study, run_study
+
+    wanted = load_study(study).only(only)
+    named = {}
+    for text in checkpoints:
+        encoder, equals, file = text.rpartition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not ENCODER=FILE", param_hint="--checkpoint")
+        named[encoder] = Path(file)
+    where = Places(out=out or Path(wanted.name), checkpoints=named, progress=not as_json, **options)
+    say = (lambda text: click.echo(text, err=True)) if as_json else click.echo
+    steps = plan_study(wanted, where)
+    if dry_run:
+        if as_json:
+            click.echo(json.dumps({"steps": [step.to_json() for step in steps]}))
+            return
+        for step in steps:
+            click.echo(step.line())
+        return
+    done = run_study(wanted, where, say=say)
+    if as_json:
+        records = json.loads(frame(done.page).to_json(orient="records"))
+        shown = {
+            "seconds": done.seconds,
+            "steps": [step.to_json() for step in done.steps],
+            "results": records,
+        }
+        click.echo(json.dumps(shown))
+    else:
+        from rich.console import Console
+
+        Console().print(table(done.page))
+        click.echo(f"{'Nothing was left to do' if done.idle else 'Done'} in {done.seconds:.1f} s.")
+        if done.page.result is not None:
+            click.echo(f"Wrote {', '.join(map(str, done.files))}.")
+    if done.failed:
+        raise click.exceptions.Exit(1)
 
 
 def main(args: list[str] | None = None) -> None:

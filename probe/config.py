@@ -19,7 +19,7 @@ C_GRID: tuple[float, ...] = tuple(10.0 ** (-6 + 7 * i / 39) for i in range(40))
 
 PROBES = ("logistic", "knn", "centroid", "ridge", "svm", "mlp")
 PROBABILISTIC = ("logistic", "mlp")  # their scores are logits
-SOLVERS = ("exact", "paper-sgd", "thunder", "eva")
+SOLVERS = ("exact", "paper-sgd", "paper-sgd-1e-3", "thunder", "eva")
 PREPROCESSING = ("standardize", "l2", "whiten", "none")
 CLASS_WEIGHTS = ("balanced", "none", "votes")
 SELECTION = ("log_loss", "auroc", "balanced_accuracy")

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,12 @@ from .fitting import Part, Setting, fit_parts
 from .rivals import fit_eva, fit_paper_sgd, fit_thunder
 from .selection import best, criterion
 
-RECIPES = {"paper-sgd": fit_paper_sgd, "thunder": fit_thunder, "eva": fit_eva}
+RECIPES = {
+    "paper-sgd": fit_paper_sgd,
+    "paper-sgd-1e-3": partial(fit_paper_sgd, lr=1e-3, weight_decay=1e-4),  # of one encoder, Prov-GigaPath
+    "thunder": fit_thunder,
+    "eva": fit_eva,
+}
 
 
 @dataclass(frozen=True)

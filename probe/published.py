@@ -13,8 +13,8 @@ from scipy import stats
 from scipy.special import logit
 
 from ..errors import InvalidRequest
+from .entries import PublishedRow
 from .intervals import holm
-from .page import PublishedRow
 from .results import ProbeResult
 
 COMPARED = ("balanced_accuracy", "auroc")
@@ -24,9 +24,9 @@ HOW = (
     "Published: the mean over the models of the folds, whose single values are the dots. Ours: the same mean "
     "where the system follows the published protocol, else what the system reports. The publication has no "
     "predictions, so the difference cannot be paired: its standard error is that of two independent test "
-    "sets, sqrt(s² (1 + p(1-p) / q(1-q)) + (d² + e²) / K), with s the cluster standard error of ours, q ours, "
-    "p the published value, d and e the deviations between the K models of each; Student's t, Holm over the "
-    "rows of one metric. Both were measured on the same patches, which makes the true error smaller: a "
+    "sets, sqrt(s² (1 + p(1-p) / q(1-q)) + (d² + e²) / K), with s the cluster standard error of ours, q our "
+    "value, p the published one, d and e the deviations between the K models of each; Student's t, Holm over "
+    "the rows of one metric. Both were measured on the same patches, which makes the true error smaller: a "
     "difference called distinguishable is so, one that is not called so may be."
 )
 
@@ -40,7 +40,7 @@ def load_published(name: str) -> dict[str, Any]:
     path = Path(name)
     if path.suffix != ".toml":
         path = Path(
-            str(resources.files(__package__.rpartition(".")[0]) / "manifests/studies" / f"{name}.toml")
+            str(resources.files(str(__package__).rpartition(".")[0]) / "manifests/studies" / f"{name}.toml")
         )
     try:
         document = tomllib.loads(path.read_text("utf-8"))

@@ -1,0 +1,114 @@
+"""The tables of a study, from what its page is told: for a terminal, as Markdown, as CSV."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from .entries import StudyPage
+from .report import markdown_report
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SHOWN = ("balanced_accuracy", "auroc")
+
+
+def frame(page: StudyPage) -> pd.DataFrame:
+    """One row a system x evaluation set x metric, with the published figure where there is one; one row for a
+    system without results, saying why."""
+    beside = {(p.system, p.dataset, p.metric): p for p in page.published}
+    records: list[dict[str, Any]] = []
+    for row in page.systems:
+        about = {"system": row.name, "family": row.family, "encoder": row.encoder, "state": row.state}
+        mine = [record for record in _board(page) if record["features"] == row.name]
+        if not mine:
+            records.append({**about, "why": row.why})
+        for record in mine:
+            for metric, (value, low, high) in record["metrics"].items():
+                one: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record["dataset"]}
+                one |= {"metric": metric, "value": value, "low": low, "high": high}
+                there = beside.get((row.name, record["dataset"], metric))
+                if there is not None:
+                    one |= {"published": there.published, "compared": there.role}
+                    one |= {"difference": there.difference, "difference_low": there.low}
+                    one |= {"difference_high": there.high, "p_holm": there.p_holm, "verdict": there.verdict}
+                records.append(one)
+    return pd.DataFrame(records)
+
+
+def table(page: StudyPage) -> "Table":
+    """The systems for a terminal: balanced accuracy, below it AUROC, on each evaluation set."""
+    from rich.table import Table
+
+    shown = Table(title=page.title, show_lines=True)
+    for head in ("system", "chosen on the folds"):
+        shown.add_column(head)
+    for dataset in _sets(page):
+        shown.add_column(dataset, justify="right")
+    for name, chosen, cells in _rows(page, "\n"):
+        shown.add_row(name, chosen, *cells)
+    for row in page.systems:
+        if row.state != "done":
+            shown.add_row(row.name, row.why.splitlines()[0], *("-" for _ in _sets(page)))
+    shown.caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
+    return shown
+
+
+def markdown(page: StudyPage) -> str:
+    """Systems, what is missing, published figures, and then the details of the merged result."""
+    out = [f"# {page.title}", page.about]
+    rows = _rows(page, " / ")
+    if rows:
+        lines = [[name, chosen, *cells] for name, chosen, cells in rows]
+        out += ["Balanced accuracy / AUROC, with intervals over whole groups."]
+        out += [_table(["system", "chosen on the folds", *_sets(page)], lines)]
+    absent = [row for row in page.systems if row.state != "done"]
+    if absent:
+        out += ["## Not run", "\n".join(f"* {row.name}: {' '.join(row.why.split())}" for row in absent)]
+    if page.published:
+        lines = [
+            (
+                *(p.system, p.dataset, p.metric.replace("_", " "), f"{with_interval(p.ours)} ({p.role})"),
+                *(f"{p.published:.3f}", f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]", p.verdict),
+            )
+            for p in page.published
+        ]
+        heads = ["system", "set", "metric", "ours", "published", "difference", "verdict"]
+        out += ["## Beside published figures", _table(heads, lines), page.published_source]
+    if page.result is not None:
+        out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
+    return "\n\n".join(part for part in out if part) + "\n"
+
+
+def with_interval(values: Sequence[float | None]) -> str:
+    """[value, low, high] as "0.693 [0.638, 0.743]"."""
+    value, low, high = values
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _board(page: StudyPage) -> list[dict[str, Any]]:
+    return [] if page.result is None else page.result.leaderboard()
+
+
+def _sets(page: StudyPage) -> list[str]:
+    return list(dict.fromkeys(record["dataset"] for record in _board(page)))
+
+
+def _rows(page: StudyPage, between: str) -> list[tuple[str, str, list[str]]]:
+    """Finished systems: name, what the folds chose, a cell for each set."""
+    found = {(record["features"], record["dataset"]): record["metrics"] for record in _board(page)}
+    rows = []
+    for row in page.systems:
+        if row.state == "done":
+            every = [found.get((row.name, dataset)) for dataset in _sets(page)]
+            cells = ["-" if m is None else between.join(with_interval(m[s]) for s in SHOWN) for m in every]
+            rows.append((row.name, row.chosen, cells))
+    return rows
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
