@@ -143,7 +143,15 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     help="Train the LoRA and end-to-end systems: those that the plan chooses, or all.",
 )
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
-@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
+@click.option(
+    "--dry-run", is_flag=True, help="Print the plan (what is cached, what it takes) and do nothing."
+)
+@click.option(
+    "--measure/--no-measure",
+    default=True,
+    show_default=True,
+    help="With --dry-run: time a forward pass of encoders that were not run yet.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print steps and results as JSON.")
 def run_command(
     study: str,
@@ -151,6 +159,7 @@ def run_command(
     checkpoints: tuple[str, ...],
     only: tuple[str, ...],
     dry_run: bool,
+    measure: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -180,8 +189,8 @@ def run_command(
         named[encoder] = Path(file)
     where = Places(out=out or Path(wanted.name), checkpoints=named, progress=not as_json, **options)
     say = (lambda text: click.echo(text, err=True)) if as_json else click.echo
-    steps = plan_study(wanted, where)
     if dry_run:
+        steps = plan_study(wanted, where, measure=measure)
         if as_json:
             click.echo(json.dumps({"steps": [step.to_json() for step in steps]}))
             return

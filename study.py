@@ -102,7 +102,7 @@ class Step:
     state : "cached" (nothing to do), "to do", "blocked" (`why` says how to mend it); after a run also "done"
         and "failed"
     patches, cached : to embed, and embedded already; forwards : passes that it takes, nbytes : of disk
-    seconds : estimated from what this study measured before, None where it has not; after a run, what it took
+    seconds : estimated from what was measured, None where nothing was; after a run, what it took
     """
 
     kind: str
@@ -158,13 +158,15 @@ class StudyResult:
         return not any(step.state in ("done", "failed") for step in self.steps)
 
 
-def plan_study(study: Study, where: Places) -> list[Step]:
-    """Everything that the study needs, in order, and its state. Loads no model and writes nothing.
+def plan_study(study: Study, where: Places, *, measure: bool = False) -> list[Step]:
+    """Everything that the study needs, in order, and its state. Writes nothing.
 
+    measure : time a forward pass of each encoder that this study has not measured yet (random weights), so
+        that every extraction has an estimate; else no model is loaded
     Raises InvalidRequest where the training data set has no manifest: then nothing can run.
     """
     work = _Work(study, where)
-    steps = work.data_steps() + work.extract_steps()
+    steps = work.data_steps() + work.extract_steps(measure=measure)
     steps += work.probe_steps() + work.finetune_steps()
     return [*steps, work.report_step(steps)]
 
@@ -272,13 +274,20 @@ class _Work:
 
     # --- extract
 
-    def extract_steps(self) -> list[Step]:
+    def extract_steps(self, *, measure: bool = False) -> list[Step]:
         """One step an encoder, precision and list of token policies, for the views of all its systems."""
         groups: dict[tuple[str, str | None, tuple[str, ...]], list[System]] = {}
         for system in self.study.of("probe"):
             tokens = system.tokens or self.study.tokens
             groups.setdefault((system.encoder, system.precision, tokens), []).append(system)
-        return [self._extract_step(key, systems) for key, systems in groups.items()]
+        steps = [self._extract_step(key, systems) for key, systems in groups.items()]
+        for (encoder, precision, _), step in zip(groups, steps, strict=True):
+            if measure and step.state == "to do" and step.seconds is None:
+                from .extract.check import forward_seconds
+
+                one = forward_seconds(self._encoder(encoder), device=self.where.device, precision=precision)
+                step.seconds = step.forwards * one
+        return steps
 
     def _encoder(self, name: str) -> str:
         return str(self.study.folder / name) if name.endswith(".toml") else name

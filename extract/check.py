@@ -12,6 +12,28 @@ from .cards import load_card
 from .encoders import build_encoder
 from .listing import policies_of
 
+SPEED_BATCH_CPU, SPEED_BATCH = 8, 64
+
+
+def forward_seconds(encoder: str, *, device: str = "auto", precision: str | None = None) -> float:
+    """Seconds that one patch takes in a forward pass here: what a plan multiplies, measured in seconds.
+
+    Random weights, which take the same time; one small batch to warm up, then the faster of two. Decoding and
+    writing come on top, and run beside it.
+    Raises what `build_encoder` raises.
+    """
+    built = build_encoder(load_card(encoder), device=device, precision=precision, random_weights=True)
+    size = SPEED_BATCH_CPU if built.device.type == "cpu" else SPEED_BATCH
+    picture = np.zeros((32, 32, 3), np.uint8)
+    batch = torch.stack([built.transform(picture)] * size)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        for vectors in built.embed(batch).values():
+            vectors.cpu()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:]) / size
+
 
 def check_encoder(
     encoder: str,

@@ -187,6 +187,18 @@ def test_an_encoder_that_was_measured_has_an_estimate(place: Path) -> None:
     assert "about" in step.line()
 
 
+def test_an_encoder_that_was_not_is_measured_for_the_plan(place: Path) -> None:
+    file = write_study(place, [FLAT8, GATED])
+    where = Places(data=place, bank=place / "bank", out=place / "out")
+    plain, measured = plan_study(load_study(file), where), plan_study(load_study(file), where, measure=True)
+    assert [s.seconds for s in plain if s.kind == "extract"] == [None, None]
+    seconds = [s.seconds for s in measured if s.kind == "extract"]
+    assert seconds[0] is not None
+    assert seconds[0] > 0
+    assert seconds[1] is None, "nothing is measured for what cannot run"
+    assert not (place / "bank").exists()
+
+
 def test_a_data_set_that_is_not_there_is_named_and_the_rest_runs(place: Path) -> None:
     file = write_study(place, [FLAT8], tests='["data/synthetic-external.toml", "atnorm-md"]')
     lines: list[str] = []
