@@ -107,7 +107,26 @@ class Board:
     def answers(self) -> str:
         """One sentence for each held-out set, for each metric."""
         out = [f"<p>{each_metric(lambda m, s=s: self._answer(s, m), tag='span')}</p>" for s in self.held_out]
+        if len(out) and self.view and len(self.view.names) > 1:
+            out.append(f"<p>{each_metric(self._chosen, tag='span')}</p>")
         return "".join(out)
+
+    def _chosen(self, metric: str) -> str:
+        """What an honest choice, made before any of these sets was looked at, comes to."""
+        assert self.view
+        found = [self.records.get((s, self.view.chosen)) for s in self.held_out]
+        values = [
+            f"{interval(r['metrics'][metric])} on {r['dataset']}"
+            for r in found
+            if r and r["metrics"][metric][0] is not None
+        ]
+        if not values:
+            return ""
+        text = f"{TITLES[metric]} {' and '.join(values)}"
+        return (
+            f"The highest of many is partly luck. Chosen on the training set's folds, before these sets were "
+            f"scored: <b>{escape(self.view.chosen)}</b> ★, {escape(text)}."
+        )
 
     def _answer(self, dataset: str, metric: str) -> str:
         assert self.view
@@ -116,7 +135,7 @@ class Board:
             return ""
         best = standing.best
         name, value = f"<b>{escape(best['features'])}</b>", escape(interval(best["metrics"][metric]))
-        where, title = f"On <b>{escape(dataset)}</b>", TITLES[metric]
+        where, title = f"On <b>{escape(dataset)}</b>,", TITLES[metric]
         n_apart, n_near, others = len(standing.apart), len(standing.near), standing.others
         if not others:
             return f"{where} the one finished system, {name}, has {title} {value}."
@@ -144,7 +163,7 @@ class Board:
 
     def leaderboard(self) -> str:
         """Every system a row, every evaluation set a column."""
-        heads = [_sort_head("System", "text"), _sort_head("Kind", "text")]
+        heads = [_sort_head("system", "text"), _sort_head("kind", "text")]
         for i, s in enumerate(self.sets):
             record = next(r for (dataset, _), r in self.records.items() if dataset == s)
             share = f"{record['n_positive'] / record['n']:.0%}"
@@ -175,7 +194,7 @@ class Board:
         return (
             f'<tr data-family="{escape(system.family)}" data-state="done"><th scope="row">'
             f"{escape(system.name)}{star}{_small(about)}</th>"
-            f'<td data-head="Kind">{escape(family)}</td>{cells}</tr>'
+            f'<td data-head="kind">{escape(family)}</td>{cells}</tr>'
         )
 
     def _cell(self, dataset: str, name: str) -> str:
@@ -201,10 +220,15 @@ class Board:
     def _blocked_row(self, system: SystemRow) -> str:
         family = FAMILIES.get(system.family, system.family)
         about = _small([system.encoder if system.encoder != system.name else "", system.licence])
-        why = prose(system.why or "It has not run yet.")
+        lines = (system.why or "It has not run yet.").strip().splitlines()
+        first = 1 + next((i for i, line in enumerate(lines) if not line.rstrip().endswith(":")), 0)
+        why = prose("\n".join(lines[:first]))
+        if lines[first:]:
+            rest = prose("\n".join(lines[first:]))
+            why += f"<details><summary>More ways to get it</summary>{rest}</details>"
         return (
             f'<tr class="blocked" data-family="{escape(system.family)}" data-state="blocked">'
-            f'<th scope="row">{escape(system.name)}{about}</th><td data-head="Kind">{escape(family)}</td>'
+            f'<th scope="row">{escape(system.name)}{about}</th><td data-head="kind">{escape(family)}</td>'
             f'<td class="why" colspan="{max(len(self.sets), 1)}"><b>Not run.</b> {why}</td></tr>'
         )
 
@@ -298,9 +322,9 @@ class Board:
                     rows.append(
                         f'<tr data-system="{escape(name)}" data-domain="{escape(domain)}"{hidden}>'
                         f'<th scope="row" class="system">{escape(name)}</th>'
-                        f'<td data-head="Domain">{escape(domain)}</td>'
-                        f'<td data-head="Set">{escape(dataset)}</td>'
-                        f'<td data-head="Patches" class="n">{r["n"]:,}</td>'
+                        f'<th scope="row" class="domain">{escape(domain)}</th>'
+                        f'<td data-head="set">{escape(dataset)}</td>'
+                        f'<td data-head="patches" class="n">{r["n"]:,}</td>'
                         f'<td data-head="{escape(view.positive)}" class="n">{r["n_positive"]:,}</td>'
                         f'<td class="bars">{each_metric(cell)}</td></tr>'
                     )
@@ -311,9 +335,10 @@ class Board:
             f'<option value="">all systems</option>{systems}</select></label>'
             f'<label>Domain <select id="by-domain">{of}</select></label>'
             f'<span class="count" role="status" id="domain-count">{len(places)} rows</span></div>'
-            '<div class="scroll"><table class="board stack" id="domain-board"><thead><tr><th>System</th>'
-            f'<th>Domain</th><th>Set</th><th class="n">Patches</th><th class="n">{escape(view.positive)}</th>'
-            f"<th>{each_metric(lambda m: METRIC_NAMES[m], tag='span')}</th></tr></thead>"
+            '<div class="scroll"><table class="board stack" id="domain-board"><thead><tr>'
+            '<th class="system">system</th><th class="domain">domain</th><th>set</th>'
+            f'<th class="n">patches</th><th class="n">{escape(view.positive)}</th>'
+            f"<th>{each_metric(lambda m: TITLES[m], tag='span')}</th></tr></thead>"
             f"<tbody>{''.join(rows)}</tbody></table></div>"
         )
 
@@ -329,8 +354,8 @@ def published_table(rows: Sequence[PublishedRow]) -> str:
         body = "".join(_published_row(r, scale, (-reach, reach)) for r in mine)
         out.append(
             f'<h3>{escape(dataset)}</h3><div class="scroll"><table class="board stack published"><thead><tr>'
-            '<th>System</th><th>Ours</th><th>Published</th><th aria-hidden="true"></th>'
-            "<th>Ours - published</th><th>p (Holm)</th><th>Verdict</th></tr></thead>"
+            '<th>system</th><th>ours</th><th>published</th><th aria-hidden="true"></th>'
+            "<th>ours - published</th><th>p (Holm)</th><th>verdict</th></tr></thead>"
             f"<tbody>{body}</tbody></table></div>"
         )
     return "".join(out)
@@ -346,23 +371,23 @@ def _published_row(r: PublishedRow, scale: tuple[float, float], about_zero: tupl
     text = f"<b>{r.difference:+.3f}</b> <small>[{r.low:+.3f}, {r.high:+.3f}]</small>"
     return (
         f'<tr class="m {escape(r.metric)}"><th scope="row">{escape(r.system)}{_small([r.role])}</th>'
-        f'<td data-head="Ours">{interval_html(r.ours)}</td>'
-        f'<td data-head="Published"><b>{r.published:.3f}</b> <small>{folds}</small></td>'
+        f'<td data-head="ours">{interval_html(r.ours)}</td>'
+        f'<td data-head="published"><b>{r.published:.3f}</b><small>{folds}</small></td>'
         f'<td class="bars">{whisker(r.ours, scale, chance=0.5, marks=dots)}</td>'
-        f'<td data-head="Ours - published">{text}{bar}</td>'
+        f'<td data-head="ours - published">{text}{bar}</td>'
         f'<td data-head="p (Holm)">{p_value(r.p_holm)}</td>'
-        f'<td data-head="Verdict"{" class=said" if r.verdict in ("higher", "lower") else ""}>'
+        f'<td data-head="verdict"{" class=said" if r.verdict in ("higher", "lower") else ""}>'
         f"{escape(words)}</td></tr>"
     )
 
 
 COSTS: tuple[tuple[str, Callable[[SystemRow], float], str], ...] = (
-    ("Forward passes", lambda s: s.forwards, "{:,.0f}"),
-    ("Saved by the cache", lambda s: s.forwards_saved, "{:,.0f}"),
-    ("Extraction, s", lambda s: s.extract_seconds, "{:,.1f}"),
-    ("Training, s", lambda s: s.train_seconds, "{:,.1f}"),
-    ("Probe fits", lambda s: s.fits, "{:,.0f}"),
-    ("Probe, CPU s", lambda s: s.probe_seconds, "{:,.1f}"),
+    ("forward passes", lambda s: s.forwards, "{:,.0f}"),
+    ("saved by the cache", lambda s: s.forwards_saved, "{:,.0f}"),
+    ("extraction, s", lambda s: s.extract_seconds, "{:,.1f}"),
+    ("training, s", lambda s: s.train_seconds, "{:,.1f}"),
+    ("probe fits", lambda s: s.fits, "{:,.0f}"),
+    ("probe, CPU s", lambda s: s.probe_seconds, "{:,.1f}"),
 )
 
 
@@ -382,7 +407,7 @@ def cost_table(systems: Iterable[SystemRow]) -> str:
         rows.append(f'<tr><th scope="row">{escape(s.name)}{_small([s.device])}</th>{cells}</tr>')
     total = "".join(f'<td data-head="{h}">{form.format(sum(map(of, done)))}</td>' for h, of, form in COSTS)
     return (
-        '<div class="scroll"><table class="board stack costs"><thead><tr><th>System</th>'
+        '<div class="scroll"><table class="board stack costs"><thead><tr><th>system</th>'
         f"{''.join(f'<th>{head}</th>' for head, _, _ in COSTS)}</tr></thead><tbody>{''.join(rows)}</tbody>"
         f'<tfoot><tr><th scope="row">all</th>{total}</tr></tfoot></table></div>'
     )

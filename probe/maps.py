@@ -33,16 +33,19 @@ def maps_html(maps: Sequence[EmbeddingMap], *, positive: str) -> str:
         f'<p class="caption" data-map="{i}"{" hidden" if i else ""}>{escape(caption(one))}</p>'
         for i, one in enumerate(maps)
     )
+    keys = (
+        "Point, touch, or use the keys: ← → go through the points from left to right, ↑ ↓ from bottom to "
+        "top, Home and End to the ends, Esc closes. A click on an entry of the legend shows it alone."
+    )
     return (
         f'<div class="controls js">{pick}<span class="colours" role="group" aria-label="Colour">{colours}'
-        f'</span></div><div id="legend" class="legend js"></div>{captions}'
-        '<div id="map" class="js" tabindex="0" role="application" aria-label="Map of patches" '
-        'aria-describedby="map-help"><canvas></canvas><div id="tip" hidden><canvas width="96" height="96">'
-        '</canvas><div></div></div></div><p id="map-help" class="js"><small>Point, touch, or use the keys: '
-        "← → go through the points from left to right, ↑ ↓ from bottom to top, Home and End to the ends, "
-        "Esc closes. A click on an entry of the legend shows it alone.</small></p>"
-        '<p id="map-live" class="unseen" '
-        'role="status" aria-live="polite"></p><noscript><p>The maps are drawn by JavaScript.</p></noscript>'
+        '</span></div><div class="maps"><div id="map" class="js" tabindex="0" role="application" '
+        'aria-label="Map of patches" aria-describedby="map-help"><canvas></canvas><div id="tip" hidden>'
+        '<canvas width="96" height="96"></canvas><div></div></div></div>'
+        f'<div class="aside"><div id="legend" class="legend js"></div>{captions}'
+        f'<p id="map-help" class="js"><small>{keys}</small></p></div></div>'
+        '<p id="map-live" class="unseen" role="status" aria-live="polite"></p>'
+        "<noscript><p>The maps are drawn by JavaScript.</p></noscript>"
         f"{images}{json_script('map-data', data)}"
     )
 

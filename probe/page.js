@@ -83,6 +83,8 @@ if (domains) {
       row.hidden = !((!system.value || row.dataset.system === system.value)
         && (!domain.value || row.dataset.domain === domain.value));
     });
+    domains.classList.toggle("one-system", Boolean(system.value));
+    domains.classList.toggle("one-domain", Boolean(domain.value));
     by("domain-count").textContent = `${rows.filter((row) => !row.hidden).length} rows`;
   };
   system.addEventListener("change", show);
@@ -124,7 +126,7 @@ if (data && frame) {
     const scale = Math.min((size[0] - 2 * PAD) / mx, (size[1] - 2 * PAD) / my); // one scale: distances stay true
     const left = (size[0] - mx * scale) / 2, bottom = (size[1] + my * scale) / 2;
     places = map.x.map((x, i) => [left + x * scale, bottom - map.y[i] * scale]);
-    const colours = shades(), radius = places.length > 600 ? 2.8 : 4, of = rows[colour];
+    const colours = shades(), radius = (places.length > 600 ? 2.8 : 4) * (size[0] < 500 ? .75 : 1), of = rows[colour];
     const first = places.map((_, i) => i).sort((a, b) => (of[a] === alone) - (of[b] === alone) || rows.label[a] - rows.label[b]);
     pen.clearRect(0, 0, ...size);
     for (const i of first) {

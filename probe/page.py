@@ -71,8 +71,8 @@ def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tupl
         found += [
             ("across", "Across data sets", _across(view, board)),
             ("domains", "Domains", _domains(view, board)),
-            ("curves", "Curves and calibration", view.curves()),
-            ("thresholds", "Threshold and calibration", view.thresholds()),
+            ("curves", "Curves", view.curves()),
+            ("thresholds", "Thresholds and calibration", view.thresholds()),
             ("differences", "Paired differences", view.differences()),
             ("experts", "Agreement of the experts", view.votes()),
         ]
@@ -105,7 +105,7 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
         f'</label><label>Kind <select id="family"><option value="">all</option>{kinds}</select></label>'
         '<label>State <select id="state"><option value="">all</option><option value="done">finished</option>'
         '<option value="blocked">not run</option></select></label><label class="narrow">Sort by '
-        f'<select id="order"><option value="0">System</option><option value="1">Kind</option>{orders}'
+        f'<select id="order"><option value="0">system</option><option value="1">kind</option>{orders}'
         '</select></label><span class="count" role="status" id="count"></span></div>'
     )
     out: list[Any] = []

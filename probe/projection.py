@@ -38,6 +38,8 @@ def _pca(vectors: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
 
     n, dim = vectors.shape
     count = min(2, n, dim)
+    if (vectors == vectors[0]).all():  # shares of no variance
+        return np.zeros((n, 2), np.float32), (0.0, 0.0)
     found = PCA(n_components=count, svd_solver="full").fit(vectors.astype(np.float64))
     axes = np.zeros((2, dim))
     axes[:count] = found.components_
@@ -46,7 +48,7 @@ def _pca(vectors: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
     signs = np.where(axes[np.arange(2), largest] < 0, -1.0, 1.0)
     points = (vectors - found.mean_) @ (axes * signs[:, None]).T
     shares = np.zeros(2)
-    shares[:count] = np.nan_to_num(found.explained_variance_ratio_)  # equal vectors: 0 of 0
+    shares[:count] = found.explained_variance_ratio_
     return points.astype(np.float32), (float(shares[0]), float(shares[1]))
 
 
