@@ -22,6 +22,7 @@ from .sections import Sections
 FAMILIES = {"probe": "probe", "lora": "LoRA", "full": "end to end"}
 METRIC_NAMES = {name: text[:1].upper() + text[1:] for name, text in TITLES.items()}
 TRAIN_ROLES = ("oof", "validation")
+RANKED = 4  # systems from which on a rank correlation says something
 
 
 def metric_buttons() -> str:
@@ -124,8 +125,8 @@ class Board:
             return ""
         text = f"{TITLES[metric]} {' and '.join(values)}"
         return (
-            f"The highest of many is partly luck. Chosen on the training set's folds, before these sets were "
-            f"scored: <b>{escape(self.view.chosen)}</b> ★, {escape(text)}."
+            "The highest of several is partly luck. Chosen on the training set's folds, before these sets "
+            f"were scored: <b>{escape(self.view.chosen)}</b> ★, {escape(text)}."
         )
 
     def _answer(self, dataset: str, metric: str) -> str:
@@ -265,7 +266,7 @@ class Board:
 
         def cell(s: str) -> str:
             names = [n for n in order if (s, n) in self.records and (train, n) in self.records]
-            if s == train or len(names) < 4:
+            if s == train or len(names) < RANKED:
                 return "<td></td>"
 
             def shown(metric: str) -> str:

@@ -118,7 +118,7 @@ def content(parts: Sequence[Any]) -> str:
 
 def marked(text: str) -> str:
     """**bold** of Markdown as HTML."""
-    pieces = escape(text).split("**")
+    pieces = escape(text).replace(" %", "\u00a0%").split("**")
     return "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..datasets.manifest import write_atomically
-from .board import FAMILIES, Board, cost_table, metric_buttons, prose, published_table
+from .board import FAMILIES, RANKED, Board, cost_table, metric_buttons, prose, published_table
 from .entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
 from .maps import maps_html
 from .markup import Html, Table, content, document, marked
@@ -43,9 +43,12 @@ def page_html(page: StudyPage) -> str:
     )
     made = view.doc["provenance"] if view else {}
     foot = ", ".join(str(made[key]) for key in ("patchbank", "finished") if made.get(key))
+    answers = board.answers()
+    answer = f'<div class="answer">{answers}</div>' if answers else ""
+    lead = f"<p class=lead>{marked(page.about)}</p>" if page.about else ""
     body = (
-        f"<header><h1>{escape(page.title)}</h1><p class=lead>{marked(page.about)}</p>"
-        f'<div class="answer">{board.answers()}</div><p class="facts">{escape(_facts(page, view))}</p>'
+        f"<header><h1>{escape(page.title)}</h1>{lead}"
+        f'{answer}<p class="facts">{escape(_facts(page, view))}</p>'
         f'<nav aria-label="Sections">{links}</nav></header><main>{main}</main>'
         f"<footer>{escape('patchbank ' + foot if foot else 'patchbank')}</footer>"
     )
@@ -123,10 +126,22 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
 def _across(view: Sections, board: Board) -> list[Any]:
     if not board.held_out:
         return []
-    return [
+    text = (
         f"Every system was trained on {view.train} alone; each column is another set that it was scored on, "
-        "best on the folds first. The darker, the further above 0.5. The last row says whether the order of "
-        "the systems on the folds is that on the set: 1 the same, 0 unrelated.",
+        "best on the folds first. The darker, the further above 0.5."
+    )
+    if len(view.names) >= RANKED:
+        text += (
+            " The last row says whether the order of the systems on the folds is that on the set: 1 the "
+            "same, 0 unrelated."
+        )
+    if any(s.state == "done" and s.family != "probe" for s in board.systems):
+        text += (
+            " Fine-tuned systems chose when to stop on the fold itself, which makes their values out of "
+            "fold too high; those on other sets are not touched by it."
+        )
+    return [
+        text,
         Html(f'<div class="controls js">{metric_buttons()}</div>{board.matrix()}'),
     ]
 

@@ -124,7 +124,7 @@ def unit_ticks(low: float = 0.0, high: float = 1.0) -> list[float]:
     """Round ticks inside [low, high], about five."""
     for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5):
         first = np.ceil(low / step - 1e-9)
-        ticks = [float(round(k * step, 6)) for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+        ticks = [float(round(k * step, 6)) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
         if len(ticks) <= 6:
             return ticks
     return [low, high]

@@ -632,9 +632,10 @@ class Sections:
         return Table(heads, rows, kind="board")
 
     def domain_matrices(self) -> list[Any]:
-        """Trained on one domain, scored on another."""
+        """Trained on one domain, scored on another: sentence and table of each, the chosen one's first."""
         out: list[Any] = []
-        for name, found in self.doc.get("domains", {}).items():
+        domains = self.doc.get("domains", {})
+        for name, found in sorted(domains.items(), key=lambda item: item[0] != self.chosen):
             out += [
                 f"{name}: trained on one domain (rows), scored on another (columns), AUROC. Tuned inside "
                 f"the row's domain; framed, the domain itself, out of fold. In brackets, {self.positive} of "
@@ -670,6 +671,10 @@ class Sections:
     def votes(self) -> list[Any]:
         out: list[Any] = []
         for v in self.doc.get("votes", []):
+            # fine-tuned systems have no strata: then the best on the folds of those that have
+            there = {s["features"] for s in v["strata"]}
+            name = next((n for n in (self.chosen, *self.names) if n in there), "")
+            called = f"{name} (★)" if name == self.chosen else name
             kappa = "" if v["kappa"] is None else f", Fleiss' kappa {v['kappa']:.3f}"
             line = ""
             if v["human_line"] is not None:
@@ -678,11 +683,13 @@ class Sections:
                 )
             out.append(
                 f"**{v['dataset']}**: {v['n']} patches with votes, {v['unanimous']:.1%} "
-                f"unanimous{kappa}{line}. {self.chosen} (★) by how many experts agree:"
+                f"unanimous{kappa}{line}." + (f" {called} by how many experts agree:" if name else "")
             )
+            if not name:
+                continue
             role = "oof" if v["dataset"] == self.train else "refit"
-            mine = [s for s in v["strata"] if s["features"] == self.chosen and s["role"] == role] or [
-                s for s in v["strata"] if s["features"] == self.chosen
+            mine = [s for s in v["strata"] if s["features"] == name and s["role"] == role] or [
+                s for s in v["strata"] if s["features"] == name
             ]
             rows = [
                 [
@@ -706,15 +713,13 @@ class Sections:
                     rows,
                 )
             )
-            probability = [s for s in v["by_votes"] if s["features"] == self.chosen and s["role"] == role]
+            probability = [s for s in v["by_votes"] if s["features"] == name and s["role"] == role]
             if probability:
                 text = "; ".join(
                     f"{s['votes_positive']} of {s['votes_total']}: {s['mean_score']:.2f} ({s['rows']})"
                     for s in probability
                 )
-                soft = next(
-                    (s for s in v["soft"] if s["features"] == self.chosen and s["role"] == role), None
-                )
+                soft = next((s for s in v["soft"] if s["features"] == name and s["role"] == role), None)
                 tail = (
                     f" Correlation with the share of votes: {soft['pearson']:.2f}."
                     if soft and soft["pearson"] is not None
