@@ -1,6 +1,7 @@
 """`patchbank datasets`: build, check and fetch data sets, make and show folds."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -306,6 +307,12 @@ def wsi(columns: Sequence[str], **options: Any) -> None:
 @click.option(
     "--near", is_flag=True, help="Also look for near-duplicates (shifted, re-encoded), within and across."
 )
+@click.option(
+    "--pairs",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="With --near: write the pairs as CSV.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Threads that decode.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -314,6 +321,7 @@ def check(
     manifests: Sequence[str],
     root: str | None,
     near: bool,
+    file: Path | None,
     workers: int | None,
     as_json: bool,
 ) -> None:
@@ -325,13 +333,18 @@ def check(
     Examples:
       patchbank datasets check ami-br.toml
       patchbank datasets check ami-br.toml atnorm-br.toml --near --json
+      patchbank datasets check ami-br.toml atnorm-br.toml --near --pairs near.csv
     """
     from .audit import audit, near_duplicates
-    from .manifest import load_manifest
+    from .manifest import load_manifest, write_atomically
 
-    loaded = [load_manifest(file, root=root) for file in manifests]
+    if file and not near:
+        raise click.UsageError("--pairs writes what --near finds: add --near")
+    loaded = [load_manifest(path, root=root) for path in manifests]
     audits = [audit(manifest, workers=workers) for manifest in loaded]
     pairs = near_duplicates(loaded, workers=workers) if near else None
+    if file and pairs is not None:
+        write_atomically(file, lambda part: pairs.to_csv(part, index=False))
     if as_json:
         found: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
         if pairs is not None:

@@ -40,6 +40,7 @@ def probe_group() -> None:
 @click.option("--domains", help="Leave-one-domain-out and domain matrix for: chosen (default), all, none.")
 @click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
 @click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
+@click.option("--near-duplicates", help="CSV of `datasets check --near --pairs`, for the leak audit.")
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")

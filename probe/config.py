@@ -109,6 +109,7 @@ class ProbeConfig:
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
+    near_duplicates  for the audit: a file of pairs that show the same, of `datasets check --near --pairs`
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any
     """
 
@@ -130,6 +131,7 @@ class ProbeConfig:
     positive: str | None = None
     precision: str | None = None
     dtype: str | None = None
+    near_duplicates: str | None = None
     allow_leaks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ says so). A side is what a row is used for: fold k of training, or one evaluatio
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -112,6 +113,21 @@ def _describe(leak: Leak) -> str:
         return f"{leak.what}: {', '.join(rows)}"
     shown = ", ".join(rows[:_SHOWN])
     return shown + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+
+
+def read_pairs(file: str | Path) -> list[tuple[str, str]]:
+    """Pairs of patch_ids from a CSV with the columns patch_a and patch_b, as `datasets check --pairs` writes.
+
+    Raises InvalidRequest where the file cannot be read or has other columns.
+    """
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        return list(zip(table["patch_a"], table["patch_b"], strict=True))
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidRequest(
+            f"{file} is no list of near-duplicates (columns patch_a, patch_b): {error}. "
+            f"`patchbank datasets check MANIFESTS --near --pairs {file}` writes one"
+        ) from error
 
 
 def audit_leaks(

@@ -24,7 +24,7 @@ from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets, parse_featu
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .intervals import DEFAULT_METRICS
-from .leaks import LeakReport, audit_leaks, deduplicate
+from .leaks import LeakReport, audit_leaks, deduplicate, read_pairs
 from .metrics import evaluate
 from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol, run_published
 from .results import SWEEP, ProbeResult
@@ -263,7 +263,12 @@ def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeCon
         rows.dataset: hashed(manifest, bank)
         for rows, manifest in zip(data.tests, data.test_manifests, strict=True)
     }
-    report = audit_leaks(hashed(data.train_manifest, bank), evaluations, folds=folds)
+    report = audit_leaks(
+        hashed(data.train_manifest, bank),
+        evaluations,
+        folds=folds,
+        near_duplicates=read_pairs(config.near_duplicates) if config.near_duplicates else (),
+    )
     report.refuse(allow={"labels", *config.allow_leaks})
     return report
 

@@ -52,6 +52,10 @@ def test_build_check_folds(images: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "48 patches, 0 unreadable" in result.output
     assert "toy: ok" in result.output
+    pairs = images.parent / "near.csv"
+    assert invoke("check", file, "--near", "--pairs", pairs).exit_code == 0
+    assert pairs.read_text().startswith("patch_a,patch_b,")
+    assert invoke("check", file, "--pairs", pairs).exit_code == 2, "pairs of what?"
     out = images.parent / "f.toml"
     result = invoke("folds", "make", file, "--n-splits", 3, "--out", out)
     assert result.exit_code == 0, result.output

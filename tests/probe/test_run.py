@@ -283,6 +283,23 @@ def test_leaks_are_refused_by_name(study: Any) -> None:
     assert allowed.document["leaks"]["found"]["content"] == 1
 
 
+def test_near_duplicates_of_a_file_are_leaks(study: Any, tmp_path: Path) -> None:
+    """As `datasets check --near --pairs` writes them."""
+    trained = study.train.table.loc[study.train.table["split"] == "train", "patch_id"].iloc[7]
+    pairs = tmp_path / "near.csv"
+    pairs.write_text(f"patch_a,patch_b,score\n{trained},outer/00005,0.99\nouter/00001,outer/00002,0.98\n")
+    arguments: dict[str, Any] = {"train": study.train, "tests": [study.external], "bank": study.bank}
+    arguments |= {"encoders": ["good"], "near_duplicates": str(pairs), **QUICK}
+    with pytest.raises(ProbeError, match=r"Near-duplicate images on both sides.*outer/00005"):
+        run_probe(**arguments)
+    allowed = run_probe(**arguments, allow_leaks=["near-duplicate"])
+    assert allowed.document["leaks"]["found"]["near-duplicate"] == 1, "the pair within one set is none"
+    assert allowed.document["leaks"]["checked"]["near-duplicate"] == 2
+    pairs.write_text("a,b\n1,2\n")
+    with pytest.raises(InvalidRequest, match=r"near\.csv.*datasets check MANIFESTS --near --pairs"):
+        run_probe(**arguments)
+
+
 def test_repeated_content_is_scored_once_beside_the_raw_numbers(study: Any) -> None:
     """Rows 0..2 show one image with one label, rows 3 and 4 one image with both labels."""
     table = study.external.table.copy()
