@@ -1,10 +1,15 @@
-"""Finds the rows of content hashes: one sorted array, no dictionary (24 bytes a row)."""
+"""Finds the rows of content hashes: sorted columns, no dictionary (20 bytes a row).
+
+The columns lie in pieces of falling length. A new piece is merged with those before it that are not longer,
+column by column, so that growing row by row costs n log n, and memory never holds two copies of everything.
+"""
 
 import numpy as np
 
 from ..errors import InvalidRequest
 
 KEY_BYTES = 16
+BATCH = 1 << 17  # rows that are sorted, or looked up, at a time; bounds what is needed beside the columns
 
 
 def as_keys(keys: object) -> np.ndarray:
@@ -15,54 +20,120 @@ def as_keys(keys: object) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    words = keys.view("<u8")
-    return words[:, 0], words[:, 1]
-
-
 class KeyIndex:
     """From content hash to the number of its first row.
 
-    keys : uint8, (n, 16); the same key may stand in several rows.
+    keys : uint8, (n, 16), of the rows 0 to n - 1; the same key may stand in several rows.
     """
 
-    def __init__(self, keys: np.ndarray) -> None:
-        high, low = _halves(as_keys(keys))
-        rows = np.argsort(high, kind="stable")
-        high = high[rows]
-        low = low[rows]
-        self._ties = False
-        if (high[1:] == high[:-1]).any():  # the same key twice, or two keys with equal halves
-            order = np.lexsort((rows, low, high))
-            high, low, rows = high[order], low[order], rows[order]
-            first = np.ones(len(rows), dtype=bool)
-            first[1:] = (high[1:] != high[:-1]) | (low[1:] != low[:-1])
-            high, low, rows = high[first], low[first], rows[first]
-            self._ties = bool((high[1:] == high[:-1]).any())
-        self._high, self._low, self._rows = high, low, rows
+    def __init__(self, keys: np.ndarray | None = None) -> None:
+        self._pieces: list[_Piece] = []  # no key is in two of them
+        if keys is not None:
+            self.add(keys, 0)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        """Distinct keys."""
+        return sum(map(len, self._pieces))
+
+    def add(self, keys: np.ndarray, first: int) -> None:
+        """Take in rows that come after all others: `first`, first + 1, ...
+
+        Interrupted, the index is spoilt: it has to be made anew.
+        """
+        keys = as_keys(keys)
+        for start in range(0, len(keys), BATCH):
+            piece = _Piece(keys[start : start + BATCH], first + start)
+            piece.keep(self._find(piece.high, piece.low) < 0)
+            if not len(piece):
+                continue
+            while self._pieces and len(self._pieces[-1]) <= len(piece):
+                piece.merge(self._pieces.pop())
+            self._pieces.append(piece)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
         """The row of each key, -1 where there is none: int64, (n,)."""
         high, low = _halves(as_keys(keys))
+        found = np.empty(len(high), dtype=np.int64)
+        for start in range(0, len(high), BATCH):
+            part = slice(start, start + BATCH)
+            order = np.argsort(high[part])  # several times as fast: searching ascending keys misses no cache
+            found[start + order] = self._find(high[part][order], low[part][order])
+        return found
+
+    def _find(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
         found = np.full(len(high), -1, dtype=np.int64)
-        if not len(self._rows) or not len(high):
-            return found
-        last = len(self._rows) - 1
-        position = np.minimum(np.searchsorted(self._high, high), last)
-        hit = (self._high[position] == high) & (self._low[position] == low)
-        found[hit] = self._rows[position[hit]]
-        if self._ties:
-            for i in np.flatnonzero(~hit & (self._high[position] == high)):
-                at = position[i]
-                while at <= last and self._high[at] == high[i] and self._low[at] != low[i]:
-                    at += 1
-                if at <= last and self._high[at] == high[i]:
-                    found[i] = self._rows[at]
+        for piece in self._pieces:
+            left = np.flatnonzero(found < 0)
+            if not len(left):
+                break
+            found[left] = piece.find(high[left], low[left])
         return found
 
     def first_rows(self) -> np.ndarray:
         """The rows that are found, ascending: all but repetitions. int64, (len(self),)."""
-        return np.sort(self._rows)
+        rows = np.empty(len(self), dtype=np.int64)
+        np.concatenate([np.empty(0, np.int64), *(piece.rows for piece in self._pieces)], out=rows)
+        rows.sort()
+        return rows
+
+
+class _Piece:
+    """Distinct keys in the order of their first halves: columns `high`, `low` (the halves) and `rows`."""
+
+    def __init__(self, keys: np.ndarray, first: int) -> None:
+        high, low = _halves(keys)
+        order = np.argsort(high, kind="stable")
+        self.high, self.low = high[order], low[order]
+        self.rows = (order + first).astype(np.uint32 if first + len(keys) < 1 << 32 else np.int64)
+        self._look_for_ties()
+        if self._ties:  # the same key twice, or two keys with equal first halves
+            order = np.lexsort((self.rows, self.low, self.high))
+            self.high, self.low, self.rows = self.high[order], self.low[order], self.rows[order]
+            new = (np.diff(self.high) != 0) | (np.diff(self.low) != 0)
+            self.keep(np.concatenate([[True], new]))
+            self._look_for_ties()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def _look_for_ties(self) -> None:
+        self._ties = bool((self.high[1:] == self.high[:-1]).any())
+
+    def keep(self, mask: np.ndarray) -> None:
+        if not mask.all():
+            self.high, self.low, self.rows = self.high[mask], self.low[mask], self.rows[mask]
+
+    def merge(self, other: "_Piece") -> None:
+        """Take in a piece without a key of ours; it is used up, so that its columns go one by one."""
+        mine = np.searchsorted(other.high, self.high) + np.arange(len(self))
+        theirs = np.ones(len(self) + len(other), dtype=bool)
+        theirs[mine] = False
+        for name in ("high", "low", "rows"):
+            ours, more = getattr(self, name), getattr(other, name)
+            merged = np.empty(len(theirs), dtype=np.result_type(ours, more))
+            merged[mine], merged[theirs] = ours, more
+            setattr(self, name, merged)
+            delattr(other, name)
+        self._look_for_ties()
+
+    def find(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """The row of each key given by its halves, -1 where there is none: int64."""
+        last = len(self) - 1
+        position = np.searchsorted(self.high, high)
+        np.minimum(position, last, out=position)
+        same = self.high[position] == high
+        hit = same & (self.low[position] == low)
+        found = np.where(hit, self.rows[position].astype(np.int64), -1)
+        if self._ties:
+            for i in np.flatnonzero(same & ~hit):
+                at = position[i]
+                while at <= last and self.high[at] == high[i] and self.low[at] != low[i]:
+                    at += 1
+                if at <= last and self.high[at] == high[i]:
+                    found[i] = self.rows[at]
+        return found
+
+
+def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    words = keys.view("<u8")
+    return words[:, 0], words[:, 1]

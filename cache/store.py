@@ -43,7 +43,7 @@ import xxhash
 from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
 from .files import Files, LocalFiles, as_bytes, explained
 from .identity import Identity
-from .index import KEY_BYTES, KeyIndex, as_keys
+from .index import BATCH, KEY_BYTES, KeyIndex, as_keys
 from .layout import (
     BLOCKS,
     FORMAT,
@@ -192,7 +192,7 @@ class Store:
     def __len__(self) -> int:
         """Distinct keys."""
         self._index()
-        return self._distinct
+        return len(self._rows)
 
     @property
     def published_rows(self) -> int:
@@ -204,8 +204,7 @@ class Store:
     def _forget(self) -> None:
         self._blocks: list[Block] = []
         self._starts = np.zeros(1, dtype=np.int64)  # first row of each block, and the end
-        self._pieces: list[tuple[int, KeyIndex]] = []  # an index of the rows from a block on
-        self._distinct = 0
+        self._rows = KeyIndex()  # counted over all blocks
         self._version = 0  # of the catalog that all this is made from
         self._maps.clear()
         self._checked: set[str] = set()  # remote blocks that are where the log says
@@ -222,7 +221,7 @@ class Store:
             self._forget()
 
     def _index(self) -> None:
-        """Brings the index up to the catalog. New blocks get an index of their own, merged by doubling."""
+        """Brings the index up to the catalog."""
         with self._lock, explained("read", self._files):
             try:
                 self._extend()
@@ -244,39 +243,25 @@ class Store:
         self._version = version
 
     def _add(self, new: list[Block]) -> None:
-        start = len(self._blocks)
-        fresh = np.concatenate([self.keys_of(block) for block in new])
-        new_index = KeyIndex(fresh)
-        distinct = self._distinct + len(new_index)
-        if self._pieces:
-            distinct -= int((self._find(fresh[new_index.first_rows()]) >= 0).sum())
         blocks = [*self._blocks, *new]
         starts = np.concatenate([[0], np.cumsum([block.rows for block in blocks])]).astype(np.int64)
-        pieces, keys = list(self._pieces), fresh
-        while pieces and starts[start] - starts[pieces[-1][0]] <= 2 * len(keys):
-            end, (start, _) = start, pieces.pop()
-            keys = np.concatenate([*(self.keys_of(block) for block in blocks[start:end]), keys])
-        pieces.append((start, new_index if keys is fresh else KeyIndex(keys)))
-        self._blocks, self._starts, self._pieces, self._distinct = blocks, starts, pieces, distinct
-
-    def _find(self, keys: np.ndarray) -> np.ndarray:
-        """Row numbers over all blocks, -1 where there is none: int64, (n,)."""
-        rows = np.full(len(keys), -1, dtype=np.int64)
-        for start, index in self._pieces:
-            left = np.flatnonzero(rows < 0)
-            if not len(left):
-                break
-            found = index.find(keys if len(left) == len(keys) else keys[left])
-            hit = found >= 0
-            rows[left[hit]] = found[hit] + self._starts[start]
-        return rows
+        at = len(self._blocks)
+        try:
+            while at < len(blocks):  # some blocks at a time: neither a sort for each nor two copies of all
+                end = max(at + 1, int(np.searchsorted(starts, starts[at] + BATCH, side="right")) - 1)
+                self._rows.add(np.concatenate([self.keys_of(b) for b in blocks[at:end]]), int(starts[at]))
+                at = end
+        except BaseException:
+            self._forget()
+            raise
+        self._blocks, self._starts = blocks, starts
 
     def contains(self, keys: np.ndarray) -> np.ndarray:
         """Which keys have a row, as of the last `refresh`: uint8 (n, 16) -> bool (n,)."""
         keys = as_keys(keys)
         with self._lock:
             self._index()
-            return self._find(keys) >= 0
+            return self._rows.find(keys) >= 0
 
     def keys(self) -> np.ndarray:
         """Every key once, in the order in which the rows are stored: uint8, (len(self), 16)."""
@@ -284,7 +269,7 @@ class Store:
             self._index()
             keys = [self.keys_of(block) for block in self._blocks]
             rows = np.concatenate(keys) if keys else np.empty((0, KEY_BYTES), np.uint8)
-            return rows if len(rows) == self._distinct else rows[KeyIndex(rows).first_rows()]
+            return rows if len(rows) == len(self._rows) else rows[self._rows.first_rows()]
 
     # --- reading --------------------------------------------------------------------------------------
 
@@ -394,11 +379,11 @@ class Store:
     def _locate(self, keys: np.ndarray) -> "_Located":
         with self._lock:
             self._index()
-            rows = self._find(keys)
+            rows = self._rows.find(keys)
             if (rows < 0).any():
                 self.refresh()
                 self._index()
-                rows = self._find(keys)
+                rows = self._rows.find(keys)
             found = _Located(rows, self._blocks, self._starts)
         missing = int((rows < 0).sum())
         if missing:

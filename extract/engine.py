@@ -87,7 +87,7 @@ class Work:
     Attributes:
         read: read(i) gives the pixels of patch i, uint8 (h, w, 3); called from several threads.
         name: name(i) gives its patch id.
-        keys: uint8 (n, 16), zeros where not known.
+        keys: uint8 (n, 16), zeros where not known; a run fills in those that it decodes.
         known: bool (n,).
         todo: bool (n, targets): which stores lack the patch; all of them where the key is not known.
         unit: int (n,), ascending: the unit that the patch belongs to.
@@ -117,12 +117,32 @@ class Outcome:
     doubles: int = 0
     found_cached: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
-    hashed: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(("decode", "compute", "write"), 0.0)
     )
     batch_size: int = 0
     interrupted: bool = False
+
+
+class _Seen:
+    """Tells pictures that come twice: a hash table of row numbers, 8 bytes a patch (a set takes 120)."""
+
+    def __init__(self, keys: np.ndarray, rows: np.ndarray) -> None:
+        self._keys = keys
+        self._slots = np.full(2 * len(keys) + 1, -1, np.int32 if len(keys) < 1 << 31 else np.int64)
+        for row in rows.tolist():
+            self.add(row)
+
+    def add(self, row: int) -> bool:
+        """False where another row has the same key."""
+        key = self._keys[row].tobytes()
+        slot = int.from_bytes(key[:8], "little") % len(self._slots)
+        while (other := int(self._slots[slot])) >= 0:
+            if self._keys[other].tobytes() == key:
+                return False
+            slot = (slot + 1) % len(self._slots)
+        self._slots[slot] = row
+        return True
 
 
 @dataclass
@@ -229,9 +249,7 @@ class Pipeline:
         pending: deque[Future[list[_Decoded]]] = deque()
         tasks = self._tasks()
         ahead = 2 * self.workers + (len(self.encoders) + 1) * self.batch_size // CHUNK
-        keys_seen: set[bytes] = set()
-        if not self.work.known.all():
-            keys_seen.update(map(bytes, self.work.keys[self.work.known]))
+        seen = None if self.work.known.all() else _Seen(self.work.keys, np.flatnonzero(self.work.known))
         more = True
         while pending or more:
             while more and len(pending) < ahead:
@@ -247,8 +265,10 @@ class Pipeline:
                     self._check()
                     time.sleep(POLL)
             if pending:
-                for decoded in pending.popleft().result():
-                    self._place(decoded, keys_seen)
+                found = pending.popleft().result()
+                self._learn(found)
+                for decoded in found:
+                    self._place(decoded, seen)
             self._check()
         self._flush()
 
@@ -260,11 +280,9 @@ class Pipeline:
 
     def _tasks(self) -> Iterator[np.ndarray]:
         """Patches to decode, a few at a time; an empty array where others hold every unit that is left."""
-        unit = self.work.unit
-        starts = np.flatnonzero(np.diff(unit, prepend=-1))  # ascending, so no sort of a million numbers
-        names = unit[starts]
-        ends = [*starts[1:], len(self.work)]
-        left = list(zip(names.tolist(), starts.tolist(), ends, strict=True))
+        units = np.arange(self.work.unit[-1] + 2)
+        bounds = np.searchsorted(self.work.unit, units).tolist()  # it ascends; nothing of its length is made
+        left = [part for part in zip(units.tolist(), bounds, bounds[1:], strict=False) if part[1] < part[2]]
         first = int(self.shift * len(left))
         left = left[first:] + left[:first]
         while left:
@@ -349,7 +367,17 @@ class Pipeline:
         except ImageError as error:
             return _Decoded(index, error=error)
 
-    def _place(self, decoded: _Decoded, keys_seen: set[bytes]) -> None:
+    def _learn(self, found: list[_Decoded]) -> None:
+        """Take down the keys that were not known before, and which stores have them."""
+        work = self.work
+        new = [one for one in found if one.error is None and not work.known[one.index]]
+        if new:
+            rows = np.array([one.index for one in new])
+            work.keys[rows] = np.frombuffer(b"".join(one.key for one in new), np.uint8).reshape(-1, 16)
+            for target in self.targets:
+                work.todo[rows, target.number] = ~target.store.contains(work.keys[rows])
+
+    def _place(self, decoded: _Decoded, seen: "_Seen | None") -> None:
         work, index = self.work, decoded.index
         if decoded.error is not None:
             if self.on_error == "fail":
@@ -358,15 +386,11 @@ class Pipeline:
             self._settle(np.array([index]))
             return
         if not work.known[index]:
-            work.keys[index] = np.frombuffer(decoded.key, np.uint8)
-            self.outcome.hashed.append(index)
-            if decoded.key in keys_seen:
+            assert seen is not None
+            if not seen.add(index):
                 self.outcome.doubles += 1
                 self._settle(np.array([index]))
                 return
-            keys_seen.add(decoded.key)
-            for target in self.targets:
-                work.todo[index, target.number] = not target.store.contains(work.keys[index : index + 1])[0]
         placed = 0
         for number, pixels in decoded.inputs.items():
             lane = self.lanes[number]

@@ -322,7 +322,7 @@ def run_extract(
             raise
         finally:
             if index is not None:
-                _remember(tables, work, where, pipeline.outcome.hashed, index)
+                _remember(tables, work, where, index)
     _finish(report, pipeline.outcome, started, passes)
     return report
 
@@ -575,17 +575,13 @@ def _unit_name(tables: Sequence[Manifest], unit: tuple[int, int, int]) -> str:
 
 
 def _remember(
-    tables: Sequence[Manifest],
-    work: Work,
-    where: tuple[np.ndarray, np.ndarray],
-    hashed: list[int],
-    index: Path,
+    tables: Sequence[Manifest], work: Work, where: tuple[np.ndarray, np.ndarray], index: Path
 ) -> None:
     """Hashes that were taken on the way go to the bank's index: the next run need not decode for them."""
     manifest, row = where
-    chosen = np.array(hashed, dtype=np.intp)
+    hashed = np.flatnonzero(~work.known & work.keys.any(axis=1))
     for number, table in enumerate(tables):
-        rows = chosen[manifest[chosen] == number] if len(chosen) else chosen
+        rows = hashed[manifest[hashed] == number]
         if len(rows):
             record(table, row[rows], work.keys[rows], index)
 

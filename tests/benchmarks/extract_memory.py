@@ -1,28 +1,33 @@
 """Memory of the engine from 10,000 to 1,000,000 patches.
 
-    python tests/benchmarks/extract_memory.py [--quick]
+    python tests/benchmarks/extract_memory.py [--quick] [--unhashed]
 
-Patches of 8 x 8 pixels are made as they are read, the encoder is the mean colour (plus noise up to 384
+Patches of 8 x 8 pixels are made as they are read, the encoder is the mean colour (repeated up to 384
 numbers), so that nothing but the engine, its queues and the store is at work. Each size runs in a process of
-its own. What a run has to know about every patch (key, flags, unit: about 30 bytes) is allocated before the
-measurement begins; the store's index grows by 16 to 32 bytes a patch as well.
+its own. What a run is given about every patch is allocated before the measurement begins: key, flags, unit,
+26 bytes. What it adds are 2 bytes, with --unhashed (no key known before) 10, and the store's index, 20 bytes
+a row and up to 11 more while two pieces of it are merged; the rest has to be the same at every size.
+
+Anonymous memory and pages of files are told apart (the second can be dropped by the system at any time), both
+sampled 100 times a second; the peak of the sum is the kernel's own (VmHWM, reset before the run).
 """
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from extract_inputs import workspace
+from extract_inputs import parser_for, workspace
 
 DIM = 384
 
 
-def child(n: int, folder: str) -> None:
+def child(n: int, folder: str, hashed: bool) -> None:
     import torch
     from patchbank.cache.bank import Bank
     from patchbank.cache.identity import Identity
@@ -47,14 +52,17 @@ def child(n: int, folder: str) -> None:
     parts = {"view": "full", "tokens": "pooled", "precision": "fp32", "dtype": "float16", "dim": DIM}
     identity = Identity(encoder={"id": "colour"}, preprocess={}, **parts)
     store = Bank(folder).open_store(identity, create=True)
-    keys = np.frombuffer(b"".join(content_hash(read(i)) for i in range(n)), np.uint8).reshape(-1, 16).copy()
+    keys = np.empty((n, 16), np.uint8)
+    keys.fill(0)  # np.zeros would take the memory page by page, as the run fills it
+    for i in range(n if hashed else 0):
+        keys[i] = np.frombuffer(content_hash(read(i)), np.uint8)
     work = Work(
         read=read,
         name=str,
         keys=keys,
-        known=np.ones(n, bool),
+        known=np.full(n, hashed),
         todo=np.ones((n, 1), bool),
-        unit=np.arange(n) // 8192,
+        unit=np.repeat(np.arange(n // 8192 + 1), 8192)[:n],
         unit_name=lambda unit: f"unit{unit}",
     )
     encoder = build_encoder(card, device="cpu")
@@ -62,40 +70,55 @@ def child(n: int, folder: str) -> None:
     pipeline = Pipeline(work, [Lane(0, 1.0, shape, [target])], [[encoder]], batch_size=256, workers=1)
     torch.set_num_threads(1)
     encoder.embed(torch.zeros(256, 8, 8, 3, dtype=torch.uint8))
-    before = resident()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is the present
+    before, peak = resident(), resident()
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.01):
+            for name, value in resident().items():
+                peak[name] = max(peak[name], value)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     started = time.perf_counter()
     outcome = pipeline.run()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"n": n, "before": before, "peak": peak, "seconds": time.perf_counter() - started,
-                      "embedded": outcome.embedded}))  # fmt: skip
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    peak["VmHWM"] = resident()["VmHWM"]
+    assert outcome.embedded == n
+    grown = {name: peak[name] - before[name] for name in peak}
+    print(json.dumps({"n": n, "before": before["VmHWM"], "seconds": seconds, **grown}))
 
 
-def resident() -> float:
-    """MiB now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+def resident() -> dict[str, float]:
+    """MiB now: RssAnon, RssFile; VmHWM is the peak of their sum."""
+    text = Path("/proc/self/status").read_text()
+    return {name: int(kib) / 1024 for name, kib in re.findall(r"(RssAnon|RssFile|VmHWM):\s+(\d+)", text)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_for(__doc__)
     parser.add_argument("--quick", action="store_true", help="10,000 and 50,000 patches")
+    parser.add_argument("--unhashed", action="store_true", help="no content hash is known before")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(int(options.child[0]), options.child[1])
+        child(int(options.child[0]), options.child[1], not options.unhashed)
         return
-    sizes = (10_000, 50_000) if options.quick else (10_000, 100_000, 1_000_000)
-    for n in sizes:
+    first = None
+    for n in (10_000, 50_000) if options.quick else (10_000, 100_000, 1_000_000):
         with workspace() as folder:
             command = [sys.executable, __file__, "--child", str(n), str(folder / "bank")]
+            command += ["--unhashed"] * options.unhashed
             found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        grown = found["peak"] - found["before"]
+        first = first or found
+        more = (found["VmHWM"] - first["VmHWM"]) * 2**20 / max(n - first["n"], 1)
         print(
-            f"{n:>9} patches: {found['before']:6.0f} MiB before, {found['peak']:6.0f} MiB at the peak, "
-            f"{grown:5.0f} MiB for the run ({grown * 2**20 / n:7.1f} bytes a patch), "
-            f"{found['embedded'] / found['seconds']:6.0f} patches/s",
+            f"{n:>9} patches: {found['before']:4.0f} MiB before; for the run {found['VmHWM']:5.1f} MiB at most "
+            f"({found['RssAnon']:5.1f} anonymous, {found['RssFile']:4.1f} of files), "
+            f"{more:5.1f} bytes for each patch beyond {first['n']}; {n / found['seconds']:6.0f} patches/s",
             flush=True,
         )
 

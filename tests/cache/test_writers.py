@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patchbank.cache import index as index_module
 from patchbank.cache import leases
 from patchbank.cache.bank import Bank
 from patchbank.cache.check import gc, repair, verify
@@ -236,6 +237,34 @@ def test_index_against_a_dictionary() -> None:
     assert index.find(asked).tolist() == [first.get(key.tobytes(), -1) for key in asked]
     assert KeyIndex(keys[:0]).find(keys[:2]).tolist() == [-1, -1]
     assert index.find(keys[:0]).tolist() == []
+
+
+def test_an_index_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In steps of all sizes, with keys that come again, in one step and in others; rows are counted on."""
+    monkeypatch.setattr(index_module, "BATCH", 64)
+    dice = np.random.default_rng(1)
+    keys = np.repeat(dice.integers(0, 3, (2500, 16), dtype=np.uint8), 2, axis=0)
+    keys[:, :7] = 0  # few different first halves, so that ties cross the pieces
+    dice.shuffle(keys)
+    first: dict[bytes, int] = {}
+    index, start = KeyIndex(), 0
+    while start < len(keys):
+        step = keys[start : start + int(dice.integers(1, 300))]
+        index.add(step, start)
+        for row, key in enumerate(step, start):
+            first.setdefault(key.tobytes(), row)
+        start += len(step)
+    assert len(index) == len(first) < len(keys)
+    assert index.first_rows().tolist() == sorted(first.values())
+    asked = np.concatenate([keys, dice.integers(0, 4, (500, 16), dtype=np.uint8)])
+    assert index.find(asked).tolist() == [first.get(key.tobytes(), -1) for key in asked]
+
+
+def test_row_numbers_beyond_32_bits() -> None:
+    index = KeyIndex(np.zeros((1, 16), np.uint8))
+    index.add(np.eye(16, dtype=np.uint8), 2**32 - 8)
+    assert index.find(np.eye(16, dtype=np.uint8)).tolist() == list(range(2**32 - 8, 2**32 + 8))
+    assert index.find(np.zeros((1, 16), np.uint8)).tolist() == [0]
 
 
 def test_index_of_keys_with_equal_first_halves() -> None:
