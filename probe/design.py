@@ -46,7 +46,7 @@ class Design:
     outputs : columns of coefficients a problem, 1 for two classes, else K
     spread : float64 (S,), sum of the squared norms of the set's rows, in its standardised units
     factor : float64 (S, d + 1), the a_sj above; 1 for the intercept, 0 for features constant in the set
-    weights : float64 (S, n) in the sorted order, weights32 its float32 copy
+    weights : float64 (S, n) in the sorted order, weights32 float32 (n, S)
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Design:
         self.y = y[self.order]
         self.sign = np.where(self.y == 1, 1.0, -1.0) if self.outputs == 1 else np.ones(self.n)
         self.weights = np.ascontiguousarray(weights[:, self.order])
-        self.weights32 = self.weights.astype(np.float32)
+        self.weights32 = np.ascontiguousarray(self.weights.T, dtype=np.float32)
         self._moments(used[:, self.order], standardize)
         self._blocks: dict[int, list[Segment]] = {}
         self.in_memory = not streamed

@@ -11,28 +11,29 @@ Per problem: theta, a direction, a trial step, `memory` pairs (s, y), and a prec
    if it does not, the problem goes on with float64 gradients ("polished").
 3. The direction is the two-loop recursion in compact form (Byrd, Nocedal, Schnabel 1994, Math. Program. 63,
    theorem 2.2): four batched matrix-vector products with S and Y, two small triangular systems, H0 once.
-4. Problems that have ended leave their slot to waiting ones; when there are none, the slots shrink and the
+4. Problems that have ended leave their slot to waiting ones; when few are left, the slots shrink and the
    memory of those that are left grows.
+5. A problem may wait for its neighbours on the path of strengths and start between their solutions (path.py).
 """
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .objective import Evaluation, Objective
+from .objective import Objective
 from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SLOTS = 256  # columns of coefficients in work at once
+FULL = 16  # columns that make a pass no slower (it is reading X): up to these, problems are let in early
 MEMORY = 10  # pairs a problem, doubled up to LARGEST_MEMORY as problems end
 LARGEST_MEMORY = 40
 PATIENCE = 20  # rounds without a smaller decrement: the limit of float32 (or of float64) is reached
 WINDOW = 8  # rounds between two looks at how many more a problem will take (`_reconsider`)
 HOPELESS = 80  # rounds foreseen, from which on a problem waits for `follow`
-STRIDE = 3  # strengths that share a Hessian and a start in `follow`
-STEEP = 0.2  # relative change of the solution from one strength to the next above which they do not
-HESSIAN_ROUNDS = 200  # rounds of one problem that its Hessian may cost
 
 
 @dataclass
@@ -54,9 +55,6 @@ class Minimum:
     rounds: Array
     converged: Array
     polished: Array
-
-    def take(self, order: Array) -> "Minimum":
-        return Minimum(**{name: array[order] for name, array in vars(self).items()})
 
 
 class _Slots:
@@ -100,19 +98,18 @@ class _Slots:
             for array in self._arrays():
                 array[[a, b]] = array[[b, a]]
 
-    def add(self, problem: int, theta: Array, start: Evaluation, k: int) -> None:
-        """Put a problem, evaluated as the k-th of `start`, behind the running ones."""
+    def add(self, problem: int, theta: Array) -> int:
+        """Put a problem behind the running ones, to be evaluated at theta: no gradient, no direction yet."""
         slot = self.running
         self.swap(slot, self.used)
         self.running += 1
         self.used += 1
-        for array in (self.S, self.Y, self.SY):
+        for array in (self.S, self.Y, self.SY, self.gradient, self.direction, self.slope):
             array[slot] = 0
         self.ids[slot], self.theta[slot] = problem, theta
-        self.gradient[slot], self.curvature[slot] = start.gradient[k], start.curvature[k]
-        self.value[slot] = start.value[k]
         self.step[slot], self.best[slot], self.mark[slot], self.mark_round[slot] = 1, np.inf, np.inf, 0
         self.rounds[slot] = self.exact_rounds[slot] = self.best_round[slot] = self.head[slot] = 0
+        return slot
 
     def wait(self, slot: int) -> None:
         """From float32 to float64."""
@@ -126,9 +123,9 @@ class _Slots:
         self.used -= 1
         self.swap(slot, self.used)
 
-    def shrink(self) -> None:
-        """No more slots than are used, twice the memory; the pairs in the order of their age."""
-        slots, memory = self.used, self.memory
+    def shrink(self, slots: int) -> None:
+        """Only so many slots, twice the memory; the pairs in the order of their age."""
+        memory = self.memory
         order = (self.head[:slots, None] + np.arange(memory)) % memory
         row = np.arange(slots)[:, None]
         S, Y = self.S[row, order], self.Y[row, order]
@@ -186,19 +183,74 @@ class _Slots:
             array[slot] = 0
 
 
+class _Queue:
+    """Which problem enters next: the one with the weakest penalty of those whose parents have ended.
+
+    lam : (P,)
+    parents : for each problem the numbers (0..P-1) of those that it starts from, the nearest first
+    """
+
+    def __init__(self, lam: Array, parents: Sequence[Sequence[int]]) -> None:
+        self.lam, self.parents = lam, parents
+        self.open = [len(of) for of in parents]
+        self.children: list[list[int]] = [[] for _ in parents]
+        for child, of in enumerate(parents):
+            for parent in of:
+                self.children[parent].append(child)
+        self.taken = np.zeros(len(parents), dtype=bool)
+        self.usable = np.zeros(len(parents), dtype=bool)  # its theta is good to start from
+        self.ready = [(lam[k], k) for k, count in enumerate(self.open) if not count]
+        heapq.heapify(self.ready)
+        self.left = len(parents)  # not taken yet
+
+    def take(self, room: int, enough: int) -> list[int]:
+        """At most `room` problems; up to `enough`, also such whose parents have begun but not ended."""
+        entering = [heapq.heappop(self.ready)[1] for _ in range(min(room, len(self.ready)))]
+        self.taken[entering] = True
+        more = min(room, enough) - len(entering)
+        if more > 0 and self.left > len(entering):
+            early = [k for k in np.flatnonzero(~self.taken) if self.taken[list(self.parents[k])].all()]
+            entering += sorted(early, key=lambda k: self.lam[k])[:more]
+            self.taken[entering] = True
+        self.left -= len(entering)
+        return entering
+
+    def ended(self, k: int, usable: bool) -> None:
+        """Problem k has left the descent."""
+        self.usable[k] = usable
+        for child in self.children[k]:
+            self.open[child] -= 1
+            if not self.open[child] and not self.taken[child]:
+                heapq.heappush(self.ready, (self.lam[child], child))
+
+    def start(self, k: int, theta: Array) -> Array | None:
+        """Lagrange's interpolation in log C of the parents' thetas; linear where one has failed."""
+        nodes = [parent for parent in self.parents[k] if self.usable[parent]]
+        if len(nodes) < len(self.parents[k]):
+            nodes = nodes[:2]
+        if len(nodes) < 2:
+            return None
+        at, log = np.log(self.lam[k]), np.log(self.lam[nodes])
+        share = [np.prod((at - np.delete(log, i)) / (x - np.delete(log, i))) for i, x in enumerate(log)]
+        return np.tensordot(share, theta[nodes], axes=1)
+
+
 def minimise(
     objective: Objective,
     H0: Preconditioner,
     ids: Array,
     *,
     start: Array | None = None,
+    parents: Sequence[Sequence[int]] | None = None,
     tol: float,
     max_rounds: int,
     defer: bool = False,
 ) -> Minimum:
-    """Minimise the problems `ids` (P,), the hardest first (they then fill the pass for longest).
+    """Minimise the problems `ids` (P,), weak penalties first (they then fill the pass for longest).
 
     start : float64 (P, m, d + 1), or None for w = 0 with the intercepts at their optimum
+    parents : for each problem the places in `ids` of those that it waits for, to start from their solutions,
+        the nearest first; none: it starts as said above
     tol : of the estimated decrement, relative to f
     max_rounds : passes after which a problem is given up (converged False)
     defer : give up at once what is still far off when others begin to converge, for `follow`
@@ -211,33 +263,34 @@ def minimise(
     )  # fmt: skip
     place = {int(problem): k for k, problem in enumerate(ids)}
     slots = _Slots(min(P, max(8, SLOTS // m)), MEMORY, m, D)
-    queue, rounds = list(range(P)), 0
-    while queue or slots.used:
-        if queue and slots.used < len(slots.ids):
-            room = len(slots.ids) - slots.used
-            entering, queue = queue[:room], queue[room:]
-            theta, first = _begin(objective, ids[entering], None if start is None else start[entering])
-            for k, problem in enumerate(ids[entering]):
-                slots.add(int(problem), theta[k], first, k)
-            part = slice(slots.running - len(entering), slots.running)
-            _aim(objective, slots, part, np.arange(len(entering)), H0)
-        if slots.running and not (queue and 2 * (slots.used - slots.running) > len(slots.ids)):
+    queue, rounds = _Queue(objective.lam[ids], parents or [()] * P), 0
+    while queue.left or slots.used:
+        if entering := queue.take(len(slots.ids) - slots.used, FULL - slots.running):
+            begun = [place[int(problem)] for problem in slots.ids[: slots.running]]
+            found.theta[begun], queue.usable[begun] = slots.theta[: slots.running], True
+            starts = [queue.start(k, found.theta) if start is None else start[k] for k in entering]
+            for k, theta in zip(entering, starts, strict=True):
+                if theta is not None:
+                    slots.add(int(ids[k]), theta)
+            if cold := [k for k, theta in zip(entering, starts, strict=True) if theta is None]:
+                _begin(objective, slots, ids[cold], H0)
+        if slots.running and not (queue.ready and 2 * (slots.used - slots.running) > len(slots.ids)):
             part, exact = slice(0, slots.running), False
         else:
             part, exact = slice(slots.running, slots.used), True
-        _round(objective, slots, part, exact, H0, tol, max_rounds, found, place)
+        _round(objective, slots, part, exact, H0, tol, max_rounds, found, place, queue)
         rounds += 1
         if rounds % 4 == 0:
-            _reconsider(objective, slots, H0, tol, defer)
-        if not queue and slots.used and 2 * slots.used <= len(slots.ids) and slots.memory < LARGEST_MEMORY:
-            slots.shrink()
+            for k in _reconsider(objective, slots, H0, tol, defer):
+                queue.ended(place[k], usable=False)
+        left = queue.left + slots.used
+        if 0 < 2 * left <= len(slots.ids) and slots.memory < LARGEST_MEMORY:
+            slots.shrink(left)
     return found
 
 
-def _begin(objective: Objective, ids: Array, start: Array | None) -> tuple[Array, Evaluation]:
-    """The first thetas and their gradients. At w = 0 they are the same for every strength of a set."""
-    if start is not None:
-        return start, objective.gradients(ids, start)
+def _begin(objective: Objective, slots: _Slots, ids: Array, H0: Preconditioner) -> None:
+    """Add problems at w = 0, where the gradient is the same for every strength of a set."""
     design, sets = objective.design, objective.sets[ids]
     unique, representative, of = np.unique(sets, return_index=True, return_inverse=True)
     prior = np.stack(
@@ -249,8 +302,12 @@ def _begin(objective: Objective, ids: Array, start: Array | None) -> tuple[Array
         log[:, 1:] - log[:, :1] if design.outputs == 1 else log - log.mean(axis=1, keepdims=True)
     )
     first = objective.gradients(ids[representative], theta)
-    of = of.ravel()
-    return theta[of], Evaluation(first.value[of], first.gradient[of], first.curvature[of])
+    before = slots.running
+    for problem, k in zip(ids, of.ravel(), strict=True):
+        slot = slots.add(int(problem), theta[k])
+        slots.gradient[slot], slots.curvature[slot] = first.gradient[k], first.curvature[k]
+        slots.value[slot] = first.value[k]
+    _aim(objective, slots, slice(before, slots.running), np.arange(len(ids)), H0)
 
 
 def _aim(objective: Objective, slots: _Slots, part: slice, changed: Array, H0: Preconditioner) -> None:
@@ -291,6 +348,7 @@ def _round(
     max_rounds: int,
     found: Minimum,
     place: dict[int, int],
+    queue: _Queue,
 ) -> None:
     """Evaluate the trial points of the slots in part; accept or shorten; aim again; sort out who is done."""
     ids, direction = slots.ids[part].copy(), slots.direction[part]
@@ -354,20 +412,28 @@ def _round(
             if small[k] or over[k] or stalled[k]:
                 slots.free(here)
         elif small[k] or stalled[k] or over[k]:
+            at_k = place[int(ids[k])]
+            found.theta[at_k] = slots.theta[here] + slots.direction[here]
+            queue.ended(at_k, usable=bool(small[k] or stalled[k]))
             slots.wait(here)
             if not small[k]:
                 slots.step[slots.running] = 0 if not accept[k] else 1
 
 
-def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: float, defer: bool) -> None:
+def _reconsider(
+    objective: Objective, slots: _Slots, H0: Preconditioner, tol: float, defer: bool
+) -> list[int]:
     """Look at the problems that have had WINDOW rounds since the last look: how many more will they take?
 
     Foreseen from their decrement's fall in that time. Where the problems of one set would take more rounds
-    than a preconditioner of their own costs, they get one; with `defer`, those that are hopeless go.
+    than a preconditioner of their own costs, they get one; with `defer`, those that are hopeless go: returned
+    are their ids.
     """
+    gone = []
     here, left = _foreseen(slots, tol)
     if defer:
         for slot in here[(slots.rounds[here] >= 2 * WINDOW) & (left > HOPELESS)][::-1]:
+            gone.append(int(slots.ids[slot]))
             slots.free(slot)
         here, left = _foreseen(slots, tol)
     sets = objective.sets[slots.ids[here]]
@@ -383,6 +449,7 @@ def _reconsider(objective: Objective, slots: _Slots, H0: Preconditioner, tol: fl
                 slot = here[group]
                 H0.refine(slots.ids[slot], slots.theta[slot], slots.curvature[slot], spectrum=spectrum)
     slots.mark[here], slots.mark_round[here] = slots.best[here], slots.rounds[here]
+    return gone
 
 
 def _foreseen(slots: _Slots, tol: float) -> tuple[Array, Array]:
@@ -393,61 +460,3 @@ def _foreseen(slots: _Slots, tol: float) -> tuple[Array, Array]:
     rate = np.log(slots.mark[here] / slots.best[here]) / (slots.rounds[here] - slots.mark_round[here])
     left = np.clip(np.log(slots.best[here] / tol), 0, None) / np.maximum(rate, 0.05)
     return here, np.minimum(left, 150)
-
-
-def follows(H0: Preconditioner) -> bool:
-    """Whether the path with Hessians (`follow`) is the cheaper end of hard problems: not where d is large."""
-    return H0.cost(STRIDE, spectrum=False) < HESSIAN_ROUNDS * STRIDE
-
-
-def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: float, max_rounds: int) -> None:
-    """Solve what `minimise` left, along the path of strengths: every set from its last solution, in place.
-
-    `found` has the problems in the objective's order. A few strengths of all sets at a time start from the
-    next stronger penalty's solution, carried on linearly in log C, with the Hessian there.
-    """
-    left = ~found.converged  # what has not been tried here
-    H0.release(np.arange(len(left)))
-    while left.any():
-        stage: list[int] = []
-        starts: list[Array] = []
-        for s in np.unique(objective.sets[left]):
-            nexts, known = _next_on_path(objective, found, left, s)
-            if not known:  # no solution to start from: Newton's turn
-                left[nexts] = False
-                continue
-            at = found.theta[known[-1]]
-            direction = np.zeros_like(at)
-            if len(known) == 2:
-                direction = (at - found.theta[known[0]]) / np.log(
-                    objective.lam[known[0]] / objective.lam[known[1]]
-                )
-            stage += nexts
-            starts += [at + direction * np.log(objective.lam[known[-1]] / objective.lam[p]) for p in nexts]
-            if H0.cost(len(nexts), spectrum=False) < HESSIAN_ROUNDS * len(nexts):
-                same = np.full(len(nexts), known[-1])
-                H0.refine(np.array(nexts), found.theta[same], found.curvature[same], spectrum=False)
-        if stage:
-            ids = np.array(stage)
-            part = minimise(objective, H0, ids, start=np.stack(starts), tol=tol, max_rounds=max_rounds)
-            for name, array in vars(found).items():
-                array[ids] = getattr(part, name)
-            left[ids] = False
-            H0.release(ids)
-
-
-def _next_on_path(objective: Objective, found: Minimum, left: Array, s: int) -> tuple[list[int], list[int]]:
-    """The set's next problems, weakest C first, and the last one or two solutions before them."""
-    mine = np.flatnonzero(objective.sets == s)
-    mine = mine[np.argsort(-objective.lam[mine], kind="stable")]
-    waiting = mine[left[mine]]
-    before = mine[: int(np.argmax(left[mine]))]
-    known = before[found.converged[before]][-2:].tolist()
-    if len(known) == 2 and objective.lam[known[0]] == objective.lam[known[1]]:
-        known = known[1:]
-    stride = STRIDE + (len(waiting) == STRIDE + 1)  # not one alone at the end
-    if len(known) == 2:
-        a, b = found.theta[known]
-        if np.linalg.norm(b - a) > STEEP * np.linalg.norm(b):  # the solution changes fast
-            stride = 1
-    return waiting[:stride].tolist(), known

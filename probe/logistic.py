@@ -18,9 +18,10 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InvalidRequest, ProbeError
 from .design import Design
-from .lbfgs import Minimum, follow, follows, minimise
+from .lbfgs import Minimum, minimise
 from .newton import newton
 from .objective import Objective, default_threads
+from .path import follow, follows, ladder
 from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -95,9 +96,10 @@ def fit_logistic(
     a set that lacks a class (it names the set).
     """
     y, strengths, v, K = _checked(X, y, C, weights, tol)
-    S, L, m = len(v), len(strengths), 1 if K == 2 else K
-    sets, lam = np.repeat(np.arange(S), L), np.tile(1 / strengths, S)
-    hardest_first = np.argsort(lam, kind="stable")
+    grid, of = np.unique(strengths, return_inverse=True)
+    S, L, m = len(v), len(grid), 1 if K == 2 else K
+    sets, lam = np.repeat(np.arange(S), L), np.tile(1 / grid, S)
+    parents = [[s * L + k for k in of_k] for s in range(S) for of_k in ladder(grid)]
     # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
     with threadpool_limits(1, user_api="blas"):
         design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
@@ -105,8 +107,9 @@ def fit_logistic(
         try:
             H0 = Preconditioner(objective)
             defer = follows(H0)
-            found = minimise(objective, H0, hardest_first, tol=tol, max_rounds=max_rounds, defer=defer)
-            found = found.take(np.argsort(hardest_first))
+            found = minimise(
+                objective, H0, np.arange(S * L), parents=parents, tol=tol, max_rounds=max_rounds, defer=defer
+            )
             follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
             status = np.where(found.polished, "polished", "converged").astype("<U9")
             for p in np.flatnonzero(~found.converged):
@@ -115,14 +118,15 @@ def fit_logistic(
             objective.close()
     coef, intercept = design.to_raw(found.theta, sets)
     shape = (S, L) if m == 1 else (S, L, m)
+    # every strength as it was asked for: in that order, equal ones more than once
     return LogisticFits(
-        coef=coef.reshape(*shape, design.d),
-        intercept=intercept.reshape(shape),
-        objective=found.value.reshape(S, L),
-        gradient_norm=np.linalg.norm(found.gradient, axis=(1, 2)).reshape(S, L),
-        gap_bound=(found.gap / found.value).reshape(S, L),
-        n_iter=found.rounds.reshape(S, L),
-        status=status.reshape(S, L),
+        coef=coef.reshape(*shape, design.d)[:, of],
+        intercept=intercept.reshape(shape)[:, of],
+        objective=found.value.reshape(S, L)[:, of],
+        gradient_norm=np.linalg.norm(found.gradient, axis=(1, 2)).reshape(S, L)[:, of],
+        gap_bound=(found.gap / found.value).reshape(S, L)[:, of],
+        n_iter=found.rounds.reshape(S, L)[:, of],
+        status=status.reshape(S, L)[:, of],
         C=strengths,
     )
 

@@ -85,19 +85,20 @@ class Objective:
                 active = np.flatnonzero(segment.sets[sets])
                 if not len(active):
                     continue
-                U = (scaled if len(active) == P else scaled[active]).reshape(-1, D)
+                # rows x problems: the product of a block with a few columns that is fastest in BLAS
+                U = np.ascontiguousarray((scaled if len(active) == P else scaled[active]).reshape(-1, D).T)
                 of = sets[active]
-                total, loss = np.zeros_like(U), np.zeros(len(active))
+                total, loss = np.zeros((U.shape[1], D), dtype=np.float32), np.zeros(len(active))
                 curve = np.zeros((len(active), m, m))
                 for lo, hi in members:
                     A = design.block(lo, hi)
-                    Z = U @ A.T
-                    v = design.weights32[of, lo:hi]
+                    Z = A @ U
+                    v = np.take(design.weights32[lo:hi], of, axis=1)
                     if m == 1:
                         _residuals(Z, v, loss, curve)
                     else:
-                        _residuals_softmax(Z.reshape(len(active), m, -1), v, design.y[lo:hi], loss, curve)
-                    total += Z @ A
+                        _residuals_softmax(Z.reshape(len(Z), -1, m), v, design.y[lo:hi], loss, curve)
+                    total += Z.T @ A
                 if len(active) == P:
                     G += total.reshape(G.shape)
                     value += loss
@@ -145,7 +146,7 @@ class Objective:
                     np.exp(Z, out=Z)
                     Z /= Z.sum(axis=1, keepdims=True)
                     Z *= 1 - Z
-                root = np.sqrt(np.einsum("pmn,pm->mn", Z, share) * design.weights32[s, block.lo : block.hi])
+                root = np.sqrt(np.einsum("pmn,pm->mn", Z, share) * design.weights32[block.lo : block.hi, s])
                 for k in range(m):
                     B = A * root[k, :, None]
                     total[k] += B.T @ B
@@ -262,7 +263,7 @@ def _runs(blocks: list[Segment]) -> list[tuple[Segment, list[tuple[int, int]]]]:
 
 
 def _residuals(Z: Array, v: Array, loss: Array, curve: Array) -> None:
-    """Margins Z (P, rows) become -v q, with q = 1 / (1 + exp(margin)) the wrong class's probability.
+    """Margins Z (rows, P) become -v q, with q = 1 / (1 + exp(margin)) the wrong class's probability.
 
     Adds sum v q to loss (P,) and sum v q (1 - q) to curve (P, 1, 1). exp may overflow: then q = 0.
     """
@@ -270,24 +271,24 @@ def _residuals(Z: Array, v: Array, loss: Array, curve: Array) -> None:
     Z += 1
     np.reciprocal(Z, out=Z)
     v *= Z
-    mass = v.sum(axis=1)
+    mass = v.sum(axis=0)
     loss += mass
-    curve[:, 0, 0] += mass - np.einsum("pn,pn->p", v, Z)
+    curve[:, 0, 0] += mass - np.einsum("np,np->p", v, Z)
     np.negative(v, out=Z)
 
 
 def _residuals_softmax(Z: Array, v: Array, y: Array, loss: Array, curve: Array) -> None:
-    """Scores Z (P, K, rows) become v (p - onehot(y)); adds as `_residuals` does, curve (P, K, K)."""
-    Z -= Z.max(axis=1, keepdims=True)
+    """Scores Z (rows, P, K) become v (p - onehot(y)); adds as `_residuals` does, curve (P, K, K)."""
+    Z -= Z.max(axis=2, keepdims=True)
     np.exp(Z, out=Z)
-    Z /= Z.sum(axis=1, keepdims=True)
+    Z /= Z.sum(axis=2, keepdims=True)
     probability = Z.copy()
-    Z *= v[:, None]
-    curve -= np.matmul(Z, probability.transpose(0, 2, 1))
-    curve[:, range(Z.shape[1]), range(Z.shape[1])] += Z.sum(axis=2)
+    Z *= v[:, :, None]
+    curve -= np.matmul(Z.transpose(1, 2, 0), probability.transpose(1, 0, 2))
+    curve[:, range(Z.shape[2]), range(Z.shape[2])] += Z.sum(axis=0)
     rows = np.arange(len(y))
-    loss += (v - Z[:, y, rows]).sum(axis=1)
-    Z[:, y, rows] -= v
+    loss += (v - Z[rows, :, y]).sum(axis=0)
+    Z[rows, :, y] -= v
 
 
 def _profile(margin: Array, v: Array, sign: Array, b: Array) -> tuple[Array, Array, Array, Array]:

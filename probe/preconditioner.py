@@ -76,7 +76,7 @@ class Factors:
         G, self.mean = _centred(moments)
         self.factors = {}
         for key, h_k, lam_k in zip(keys, h, lam, strict=True):
-            self.factors[key] = _factor(np.asfortranarray(h_k * G), float(lam_k))
+            self.factors[key] = _factor((h_k * G).T, float(lam_k))
 
     def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
         solved = [

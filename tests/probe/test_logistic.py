@@ -6,6 +6,7 @@ from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe import logistic
 from patchbank.probe.logistic import fit_logistic
 from patchbank.probe.newton import newton
+from patchbank.probe.path import ladder
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -305,3 +306,17 @@ def test_senseless_requests_are_refused():
         fit_logistic(X.astype(int), y, C=C)
     with pytest.raises(InvalidRequest, match="need"):
         fit_logistic(X, y, C=C).decision(X[:, 1:])
+
+
+def test_the_ladder_starts_every_strength_from_others_that_come_before_it():
+    grid = np.logspace(-6, 1, 40)
+    parents = ladder(grid)
+    depth = np.zeros(40, dtype=int)
+    for _ in range(3):
+        depth = np.array([1 + max(depth[of], default=-1) for of in parents])
+    assert depth.max() == 2
+    assert sum(not of for of in parents) == 11
+    assert all(len(of) in (0, 4) and k not in of for k, of in enumerate(parents))
+    assert parents[38][0] in (37, 39)
+    assert ladder(np.array([1.0])) == [[]]
+    assert not any(ladder(np.logspace(-4, 1, 4)))  # too far apart
