@@ -110,6 +110,12 @@ class Board:
         out = [f"<p>{each_metric(lambda m, s=s: self._answer(s, m), tag='span')}</p>" for s in self.held_out]
         if len(out) and self.view and len(self.view.names) > 1:
             out.append(f"<p>{each_metric(self._chosen, tag='span')}</p>")
+            how = (
+                f"In brackets, {self.view.level}\u00a0% intervals over whole {self.view.groups}. Told apart: "
+                f"by a paired test on the same patches, p below {self.alpha:.2g} after Holm's adjustment for "
+                "all pairs that were compared on the set."
+            )
+            out.append(f"<p><small>{escape(how)}</small></p>")
         return "".join(out)
 
     def _chosen(self, metric: str) -> str:
@@ -256,8 +262,8 @@ class Board:
             rows.append(f'<tr><th scope="row">{escape(name)}{star}</th>{cells}</tr>')
         order = self._rank_agreement()
         return (
-            f'<div class="scroll"><table class="matrix systems"><thead><tr><th></th>{heads}</tr></thead>'
-            f"<tbody>{''.join(rows)}</tbody>{order}</table></div>"
+            '<div class="scroll"><table class="matrix systems"><thead><tr><th scope="col">system</th>'
+            f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody>{order}</table></div>"
         )
 
     def _rank_agreement(self) -> str:

@@ -237,7 +237,9 @@ if (data && frame) {
     list();
     draw();
   }));
-  new ResizeObserver(() => { at = -1; tip.hidden = true; draw(); }).observe(frame);
+  new ResizeObserver(() => { // also called once when it starts, when nothing has changed
+    if (canvas.getBoundingClientRect().width !== size[0]) hide();
+  }).observe(canvas);
   dark.addEventListener("change", () => { list(); draw(); });
   load(0);
 }

@@ -221,7 +221,7 @@ def _contradictions(groups: Sequence[Sequence[Picture]]) -> list[Any]:
             f"{sum(m.label == label for m in members)} {label}"
             for label in dict.fromkeys(m.label for m in members)
         )
-        title = f"{members[0].dataset}: one picture, {len(members)} labels ({labels})"
+        title = f"{members[0].dataset}: one picture, {len(members)} files ({labels})"
         out.append(f'<h4>{escape(title)}</h4><div class="cards">{"".join(cards)}</div>')
     return [
         "These files hold the same picture, pixel for pixel, under different labels. At most one label can "

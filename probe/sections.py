@@ -50,6 +50,7 @@ class Sections:
         self.train = self.sets[0]
         ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
         self.names = [m["features"] for m in ranked]
+        self.groups = f"{self.doc['data'][0]['group_kind']}s"
         self.chosen = self.doc["chosen"]
         self.models = {m["features"]: m for m in self.doc["models"]}
         self.series = {name: i for i, name in enumerate(self.names[:PLOTTED])}
@@ -197,7 +198,7 @@ class Sections:
 
     def meaning(self) -> str:
         """What the numbers of the leaderboard are."""
-        kind = self.doc["data"][0]["group_kind"] + "s"
+        kind = self.groups
         how = {
             "jackknife": f"the jackknife over whole {kind} with Student's t",
             "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} {kind}",
@@ -799,17 +800,21 @@ class Sections:
         rows = [
             [
                 d["dataset"],
+                d["licence"],
+                ", ".join(f"{k} ({v})" for k, v in d["domains"].items()) or "-",
                 d["n"],
                 d["n_positive"],
                 d["n_groups"] or "-",
                 d["n_distinct"],
-                ", ".join(f"{k} ({v})" for k, v in d["domains"].items()) or "-",
-                d["licence"],
             ]
             for d in self.doc["data"]
         ]
         out: list[Any] = [
-            Table(["set", "patches", self.positive, "groups", "distinct images", "domains", "licence"], rows)
+            Table(
+                ["set", "licence", "domains", "patches", self.positive, "groups", "distinct images"],
+                rows,
+                left=3,
+            )
         ]
         leaks = self.doc.get("leaks")
         if leaks:
@@ -878,7 +883,9 @@ class Sections:
             out.append("Wall time: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()) + ".")
         for name, store in self.doc.get("stores", {}).items():
             identity, made = store["identity"], store["provenance"]
-            about = ", ".join(f"{k} {v}" for k, v in made.items() if isinstance(v, str | int | float))
+            about = ", ".join(
+                f"{k} {v}" for k, v in made.items() if isinstance(v, str | int | float) and v != ""
+            )
             out.append(
                 f"**{name}**: store {store['store']}, {identity['precision']} arithmetic, stored as "
                 f"{identity['dtype']}" + (f"; {about}" if about else "") + "."
