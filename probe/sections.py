@@ -50,7 +50,9 @@ class Sections:
         self.train = self.sets[0]
         ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
         self.names = [m["features"] for m in ranked]
-        self.groups = f"{self.doc['data'][0]['group_kind']}s"
+        self.groups = f"{self.doc['data'][0]['group_kind']}s"  # that intervals take as independent
+        if not all(d["n_groups"] for d in self.doc["data"]):
+            self.groups += " (single patches where none are known)"
         self.chosen = self.doc["chosen"]
         self.models = {m["features"]: m for m in self.doc["models"]}
         self.series = {name: i for i, name in enumerate(self.names[:PLOTTED])}
@@ -201,7 +203,7 @@ class Sections:
         kind = self.groups
         how = {
             "jackknife": f"the jackknife over whole {kind} with Student's t",
-            "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} {kind}",
+            "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} of them",
             "percentile": f"percentiles of the bootstrap of whole {kind}",
         }[self.doc["config"]["interval"]]
         return (
