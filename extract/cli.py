@@ -100,8 +100,7 @@ def extract_command(
         )
     as_json = options.pop("as_json")
     options["remote_code"] = options.pop("trust_remote_code")
-    options["view"] = list(options["view"]) or "full"
-    options["tokens"] = list(options["tokens"]) or None
+    options["view"] = options["view"] or "full"
     # a cluster that takes its machine back sends SIGTERM: publish as after Ctrl-C
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     report = run_extract(list(manifests), encoder=specs, bank=bank, **options)

@@ -7,14 +7,14 @@ from another), and is replaced. Manifests, bank and weights must have the same p
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..datasets.manifest import Manifest
 from ..errors import EncoderError, MissingDependency, PatchbankError
 from .cards import Card
+from .options import ExtractOptions
 
 try:
     import ray
@@ -62,27 +62,25 @@ class _Worker:
     """Runs the local engine in a process of its own."""
 
     def run(
-        self, manifests: Sequence[Manifest], card: Sequence[Card], bank: str, options: dict[str, Any]
+        self, manifests: Sequence[Manifest], cards: Sequence[Card], bank: str, options: ExtractOptions
     ) -> Any:
         from .run import run_extract
 
-        return run_extract(manifests, encoder=card, bank=bank, progress=False, **options)
+        return run_extract(manifests, encoder=cards, bank=bank, options=options, progress=False)
 
 
 def run_actors(
     manifests: Sequence[Manifest],
     cards: Sequence[Card],
-    bank: str | Path,
+    bank: str,
+    options: ExtractOptions,
     *,
-    actors: int | None,
-    options: Mapping[str, Any],
     look: Callable[[], object],
 ) -> tuple[list[Any], int]:
     """Embed with a cluster.
 
     Args:
-        actors: as many as there are GPUs (or machines) by default.
-        options: of `run_extract`, for every actor.
+        options: of the run; its actors are as many as there are GPUs (or machines) by default.
         look: called about every second, for a progress bar.
 
     Returns:
@@ -93,15 +91,16 @@ def run_actors(
         PatchbankError: what an actor raised.
     """
     connect()
-    cluster = size_up(actors)
+    cluster = size_up(options.actors)
     worker: Any = ray.remote(num_cpus=cluster.cpus, num_gpus=cluster.gpus)(_Worker)
     shared = ray.put(list(manifests))
     running: dict[Any, tuple[Any, int]] = {}
 
     def start(number: int) -> None:
         actor = worker.remote()
-        own = dict(options) | {"shift": number / cluster.actors}
-        running[actor.run.remote(shared, list(cards), str(bank), own)] = (actor, number)
+        # the revision is in the cards by now
+        own = replace(options, engine="local", revision=None, shift=number / cluster.actors)
+        running[actor.run.remote(shared, list(cards), bank, own)] = (actor, number)
 
     for number in range(cluster.actors):
         start(number)

@@ -116,7 +116,7 @@ def main() -> None:
         first = first or found
         more = (found["VmHWM"] - first["VmHWM"]) * 2**20 / max(n - first["n"], 1)
         print(
-            f"{n:>9} patches: {found['before']:4.0f} MiB before; for the run {found['VmHWM']:5.1f} MiB at most "
+            f"{n:>9} patches: {found['before']:4.0f} MiB before; the run {found['VmHWM']:5.1f} MiB at most "
             f"({found['RssAnon']:5.1f} anonymous, {found['RssFile']:4.1f} of files), "
             f"{more:5.1f} bytes for each patch beyond {first['n']}; {n / found['seconds']:6.0f} patches/s",
             flush=True,

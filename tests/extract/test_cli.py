@@ -1,5 +1,6 @@
 """The commands: what they print, how they end."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from patchbank.cache.bank import Bank
 from patchbank.cli import main, patchbank
 from patchbank.extract import doctor
 from patchbank.extract.cards import read_card
+from patchbank.extract.cli import extract_command
+from patchbank.extract.options import ExtractOptions
 
 Make = Callable[..., Any]
 SECRET = "hf_thisMustNeverBePrinted"
@@ -31,6 +34,25 @@ def ended(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str
     with pytest.raises(SystemExit) as end:
         main(list(arguments))
     return int(end.value.code or 0), capsys.readouterr().err
+
+
+def test_the_command_has_the_options_of_the_function(tmp_path: Path) -> None:
+    (tmp_path / "any.toml").touch()
+    ours = {field.name: field.default for field in dataclasses.fields(ExtractOptions)}
+    asked = extract_command.make_context("extract", [str(tmp_path / "any.toml"), "--bank", "bank"]).params
+    asked["remote_code"] = asked.pop("trust_remote_code")
+    assert set(ours) - set(asked) == {"shift"}, "for those who start runs that share the work"
+    assert set(asked) - set(ours) == {
+        "manifests",
+        "encoder",
+        "card",
+        "bank",
+        "dry_run",
+        "progress",
+        "as_json",
+    }
+    for name in set(ours) & set(asked) - {"view", "tokens"}:  # these two may be repeated
+        assert asked[name] == ours[name], name
 
 
 def test_extract_twice(tmp_path: Path, make_manifest: Make) -> None:

@@ -1,0 +1,254 @@
+"""Before anything is embedded: which stores a run fills, and which patches they lack."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache.bank import Bank
+from ..cache.identity import Identity, safe_name
+from ..cache.index import KeyIndex
+from ..datasets.hashes import record, resolve
+from ..datasets.manifest import Manifest
+from ..datasets.sources import open_source
+from ..errors import EncoderError, InvalidRequest, StoreNotFound
+from .cards import UNPINNED, Card
+from .engine import Lane, Target, Work
+from .options import RESIZERS, ExtractOptions
+from .report import ExtractReport, StoreReport
+from .tokens import parse_policy, vector_dim
+from .views import parse_views
+from .weights import Weights
+
+SMALLEST_UNIT, LARGEST_UNIT = 256, 8192  # patches that are leased and published together
+
+
+@dataclass
+class Plan:
+    """What there is to do.
+
+    Attributes:
+        lanes: of all encoders; their targets have a store, but for those that a dry run did not make.
+        work: the patches that some store lacks, each picture once as far as is known.
+        rows: int64 (len(work),): their rows, counted over all manifests.
+        patches, unique, cached: as in the report.
+    """
+
+    manifests: Sequence[Manifest]
+    lanes: Sequence[Lane]
+    work: Work
+    rows: np.ndarray
+    patches: int
+    unique: int
+    cached: int
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of a patch that no store has."""
+        return sum(len(lane.orientations) for lane in self.lanes)
+
+    def report(self) -> ExtractReport:
+        """With what is known before the run."""
+        stores = [_describe(target) for lane in self.lanes for target in lane.targets]
+        return ExtractReport(patches=self.patches, unique=self.unique, cached=self.cached, stores=stores)
+
+    def forecast(self, report: ExtractReport) -> None:
+        """What a run would do."""
+        todo = self.work.todo
+        report.dry_run, report.planned = True, len(self.work)
+        for lane in self.lanes:
+            for target in lane.targets:
+                identity = target.identity
+                vector = identity.dim * np.dtype(identity.dtype).itemsize
+                report.planned_bytes += int(todo[:, target.number].sum()) * vector
+            for orientation in lane.orientations:
+                wanted = [t.number for t in lane.targets if orientation in t.view.orientations]
+                report.planned_forwards += int(todo[:, wanted].any(axis=1).sum())
+
+    def remember(self, index: Path) -> None:
+        """Hashes that were taken on the way go to the bank's index: the next run need not decode for them."""
+        hashed = np.flatnonzero(~self.work.known & self.work.keys.any(axis=1))
+        rows, start = self.rows[hashed], 0
+        for manifest in self.manifests:
+            mine = (rows >= start) & (rows < start + len(manifest))
+            record(manifest, rows[mine] - start, self.work.keys[hashed[mine]], index)
+            start += len(manifest)
+
+
+def open_lanes(
+    bank: Bank,
+    cards: Sequence[Card],
+    weights: Sequence[Weights],
+    precisions: Sequence[str],
+    options: ExtractOptions,
+    *,
+    create: bool,
+) -> list[Lane]:
+    """One lane an encoder and crop, its stores open; none is created before all are known to make sense.
+
+    create: make the stores that are not there; else their targets have no store.
+    """
+    views = parse_views(options.view)
+    pinned = options.revision is not None or options.checkpoint is not None
+    lanes: list[Lane] = []
+    wanted: list[tuple[Target, Identity, dict[str, Any]]] = []
+    for number, (card, found, precision) in enumerate(zip(cards, weights, precisions, strict=True)):
+        policies = [parse_policy(name) for name in dict.fromkeys(options.policies or (card.tokens,))]
+        for crop in dict.fromkeys(view.crop for view in views):
+            lane = Lane(number, crop, card.transform, [])
+            for view in views:
+                for policy in policies if view.crop == crop else ():
+                    resizer = {"crop": "center", "resizer": RESIZERS[options.resize]}
+                    identity = Identity(
+                        encoder={"id": card.id, "weights": found.identity, **card.architecture},
+                        preprocess=asdict(card.transform) | resizer,
+                        view=view.name,
+                        tokens=policy.name,
+                        precision=precision,
+                        dtype=options.dtype,
+                        dim=vector_dim(card, policy),
+                    )
+                    target = Target(identity, view, policy, len(wanted))
+                    lane.targets.append(target)
+                    wanted.append((target, identity, _provenance(card, found)))
+                    if not pinned and found.commit and card.revision == UNPINNED:
+                        _same_commit(bank, identity)
+            lanes.append(lane)
+    doubles = [identity.name for _, identity, _ in wanted]
+    if len(set(doubles)) < len(doubles):
+        raise InvalidRequest("the same encoder is asked for twice")
+    for target, identity, provenance in wanted:
+        try:
+            target.opened = bank.open_store(
+                identity, create=create, provenance=provenance, backend=options.backend
+            )
+        except StoreNotFound:
+            if create:
+                raise
+    return lanes
+
+
+def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path | None) -> Plan:
+    """Which rows of the manifests are left to do; index: folder of the hashes that the bank remembers."""
+    resolved = [resolve(manifest, index) for manifest in manifests]
+    keys = np.concatenate([hashes for hashes, _ in resolved])
+    known = np.concatenate([there for _, there in resolved])
+    del resolved
+    places = np.flatnonzero(known)
+    unique = places[KeyIndex(keys[places]).first_rows()]
+    targets = [target for lane in lanes for target in lane.targets]
+    todo = np.zeros((len(keys), len(targets)), bool)
+    todo[unique] = todo[~known] = True
+    for target in targets:
+        if target.opened is not None:
+            todo[unique, target.number] = ~target.opened.contains(keys[unique])
+    rows = np.flatnonzero(todo.any(axis=1))
+    starts = np.cumsum([0, *map(len, manifests)]).tolist()
+    units: list[tuple[int, int, int]] = []  # manifest, first row, end
+    for number, manifest in enumerate(manifests):
+        n = len(manifest)
+        step = min(LARGEST_UNIT, max(SMALLEST_UNIT, n // 8))
+        units += [(number, start, min(start + step, n)) for start in range(0, n, step)]
+    begins = np.array([starts[number] + start for number, start, _ in units])
+    sources = [open_source(manifest) for manifest in manifests]
+    names = [manifest.table["patch_id"] for manifest in manifests]
+
+    def at(i: int) -> tuple[int, int]:
+        """The manifest of a patch of the work, and its row there."""
+        number = bisect_right(starts, row := int(rows[i])) - 1
+        return number, row - starts[number]
+
+    def read(i: int) -> np.ndarray:
+        number, row = at(i)
+        return sources[number].read(row)
+
+    def name(i: int) -> str:
+        number, row = at(i)
+        return str(names[number].iat[row])
+
+    work = Work(
+        read=read,
+        name=name,
+        keys=keys[rows],
+        known=known[rows],
+        todo=todo[rows],
+        unit=(np.searchsorted(begins, rows, side="right") - 1).astype(np.int32),
+        unit_name=_unit_names(manifests, units),
+    )
+    left = int(work.known.sum())
+    return Plan(
+        manifests=manifests,
+        lanes=lanes,
+        work=work,
+        rows=rows,
+        patches=len(keys),
+        unique=len(unique) + len(keys) - len(places),
+        cached=len(unique) - left,
+    )
+
+
+def _unit_names(manifests: Sequence[Manifest], units: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:
+    """The same in every run over the same rows, whatever is cached already."""
+
+    def name(unit: int) -> str:
+        number, start, end = units[unit]
+        ids = "\n".join(manifests[number].table["patch_id"].iloc[start:end])
+        return hashlib.blake2b(ids.encode(), digest_size=12).hexdigest()
+
+    return name
+
+
+def _same_commit(bank: Bank, identity: Identity) -> None:
+    """A card that is not pinned goes on with the commit that the bank holds, or stops."""
+    ours = identity.to_json()
+    for name in bank.names():
+        if not name.startswith(safe_name(identity.encoder["id"]) + "."):
+            continue
+        theirs = bank.open_name(name).identity.to_json()
+        old, new = str(theirs["encoder"].get("weights")), str(ours["encoder"]["weights"])
+        same = theirs | {"encoder": theirs["encoder"] | {"weights": new}} == ours
+        if same and old != new and old.startswith("hub:"):
+            raise EncoderError(
+                f"the bank holds {identity.encoder['id']} embeddings made with {old}, "
+                f"and the weights here are {new}: "
+                f"add --revision {old.rpartition('@')[2]} to go on with the old ones, "
+                f"or --revision {new.rpartition('@')[2]} to start another store"
+            )
+
+
+def _provenance(card: Card, weights: Weights) -> dict[str, Any]:
+    """What does not change the numbers, and is good to know later."""
+    from importlib import metadata
+
+    versions: dict[str, str] = {}
+    for name in ("patchbank", "torch", "timm", "transformers", "pillow"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "licence": card.licence,
+        "gated": card.gated,
+        "hub": card.hub,
+        "commit": weights.commit,
+        "source": card.source,
+        "versions": versions,
+    }
+
+
+def _describe(target: Target) -> StoreReport:
+    identity = target.identity
+    return StoreReport(
+        name=identity.name,
+        path="" if target.opened is None else str(target.opened.path),
+        encoder=str(identity.encoder["id"]),
+        view=identity.view,
+        tokens=identity.tokens,
+        precision=identity.precision,
+        dim=identity.dim,
+        weights=str(identity.encoder["weights"]),
+    )
