@@ -355,6 +355,8 @@ class _Work:
         from .cache.identity import safe_name
 
         settings = {"folds": self.study.folds, **self.study.probe, **system.settings}
+        if "near_duplicates" in settings:
+            settings["near_duplicates"] = str(self.study.folder / settings["near_duplicates"])
         folder = self.where.out / "probe" / safe_name(system.name)
         digest = self._digest(settings, self.stores[system.name])
         step = Step("probe", system.name, "to do", systems=(system.name,))
