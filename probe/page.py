@@ -199,7 +199,7 @@ def _costs(page: StudyPage) -> list[Any]:
     if saved:
         times = (made + saved) / max(made, 1)
         text += (
-            " Rows of one encoder share its passes. Saved are those of embedding everything anew for each fold, "
+            " Rows of one encoder share its passes. Saved are those of embedding all anew for each fold, "
             f"as scripts without a cache do: that takes {times:,.1f} times as many."
         )
     return [text, Html(table)]
