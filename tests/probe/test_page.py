@@ -179,7 +179,7 @@ def test_one_file_with_every_section(page: StudyPage, tmp_path: Path) -> None:
     assert "4 of 4,000 patches" in text
     assert "40.0% and 25.0% of the variance" in text
     assert "1 Atypical, 1 Normal" in text
-    assert "3.0 times as many passes" in text
+    assert "that takes 3.0 times as many" in text
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: StudyPage) -> None:
