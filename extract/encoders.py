@@ -1,6 +1,8 @@
 """An encoder ready to run: network, transform, precision and device behind `transform` and `embed`."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +55,8 @@ class Encoder:
         self._scale, self._shift = 1 / (255 * std), -mean / std
         self._features = torch.compile(self.network.features) if compile else self.network.features
         self._padded = 0 if compile else None  # the largest batch so far: smaller ones are filled up to it
+        self._compiled: set[tuple[object, ...]] = set()  # what it was compiled for
+        self._compiler = threading.Lock()
 
     def transform(self, pixels: np.ndarray) -> Tensor:
         """One patch as the network sees it.
@@ -105,7 +109,7 @@ class Encoder:
 
         Raises:
             InvalidRequest: the encoder cannot give this policy.
-            EncoderError: the network does not give the tokens that its card promises.
+            EncoderError: the network does not give the tokens that its card promises, or cannot be compiled.
         """
         wanted = [p if isinstance(p, Policy) else parse_policy(p) for p in policies or (self.card.tokens,)]
         dims = {policy.name: vector_dim(self.card, policy) for policy in wanted}
@@ -120,9 +124,12 @@ class Encoder:
         pooled = any(policy.pooling == "pooled" for policy in wanted)
         size, low = len(batch), self.precision != "fp32"
         if self._padded is not None:  # a compiled network is compiled again for another shape
-            self._padded = max(self._padded, size)
-            batch = torch.cat([batch, batch[:1].expand(self._padded - size, -1, -1, -1)])
-        with torch.autocast(self.device.type, dtype=DTYPES[self.precision] if low else None, enabled=low):
+            padded = self._padded = max(self._padded, size)  # another thread may set it meanwhile
+            batch = torch.cat([batch, batch[:1].expand(padded - size, -1, -1, -1)])
+        autocast = torch.autocast(
+            self.device.type, dtype=DTYPES[self.precision] if low else None, enabled=low
+        )
+        with autocast, self._compiling(batch.shape, *layers, pooled):
             features = self._features(batch, layers=layers, pooled=pooled)
         vectors = {policy.name: self._vector(features, policy)[:size] for policy in wanted}
         for name, vector in vectors.items():
@@ -132,6 +139,24 @@ class Encoder:
                     f"its card says ({size}, {dims[name]})"
                 )
         return vectors
+
+    @contextmanager
+    def _compiling(self, *key: object) -> Iterator[None]:
+        """The first call of its kind compiles: one thread at a time, or each would compile the same."""
+        if self._padded is None or key in self._compiled:
+            yield
+            return
+        from torch._dynamo.exc import TorchDynamoException
+
+        with self._compiler:
+            try:
+                yield
+            except TorchDynamoException as error:
+                raise EncoderError(
+                    f"{self.card.id} cannot be compiled for {self.device}: {str(error).splitlines()[0]}; "
+                    "leave --compile out, or install the compiler that is missing (on Linux g++)"
+                ) from error
+            self._compiled.add(key)
 
     def _vector(self, features: Features, policy: Policy) -> Tensor:
         card = self.card

@@ -261,7 +261,7 @@ def test_check_finds_what_a_card_promises() -> None:
     assert found["parameters"] == 4652008
 
 
-def test_compile_and_channels_last_change_nothing_but_rounding() -> None:
+def test_channels_last_changes_nothing_but_rounding() -> None:
     card = load_card("efficientnet-lite0")
     batch = torch.randn(2, 3, 64, 64)
     first = build_encoder(card, device="cpu", channels_last=False).embed(batch)["pooled"]
