@@ -14,6 +14,9 @@ the metric's out-of-fold value with its interval [low, high] and the paired diff
                 never)
 
     train = (weak or behind) and worth it and affordable and not hopeless
+
+What is proposed also runs: where a LoRA recipe finds no attention block (a CNN), the recipe is `full`; where
+it finds blocks and none of its targets in them, the encoder is not trained, and the reason says what to name.
 """
 
 import difflib
@@ -180,8 +183,9 @@ def make_plan(
     known = dict(costs or {})
     entries = []
     for encoder in order:
+        fitting, refusal = fitting_recipe(encoder, recipe)
         if encoder not in known and measure:
-            known[encoder] = measure_cost(encoder, recipe=recipe, device=device, steps=steps)
+            known[encoder] = measure_cost(encoder, recipe=fitting, device=device, steps=steps)
         gap = _gap(document, best_set[order[0]], best_set[encoder], rule)
         entries.append(
             _judge(
@@ -192,7 +196,8 @@ def make_plan(
                 gap=gap,
                 cost=known.get(encoder),
                 rows=(size["n"], scored, document["folds"]["n_splits"]),
-                recipe=recipe,
+                recipe=fitting,
+                refusal=refusal,
                 rule=rule,
             )
         )
@@ -223,6 +228,38 @@ class Cost:
         training = self.epochs * (self.epoch_size or rows * (folds - 1) / folds) / self.train_rate
         scoring = (self.epochs * rows / folds + scored) / self.score_rate
         return folds * (training + scoring) / 3600
+
+
+def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
+    """(the recipe that can train this encoder, why the one that was asked for cannot, or "").
+
+    Told by the architecture alone, built without memory or weights. An encoder that cannot be built here, or
+    is a Python function, is left to the run.
+    """
+    import torch
+
+    from ..extract.models import build_network
+    from .lora import attention_blocks, target_layers
+    from .model import base_card
+    from .recipe import load_recipe
+
+    try:
+        chosen = load_recipe(recipe, encoder=encoder)
+        card = base_card(encoder, chosen)
+        if chosen.method != "lora" or card.kind == "python":
+            return recipe, ""
+        with torch.device("meta"):
+            network: Any = build_network(card, None)
+    except PatchbankError:
+        return recipe, ""
+    model = getattr(network, "model", network)
+    try:
+        target_layers(model, chosen.targets, suffix_match=chosen.suffix_match, last_blocks=chosen.last_blocks)
+    except InvalidRequest as error:
+        if not attention_blocks(model):
+            return "full", "no attention blocks for LoRA to adapt, so all of it is trained"
+        return recipe, f"not trainable with the recipe {recipe}: {error}"
+    return recipe, ""
 
 
 def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int = 3) -> Cost:
@@ -285,6 +322,7 @@ def _judge(
     cost: Cost | None,
     rows: tuple[int, int, int],
     recipe: str,
+    refusal: str,
     rule: Rule,
 ) -> Entry:
     """The rule of the module's text for one encoder, with the sentence that says which part decided."""
@@ -296,7 +334,8 @@ def _judge(
     worth = hours is None or gain >= rule.gain_per_hour * hours
     affordable = hours is None or hours <= rule.max_hours
     hopeless = high < best[1][1] - rule.keep_within
-    train = (weak or behind) and worth and affordable and not hopeless
+    runs = recipe == "full" or not refusal
+    train = (weak or behind) and worth and affordable and not hopeless and runs
     reasons = [
         f"{rule.metric} {v:.3f} [{low:.3f}, {high:.3f}]: lower bound "
         f"{'below' if weak else 'at or above'} {rule.target:g}"
@@ -314,6 +353,8 @@ def _judge(
         reasons.append(text)
     if hopeless:
         reasons.append(f"upper bound more than {rule.keep_within:g} below {best[0]}'s lower bound")
+    if refusal:
+        reasons.append(refusal)
     return Entry(
         encoder=encoder,
         train=train,

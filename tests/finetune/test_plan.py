@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 from patchbank.errors import InvalidRequest
-from patchbank.finetune.plan import Cost, Rule, load_plan, make_plan, measure_cost
+from patchbank.finetune import plan as plan_module
+from patchbank.finetune.plan import Cost, Rule, fitting_recipe, load_plan, make_plan, measure_cost
 from patchbank.finetune.run import run_plan
 from patchbank.probe.results import ProbeResult
 
@@ -102,6 +103,32 @@ def test_a_plan_is_a_file_to_edit(tmp_path: Path) -> None:
     (tmp_path / "other.toml").write_text("a = 1\n")
     with pytest.raises(InvalidRequest, match="not a plan"):
         load_plan(tmp_path / "other.toml")
+
+
+def test_what_is_proposed_also_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA cannot adapt a CNN, nor a transformer whose layers have other names than the recipe's targets."""
+    cnn, vit = "efficientnet-lite0", "dinov2-s"
+    probed = results({cnn: (0.7, 0.6, 0.8), vit: (0.72, 0.62, 0.82)})
+    measured = {}
+    monkeypatch.setattr(
+        plan_module,
+        "measure_cost",
+        lambda encoder, *, recipe, **_: measured.setdefault(encoder, recipe) and FAST,
+    )
+    make_plan(probed, train="a.toml")
+    assert measured == {cnn: "full", vit: "lora"}
+    plan = make_plan(probed, train="a.toml", measure=False)
+    chosen = {entry.encoder: entry for entry in plan.entries}
+    assert (chosen[cnn].recipe, chosen[cnn].train) == ("full", True)
+    assert "no attention blocks" in chosen[cnn].why
+    assert (chosen[vit].recipe, chosen[vit].train) == ("lora", True)
+    (tmp_path / "odd.toml").write_text('method = "lora"\ntargets = ["q_proj"]\n')
+    plan = make_plan(probed, train="a.toml", recipe=str(tmp_path / "odd.toml"), measure=False)
+    odd = next(entry for entry in plan.entries if entry.encoder == vit)
+    assert not odd.train
+    assert "attn.qkv" in odd.why, "the names that there are"
+    assert fitting_recipe("poor", "lora") == ("lora", ""), "an encoder that nobody knows is left to the run"
+    assert fitting_recipe(cnn, "full") == ("full", "")
 
 
 def test_results_without_intervals_are_refused() -> None:
