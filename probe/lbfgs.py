@@ -56,6 +56,19 @@ class Minimum:
     converged: Array
     polished: Array
 
+    @classmethod
+    def nothing(cls, P: int, m: int, D: int) -> "Minimum":
+        """Of P problems that have not been looked at."""
+        return cls(
+            np.zeros((P, m, D)), np.full(P, np.inf), np.zeros((P, m, D)), np.zeros((P, m, m)),
+            np.full(P, np.inf), np.full(P, np.inf), np.zeros(P, dtype=int),
+            np.zeros(P, dtype=bool), np.zeros(P, dtype=bool),
+        )  # fmt: skip
+
+    def put(self, places: Array, part: "Minimum") -> None:
+        for name, array in vars(self).items():
+            array[places] = getattr(part, name)
+
 
 class _Slots:
     """The state of the problems in work, as arrays over slots.
@@ -209,7 +222,8 @@ class _Queue:
         self.taken[entering] = True
         more = min(room, enough) - len(entering)
         if more > 0 and self.left > len(entering):
-            early = [k for k in np.flatnonzero(~self.taken) if self.taken[list(self.parents[k])].all()]
+            waiting = np.flatnonzero(~self.taken).tolist()
+            early = [k for k in waiting if self.taken[list(self.parents[k])].all()]
             entering += sorted(early, key=lambda k: self.lam[k])[:more]
             self.taken[entering] = True
         self.left -= len(entering)
@@ -230,9 +244,13 @@ class _Queue:
             nodes = nodes[:2]
         if len(nodes) < 2:
             return None
-        at, log = np.log(self.lam[k]), np.log(self.lam[nodes])
-        share = [np.prod((at - np.delete(log, i)) / (x - np.delete(log, i))) for i, x in enumerate(log)]
-        return np.tensordot(share, theta[nodes], axes=1)
+        return np.tensordot(lagrange(np.log(self.lam[k]), np.log(self.lam[nodes])), theta[nodes], axes=1)
+
+
+def lagrange(at: float, nodes: Array) -> list[float]:
+    """The shares of the values at `nodes` in the value at `at` of the polynomial through them."""
+    others = [np.delete(nodes, i) for i in range(len(nodes))]
+    return [float(np.prod((at - o) / (x - o))) for x, o in zip(nodes, others, strict=True)]
 
 
 def minimise(
@@ -257,10 +275,7 @@ def minimise(
     """
     m, D = objective.design.outputs, objective.design.d + 1
     P = len(ids)
-    found = Minimum(
-        np.zeros((P, m, D)), np.full(P, np.inf), np.zeros((P, m, D)), np.zeros((P, m, m)), np.full(P, np.inf),
-        np.full(P, np.inf), np.zeros(P, dtype=int), np.zeros(P, dtype=bool), np.zeros(P, dtype=bool),
-    )  # fmt: skip
+    found = Minimum.nothing(P, m, D)
     place = {int(problem): k for k, problem in enumerate(ids)}
     slots = _Slots(min(P, max(8, SLOTS // m)), MEMORY, m, D)
     queue, rounds = _Queue(objective.lam[ids], parents or [()] * P), 0

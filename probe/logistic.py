@@ -6,7 +6,8 @@
 How: all fits share X, so they are solved together, as columns of one matrix of coefficients. A round of the
 descent is two matrix products for all of them (objective.py), the preconditioner is shared
 (preconditioner.py), every fit keeps its own pace (lbfgs.py), nothing is copied a set (design.py). Every
-result is checked in float64 on X as it was given; what did not converge is finished by float64 Newton.
+result is checked in float64 on X as it was given; what did not converge is finished by float64 Newton, and
+sets of few rows are solved by Newton alone (dual.py).
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_limits
 
 from ..errors import InvalidRequest, ProbeError
 from .design import Design
+from .dual import solve_few
 from .lbfgs import Minimum, minimise
 from .newton import newton
 from .objective import Objective, default_threads
@@ -43,7 +45,7 @@ class LogisticFits:
     status : str (S, L)
         "converged"  the float32 descent ended, and float64 agreed
         "polished"   float64 steps of the descent were needed
-        "newton"     finished by float64 Newton
+        "newton"     float64 Newton: sets of few rows, and what the descent could not finish
         "capped"     the tolerance was not reached; gap_bound says how far off it may be
     C : float64 (L,)
     """
@@ -99,19 +101,20 @@ def fit_logistic(
     grid, of = np.unique(strengths, return_inverse=True)
     S, L, m = len(v), len(grid), 1 if K == 2 else K
     sets, lam = np.repeat(np.arange(S), L), np.tile(1 / grid, S)
-    parents = [[s * L + k for k in of_k] for s in range(S) for of_k in ladder(grid)]
     # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
     with threadpool_limits(1, user_api="blas"):
         design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
         objective = Objective(design, sets, lam, threads=threads or default_threads())
         try:
-            H0 = Preconditioner(objective)
-            defer = follows(H0)
-            found = minimise(
-                objective, H0, np.arange(S * L), parents=parents, tol=tol, max_rounds=max_rounds, defer=defer
-            )
-            follow(objective, H0, found, tol=tol, max_rounds=max_rounds)
-            status = np.where(found.polished, "polished", "converged").astype("<U9")
+            found = Minimum.nothing(S * L, m, design.d + 1)
+            few = solve_few(objective, found, tol=tol)
+            if len(ids := np.flatnonzero(~few)):
+                H0 = Preconditioner(objective)
+                parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in ladder(grid)]
+                options = {"tol": tol, "max_rounds": max_rounds}
+                found.put(ids, minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options))
+                follow(objective, H0, found, **options)
+            status = np.where(found.polished, "polished", np.where(few, "newton", "converged")).astype("<U9")
             for p in np.flatnonzero(~found.converged):
                 status[p] = _finish(objective, found, int(p), tol)
         finally:

@@ -75,8 +75,7 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
         if stage:
             ids = np.array(stage)
             part = minimise(objective, H0, ids, start=np.stack(starts), tol=tol, max_rounds=max_rounds)
-            for name, array in vars(found).items():
-                array[ids] = getattr(part, name)
+            found.put(ids, part)
             left[ids] = False
             H0.release(ids)
 

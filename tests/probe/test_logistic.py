@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import logistic
+from patchbank.probe import dual, logistic
 from patchbank.probe.logistic import fit_logistic
 from patchbank.probe.newton import newton
 from patchbank.probe.path import ladder
@@ -320,3 +320,23 @@ def test_the_ladder_starts_every_strength_from_others_that_come_before_it():
     assert parents[38][0] in (37, 39)
     assert ladder(np.array([1.0])) == [[]]
     assert not any(ladder(np.logspace(-4, 1, 4)))  # too far apart
+
+
+def test_sets_of_few_rows_are_solved_by_newton_beside_the_others(monkeypatch):
+    X, y = data(300, 60)
+    v = np.zeros((4, 300))
+    v[0] = 1
+    rng = np.random.default_rng(7)
+    for row, n in zip(v[1:], (12, 40, 60), strict=True):
+        row[rng.permutation(300)[:n]] = rng.uniform(0.5, 2, n)
+        row[:4] = 1
+    strengths = np.logspace(-5, 6, 12)
+    fits = fit_logistic(X, y, C=strengths, weights=v, threads=2)
+    assert (fits.status[1:3] == "newton").all()
+    assert (fits.status[0] != "newton").any()
+    assert (fits.gap_bound[1:3, strengths < 100] < 1e-8).all()
+    compare(X, y, v, fits)
+    monkeypatch.setattr(dual, "STEPS", 1)  # not enough: the descent takes over
+    fits = fit_logistic(X, y, C=strengths, weights=v)
+    assert (fits.status[1] != "newton").any()
+    compare(X, y, v, fits)
