@@ -211,9 +211,11 @@ class _Work:
     """A study at work: manifests are read once; a stage is planned when the stage before it is done."""
 
     def __init__(self, study: Study, where: Places) -> None:
+        from .extract.options import ExtractOptions
         from .probe.published import load_published
         from .probe.results import ProbeResult
 
+        ExtractOptions.of(**study.extract)
         self.study, self.where = study, where
         self.state = _read_state(where.out / "state.json")
         self.data: dict[str, Manifest] = {}
@@ -299,6 +301,7 @@ class _Work:
         encoder, precision, tokens = key
         views = {system.name: system.views or self.study.views for system in systems}
         request: dict[str, Any] = {
+            **self.study.extract,
             "encoder": self._encoder(encoder),
             "bank": self.where.bank,
             "view": list(dict.fromkeys(view for names in views.values() for view in names)),
@@ -449,7 +452,8 @@ class _Work:
     def _finetune_step(self, system: System, plan: "FinetunePlan | None") -> Step:
         step = Step("finetune", system.name, "to do", systems=(system.name,))
         recipe = system.recipe or system.stage
-        digest = self._digest(system.encoder, recipe, system.settings, self.study.folds)
+        options = {**self.study.finetune, **system.settings}
+        digest = self._digest(system.encoder, recipe, options, self.study.folds)
         known = self.state["finetune"].get(system.name, {})
         step.seconds = known.get("seconds")
         if known.get("digest") == digest and Path(known["folder"], "results.json").exists():
@@ -479,7 +483,7 @@ class _Work:
                 checkpoint=self.where.checkpoints.get(system.encoder),
                 weights_dir=self.where.weights_dir,
                 progress=self.where.progress,
-                **system.settings,
+                **options,
             )
             folder = out / safe_name(result.chosen.rsplit("/", 2)[0])
             self.results[system.name] = folder

@@ -14,6 +14,7 @@ from ..errors import InvalidRequest
 from .config import ProbeConfig
 
 STAGES = ("probe", "lora", "full")
+OF_SYSTEMS = {"view", "tokens", "precision", "checkpoint", "weights_dir", "device"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,9 @@ class Study:
     """A study file.
 
     train, tests : data sets, by the name of a manifest or as a .toml file beside the study file
-    views, tokens : of the probes whose system names none. folds, probe : settings of all, see ProbeConfig
+    views, tokens : of the probes whose system names none
+    folds, probe : settings of all probes, see ProbeConfig; extract : options of all extractions, see
+        extract/options.py; finetune : of all trainings, see finetune.run.run_finetune (engine, workers, ...)
     published : figures to set beside ours, see probe/published.py. folder : where the study file is
     """
 
@@ -58,6 +61,8 @@ class Study:
     tokens: tuple[str, ...] = ()
     folds: str | int = "balanced"
     probe: Mapping[str, Any] = field(default_factory=dict)
+    extract: Mapping[str, Any] = field(default_factory=dict)
+    finetune: Mapping[str, Any] = field(default_factory=dict)
     published: str = ""
     systems: tuple[System, ...] = ()
     folder: Path = Path()
@@ -127,6 +132,8 @@ def load_study(name: str | os.PathLike[str]) -> Study:
         other = folders.setdefault(safe_name(name), name)
         if other != name:
             faults.append(f"{other!r} and {name!r} differ in punctuation only: results go to folders by name")
+    for option in OF_SYSTEMS & set(values.get("extract", {})):
+        faults.append(f"[extract] {option}: a system says that, or the command")
     faults += _faults_of_settings(values.get("probe", {}), systems)
     if faults:
         raise InvalidRequest(f"{path}: " + "; ".join(faults))

@@ -364,7 +364,7 @@ def test_fine_tuned_systems_run_when_asked_for(place: Path, mode: str) -> None:
 def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text(
-        'name = "bad"\ntittle = "Bad"\ntests = "a"\n[probe]\nprobes = "knn"\n'
+        'name = "bad"\ntittle = "Bad"\ntests = "a"\n[extract]\ndevice = "cpu"\n[probe]\nprobes = "knn"\n'
         '[[system]]\nname = "a"\nencoder = "uni"\nstage = "linear"\n'
         '[[system]]\nname = "a"\nencoder = "uni"\n[[system]]\nname = "b"\n'
         '[[system]]\nname = "x+y z"\nencoder = "uni"\n[[system]]\nname = "x+y, z"\nencoder = "uni"\n'
@@ -373,6 +373,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         load_study(file)
     text = str(error.value)
     for part in (
+        "[extract] device: a system says that, or the command",
         "unknown key 'tittle', did you mean 'title'?",
         "tests is a list",
         "train is missing",
@@ -384,6 +385,16 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         str(file),
     ):
         assert part in text, part
+
+
+def test_options_of_the_extraction_are_the_studys(place: Path) -> None:
+    file = write_study(place, [FLAT8], probe="[extract]\ndtype = 'float32'\nbackend = 'hdf5'\n" + PROBE)
+    done = run(file)
+    assert next(step for step in done.steps if step.kind == "probe").state == "done"
+    assert list((place / "bank").rglob("*.h5"))
+    file.write_text(file.read_text().replace("dtype", "dtypo"))
+    with pytest.raises(InvalidRequest, match="no option 'dtypo', did you mean 'dtype'"):
+        run(file)
 
 
 def test_unknown_studies_and_systems_are_answered_with_the_near_name() -> None:
