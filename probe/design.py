@@ -87,10 +87,8 @@ class Design:
 
     def _moments(self, used: Array, standardize: bool) -> None:
         """Means and scales, a pass over X in float64; refuses NaN and Inf."""
-        masks, of_set = np.unique(
-            np.concatenate([used, np.any(used, axis=0)[None]]), axis=0, return_inverse=True
-        )
-        of_set = np.ravel(of_set)
+        every = np.concatenate([used, np.any(used, axis=0)[None]])
+        masks, of_set = _distinct(every)
         count = masks.sum(axis=1)[:, None]
         first = self._read(0, min(self.n, 512)).astype(np.float64)
         shift = np.where(np.isfinite(first), first, 0).mean(
@@ -109,7 +107,9 @@ class Design:
             squares += mask @ np.square(A, out=A)
         mean = total / count
         variance = np.maximum(squares / count - mean**2, 0)
-        self._recompute(variance, masks, variance <= 1e-8 * mean**2)
+        doubtful = variance <= 1e-8 * mean**2
+        doubtful[of_set[-1]] = False  # all rows: their mean is what was subtracted, nearly
+        self._recompute(variance, masks, doubtful)
         mean += shift
         eps = np.finfo(np.float64).eps  # scikit-learn's _is_constant_feature
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2
@@ -132,7 +132,6 @@ class Design:
 
         Taken again from the subset's first row on: a feature that is constant in it then has exactly 0.
         """
-        doubtful[-1] = False  # all rows: their mean is what was subtracted, nearly
         for k in np.flatnonzero(doubtful.any(axis=1)):
             columns, rows = np.flatnonzero(doubtful[k]), np.flatnonzero(masks[k])
             first = self._read(int(rows[0]), int(rows[0]) + 1)[0, columns].astype(np.float64)
@@ -195,6 +194,13 @@ class Design:
         """Coefficients (P, m, d) and intercepts (P, m) for X as given, of theta (P, m, d + 1)."""
         coef = theta[..., :-1] * (self.factor[sets, None, :-1] / self.scale)
         return coef, theta[..., -1] - coef @ self.mean
+
+
+def _distinct(masks: Array) -> tuple[Array, Array]:
+    """The different ones of the rows, and which of them each row is (numpy's unique sorts whole rows)."""
+    place: dict[bytes, int] = {}
+    of = np.array([place.setdefault(mask.tobytes(), len(place)) for mask in masks])
+    return masks[np.unique(of, return_index=True)[1]], of
 
 
 def _sorted_rows(used: Array) -> tuple[Array, list[Segment]]:

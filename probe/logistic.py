@@ -28,6 +28,7 @@ from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_ROUNDS = 300  # of the descent, then Newton takes over
+SMALL = 2e7  # sets x rows x features: passes are short and best full, so the path begins with more strengths
 LARGEST_NEWTON = 6000  # coefficients of one fit, above which a Hessian is not formed
 MEMORY = 4 * 2**30
 
@@ -110,7 +111,9 @@ def fit_logistic(
             few = solve_few(objective, found, tol=tol)
             if len(ids := np.flatnonzero(~few)):
                 H0 = Preconditioner(objective)
-                parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in ladder(grid)]
+                stride = 4 if S * design.n * design.d > SMALL else 2
+                steps = ladder(grid, stride=stride)
+                parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
                 options = {"tol": tol, "max_rounds": max_rounds}
                 found.put(ids, minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options))
                 follow(objective, H0, found, **options)

@@ -22,11 +22,12 @@ STEEP = 0.2  # relative change of the solution from one strength to the next abo
 HESSIAN_ROUNDS = 200  # rounds of one problem that its Hessian may cost
 
 
-def ladder(C: Array) -> list[list[int]]:
+def ladder(C: Array, *, stride: int = 4) -> list[list[int]]:
     """C : (L,) ascending, all different. For each strength the places of those that it is interpolated from,
     the nearest first: every fourth from none, those between from these, the rest from both kinds.
+    stride : 4, or 2 to begin with every second
     """
-    log, stride = np.log(C), 4
+    log = np.log(C)
     while stride > 1 and (stride + 1 >= len(log) or (log[stride:] - log[:-stride]).max() > WIDEST):
         stride //= 2
     parents: list[list[int]] = [[] for _ in log]
