@@ -1,6 +1,6 @@
 """End-to-end extraction on a CPU against the bare model, the paper's loop and a DataLoader loop.
 
-    python tests/benchmarks/extract_cpu.py [--n 2000] [--rounds 3] [--images FOLDER] [--quick]
+    python tests/benchmarks/extract_cpu.py [--n 2000] [--rounds 3] [--images FOLDER] [--quick] [--decode]
 
 ViT-S/14 at 224 px, from PNG files. In one run, alternating, median of the rounds:
   bare        the model alone on tensors in memory, torch's own threads, our batch and precision
@@ -10,22 +10,34 @@ ViT-S/14 at 224 px, from PNG files. In one run, alternating, median of the round
   paper       one picture at a time, fp32, as the paper's scripts do (on a CPU)
 Loops other than ours see n/8 of the pictures (paper) and n/4 (loader). On a machine with other work compare
 CPU ms. Aim: patchbank <= 1.05 x bare.
+
+--decode measures the decoding alone (read, hash, resize to 224 px) of the pictures and of their central 64
+pixels, saved anew: by 1, 2 and 4 threads as the engine has them, and by as many processes, which send the
+pixels back through a pipe as a DataLoader's or a process pool's do.
 """
 
 import argparse
 import functools
 import statistics
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from extract_inputs import Cost, default_images, manifest_of, random_checkpoint, timed, workspace
-from patchbank.datasets.images import read_image
+from patchbank.datasets.images import content_hash, read_image
 from patchbank.datasets.manifest import Manifest
+from patchbank.extract.cards import Transform, load_card
 from patchbank.extract.encoders import Encoder, build_encoder
+from patchbank.extract.engine import CHUNK
 from patchbank.extract.run import run_extract
 from patchbank.extract.views import prepare
+from PIL import Image
 
 CARD = "dinov2-s"
 
@@ -64,6 +76,44 @@ def paper(pictures: Pictures, encoder: Encoder) -> None:
         encoder.embed(pictures[i][None])
 
 
+def decode(paths: list[Path], transform: Transform) -> list[tuple[bytes, np.ndarray]]:
+    """A task of the engine's decoding pool."""
+    pixels = [read_image(path) for path in paths]
+    return [(content_hash(one), prepare(one, transform)) for one in pixels]
+
+
+def decode_rates(folder: Path, images: str | None, n: int, rounds: int) -> None:
+    whole = manifest_of(folder, n, images)
+    paths = [Path(whole.path(i)) for i in range(n)]
+    small = folder / "small"
+    small.mkdir()
+    for path in paths:
+        with Image.open(path) as picture:
+            left, top = (side // 2 - 32 for side in picture.size)
+            picture.crop((left, top, left + 64, top + 64)).save(small / path.name)
+    work = functools.partial(decode, transform=load_card(CARD).transform)
+    pools: dict[str, Callable[[int], Executor]] = {
+        "threads": ThreadPoolExecutor,
+        "processes": functools.partial(ProcessPoolExecutor, mp_context=get_context("spawn")),
+    }
+    with ExitStack() as stack:
+        ready = {(c, name): stack.enter_context(pools[name](c)) for c in (1, 2, 4) for name in pools}
+        for side, found in (("whole", paths), ("64 px", [small / path.name for path in paths])):
+            tasks = [found[start : start + CHUNK] for start in range(0, n, CHUNK)]
+            seconds: dict[tuple[int, str], list[float]] = {which: [] for which in ready}
+            for _ in range(rounds + 1):  # in the first, processes are started and import what they need
+                for which, pool in ready.items():
+                    started = time.perf_counter()
+                    for _ in pool.map(work, tasks):
+                        pass
+                    seconds[which].append(time.perf_counter() - started)
+            for (count, name), each in seconds.items():
+                best, middle = n / min(each[1:]), n / statistics.median(each[1:])
+                print(
+                    f"{side:>6} {count} {name:<10} {best:6.0f} images/s at best, {middle:6.0f} in the median"
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -74,8 +124,13 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--images", default=default_images())
     parser.add_argument("--quick", action="store_true", help="256 pictures, one round")
+    parser.add_argument("--decode", action="store_true", help="only the decoding, in threads and processes")
     options = parser.parse_args()
     n, rounds = (256, 1) if options.quick else (options.n, options.rounds)
+    if options.decode:
+        with workspace() as folder:
+            decode_rates(folder, options.images, n, rounds)
+        return
     with workspace() as folder:
         manifest = manifest_of(folder, n, options.images)
         checkpoint = random_checkpoint(CARD, folder / "weights.safetensors")
