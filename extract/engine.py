@@ -12,8 +12,9 @@ thread raises its error.
 
 Patches are decoded in threads, not processes: Pillow's decoder and resizer and the hash run outside the
 interpreter's lock, while a process has to send every decoded patch (150 kB at 224 px) through a pipe. On real
-PNGs of 128 and 64 px threads were 1.3 to 1.4 times as fast as as many processes, and two of them on two free
-cores 1.7 times as fast as one (tests/benchmarks/extract_cpu.py --decode; not measured on more cores).
+PNGs of 128 and 64 px the best rounds of threads were 1.2 to 1.4 times as fast as those of processes, and two
+threads on two free cores 1.7 times as fast as one (two cores shared with other work; not measured on more;
+tests/benchmarks/extract_cpu.py --decode).
 
 What is kept of every patch are a few bytes in arrays: key, flags, unit and waits here, 20 bytes in the index
 of each store (tests/extract/test_memory.py).
