@@ -57,7 +57,10 @@ class Objective:
             self._pool.shutdown()
 
     def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-        """work(part) of every part, on the threads (the products and ufuncs of numpy release the lock)."""
+        """work(part) of every part, on the threads (the products and ufuncs of numpy release the lock).
+
+        `work` must not share in turn: the threads would wait for each other for ever.
+        """
 
         def quiet(part: Any) -> Any:
             with np.errstate(over="ignore"):  # exp of a large margin: the loss is 0
