@@ -74,6 +74,10 @@ class GatedEncoder(EncoderError, PermissionError):
     """The weights are behind a licence page; the message names the page and the login command."""
 
 
+class WeightsNotHere(EncoderError):
+    """The weights are not on this disk; a run with a network would download them."""
+
+
 # --- probe ------------------------------------------------------------------------------------------
 
 

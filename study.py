@@ -14,17 +14,27 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from . import __version__
-from .errors import EncoderError, InvalidRequest, MissingDependency, PatchbankError, UnknownEncoder
+from .errors import (
+    EncoderError,
+    InvalidRequest,
+    MissingDependency,
+    PatchbankError,
+    RowsMissing,
+    UnknownEncoder,
+    WeightsNotHere,
+)
 from .probe.study_file import Study, System
 
 if TYPE_CHECKING:
+    from .cache.store import Store
     from .datasets.manifest import Manifest
-    from .extract.run import ExtractReport
+    from .extract.report import ExtractReport, StoreReport
     from .finetune.plan import FinetunePlan
     from .probe.entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
     from .probe.results import ProbeResult
@@ -132,7 +142,9 @@ class Step:
             about.append(f"{self.patches} patches to embed")
         if self.forwards:
             about.append(f"{self.forwards} forward passes, {self.nbytes / 1e6:.0f} MB")
-        if self.state == "to do" and self.kind == "extract" and self.seconds is None:
+        if self.why:
+            about.append(self.why)
+        elif self.state == "to do" and self.kind == "extract" and self.seconds is None:
             about.append("time not known yet")
         elif self.seconds is not None:
             about.append(("about " if self.state == "to do" else "") + _clock(self.seconds))
@@ -220,8 +232,7 @@ class _Work:
         self.state = _read_state(where.out / "state.json")
         self.data: dict[str, Manifest] = {}
         self.absent: dict[str, str] = {}  # system -> why it has no result
-        self.features: dict[str, list[str]] = {}  # probed system -> its feature sets
-        self.stores: dict[str, list[str]] = {}  # probed system -> names of its stores
+        self.stores: dict[str, list[StoreReport]] = {}  # probed system -> what it chooses from
         self.results: dict[str, Path] = {}  # system -> folder of its result
         self.files = [where.out / name for name in ("report.html", "report.md", "table.csv")]
         self.figures = load_published(study.published) if study.published else {}
@@ -259,9 +270,7 @@ class _Work:
 
         steps = []
         for name in (self.study.train, *self.study.tests):
-            path = self.where.data / f"{name}.toml"
-            if name.endswith(".toml"):
-                path = self.study.folder / name
+            path = self._manifest_path(name)
             if path.exists():
                 self.data[name] = load_manifest(path)
                 steps.append(Step("data", f"{name} ({len(self.data[name])} patches)", "cached"))
@@ -296,15 +305,14 @@ class _Work:
 
     def _extract_step(self, key: tuple[str, str | None, tuple[str, ...]], systems: Sequence[System]) -> Step:
         from .extract.run import run_extract
-        from .extract.views import parse_views
 
         encoder, precision, tokens = key
-        views = {system.name: system.views or self.study.views for system in systems}
+        views = list(dict.fromkeys(view for system in systems for view in self._views(system)))
         request: dict[str, Any] = {
             **self.study.extract,
             "encoder": self._encoder(encoder),
             "bank": self.where.bank,
-            "view": list(dict.fromkeys(view for names in views.values() for view in names)),
+            "view": views,
             "tokens": list(tokens) or None,
             "precision": precision,
             "checkpoint": self.where.checkpoints.get(encoder),
@@ -313,29 +321,37 @@ class _Work:
         }
         manifests = list(self.data.values())
         names = tuple(system.name for system in systems)
-        step = Step("extract", " ".join([encoder, *request["view"]]), "to do", systems=names)
+        step = Step("extract", " ".join([encoder, *views]), "to do", systems=names)
+        planned, problem = None, ""
         try:
             planned = run_extract(manifests, **request, dry_run=True)
         except (EncoderError, UnknownEncoder, MissingDependency) as error:
-            step.state, step.why = "blocked", str(error)
-            self.absent |= dict.fromkeys(names, step.why)
+            problem = str(error)
+            step.why = problem if isinstance(error, WeightsNotHere) else ""
+        if planned is None or planned.planned:
+            there = self._complete_stores(encoder, views, tokens, precision)
+            if there:  # made elsewhere: on a GPU in another precision, or with weights that are not here
+                step.state, step.cached = "cached", sum(len(manifest) for manifest in manifests)
+                self._note_stores(systems, there)
+                return step
+        if planned is not None:
+            self._note_stores(systems, planned.stores)
+            step.cached, step.patches = planned.cached, planned.planned
+            step.forwards, step.nbytes = planned.planned_forwards, planned.planned_bytes
+            if not planned.planned:
+                step.state = "cached"
+                return step
+        elif not step.why:
+            step.state, step.why = "blocked", problem
+            self.absent |= dict.fromkeys(names, problem)
             return step
-        for system in systems:
-            wanted = [view.name for view in parse_views(views[system.name])]
-            stores = [store for store in planned.stores if store.view in wanted]
-            self.features[system.name] = [f"{s.encoder}/{s.view}/{s.tokens}" for s in stores]
-            self.stores[system.name] = [store.name for store in stores]
-        step.cached, step.patches = planned.cached, planned.planned
-        if not planned.planned:
-            step.state = "cached"
-            return step
-        step.forwards, step.nbytes = planned.planned_forwards, planned.planned_bytes
         before = self.state["extract"].get(encoder, {"seconds": 0.0, "forwards": 0})
         if before["forwards"]:
-            step.seconds = planned.planned_forwards * before["seconds"] / before["forwards"]
+            step.seconds = step.forwards * before["seconds"] / before["forwards"]
 
         def extract() -> None:
             report = run_extract(manifests, **request, progress=self.where.progress)
+            self._note_stores(systems, report.stores)
             self.remember(
                 "extract",
                 encoder,
@@ -349,6 +365,49 @@ class _Work:
         step.action = extract
         return step
 
+    def _views(self, system: System) -> tuple[str, ...]:
+        return system.views or self.study.views
+
+    def _note_stores(self, systems: Sequence[System], stores: "Sequence[StoreReport]") -> None:
+        """What each system may choose from, of the stores that an extraction fills."""
+        from .extract.views import parse_views
+
+        for system in systems:
+            wanted = [view.name for view in parse_views(self._views(system))]
+            self.stores[system.name] = [store for store in stores if store.view in wanted]
+
+    def _complete_stores(
+        self, encoder: str, views: Sequence[str], tokens: Sequence[str], precision: str | None
+    ) -> "list[StoreReport]":
+        """Stores of the bank that hold every patch under all these views and token policies, and differ in
+        these only; [] where there are none."""
+        from .cache.bank import Bank
+        from .extract.cards import load_card
+        from .extract.report import StoreReport
+        from .extract.tokens import parse_policy
+        from .extract.views import parse_views
+        from .probe.features import content_keys
+
+        try:
+            card = load_card(self._encoder(encoder))
+            keys = [content_keys(manifest, self.where.bank) for manifest in self.data.values()]
+        except (UnknownEncoder, EncoderError, MissingDependency, RowsMissing):
+            return []
+        policies = [parse_policy(name).name for name in tokens or (card.tokens,)]
+        wanted = {(view.name, policy) for view in parse_views(views) for policy in policies}
+        groups: dict[str, dict[tuple[str, str], Store]] = {}
+        for store in Bank(self.where.bank).stores():
+            one = store.identity
+            place = (one.view, one.tokens)
+            if one.encoder["id"] == card.id and place in wanted and precision in (None, one.precision):
+                rest = {k: v for k, v in one.to_json().items() if k not in ("view", "tokens", "dim")}
+                groups.setdefault(json.dumps(rest, sort_keys=True), {})[place] = store
+        for found in groups.values():
+            stores = list(found.values())
+            if set(found) == wanted and all(s.contains(k).all() for s in stores for k in keys):
+                return [StoreReport.of(store.identity, str(store.path)) for store in stores]
+        return []
+
     # --- probe
 
     def probe_steps(self) -> list[Step]:
@@ -357,14 +416,18 @@ class _Work:
     def _probe_step(self, system: System) -> Step:
         from .cache.identity import safe_name
 
-        settings = {"folds": self.study.folds, **self.study.probe, **system.settings}
-        if "near_duplicates" in settings:
-            settings["near_duplicates"] = str(self.study.folder / settings["near_duplicates"])
         folder = self.where.out / "probe" / safe_name(system.name)
-        digest = self._digest(settings, self.stores[system.name])
         step = Step("probe", system.name, "to do", systems=(system.name,))
         known = self.state["probe"].get(system.name, {})
         step.seconds = known.get("seconds")
+        stores = self.stores.get(system.name)
+        if stores is None:  # of a plan: weights that are to be downloaded
+            return step
+        settings = {"folds": self.study.folds, **self.study.probe, **system.settings}
+        settings |= {"precision": stores[0].precision, "dtype": stores[0].dtype}
+        if "near_duplicates" in settings:
+            settings["near_duplicates"] = str(self.study.folder / settings["near_duplicates"])
+        digest = self._digest(settings, [store.name for store in stores])
         if known.get("digest") == digest and (folder / "results.json").exists():
             step.state = "cached"
             self.results[system.name] = folder
@@ -378,7 +441,7 @@ class _Work:
                 train=self.data[self.study.train],
                 tests=[self.data[test] for test in self.study.tests if test in self.data],
                 bank=self.where.bank,
-                features=self.features[system.name],
+                features=[f"{store.encoder}/{store.view}/{store.tokens}" for store in stores],
                 out=folder,
                 jobs=self.where.jobs,
                 progress=self.where.progress,
@@ -393,15 +456,20 @@ class _Work:
 
     def _digest(self, *parts: Any) -> str:
         """Of what a result depends on: settings, names of stores (digests of their identities), the rows."""
-        digest = hashlib.sha256(json.dumps([__version__, *parts], sort_keys=True, default=str).encode())
+        text = json.dumps([__version__, self._rows_digest, *parts], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _rows_digest(self) -> str:
+        """Of the columns that a result depends on, in all data sets."""
+        digest = hashlib.sha256()
         columns = ["patch_id", "label", "group", "domain", "split", "content_hash"]
         columns += ["votes_positive", "votes_total"]
         for name, manifest in self.data.items():
             digest.update(name.encode())
-            table = manifest.table
             for column in columns:
-                if column in table:
-                    digest.update("\0".join(map(str, table[column])).encode())
+                if column in manifest.table:
+                    digest.update("\0".join(map(str, manifest.table[column])).encode())
         return digest.hexdigest()
 
     # --- plan and fine-tune
@@ -504,6 +572,8 @@ class _Work:
             if not load_recipe(recipe, encoder=encoder).random_weights:
                 places = {"checkpoint": self.where.checkpoints.get(system.encoder)}
                 locate(load_card(encoder), **places, weights_dir=self.where.weights_dir, download=False)
+        except WeightsNotHere:
+            pass  # the training downloads them
         except (EncoderError, UnknownEncoder, MissingDependency) as error:
             return str(error)
         if self.where.finetune == "none":
@@ -554,7 +624,7 @@ class _Work:
             return []
         from .probe.published import beside_published
 
-        systems = {s.name: (s.published or s.name, s.stage) for s in self.study.systems}
+        systems = {s.name: [(name, s.stage) for name in s.published or (s.name,)] for s in self.study.systems}
         # AMi-Br's own test split is called "ami-br:test"; other sets have the name of their manifest
         sets = [one["dataset"] for one in merged.document["data"][1:]]
         datasets = {name: name.partition(":")[0] for name in sets if name.partition(":")[2] in ("", "test")}
@@ -563,6 +633,7 @@ class _Work:
     def rows(self) -> "list[SystemRow]":
         from .extract.cards import load_card
         from .probe.entries import SystemRow
+        from .probe.published import in_words
 
         merged = self.merged()
         models = {} if merged is None else {m["features"]: m for m in merged.document["models"]}
@@ -571,7 +642,10 @@ class _Work:
             about: dict[str, Any] = {"name": system.name, "encoder": system.encoder, "family": system.stage}
             model = models.get(system.name)
             if model is None:
-                rows.append(SystemRow(**about, state="blocked", why=self.absent.get(system.name, "not run")))
+                why = [self.absent.get(system.name, "not run")]
+                for name in system.published or (system.name,):
+                    why.append(in_words(self.figures.get("published", []), name, system.stage))
+                rows.append(SystemRow(**about, state="blocked", why="\n".join(filter(None, why))))
                 continue
             with suppress(UnknownEncoder):  # a network trained from random weights needs no card
                 about["licence"] = load_card(self._encoder(system.encoder)).licence

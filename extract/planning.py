@@ -53,7 +53,8 @@ class Plan:
 
     def report(self) -> ExtractReport:
         """With what is known before the run."""
-        stores = [_describe(target) for lane in self.lanes for target in lane.targets]
+        targets = [target for lane in self.lanes for target in lane.targets]
+        stores = [StoreReport.of(t.identity, str(t.opened.path) if t.opened else "") for t in targets]
         return ExtractReport(patches=self.patches, unique=self.unique, cached=self.cached, stores=stores)
 
     def forecast(self, report: ExtractReport) -> None:
@@ -238,17 +239,3 @@ def _provenance(card: Card, weights: Weights) -> dict[str, Any]:
         "source": card.source,
         "versions": versions,
     }
-
-
-def _describe(target: Target) -> StoreReport:
-    identity = target.identity
-    return StoreReport(
-        name=identity.name,
-        path="" if target.opened is None else str(target.opened.path),
-        encoder=str(identity.encoder["id"]),
-        view=identity.view,
-        tokens=identity.tokens,
-        precision=identity.precision,
-        dim=identity.dim,
-        weights=str(identity.encoder["weights"]),
-    )

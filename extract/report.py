@@ -3,11 +3,14 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from ..cache.identity import Identity
 
 
 @dataclass
 class StoreReport:
-    """One store of a run: its name, folder and identity, and how many rows the run added."""
+    """One store of a run: its name and folder ("": not made yet), and what its identity says."""
 
     name: str
     path: str
@@ -15,8 +18,23 @@ class StoreReport:
     view: str
     tokens: str
     precision: str
+    dtype: str
     dim: int
     weights: str
+
+    @classmethod
+    def of(cls, identity: Identity, path: str) -> Self:
+        return cls(
+            name=identity.name,
+            path=path,
+            encoder=str(identity.encoder["id"]),
+            view=identity.view,
+            tokens=identity.tokens,
+            precision=identity.precision,
+            dtype=identity.dtype,
+            dim=identity.dim,
+            weights=str(identity.encoder.get("weights", "")),
+        )
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ..errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency
+from ..errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency, WeightsNotHere
 from .cards import UNPINNED, Card
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -58,6 +58,7 @@ def locate(
 
     Raises:
         InvalidRequest: the checkpoint does not exist.
+        WeightsNotHere: `download` is False, and they are on the hub only.
         GatedEncoder: the hub wants a licence accepted or a login.
         EncoderError: the weights are nowhere to be had; the message says what to do.
     """
@@ -72,6 +73,11 @@ def locate(
         return _in_package(card)
     if weights_dir is not None:
         return _in_folder(card, Path(weights_dir))
+    if not card.hub:
+        raise EncoderError(
+            f"the card of {card.id} says nothing of where its weights are (hub, package): "
+            "name the file with --checkpoint, or add --weights-dir DIR"
+        )
     return _on_hub(card, download)
 
 
@@ -160,10 +166,14 @@ def _on_hub(card: Card, download: bool) -> Weights:
     official = constants.ENDPOINT == "https://huggingface.co"  # a mirror may ask for no login
     if card.gated and official and not (has_token() or constants.HF_HUB_OFFLINE):
         raise gated(card, logged_in=False)  # what the hub would answer, said without a network
-    if not download or constants.HF_HUB_OFFLINE:
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "they are not on this disk"
+    if constants.HF_HUB_OFFLINE:
         raise EncoderError(
-            f"the weights of {card.id} ({card.hub}) are not in the hub's cache, and {why}. {offline}"
+            f"the weights of {card.id} ({card.hub}) are not in the hub's cache, and HF_HUB_OFFLINE is set. "
+            + offline
+        )
+    if not download:
+        raise WeightsNotHere(
+            f"the weights of {card.id} ({card.hub}) are not on this disk; a run downloads them. {offline}"
         )
     try:
         if card.kind == "transformers":

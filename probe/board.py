@@ -379,7 +379,7 @@ def _published_row(r: PublishedRow, scale: tuple[float, float], about_zero: tupl
     return (
         f'<tr class="m {escape(r.metric)}"><th scope="row">{escape(r.system)}{_small([r.role])}</th>'
         f'<td data-head="ours">{interval_html(r.ours)}</td>'
-        f'<td data-head="published"><b>{r.published:.3f}</b><small>{folds}</small></td>'
+        f'<td data-head="published"><b>{r.published:.3f}</b>{_small([r.against, folds])}</td>'
         f'<td class="bars">{whisker(r.ours, scale, chance=0.5, marks=dots)}</td>'
         f'<td data-head="ours - published">{text}{bar}</td>'
         f'<td data-head="p (Holm)">{p_value(r.p_holm)}</td>'

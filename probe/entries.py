@@ -54,6 +54,8 @@ class PublishedRow:
     """Value, low, high."""
     role: str
     """What was scored: "mean of the fold models", "refit", "ensemble"."""
+    against: str
+    """The published system, with its family: "UNI, probe"."""
     published: float
     published_folds: tuple[float, ...]
     difference: float

@@ -1,5 +1,6 @@
 """Our figures beside published ones, and which differences these test sets can tell apart."""
 
+import itertools
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -62,7 +63,7 @@ def load_published(name: str) -> dict[str, Any]:
 def beside_published(
     result: ProbeResult,
     entries: Sequence[Mapping[str, Any]],
-    systems: Mapping[str, tuple[str, str]],
+    systems: Mapping[str, Sequence[tuple[str, str]]],
     *,
     datasets: Mapping[str, str],
     level: float = 0.95,
@@ -70,18 +71,17 @@ def beside_published(
     """A row for each system x evaluation set x metric that both have; see HOW for the formula.
 
     result : merged over systems (`systems.merge_systems`); entries : of `load_published`
-    systems : our system -> (system, family) there; datasets : our evaluation set -> data set there
+    systems : our system -> each (system, family) there that it is set beside
+    datasets : our evaluation set -> data set there
     Fold means are compared where the result has several models of folds and no refit of its own, else the
     reported score.
     """
     published = {(e["system"], e["family"], e["dataset"]): e for e in entries}
     rows = []
-    for system, (their_name, family) in systems.items():
-        for dataset, theirs in datasets.items():
-            entry = published.get((their_name, family, theirs))
-            if entry is None:
-                continue
-            for metric in COMPARED:
+    for system, others in systems.items():
+        for (name, family), (dataset, theirs) in itertools.product(others, datasets.items()):
+            entry = published.get((name, family, theirs))
+            for metric in COMPARED if entry else ():
                 row = _row(result, system, dataset, metric, entry, level)
                 if row is not None:
                     rows.append(row)
@@ -93,6 +93,13 @@ def beside_published(
             verdict = higher if p < 1 - level else "not distinguishable"
             adjusted[i] = replace(rows[i], p_holm=float(p), verdict=verdict)
     return [adjusted[i] for i in range(len(rows))]
+
+
+def in_words(entries: Sequence[Mapping[str, Any]], system: str, family: str) -> str:
+    """What was published of a system, for a row without figures of ours; "" where nothing was."""
+    mine = [e for e in entries if (e["system"], e["family"]) == (system, family)]
+    cells = [f"{e['dataset']} " + " / ".join(f"{np.mean(e[m]):.3f}" for m in COMPARED) for e in mine]
+    return f"Published (balanced accuracy / AUROC): {', '.join(cells)}." if cells else ""
 
 
 def _row(
@@ -116,6 +123,7 @@ def _row(
         metric=metric,
         ours=(value, low, high),
         role=role,
+        against=f"{entry['system']}, {entry['family']}",
         published=there,
         published_folds=tuple(values.tolist()),
         difference=difference,

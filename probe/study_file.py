@@ -27,7 +27,7 @@ class System:
     recipe : of the fine-tuning; none: the stage's
     settings : of the probe, over the study's; or of the recipe
     precision : of the forward pass; None: as card and device have it
-    published : the system's name in the published figures, where it is not `name`
+    published : the published systems of the same stage to set it beside; none: the one of its name
     """
 
     name: str
@@ -38,7 +38,7 @@ class System:
     recipe: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     precision: str | None = None
-    published: str = ""
+    published: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

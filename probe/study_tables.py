@@ -17,7 +17,7 @@ SHOWN = ("balanced_accuracy", "auroc")
 def frame(page: StudyPage) -> pd.DataFrame:
     """One row a system x evaluation set x metric, with the published figure where there is one; one row for a
     system without results, saying why."""
-    beside = {(p.system, p.dataset, p.metric): p for p in page.published}
+    beside = {(p.system, p.dataset, p.metric): p for p in reversed(page.published)}  # the first of several
     records: list[dict[str, Any]] = []
     for row in page.systems:
         about = {"system": row.name, "family": row.family, "encoder": row.encoder, "state": row.state}
@@ -30,7 +30,7 @@ def frame(page: StudyPage) -> pd.DataFrame:
                 one |= {"metric": metric, "value": value, "low": low, "high": high}
                 there = beside.get((row.name, record["dataset"], metric))
                 if there is not None:
-                    one |= {"published": there.published, "compared": there.role}
+                    one |= {"published": there.published, "against": there.against, "compared": there.role}
                     one |= {"difference": there.difference, "difference_low": there.low}
                     one |= {"difference_high": there.high, "p_holm": there.p_holm, "verdict": there.verdict}
                 records.append(one)
@@ -50,7 +50,8 @@ def table(page: StudyPage) -> "Table":
         shown.add_row(name, chosen, *cells)
     for row in page.systems:
         if row.state != "done":
-            shown.add_row(row.name, row.why.splitlines()[0], *("-" for _ in _sets(page)))
+            first = row.why.splitlines()[0].partition(": ")[0]  # the page and the log have all of it
+            shown.add_row(row.name, f"not run: {first}", *("-" for _ in _sets(page)))
     shown.caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
     return shown
 
@@ -70,7 +71,11 @@ def markdown(page: StudyPage) -> str:
         lines = [
             (
                 *(p.system, p.dataset, p.metric.replace("_", " "), f"{with_interval(p.ours)} ({p.role})"),
-                *(f"{p.published:.3f}", f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]", p.verdict),
+                *(
+                    f"{p.published:.3f} ({p.against})",
+                    f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]",
+                    p.verdict,
+                ),
             )
             for p in page.published
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from patchbank.errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency
+from patchbank.errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency, WeightsNotHere
 from patchbank.extract import weights
 from patchbank.extract.cards import Card, Transform, load_card, with_revision
 from patchbank.extract.encoders import build_encoder
@@ -286,6 +286,16 @@ def test_a_folder_without_them_says_where_it_looked(tmp_path: Path, tiny: Card) 
         EncoderError, match=r"no weights of tiny in .*model.safetensors or pytorch_model.bin.*lab/tiny"
     ):
         locate(tiny, weights_dir=tmp_path)
+
+
+def test_a_card_without_a_place_for_its_weights_says_how_to_name_one(cache: Path, tiny: Card) -> None:
+    with pytest.raises(EncoderError, match="name the file with --checkpoint, or add --weights-dir"):
+        locate(dataclasses.replace(tiny, hub=""))
+
+
+def test_what_is_on_the_hub_only_is_told_apart_from_what_cannot_be_had(cache: Path, tiny: Card) -> None:
+    with pytest.raises(WeightsNotHere, match="a run downloads them"):
+        locate(dataclasses.replace(tiny, gated=False), download=False)
 
 
 def test_the_token_is_looked_at_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,7 @@ def page(result: ProbeResult) -> StudyPage:
             metric=metric,
             ours=(0.8, 0.75, 0.85),
             role="refit",
+            against="Theirs, probe",
             published=0.7,
             published_folds=(0.68, 0.7, 0.72),
             difference=0.1,

@@ -165,7 +165,7 @@ def test_the_difference_to_a_published_figure_is_that_of_the_formula(results: di
     merged = merge_systems({"Old": results["Old"], "Good": results["Good"]})
     folds = [0.60, 0.62, 0.58, 0.61, 0.59]
     rows = beside_published(
-        merged, [published_entry(folds)], {"Old": ("Theirs", "probe"), "Good": ("Nobody", "probe")},
+        merged, [published_entry(folds)], {"Old": [("Theirs", "probe")], "Good": [("Nobody", "probe")]},
         datasets={"outer": "outer", "inner:test": "inner"},
     )  # fmt: skip
     assert [(r.system, r.dataset, r.metric) for r in rows] == [
@@ -184,6 +184,7 @@ def test_the_difference_to_a_published_figure_is_that_of_the_formula(results: di
     assert row.role == "mean of the fold models"
     assert row.ours == (mean["value"], mean["low"], mean["high"])
     assert row.published == pytest.approx(0.6)
+    assert row.against == "Theirs, probe"
     assert row.difference == pytest.approx(q - p)
     half = stats.t.ppf(0.975, mean["degrees_of_freedom"]) * error
     assert (row.low, row.high) == pytest.approx((q - p - half, q - p + half))
@@ -197,7 +198,7 @@ def test_what_lies_far_apart_is_distinguished(
 ) -> None:
     merged = merge_systems({"Good": results["Good"]})
     found = beside_published(
-        merged, [published_entry([value] * 5)], {"Good": ("Theirs", "probe")}, datasets={"outer": "outer"}
+        merged, [published_entry([value] * 5)], {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"}
     )
     assert [row.verdict for row in found] == [verdict] * 2
     assert {row.role for row in found} == {"refit"}
@@ -229,7 +230,7 @@ def test_published_files_are_checked(tmp_path: Path) -> None:
 def test_the_tables_of_a_study_have_every_system(results: dict[str, ProbeResult]) -> None:
     merged = merge_systems({"Good": results["Good"], "Old": results["Old"]})
     figures = beside_published(
-        merged, [published_entry([0.6] * 5)], {"Old": ("Theirs", "probe")}, datasets={"outer": "outer"}
+        merged, [published_entry([0.6] * 5)], {"Old": [("Theirs", "probe")]}, datasets={"outer": "outer"}
     )
     systems = (
         SystemRow(name="Good", encoder="good", family="probe", state="done", chosen="good/full/cls"),
