@@ -111,10 +111,16 @@ class _Slots:
             for array in self._arrays():
                 array[[a, b]] = array[[b, a]]
 
+    def move(self, source: int, target: int) -> None:
+        """`swap` where what is in the target is of no use any more."""
+        if source != target:
+            for array in self._arrays():
+                array[target] = array[source]
+
     def add(self, problem: int, theta: Array) -> int:
         """Put a problem behind the running ones, to be evaluated at theta: no gradient, no direction yet."""
         slot = self.running
-        self.swap(slot, self.used)
+        self.move(slot, self.used)
         self.running += 1
         self.used += 1
         for array in (self.S, self.Y, self.SY, self.gradient, self.direction, self.slope):
@@ -134,7 +140,7 @@ class _Slots:
             self.wait(slot)
             slot = self.running
         self.used -= 1
-        self.swap(slot, self.used)
+        self.move(self.used, slot)
 
     def shrink(self, slots: int) -> None:
         """Only so many slots, twice the memory; the pairs in the order of their age."""

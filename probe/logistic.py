@@ -93,7 +93,7 @@ def fit_logistic(
     tol : relative distance of the objective to its optimum at which a fit stops, estimated by g' H g / 2
     max_rounds : rounds of the descent, before float64 Newton takes over
     memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round
-    threads : default: the cores, or OMP_NUM_THREADS where that is less
+    threads : default: the cores, or OMP_NUM_THREADS where that is less; one for a few million numbers
 
     Raises InvalidRequest for shapes and values that make no sense, ProbeError for NaN or Inf in X and for
     a set that lacks a class (it names the set).
@@ -105,7 +105,7 @@ def fit_logistic(
     # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
     with threadpool_limits(1, user_api="blas"):
         design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
-        objective = Objective(design, sets, lam, threads=threads or default_threads())
+        objective = Objective(design, sets, lam, threads=threads or default_threads(design.n * design.d))
         try:
             found = Minimum.nothing(S * L, m, design.d + 1)
             few = solve_few(objective, found, tol=tol)
