@@ -642,10 +642,11 @@ class _Work:
             about: dict[str, Any] = {"name": system.name, "encoder": system.encoder, "family": system.stage}
             model = models.get(system.name)
             if model is None:
-                why = [self.absent.get(system.name, "not run")]
-                for name in system.published or (system.name,):
-                    why.append(in_words(self.figures.get("published", []), name, system.stage))
-                rows.append(SystemRow(**about, state="blocked", why="\n".join(filter(None, why))))
+                about["published"] = in_words(
+                    self.figures.get("published", []), (system.published or (system.name,))[0], system.stage
+                )
+                why = self.absent.get(system.name, "not run")
+                rows.append(SystemRow(**about, state="blocked", why=why))
                 continue
             with suppress(UnknownEncoder):  # a network trained from random weights needs no card
                 about["licence"] = load_card(self._encoder(system.encoder)).licence

@@ -233,6 +233,8 @@ class Board:
         if lines[first:]:
             rest = prose("\n".join(lines[first:]))
             why += f"<details><summary>More ways to get it</summary>{rest}</details>"
+        if system.published:
+            why += f"<small>{escape(system.published)}</small>"
         return (
             f'<tr class="blocked" data-family="{escape(system.family)}" data-state="blocked">'
             f'<th scope="row">{escape(system.name)}{about}</th><td data-head="kind">{escape(family)}</td>'

@@ -23,6 +23,8 @@ class SystemRow:
     why: str = ""
     """Of a blocked one: what is missing and how to get it; `commands` in backticks or on lines of their
     own that begin with "$ ", URLs and line breaks are shown as such."""
+    published: str = ""
+    """Of a blocked one: what was published of it, in a sentence."""
     chosen: str = ""
     """The feature set that its folds chose ("dinov2-s/center:0.5/cls"), or its recipe."""
     licence: str = ""

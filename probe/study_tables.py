@@ -48,11 +48,10 @@ def table(page: StudyPage) -> "Table":
         shown.add_column(dataset, justify="right")
     for name, chosen, cells in _rows(page, "\n"):
         shown.add_row(name, chosen, *cells)
-    for row in page.systems:
-        if row.state != "done":
-            first = row.why.splitlines()[0].partition(": ")[0]  # the page and the log have all of it
-            shown.add_row(row.name, f"not run: {first}", *("-" for _ in _sets(page)))
     shown.caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
+    absent = [row.name for row in page.systems if row.state != "done"]
+    if absent:
+        shown.caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
     return shown
 
 
@@ -66,7 +65,10 @@ def markdown(page: StudyPage) -> str:
         out += [_table(["system", "chosen on the folds", *_sets(page)], lines)]
     absent = [row for row in page.systems if row.state != "done"]
     if absent:
-        out += ["## Not run", "\n".join(f"* {row.name}: {' '.join(row.why.split())}" for row in absent)]
+        out += [
+            "## Not run",
+            "\n".join(f"* {row.name}: {' '.join([*row.why.split(), row.published])}" for row in absent),
+        ]
     if page.published:
         lines = [
             (

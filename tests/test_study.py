@@ -216,7 +216,10 @@ def test_a_training_set_that_is_not_there_stops_everything(place: Path) -> None:
 
 
 def test_nothing_can_run_and_the_page_says_so(place: Path) -> None:
-    done = run(write_study(place, [GATED]))
+    file = write_study(place, [GATED], probe='published = "published-2506.21444"\n' + PROBE)
+    done = run(file)
+    assert "ami-br 0.634 / 0.695" in done.page.systems[0].published
+    assert "ami-br 0.634 / 0.695" in (place / "out/report.html").read_text()
     assert done.page.result is None
     assert "hf auth login" in (place / "out/report.html").read_text()
     assert "hf auth login" in (place / "out/report.md").read_text()
