@@ -56,7 +56,7 @@ class LazyGroup(click.Group):
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Start with `patchbank quickstart`: it runs offline in about a minute. "
+    epilog="Start with `patchbank quickstart`: it runs offline in under a minute. "
     "`patchbank COMMAND --help` has examples.",
 )
 @click.version_option(__version__, prog_name="patchbank")
@@ -80,7 +80,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     """Run the main job offline: sample -> extract -> cache -> probe -> result table.
 
     The patches are generated (synthetic, with a real signal, in four stains); the encoder and every step are
-    those of real work. Takes about a minute on two cores.
+    those of real work. Takes half a minute on two cores.
 
     \b
     Examples:
