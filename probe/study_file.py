@@ -128,10 +128,10 @@ def load_study(name: str | os.PathLike[str]) -> Study:
     names = [system.name for system in systems]
     faults += [f"two systems are called {n!r}" for n in sorted({n for n in names if names.count(n) > 1})]
     folders: dict[str, str] = {}  # where results go
-    for name in dict.fromkeys(names):
-        other = folders.setdefault(safe_name(name), name)
-        if other != name:
-            faults.append(f"{other!r} and {name!r} differ in punctuation only: results go to folders by name")
+    for one in dict.fromkeys(names):
+        other = folders.setdefault(safe_name(one), one)
+        if other != one:
+            faults.append(f"{other!r} and {one!r} differ in punctuation only: results go to folders by name")
     for option in OF_SYSTEMS & set(values.get("extract", {})):
         faults.append(f"[extract] {option}: a system says that, or the command")
     faults += _faults_of_settings(values.get("probe", {}), systems)
