@@ -81,10 +81,9 @@ def beside_published(
     for system, others in systems.items():
         for (name, family), (dataset, theirs) in itertools.product(others, datasets.items()):
             entry = published.get((name, family, theirs))
-            for metric in COMPARED if entry else ():
-                row = _row(result, system, dataset, metric, entry, level)
-                if row is not None:
-                    rows.append(row)
+            if entry is not None:
+                found = (_row(result, system, dataset, metric, entry, level) for metric in COMPARED)
+                rows += [row for row in found if row is not None]
     adjusted: dict[int, PublishedRow] = {}
     for metric in COMPARED:
         mine = [i for i, row in enumerate(rows) if row.metric == metric]
