@@ -741,12 +741,14 @@ class _Work:
             source = parse_features(features).sources[0]
             options = {"encoder": source.encoder, "view": source.view, "tokens": source.tokens, "bank": bank}
             vectors = np.concatenate([load(m, **options) for m in manifests.values()])
-            points, explained = project(vectors, method="pca")
+            # the components of all patches; a neighbourhood map of those that are drawn
+            linear = self.study.map == "pca"
+            points, explained = project(vectors if linear else vectors[rows], method=self.study.map)
             yield EmbeddingMap(
                 title=str(source),
-                method="PCA",
+                method=self.study.map.upper(),
                 explained=explained,
-                points=points[rows],
+                points=points[rows] if linear else points,
                 patch_id=shown["patch_id"].tolist(),
                 dataset=shown["dataset"].tolist(),
                 domain=shown["domain"].tolist(),

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import StoreError, StoreNotFound
 from .files import TEMPORARY, LocalFiles, explained, open_files
 from .identity import Identity, safe_name
-from .store import BLOCK_ROWS, Store
+from .store import BLOCK_ROWS, Store, is_empty
 
 STORES = "stores"
 
@@ -28,8 +28,13 @@ class Bank:
         return self.files.root if isinstance(self.files, LocalFiles) else self.files.url
 
     def names(self) -> list[str]:
-        """The names of the stores."""
-        return [name for name in self.files.names(STORES) if not name.startswith(TEMPORARY)]
+        """The names of the stores, damaged ones too.
+
+        Not of folders in which nothing has been written: a store is being made there now, or its run was
+        killed at that moment, and the next one makes it.
+        """
+        names = [name for name in self.files.names(STORES) if not name.startswith(TEMPORARY)]
+        return [name for name in names if not is_empty(self.files.at(f"{STORES}/{name}"))]
 
     def stores(self) -> list[Store]:
         """Every store, opened. Raises StoreError at one that cannot be."""

@@ -76,6 +76,14 @@ def layout_class(backend: str) -> type[Layout]:
     raise InvalidRequest(f"there is no backend {backend!r}; there are {' and '.join(BACKENDS)}")
 
 
+def is_empty(files: Files) -> bool:
+    """Whether nothing has been written there yet: no description, no block, no log."""
+    for backend in BACKENDS:
+        if any(files.exists(description) for description in layout_class(backend).descriptions):
+            return False
+    return not (files.names(BLOCKS) or files.names(LOGS))
+
+
 def read_description(files: Files, *, lenient: bool = False) -> dict[str, Any]:
     """The checked description of the store under `files`; lenient: its copy will do.
 

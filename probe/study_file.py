@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ..cache.identity import safe_name
 from ..errors import InvalidRequest
 from .config import ProbeConfig
+from .projection import Projection
 
 STAGES = ("probe", "lora", "full")
 OF_SYSTEMS = {"view", "tokens", "precision", "checkpoint", "weights_dir", "device"}
@@ -49,7 +50,9 @@ class Study:
     views, tokens : of the probes whose system names none
     folds, probe : settings of all probes, see ProbeConfig; extract : options of all extractions, see
         extract/options.py; finetune : of all trainings, see finetune.run.run_finetune (engine, workers, ...)
-    published : figures to set beside ours, see probe/published.py. folder : where the study file is
+    published : figures to set beside ours, see probe/published.py
+    map : of the embeddings on the page, "pca" or "umap" (pip install 'patchbank[map]')
+    folder : where the study file is
     """
 
     name: str
@@ -64,6 +67,7 @@ class Study:
     extract: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     published: str = ""
+    map: str = "pca"
     systems: tuple[System, ...] = ()
     folder: Path = Path()
 
@@ -132,6 +136,8 @@ def load_study(name: str | os.PathLike[str]) -> Study:
         other = folders.setdefault(safe_name(one), one)
         if other != one:
             faults.append(f"{other!r} and {one!r} differ in punctuation only: results go to folders by name")
+    if values.get("map", "pca") not in get_args(Projection):
+        faults.append(f"map {values['map']!r} is not one of {', '.join(get_args(Projection))}")
     for option in OF_SYSTEMS & set(values.get("extract", {})):
         faults.append(f"[extract] {option}: a system says that, or the command")
     faults += _faults_of_settings(values.get("probe", {}), systems)

@@ -376,9 +376,10 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(place: Path) -> None:
         deadline = time.monotonic() + 60
         while not moment() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert moment(), "the run came so far"
+        came_so_far = moment()
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        output, _ = process.communicate()
+        assert came_so_far, output.decode()
     last = start("killed")
     output, _ = last.communicate(timeout=120)
     assert last.returncode == 0, output.decode()
@@ -432,7 +433,8 @@ def test_fine_tuned_systems_run_when_asked_for(place: Path, mode: str) -> None:
 def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.write_text(
-        'name = "bad"\ntittle = "Bad"\ntests = "a"\n[extract]\ndevice = "cpu"\n[probe]\nprobes = "knn"\n'
+        'name = "bad"\ntittle = "Bad"\ntests = "a"\nmap = "tsne"\n'
+        '[extract]\ndevice = "cpu"\n[probe]\nprobes = "knn"\n'
         '[[system]]\nname = "a"\nencoder = "uni"\nstage = "linear"\n'
         '[[system]]\nname = "a"\nencoder = "uni"\n[[system]]\nname = "b"\n'
         '[[system]]\nname = "x+y z"\nencoder = "uni"\n[[system]]\nname = "x+y, z"\nencoder = "uni"\n'
@@ -442,6 +444,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
     text = str(error.value)
     for part in (
         "[extract] device: a system says that, or the command",
+        "map 'tsne' is not one of pca, umap",
         "unknown key 'tittle', did you mean 'title'?",
         "tests is a list",
         "train is missing",
@@ -463,6 +466,12 @@ def test_options_of_the_extraction_are_the_studys(place: Path) -> None:
     file.write_text(file.read_text().replace("dtype", "dtypo"))
     with pytest.raises(InvalidRequest, match="no option 'dtypo', did you mean 'dtype'"):
         run(file)
+
+
+def test_the_map_can_be_of_neighbourhoods(place: Path) -> None:
+    pytest.importorskip("umap", reason="the extra `map` is not installed")
+    run(write_study(place, [FLAT4], probe='map = "umap"\n' + PROBE))
+    assert "UMAP" in (place / "out/report.html").read_text()
 
 
 def test_unknown_studies_and_systems_are_answered_with_the_near_name() -> None:

@@ -384,6 +384,21 @@ class TestS3(Remote):
         return Bank(f"s3://{bucket}/bank")
 
 
+def test_a_store_whose_making_was_killed_is_none(tmp_path: Path, identity: Callable[..., Identity]) -> None:
+    """Folders without a file: other stores are found, and the next run makes it."""
+    bank = Bank(tmp_path)
+    bank.open_store(identity(tokens="mean"), create=True)
+    half = tmp_path / "stores" / identity().name
+    for name in ("log", "blocks"):
+        (half / name).mkdir(parents=True)
+    assert [store.identity.tokens for store in bank.stores()] == ["mean"]
+    assert bank.find("fake:noise").identity.tokens == "mean"
+    with pytest.raises(StoreNotFound):
+        bank.open_store(identity())
+    assert bank.open_store(identity(), create=True).identity == identity()
+    assert len(bank.names()) == 2
+
+
 def test_a_bank_finds_its_stores(tmp_path: Path, identity: MakeIdentity) -> None:
     bank = Bank(tmp_path)
     assert bank.stores() == []
