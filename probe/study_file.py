@@ -67,7 +67,7 @@ class Study:
     extract: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     published: str = ""
-    map: str = "pca"
+    map: Projection = "pca"
     systems: tuple[System, ...] = ()
     folder: Path = Path()
 
