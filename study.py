@@ -709,17 +709,16 @@ class _Work:
         import numpy as np
         import pandas as pd
 
-        from .cache.bank import Bank
         from .datasets.sources import open_source
         from .datasets.thumbnails import sprite_sheet
         from .probe.config import parse_features
         from .probe.entries import EmbeddingMap
-        from .probe.features import load
+        from .probe.features import load, open_bank
         from .probe.projection import project
 
-        stages = {system.name: system.stage for system in self.study.systems}
         ranked = sorted(merged.document["models"], key=lambda m: -m["criterion"])
-        chosen = list(dict.fromkeys(m["chosen"] for m in ranked if stages[m["features"]] == "probe"))[:MAPS]
+        # feature set -> a store of the system that chose it, for its precision and dtype
+        chosen = {m["chosen"]: self.stores[m["features"]][0] for m in ranked if m["features"] in self.stores}
         manifests = {name: m.select(m.table["label"].to_numpy() != "") for name, m in self.data.items()}
         table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
         rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
@@ -736,9 +735,9 @@ class _Work:
 
         sprite = sprite_sheet(Joined(), rows.tolist(), tile=tile, columns=columns)
         shown = table.iloc[rows]
-        bank = Bank(self.where.bank)
-        for features in chosen:
+        for features, store in list(chosen.items())[:MAPS]:
             source = parse_features(features).sources[0]
+            bank = open_bank(self.where.bank, precision=store.precision, dtype=store.dtype)
             options = {"encoder": source.encoder, "view": source.view, "tokens": source.tokens, "bank": bank}
             vectors = np.concatenate([load(m, **options) for m in manifests.values()])
             # the components of all patches; a neighbourhood map of those that are drawn

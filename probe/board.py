@@ -16,12 +16,12 @@ from scipy.stats import spearmanr
 
 from .entries import PublishedRow, SystemRow
 from .markup import SHOWN, TITLES, at, interval, interval_html, mark, p_value, span, tint, whisker
+from .results import TRAIN_ROLES
 from .scoring import PAIRED
 from .sections import Sections
 
 FAMILIES = {"probe": "probe", "lora": "LoRA", "full": "end to end"}
 METRIC_NAMES = {name: text[:1].upper() + text[1:] for name, text in TITLES.items()}
-TRAIN_ROLES = ("oof", "validation")
 RANKED = 4  # systems from which on a rank correlation says something
 
 

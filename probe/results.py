@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 1
 SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
+TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 
 

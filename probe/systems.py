@@ -12,11 +12,10 @@ import pandas as pd
 
 from ..errors import InvalidRequest
 from .config import ProbeConfig
-from .results import SWEEP, ProbeResult
+from .results import SWEEP, TRAIN_ROLES, ProbeResult
 from .run import provenance
 from .scoring import Column, Rows, bootstrap_set, compare_models
 
-TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
 TEST_ROLES = ("refit", "ensemble")  # of the others, the first that there is
 REPORTED = "refit"  # the role under which a merged result lists what a system reports on evaluation sets
 

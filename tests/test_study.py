@@ -332,6 +332,9 @@ def test_embeddings_of_another_precision_are_taken_as_they_are(place: Path) -> N
     assert next(step for step in again.steps if step.kind == "probe").state == "cached", "the same stores"
     asked = run(write_study(place, [system("Flat 8", "flat8.toml", precision='"fp32"')]))
     assert next(step for step in asked.steps if step.kind == "extract").state == "done"
+    assert not asked.failed, (
+        "the map is of the embeddings that were probed, where the bank has two precisions"
+    )
 
 
 # --- interrupted
