@@ -22,6 +22,10 @@ class MissingDependency(PatchbankError, ImportError):
     """An optional package is needed and not installed; the message has the pip command."""
 
 
+class OutputError(PatchbankError, OSError):
+    """A file or folder of results cannot be written, or another run is writing there. Names it."""
+
+
 # --- datasets ---------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from .errors import (
     UnknownEncoder,
     WeightsNotHere,
 )
+from .files import write_atomically, write_text
 from .probe.study_file import Study, System
 
 if TYPE_CHECKING:
@@ -240,11 +241,8 @@ class _Work:
         self._merged: ProbeResult | None = None
 
     def remember(self, kind: str, name: str, values: Any) -> None:
-        from .datasets.manifest import write_atomically
-
         self.state[kind][name] = values
-        text = json.dumps(self.state, indent=1)
-        write_atomically(self.where.out / "state.json", lambda part: part.write_text(text, "utf-8"))
+        write_text(self.where.out / "state.json", json.dumps(self.state, indent=1))
 
     def do(self, steps: Sequence[Step], say: Callable[[str], None]) -> None:
         """Run the steps that have something to do."""
@@ -690,7 +688,6 @@ class _Work:
         )
 
     def _write_report(self, steps: Sequence[Step]) -> None:
-        from .datasets.manifest import write_atomically
         from .probe.page import write_page
         from .probe.study_tables import frame, markdown
 
@@ -699,7 +696,7 @@ class _Work:
         page = replace(page, maps=maps, contradictions=contradictions)
         html, text, table = self.files
         write_page(html, page)
-        write_atomically(text, lambda part: part.write_text(markdown(page), "utf-8"))
+        write_text(text, markdown(page))
         write_atomically(table, lambda part: frame(page).to_csv(part, index=False))
 
     def _maps(self, merged: "ProbeResult | None") -> "Iterable[EmbeddingMap]":

@@ -369,12 +369,15 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
       patchbank cache import ami.parquet --bank bank
       patchbank cache import slides/ --bank bank --table-out table.csv
     """
+    from ..files import check_writable, write_atomically
     from .bank import Bank
     from .export import import_export
 
+    if table_out is not None:
+        check_writable(table_out)
     done = import_export(Bank(bank), path, backend=backend)
     if table_out is not None:
-        done.table.to_csv(table_out, index=False)
+        write_atomically(table_out, lambda to: done.table.to_csv(to, index=False))
     click.echo(f"{done.store.name}: {done.added} of {done.rows} rows were new")
 
 

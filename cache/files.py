@@ -16,13 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidRequest, MissingDependency, StoreError
+from ..files import FULL, READ_ONLY, TEMPORARY, sync_folder
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
-TEMPORARY = ".tmp-"  # how a file that is being written begins; only `gc` ever looks at them
-READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
@@ -344,17 +341,3 @@ def write_all(descriptor: int, piece: Buffer) -> None:
     view = as_bytes(piece)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
-    if os.name == "nt":  # knows no such thing
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in NO_FOLDER_SYNC:
-            raise
-    finally:
-        os.close(descriptor)

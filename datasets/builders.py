@@ -20,6 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..errors import ImageError, InvalidRequest, ManifestError
+from ..files import cores
 from .arrays import hdf5_table, npz_table, parquet_table
 from .hashes import hex_hashes
 from .images import content_hash
@@ -145,7 +146,7 @@ def decode_all(
                 failures.append((i, str(error)))
         return len(part)
 
-    pool = ThreadPoolExecutor(workers or min(16, (os.cpu_count() or 1) + 1))
+    pool = ThreadPoolExecutor(workers or min(16, cores() + 1))
     name = f"decode {manifest.header.name}"
     with tqdm(
         total=len(wanted), desc=name, unit="img", mininterval=1.0, disable=not progress, file=sys.stderr

@@ -335,8 +335,9 @@ def check(
       patchbank datasets check ami-br.toml atnorm-br.toml --near --json
       patchbank datasets check ami-br.toml atnorm-br.toml --near --pairs near.csv
     """
+    from ..files import write_atomically
     from .audit import audit, near_duplicates
-    from .manifest import load_manifest, write_atomically
+    from .manifest import load_manifest
 
     if file and not near:
         raise click.UsageError("--pairs writes what --near finds: add --near")

@@ -10,11 +10,11 @@ import hashlib
 import http.client
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
 import tarfile
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -30,8 +30,9 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from ..errors import FetchError, InvalidRequest, PatchbankError
+from ..files import sha256 as sha256_of
+from ..files import write_text
 from .facts import UNPINNED, Facts
-from .manifest import umask, write_atomically
 
 CHUNK = 1 << 18
 ATTEMPTS = 5
@@ -148,7 +149,7 @@ class _Record:
 
     def add(self, url: str, entry: dict[str, Any]) -> None:
         entries = {**self._read(), url: entry}
-        write_atomically(self.file, lambda to: to.write_text(json.dumps(entries, indent=2) + "\n", "utf-8"))
+        write_text(self.file, json.dumps(entries, indent=2) + "\n")
 
 
 def _known_files(facts: Facts, place: Path) -> dict[str, str]:
@@ -156,8 +157,7 @@ def _known_files(facts: Facts, place: Path) -> dict[str, str]:
     result = dict.fromkeys(facts.files, "missing")
     for folder, _, names in os.walk(place):
         for name in result.keys() & set(names):
-            with (Path(folder) / name).open("rb") as stream:
-                same = hashlib.file_digest(stream, "sha256").hexdigest() == facts.files[name]
+            same = sha256_of(Path(folder) / name) == facts.files[name]
             result[name] = "ok" if same else "differs"
     return result
 
@@ -270,7 +270,8 @@ def unpack(
     if place.exists() and not replace:
         raise FetchError(f"{place} is there already; move it away, or say --again to replace it.")
     limit = min(max_bytes, max(archive.stat().st_size * MAX_RATIO, 1 << 20))
-    temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".tmp", dir=place.parent))
+    temporary = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
+    temporary.mkdir()
     try:
         if zipfile.is_zipfile(archive):
             _unpack_zip(archive, temporary, limit, progress)
@@ -280,7 +281,6 @@ def unpack(
             with archive.open("rb") as stream:
                 start = stream.read(16)
             raise FetchError(f"{archive.name} is no zip and no tar (it starts with {start!r}).")
-        temporary.chmod(0o777 & ~umask())
         old = None
         if place.exists():
             old = temporary.with_suffix(".old")

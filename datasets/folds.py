@@ -15,7 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
-from .manifest import Manifest, read_toml, toml_value, unknown_keys, write_atomically
+from ..files import write_text
+from .manifest import Manifest, read_toml, toml_value, unknown_keys
 
 FORMAT = "patchbank-folds"
 FORMAT_VERSION = 1
@@ -72,7 +73,7 @@ class Folds:
             *(f"{toml_value(group)} = {fold}" for group, fold in sorted(self.fold_of_group.items())),
             "",
         ]
-        write_atomically(file, lambda to: to.write_text("\n".join(lines), "utf-8"))
+        write_text(file, "\n".join(lines))
         return file
 
 

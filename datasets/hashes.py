@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ManifestError
-from .manifest import Manifest, write_atomically
+from ..files import write_atomically
+from .manifest import Manifest
 
 SUFFIX = ".hashes1.npy"  # the number is the format's version
 
@@ -63,8 +64,6 @@ def record(manifest: Manifest, rows: Sequence[int] | np.ndarray, hashes: np.ndar
     def write(to: Path) -> None:
         with to.open("wb") as stream:
             np.save(stream, entries, allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
 
     # in the order of time, so that the newest entry of a name is the last
     write_atomically(Path(index) / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}{SUFFIX}", write)

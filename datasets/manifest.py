@@ -11,7 +11,6 @@ import difflib
 import json
 import os
 import re
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -25,6 +24,7 @@ import pyarrow.csv as arrow_csv
 import pyarrow.parquet
 
 from ..errors import ManifestError
+from ..files import write_atomically, write_text
 
 FORMAT = "patchbank-manifest"
 FORMAT_VERSION = 1
@@ -161,7 +161,7 @@ class Manifest:
                 )
 
         write_atomically(table_file, write_table)
-        write_atomically(file, lambda to: to.write_text("\n".join(lines), "utf-8"))
+        write_text(file, "\n".join(lines))
         return file
 
 
@@ -251,27 +251,6 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
     if bad:
         raise ManifestError(fault_sentence(str(file), [listed(bad)]))
     return table.to_pandas()
-
-
-def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `file`, then rename it: nobody sees half a file.
-
-    Makes the folder. Raises ManifestError where it cannot be written; an old file is then as it was.
-    """
-    temporary = None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=".tmp", dir=file.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o666 & ~umask())  # mkstemp's 0600 would lock colleagues out
-        temporary.replace(file)
-    except OSError as error:
-        raise ManifestError(f"{file} cannot be written: {error.strerror or error}.") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def read_toml(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
@@ -446,10 +425,3 @@ def _owns(file: Path, table_file: Path) -> bool:
     except (OSError, ValueError):
         return False
     return document.get("format") == FORMAT and document.get("table", {}).get("file") == table_file.name
-
-
-def umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -18,7 +18,8 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from ..errors import InvalidRequest, ManifestError
+from ..errors import InvalidRequest, OutputError
+from ..files import cores, reason
 from .hashes import hex_hashes
 from .images import content_hash
 from .manifest import Header, Manifest
@@ -64,7 +65,7 @@ def generate_manifests(folder: str | os.PathLike[str], *, n: int = 600, seed: in
     "train" and "test" (other slides), and one further domain, all of it "test"; content hashes and votes
     are filled.
 
-    Raises InvalidRequest for an n that is too small, ManifestError where the folder cannot be written.
+    Raises InvalidRequest for an n that is too small, OutputError where the folder cannot be written.
     """
     if n < 80:
         raise InvalidRequest(f"n = {n} patches are too few for folds and a test set; ask for 80 or more.")
@@ -83,10 +84,10 @@ def generate_manifests(folder: str | os.PathLike[str], *, n: int = 600, seed: in
             return content_hash(pixels)
 
         try:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            with ThreadPoolExecutor(min(8, cores())) as pool:
                 digests = b"".join(pool.map(draw, range(len(plan))))
         except OSError as error:
-            raise ManifestError(f"{error.filename or folder} cannot be written: {error.strerror}.") from error
+            raise OutputError(f"{error.filename or folder} cannot be written: {reason(error)}.") from error
         plan["content_hash"] = hex_hashes(np.frombuffer(digests, np.uint8).reshape(-1, 16))
         header = Header(
             name=name,

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..files import cores
 from .cards import Card, plugged_cards, shipped_cards
 from .precision import cpu_has_bf16
 from .weights import INSTALL, has_token
@@ -79,8 +80,7 @@ def _version(package: str) -> str | None:
 
 
 def _device(torch_version: str | None) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    found: dict[str, Any] = {"chosen": "cpu", "cpu_cores": cores, "cpu_bf16": cpu_has_bf16(), "gpus": []}
+    found: dict[str, Any] = {"chosen": "cpu", "cpu_cores": cores(), "cpu_bf16": cpu_has_bf16(), "gpus": []}
     if torch_version is None or importlib.util.find_spec("torch") is None:
         return found | {"chosen": None}
     import torch

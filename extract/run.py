@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..cache.bank import Bank
 from ..datasets.manifest import Manifest, load_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
+from ..files import cores
 from .cards import Card, load_card, with_revision
 from .engine import Pipeline
 from .options import ExtractOptions
@@ -235,8 +236,7 @@ def _title(cards: Sequence[Card]) -> str:
 
 def _default_workers(device_type: str) -> int:
     """On a CPU the model needs the cores, and few threads decode fast enough; a GPU needs every core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, 32) if device_type != "cpu" else max(1, cores // 4)
+    return min(cores(), 32) if device_type != "cpu" else max(1, cores() // 4)
 
 
 def _device(options: ExtractOptions) -> str:

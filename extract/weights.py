@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency, WeightsNotHere
+from ..files import sha256
 from .cards import UNPINNED, Card
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,12 +34,6 @@ class Weights:
     identity: str
     path: Path | None
     commit: str = ""
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def locate(
@@ -84,11 +79,11 @@ def locate(
 def _digest(path: Path) -> str:
     """sha256 of a file, or of the names and digests of a folder's model files."""
     if path.is_file():
-        return f"sha256:{sha256_of(path)}"
+        return f"sha256:{sha256(path)}"
     parts = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".py"))
     if not parts:
         raise InvalidRequest(f"the folder {path} holds no model files (config.json, model.safetensors)")
-    whole = "".join(f"{part.name} {sha256_of(part)}\n" for part in parts)
+    whole = "".join(f"{part.name} {sha256(part)}\n" for part in parts)
     return f"sha256:{hashlib.sha256(whole.encode()).hexdigest()}"
 
 
@@ -108,7 +103,7 @@ def _in_package(card: Card) -> Weights:
     spec = importlib.util.find_spec(top)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder) / rest).is_file():
-            if card.sha256 and sha256_of(path) != card.sha256:
+            if card.sha256 and sha256(path) != card.sha256:
                 raise EncoderError(
                     f"{path} is not the file that the card of {card.id} was made for; "
                     f"reinstall {card.package}"

@@ -8,7 +8,6 @@ When it is done:    LoRA: adapter_model.safetensors, adapter_config.json, as PEF
                     card.json                                        written last: with it the run is complete
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..datasets.manifest import write_atomically
 from ..errors import InvalidRequest, TrainingError
+from ..files import TEMPORARY, sha256, write_atomically, write_text
 
 FORMAT = "patchbank-finetuned"
 FORMAT_VERSION = 1
@@ -119,7 +118,7 @@ def best_file(folder: Path, epoch: int) -> Path:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half written."""
-    for file in folder.glob(".*.safetensors.*.tmp"):
+    for file in folder.glob(f"{TEMPORARY}*"):
         file.unlink(missing_ok=True)
 
 
@@ -129,7 +128,7 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     listed = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     whole = {"format": FORMAT, "format_version": FORMAT_VERSION, **card, "files": listed}
     text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
-    write_atomically(folder / CARD, lambda to: to.write_text(text, "utf-8"))
+    write_text(folder / CARD, text)
     for file in (folder / STATE, *folder.glob("best-*.safetensors")):
         file.unlink(missing_ok=True)
 
@@ -164,12 +163,6 @@ def check_files(folder: Path, card: Mapping[str, Any]) -> None:
             raise TrainingError(f"{file} is missing, its card lists it")
         if file.stat().st_size != said["bytes"] or sha256(file) != said["sha256"]:
             raise TrainingError(f"{file} is not what its card says: it was changed or damaged")
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _is_result(file: Path) -> bool:

@@ -27,8 +27,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..datasets.manifest import toml_value, write_atomically
+from ..datasets.manifest import toml_value
 from ..errors import InvalidRequest, PatchbankError
+from ..files import write_text
 from ..probe.config import parse_features
 from ..probe.results import ProbeResult
 from ..probe.scoring import PAIRED
@@ -111,9 +112,7 @@ class FinetunePlan:
         for entry in self.entries:
             lines += ["", "[[encoders]]"]
             lines += [f"{key} = {_toml(value)}" for key, value in asdict(entry).items() if value is not None]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, lambda to: to.write_text("\n".join(lines) + "\n", "utf-8"))
-        return file
+        return write_text(file, "\n".join(lines) + "\n")
 
 
 def load_plan(file: str | Path) -> FinetunePlan:

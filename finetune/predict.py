@@ -11,8 +11,9 @@ import pandas as pd
 from scipy.special import expit
 
 from ..datasets.layouts import SUFFIXES
-from ..datasets.manifest import Header, Manifest, write_atomically
+from ..datasets.manifest import Header, Manifest
 from ..errors import InvalidRequest
+from ..files import write_atomically
 from ..probe.config import ProbeConfig, parse_features
 from ..probe.results import ProbeResult
 from .scores import UNADJUSTED, mean_logit
@@ -197,10 +198,7 @@ def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
 
 def write_csv(table: pd.DataFrame, file: str | os.PathLike[str]) -> Path:
     """Write a table of predictions, whole or not at all."""
-    path = Path(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda to: table.to_csv(to, index=False, float_format="%.9g"))
-    return path
+    return write_atomically(file, lambda to: table.to_csv(to, index=False, float_format="%.9g"))
 
 
 def _adjusted(folder: Path) -> np.ndarray:

@@ -17,11 +17,12 @@ import torch
 
 from .. import __version__
 from ..cache.identity import safe_name
-from ..datasets.manifest import Manifest, load_manifest, write_atomically
+from ..datasets.manifest import Manifest, load_manifest
 from ..errors import InvalidRequest, TrainingError
 from ..extract.cards import Card
 from ..extract.devices import resolve_devices
 from ..extract.weights import Weights, locate
+from ..files import write_atomically, write_text
 from ..probe.config import ProbeConfig
 from ..probe.results import ProbeResult
 from . import checkpoint as files
@@ -451,4 +452,4 @@ def _write_model(network: Classifier, names: Sequence[str], job: FoldJob) -> Non
         return
     files.save_tensors(job.folder / "adapter_model.safetensors", adapter_state(network.inner))
     text = json.dumps(adapter_config(job.recipe, names), indent=1) + "\n"
-    write_atomically(job.folder / "adapter_config.json", lambda to: to.write_text(text, "utf-8"))
+    write_text(job.folder / "adapter_config.json", text)

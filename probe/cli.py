@@ -126,9 +126,12 @@ def few_shot_command(
       patchbank probe few-shot ami-br.toml --bank bank --encoder uni --probe ridge --shots 8,64 -o shots.csv
     """
     from ..datasets.manifest import load_manifest
+    from ..files import check_writable, write_atomically
     from .fewshot import run_few_shot, summarise
 
     options = {name: value for name, value in options.items() if value not in (None, ())}
+    if out is not None:
+        check_writable(out)
     curve = run_few_shot(
         train=load_manifest(train),
         tests=[load_manifest(path) for path in tests],
@@ -136,7 +139,7 @@ def few_shot_command(
         **options,
     )
     if out is not None:
-        curve.to_csv(out, index=False)
+        write_atomically(out, lambda to: curve.to_csv(to, index=False))
     summary = summarise(curve)
     if as_json:
         click.echo(summary.to_json(orient="records"))

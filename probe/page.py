@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ..datasets.manifest import write_atomically
+from ..files import write_text
 from .board import FAMILIES, RANKED, Board, cost_table, metric_buttons, prose, published_table
 from .entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
 from .maps import maps_html
@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).with_name("page.js")
 def write_page(path: Path, page: StudyPage) -> Path:
     """Write the page; `path` then holds the whole file or what it held before. Returns `path`."""
     text = page_html(page)
-    write_atomically(path, lambda part: part.write_text(text, "utf-8"))
+    write_text(path, text)
     return path
 
 

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 from ..errors import InvalidRequest
+from ..files import write_text
 from .markup import Html, content, document, marked
 from .results import ProbeResult
 from .sections import Sections
@@ -26,9 +27,7 @@ def write_report(
         text = markdown_report(result)
     else:
         raise InvalidRequest(f"{output}: a report is written as .html or .md")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(text, "utf-8")
-    return output
+    return write_text(output, text)
 
 
 def html_report(result: ProbeResult, *, images: bool = True) -> str:

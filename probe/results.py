@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from ..datasets.manifest import write_atomically
 from ..errors import ProbeError
+from ..files import write_atomically, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -46,7 +46,7 @@ class ProbeResult:
             lambda part: self.predictions.to_parquet(part, index=False, compression="zstd"),
         )
         write_atomically(folder / "results.csv", lambda part: self.scores().to_csv(part, index=False))
-        write_atomically(folder / "results.json", lambda part: part.write_text(text, "utf-8"))
+        write_text(folder / "results.json", text)
         return folder
 
     def to_json(self) -> dict[str, Any]:

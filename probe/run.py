@@ -20,6 +20,7 @@ from .. import __version__
 from ..datasets.folds import effective_groups, folds_for
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency, ProbeError
+from ..files import cores
 from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
@@ -296,9 +297,8 @@ def _probe_all(
     """The protocol for every feature set, in parallel over them; name -> run, in the config's order."""
     from tqdm import tqdm
 
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    jobs = min(jobs or processors, len(config.features))
-    threads = max(1, processors // jobs)
+    jobs = min(jobs or cores(), len(config.features))
+    threads = max(1, cores() // jobs)
     manifests = [data.train_manifest, *data.test_manifests]
     names = [rows.dataset for rows in data.tests]
     tasks = [

@@ -7,12 +7,13 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = {  # folder -> the folders and root modules that it may import
-    "cache": {"errors"},
-    "datasets": {"errors"},
-    "extract": {"errors", "cache", "datasets"},
-    "probe": {"errors", "cache", "datasets"},
-    "finetune": {"errors", "cache", "datasets", "extract", "probe"},
-    "study": {"errors", "cache", "datasets", "extract", "probe", "finetune"},
+    "files": {"errors"},
+    "cache": {"errors", "files"},
+    "datasets": {"errors", "files"},
+    "extract": {"errors", "files", "cache", "datasets"},
+    "probe": {"errors", "files", "cache", "datasets"},
+    "finetune": {"errors", "files", "cache", "datasets", "extract", "probe"},
+    "study": {"errors", "files", "cache", "datasets", "extract", "probe", "finetune"},
 }
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
 FORBIDDEN = {"probe": GPU_STACK, "cache": GPU_STACK}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from patchbank.datasets.manifest import Header, Manifest, load_manifest
-from patchbank.errors import ManifestError
+from patchbank.errors import ManifestError, OutputError
 
 
 def rows(**columns: object) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def test_a_place_that_cannot_be_written(
     toy: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ManifestError, match=r"toy\.csv cannot be written: (Not a directory|File exists)"):
+    with pytest.raises(OutputError, match=r"toy\.csv cannot be written: (Not a directory|File exists)"):
         toy.save(tmp_path / "file" / "toy.toml")
     toy.save(tmp_path / "toy.toml")
 
@@ -86,7 +86,7 @@ def test_a_place_that_cannot_be_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(ManifestError, match=r"toy\.csv cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match=r"toy\.csv cannot be written: No space left on device"):
         toy.select("test").save(tmp_path / "toy.toml")
     assert len(load_manifest(tmp_path / "toy.toml")) == 8  # the old one is whole
     assert not list(tmp_path.glob(".*"))

@@ -9,7 +9,7 @@ from patchbank.datasets.folds import folds_for
 from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.datasets.sources import open_source
 from patchbank.datasets.synthetic import STAINS, draw_patch, generate_manifests
-from patchbank.errors import InvalidRequest, ManifestError
+from patchbank.errors import InvalidRequest, OutputError
 
 
 @pytest.fixture(scope="module")
@@ -92,5 +92,5 @@ def test_too_few(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ManifestError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         generate_manifests(tmp_path / "file" / "sample", n=80)

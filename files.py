@@ -1,0 +1,190 @@
+"""Files that appear whole or not at all, and are still there after a power cut.
+
+Temporary name beside the target, fsync of the file, rename, fsync of the folder.
+"""
+
+import errno
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import OutputError
+
+TEMPORARY = ".tmp-"  # how the name of a file begins that is being written
+LOCK = ".lock"  # in a folder of results; it stays there, what counts is who has it locked
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
+NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
+def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
+    """Call `write` with a temporary path beside `file`, then rename it: nobody sees half a file.
+
+    Makes the folder. A symbolic link is followed; a device or a pipe (/dev/stdout) is written to as it is.
+    Returns the path. Raises OutputError where it cannot be written; an old file is then as it was.
+    """
+    named = Path(file)
+    with _explained(named):
+        target = Path(os.path.realpath(named))
+        if target.exists() and not target.is_file() and not target.is_dir():
+            write(named)
+            return named
+        make_folder(target.parent)
+        temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves
+            write(temporary)
+            temporary.chmod(mode)  # a writer may have replaced the file by one of its own
+            with temporary.open("r+b") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(target.parent)
+    return named
+
+
+def write_text(file: str | os.PathLike[str], text: str) -> Path:
+    """Write a text as UTF-8, whole or not at all; see `write_atomically`."""
+    return write_atomically(file, lambda to: to.write_text(text, "utf-8", newline="\n"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, durably. Raises OSError."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
+
+
+def check_writable(file: str | os.PathLike[str]) -> None:
+    """Refuse a place that cannot be written before the work, not after it; leaves nothing behind.
+
+    Raises OutputError: no permission, read-only or full disk, a folder of that name, a file in the way.
+    """
+    target = Path(os.path.realpath(file))
+    if target.is_dir():
+        raise OutputError(f"{file} cannot be written: it is a folder, name a file in it.")
+    if not target.exists() or target.is_file():
+        _check_folder(target.parent, file)
+
+
+def check_folder_writable(folder: str | os.PathLike[str]) -> None:
+    """As `check_writable`, for a folder that files are to be put in."""
+    _check_folder(Path(os.path.realpath(folder)), folder)
+
+
+def _check_folder(folder: Path, named: str | os.PathLike[str]) -> None:
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with _explained(named):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
+            try:
+                probe.write_bytes(b"?")
+            finally:
+                probe.unlink(missing_ok=True)
+        finally:
+            for made in missing:
+                if not any(made.iterdir()):
+                    made.rmdir()
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[None]:
+    """Make a folder and hold it alone, between processes and between threads; a killed holder lets go.
+
+    wait : wait for the other one, else OutputError says who it is
+    The lock is the operating system's (flock). A file system without locks is used without one.
+    Raises OutputError where the folder cannot be written or another run holds it.
+    """
+    place = Path(folder)
+    with _explained(place):
+        make_folder(place)
+        stream = (place / LOCK).open("a+", encoding="utf-8")
+    with stream:
+        if not _lock(stream.fileno(), wait=wait):
+            stream.seek(0)
+            holder = stream.read().strip()
+            raise OutputError(
+                f"{place} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, "
+                "or choose another folder."
+            )
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()}")
+        stream.flush()
+        yield
+
+
+def _lock(descriptor: int, *, wait: bool) -> bool:
+    """False: another one has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        mode = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined]
+        try:
+            msvcrt.locking(descriptor, mode, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return True
+
+
+@contextmanager
+def _explained(file: object) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{file} cannot be written: {reason(error)}.") from error
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be written, and what to do about it."""
+    text = error.strerror or str(error) or type(error).__name__
+    if error.errno in FULL:
+        return f"{text}; free some space and run this again"
+    if error.errno in READ_ONLY:
+        return f"{text}; choose another place or change its permissions"
+    return text
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    if os.name == "nt":  # knows no such thing
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256(file: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
