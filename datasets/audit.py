@@ -14,10 +14,9 @@ from PIL import Image
 from ..errors import ImageError
 from .builders import decode_all
 from .facts import Facts, contents_digest, load_facts, names
-from .folds import effective_groups
 from .hashes import hex_hashes
 from .images import content_hash
-from .manifest import Manifest
+from .manifest import Manifest, groups_note
 
 SIDE = 128  # pixels a side at which two pictures are compared
 SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted, each way
@@ -36,7 +35,8 @@ class Audit:
     contradictions: the rows of `duplicates` whose images carry different labels.
     group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits,
     rows; the same for identical images. sizes: height, width, rows.
-    counts: split, label, rows, groups. facts: fact, expected, found, ok; empty where no facts are known.
+    counts: as `Manifest.counts`. note: what to know where groups are missing (`groups_note`).
+    facts: fact, expected, found, ok; empty where no facts are known.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Audit:
     sizes: pd.DataFrame
     counts: pd.DataFrame
     facts: pd.DataFrame
+    note: str = ""
 
     @property
     def duplicate_groups(self) -> int:
@@ -82,6 +83,7 @@ class Audit:
             "name": self.name,
             "ok": self.ok,
             "rows": self.rows,
+            "note": self.note,
             "unique": self.unique,
             "duplicate_groups": self.duplicate_groups,
             "contradictory_groups": self.contradictory_groups,
@@ -133,8 +135,9 @@ def audit(
         group_leaks=_leaks(rows[rows["group"] != ""], "group"),
         duplicate_leaks=_leaks(duplicates, "duplicate"),
         sizes=_sizes(shape[readable]),
-        counts=_counts(manifest),
+        counts=manifest.counts(),
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
+        note=groups_note(manifest),
     )
     if facts is None:
         return ended
@@ -155,12 +158,6 @@ def _sizes(shape: np.ndarray) -> pd.DataFrame:
     return sizes.value_counts().rename("rows").reset_index()
 
 
-def _counts(manifest: Manifest) -> pd.DataFrame:
-    rows = manifest.table[["split", "label"]].assign(group=effective_groups(manifest))
-    of = rows.groupby(["split", "label"], sort=True)["group"]
-    return pd.DataFrame({"rows": of.size(), "groups": of.nunique()}).reset_index()
-
-
 def _against_facts(manifest: Manifest, found: Audit, facts: Facts) -> pd.DataFrame:
     table, checks = manifest.table, []
 
@@ -173,9 +170,9 @@ def _against_facts(manifest: Manifest, found: Audit, facts: Facts) -> pd.DataFra
         for label, expected in classes.items():
             seen = (table["split"] == split) & (table["label"] == label)
             check(f"{split} {label}", expected, int(seen.sum()))
-    groups = pd.Series(effective_groups(manifest), index=table.index)
+    grouped = table[table["group"] != ""]
     for split, expected in facts.groups.items():
-        check(f"{split} groups", expected, int(groups[table["split"] == split].nunique()))
+        check(f"{split} groups", expected, int(grouped["group"][grouped["split"] == split].nunique()))
     for domain, expected in facts.domains.items():
         check(f"domain {domain}", expected, int((table["domain"] == domain).sum()))
     if facts.image_size != (0, 0):

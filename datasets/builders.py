@@ -7,6 +7,7 @@ manifest.
 import difflib
 import inspect
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -30,6 +31,7 @@ from .mitosis import BUILDERS
 from .regions import wsi_table
 from .sources import open_source
 
+_GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
 BLOCK = 64  # rows that a thread decodes in one go
 # each: (root, *, dataset, options) -> (table, the folder that its paths are relative to)
 TABLES: dict[str, Callable[..., tuple[pd.DataFrame, Path]]] = {
@@ -48,7 +50,8 @@ class Description:
 
     dataset: its name. positive: may be left out where there are fewer than two classes. classes: the order
     of the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of
-    their own.
+    their own. group_kind: what a group is; by default the name of the column that the groups come from, if
+    that is "slide" or "patient" (or the like), else "group".
     """
 
     dataset: str
@@ -60,7 +63,7 @@ class Description:
     source: str = "not stated"
     description: str = ""
     version: str = "1"
-    group_kind: str = "slide"
+    group_kind: str = ""
 
 
 def build_manifest(
@@ -104,7 +107,7 @@ def build_manifest(
             )
         description = Description(**{key: options[key] for key in describing if key in options})
         table, base = TABLES[name](Path(root), **{key: options[key] for key in own if key in options})
-        manifest = _describe(table, base, description)
+        manifest = _describe(table, base, description, _group_column(name, table, options))
     if hashes is None:
         hashes = name != "wsi"
     if not hashes:
@@ -160,7 +163,14 @@ def decode_all(
     return sorted(failures)
 
 
-def _describe(table: pd.DataFrame, base: Path, description: Description) -> Manifest:
+def _group_column(name: str, table: pd.DataFrame, options: dict[str, Any]) -> str:
+    """Where the groups come from: the name of their column, or "slide" for regions that name no others."""
+    if name == "wsi" and table["group"].equals(table["slide"].rename("group")):
+        return "slide"
+    return str(options.get("columns", {}).get("group", ""))
+
+
+def _describe(table: pd.DataFrame, base: Path, description: Description, group_column: str) -> Manifest:
     """The manifest of a user's own table: defaults filled, ids prefixed with the data set's name."""
     name = description.dataset
     table = table.copy()
@@ -180,6 +190,7 @@ def _describe(table: pd.DataFrame, base: Path, description: Description) -> Mani
         raise ManifestError(
             f"{name!r} has the classes {list(classes)}: say which is the positive one (--positive)."
         )
+    kind = _GROUP_KIND.search(group_column)
     header = Header(
         name=name,
         version=description.version,
@@ -188,7 +199,7 @@ def _describe(table: pd.DataFrame, base: Path, description: Description) -> Mani
         licence=description.licence,
         source=description.source,
         description=description.description,
-        group_kind=description.group_kind,
+        group_kind=description.group_kind or (kind[0].lower() if kind else "group"),
     )
     return Manifest(header, table, base)
 

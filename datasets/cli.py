@@ -118,7 +118,12 @@ def _own(command: Command) -> Command:
         click.option("--source", default="not stated", help="Where they come from."),
         click.option("--description", default="", help="One line."),
         click.option("--dataset-version", "version", default="1", show_default=True),
-        click.option("--group-kind", default="slide", show_default=True, help="What a group is."),
+        click.option(
+            "--group-kind",
+            default="",
+            metavar="WORD",
+            help="What a group is: slide, patient, ... [default: from its column's name]",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -136,6 +141,7 @@ def _build(
     name: str, root: str, out: str | None, table_format: str | None, as_json: bool, **options: Any
 ) -> None:
     from .builders import build_manifest
+    from .manifest import groups_note
 
     skipped: list[tuple[str, str]] = []
     options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
@@ -150,6 +156,7 @@ def _build(
     for patch_id, message in skipped:
         click.echo(f"left out: {patch_id}: {message}", err=True)
     _show(manifest)
+    _note(manifest.header.name, groups_note(manifest))
     click.echo(f"wrote {file}: {len(manifest)} patches" + (f", {len(skipped)} left out" if skipped else ""))
     return None
 
@@ -493,25 +500,31 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | N
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:
-    from .folds import effective_groups
+    from .manifest import groups_note
 
-    rows = manifest.table.assign(group=effective_groups(manifest))
-    of = rows.groupby(["split", "label"], sort=True)
+    table = manifest.table
     return {
         "name": manifest.header.name,
         "rows": len(manifest),
-        "groups": int(rows["group"].nunique()),
-        "domains": {str(k): int(v) for k, v in rows["domain"].value_counts(sort=False).items()},
-        "counts": [
-            {"split": split, "label": label, "rows": len(part), "groups": int(part["group"].nunique())}
-            for (split, label), part in of
-        ],
+        "groups": int(table["group"][table["group"] != ""].nunique()),
+        "groups_known": manifest.groups_known,
+        "note": groups_note(manifest),
+        "domains": {str(k): int(v) for k, v in table["domain"].value_counts(sort=False).items()},
+        "counts": manifest.counts().to_dict(orient="records"),
     }
 
 
 def _show(manifest: "Manifest") -> None:
-    counts = _summary(manifest)["counts"]
-    _table(tuple(counts[0]), [tuple(row.values()) for row in counts])
+    counts = manifest.counts()
+    _table(tuple(counts.columns), counts.to_numpy().tolist())
+
+
+def _note(name: str, text: str) -> None:
+    """A yellow line, for what is no fault and must be known. Nothing for ""."""
+    from rich.console import Console
+
+    if text:
+        Console().print(f"{name}: {text}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _finding(what: str, table: "pd.DataFrame") -> None:
@@ -534,6 +547,7 @@ def _show_audit(audit: "Audit") -> None:
         f"{len(audit.group_leaks)} groups and {len(audit.duplicate_leaks)} pictures in several splits; "
         f"{int(audit.facts['ok'].sum())} of {len(audit.facts)} known facts met."
     )
+    _note(audit.name, audit.note)
     click.echo(f"{audit.name}: {'ok' if audit.ok else 'NOT ok'}")
 
 

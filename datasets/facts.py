@@ -27,7 +27,7 @@ UNPINNED = "unpinned"
 class Facts:
     """A shipped data set.
 
-    counts: split -> class -> rows. groups: split -> number of groups. domains: domain -> rows.
+    counts: split -> class -> rows. groups: split -> number of known groups. domains: domain -> rows.
     duplicates: {"groups", "files", "contradictions"} of pixel-identical images. files: name -> SHA-256 of a
     table that comes with the images. contents: SHA-256 as `contents_digest` makes it, "" = not known.
     fetch: {"url", "sha256", "unpack"}; sha256 may be "unpinned".

@@ -78,9 +78,22 @@ class Folds:
 
 
 def effective_groups(manifest: Manifest) -> np.ndarray:
-    """object (str), (n,): each row's group; a row without one is its own group, named by its patch_id."""
-    group = manifest.table["group"]
-    return group.where(group != "", manifest.table["patch_id"]).to_numpy(dtype=object)
+    """object (str), (n,): what is kept together in folds, and resampled as one in intervals.
+
+    A row's group, where it is known. Rows without one are clusters of equal content: those that have the same
+    `content_cluster` (near-identical pictures), else the same content_hash, get the group that another row of
+    the cluster has, or the patch_id of the cluster's first row; a row like no other is its own group.
+    That is less than what belongs together: `Manifest.groups_known` says whether any group is known.
+    """
+    table = manifest.table
+    key = table["patch_id"]
+    for column in ("content_hash", "content_cluster"):  # the last that is known decides
+        if column in table.columns:
+            key = key.where(table[column] == "", f"{column} " + table[column])
+    known = table["group"].where(table["group"] != "")
+    of_cluster = known.groupby(key).transform("first")
+    first = table["patch_id"].groupby(key).transform("first")
+    return known.fillna(of_cluster).fillna(first).to_numpy(dtype=object)
 
 
 def load_folds(name_or_path: str | os.PathLike[str]) -> Folds:

@@ -13,7 +13,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,10 @@ FORMAT = "patchbank-manifest"
 FORMAT_VERSION = 1
 TEXT_COLUMNS = ("patch_id", "path", "label", "group", "domain", "split")
 NUMBER_COLUMNS = ("votes_positive", "votes_total", "x", "y")
-KNOWN_COLUMNS = (*TEXT_COLUMNS, "content_hash", *NUMBER_COLUMNS)
+KNOWN_COLUMNS = (*TEXT_COLUMNS, "content_hash", "content_cluster", *NUMBER_COLUMNS)
 PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told otherwise
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
 SHOWN = 8  # rows that a message names before it says "and N more"
 
 
@@ -45,7 +46,8 @@ class Header:
     classes: the labels, in the order in which they are numbered from 0.
     positive: the class that sensitivity, AP etc. speak of; one of `classes`. Without any label both are
         empty.
-    licence, source: of the images; a URL or a sentence. group_kind: what a group is ("slide", "patient").
+    licence, source: of the images; a URL or a sentence. group_kind: what a group is ("slide", "patient"), or
+        "none" where no row's group is known (a Manifest sets that itself).
     """
 
     name: str
@@ -69,23 +71,43 @@ class Manifest:
     header : Header
     table : pandas.DataFrame with a RangeIndex, one row a patch. Text columns patch_id, path, label, group,
         domain, split ("" = not known); where they are known also content_hash (32 hex digits or ""),
-        votes_positive, votes_total, x, y (Int64, pixels of the slide at full resolution). All further
-        columns are the user's and are kept as they are.
+        content_cluster (rows with near-identical pictures share it; "" = none is like it), votes_positive,
+        votes_total, x, y (Int64, pixels of the slide at full resolution). All further columns are the user's
+        and are kept as they are.
     root : Path
 
-    Raises ManifestError with every fault of the table. A manifest is not changed after it was made.
+    Raises ManifestError with every fault of the table. A manifest is not changed after it was made. Where no
+    row has a group, header.group_kind becomes "none", whatever was given.
     """
 
     def __init__(self, header: Header, table: pd.DataFrame, root: str | os.PathLike[str]) -> None:
-        self.header = header
+        where = f"the table of {header.name!r}"
         self.root = Path(root)
-        self.table = _normalised(header, table, where=f"the table of {header.name!r}")
+        self.table = _normalised(header, table, where=where)
+        self.header = _with_group_kind(header, self.table, where)
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __repr__(self) -> str:
         return f"Manifest({self.header.name!r}, {len(self)} patches, root={str(self.root)!r})"
+
+    @property
+    def groups_known(self) -> bool:
+        """Whether any of these rows says which slide or patient it comes from.
+
+        Where none does, patches cannot be taken as independent, and cannot be grouped either: intervals are
+        too narrow, and folds may share a slide. `folds.effective_groups` then holds clusters of content.
+        """
+        return bool((self.table["group"] != "").any())
+
+    def counts(self) -> pd.DataFrame:
+        """Columns split, label, rows and, where groups are known, groups (distinct ones)."""
+        of = self.table.groupby(["split", "label"], sort=True)
+        counts = pd.DataFrame({"rows": of.size()})
+        if self.groups_known:
+            counts["groups"] = of["group"].agg(lambda group: group[group != ""].nunique())
+        return counts.reset_index()
 
     def path(self, i: int) -> str:
         """Row i's path under the root; of a patch inside a container with its "::member" (see sources.py)."""
@@ -205,9 +227,9 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
         )
     known = Header(**{**header, "classes": tuple(header["classes"])})
     manifest = object.__new__(Manifest)
-    manifest.header = known
     manifest.root = Path(root) if root is not None else path.parent / place.get("root", ".")
     manifest.table = _normalised(known, table, where=str(table_file))
+    manifest.header = _with_group_kind(known, manifest.table, where)
     return manifest
 
 
@@ -331,7 +353,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     for name in TEXT_COLUMNS:
         if name not in table.columns:
             table[name] = ""
-    text = [name for name in (*TEXT_COLUMNS, "content_hash") if name in table.columns]
+    text = [name for name in KNOWN_COLUMNS if name in table.columns and name not in NUMBER_COLUMNS]
     for name in text:
         table[name] = _text(table[name])
     ids = table["patch_id"]
@@ -380,6 +402,30 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     have = list(table.columns)
     rest = [name for name in have if name not in KNOWN_COLUMNS]
     return table[[name for name in KNOWN_COLUMNS if name in have] + rest]
+
+
+def _with_group_kind(header: Header, table: pd.DataFrame, where: str) -> Header:
+    """The header, saying "none" where the table has no groups. Raises ManifestError: "none", and groups."""
+    known = int((table["group"] != "").sum())
+    if not known:
+        return replace(header, group_kind=NO_GROUPS)
+    if header.group_kind == NO_GROUPS:
+        raise ManifestError(
+            f"{where}: group_kind is {NO_GROUPS!r}, but {known} rows have a group; say what a group is, for "
+            'example group_kind = "slide" or "patient".'
+        )
+    return header
+
+
+def groups_note(manifest: Manifest) -> str:
+    """What a reader must know where groups are missing, as one clause; "" where every row has a group."""
+    lost = int((manifest.table["group"] == "").sum())
+    if not manifest.groups_known:
+        return "no slides or patients are known: intervals are too narrow, folds may leak"
+    if lost:
+        kind = manifest.header.group_kind
+        return f"{lost} of {len(manifest)} rows have no {kind}: intervals may be too narrow"
+    return ""
 
 
 def _text(column: pd.Series) -> pd.Series:

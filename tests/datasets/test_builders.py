@@ -523,3 +523,19 @@ class TestRegions:
 def _csv(root: Path, rows: str) -> Path:
     (root / "d.csv").write_text(f"slide,x,y\n{rows}\n")
     return root / "d.csv"
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "kind"),
+    [({"group": "Patient_ID"}, "", "patient"), ({"group": "block"}, "", "group"),
+     ({"group": "block"}, "centre", "centre"), ({}, "patient", "none")],
+)  # fmt: skip
+def test_what_a_group_is(
+    tmp_path: Path, write_images: WriteImages, columns: dict[str, str], asked: str, kind: str
+) -> None:
+    write_images(tmp_path, {"a.png": 1, "b.png": 2})
+    table = pd.DataFrame({"path": ["a.png", "b.png"], "Patient_ID": ["p", "q"], "block": ["x", "x"]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    built = build_manifest("from-csv", tmp_path, dataset="toy", table=tmp_path / "t.csv", columns=columns,
+                           group_kind=asked, progress=False)  # fmt: skip
+    assert built.header.group_kind == kind

@@ -203,3 +203,13 @@ def test_help_imports_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_unknown_groups_are_said(images: Path) -> None:
+    out = images.parent / "u.toml"
+    args = ("--root", images, "--name", "u", "--out", out, "--layout", "{split}/{label}", "--positive", "bad")
+    said = "u: no slides or patients are known: intervals are too narrow, folds may leak."
+    assert said in invoke("build", "folder", *args).output
+    assert said in invoke("check", out).output
+    assert json.loads(invoke("build", "folder", *args, "--json").stdout)["groups_known"] is False
+    assert "are known" not in invoke("check", made(images)).output

@@ -119,6 +119,20 @@ def test_unknown_names_and_groups() -> None:
         load_folds("paper").assign(["002.tiff", "x"])
 
 
+def test_rows_without_a_group_are_clusters_of_content(toy: Manifest) -> None:
+    a, b, c = "a" * 32, "b" * 32, "c" * 32
+    hashes = [a, b, a, c, c, b, "", ""]
+    clusters = ["", "", "", "k", "", "", "k", ""]
+    of_hashes = Manifest(toy.header, toy.table.assign(group="", content_hash=hashes), toy.root)
+    assert not of_hashes.groups_known
+    assert effective_groups(of_hashes).tolist() == [f"toy/{i}" for i in (0, 1, 0, 3, 3, 1, 6, 7)]
+    near = of_hashes.table.assign(content_cluster=clusters)
+    assert effective_groups(Manifest(toy.header, near, toy.root))[[3, 6]].tolist() == ["toy/3", "toy/3"]
+    some = near.assign(group=["", "", "s1", "", "", "", "s2", ""])
+    found = effective_groups(Manifest(toy.header, some, toy.root)).tolist()
+    assert found == ["s1", "toy/1", "s1", "s2", "toy/4", "toy/1", "s2", "toy/7"]
+
+
 def test_rows_without_a_group_are_their_own(toy: Manifest) -> None:
     table = toy.table.assign(group=["a", "a", "", "", "b", "b", "", ""])
     manifest = Manifest(toy.header, table, toy.root)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from patchbank.datasets.manifest import Header, Manifest, load_manifest
+from patchbank.datasets.manifest import NO_GROUPS, Header, Manifest, groups_note, load_manifest
 from patchbank.errors import ManifestError, OutputError
 
 
@@ -276,3 +276,29 @@ def test_a_large_table_is_parquet_and_loads_fast(header: Header, tmp_path: Path)
     start = time.perf_counter()
     assert len(load_manifest(file)) == n
     assert time.perf_counter() - start < 10  # about 1 s; this says only that nothing loops over cells
+
+
+def test_a_manifest_says_that_no_groups_are_known(toy: Manifest, tmp_path: Path) -> None:
+    assert toy.groups_known
+    assert groups_note(toy) == ""
+    unknown = Manifest(toy.header, toy.table.assign(group=""), toy.root)
+    assert unknown.header.group_kind == NO_GROUPS
+    assert not unknown.groups_known
+    assert "intervals are too narrow" in groups_note(unknown)
+    assert "groups" not in unknown.counts().columns
+    assert load_manifest(unknown.save(tmp_path / "u.toml")).header == unknown.header
+    with pytest.raises(ManifestError, match="group_kind is 'none', but 8 rows have a group"):
+        Manifest(unknown.header, toy.table, toy.root)
+
+
+def test_a_manifest_counts_the_rows_without_a_group(toy: Manifest) -> None:
+    some = Manifest(toy.header, toy.table.assign(group=["a", *[""] * 7]), toy.root)
+    assert some.header.group_kind == "slide"
+    assert groups_note(some) == "7 of 8 rows have no slide: intervals may be too narrow"
+    assert some.counts()["groups"].tolist() == [0, 0, 1, 0], "known ones"
+
+
+def test_an_old_manifest_that_says_slide_and_has_none(toy: Manifest, tmp_path: Path) -> None:
+    file = Manifest(toy.header, toy.table.assign(group=""), toy.root).save(tmp_path / "u.toml")
+    file.write_text(file.read_text().replace('group_kind = "none"', 'group_kind = "slide"'))
+    assert load_manifest(file).header.group_kind == NO_GROUPS
