@@ -2,12 +2,17 @@
 
 Local: a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder).
 Remote (any fsspec URL): a put is atomic, there is no rename and no append.
+
+A store may have been made by somebody else, so no name in it is trusted: names are relative, below the root,
+and nothing below a local root is a symbolic link, a device or a pipe. The root itself may be a link.
 """
 
 import errno
 import mmap
 import os
 import secrets
+import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +53,22 @@ def as_bytes(piece: Buffer) -> memoryview:
     return memoryview(piece).cast("B")
 
 
+def parts_of(name: str) -> list[str]:
+    """The parts of a name relative to a root; of "", the root itself, none.
+
+    Raises StoreError for a name that might lead out of the root, on this or on another operating system.
+    """
+    parts = name.split("/") if name else []
+    if any(part in {"", ".", ".."} or any(c in part for c in "\\:\0") for part in parts):
+        raise StoreError(
+            f"{name!r} is not the name of a file of a store (it is absolute, or has '..', ':' or a backslash "
+            "in it): the store was damaged or tampered with"
+        )
+    return parts
+
+
 class LocalFiles:
-    """A folder on a file system with atomic rename. Paths are relative to it, with `/`."""
+    """A folder on a file system with atomic rename. Names are relative to it, with `/`, and stay below it."""
 
     remote = False
 
@@ -60,10 +79,25 @@ class LocalFiles:
         return str(self.root)
 
     def path(self, name: str) -> Path:
-        return self.root / name
+        """Where a file is. Raises StoreError for what `parts_of` refuses, links, devices and pipes."""
+        path = os.fspath(self.root)
+        parts = parts_of(name)
+        for part in parts:
+            path = f"{path}/{part}"
+            try:
+                mode = os.lstat(path).st_mode
+            except (FileNotFoundError, NotADirectoryError):
+                break
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                what = "a symbolic link" if stat.S_ISLNK(mode) else "a device, pipe or socket"
+                raise StoreError(
+                    f"{path} is {what}; a store holds plain files and folders only. Fix: replace it by the "
+                    "file itself (`cp -rL` copies a store so), or remove it"
+                )
+        return self.root.joinpath(*parts)
 
     def at(self, name: str) -> "LocalFiles":
-        return LocalFiles(self.root / name)
+        return LocalFiles(self.root.joinpath(*parts_of(name)))
 
     def exists(self, name: str) -> bool:
         return self.path(name).exists()
@@ -76,8 +110,15 @@ class LocalFiles:
             return []
 
     def walk(self) -> list[str]:
-        """Every file below, sorted."""
-        return sorted(p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file())
+        """Every file below, sorted. Raises StoreError where one is a link, a device or a pipe."""
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            below = Path(folder).relative_to(self.root)
+            names = [(below / name).as_posix() for name in files]
+            for name in (*names, *((below / name).as_posix() for name in folders)):
+                self.path(name)
+            found += names
+        return sorted(found)
 
     def size(self, name: str) -> int:
         return self.path(name).stat().st_size
@@ -194,15 +235,20 @@ class LocalFiles:
 
     def prune(self, name: str) -> None:
         """Removes a folder's empty folders, and itself if nothing is left."""
-        folder = self.path(name)
-        for path in [*sorted(folder.rglob("*"), reverse=True), folder]:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+        for folder, _, _ in os.walk(self.path(name), topdown=False):
+            if not any(Path(folder).iterdir()):
+                Path(folder).rmdir()
 
     def remove_tree(self) -> None:
-        """Removes the folder: first out of sight by one rename, then file by file."""
-        import shutil
+        """Removes the folder: first out of sight by one rename, then file by file; links are not followed.
 
+        Raises StoreError where the folder itself is a link: what it leads to may be somebody else's.
+        """
+        if self.root.is_symlink():
+            raise StoreError(
+                f"{self.root} is a symbolic link to {self.root.resolve()}; remove the link, or what it leads "
+                "to, by hand"
+            )
         gone = self.root.with_name(f"{TEMPORARY}removed-{secrets.token_hex(6)}")
         self.root.rename(gone)
         shutil.rmtree(gone)
@@ -222,7 +268,7 @@ class RemoteFiles:
         return self.url
 
     def path(self, name: str) -> str:
-        return f"{self.root}/{name}" if name else self.root
+        return "/".join([self.root, *parts_of(name)])
 
     def at(self, name: str) -> "RemoteFiles":
         return RemoteFiles(self.fs, self.path(name), f"{self.url}/{name}")

@@ -20,11 +20,12 @@ import h5py
 import numpy as np
 import xxhash
 
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, StoreError
 from .files import TEMPORARY, Files, LocalFiles, sync_folder, write_all
 from .index import KEY_BYTES
 from .layout import BLOCKS, Layout, Spot, pretty
 from .log import Block
+from .records import is_block_id
 
 
 class Hdf5Layout(Layout):
@@ -81,7 +82,8 @@ class Hdf5Layout(Layout):
         return f"{self.files.size(file)}:{digest.hexdigest()}"
 
     def block_of(self, file: str) -> str | None:
-        return file.removesuffix(".h5") if file.endswith(".h5") and not file.startswith(TEMPORARY) else None
+        stem, _, kind = file.rpartition(".")
+        return stem if kind == "h5" and is_block_id(stem) else None
 
     def recover(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         try:
@@ -99,6 +101,8 @@ class Hdf5Layout(Layout):
 
     def spots(self, block: Block, chunk: int | None) -> tuple[list[Spot], list[Spot]]:
         file = f"{BLOCKS}/{block.id}.h5"
+        if not {"vectors_at", "keys_at", "frame"} <= set(block.extra):
+            raise StoreError(f"{self.files}: the record of block {block.id} does not say where its rows are")
         return [Spot(file, block.extra["vectors_at"])], [Spot(file, block.extra["keys_at"])]
 
     def other_bytes(self, block: Block, vectors: Spot, keys: Spot) -> str | None:

@@ -16,6 +16,7 @@ from ..errors import InvalidRequest
 
 DTYPES = ("float16", "float32")
 PRECISIONS = ("fp32", "bf16", "fp16")
+MAX_DIM = 1 << 24
 
 
 def canonical(document: Any) -> str:
@@ -45,14 +46,17 @@ class Identity:
     dim: int
 
     def __post_init__(self) -> None:
+        for name in ("encoder", "preprocess"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it has to be a table of values")
         if not isinstance(self.encoder.get("id"), str) or not self.encoder["id"]:
             raise InvalidRequest('an identity needs encoder["id"], the name that people use for the encoder')
         if self.dtype not in DTYPES:
             raise InvalidRequest(f"dtype is {self.dtype!r}; a store holds {' or '.join(DTYPES)}")
         if self.precision not in PRECISIONS:
             raise InvalidRequest(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or self.dim < 1:
-            raise InvalidRequest(f"dim is {self.dim!r}; it has to be a whole number from 1")
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or not 1 <= self.dim <= MAX_DIM:
+            raise InvalidRequest(f"dim is {self.dim!r}; it has to be a whole number from 1 to {MAX_DIM}")
         for name in ("view", "tokens"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):
                 raise InvalidRequest(f"{name} is {getattr(self, name)!r}; it has to be a word")

@@ -18,10 +18,10 @@ from ..errors import StoreError
 from .files import Files, as_bytes
 from .identity import canonical
 from .log import Block
+from .records import MAX_ROWS, SEGMENT_ROWS
 
 FORMAT = "patchbank-store"
 VERSION = 1
-SEGMENT_ROWS = 256
 BLOCKS = "parts/blocks"
 
 
@@ -127,7 +127,7 @@ def pretty(document: dict[str, Any]) -> bytes:
     return (json.dumps(document, indent=2) + "\n").encode()
 
 
-def check_description(document: dict[str, Any], where: str) -> dict[str, Any]:
+def check_description(document: dict[str, Any], where: str, backend: str) -> dict[str, Any]:
     """The sealed description of a store, of a format that this version reads.
 
     Raises StoreError: another format, a newer version, a checksum that does not fit.
@@ -146,4 +146,12 @@ def check_description(document: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where}: the description was changed after it was written; `patchbank cache repair` restores "
             "it from its copy"
         )
+    rows = document.get("block_rows")
+    if not isinstance(rows, int) or isinstance(rows, bool) or not 1 <= rows <= MAX_ROWS:
+        raise StoreError(f"{where}: block_rows is {rows!r}, not a number of rows")
+    for part, kind in (("identity", dict), ("provenance", dict), ("created", str)):
+        if not isinstance(document.get(part), kind):
+            raise StoreError(f"{where}: the description has no {part}")
+    if document.get("backend") != backend:
+        raise StoreError(f"{where}: the backend is {document.get('backend')!r}, in a file of {backend!r}")
     return document

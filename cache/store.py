@@ -99,8 +99,8 @@ def read_description(files: Files, *, lenient: bool = False) -> dict[str, Any]:
                     continue
                 try:
                     document = kind.undescribe(files.read(kind.descriptions[copy]))
-                    return check_description({**document}, where)
-                except (ValueError, KeyError, TypeError) as error:
+                    return check_description({**document}, where, backend)
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     damage = StoreError(
                         f"{where} is not the description of an embedding store (damaged?): {error}; "
                         "`patchbank cache repair` restores it from its copy"
@@ -118,7 +118,10 @@ class Store:
     ) -> None:
         self._files = files
         self.description = read_description(files, lenient=lenient)
-        self.identity = Identity.from_json(self.description["identity"])
+        try:
+            self.identity = Identity.from_json(self.description["identity"])
+        except InvalidRequest as error:
+            raise StoreError(f"{files}: the description of this store is not valid: {error}") from error
         self.backend: str = self.description["backend"]
         self.block_rows: int = self.description["block_rows"]
         self.layout = layout_class(self.backend)(

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from .files import TEMPORARY, LocalFiles
+from .files import LocalFiles
 from .index import KEY_BYTES
 from .layout import BLOCKS, Layout, Spot, pretty
 from .log import Block
+from .records import is_block_id
 
 
 class ZarrLayout(Layout):
@@ -51,7 +52,7 @@ class ZarrLayout(Layout):
 
     def block_of(self, file: str) -> str | None:
         stem, _, kind = file.rpartition(".")
-        return stem if kind in {"vectors", "keys"} and not file.startswith(TEMPORARY) else None
+        return stem if kind in {"vectors", "keys"} and is_block_id(stem) else None
 
     def recover(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         try:

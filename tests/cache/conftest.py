@@ -106,12 +106,12 @@ def rows_on_disk(store: Path) -> dict[bytes, bytes]:
     return rows
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def identity() -> Callable[..., Identity]:
     return make_identity
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rows() -> type[Rows]:
     return Rows
 

@@ -235,7 +235,7 @@ def test_a_whole_line_that_lacks_something_is_of_another_version(filled: tuple[S
     store, _ = filled
     with log_of(store).open("ab") as log:
         log.write(encode({"type": "block", "n": 4, "block": "0" * 12}) + b"\n")
-    with pytest.raises(StoreError, match=r"line \d+ has no 'rows'.*another version of patchbank"):
+    with pytest.raises(StoreError, match=r"line \d+ has no 'first', .*'rows'.*another version of patchbank"):
         again(store)
 
 
