@@ -10,9 +10,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from .manifest import Header, Manifest, listed
 from .mitosis import BUILDERS
 from .regions import wsi_table
 from .sources import open_source
+from .values import read_values
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
 BLOCK = 64  # rows that a thread decodes in one go
@@ -49,9 +50,10 @@ class Description:
     """What the user says of a data set of their own.
 
     dataset: its name. positive: may be left out where there are fewer than two classes. classes: the order
-    of the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of
-    their own. group_kind: what a group is; by default the name of the column that the groups come from, if
-    that is "slide" or "patient" (or the like), else "group".
+        of the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of
+        their own. mapping, strip: see `values.read_values`.
+    group_kind: what a group is; by default the name of the column that the groups come from, if that is
+        "slide" or "patient" (or the like), else "group".
     """
 
     dataset: str
@@ -64,6 +66,8 @@ class Description:
     description: str = ""
     version: str = "1"
     group_kind: str = ""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    strip: bool = False
 
 
 def build_manifest(
@@ -73,6 +77,7 @@ def build_manifest(
     hashes: bool | None = None,
     on_error: str = "fail",
     on_skip: Callable[[str, str], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     workers: int | None = None,
     progress: bool = True,
     **options: Any,
@@ -85,6 +90,8 @@ def build_manifest(
         fills an index then).
     on_error: "fail" raises an ImageError whose notes list all unreadable images; "skip" leaves them out and
         calls on_skip(patch_id, message) for each (or warns).
+    on_note: called with a sentence for everything that was read as something else than it says, or is easily
+        misunderstood (or warns).
     options: those of `Description`, and of the table's function (`TABLES`); a shipped data set has none.
 
     Raises InvalidRequest for an unknown name or option (suggesting a near one), ManifestError for faults of
@@ -98,7 +105,7 @@ def build_manifest(
         _refuse_unknown(name, options, [])
         manifest = BUILDERS[name](Path(root))
     else:
-        describing = [field.name for field in fields(Description)]
+        describing = [one.name for one in fields(Description)]
         own = [key for key in inspect.signature(TABLES[name]).parameters if key != "root"]
         _refuse_unknown(name, options, [*describing, *own])
         if not options.get("dataset"):
@@ -107,7 +114,8 @@ def build_manifest(
             )
         description = Description(**{key: options[key] for key in describing if key in options})
         table, base = TABLES[name](Path(root), **{key: options[key] for key in own if key in options})
-        manifest = _describe(table, base, description, _group_column(name, table, options))
+        say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
+        manifest = _describe(table, base, description, _group_column(name, table, options), say)
     if hashes is None:
         hashes = name != "wsi"
     if not hashes:
@@ -170,26 +178,47 @@ def _group_column(name: str, table: pd.DataFrame, options: dict[str, Any]) -> st
     return str(options.get("columns", {}).get("group", ""))
 
 
-def _describe(table: pd.DataFrame, base: Path, description: Description, group_column: str) -> Manifest:
+def _describe(
+    table: pd.DataFrame,
+    base: Path,
+    description: Description,
+    group_column: str,
+    say: Callable[[str], None],
+) -> Manifest:
     """The manifest of a user's own table: defaults filled, ids prefixed with the data set's name."""
     name = description.dataset
-    table = table.copy()
+    table = read_values(
+        table,
+        classes=description.classes,
+        mapping=description.mapping,
+        strip=description.strip,
+        say=say,
+    )
     ids = table["patch_id"].astype(str)
     table["patch_id"] = ids.where(ids.str.startswith(f"{name}/"), f"{name}/" + ids)
     for column, value in (("domain", description.domain), ("split", description.split)):
         if value:
-            given = table[column].astype(str) if column in table.columns else pd.Series("", index=table.index)
+            given = table[column] if column in table.columns else pd.Series("", index=table.index)
             table[column] = given.where(given != "", value)
     classes = tuple(description.classes)
     if not classes and "label" in table.columns:
-        found = sorted({str(label) for label in table["label"].dropna()} - {""})
-        numbers = all(label.isdigit() for label in found)
+        found = sorted({*table["label"]} - {""})
+        numbers = all(label.isdecimal() for label in found)
         classes = tuple(sorted(found, key=int) if numbers else found)
     positive = description.positive or (classes[0] if len(classes) == 1 else "")
+    if positive and not classes:
+        raise ManifestError(
+            f"--positive {positive!r}, but no row of {name!r} has a label: say where the labels are, for "
+            f"example --column label=NAME or {{label}} in --layout; the columns are {list(table.columns)}."
+        )
     if classes and not positive:
         raise ManifestError(
             f"{name!r} has the classes {list(classes)}: say which is the positive one (--positive)."
         )
+    if len(classes) > 2 and positive in classes:
+        rows = table["label"].value_counts()
+        rest = ", ".join(f"{c} ({rows.get(c, 0)})" for c in classes if c != positive)
+        say(f"{positive} ({rows.get(positive, 0)} rows) is told from all the rest as one class: {rest}")
     kind = _GROUP_KIND.search(group_column)
     header = Header(
         name=name,

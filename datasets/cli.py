@@ -114,6 +114,14 @@ def _own(command: Command) -> Command:
         ),
         click.option("--split", default="", help="The split of rows that have none."),
         click.option("--domain", default="", help="The domain of rows that have none."),
+        click.option(
+            "--map",
+            "mapping",
+            multiple=True,
+            metavar="OLD=NEW",
+            help="Rename a label; of others: group:OLD=NEW, split:0=train, ...; empty: not known. Repeat it.",
+        ),
+        click.option("--strip", is_flag=True, help="Remove blanks around labels, groups, domains, splits."),
         click.option("--licence", default="not stated", help="Of the images."),
         click.option("--source", default="not stated", help="Where they come from."),
         click.option("--description", default="", help="One line."),
@@ -144,19 +152,32 @@ def _build(
     from .manifest import groups_note
 
     skipped: list[tuple[str, str]] = []
+    notes: list[str] = []
+    if "mapping" in options:
+        options["mapping"] = _pairs(options["mapping"], "--map", empty=True)
     options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
     if "classes" in options:
         options["classes"] = tuple(part.strip() for part in options["classes"].split(","))
-    manifest = build_manifest(name, root, on_skip=lambda *item: skipped.append(item), **options)
+    manifest = build_manifest(
+        name, root, on_skip=lambda *item: skipped.append(item), on_note=notes.append, **options
+    )
+    if lost := groups_note(manifest):
+        notes.append(lost)
     file = manifest.save(out or f"{manifest.header.name}.toml", table_format=table_format)
     if as_json:
         return _json(
-            {"manifest": str(file), **_summary(manifest), "skipped": [list(item) for item in skipped]}
+            {
+                "manifest": str(file),
+                **_summary(manifest),
+                "notes": notes,
+                "skipped": [list(item) for item in skipped],
+            }
         )
     for patch_id, message in skipped:
         click.echo(f"left out: {patch_id}: {message}", err=True)
     _show(manifest)
-    _note(manifest.header.name, groups_note(manifest))
+    for note in notes:
+        _note(manifest.header.name, note)
     click.echo(f"wrote {file}: {len(manifest)} patches" + (f", {len(skipped)} left out" if skipped else ""))
     return None
 
@@ -473,11 +494,11 @@ def folds_show(folds_name: str, manifest: str, split: str, as_json: bool) -> Non
 # --- printing ---------------------------------------------------------------------------------------
 
 
-def _pairs(values: Sequence[str], option: str) -> dict[str, str]:
+def _pairs(values: Sequence[str], option: str, *, empty: bool = False) -> dict[str, str]:
     pairs = {}
     for value in values:
         key, mark, target = value.partition("=")
-        if not mark or not key or not target or key in pairs:
+        if not mark or not key or not (target or empty) or key in pairs:
             raise InvalidRequest(f"{option} {value!r}: write {option} KEY=VALUE, each key once.")
         pairs[key] = target
     return pairs
@@ -500,15 +521,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | N
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:
-    from .manifest import groups_note
-
     table = manifest.table
     return {
         "name": manifest.header.name,
         "rows": len(manifest),
         "groups": int(table["group"][table["group"] != ""].nunique()),
         "groups_known": manifest.groups_known,
-        "note": groups_note(manifest),
         "domains": {str(k): int(v) for k, v in table["domain"].value_counts(sort=False).items()},
         "counts": manifest.counts().to_dict(orient="records"),
     }

@@ -1,0 +1,142 @@
+"""What the cells of a user's own table mean: missing values, numbers, spellings, the names of splits.
+
+Tables that were typed or exported write one thing in several ways. What is certain is read as what it means
+and said aloud; what is not (two spellings of one class, or two classes?) is refused by name.
+"""
+
+import difflib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+
+from ..errors import InvalidRequest, ManifestError
+from .manifest import listed
+
+COLUMNS = ("label", "group", "domain", "split")
+# pandas' own list, and what spreadsheets and R add; compared without case and blanks
+MISSING = frozenset(
+    (
+        *("", "na", "n/a", "n.a.", "nan", "none", "null", "nil", "<na>", "#na", "#n/a", "#n/a n/a", "-nan"),
+        *("nat", "?", "missing", "not available", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
+    )
+)
+SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val",
+          "valid": "val", "validation": "val"}  # fmt: skip
+_WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?\Z")  # "1.0": pandas writes whole numbers with gaps so
+
+
+def read_values(
+    table: pd.DataFrame,
+    *,
+    classes: Sequence[str] = (),
+    mapping: Mapping[str, str] | None = None,
+    strip: bool = False,
+    say: Callable[[str], None],
+) -> pd.DataFrame:
+    """The table with the columns label, group, domain and split as texts, "" where a value is missing.
+
+    Words for missing ("NA", "nan", "None", "?", ...) become "", but for words among `classes`; numbers like
+    "1.0" become "1" where the column holds whole numbers only; "Training" becomes the split "train".
+    mapping : old -> new value of a label, or "group:old", "domain:old", "split:old" -> new; "" = missing
+    strip : remove blanks around values, and write Unicode in its composed form (NFC)
+    say : called with a sentence without an end for everything that was changed
+
+    Raises ManifestError for labels, groups, ... that differ in blanks, case or Unicode form only, unless
+    each of them is named in `mapping`; InvalidRequest where `mapping` names a value that does not occur.
+    """
+    table = table.copy()
+    wanted = _by_column(mapping or {})
+    for column in COLUMNS:
+        if column not in table.columns:
+            if wanted[column]:
+                raise InvalidRequest(f"--map speaks of the {column}, and the data have none.")
+            continue
+        cells = table[column].astype(object).where(table[column].notna(), "").map(str)
+        counts = Counter(cells)
+        new = _meanings(column, counts, wanted[column], classes if column == "label" else (), strip, say)
+        _refuse_spellings(column, counts, new, wanted[column], classes if column == "label" else ())
+        table[column] = cells.map(new).astype(object)
+    return table
+
+
+def _by_column(mapping: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {column: {} for column in COLUMNS}
+    for old, new in mapping.items():
+        column, mark, rest = old.partition(":")
+        if mark and column in COLUMNS:
+            found[column][rest] = new
+        else:
+            found["label"][old] = new
+    return found
+
+
+def _meanings(
+    column: str,
+    counts: Counter[str],
+    wanted: Mapping[str, str],
+    classes: Sequence[str],
+    strip: bool,
+    say: Callable[[str], None],
+) -> dict[str, str]:
+    """What each value that occurs becomes."""
+    new = {value: unicodedata.normalize("NFC", value.strip()) if strip else value for value in counts}
+    missing = [
+        value for value in counts if value.strip().casefold() in MISSING and value.strip() not in classes
+    ]
+    new |= dict.fromkeys(missing, "")
+    if all(_WHOLE.match(value) for value in new.values() if value):
+        new = {old: _WHOLE.sub(r"\1", value) for old, value in new.items()}
+    if column == "split":
+        known = {old: SPLITS.get(value.strip().casefold(), value) for old, value in new.items()}
+        if renamed := {old: word for old, word in known.items() if new[old] != word}:
+            say("splits: " + listed(f"{old!r} is taken as {word!r}" for old, word in sorted(renamed.items())))
+        new = known
+    for old in wanted:
+        if old not in counts and old not in new.values():
+            near = difflib.get_close_matches(old, list(counts), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(map(repr, sorted(counts)))}."
+            raise InvalidRequest(f"--map: no {column} is {old!r}; {hint}")
+    new = {old: wanted.get(old, wanted.get(value, value)) for old, value in new.items()}
+    lost = sorted(value for value in missing if not new[value])
+    rows = sum(counts[value] for value in lost)
+    words = [repr(value) for value in lost if value.strip()]
+    if words or (column == "label" and 0 < rows < counts.total()):
+        read = f": {listed(words)} read as missing" if words else ""
+        hint = "; if that is a class, name it with --classes" if words and column == "label" else ""
+        say(f"{rows} of {counts.total()} rows have no {column}{read}{hint}")
+    return new
+
+
+def _refuse_spellings(
+    column: str,
+    counts: Counter[str],
+    new: Mapping[str, str],
+    wanted: Mapping[str, str],
+    classes: Sequence[str],
+) -> None:
+    rows: Counter[str] = Counter(dict.fromkeys(classes, 0))
+    for old, value in new.items():
+        if value:
+            rows[value] += counts[old]
+    families: dict[str, list[str]] = {}
+    for value in rows:
+        alike = " ".join(unicodedata.normalize("NFKC", value).casefold().split())
+        families.setdefault(_WHOLE.sub(r"\1", alike), []).append(value)
+    meant = {*wanted.values()}
+    split = [family for family in families.values() if len(family) > 1 and not set(family) <= meant]
+    if not split:
+        return
+    shown = [" and ".join(f"{value!r} ({rows[value]} rows)" for value in family) for family in split]
+    first = sorted(split[0], key=lambda value: -rows[value])
+    raise ManifestError(
+        f"{column}s that differ in blanks, case or Unicode form only: {listed(shown)}. Fix: --strip removes "
+        f"blanks; --map {_key(column, first[1])!r}={first[0]!r} joins two; mapping each to itself keeps them "
+        "apart."
+    )
+
+
+def _key(column: str, value: str) -> str:
+    return value if column == "label" else f"{column}:{value}"

@@ -1,0 +1,135 @@
+"""What the cells of a user's table mean: missing values, numbers, spellings, splits."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from patchbank.datasets.builders import build_manifest
+from patchbank.datasets.manifest import Manifest
+from patchbank.datasets.values import MISSING, read_values
+from patchbank.errors import InvalidRequest, ManifestError
+
+WriteImages = Callable[..., None]
+
+
+def read(column: str, values: list[object], **options: object) -> tuple[list[str], list[str]]:
+    said: list[str] = []
+    table = pd.DataFrame({column: pd.Series(values, dtype=object)})
+    return read_values(table, say=said.append, **options)[column].tolist(), said
+
+
+@pytest.mark.parametrize("column", ["label", "group", "domain", "split"])
+@pytest.mark.parametrize("word", [*sorted(MISSING), "NA", "NaN", "None", " nan ", "<NA>", None, np.nan, pd.NA])
+def test_words_for_missing(column: str, word: object) -> None:
+    values, said = read(column, ["a", word, "b"])
+    assert values == ["a", "", "b"]
+    if isinstance(word, str) and word.strip():
+        assert said[0].startswith(f"1 of 3 rows have no {column}: {word!r} read as missing")
+    else:
+        assert said == (["1 of 3 rows have no label"] if column == "label" else [])
+
+
+def test_a_word_for_missing_may_be_a_class() -> None:
+    assert read("label", ["None", "x", "NA"], classes=("x", "None"))[0] == ["None", "x", ""]
+    assert read("label", ["none", "x"], mapping={"none": "benign"}) == (["benign", "x"], [])
+
+
+@pytest.mark.parametrize("column", ["label", "group", "domain", "split"])
+@pytest.mark.parametrize(
+    "other", ["tumor ", " tumor", "Tumor", "TUMOR", "tumor\t", "tumor\u00a0", "ｔumor", "tumor\r"]
+)
+def test_one_class_in_two_spellings_is_refused(column: str, other: str) -> None:
+    with pytest.raises(ManifestError, match=r"'tumor' \(2 rows\) and .* \(1 rows\)") as caught:
+        read(column, ["tumor", "tumor", other, "stroma"])
+    assert "--strip" in str(caught.value)
+    key = other if column == "label" else f"{column}:{other}"
+    assert f"--map {key!r}='tumor'" in str(caught.value)
+    assert read(column, ["tumor", other], mapping={key: "tumor"})[0] == ["tumor", "tumor"]
+    apart = {key: other, **({"tumor": "tumor"} if column == "label" else {f"{column}:tumor": "tumor"})}
+    assert read(column, ["tumor", other], mapping=apart)[0] == ["tumor", other]
+
+
+def test_strip() -> None:
+    composed, parts = "\u00e9", "e\u0301"
+    assert read("label", ["a ", "a", "\ta"], strip=True)[0] == ["a", "a", "a"]
+    assert read("group", [composed, parts], strip=True)[0] == [composed, composed]
+    with pytest.raises(ManifestError, match="Unicode form"):
+        read("group", [composed, parts])
+    with pytest.raises(ManifestError, match="'A' .* and 'a'"):
+        read("label", ["A ", "a"], strip=True)
+    with pytest.raises(ManifestError, match=r"'Tumor' \(0 rows\) and 'tumor' \(1 rows\)"):
+        read("label", ["tumor"], classes=("Tumor", "Normal"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([1.0, np.nan, 0.0], ["1", "", "0"]),
+        (["1.0", "1", "0"], ["1", "1", "0"]),
+        ([1, 0, None], ["1", "0", ""]),
+        ([True, False, None], ["True", "False", ""]),
+        (["-1", "1.0"], ["-1", "1"]),
+        ([0.5, 1.0], ["0.5", "1.0"]),
+        (["007", "7a"], ["007", "7a"]),
+        (["007", "012"], ["007", "012"]),
+    ],
+)
+def test_numbers_as_labels_and_groups(given: list[object], expected: list[str]) -> None:
+    assert read("label", given)[0] == expected
+    assert read("group", given)[0] == expected
+
+
+def test_a_number_in_two_spellings_beside_words() -> None:
+    with pytest.raises(ManifestError, match=r"'1' .* and '1.0'"):
+        read("label", ["1", "1.0", "x"])
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("Training", "train"), ("TRAIN", "train"), ("Testing", "test"), ("valid", "val"), ("validation", "val"),
+     ("train", "train"), ("site 3", "site 3")],
+)  # fmt: skip
+def test_names_of_splits(given: str, expected: str) -> None:
+    values, said = read("split", [given])
+    assert values == [expected]
+    assert said == ([] if given == expected else [f"splits: {given!r} is taken as {expected!r}"])
+
+
+def test_map() -> None:
+    assert read("split", [0, 1], mapping={"split:0": "train", "split:1": "test"})[0] == ["train", "test"]
+    assert read("label", ["0.0", "1.0"], mapping={"1": "tumor", "0": "normal"})[0] == ["normal", "tumor"]
+    assert read("label", ["a", "b"], mapping={"b": ""}) == (["a", ""], [])
+    with pytest.raises(InvalidRequest, match="no label is 'tumr'; did you mean 'tumor'"):
+        read("label", ["tumor"], mapping={"tumr": "x"})
+    with pytest.raises(InvalidRequest, match="speaks of the split, and the data have none"):
+        read("label", ["tumor"], mapping={"split:0": "train"})
+
+
+def build(folder: Path, labels: list[str], **options: object) -> tuple[Manifest, list[str]]:
+    said: list[str] = []
+    paths = [f"{i}.png" for i in range(len(labels))]
+    pd.DataFrame({"path": paths, "label": labels}).to_csv(folder / "t.csv", index=False)
+    options = {"dataset": "toy", "table": folder / "t.csv", "progress": False, "on_note": said.append} | options
+    return build_manifest("from-csv", folder, **options), said
+
+
+def test_missing_labels_are_no_class(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {f"{i}.png": i for i in range(4)})
+    built, said = build(tmp_path, ["tumor", "NA", "benign", "nan"], positive="tumor")
+    assert built.header.classes == ("benign", "tumor")
+    assert built.table["label"].tolist() == ["tumor", "", "benign", ""]
+    assert said[0].startswith("2 of 4 rows have no label: 'NA', 'nan' read as missing; if that is a class")
+
+
+def test_the_classes_of_the_rest_are_said(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {f"{i}.png": i for i in range(4)})
+    _, said = build(tmp_path, ["tumor", "fat", "benign", "fat"], positive="tumor")
+    assert said == ["tumor (1 rows) is told from all the rest as one class: benign (1), fat (2)"]
+
+
+def test_positive_without_labels(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {"0.png": 0})
+    with pytest.raises(ManifestError, match=r"no row of 'toy' has a label.*--column label=NAME.*'path'"):
+        build(tmp_path, [""], positive="1")
