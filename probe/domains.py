@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import expit
 
 from ..datasets.folds import make_folds
 from ..errors import InvalidRequest
@@ -141,7 +140,8 @@ class _Study:
         if setting is None or ("out", d) not in self.models:
             return {**record, "choice": None, "metrics": None}
         scores = self.models["out", d].scores(rows)[setting.index].astype(np.float64)
-        found = intervals_of(self.y[rows], expit(scores)[:, None], self.groups[rows], METRICS, self.config)
+        column = scores[:, None]
+        found = intervals_of(self.y[rows], column, column, self.groups[rows], METRICS, self.config)
         metrics = {name: values[0] for name, values in found.items()}
         return {**record, "choice": setting.to_dict(), "metrics": metrics}
 
@@ -167,7 +167,7 @@ class _Study:
                     found = self._diagonal(d, setting)
                 else:
                     scores = model.fitted.scorer(X)(model.part, setting)
-                    found = evaluate(y, expit(scores), metrics=METRICS)
+                    found = evaluate(y, scores, metrics=METRICS, threshold=0.0)
                 for metric in METRICS:
                     value = float(found[metric])
                     values[metric][i].append(value if np.isfinite(value) else None)
@@ -200,7 +200,7 @@ class _Study:
         held = self._inside(d)
         y = np.concatenate([self.y[rows] for _, rows in held])
         scores = np.concatenate([model.scores(rows)[setting.index] for model, rows in held])
-        return evaluate(y, expit(scores.astype(np.float64)), metrics=METRICS)
+        return evaluate(y, scores.astype(np.float64), metrics=METRICS, threshold=0.0)
 
 
 def _folds_inside(y: np.ndarray, groups: np.ndarray, rows: np.ndarray, config: ProbeConfig) -> np.ndarray:

@@ -17,6 +17,7 @@ from .fitting import Part, Setting, fit_parts
 from .rivals import fit_eva, fit_paper_sgd, fit_thunder
 from .selection import best, criterion
 
+LEAST_SCALE = 1e-6  # of a Platt scaling, times the standard deviation of the scores
 RECIPES = {
     "paper-sgd": fit_paper_sgd,
     "paper-sgd-1e-3": partial(fit_paper_sgd, lr=1e-3, weight_decay=1e-4),  # of one encoder, Prov-GigaPath
@@ -114,6 +115,12 @@ class ProtocolRun:
     fits: dict[str, Any]  # number of fits and of solver calls, statuses, worst gap bound
     seconds: dict[str, float]
     train_role: str = "oof"  # "validation": each fold has chosen the model that scores it
+
+    @property
+    def oof_calibrated(self) -> np.ndarray:
+        """float64 (n,): out-of-fold scores as calibrated logits, each by its own fold's Platt scaling. Fold
+        models that chose another C have another scale, so what ranks rows of all folds takes these."""
+        return self.oof_adjusted[:, 2] * self.oof + self.oof_adjusted[:, 3]
 
 
 def run_protocol(
@@ -257,10 +264,17 @@ def adjustment(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """What is chosen on held-out scores (n,): threshold (best balanced accuracy), 1 / temperature, and
     Platt's scale and offset: float64 (4,). The temperature keeps probability 0.5 where it is; Platt's offset
     moves the prior too.
+
+    A scale is positive: it puts scores of several models on one scale and turns none around. Where the best
+    one is not (a model at chance level), the best that is allowed is none at all, the share of positives for
+    every row; a millionth of the scores' spread is left, which keeps their order.
     """
     scores = scores.astype(np.float64)
-    platt = fit_platt(y, scores)
-    return np.array([best_threshold(y, scores), 1 / fit_temperature(y, scores), platt.scale, platt.offset])
+    scale, offset = fit_platt(y, scores)
+    if scale <= 0:
+        scale = LEAST_SCALE / (scores.std() or 1)
+        offset = fit_platt(y, np.zeros(len(y))).offset - scale * scores.mean()
+    return np.array([best_threshold(y, scores), 1 / fit_temperature(y, scores), scale, offset])
 
 
 def criterion_path(config: ProbeConfig, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:

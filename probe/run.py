@@ -382,7 +382,9 @@ def columns_of(
         all_runs[SWEEP] = _sweep(plan, data.train.y, list(runs.values()), runs[chosen])
     columns: dict[str, list[Column]] = {data.train.dataset: []}
     for name, run in all_runs.items():
-        columns[data.train.dataset].append(Column(name, run.train_role, run.oof, run.oof_adjusted))
+        columns[data.train.dataset].append(
+            Column(name, run.train_role, run.oof, run.oof_adjusted, run.oof_calibrated)
+        )
         for dataset, scores in run.fold_models.items():
             probability = expit(scores).mean(axis=1).clip(1e-12, 1 - 1e-12)
             ensemble = np.log(probability) - np.log1p(-probability)
@@ -423,7 +425,7 @@ def score_fold_models(
     """
     found = {}
     for rows in tests:
-        values = evaluate(rows.y, expit(scores[rows.dataset]), metrics=DEFAULT_METRICS)
+        values = evaluate(rows.y, scores[rows.dataset], metrics=DEFAULT_METRICS, threshold=0.0)
         found[rows.dataset] = {name: finite(one) for name, one in values.items()}
     return found
 
@@ -432,7 +434,8 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
     """Every prediction, one row each: patch, feature set and role ("oof", "refit", "ensemble").
 
     Columns: patch_id, path, dataset, domain, group, label (1: positive), fold (outer fold of a train row,
-    else 0), features, role, score (logit), probability, threshold (on the probability, chosen on folds),
+    else 0), features, role, score (logit), ranking (the same on one scale over the models of the folds: what
+    AUROC and average precision are taken on), probability, threshold (on the probability, chosen on folds),
     probability_platt.
     """
     frames = []
@@ -454,6 +457,7 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
                 features=column.features,
                 role=column.role,
                 score=column.score,
+                ranking=column.order,
                 probability=expit(column.score),
                 threshold=expit(column.adjusted[:, 0]),
                 probability_platt=expit(column.adjusted[:, 2] * column.score + column.adjusted[:, 3]),

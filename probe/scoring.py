@@ -41,6 +41,7 @@ METRICS = (
 THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
 CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 COMPARED = ("balanced_accuracy", "auroc")
+RANKING = ("auroc", "average_precision")  # of the order of the scores alone: taken on logits
 PAIRED = "paired over groups"  # the name of that test in results; its p_method says how
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
 MEAN_FIELDS = ("value", "low", "high", "standard_error", "degrees_of_freedom")
@@ -51,16 +52,24 @@ ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
 class Column:
     """One model's scores of one evaluation set's rows.
 
-    score : float64 (n,), logits; adjusted : float64 (n, 4), what was chosen on held-out scores for each row's
-        model, as `protocol.adjustment` gives it: threshold on the score, 1 / temperature, Platt's scale and
-        offset
+    score : float64 (n,), logits; a model calls positive what is at or above 0
+    adjusted : float64 (n, 4), what was chosen on held-out scores for each row's model, as
+        `protocol.adjustment` gives it: threshold on the score, 1 / temperature, Platt's scale and offset
     role : "oof" (train rows, by models that have not seen them), "refit", "ensemble"
+    ranking : float64 (n,), logits that are on one scale where the rows are scored by several models; what
+        AUROC and average precision are taken on. None: one model has scored all rows, so `score` itself
     """
 
     features: str
     role: str
     score: np.ndarray
     adjusted: np.ndarray
+    ranking: np.ndarray | None = None
+
+    @property
+    def order(self) -> np.ndarray:
+        """What the rows are ranked by, float64 (n,)."""
+        return self.score if self.ranking is None else self.ranking
 
 
 @dataclass(frozen=True)
@@ -97,8 +106,18 @@ def bootstrap_set(
     """Bootstrap of METRICS on all rows at probability 0.5, for scores and comparisons; None: no intervals."""
     if not _can_resample(rows.group, config):
         return None
-    p = expit(np.stack([c.score for c in columns], axis=1))
-    return _bootstrap(rows.y, p, rows.group, _metrics(config), config)
+    score, order = _tables(columns)
+    return _bootstrap(rows.y, score, order, rows.group, _metrics(config), config)
+
+
+def _tables(
+    columns: Sequence[Column], mask: np.ndarray | slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and what ranks, float64 (n, m) each."""
+    return (
+        np.stack([c.score[mask] for c in columns], axis=1),
+        np.stack([c.order[mask] for c in columns], axis=1),
+    )
 
 
 def _metrics(config: ProbeConfig) -> list[str]:
@@ -145,15 +164,15 @@ def _subset(
     whole: Mapping[str, Interval] | None = None,
 ) -> list[dict[str, Any]]:
     y, group = rows.y[mask], rows.group[mask]
-    score = np.stack([c.score[mask] for c in columns], axis=1)
+    score, order = _tables(columns, mask)
     names = _metrics(config) if full else DEFAULT_METRICS
-    plain = _triples(whole) if whole else intervals_of(y, expit(score), group, names, config)
+    plain = _triples(whole) if whole else intervals_of(y, score, order, group, names, config)
     found = {"metrics": plain}
     if full:
         cut, slope, scale, offset = np.stack([c.adjusted[mask] for c in columns], axis=1).transpose(2, 0, 1)
-        found["at_threshold"] = intervals_of(y, expit(score - cut), group, THRESHOLD_METRICS, config)
-        found["temperature"] = intervals_of(y, expit(score * slope), group, CALIBRATION_METRICS, config)
-        found["platt"] = intervals_of(y, expit(score * scale + offset), group, CALIBRATION_METRICS, config)
+        found["at_threshold"] = intervals_of(y, score - cut, order, group, THRESHOLD_METRICS, config)
+        found["temperature"] = intervals_of(y, score * slope, order, group, CALIBRATION_METRICS, config)
+        found["platt"] = intervals_of(y, score * scale + offset, order, group, CALIBRATION_METRICS, config)
     about = {
         "dataset": rows.dataset,
         "domain": domain,
@@ -177,14 +196,33 @@ def _subset(
 
 
 def intervals_of(
-    y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
+    y: np.ndarray,
+    score: np.ndarray,
+    order: np.ndarray,
+    group: np.ndarray,
+    names: Sequence[str],
+    config: ProbeConfig,
 ) -> dict[str, list[list[float | None]]]:
-    """metric -> for each column of p (n, m) [value, low, high]; None where undefined or where there is
-    nothing to resample."""
+    """metric -> for each column of scores (n, m) [value, low, high]; None where undefined or where there is
+    nothing to resample. score : logits, calls at 0; order : (n, m), what RANKING metrics are taken on."""
     if _can_resample(group, config):
-        return _triples(_bootstrap(y, p, group, names, config))
-    values = metrics_module.evaluate(y, p, metrics=names)
+        return _triples(_bootstrap(y, score, order, group, names, config))
+    values: dict[str, Any] = {}
+    for table, wanted in _taken_on(score, order, names):
+        values |= metrics_module.evaluate(y, table, metrics=wanted)
     return {name: [[_number(v), None, None] for v in values[name]] for name in names}
+
+
+def _taken_on(
+    score: np.ndarray, order: np.ndarray, names: Sequence[str]
+) -> list[tuple[np.ndarray, list[str]]]:
+    """The metrics by what they are taken on: probabilities (calls at 0.5), or logits where only their order
+    counts, since probabilities of logits above 36.7 are all 1."""
+    both = (
+        (expit(score), [name for name in names if name not in RANKING]),
+        (order, [name for name in names if name in RANKING]),
+    )
+    return [(table, wanted) for table, wanted in both if wanted]
 
 
 def _triples(found: Mapping[str, Interval]) -> dict[str, list[list[float | None]]]:
@@ -205,18 +243,26 @@ def _method(group: np.ndarray, config: ProbeConfig) -> Method:
 
 
 def _bootstrap(
-    y: np.ndarray, p: np.ndarray, group: np.ndarray, names: Sequence[str], config: ProbeConfig
+    y: np.ndarray,
+    score: np.ndarray,
+    order: np.ndarray,
+    group: np.ndarray,
+    names: Sequence[str],
+    config: ProbeConfig,
 ) -> Mapping[str, Interval]:
-    return bootstrap(
-        y,
-        p,
-        groups=group,
-        metrics=names,
-        method=_method(group, config),
-        confidence=config.level,
-        n_resamples=config.bootstrap,
-        seed=config.seed,
-    ).intervals
+    found: dict[str, Interval] = {}
+    for table, wanted in _taken_on(score, order, names):
+        found |= bootstrap(
+            y,
+            table,
+            groups=group,
+            metrics=wanted,
+            method=_method(group, config),
+            confidence=config.level,
+            n_resamples=config.bootstrap,
+            seed=config.seed,
+        ).intervals
+    return {name: found[name] for name in names}
 
 
 def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, dict[str, Any]]:
@@ -227,10 +273,11 @@ def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> di
     groups to resample. All K are scored on the same resamples, so their correlation is in the interval; that
     other trainings would give other models is not.
     """
-    p = expit(scores)
 
     def score(weights: np.ndarray | None, codes: np.ndarray | None) -> dict[str, Any]:
-        values = metrics_module.evaluate(rows.y, p, metrics=DEFAULT_METRICS, weights=weights, groups=codes)
+        values = metrics_module.evaluate(
+            rows.y, scores, metrics=DEFAULT_METRICS, threshold=0.0, weights=weights, groups=codes
+        )
         return {name: np.mean(values[name], axis=-1, keepdims=True) for name in DEFAULT_METRICS}
 
     if not _can_resample(rows.group, config):
@@ -271,7 +318,7 @@ def compare_models(
     """
     records: list[dict[str, Any]] = []
     names = [c.features for c in columns]
-    p = expit(np.stack([c.score for c in columns], axis=1))
+    order = _tables(columns)[1]
     for role in dict.fromkeys(c.role for c in columns):
         mine = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
         pairs = list(itertools.combinations(mine, 2))
@@ -284,7 +331,7 @@ def compare_models(
             p_value = "standard_error" if config.interval == "jackknife" else "shifted"
             found += [(PAIRED, compare(whole[m], pairs=pairs, p_value=p_value)) for m in COMPARED]
         try:
-            test = delong(rows.y, p, groups=rows.group)
+            test = delong(rows.y, order, groups=rows.group)
             found.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
         except ProbeError:  # fewer than two clusters of a class: no test there, the bootstrap says as much
             pass

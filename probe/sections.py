@@ -265,7 +265,9 @@ class Sections:
             rows = self._scores(dataset, name)
             if rows["label"].nunique() == 2:
                 plot.line(
-                    *roc_points(rows["label"].to_numpy(), rows["score"].to_numpy()),
+                    *roc_points(
+                        rows["label"].to_numpy(), rows["ranking" if "ranking" in rows else "score"].to_numpy()
+                    ),
                     series=self.series[name],
                     thick=name == self.chosen,
                 )
@@ -280,7 +282,9 @@ class Sections:
             if rows["label"].nunique() == 2:
                 share = float(rows["label"].mean())
                 plot.line(
-                    *pr_points(rows["label"].to_numpy(), rows["score"].to_numpy()),
+                    *pr_points(
+                        rows["label"].to_numpy(), rows["ranking" if "ranking" in rows else "score"].to_numpy()
+                    ),
                     series=self.series[name],
                     thick=name == self.chosen,
                 )

@@ -164,7 +164,13 @@ def _compare(
     )
     role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
     columns = [
-        Column(name, role, table.loc[common, "score"].to_numpy(np.float64), np.zeros((len(common), 4)))
+        Column(
+            name,
+            role,
+            table.loc[common, "score"].to_numpy(np.float64),
+            np.zeros((len(common), 4)),
+            table.loc[common, "ranking" if "ranking" in table else "score"].to_numpy(np.float64),
+        )
         for name, table in tables.items()
     ]
     whole = bootstrap_set(rows, columns, config=config)
