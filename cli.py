@@ -143,6 +143,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     help="Train the LoRA and end-to-end systems: those that the plan chooses, or all.",
 )
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
+@click.option("--trust-code", is_flag=True, help="Run the Python code that the study's encoder cards name.")
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan (what is cached, what it takes) and do nothing."
 )

@@ -18,6 +18,10 @@ class InvalidRequest(PatchbankError, ValueError):
     exit_code = 2
 
 
+class UntrustedCode(InvalidRequest):
+    """A file names Python code to import, and nobody said that it may run (`trust_code`, --trust-code)."""
+
+
 class MissingDependency(PatchbankError, ImportError):
     """An optional package is needed and not installed; the message has the pip command."""
 

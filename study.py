@@ -27,6 +27,7 @@ from .errors import (
     PatchbankError,
     RowsMissing,
     UnknownEncoder,
+    UntrustedCode,
     WeightsNotHere,
 )
 from .files import write_atomically, write_text
@@ -35,6 +36,7 @@ from .probe.study_file import Study, System
 if TYPE_CHECKING:
     from .cache.store import Store
     from .datasets.manifest import Manifest
+    from .extract.cards import Card
     from .extract.report import ExtractReport, StoreReport
     from .finetune.plan import FinetunePlan
     from .probe.entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
@@ -92,6 +94,7 @@ class Places:
     data : folder with NAME.toml of every data set. bank : folder of the embeddings. out : of results
     checkpoints : encoder -> file of weights; weights_dir : folder of weights, for machines without a network
     finetune : "none", "plan" (the encoders that `finetune plan` chooses on the probes' results) or "all"
+    trust_code : run the Python code that the study's encoder cards name; without it such encoders are blocked
     """
 
     data: Path
@@ -102,6 +105,7 @@ class Places:
     device: str = "auto"
     finetune: str = "none"
     jobs: int | None = None
+    trust_code: bool = False
     progress: bool = True
 
 
@@ -294,12 +298,20 @@ class _Work:
             if measure and step.state == "to do" and step.seconds is None:
                 from .extract.check import forward_seconds
 
-                one = forward_seconds(self._encoder(encoder), device=self.where.device, precision=precision)
-                step.seconds = step.forwards * one
+                with suppress(UntrustedCode):  # nobody's code runs for an estimate
+                    one = forward_seconds(
+                        self._encoder(encoder), device=self.where.device, precision=precision
+                    )
+                    step.seconds = step.forwards * one
         return steps
 
     def _encoder(self, name: str) -> str:
         return str(self.study.folder / name) if name.endswith(".toml") else name
+
+    def _card(self, name: str) -> "Card":
+        from .extract.cards import load_card
+
+        return load_card(self._encoder(name), trust_code=self.where.trust_code)
 
     def _extract_step(self, key: tuple[str, str | None, tuple[str, ...]], systems: Sequence[System]) -> Step:
         from .extract.run import run_extract
@@ -316,6 +328,8 @@ class _Work:
             "checkpoint": self.where.checkpoints.get(encoder),
             "weights_dir": self.where.weights_dir,
             "device": self.where.device,
+            "trust_code": self.where.trust_code,  # a study file cannot grant itself that, nor the next
+            "remote_code": self.where.trust_code and self.study.extract.get("remote_code", False),
         }
         manifests = list(self.data.values())
         names = tuple(system.name for system in systems)
@@ -323,7 +337,7 @@ class _Work:
         planned, problem = None, ""
         try:
             planned = run_extract(manifests, **request, dry_run=True)
-        except (EncoderError, UnknownEncoder, MissingDependency) as error:
+        except (EncoderError, UnknownEncoder, MissingDependency, UntrustedCode) as error:
             problem = str(error)
             step.why = problem if isinstance(error, WeightsNotHere) else ""
         if planned is None or planned.planned:
@@ -380,16 +394,15 @@ class _Work:
         """Stores of the bank that hold every patch under all these views and token policies, and differ in
         these only; [] where there are none."""
         from .cache.bank import Bank
-        from .extract.cards import load_card
         from .extract.report import StoreReport
         from .extract.tokens import parse_policy
         from .extract.views import parse_views
         from .probe.features import content_keys
 
         try:
-            card = load_card(self._encoder(encoder))
+            card = self._card(encoder)
             keys = [content_keys(manifest, self.where.bank) for manifest in self.data.values()]
-        except (UnknownEncoder, EncoderError, MissingDependency, RowsMissing):
+        except (UnknownEncoder, EncoderError, MissingDependency, UntrustedCode, RowsMissing):
             return []
         policies = [parse_policy(name).name for name in tokens or (card.tokens,)]
         wanted = {(view.name, policy) for view in parse_views(views) for policy in policies}
@@ -561,7 +574,6 @@ class _Work:
 
     def _why_not_trained(self, system: System, recipe: str, plan: "FinetunePlan | None") -> str:
         """ "" if it can be trained now."""
-        from .extract.cards import load_card
         from .extract.weights import locate
         from .finetune.recipe import load_recipe
 
@@ -569,15 +581,17 @@ class _Work:
         try:
             if not load_recipe(recipe, encoder=encoder).random_weights:
                 places = {"checkpoint": self.where.checkpoints.get(system.encoder)}
-                locate(load_card(encoder), **places, weights_dir=self.where.weights_dir, download=False)
+                locate(
+                    self._card(system.encoder), **places, weights_dir=self.where.weights_dir, download=False
+                )
         except WeightsNotHere:
             pass  # the training downloads them
-        except (EncoderError, UnknownEncoder, MissingDependency) as error:
+        except (EncoderError, UnknownEncoder, MissingDependency, UntrustedCode) as error:
             return str(error)
         if self.where.finetune == "none":
             return "not trained: it trains the network itself, one model a fold; add --finetune all (or plan)"
         if plan is not None:
-            name = load_card(encoder).id
+            name = self._card(system.encoder).id
             entry = next((e for e in plan.entries if e.encoder == name), None)
             if entry is None:
                 return "not trained: the plan has no probe of this encoder; add --finetune all to train it"
@@ -629,7 +643,6 @@ class _Work:
         return beside_published(merged, self.figures["published"], systems, datasets=datasets)
 
     def rows(self) -> "list[SystemRow]":
-        from .extract.cards import load_card
         from .probe.entries import SystemRow
         from .probe.published import in_words
 
@@ -647,7 +660,7 @@ class _Work:
                 rows.append(SystemRow(**about, state="blocked", why=why))
                 continue
             with suppress(UnknownEncoder):  # a network trained from random weights needs no card
-                about["licence"] = load_card(self._encoder(system.encoder)).licence
+                about["licence"] = self._card(system.encoder).licence
             spent = self.state["extract"].get(system.encoder, {}) if system.stage == "probe" else {}
             seconds = model["seconds"]
             rows.append(SystemRow(

@@ -7,15 +7,17 @@ the group "patchbank.encoders" brings a user's own.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import metadata, resources
-from pathlib import Path
+from functools import partial
+from importlib import import_module, metadata, resources
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from ..errors import EncoderError, InvalidRequest, UnknownEncoder
+from ..errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
 
 KINDS = ("timm", "transformers", "conch", "python")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -23,6 +25,34 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 UNPINNED = "unpinned"
 ENTRY_POINTS = "patchbank.encoders"
 SCHEMES = "patchbank.encoder_schemes"  # entry point NAME: a function that makes a Card of REST in "NAME:REST"
+# What the arguments of a card may set: the shape of an architecture. Whatever makes timm or transformers read
+# another file or address is not on the list (checkpoint_path, pretrained_cfg, auto_map, attn_implementation).
+_VIT = """
+    num_classes img_size patch_size global_pool embed_dim depth num_heads mlp_ratio qkv_bias qk_norm
+    scale_attn_norm scale_mlp_norm proj_bias init_values class_token pos_embed no_embed_class reg_tokens
+    pre_norm final_norm fc_norm pool_include_prefix dynamic_img_size dynamic_img_pad act_layer mlp_layer
+    norm_layer use_abs_pos_emb use_rot_pos_emb rope_mixed_mode rope_rotate_half rope_temperature
+    rope_grid_offset rope_grid_indexing ref_feat_shape swiglu_mlp swiglu_align_to scale_mlp scale_attn_inner
+    use_fc_norm use_pre_transformer_norm use_post_transformer_norm num_reg_tokens dynamic_rope qkv_fused attn_type
+"""
+_OTHERS = """
+    window_size depths dims strict_img_size always_partition output_fmt layers channels stem_width stem_type
+    cardinality base_width avg_down output_stride kernel_sizes ls_init_value conv_mlp conv_bias use_grn
+    head_norm_first
+"""
+_CONFIGURATION = """
+    model_type add_pooling_layer hidden_size num_hidden_layers num_attention_heads intermediate_size mlp_ratio
+    hidden_act layer_norm_eps image_size patch_size num_channels qkv_bias query_bias key_bias value_bias
+    proj_bias mlp_bias layerscale_value use_swiglu_ffn use_gated_mlp num_register_tokens rope_theta
+    pooler_output_size pooler_act apply_layernorm reshape_hidden_states
+"""
+_ARCHITECTURE = frozenset(f"{_VIT} {_OTHERS}".split())
+ARGUMENTS = {
+    "timm": _ARCHITECTURE,
+    "conch": _ARCHITECTURE,
+    "transformers": frozenset(_CONFIGURATION.split()),
+}
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +99,10 @@ class Card:
         tokens: the token policy used when none is asked for.
         precision: autocast dtype on a GPU, one of PRECISIONS.
         remote_code: loading runs code from the hub repository; refused unless explicitly allowed.
-        arguments: for the factory of the architecture.
-        factory: the callable itself, for cards made in Python (kind "python").
+        arguments: for the factory of the architecture: names of ARGUMENTS; for "python" any.
+        factory: what makes the callable, for cards of kind "python" made in Python. A card from a file has
+            none until `load_card(..., trust_code=True)` gives it one that imports `model`; without it no
+            network is built.
         admit: called with every manifest before any work; raises where its patches must not be embedded.
     """
 
@@ -139,14 +171,38 @@ def _faults(card: Card) -> Any:
         yield f"transform: interpolation {shape.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
     if len(shape.mean) != 3 or len(shape.std) != 3 or min(shape.std) <= 0:
         yield "transform: mean and std are three numbers each, std positive"
-    if card.kind in ("timm", "conch") and not card.model:
-        yield "model (the timm architecture) is missing"
+    if card.kind in ("timm", "conch") and not re.fullmatch(r"\w[\w.]*", card.model):
+        yield f"model = {card.model!r} must be the name of a timm architecture"
+    if card.kind in ARGUMENTS:
+        yield from _argument_faults(card)
+    for name in (card.id.partition(":")[2] or card.id, *card.files):
+        if ".." in PurePosixPath(name).parts or (PurePosixPath(name).is_absolute() and name in card.files):
+            yield f"{name!r} leads out of the folder of the weights"
+    if card.hub and card.kind != "transformers" and not _REPOSITORY.fullmatch(card.hub):
+        yield f"hub = {card.hub!r} should be ORG/NAME"
+    if card.package and not card.files[0].partition("/")[0].isidentifier():
+        yield f"files = {card.files!r}: the files of a package begin with the name of its folder"
     if card.kind == "transformers" and not card.hub:
         yield "hub (ORG/NAME) is missing"
     if card.kind == "python" and card.factory is None and ":" not in card.model:
         yield "model must name the factory as 'package.module:attribute'"
     if card.kind == "python" and card.revision == UNPINNED:
         yield "revision must name the version of the weights: nothing else tells two of them apart"
+
+
+def _argument_faults(card: Card) -> Any:
+    allowed = ARGUMENTS[card.kind]
+    unknown = [name for name in card.arguments if name not in allowed]
+    if unknown:
+        near = "".join(_near(name, allowed) for name in unknown[:1])
+        yield (
+            f"arguments: {', '.join(unknown)}: a card sets the shape of an architecture only{near}; "
+            f"the allowed arguments are {', '.join(sorted(allowed))}"
+        )
+    for name, value in card.arguments.items():
+        parts = value if isinstance(value, list | tuple) else [value]
+        if not all(isinstance(part, str | int | float) for part in parts):
+            yield f"arguments: {name} = {value!r} should be a word, a number, or a list of them"
 
 
 def _near(word: str, words: Any) -> str:
@@ -237,6 +293,8 @@ def plugged_cards() -> dict[str, Card]:
             found = point.load()
             found = found() if callable(found) else found
             card = read_card(found) if isinstance(found, str | Path) else found
+            if isinstance(card, Card) and card.kind == "python" and card.factory is None:
+                card = trusted(card)  # whoever installed the package trusts its code
         except (ImportError, AttributeError, InvalidRequest, OSError) as error:
             raise EncoderError(
                 f"the encoder {point.name!r} of the package {owner} does not load: {error}"
@@ -251,20 +309,72 @@ def plugged_cards() -> dict[str, Card]:
     return cards
 
 
-def load_card(spec: str | Path | Card) -> Card:
-    """The card for a name.
+def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
+    """The card for a name. Imports no code that a file names, unless `trust_code` is given.
 
     Args:
         spec: the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
             the path of a .toml file.
+        trust_code: allow a card of kind "python" that names its callable as text. The card that is returned
+            can then be built wherever it goes.
 
     Raises:
         UnknownEncoder: no card has this id; suggests near ones.
         InvalidRequest: the TOML file is not a card.
+        UntrustedCode: the card names Python code, and `trust_code` is not given.
     """
-    if isinstance(spec, Card):
-        return spec
-    spec = str(spec)
+    card = spec if isinstance(spec, Card) else _find(str(spec))
+    if card.kind != "python" or card.factory is not None:
+        return card
+    if not trust_code:
+        raise untrusted(card, str(spec) if not isinstance(spec, Card) else "it")
+    return trusted(card)
+
+
+def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
+    """The card for a name that stands in a file from elsewhere (a study, the folder of a model).
+
+    Such a file may name a card that is installed here, "timm:NAME" and "hf:ORG/NAME"; with `trust_code`
+    all that `load_card` takes.
+
+    Args:
+        named_by: what names it, for the message.
+
+    Raises:
+        UntrustedCode: a file or folder is named, and `trust_code` is not given.
+    """
+    public = spec.startswith("timm:") or (spec.startswith("hf:") and not Path(spec[3:]).exists())
+    if not trust_code and not public and (spec.endswith(".toml") or ":" in spec or "/" in spec):
+        raise UntrustedCode(
+            f"{named_by} names the encoder {spec!r}, a file that may name code to run. Allowed are the names "
+            "of `patchbank encoders ls`, timm:NAME and hf:ORG/NAME. Fix: read the file, then add --trust-code"
+        )
+    return load_card(spec, trust_code=trust_code)
+
+
+def untrusted(card: Card, spec: str) -> UntrustedCode:
+    """The error that says which code would run, and how to allow it."""
+    return UntrustedCode(
+        f"the card of {card.id} runs Python code: {card.model!r} is imported and called. "
+        f"Fix: read {spec} and that code, then allow it with --trust-code (in Python: trust_code=True)"
+    )
+
+
+def trusted(card: Card) -> Card:
+    """The same card with a factory that imports what its `model` names."""
+    return replace(card, factory=partial(_call_factory, card.id, card.model))
+
+
+def _call_factory(card_id: str, model: str, /, **arguments: Any) -> Any:
+    module, _, attribute = model.partition(":")
+    try:
+        factory = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EncoderError(f"the factory {model!r} of {card_id} cannot be imported: {error}") from error
+    return factory(**arguments)
+
+
+def _find(spec: str) -> Card:
     if spec.endswith(".toml"):
         return read_card(spec)
     if spec.startswith("timm:"):

@@ -19,7 +19,8 @@ def forward_seconds(encoder: str, *, device: str = "auto", precision: str | None
     """Seconds that one patch takes in a forward pass here: what a plan multiplies, measured in seconds.
 
     Random weights, which take the same time; one small batch to warm up, then the faster of two. Decoding and
-    writing come on top, and run beside it.
+    writing come on top, and run beside it. A card that names Python code is refused, not run: a plan runs
+    nobody's code.
     Raises what `build_encoder` raises.
     """
     built = build_encoder(load_card(encoder), device=device, precision=precision, random_weights=True)
@@ -43,6 +44,7 @@ def check_encoder(
     random_weights: bool = False,
     device: str = "cpu",
     remote_code: bool = False,
+    trust_code: bool = False,
 ) -> dict[str, Any]:
     """Build an encoder in float32, embed a picture alone and in a batch, under every token policy.
 
@@ -53,7 +55,7 @@ def check_encoder(
     Raises:
         EncoderError: tokens, dims or values are not what the card says, besides what `build_encoder` raises.
     """
-    card = load_card(encoder)
+    card = load_card(encoder, trust_code=trust_code)
     started = time.perf_counter()
     built = build_encoder(
         card,

@@ -61,6 +61,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
 )
+@click.option("--trust-code", is_flag=True, help="Allow the Python code that a card file names.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -157,7 +158,7 @@ def show_command(encoder: str, as_json: bool) -> None:
     from .cards import load_card
     from .listing import describe, to_toml
 
-    card = load_card(encoder)
+    card = load_card(encoder, trust_code=True)  # nothing is built
     click.echo(json.dumps(describe(card), indent=2) if as_json else to_toml(card))
 
 
@@ -170,6 +171,7 @@ def show_command(encoder: str, as_json: bool) -> None:
 @click.option(
     "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
 )
+@click.option("--trust-code", is_flag=True, help="Allow the Python code that a card file names.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **options: Any) -> None:
     """Build an encoder, embed one picture and compare what comes out with its card.

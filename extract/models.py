@@ -6,7 +6,6 @@ views are applied above, in one place for all.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EncoderError, InvalidRequest, MissingDependency
-from .cards import Card
+from .cards import Card, untrusted
 from .weights import INSTALL, Weights
 
 
@@ -139,6 +138,7 @@ def build_network(card: Card, weights: Weights | None, *, remote_code: bool = Fa
         EncoderError: the weights do not fit the architecture.
         MissingDependency: timm or transformers is not installed.
         InvalidRequest: the card needs code from its hub repository and `remote_code` is False.
+        UntrustedCode: the card names Python code that nobody trusted (`load_card`).
     """
     if card.kind == "timm":
         from .timm_models import build_timm
@@ -152,21 +152,14 @@ def build_network(card: Card, weights: Weights | None, *, remote_code: bool = Fa
         from .conch import build_conch
 
         return build_conch(card, weights)
-    factory = card.factory or _resolve(card)
-    function = factory(**card.arguments)
+    if card.factory is None:
+        raise untrusted(card, "the card")
+    function = card.factory(**card.arguments)
     if not callable(function):
         raise EncoderError(
             f"the factory of {card.id} gave a {type(function).__name__}, which cannot be called"
         )
     return CallableNetwork(function, card)
-
-
-def _resolve(card: Card) -> Callable[..., Any]:
-    module, _, attribute = card.model.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise EncoderError(f"the factory {card.model!r} of {card.id} cannot be imported: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ class ExtractOptions:
     channels_last    memory layout; by default for networks without tokens (CNNs)
     compile          torch.compile the encoder
     remote_code      allow code from the encoder's hub repository
+    trust_code       allow the Python code that a card of kind "python" names
     engine, actors   "local", or "ray" for a cluster (ray_engine.py) of so many actors
     shift            fraction of the work to begin after; for runs that are known to go on at once
     """
@@ -54,6 +55,7 @@ class ExtractOptions:
     channels_last: bool | None = None
     compile: bool = False
     remote_code: bool = False
+    trust_code: bool = False
     engine: str = "local"
     actors: int | None = None
     shift: float = 0.0

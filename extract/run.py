@@ -72,7 +72,9 @@ def run_extract(
         raise InvalidRequest(
             "a checkpoint or a revision belongs to one encoder; run several encoders in several runs"
         )
-    cards = [with_revision(load_card(spec), options.revision) for spec in specs]
+    cards = [
+        with_revision(load_card(spec, trust_code=options.trust_code), options.revision) for spec in specs
+    ]
     for card in cards:
         if card.admit is not None:
             for table in tables:

@@ -15,7 +15,7 @@ from .config import ProbeConfig
 from .projection import Projection
 
 STAGES = ("probe", "lora", "full")
-OF_SYSTEMS = {"view", "tokens", "precision", "checkpoint", "weights_dir", "device"}
+OF_SYSTEMS = {"view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code"}
 
 
 @dataclass(frozen=True, kw_only=True)

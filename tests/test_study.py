@@ -72,7 +72,7 @@ def place(tmp_path: Path, sample: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def run(file: Path, *, lines: list[str] | None = None, **options: object) -> StudyResult:
     values = {"bank": file.parent / "bank", "out": file.parent / "out", "data": file.parent, **options}
-    where = Places(**values, progress=False)  # type: ignore[arg-type]
+    where = Places(**values, progress=False, trust_code=True)  # type: ignore[arg-type]
     return run_study(load_study(file), where, say=(lines if lines is not None else []).append)
 
 
@@ -90,7 +90,7 @@ def table_of(folder: Path) -> list[dict[str, str]]:
 
 def test_a_study_runs_and_a_second_run_does_nothing(place: Path) -> None:
     file = write_study(place, [FLAT8, FLAT4, GATED], tests=EXTERNAL)
-    where = Places(data=place, bank=place / "bank", out=place / "out")
+    where = Places(data=place, bank=place / "bank", out=place / "out", trust_code=True)
     planned = plan_study(load_study(file), where)
     assert not (place / "out").exists()
     assert not (place / "bank").exists()
@@ -180,7 +180,9 @@ def test_a_new_data_set_embeds_only_its_patches(place: Path) -> None:
 def test_an_encoder_that_was_measured_has_an_estimate(place: Path) -> None:
     run(write_study(place, [FLAT8]))
     file = write_study(place, [FLAT8], tests=EXTERNAL)
-    steps = plan_study(load_study(file), Places(data=place, bank=place / "bank", out=place / "out"))
+    steps = plan_study(
+        load_study(file), Places(data=place, bank=place / "bank", out=place / "out", trust_code=True)
+    )
     step = next(step for step in steps if step.kind == "extract")
     assert step.seconds is not None
     assert step.seconds > 0
@@ -188,14 +190,15 @@ def test_an_encoder_that_was_measured_has_an_estimate(place: Path) -> None:
 
 
 def test_an_encoder_that_was_not_is_measured_for_the_plan(place: Path) -> None:
-    file = write_study(place, [FLAT8, GATED])
-    where = Places(data=place, bank=place / "bank", out=place / "out")
+    file = write_study(place, [system("Lite", "efficientnet-lite0"), GATED, FLAT8])
+    where = Places(data=place, bank=place / "bank", out=place / "out", trust_code=True)
     plain, measured = plan_study(load_study(file), where), plan_study(load_study(file), where, measure=True)
-    assert [s.seconds for s in plain if s.kind == "extract"] == [None, None]
+    assert [s.seconds for s in plain if s.kind == "extract"] == [None, None, None]
     seconds = [s.seconds for s in measured if s.kind == "extract"]
     assert seconds[0] is not None
     assert seconds[0] > 0
     assert seconds[1] is None, "nothing is measured for what cannot run"
+    assert seconds[2] is None, "nobody's code runs for a plan"
     assert not (place / "bank").exists()
 
 
@@ -283,7 +286,7 @@ def test_weights_of_the_hub_are_downloaded_by_the_run_not_by_the_plan(
     """The hub's client is replaced by a folder in the form of its cache."""
     (place / "tiny.toml").write_text('hub = "someone/tiny"\nfiles = ["model.safetensors"]' + TINY)
     file = write_study(place, [system("Tiny", "tiny.toml")])
-    where = Places(data=place, bank=place / "bank", out=place / "out")
+    where = Places(data=place, bank=place / "bank", out=place / "out", trust_code=True)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
     planned = {step.kind: step for step in plan_study(load_study(file), where)}
     assert planned["extract"].state == planned["probe"].state == "to do"
@@ -357,7 +360,7 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(place: Path) -> None:
     slow = card("slow", 4).replace("torch.nn:Flatten", "slow_encoder:Slow")
     (place / "slow.toml").write_text(slow)
     file = write_study(place, [FLAT8, system("Slow", "slow.toml")], tests=EXTERNAL)
-    command = [sys.executable, "-m", "patchbank", "run", str(file), "--data", str(place)]
+    command = [sys.executable, "-m", "patchbank", "run", str(file), "--data", str(place), "--trust-code"]
     environment = os.environ | {"PYTHONPATH": f"{place}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
     def start(out: str) -> subprocess.Popen[bytes]:
@@ -534,6 +537,9 @@ def test_the_published_figures_are_those_of_the_reference(shared: Path) -> None:
 def test_the_command_plans_runs_and_prints(place: Path) -> None:
     file = write_study(place, [FLAT8, GATED])
     options = [str(file), "--data", str(place), "--bank", str(place / "bank"), "-o", str(place / "out")]
+    wary = CliRunner().invoke(patchbank, ["run", *options, "--dry-run"])
+    assert "blocked  extract   flat8.toml full: the card of flat8 runs Python code" in wary.output
+    options.append("--trust-code")
     planned = CliRunner().invoke(patchbank, ["run", *options, "--dry-run"])
     assert planned.exit_code == 0, planned.output
     assert re.search(r"to do +extract +flat8\.toml full: 0 cached, \d+ patches to embed", planned.output)

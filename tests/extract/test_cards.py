@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder
+from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
 from patchbank.extract import cards as module
-from patchbank.extract.cards import Card, Transform, load_card, plugged_cards, read_card, shipped_cards
+from patchbank.extract.cards import (
+    Card,
+    Transform,
+    load_card,
+    named_card,
+    plugged_cards,
+    read_card,
+    shipped_cards,
+)
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.listing import describe, policies_of, to_toml
 from patchbank.extract.models import build_network
@@ -150,6 +158,7 @@ def test_policies_of_a_card() -> None:
 
 # --- reading ----------------------------------------------------------------------------------------
 
+HUB = 'id = "mine"\nkind = "transformers"\nhub = "lab/mine"\ndim = 8\n'
 GOOD = 'id = "mine"\nmodel = "resnet18"\ndim = 512\ntokens = "pooled"\n'
 
 
@@ -170,6 +179,22 @@ GOOD = 'id = "mine"\nmodel = "resnet18"\ndim = 512\ntokens = "pooled"\n'
         ),
         ('id = "a"\ndim = 3\nkind = "python"\nmodel = "x"\nrevision = "1"', "package.module:attribute"),
         (GOOD + "[transform]\nmean = [1.0, 2.0]", "mean and std are three numbers each"),
+        (
+            GOOD + "[arguments]\ncheckpoint_path = 'x.pth'",
+            "arguments: checkpoint_path: a card sets the shape",
+        ),
+        (GOOD + "[arguments.pretrained_cfg]\nurl = 'http://x'", "arguments: pretrained_cfg: a card sets"),
+        (GOOD + "[arguments.num_classes]\na = 1", "num_classes = {'a': 1} should be a word, a number"),
+        (GOOD + "[arguments]\nimg_siez = 3", "did you mean 'img_size'?"),
+        (GOOD.replace("resnet18", "hf-hub:lab/x"), "'hf-hub:lab/x' must be the name of a timm architecture"),
+        (GOOD.replace("resnet18", "local-dir:/x"), "must be the name of a timm architecture"),
+        (GOOD + 'files = ["../../x.bin"]', "leads out of the folder of the weights"),
+        (GOOD + 'files = ["/etc/x.bin"]', "leads out of the folder of the weights"),
+        (GOOD.replace('"mine"', '"../mine"'), "leads out of the folder of the weights"),
+        (GOOD + 'hub = "../x"', "hub = '../x' should be ORG/NAME"),
+        (HUB + "[arguments]\nattn_implementation = 'kernels-community/x'", "arguments: attn_implementation:"),
+        (HUB + "[arguments.auto_map]\nAutoModel = 'x.y'", "arguments: auto_map:"),
+        (GOOD + 'package = "x"\nfiles = ["a.b/c.bin"]', "files of a package begin with the name"),
     ],
 )
 def test_faults_of_a_card_are_named(text: str, says: str, tmp_path: Path) -> None:
@@ -204,6 +229,14 @@ def test_timm_names() -> None:
     assert (card.transform.size, card.transform.resize) == (224, 249)  # crop_pct 0.9
     with pytest.raises(UnknownEncoder, match="timm:resnet50"):
         load_card("timm:resnet5O")
+
+
+@pytest.mark.parametrize("spec", ["x.toml", "finetuned:/x", "/x/y", "hf:/", "other:x"])
+def test_files_from_elsewhere_name_no_files(spec: str) -> None:
+    with pytest.raises(UntrustedCode, match="the model folder F names the encoder"):
+        named_card(spec, named_by="the model folder F")
+    assert named_card("uni", named_by="the model folder F") == CARDS["uni"]
+    assert named_card("timm:resnet18", named_by="F").dim == 512
 
 
 def test_cards_pickle() -> None:

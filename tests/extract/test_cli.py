@@ -16,8 +16,10 @@ import pytest
 from click.testing import CliRunner, Result
 from patchbank.cache.bank import Bank
 from patchbank.cli import main, patchbank
+from patchbank.errors import UntrustedCode
 from patchbank.extract import doctor
 from patchbank.extract.cards import read_card
+from patchbank.extract.check import check_encoder, forward_seconds
 from patchbank.extract.cli import extract_command
 from patchbank.extract.options import ExtractOptions
 
@@ -83,6 +85,7 @@ def test_views_policies_and_a_card_of_ones_own(tmp_path: Path, make_manifest: Ma
     done = call(
         "extract", str(tmp_path / "toy.toml"), "--card", str(card), "-b", str(tmp_path / "bank"),
         "-v", "full", "-v", "center:0.5+d4:mean", "--device", "cpu", "--no-progress", "--json",
+        "--trust-code",
     )  # fmt: skip
     report = json.loads(done.stdout)
     assert {(store["view"], store["dim"]) for store in report["stores"]} == {
@@ -182,8 +185,9 @@ def test_a_stop_from_outside_publishes(tmp_path: Path, make_manifest: Make, numb
         'id = "slow"\nkind = "python"\nmodel = "slow:make"\nrevision = "1"\ndim = 3\ntokens = "pooled"\n'
     )
     command = [sys.executable, "-m", "patchbank", "extract", str(tmp_path / "toy.toml"), "--card", str(card)]
-    command += ["-b", str(tmp_path / "bank"), "--batch-size", "4", "--device", "cpu"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command += ["-b", str(tmp_path / "bank"), "--batch-size", "4", "--device", "cpu", "--trust-code"]
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     running = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
@@ -198,6 +202,39 @@ def test_a_stop_from_outside_publishes(tmp_path: Path, make_manifest: Make, numb
     assert 0 < kept < 400
     assert f"{kept} patches were embedded and are kept; the same command goes on from there" in text
     assert "Traceback" not in text
+
+
+# --- code that a card names ---------------------------------------------------------------------------
+
+
+def test_code_that_a_card_names_runs_only_where_it_is_trusted(
+    tmp_path: Path,
+    make_manifest: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_manifest(2)
+    (tmp_path / "hostile.py").write_text("raise SystemExit('the code of the card ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    card = tmp_path / "mine.toml"
+    card.write_text('id = "mine"\nkind = "python"\nmodel = "hostile:make"\nrevision = "1"\ndim = 3\n')
+    bank = str(tmp_path / "bank")
+    for command in (
+        ["extract", str(tmp_path / "toy.toml"), "--card", str(card), "-b", bank],
+        ["extract", str(tmp_path / "toy.toml"), "-e", str(card), "-b", bank, "--dry-run"],
+        ["encoders", "check", str(card)],
+        ["encoders", "check", str(card), "--random-weights"],
+    ):
+        code, text = ended(*command, capsys=capsys)
+        assert code == 2
+        assert "runs Python code: 'hostile:make' is imported and called" in text
+        assert "--trust-code" in text
+        assert not (tmp_path / "bank").exists()
+    assert 'model = "hostile:make"' in call("encoders", "show", str(card)).output
+    with pytest.raises(SystemExit, match="the code of the card ran"):
+        check_encoder(str(card), trust_code=True)
+    with pytest.raises(UntrustedCode):
+        forward_seconds(str(card))
 
 
 # --- encoders -----------------------------------------------------------------------------------------

@@ -2,18 +2,20 @@
 
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from patchbank.errors import EncoderError, InvalidRequest
+from patchbank.errors import EncoderError, InvalidRequest, UntrustedCode
 from patchbank.extract import precision
 from patchbank.extract.cards import Card, Transform, load_card
 from patchbank.extract.check import check_encoder
 from patchbank.extract.devices import batch_size_for, compute_threads, resolve_devices, single_threaded
 from patchbank.extract.encoders import build_encoder
+from patchbank.extract.models import build_network
 
 SMALL = {"img_size": 32, "depth": 3, "num_classes": 0}
 
@@ -107,7 +109,7 @@ def test_a_card_that_promises_something_else(changes: dict[str, Any], says: str)
 
 def test_arguments_that_the_architecture_does_not_take() -> None:
     with pytest.raises(InvalidRequest, match="timm cannot build"):
-        build_encoder(small(arguments={"no_such_argument": 1}), device="cpu", random_weights=True)
+        build_encoder(small(arguments={"window_size": 1}), device="cpu", random_weights=True)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +127,15 @@ def test_callables_that_break_their_promise(function: Any, says: str) -> None:
 def test_a_factory_by_name() -> None:
     card = Card(id="mine", kind="python", model="torch.nn:Flatten", revision="1", dim=12, tokens="pooled")
     card = dataclasses.replace(card, transform=Transform(size=2))
-    assert build_encoder(card, device="cpu").embed(torch.ones(2, 3, 2, 2))["pooled"].shape == (2, 12)
+    with pytest.raises(UntrustedCode, match=r"'torch\.nn:Flatten' is imported and called"):
+        build_encoder(card, device="cpu")
+    with pytest.raises(UntrustedCode):
+        build_network(card, None)  # not by another way either
+    mine = pickle.loads(pickle.dumps(load_card(card, trust_code=True)))  # as Ray sends it around
+    assert build_encoder(mine, device="cpu").embed(torch.ones(2, 3, 2, 2))["pooled"].shape == (2, 12)
+    nothing = load_card(dataclasses.replace(card, model="torch.nn:Nothing"), trust_code=True)
     with pytest.raises(EncoderError, match=r"'torch\.nn:Nothing' of mine cannot be imported"):
-        build_encoder(dataclasses.replace(card, model="torch.nn:Nothing"), device="cpu")
+        build_encoder(nothing, device="cpu")
 
 
 # --- transformers -------------------------------------------------------------------------------------
