@@ -12,6 +12,7 @@ import click
 
 from . import __version__
 from .errors import PatchbankError
+from .terminal import printable
 
 # command -> (module, attribute); the modules import click alone at their top (held by tests/test_cli.py)
 COMMANDS = {
@@ -94,14 +95,12 @@ def quickstart_command(out: Path, as_json: bool) -> None:
         reports = {"first": asdict(done.first), "second": asdict(done.second)}
         click.echo(json.dumps({"seconds": done.seconds, **reports, "results": done.result.to_json()}))
         return
-    from rich.console import Console
-
     first, second = done.first, done.second
     click.echo(
         f"Extracted {first.embedded} embeddings in {done.seconds['extract']:.1f} s; "
         f"the second run made {second.forwards} forward passes in {done.seconds['extract again']:.1f} s."
     )
-    Console().print(done.result.table())
+    done.result.show()
     click.echo(
         "The patches are synthetic: the numbers show that the pipeline works, not how good an encoder is."
     )
@@ -178,7 +177,7 @@ def run_command(
       patchbank run mine.toml --only "UNI" --checkpoint uni=uni.bin -o results
     """
     from .probe.study_file import load_study
-    from .probe.study_tables import frame, table
+    from .probe.study_tables import frame, show
     from .study import Places, plan_study, run_study
 
     wanted = load_study(study).only(only)
@@ -208,9 +207,7 @@ def run_command(
         }
         click.echo(json.dumps(shown))
     else:
-        from rich.console import Console
-
-        Console().print(table(done.page))
+        show(done.page)
         click.echo(f"{'Nothing was left to do' if done.idle else 'Done'} in {done.seconds:.1f} s.")
         if done.page.result is not None:
             click.echo(f"Wrote {', '.join(map(str, done.files))}.")
@@ -233,9 +230,9 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except PatchbankError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(printable(f"Error: {error}"), err=True)
         for note in getattr(error, "__notes__", []):
-            click.echo(f"  {note}", err=True)
+            click.echo(printable(f"  {note}"), err=True)
         code = error.exit_code
     except BrokenPipeError:  # `patchbank cache ls | head`
         sys.stderr.close()

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..terminal import print_table
+
 if TYPE_CHECKING:
     from .store import Store
 
@@ -74,21 +76,19 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(entries, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for heading in ("store", "rows", "dim", "dtype", "precision", "size", "state", *(t.stem for t in tables)):
-        table.add_column(heading, overflow="fold", justify="right" if heading in {"rows", "dim"} else "left")
+    if not entries:
+        return click.echo(f"no stores in {bank}")
+    rows = []
     for entry in entries:
         if "damage" in entry:
-            table.add_row(entry["name"], "", "", "", "", "", "cannot be read: cache verify")
+            rows.append([entry["name"], *[""] * 5, "cannot be read: cache verify", *[""] * len(tables)])
             continue
         shown = [entry[part] for part in ("rows", "dim", "dtype", "precision")]
         size = f"{entry['bytes'] / 2**20:,.1f} MB"
         complete = ["all" if a == b else f"{a}/{b}" for a, b in entry["complete"].values()]
-        table.add_row(entry["name"], *map(str, shown), size, entry["state"], *complete)
-    Console().print(table if entries else f"no stores in {bank}")
+        rows.append([entry["name"], *shown, size, entry["state"], *complete])
+    heads = ["store", "rows", "dim", "dtype", "precision", "size", "state", *(t.stem for t in tables)]
+    print_table(heads, rows, right=(5,), boxed=False)
 
 
 @cache_group.command("info")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest
+from ..terminal import print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ def ls(as_json: bool) -> None:
         )
     if as_json:
         return _json(rows)
-    _table(
+    print_table(
         ("name", "patches", "splits", "domains", "description"),
         [
             (
@@ -510,16 +511,6 @@ def _json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, default=str))
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None = None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)
-
-
 def _summary(manifest: "Manifest") -> dict[str, Any]:
     table = manifest.table
     return {
@@ -534,21 +525,21 @@ def _summary(manifest: "Manifest") -> dict[str, Any]:
 
 def _show(manifest: "Manifest") -> None:
     counts = manifest.counts()
-    _table(tuple(counts.columns), counts.to_numpy().tolist())
+    print_table(tuple(counts.columns), counts.to_numpy().tolist())
 
 
 def _note(name: str, text: str) -> None:
     """A yellow line, for what is no fault and must be known. Nothing for ""."""
-    from rich.console import Console
-
     if text:
-        Console().print(f"{name}: {text}.", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(f"{name}: {text}.", style="yellow")
 
 
 def _finding(what: str, table: "pd.DataFrame") -> None:
     if len(table):
         more = f" (the first {SHOWN} of {len(table)})" if len(table) > SHOWN else ""
-        _table([str(c) for c in table.columns], table.head(SHOWN).to_numpy().tolist(), f"{what}{more}")
+        print_table(
+            [str(c) for c in table.columns], table.head(SHOWN).to_numpy().tolist(), title=f"{what}{more}"
+        )
 
 
 def _show_audit(audit: "Audit") -> None:
@@ -575,7 +566,7 @@ def _show_folds(assigned: Any, rows: "Manifest") -> None:
     table = rows.table.assign(fold=assigned)
     counts = pd.crosstab(table["fold"], table["label"])
     of = table.groupby("fold")["group"].nunique()
-    _table(
+    print_table(
         ("fold", "rows", *map(str, counts.columns), "groups"),
         [(fold, sum(row), *row, of[fold]) for fold, row in zip(counts.index, counts.to_numpy(), strict=True)],
     )

@@ -134,13 +134,13 @@ def ls_command(as_json: bool) -> None:
       patchbank encoders ls --json
     """
     from .cards import plugged_cards, shipped_cards
-    from .listing import describe, table
+    from .listing import describe, show_cards
 
     cards = shipped_cards() | plugged_cards()
     if as_json:
         click.echo(json.dumps([describe(card) for card in cards.values()], indent=2))
     else:
-        table(cards.values())
+        show_cards(cards.values())
 
 
 @encoders_group.command("show")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import cores
+from ..terminal import print_table
 from .cards import Card, plugged_cards, shipped_cards
 from .precision import cpu_has_bf16
 from .weights import INSTALL, has_token
@@ -147,8 +148,6 @@ def _row(card: Card, state: str, advice: str) -> dict[str, str]:
 def show(found: dict[str, Any]) -> None:
     """Print what `examine` found."""
     from rich.console import Console
-    from rich.table import Column, Table
-    from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     device = found["device"]
@@ -168,10 +167,11 @@ def show(found: dict[str, Any]) -> None:
         f"hub: {'logged in' if hub['token'] else 'not logged in'}{', offline' if hub['offline'] else ''}; "
         f"cache {hub['cache'] or 'none'}"
     )
-    view = Table(Column("encoder", no_wrap=True), "state", "what to do", box=None, pad_edge=False)
-    for encoder in found["encoders"]:
-        view.add_row(*(Text(encoder[key]) for key in ("id", "state", "advice")))
-    console.print(view)
+    print_table(
+        ("encoder", "state", "what to do"),
+        [(encoder["id"], encoder["state"], encoder["advice"]) for encoder in found["encoders"]],
+        boxed=False,
+    )
     for line in found["advice"]:
         console.print(f"- {line}")
     if not found["ok"]:

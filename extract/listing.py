@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from ..terminal import print_table
 from .cards import Card, Transform
 from .tokens import POLICIES, parse_policy, vector_dim
 
@@ -47,28 +48,16 @@ def policies_of(card: Card) -> dict[str, int]:
     return found
 
 
-def table(cards: Iterable[Card]) -> None:
+def show_cards(cards: Iterable[Card]) -> None:
     """Print a table of cards."""
-    from rich.console import Console
-    from rich.table import Column, Table
-
-    fixed = [
-        Column(name, no_wrap=True) for name in ("encoder", "tokens", "dim", "input", "precision", "access")
-    ]
-    view = Table(*fixed, "licence", box=None, pad_edge=False)
+    rows = []
     for card in cards:
         layout = f"{card.prefix} + {card.grid}" if card.grid else "-"
         access = "gated" if card.gated else "PyPI" if card.package else "open"
         if card.remote_code:
-            access += ", runs code"
+            access += ", code"
         dim = vector_dim(card, parse_policy(card.tokens))
-        view.add_row(
-            card.id,
-            layout,
-            f"{dim} ({card.tokens})",
-            str(card.transform.size),
-            card.precision,
-            access,
-            card.licence,
-        )
-    Console().print(view)
+        size = card.transform.size
+        rows.append((card.id, layout, f"{dim} ({card.tokens})", size, card.precision, access, card.licence))
+    heads = ("encoder", "tokens", "dim", "input", "precision", "access", "licence")
+    print_table(heads, rows, boxed=False)

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidRequest
+from ..terminal import print_table
 
 _PATH = click.Path(path_type=Path)
 
@@ -83,7 +84,7 @@ def plan_command(
         from dataclasses import asdict
 
         return click.echo(json.dumps(asdict(plan), indent=1))
-    _table(
+    print_table(
         ("encoder", "train", "hours", "why"),
         [
             (e.encoder, "yes" if e.train else "no", "-" if e.hours is None else e.hours, e.why)
@@ -240,7 +241,7 @@ def ls_command(folder: Path, as_json: bool) -> None:
     rows = list_models(folder)
     if as_json:
         return click.echo(json.dumps(rows, indent=1))
-    _table(
+    print_table(
         ("model", "state", "epochs", "best", "validation AUROC", "hours"),
         [
             (r["folder"], r["state"], r["epoch"], r["best_epoch"], f"{r['auroc']:.3f}", r["hours"])
@@ -290,7 +291,7 @@ def compare_command(
     records = compare_results(models, probe, features=features, fold=fold, n_resamples=bootstrap)
     if as_json:
         return click.echo(json.dumps(records, indent=1))
-    _table(
+    print_table(
         ("scored on", "patches", "metric", records[0]["ours"], records[0]["theirs"], "difference", "p"),
         [
             (
@@ -416,7 +417,7 @@ def _scores(records: list[dict[str, Any]]) -> None:
         return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
 
     shown = [r for r in records if r["subset"] == "raw" and not r["domain"]]
-    _table(
+    print_table(
         ("scored on", "model", "by", "patches", "balanced accuracy", "AUROC"),
         [
             (
@@ -430,15 +431,3 @@ def _scores(records: list[dict[str, Any]]) -> None:
             for r in shown
         ],
     )
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table()
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*map(str, row))
-    Console().print(table)

@@ -91,9 +91,7 @@ def run_command(
     if as_json:
         click.echo(json.dumps(result.to_json()))
         return
-    from rich.console import Console
-
-    Console().print(result.table())
+    result.show()
     if out is not None:
         click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
         click.echo(f"Next: patchbank probe report {out} -o report.html")
@@ -144,10 +142,8 @@ def few_shot_command(
     if as_json:
         click.echo(summary.to_json(orient="records"))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from ..terminal import print_table
 
-    table = Table(title="Few-shot curves: mean and standard deviation over the draws")
     wide = summary.assign(
         text=[f"{m:.3f} ± {s:.3f}" for m, s in zip(summary["mean"], summary["sd"], strict=True)]
     )
@@ -158,11 +154,16 @@ def few_shot_command(
         aggfunc="first",
         sort=False,
     )
-    for name in [*grid.index.names, *grid.columns]:
-        table.add_column(str(name))
-    for index, row in grid.iterrows():
-        table.add_row(*map(str, index if isinstance(index, tuple) else (index,)), *row)
-    Console().print(table)
+    print_table(
+        [*map(str, grid.index.names), *(f"{k} shots" if k > 1 else "1 shot" for k in grid.columns)],
+        [
+            [*(index if isinstance(index, tuple) else (index,)), *row]
+            for index, row in zip(grid.index, grid.to_numpy(), strict=True)
+        ],
+        lead=3,
+        right=range(3, 3 + len(grid.columns)),
+        title="Few-shot curves: mean and standard deviation over the draws",
+    )
 
 
 @probe_group.command("report")

@@ -3,15 +3,13 @@
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from ..errors import ProbeError
 from ..files import write_atomically, write_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from ..terminal import print_table
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 1
@@ -104,10 +102,8 @@ class ProbeResult:
                     found[sets.index(record["dataset"]), record["features"]] = record
         return [found[key] for key in sorted(found, key=lambda k: (k[0], order.get(k[1], -float("inf"))))]
 
-    def table(self) -> "Table":
-        """The leaderboard for a terminal."""
-        from rich.table import Table
-
+    def show(self) -> None:
+        """Print the leaderboard on the terminal, in the form that its width allows."""
         level = round(100 * self.document["config"]["level"])
         how = "Scored by the mean probability of the folds' models, each stopped where its own fold was best."
         if any("choice" in model for model in self.document["models"]):
@@ -115,28 +111,23 @@ class ProbeResult:
                 "Train rows are scored out of fold, the other sets by the refit; "
                 "everything is chosen on folds of the train rows, * by the folds as a whole."
             )
-        table = Table(
+        rows = [
+            (
+                record["dataset"],
+                record["features"] + (" *" if record["features"] == self.chosen else ""),
+                record["n"],
+                *(_cell(record["metrics"][name]) for name in SHOWN),
+            )
+            for record in self.leaderboard()
+        ]
+        print_table(
+            ("scored on", "features", "patches", "balanced accuracy", "AUROC", "average precision"),
+            rows,
+            lead=2,
+            right=(3, 4, 5),
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
-        table.add_column("scored on", overflow="fold")
-        table.add_column("features", overflow="fold")
-        table.add_column("patches", justify="right")
-        for name in ("balanced accuracy", "AUROC", "average precision"):
-            table.add_column(name, justify="right", no_wrap=True)
-        last = None
-        for record in self.leaderboard():
-            if last not in (None, record["dataset"]):
-                table.add_section()
-            star = " *" if record["features"] == self.chosen else ""
-            table.add_row(
-                record["dataset"] if record["dataset"] != last else "",
-                record["features"] + star,
-                f"{record['n']}",
-                *(_cell(record["metrics"][name]) for name in SHOWN),
-            )
-            last = record["dataset"]
-        return table
 
 
 def _cell(value: list[float | None]) -> str:

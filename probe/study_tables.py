@@ -1,15 +1,13 @@
 """The tables of a study, from what its page is told: for a terminal, as Markdown, as CSV."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from ..terminal import print_table
 from .entries import StudyPage
 from .report import markdown_report
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 SHOWN = ("balanced_accuracy", "auroc")
 
@@ -37,22 +35,21 @@ def frame(page: StudyPage) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def table(page: StudyPage) -> "Table":
-    """The systems for a terminal: balanced accuracy, below it AUROC, on each evaluation set."""
-    from rich.table import Table
-
-    shown = Table(title=page.title, show_lines=True)
-    for head in ("system", "chosen on the folds"):
-        shown.add_column(head)
-    for dataset in _sets(page):
-        shown.add_column(dataset, justify="right")
-    for name, chosen, cells in _rows(page, "\n"):
-        shown.add_row(name, chosen, *cells)
-    shown.caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
+def show(page: StudyPage) -> None:
+    """Print the systems on the terminal: balanced accuracy, below it AUROC, on each evaluation set."""
+    caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
     absent = [row.name for row in page.systems if row.state != "done"]
     if absent:
-        shown.caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
-    return shown
+        caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
+    sets = _sets(page)
+    print_table(
+        ("system", "chosen on the folds", *sets),
+        [(name, chosen, *cells) for name, chosen, cells in _rows(page, "\n")],
+        lead=2,
+        right=range(2, 2 + len(sets)),
+        title=page.title,
+        caption=caption,
+    )
 
 
 def markdown(page: StudyPage) -> str:

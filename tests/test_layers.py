@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAVES = {"errors", "files", "terminal"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
-    "cache": {"errors", "files"},
-    "datasets": {"errors", "files"},
-    "extract": {"errors", "files", "cache", "datasets"},
-    "probe": {"errors", "files", "cache", "datasets"},
-    "finetune": {"errors", "files", "cache", "datasets", "extract", "probe"},
-    "study": {"errors", "files", "cache", "datasets", "extract", "probe", "finetune"},
+    "terminal": set(),
+    "cache": LEAVES,
+    "datasets": LEAVES,
+    "extract": LEAVES | {"cache", "datasets"},
+    "probe": LEAVES | {"cache", "datasets"},
+    "finetune": LEAVES | {"cache", "datasets", "extract", "probe"},
+    "study": LEAVES | {"cache", "datasets", "extract", "probe", "finetune"},
 }
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
 FORBIDDEN = {"probe": GPU_STACK, "cache": GPU_STACK}

@@ -21,7 +21,9 @@ def read(column: str, values: list[object], **options: object) -> tuple[list[str
 
 
 @pytest.mark.parametrize("column", ["label", "group", "domain", "split"])
-@pytest.mark.parametrize("word", [*sorted(MISSING), "NA", "NaN", "None", " nan ", "<NA>", None, np.nan, pd.NA])
+@pytest.mark.parametrize(
+    "word", [*sorted(MISSING), "NA", "NaN", "None", " nan ", "<NA>", None, np.nan, pd.NA]
+)
 def test_words_for_missing(column: str, word: object) -> None:
     values, said = read(column, ["a", word, "b"])
     assert values == ["a", "", "b"]
@@ -111,7 +113,12 @@ def build(folder: Path, labels: list[str], **options: object) -> tuple[Manifest,
     said: list[str] = []
     paths = [f"{i}.png" for i in range(len(labels))]
     pd.DataFrame({"path": paths, "label": labels}).to_csv(folder / "t.csv", index=False)
-    options = {"dataset": "toy", "table": folder / "t.csv", "progress": False, "on_note": said.append} | options
+    options = {
+        "dataset": "toy",
+        "table": folder / "t.csv",
+        "progress": False,
+        "on_note": said.append,
+    } | options
     return build_manifest("from-csv", folder, **options), said
 
 

@@ -1,0 +1,173 @@
+"""Tables and texts for a terminal: as wide as it is, and nothing in a name is taken for a command.
+
+A table that does not fit is not squeezed until a column holds one letter a line. It is written with its
+leading columns on a line of their own and the other columns below, and where these do not fit either, one
+value a line.
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+WRAPPED = 16  # columns of text narrower than this are not wrapped
+WORD = 24  # longer words (paths, hashes) may be broken
+INDENT = 2
+
+
+def printable(text: object) -> str:
+    """The text without control characters: escape sequences of a terminal are shown, not obeyed.
+
+    Line breaks and tabs stay. Bidirectional overrides are shown as well, because they can make a name look
+    like another one.
+    """
+
+    def shown(char: str) -> str:
+        if char in "\n\t":
+            return char
+        if unicodedata.category(char) not in ("Cc", "Cs") and char not in _OVERRIDES:
+            return char
+        return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+
+    return "".join(map(shown, str(text)))
+
+
+_OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+def print_table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    lead: int = 1,
+    right: Sequence[int] = (),
+    title: str = "",
+    caption: str = "",
+    boxed: bool = True,
+    console: "Console | None" = None,
+) -> None:
+    """Print rows under their heads in the way that the terminal's width allows.
+
+    heads : names of the columns; rows : cells, one for each head, any text (markup is shown as it is)
+    lead : how many of the first columns name the row; equal neighbours in the first of several are
+        written once
+    right : places of the columns that are aligned to the right, beside those of numbers
+    boxed : draw lines around the table where it fits
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console(highlight=False)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if any(len(row) != len(heads) for row in cells):
+        raise ValueError(f"every row needs {len(heads)} cells")
+    if title:
+        console.print(Text(printable(title), style="bold"))
+    names = [printable(head) for head in heads]
+    numbers = {i for i in range(len(heads)) if rows and all(isinstance(row[i], int | float) for row in rows)}
+    columns = [
+        _column(head, [row[i] for row in cells], i in right or i in numbers) for i, head in enumerate(names)
+    ]
+    frame = 3 * len(columns) + 1 if boxed else 2 * len(columns)
+    aside = INDENT * lead + sum(c.least + 2 for c in columns[lead:]) - 2
+    if sum(c.least for c in columns) + frame <= console.width:
+        console.print(_table(columns, cells, lead, boxed))
+    else:
+        _blocks(console, columns, cells, lead, aside=aside <= console.width)
+    if caption:
+        console.print(Text(printable(caption), style="dim"))
+
+
+def say(text: str, *, style: str = "", err: bool = False) -> None:
+    """Print a text, on stderr if `err`; long lines are left to the terminal to break."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=err, highlight=False)
+    console.print(Text(printable(text), style=style), soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class _Column:
+    head: str
+    right: bool
+    width: int
+    """Cells that its longest line takes."""
+    least: int
+    """Cells below which it would be hard to read: numbers are not broken, text is broken between words."""
+
+
+def _column(head: str, cells: Sequence[str], right: bool) -> _Column:
+    from rich.cells import cell_len
+
+    lines = [line for text in [head, *cells] for line in text.split("\n")]
+    width = max(map(cell_len, lines))
+    word = max((cell_len(word) for line in lines for word in line.split()), default=0)
+    return _Column(head, right, width, width if right else max(min(width, WRAPPED), min(word, WORD)))
+
+
+def _table(columns: Sequence[_Column], rows: Sequence[Sequence[str]], lead: int, boxed: bool) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.ROUNDED if boxed else None, pad_edge=boxed)
+    for column in columns:
+        justify = "right" if column.right else "left"
+        table.add_column(Text(column.head), justify=justify, overflow="fold", min_width=column.least)
+    sections = lead > 1 and len({row[0] for row in rows}) > 1
+    for i, row in enumerate(rows):
+        again = sections and i > 0 and rows[i - 1][0] == row[0]
+        if sections and i > 0 and not again:
+            table.add_section()
+        table.add_row(*map(Text, ["" if again else row[0], *row[1:]]))
+    return table
+
+
+def _blocks(
+    console: "Console", columns: Sequence[_Column], rows: Sequence[Sequence[str]], lead: int, *, aside: bool
+) -> None:
+    """A line with the leading cells, the others below: side by side under one head, or else one a line."""
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    def say(what: Text | Table, depth: int) -> None:
+        console.print(Padding(what, (0, 0, 0, INDENT * depth), expand=False))
+
+    below = columns[lead:]
+    free = console.width - INDENT * lead - sum(c.least + 2 for c in below) + 2
+    widths = []
+    for column in below:
+        more = max(0, min(free, column.width - column.least))
+        widths.append(column.least + more)
+        free -= more
+
+    def line(cells: Sequence[str], style: str = "") -> Table:
+        grid = Table.grid(padding=(0, 2))
+        for column, width in zip(below, widths, strict=True):
+            grid.add_column(justify="right" if column.right else "left", width=width, overflow="fold")
+        grid.add_row(*(Text(cell, style=style) for cell in cells))
+        return grid
+
+    if aside and below:
+        say(line([column.head for column in below], "bold"), lead)
+    before: Sequence[str] = [""] * len(columns)
+    for row in rows:
+        new = next((i for i in range(lead) if row[i] != before[i]), lead - 1)
+        for i in range(new, lead):
+            say(Text(row[i], style="" if aside and i == lead - 1 else "bold"), i)
+        if aside and below:
+            say(line(row[lead:]), lead)
+        elif below:
+            grid = Table.grid(padding=(0, 2))
+            grid.add_column(no_wrap=True)
+            grid.add_column(overflow="fold")
+            for column, cell in zip(below, row[lead:], strict=True):
+                grid.add_row(Text(column.head), Text(cell))
+            say(grid, lead)
+        before = row

@@ -1,0 +1,109 @@
+"""Tables at the width of a real terminal, and names that would be commands to it."""
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
+from patchbank.terminal import print_table, printable
+from rich.console import Console
+
+SCRIPT = """
+import sys
+from patchbank.terminal import print_table
+value = "0.813 [0.757, 0.859]"
+rows = [
+    (name, features, 306, value, value, value)
+    for name in ("synthetic-mitoses:train", "synthetic-external")
+    for features in ("efficientnet-lite0/full/pooled *", "dinov2-s/center:0.5+d4:mean/cls+mean")
+]
+heads = ("scored on", "features", "patches", "balanced accuracy", "AUROC", "average precision")
+print_table(heads, rows, lead=2, right=(2, 3, 4, 5), title="Probe results", caption="In brackets: intervals.")
+"""
+
+
+def in_terminal(script: str, columns: int, **environment: str) -> str:
+    """What a command prints into a pseudo-terminal of so many columns."""
+    parent, child = pty.openpty()
+    fcntl.ioctl(child, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    known = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**known, "TERM": "xterm-256color", **environment},
+    )
+    os.close(child)
+    out = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:  # the child's end is closed
+            break
+        if not part:
+            break
+        out += part
+    os.close(parent)
+    assert process.wait() == 0, out.decode()
+    return out.decode().replace("\r\n", "\n")
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("columns", [160, 80, 60, 46])
+def test_a_table_is_readable_at_every_width(columns: int) -> None:
+    text = plain(in_terminal(SCRIPT, columns))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert text.count("0.813 [0.757, 0.859]") == 12  # no value is broken
+    for name in ("dinov2-s/center:0.5+d4:mean/cls+mean", "balanced accuracy", "average precision"):
+        assert name in text, f"{name} is broken at {columns} columns"
+    assert not [line for line in lines if 0 < len(line.strip(" │╭╰╮╯")) < 3]  # one letter a line
+
+
+def test_at_80_columns_the_values_of_a_row_stand_side_by_side() -> None:
+    lines = plain(in_terminal(SCRIPT, 80)).splitlines()
+    assert lines[0] == "Probe results"
+    assert lines[1].split() == ["patches", "balanced", "accuracy", "AUROC", "average", "precision"]
+    assert lines[2] == "synthetic-mitoses:train"
+    assert lines[3].strip() == "efficientnet-lite0/full/pooled *"
+    assert lines[4].count("0.813 [0.757, 0.859]") == 3
+
+
+def test_colours_are_left_out_where_the_user_says_so() -> None:
+    coloured = "from patchbank.terminal import say; say('no groups are known', style='yellow')"
+    assert "\x1b[33m" in in_terminal(coloured, 80)
+    assert "\x1b[33m" not in in_terminal(coloured, 80, NO_COLOR="1")
+    assert "no groups are known" in in_terminal(coloured, 80, NO_COLOR="1")
+
+
+@pytest.mark.parametrize("width", [200, 50, 20])
+def test_names_are_text_and_no_commands(width: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, highlight=False)
+    rows = [["[/grade]", "[red]x[/b]"], ["\x1b[2Jgone", "caf\udce9"], ["safe\u202egnp.exe", ":smile:"]]
+    print_table(["[bold]class", "group[/]"], rows, title="[/title]", caption="[/caption]", console=console)
+    text = out.getvalue().replace("\n", "")
+    for shown in ("[/grade]", "[red]x[/b]", "\\x1b[2Jgone", "caf\\udce9", "\\u202e", ":smile:", "[/title]"):
+        assert shown in text
+    assert "\x1b" not in text
+
+
+def test_printable_keeps_what_is_text() -> None:
+    assert printable("Größe 9 µm ✓ ★\n\tb") == "Größe 9 µm ✓ ★\n\tb"
+    assert printable("\x07\x9b0m\u2066") == "\\x07\\x9b0m\\u2066"
+    assert printable(3) == "3"
+
+
+def test_a_row_with_another_number_of_cells_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 cells"):
+        print_table(["a", "b"], [["x"]])
