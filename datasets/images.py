@@ -3,33 +3,41 @@
 import hashlib
 import io
 import os
+import re
+import stat
 import struct
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageError
 
+MAX_PIXELS = 1 << 26  # 8192 x 8192; a compressed file of 500 kB may claim a hundred times that
+HEAD = 1 << 16  # bytes in which a JPEG 2000 or AVIF file says its bit depth
 _PREFIX = b"patchbank-rgb8\0"
-# what convert("RGB") would clip or scale in silence
+_COLOURS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"}
 _DEEP = {"I", "F", "I;16", "I;16L", "I;16B", "I;16N"}
+# Pillow's raw modes of more than 8 bits a channel; BGR;15 and BGR;16 are 5 or 6 bits a channel
+_DEEP_RAW = re.compile(r"(?!BGR).*;(?:10|12|14|16|24|32|64)")
 
 
 def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file as uint8 (h, w, 3) RGB.
 
-    Grey and palette images are expanded; an alpha channel is dropped; the first frame of several is taken;
-    EXIF orientation is ignored (as every training script of the field does). Raises ImageError, naming the
-    file: missing, truncated, no image, or more than 8 bits a channel.
+    Grey, black-and-white and palette images are expanded, YCbCr is converted (JFIF); an alpha channel is
+    dropped, whatever the pixels under it are. EXIF orientation is ignored (as every training script of the
+    field does). Of an animation the first frame is taken, of a TIFF with smaller pages (a pyramid) the first
+    page.
+
+    Raises ImageError, naming the file: missing, not a regular file, truncated, not an image; more than 8 bits
+    a channel in the file (which Pillow may hide: it opens 16-bit RGB as 8-bit); CMYK, LAB and other colours
+    that become RGB only by a colour profile; a TIFF with several pages of one size; more than MAX_PIXELS
+    pixels.
     """
-    try:
-        with open(path, "rb") as stream:  # noqa: PTH123  `path` may be a string; this is the hot path
-            return _decode(stream, os.fspath(path))
-    except FileNotFoundError:
-        raise ImageError(f"{os.fspath(path)}: no such file.") from None
-    except (IsADirectoryError, PermissionError) as error:
-        raise ImageError(f"{os.fspath(path)}: {error.strerror}.") from error
+    with open_regular(path) as stream:
+        return _decode(stream, os.fspath(path))
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -37,24 +45,90 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
     return _decode(io.BytesIO(data), name)
 
 
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file opened for reading. Raises ImageError: missing, unreadable, a folder, a pipe, a device."""
+    name = os.fspath(path)
+    try:  # without O_NONBLOCK, opening a pipe would wait for its writer
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file.") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with NUL
+        raise ImageError(f"{name}: {getattr(error, 'strerror', None) or error}.") from error
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    what = "a directory" if stat.S_ISDIR(mode) else "a pipe or device, not a regular file"
+    raise ImageError(f"{name}: it is {what}.")
+
+
 def _decode(stream: BinaryIO, name: str) -> np.ndarray:
     try:
         with Image.open(stream) as image:
-            if image.mode in _DEEP:
-                raise ImageError(
-                    f"{name}: mode {image.mode} has more than 8 bits a channel; convert it to 8-bit RGB "
-                    "first."
-                )
+            if fault := _fault(image, stream):
+                raise ImageError(f"{name}: {fault}.")
+            image.load()
+            image.info.pop("transparency", None)  # dropped like any alpha; convert() would warn of it
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:
         stream.seek(0)
         start = stream.read(12)
         what = "is empty" if not start else f"is no image that Pillow knows (it starts with {start!r})"
+        if start.startswith((b"II*\0", b"MM\0*")):
+            what = "is a TIFF of a kind that Pillow does not read (such as float or 32-bit RGB)"
         raise ImageError(f"{name}: {what}.") from None
-    except (OSError, SyntaxError, ValueError, struct.error, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: {_too_many('its header claims')}.") from None
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"{name}: cannot be decoded: {error}.") from error  # Pillow: "truncated", "broken"
+
+
+def _too_many(what: str) -> str:
+    return f"{what} more than {MAX_PIXELS} pixels, too many for a patch; give regions of it (build wsi)"
+
+
+def _fault(image: Image.Image, stream: BinaryIO) -> str:
+    """Why an opened, not yet decoded image cannot be a patch; "" if it can."""
+    if image.width * image.height > MAX_PIXELS:
+        return _too_many(f"{image.width} x {image.height} pixels are")
+    if image.mode in _DEEP or _is_deep(image, stream):
+        return "it has more than 8 bits a channel; convert it to 8-bit RGB first"
+    if image.mode not in _COLOURS:
+        return f"its colours are {image.mode}; convert it to RGB first, with its colour profile"
+    if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+        size = image.size
+        for page in range(1, pages):
+            image.seek(page)
+            if image.size == size:
+                return (
+                    f"it has {pages} pages, of which several are {size[0]} x {size[1]}; save each as a file"
+                )
+        image.seek(0)
+    return ""
+
+
+def _is_deep(image: Image.Image, stream: BinaryIO) -> bool:
+    """Whether the file has more than 8 bits a channel, whatever mode Pillow opens it in."""
+    raw = [tile.args if isinstance(tile.args, tuple) else (tile.args,) for tile in getattr(image, "tile", ())]
+    if any(isinstance(arg, str) and _DEEP_RAW.match(arg) for args in raw for arg in args):
+        return True
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(258, (1,))) > 8  # BitsPerSample
+    if image.format == "PPM":
+        return any(isinstance(arg, int) and arg > 255 for args in raw for arg in args)  # the largest value
+    if image.format in ("JPEG2000", "AVIF"):
+        at = stream.tell()
+        stream.seek(0)
+        head = stream.read(HEAD)
+        stream.seek(at)
+        if image.format == "AVIF":  # av1C: high_bitdepth is bit 6 of its third byte
+            place = head.find(b"av1C") + 6
+            return place > 6 and bool(head[place] & 0x40)
+        place = head.find(b"\xff\x4f\xff\x51") + 42  # SIZ: the first component's depth - 1
+        return 42 <= place < len(head) and (head[place] & 0x7F) + 1 > 8
+    return False
 
 
 def content_hash(pixels: np.ndarray) -> bytes:

@@ -59,7 +59,7 @@ def test_strip() -> None:
     assert read("group", [composed, parts], strip=True)[0] == [composed, composed]
     with pytest.raises(ManifestError, match="Unicode form"):
         read("group", [composed, parts])
-    with pytest.raises(ManifestError, match="'A' .* and 'a'"):
+    with pytest.raises(ManifestError, match=r"'A' .* and 'a'"):
         read("label", ["A ", "a"], strip=True)
     with pytest.raises(ManifestError, match=r"'Tumor' \(0 rows\) and 'tumor' \(1 rows\)"):
         read("label", ["tumor"], classes=("Tumor", "Normal"))
