@@ -388,9 +388,24 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
 @click.option(
     "--public", is_flag=True, help="Make a new repository public (check the encoder's licence first)."
 )
+@click.option("--with-table", is_flag=True, help="Send the columns of the finalised table too.")
+@click.option("--host-names", is_flag=True, help="Keep the names of the machines that wrote the store.")
+@click.option("--replace", is_flag=True, help="Remove rows of the store that only the repository has.")
 @click.option("--endpoint", help="URL of another hub.")
-def push_command(name: str, repo: str, bank: str, public: bool, endpoint: str | None) -> None:
+def push_command(
+    name: str,
+    repo: str,
+    bank: str,
+    public: bool,
+    with_table: bool,
+    host_names: bool,
+    replace: bool,
+    endpoint: str | None,
+) -> None:
     """Upload a store to a Hugging Face data set repository, with a data card.
+
+    Sent are embeddings, content hashes of the patches and the encoder's description; names of patches, labels
+    and groups only with --with-table.
 
     \b
     Examples:
@@ -398,8 +413,20 @@ def push_command(name: str, repo: str, bank: str, public: bool, endpoint: str | 
     """
     from .hub import push
 
-    url = push(_open(bank, name), repo, private=not public, endpoint=endpoint)
-    click.echo(f"pushed to {url}")
+    done = push(
+        _open(bank, name),
+        repo,
+        private=not public,
+        with_table=with_table,
+        host_names=host_names,
+        replace=replace,
+        endpoint=endpoint,
+    )
+    click.echo(f"pushed to {done.url}")
+    if done.left_out:
+        click.echo(f"columns that were not sent (--with-table sends them): {', '.join(done.left_out)}")
+    if done.removed:
+        click.echo(f"files of an earlier push that were removed (its history has them): {len(done.removed)}")
 
 
 @cache_group.command("pull")

@@ -128,6 +128,12 @@ class Hdf5Layout(Layout):
                 file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
         return {"embeddings.h5": image.getvalue()}
 
+    def columns_of(self, view: Mapping[str, bytes]) -> list[str]:
+        if not view:
+            return []
+        with h5py.File(io.BytesIO(view["embeddings.h5"]), "r") as file:
+            return sorted(set(file) - {"embeddings", "content_hash"})
+
     def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
         """The virtual datasets point at the blocks where they are."""
 

@@ -89,6 +89,10 @@ class Layout(ABC):
         """
 
     @abstractmethod
+    def columns_of(self, view: Mapping[str, bytes]) -> list[str]:
+        """The names of the columns in what `view` gave."""
+
+    @abstractmethod
     def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
         """Puts the blocks' files where the view expects them; `former`: the order until now."""
 

@@ -595,6 +595,9 @@ class StoreWriter:
     def log(self) -> LogWriter:
         """This writer's log; it is begun when there is something to say."""
         if self._log is None:
+            with explained("write to", self.store.files):
+                for folder in (LOGS, BLOCKS):  # what copied the store may not keep empty folders
+                    self.store.files.make_folder(folder)
             self._log = LogWriter(self.store.files, self.name, {"provenance": self.store.session})
         return self._log
 

@@ -104,6 +104,9 @@ class ZarrLayout(Layout):
         files["embeddings/zarr.json"] = _array(shape, chunks, self.dtype.name, "NaN", little)
         return files
 
+    def columns_of(self, view: Mapping[str, bytes]) -> list[str]:
+        return sorted({name.partition("/")[0] for name in view} - {"embeddings", "content_hash"})
+
     def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
         for chunk, block in enumerate(blocks):
             if (

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "terminal"}
+LEAVES = {"errors", "files", "terminal", "texts"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "terminal": set(),
+    "texts": {"errors", "files", "terminal"},
     "cache": LEAVES,
     "datasets": LEAVES,
     "extract": LEAVES | {"cache", "datasets"},

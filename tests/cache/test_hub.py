@@ -15,6 +15,8 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from patchbank.cache.bank import Bank
+from patchbank.cache.check import verify
+from patchbank.cache.combine import merge
 from patchbank.cache.finish import finalize
 from patchbank.cache.hub import pull, push
 from patchbank.cache.store import Store
@@ -73,6 +75,8 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     repository[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del repository[line["value"]["path"]]
             url = f"http://{self.headers['Host']}/datasets/{found[1]}/commit/{self.commit}"
             return self.json({"success": True, "commitOid": self.commit, "commitUrl": url, "hookOutput": ""})
         if path == "/api/validate-yaml":
@@ -139,7 +143,7 @@ def test_push_and_pull(hub: Any, filled: tuple[Store, Any], tmp_path: Path) -> N
     store, rows = filled
     finalize(store)
     (Path(store.path) / "parts/blocks/.tmp-leftover").write_bytes(b"x")
-    assert push(store, "org/ami", endpoint=endpoint, token="secret").endswith("datasets/org/ami")
+    assert push(store, "org/ami", endpoint=endpoint, token="secret").url.endswith("datasets/org/ami")
     files = repositories["org/ami"]
     card = files["README.md"].decode()
     for word in (
@@ -151,15 +155,25 @@ def test_push_and_pull(hub: Any, filled: tuple[Store, Any], tmp_path: Path) -> N
         '"torch"',
     ):
         assert word in card
-    for path in Path(store.path).rglob("*"):
-        if path.is_file() and not path.name.startswith(".tmp-"):
-            assert (
-                files.pop(f"stores/{store.name}/{path.relative_to(store.path).as_posix()}")
-                == path.read_bytes()
-            )
-    assert list(files) == ["README.md"]
+    root = Path(store.path)
+    sent = {name.removeprefix(f"stores/{store.name}/"): content for name, content in files.items()}
+    logs = [name for name in sent if name.startswith("parts/log/")]
+    assert [name for name in logs if re.fullmatch(r"parts/log/pushed-[0-9a-f]{8}\.jsonl", name)] == logs
+    assert len(logs) == 1
+    assert {*sent} - {"README.md", *logs} == {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.is_file()
+        and not path.name.startswith(".tmp-")
+        and path.parent.name != "log"
+        and store.layout.block_of(path.name) not in store.catalog.retired
+    }
+    for name in {*sent} - {"README.md", *logs}:
+        assert sent[name] == (root / name).read_bytes()
 
+    again = dict(files)
     push(store, "org/ami", endpoint=endpoint, token="secret")
+    assert files == again
     bank = Bank(tmp_path / "pulled")
     pulled = pull("org/ami", bank, endpoint=endpoint, token="secret")
     assert pulled.load(rows.keys).tobytes() == rows.vectors.tobytes()
@@ -170,6 +184,131 @@ def test_push_and_pull(hub: Any, filled: tuple[Store, Any], tmp_path: Path) -> N
         writer.append(rows.keys[:1] ^ np.uint8(255), rows.vectors[:1], ["new"])
     pulled.refresh()
     assert len(pulled) == 151
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_a_table_stays_here_unless_asked_for(
+    hub: Any, tmp_path: Path, identity: Any, make_rows: Any, backend: str
+) -> None:
+    """Neither words of the table nor of the machine are anywhere in what is sent."""
+    endpoint, repositories = hub
+    rows = make_rows(150)
+    store = Bank(tmp_path / "bank").open_store(identity(), create=True, block_rows=64, backend=backend)
+    with store.writer(name="dr-house-pc") as writer:
+        writer.append(*rows[:])
+    store.refresh()
+    with pytest.raises(InvalidRequest, match=r"no columns of a table: .*cache finalize"):
+        push(store, "org/ami", with_table=True, endpoint=endpoint, token="secret")
+    finalize(store, rows.table())
+    words = [b"slide 3", b"atypical", "scänner".encode(), b"dr-house", b"set/0-1"]
+    own = [path.read_bytes() for path in Path(store.path).rglob("*") if path.is_file()]
+    names = b" ".join(str(path).encode() for path in Path(store.path).rglob("*"))
+    assert all(any(word in content for content in [*own, names]) for word in words)
+
+    done = push(store, "org/ami", endpoint=endpoint, token="secret")
+    files = repositories["org/ami"]
+    assert done.left_out == ["domain", "group", "label", "patch_id", "split", "x", "y"]
+    for name, content in files.items():
+        assert not any(word in content or word in name.encode() for word in words), name
+    assert "no columns of a table" in files["README.md"].decode()
+    pulled = pull("org/ami", Bank(tmp_path / "pulled"), endpoint=endpoint)
+    assert pulled.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    assert verify(pulled).notes == []
+
+    with_table = push(store, "org/ami", with_table=True, host_names=True, endpoint=endpoint, token="secret")
+    assert with_table.left_out == []
+    for word in words:
+        assert any(word in content for content in files.values()), word
+    card = files["README.md"].decode()
+    assert "domain, group, label, patch\\_id, split, x, y" in card
+    assert "no columns of a table" not in card
+    assert verify(pull("org/ami", Bank(tmp_path / "again"), endpoint=endpoint)).good
+
+    without = push(store, "org/ami", endpoint=endpoint, token="secret")  # takes them out again
+    assert all(
+        "pushed-" in name or name.endswith((".json", "/c/0", "/c/1", "/c/2")) for name in without.removed
+    )
+    for content in files.values():
+        assert not any(word in content for word in words)
+
+
+def test_what_others_pushed_is_not_removed_unasked(
+    hub: Any, filled: tuple[Store, Any], tmp_path: Path, make_rows: Any
+) -> None:
+    endpoint, repositories = hub
+    store, rows = filled
+    push(store, "org/ami", endpoint=endpoint, token="secret")
+    more = make_rows(30, seed=1)
+    colleague = pull("org/ami", Bank(tmp_path / "colleague"), endpoint=endpoint)
+    with colleague.writer() as writer:
+        writer.append(*more[:])
+    colleague.refresh()
+    push(colleague, "org/ami", endpoint=endpoint, token="secret")
+    before = dict(repositories["org/ami"])
+    with pytest.raises(InvalidRequest, match=r"30 rows of .*--replace"):
+        push(store, "org/ami", endpoint=endpoint, token="secret")
+    assert repositories["org/ami"] == before
+    merge(store, [colleague])
+    push(store, "org/ami", replace=True, endpoint=endpoint, token="secret")
+    last = pull("org/ami", Bank(tmp_path / "last"), endpoint=endpoint)
+    assert last.load(more.keys).tobytes() == more.vectors.tobytes()
+    assert last.load(rows.keys).tobytes() == rows.vectors.tobytes()
+
+
+def test_names_in_a_card_are_text(hub: Any, tmp_path: Path, identity: Any, make_rows: Any) -> None:
+    endpoint, repositories = hub
+    evil = "x\nlicense: mit\n---\n<img src=x onerror=alert(1)> [a](http://evil) `b` *c*"
+    changed = identity(encoder={"id": evil, "weights": "none"}, view=evil, tokens=evil)
+    store = Bank(tmp_path / "bank").open_store(changed, create=True, provenance={"licence": evil})
+    with store.writer() as writer:
+        writer.append(*make_rows(3)[:])
+    push(store, "org/ami", endpoint=endpoint, token="secret")
+    card = repositories["org/ami"]["README.md"].decode()
+    _, header, body = card.split("---\n", 2)
+    assert header.count("\nlicense") == 1  # license_name, after license
+    assert "license: mit\n" not in header
+    outside = "".join(re.split(r"```.*?```", body, flags=re.DOTALL))
+    assert "<" not in outside
+    assert "](" not in outside.replace("\\](", "")
+    assert "://" not in outside
+
+
+@pytest.mark.parametrize("kind", ["../x", "a/b", ".tmp-x", "..", "x;y", "\x1b[31m"])
+def test_pull_takes_no_store_of_another_name(
+    hub: Any, filled: tuple[Store, Any], tmp_path: Path, kind: str
+) -> None:
+    endpoint, repositories = hub
+    store, _ = filled
+    push(store, "org/ami", endpoint=endpoint, token="secret")
+    bank = Bank(tmp_path / "pulled")
+    files = repositories["org/ami"]
+    repositories["org/ami"] = {name.replace(store.name, kind): content for name, content in files.items()}
+    with pytest.raises(StoreNotFound, match="holds no store"):
+        pull("org/ami", bank, endpoint=endpoint)
+    other = store.name[:-1] + ("0" if store.name[-1] != "0" else "1")
+    repositories["org/ami"] = {name.replace(store.name, other): content for name, content in files.items()}
+    with pytest.raises(StoreError, match="calls a store"):
+        pull("org/ami", bank, endpoint=endpoint)
+    repositories["org/ami"] = files | {f"stores/{store.name}/{kind}/../../evil": b"evil"}
+    with pytest.raises(StoreError, match="not the name of a file"):
+        pull("org/ami", bank, endpoint=endpoint)
+    assert bank.names() == []
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_links_are_not_followed_on_push(hub: Any, filled: tuple[Store, Any], tmp_path: Path) -> None:
+    endpoint, repositories = hub
+    store, _ = filled
+    (tmp_path / "secret").write_text("my key")
+    (Path(store.path) / "notes").symlink_to(tmp_path / "secret")
+    (Path(store.path) / "mine.txt").write_text("my notes")
+    push(store, "org/ami", endpoint=endpoint, token="secret")
+    assert not any(b"my" in content for content in repositories["org/ami"].values())
+    vectors = next((Path(store.path) / "parts/blocks").glob("*.vectors"))
+    vectors.rename(tmp_path / "moved")
+    vectors.symlink_to(tmp_path / "moved")
+    with pytest.raises(StoreError, match="symbolic link"):
+        push(store, "org/ami", endpoint=endpoint, token="secret")
 
 
 def test_pull_of_one_among_several(
