@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest
+from ..settings import read_toml
 from .index import KEY_BYTES, KeyIndex
 
 
@@ -22,7 +23,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         raise InvalidRequest(f"there is no table {path}")
     if path.suffix == ".toml":
         try:
-            header = tomllib.loads(path.read_text("utf-8"))
+            header = read_toml(path)
         except tomllib.TOMLDecodeError as error:
             raise InvalidRequest(f"{path} is not TOML: {error}") from error
         section = header.get("table")

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.csv as arrow_csv
 import pyarrow.parquet
 
+from .. import settings
 from ..errors import ManifestError
 from ..files import write_atomically, write_text
 
@@ -278,13 +279,15 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
 def read_toml(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
     """A TOML file of ours; refuses another format and a newer version by name (ManifestError)."""
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = settings.read_toml(path)
     except FileNotFoundError:
         raise ManifestError(f"{path} does not exist.") from None
     except IsADirectoryError:
         raise ManifestError(f"{path} is a folder, not {what} (a .toml file).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} is no TOML: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ManifestError(f"{path} is not TOML: {error}.") from error
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror or error}.") from error
     if document.get("format") != form:
         raise ManifestError(f'{path} is not {what}: it has no line format = "{form}".')
     if document.get("format_version") != version:
@@ -467,7 +470,7 @@ def toml_value(value: str | Sequence[str]) -> str:
 
 def _owns(file: Path, table_file: Path) -> bool:
     try:
-        document = tomllib.loads(file.read_text("utf-8"))
+        document = settings.read_toml(file)
     except (OSError, ValueError):
         return False
     return document.get("format") == FORMAT and document.get("table", {}).get("file") == table_file.name

@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
+from ..settings import toml_text
 
 KINDS = ("timm", "transformers", "conch", "python")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -219,8 +220,8 @@ def read_card(path: str | Path) -> Card:
     """
     path = Path(path)
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = toml_text(path)
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"cannot read the encoder card {path}: {error}") from error
     return parse_card(text, origin=str(path))
 

@@ -33,6 +33,7 @@ from ..files import write_text
 from ..probe.config import parse_features
 from ..probe.results import ProbeResult
 from ..probe.scoring import PAIRED
+from ..settings import read_toml
 
 FORMAT = "patchbank-finetune-plan"
 FORMAT_VERSION = 1
@@ -118,7 +119,7 @@ class FinetunePlan:
 def load_plan(file: str | Path) -> FinetunePlan:
     """Read a plan. Raises InvalidRequest: no plan, a newer one, unknown keys (with the near name)."""
     try:
-        document = tomllib.loads(Path(file).read_text("utf-8"))
+        document = read_toml(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"{file} cannot be read as a plan: {error}") from error
     if document.pop("format", None) != FORMAT or document.pop("format_version", None) != FORMAT_VERSION:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..settings import read_toml
 from .augment import step_faults
 
 METHODS = ("lora", "full")
@@ -201,7 +202,7 @@ def _folder() -> Any:
 
 def _read(path: Any) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return read_toml(path)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"{path}: cannot be read as TOML: {error}") from error
 

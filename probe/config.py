@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..settings import read_toml
 from .leaks import KINDS
 
 # 40 strengths, 1e-6 .. 10, evenly spaced in the logarithm. C is scikit-learn's: the inverse of the penalty,
@@ -166,7 +167,7 @@ class ProbeConfig:
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The table [probe] of a TOML file, as keywords for `run_probe` or `ProbeConfig.from_dict`."""
     try:
-        values = tomllib.loads(Path(path).read_text("utf-8"))
+        values = read_toml(path)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"{path}: cannot be read as TOML: {error}") from error
     if set(values) != {"probe"}:

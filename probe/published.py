@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.special import logit
 
 from ..errors import InvalidRequest
+from ..settings import read_toml
 from .entries import PublishedRow
 from .intervals import holm
 from .results import ProbeResult
@@ -44,7 +45,7 @@ def load_published(name: str) -> dict[str, Any]:
             str(resources.files(str(__package__).rpartition(".")[0]) / "manifests/studies" / f"{name}.toml")
         )
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
+        document = read_toml(path)
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"the published figures {path} cannot be read: {error}") from error
     entries = document.get("published", [])

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from ..cache.identity import safe_name
 from ..errors import InvalidRequest
+from ..settings import read_toml
 from .config import ProbeConfig
 from .projection import Projection
 
@@ -109,8 +110,8 @@ def load_study(name: str | os.PathLike[str]) -> Study:
             )
         path = shipped[str(name)]
     try:
-        document = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = read_toml(path)
+    except (OSError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"the study {path} cannot be read: {error}") from error
     faults: list[str] = []
     systems = []

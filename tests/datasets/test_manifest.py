@@ -211,7 +211,7 @@ def edited(toy: Manifest, folder: Path, old: str, new: str) -> Path:
         ("rows = 8", "rows = 9", r"has 8 rows, but toy.toml says rows = 9"),
         ('format = "csv"', 'format = "xls"', "table format 'xls' is not known"),
         ('file = "toy.csv"', 'file = "lost.csv"', "lost.csv does not exist"),
-        ("[dataset]", "[dataset", "is no TOML"),
+        ("[dataset]", "[dataset", "is not TOML"),
     ],
 )
 def test_faults_of_the_toml(toy: Manifest, tmp_path: Path, old: str, new: str, message: str) -> None:

@@ -1,0 +1,107 @@
+"""Every reader of TOML files takes them as editors write them, and says what it cannot read."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from patchbank.cache.table import read_table
+from patchbank.datasets.facts import read_facts
+from patchbank.datasets.folds import load_folds
+from patchbank.datasets.manifest import Header, Manifest, load_manifest
+from patchbank.errors import PatchbankError
+from patchbank.extract.cards import read_card
+from patchbank.finetune.plan import FinetunePlan, Rule, load_plan
+from patchbank.finetune.recipe import load_recipe
+from patchbank.probe.config import read_settings
+from patchbank.probe.published import load_published
+from patchbank.probe.study_file import load_study
+from patchbank.settings import read_toml
+
+SHIPPED = Path(__file__).resolve().parent.parent / "manifests"
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"]
+MARKS = {"utf-16-be": b"\xfe\xff"}
+
+
+def manifest(folder: Path) -> str:
+    header = Header(name="toy", version="1", classes=(), positive="", licence="Ü", source="日本")
+    table = pd.DataFrame({"patch_id": ["toy/1"], "path": ["1.png"], "content_hash": ["ab" * 16]})
+    return Manifest(header, table, folder).save(folder / "made.toml").read_text("utf-8")
+
+
+def plan(folder: Path) -> str:
+    made = FinetunePlan(train="t.toml", tests=(), entries=(), rule=Rule())
+    return made.save(folder / "plan.toml").read_text("utf-8")
+
+
+def of(name: str) -> Callable[[Path], str]:
+    return lambda folder: (SHIPPED / name).read_text("utf-8")
+
+
+READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], str]]] = {
+    "manifest": (lambda path: load_manifest(path).header, manifest),
+    "table": (lambda path: read_table(path)["patch_id"].tolist(), manifest),
+    "folds": (load_folds, of("folds/paper.toml")),
+    "facts": (read_facts, of("datasets/ami-br.toml")),
+    "card": (lambda path: read_card(path).id, of("encoders/uni.toml")),
+    "recipe": (load_recipe, of("recipes/lora.toml")),
+    "plan": (load_plan, plan),
+    "settings": (read_settings, lambda folder: '[probe]\nmetrics = ["auroc"]\n'),
+    "published": (lambda path: load_published(str(path)), of("studies/published-2506.21444.toml")),
+    "study": (load_study, of("studies/ami-br.toml")),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_take_what_editors_write(name: str, tmp_path: Path) -> None:
+    read, text = READERS[name]
+    source = text(tmp_path)
+    file = tmp_path / "file.toml"
+    found = []
+    for encoding in ENCODINGS:
+        for end in ("\n", "\r\n", "\r"):
+            file.write_bytes(MARKS.get(encoding, b"") + source.replace("\n", end).encode(encoding))
+            found.append(read(file))
+    assert all(one == found[0] for one in found)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "data",
+    [
+        "a = 1\n".encode("utf-16-le"),
+        b"a = '\xfc'\n",
+        b"\xff\xfea",
+        b"<!DOCTYPE html>\n<html>",
+        b"a = [1, 2",
+        b"\x89PNG\r\n\x1a\n\0\0",
+        b"",
+    ],
+    ids=["no mark", "latin-1", "cut UTF-16", "page", "cut", "picture", "empty"],
+)
+def test_readers_say_what_they_cannot_read(name: str, data: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "file.toml"
+    file.write_bytes(data)
+    if name == "recipe" and not data:
+        return  # all of a recipe has defaults
+    with pytest.raises(PatchbankError, match=r"file\.toml"):
+        READERS[name][0](file)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(OSError, match="a pipe or device"):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_there_is_one_reader() -> None:
+    """Other modules parse texts that are no files: a card in memory, a value of an option."""
+    files = [path for path in SHIPPED.parent.glob("*/*.py") if path.parent.name not in ("tests", "build")]
+    assert len(files) > 80
+    found = {
+        path.relative_to(SHIPPED.parent).as_posix() for path in files if "tomllib.load" in path.read_text()
+    }
+    assert found == {"extract/cards.py", "finetune/cli.py"}
