@@ -34,7 +34,8 @@ _VIT = """
     pre_norm final_norm fc_norm pool_include_prefix dynamic_img_size dynamic_img_pad act_layer mlp_layer
     norm_layer use_abs_pos_emb use_rot_pos_emb rope_mixed_mode rope_rotate_half rope_temperature
     rope_grid_offset rope_grid_indexing ref_feat_shape swiglu_mlp swiglu_align_to scale_mlp scale_attn_inner
-    use_fc_norm use_pre_transformer_norm use_post_transformer_norm num_reg_tokens dynamic_rope qkv_fused attn_type
+    use_fc_norm use_pre_transformer_norm use_post_transformer_norm num_reg_tokens dynamic_rope qkv_fused
+    attn_type
 """
 _OTHERS = """
     window_size depths dims strict_img_size always_partition output_fmt layers channels stem_width stem_type

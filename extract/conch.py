@@ -11,12 +11,17 @@ from torch import Tensor, nn
 
 from ..errors import EncoderError, InvalidRequest
 from .cards import Card
-from .models import Features, Network, load_state, read_state
+from .checkpoints import load_file_into
+from .models import Features, Network
 from .timm_models import create
 from .weights import Weights
 
 POOL_DIM, POOL_HEADS = 512, 8
-_PARTS = ("trunk.", "attn_pool_contrast.", "ln_contrast.")  # of the tensors under "visual."
+_OTHERS = (
+    "attn_pool_caption",
+    "ln_caption",
+    "proj_contrast",
+)  # of the tensors under "visual.": not used here
 
 
 class AttentionPool(nn.Module):
@@ -61,10 +66,5 @@ def build_conch(card: Card, weights: Weights | None) -> ConchTower:
         return tower
     if weights.path is None or not weights.path.is_file():
         raise EncoderError(f"{card.id} wants one file of weights, not {weights.path}")
-    state = read_state(weights.path)
-    visual = {
-        name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")
-    }
-    state = {name: value for name, value in visual.items() if name.startswith(_PARTS)}
-    load_state(tower, state, card, weights.path)
+    tower.origin = load_file_into(tower, weights.path, card, inside="visual.", heads=_OTHERS)
     return tower

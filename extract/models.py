@@ -6,15 +6,14 @@ views are applied above, in one place for all.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import EncoderError, InvalidRequest, MissingDependency
+from ..errors import EncoderError, InvalidRequest
 from .cards import Card, untrusted
-from .weights import INSTALL, Weights
+from .weights import Weights
 
 
 @dataclass
@@ -33,9 +32,15 @@ class Features:
 
 
 class Network(nn.Module):
-    """Base of the adapters. `depth` is the number of blocks that intermediate layers may name, 0 for none."""
+    """Base of the adapters.
+
+    Attributes:
+        depth: the number of blocks that intermediate layers may name, 0 for none.
+        origin: where in its file the weights were found, in words; "" for the top.
+    """
 
     depth: int = 0
+    origin: str = ""
 
     def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
         """Run the network on (b, 3, s, s), normalised."""
@@ -143,7 +148,10 @@ def build_network(card: Card, weights: Weights | None, *, remote_code: bool = Fa
     if card.kind == "timm":
         from .timm_models import build_timm
 
-        return TimmNetwork(build_timm(card, weights), card)
+        model, origin = build_timm(card, weights)
+        network = TimmNetwork(model, card)
+        network.origin = origin
+        return network
     if card.kind == "transformers":
         from .transformers_models import build_transformers
 
@@ -160,58 +168,3 @@ def build_network(card: Card, weights: Weights | None, *, remote_code: bool = Fa
             f"the factory of {card.id} gave a {type(function).__name__}, which cannot be called"
         )
     return CallableNetwork(function, card)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pth, .pt or .bin file, as float32 where they are floating.
-
-    Nothing is unpickled but tensors and plain containers. The usual wrappers are opened:
-    {"state_dict": ...}, {"model": ...}, {"teacher": ...}, and the prefixes "module." and "backbone.".
-
-    Raises:
-        EncoderError: not such a file.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError as error:
-        raise MissingDependency(f"safetensors is not installed: {INSTALL}") from error
-    except Exception as error:  # zip, pickle and safetensors errors have no common root
-        raise EncoderError(f"{path} is not a file of weights that can be read safely: {error}") from error
-    for key in ("state_dict", "model", "teacher"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise EncoderError(f"{path} holds no state dict (names of tensors and tensors)")
-    for prefix in ("module.", "backbone."):
-        if state and all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
-
-
-def load_state(model: nn.Module, state: dict[str, Tensor], card: Card, path: Path) -> None:
-    """Load all tensors, each into its place. Raises EncoderError naming the first that do not fit."""
-    own = model.state_dict()
-    if card.load == "ordered":
-        if len(own) != len(state):
-            raise EncoderError(f"{path} holds {len(state)} tensors, {card.model} has {len(own)}")
-        state = dict(zip(own, state.values(), strict=True))
-    missing = [name for name in own if name not in state]
-    extra = [name for name in state if name not in own]
-    shapes = [
-        f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in state and own[name].shape != state[name].shape
-    ]
-    if missing or extra or shapes:
-        parts = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-            for what, names in (("missing", missing), ("not known", extra), ("of another shape", shapes))
-            if names
-        ]
-        raise EncoderError(f"{path} does not fit {card.id} ({card.model}): tensors {'; '.join(parts)}")
-    model.load_state_dict(state, strict=True, assign=True)

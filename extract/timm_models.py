@@ -1,14 +1,15 @@
 """timm models: built from a card's arguments, filled from a file that was found before."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import EncoderError, InvalidRequest, MissingDependency, UnknownEncoder
 from .cards import Card, Transform
-from .models import load_state, read_state
+from .checkpoints import load_file_into
 from .weights import INSTALL, Weights
 
 try:
@@ -35,39 +36,33 @@ def create(card: Card) -> nn.Module:
     return model.eval()
 
 
-def build_timm(card: Card, weights: Weights | None) -> nn.Module:
-    """The model in float32 on the CPU, weights loaded by key, or random where `weights` is None."""
+def build_timm(card: Card, weights: Weights | None) -> tuple[nn.Module, str]:
+    """The model in float32 on the CPU, weights loaded by key, or random where `weights` is None.
+
+    Returns:
+        The model, and where in the file its tensors were (see `checkpoints.load_file_into`).
+    """
     if weights is None:
-        return create(card)
+        return create(card), ""
     with torch.device("meta"):  # no time spent on random numbers that are overwritten
         model = create(card)
     path = weights.path
     if path is None or not path.is_file():
         raise EncoderError(f"{card.id} wants one file of weights, not {path}")
-    state = read_state(path)
-    if card.load == "strict":
-        state = _filtered(model, state)
-    load_state(model, state, card, path)
+    origin = _fill(model, card, path)
     left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
     if left:  # buffers that no checkpoint holds: build once more, for real, and fill that
         model = create(card)
-        load_state(model, state, card, path)
-    return model.requires_grad_(False)
+        _fill(model, card, path)
+    return model.requires_grad_(False), origin
 
 
-def _filtered(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """timm's own conversion for the family (position grids resampled, old names), classifier left out."""
+def _fill(model: nn.Module, card: Card, path: Path) -> str:
+    """With timm's own conversion for the family (position grids, old names), the classifier left out."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if convert is not None:
-        state = convert(state, model)
-    own = model.state_dict()
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    return {
-        name: value
-        for name, value in state.items()
-        if name in own or not any(name.startswith(f"{head}.") for head in heads)
-    }
+    return load_file_into(model, path, card, convert=convert, heads=heads)
 
 
 def card_of_timm(name: str) -> Card:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import EncoderError, InvalidRequest, MissingDependency
 from .cards import Card, Transform
+from .checkpoints import refuse_not_finite
 from .weights import Weights, locate
 
 try:
@@ -64,6 +65,7 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
     missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
     if missing:
         raise EncoderError(f"{weights.path} lacks {len(missing)} tensors of {card.id}, first {missing[0]}")
+    refuse_not_finite(model.state_dict(), str(weights.path))
     return model.eval()
 
 

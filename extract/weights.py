@@ -36,6 +36,26 @@ class Weights:
     commit: str = ""
 
 
+def not_a_model(path: Path) -> str:
+    """What a file is that was meant to be weights or a configuration, in words; "" where it may be one.
+
+    A pointer of git-lfs and the page of a login or a proxy come under the right name.
+    """
+    with path.open("rb") as file:
+        start = file.read(512).lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "is a git-lfs pointer, a text of three lines that stands for the file. Fix: run `git lfs pull` "
+            "in its folder, or download the file itself"
+        )
+    if start[:64].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return (
+            "is a web page, not a model file: a login page or a proxy answered the download. Fix: delete it "
+            "and download it again, logged in"
+        )
+    return "is empty. Fix: delete it and download it again" if not start else ""
+
+
 def locate(
     card: Card,
     *,

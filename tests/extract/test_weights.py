@@ -1,11 +1,13 @@
 """Where weights are found, and what is said where they are not. No test touches the network."""
 
+import argparse
 import dataclasses
 import hashlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
@@ -13,7 +15,6 @@ from patchbank.errors import EncoderError, GatedEncoder, InvalidRequest, Missing
 from patchbank.extract import weights
 from patchbank.extract.cards import Card, Transform, load_card, with_revision
 from patchbank.extract.encoders import build_encoder
-from patchbank.extract.models import read_state
 from patchbank.extract.weights import locate
 from safetensors.torch import save_file
 
@@ -118,16 +119,112 @@ def test_a_position_grid_of_another_size_is_resampled(tmp_path: Path, tiny: Card
     assert encoder.network.model.pos_embed.shape == (1, 5, 192)  # pyright: ignore
 
 
-@pytest.mark.parametrize("wrapper", ["state_dict", "model", "teacher", "module.", "backbone."])
-def test_wrapped_checkpoints_are_opened(
-    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], wrapper: str
+def saved_as(how: str, state: dict[str, torch.Tensor]) -> Any:
+    """The state under keys and prefixes: "KEY/KEY>PREFIX"; other networks' tensors stand beside it."""
+    keys, _, prefix = how.rpartition(">")
+    found: Any = {prefix + name: value for name, value in state.items()}
+    for key in reversed(keys.split("/") if keys else []):
+        found = {key: found, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(1)}}, "lr": 0.1}}
+    return found
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ">", "state_dict>", "model>", "teacher>", "model_state_dict>", "net>", "ema>", "student>", "a/b/c>",
+        ">module.", ">backbone.", ">teacher.backbone.", ">model.", ">encoder.", ">_orig_mod.", ">net.",
+        "state_dict>module.model.", "teacher>backbone.", "model>_orig_mod.module.",
+    ],
+)  # fmt: skip
+def test_the_backbone_is_found_under_any_wrapper(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], how: str
 ) -> None:
-    saved: Any = (
-        {wrapper + name: value for name, value in state.items()} if "." in wrapper else {wrapper: state}
+    torch.save(saved_as(how, state), tmp_path / "wrapped.pth")
+    network = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "wrapped.pth").network
+    loaded: dict[str, torch.Tensor] = network.model.state_dict()  # pyright: ignore
+    assert all(torch.equal(loaded[name], value.float()) for name, value in state.items())
+    keys, _, prefix = how.partition(">")
+    assert network.origin == " and ".join(
+        part for part in (f"key {keys!r}" if keys else "", f"prefix {prefix!r}" if prefix else "") if part
     )
-    torch.save(saved, tmp_path / "wrapped.pth")
-    assert set(read_state(tmp_path / "wrapped.pth")) == set(state)
-    build_encoder(tiny, device="cpu", checkpoint=tmp_path / "wrapped.pth")
+
+
+def test_of_several_backbones_the_averaged_or_the_teachers_is_taken(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]
+) -> None:
+    other = {name: value + 1 for name, value in state.items()}
+    path = tmp_path / "several.pth"
+    for saved, wanted in (
+        ({"state_dict": other, "state_dict_ema": state}, "key 'state_dict_ema'"),
+        ({"student": other, "teacher": state}, "key 'teacher'"),
+        (
+            {f"student.backbone.{k}": v for k, v in other.items()}
+            | {f"teacher.backbone.{k}": v for k, v in state.items()},
+            "prefix 'teacher.backbone.'",
+        ),
+        (
+            {f"momentum.{k}": v for k, v in other.items()} | {f"base.{k}": v for k, v in state.items()},
+            "'base.'",
+        ),
+        ({"a": state, "b": {k: v.clone() for k, v in state.items()}}, "key 'a'"),  # the same twice
+    ):
+        torch.save(saved, path)
+        network = build_encoder(tiny, device="cpu", checkpoint=path).network
+        assert wanted in network.origin
+        assert torch.equal(network.model.state_dict()["cls_token"], state["cls_token"])  # pyright: ignore
+    torch.save({"encoder": state, "target_encoder": other}, path)
+    with pytest.raises(EncoderError, match=r"several backbones.*'encoder'; key 'target_encoder'.*of its own"):
+        build_encoder(tiny, device="cpu", checkpoint=path)
+
+
+def test_heads_and_options_may_be_left_over_and_nothing_else(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "left.pth"
+    heads = {"fc.weight": torch.ones(2), "head.mlp.0.weight": torch.ones(2), "mask_token": torch.ones(2)}
+    torch.save({"teacher": state | heads, "args": argparse.Namespace(lr=1.0), "best": np.float64(0.5)}, path)
+    build_encoder(tiny, device="cpu", checkpoint=path)
+    deeper = {name.replace("blocks.0.", "blocks.1."): value for name, value in state.items()}
+    for extra in (
+        deeper,
+        {"register_tokens": torch.ones(1, 4, 192)},
+        {"blocks.0.ls1.gamma": torch.ones(192)},
+    ):
+        torch.save(state | extra | heads, path)
+        with pytest.raises(EncoderError, match=r"does not fit tiny .* tensors \d+ not known"):
+            build_encoder(tiny, device="cpu", checkpoint=path)
+
+
+def test_the_chunked_blocks_of_dinov2_training(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]
+) -> None:
+    chunked = {f"backbone.{name.replace('blocks.0.', 'blocks.0.0.')}": value for name, value in state.items()}
+    torch.save({"teacher": chunked}, tmp_path / "teacher_checkpoint.pth")
+    network = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "teacher_checkpoint.pth").network
+    assert network.origin == "key 'teacher' and prefix 'backbone.'"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], value: float
+) -> None:
+    state["blocks.0.mlp.fc1.bias"][3] = value
+    save_file(state, tmp_path / "broken.safetensors")
+    with pytest.raises(
+        EncoderError, match=r"broken.*blocks\.0\.mlp\.fc1\.bias holds 1 NaN or infinite values of 768"
+    ):
+        build_encoder(tiny, device="cpu", checkpoint=tmp_path / "broken.safetensors")
+
+
+def test_another_patch_size_is_another_network(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]
+) -> None:
+    state["patch_embed.proj.weight"] = torch.zeros(192, 3, 14, 14)
+    torch.save(state, tmp_path / "p14.pth")
+    with pytest.raises(
+        EncoderError, match=r"patch_embed.proj.weight \(192, 3, 14, 14\) for \(192, 3, 16, 16\)"
+    ):
+        build_encoder(tiny, device="cpu", checkpoint=tmp_path / "p14.pth")
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]) -> None:
@@ -135,7 +232,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path, tiny: Card, state: dict[str
     changed = {name: value for name, value in state.items() if name != "norm.weight"}
     changed["extra.weight"] = torch.zeros(1)
     changed["cls_token"] = torch.zeros(1, 1, 3)
-    save_file(changed, path)
+    save_file({f"net.{name}": value for name, value in changed.items()}, path)
     with pytest.raises(EncoderError) as error:
         build_encoder(tiny, device="cpu", checkpoint=path)
     for part in (
@@ -143,6 +240,7 @@ def test_checkpoints_that_do_not_fit(tmp_path: Path, tiny: Card, state: dict[str
         "extra.weight",
         "cls_token (1, 1, 3) for (1, 1, 192)",
         "does not fit tiny",
+        f"nearest under prefix 'net.': {len(state) - 2} of {len(state)} tensors fit",
     ):
         assert part in str(error.value)
 
@@ -156,11 +254,39 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, tiny: Card)
 
     path = tmp_path / "evil.pth"
     path.write_bytes(pickle.dumps({"a": Boom()}))
-    with pytest.raises(EncoderError, match="can be read safely"):
+    with pytest.raises(EncoderError, match=r"can be read safely: it is a pickle of more than tensors"):
         build_encoder(tiny, device="cpu", checkpoint=path)
+    torch.save({"state_dict": {"a": torch.ones(1)}, "hyper": SimpleNamespace(a=1)}, path)
+    with pytest.raises(EncoderError) as refused:
+        build_encoder(tiny, device="cpu", checkpoint=path)
+    assert "it holds Python objects (types.SimpleNamespace)" in str(refused.value)
+    assert "weights_only" not in str(refused.value)
+    assert "\x1b" not in str(refused.value)
     torch.save({"a": [1, 2]}, path)
     with pytest.raises(EncoderError, match="holds no state dict"):
-        read_state(path)
+        build_encoder(tiny, device="cpu", checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"<!DOCTYPE html><html>log in</html>", "is a web page, not a model file"),
+        (b"\n <HTML>proxy</HTML>", "is a web page, not a model file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a git-lfs pointer"),
+        (b"", "is empty"),
+        (b"garbage", "is not a file of weights that can be read safely"),
+        (b"\xff" * 7 + b"\x00{", "is not a file of weights that can be read safely"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.bin"])
+def test_what_is_no_file_of_weights_is_called_by_its_name(
+    tmp_path: Path, tiny: Card, content: bytes, says: str, name: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(EncoderError, match=says) as error:
+        build_encoder(tiny, device="cpu", checkpoint=tmp_path / name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 # --- the hub ------------------------------------------------------------------------------------------
