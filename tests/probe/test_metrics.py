@@ -86,6 +86,77 @@ def test_weights_of_clusters_are_repetitions_of_their_rows():
                 np.testing.assert_allclose(found[name][b], repeated[name], rtol=1e-12, err_msg=name)
 
 
+def without_each(y, scores, codes, names, **options):
+    """Every metric on the rows that are left, cluster by cluster."""
+    found = {name: [] for name in names}
+    for g in range(codes.max() + 1):
+        rows = codes != g
+        for name, value in metrics.evaluate(y[rows], scores[rows], metrics=names, **options).items():
+            found[name].append(value)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+@pytest.mark.parametrize("clusters", [25, None])
+@pytest.mark.parametrize("decimals", [1, 9])
+def test_leaving_clusters_out_is_scoring_the_other_rows(clusters, decimals):
+    y, scores = sample(n=120, decimals=decimals)
+    rng = np.random.default_rng(5)
+    codes = rng.permutation(len(y)) if clusters is None else rng.integers(0, clusters, len(y))
+    names = [name for name in metrics.METRICS if name != "ece_mass"]  # its bins are those of the whole sample
+    found = metrics.leave_one_out(y, scores, metrics=names, groups=codes)
+    expected = without_each(y, scores, codes, names)
+    for name in names:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-11, err_msg=name)
+    by_weights = metrics.evaluate(
+        y, scores, metrics=["ece_mass"], weights=1.0 - np.eye(codes.max() + 1), groups=codes
+    )
+    mass = metrics.leave_one_out(y, scores, metrics=["ece_mass"], groups=codes)
+    np.testing.assert_allclose(mass["ece_mass"], by_weights["ece_mass"], rtol=1e-11)
+
+
+def test_leaving_out_the_last_of_a_class_is_undefined():
+    y, scores = np.array([1, 0, 0, 0]), np.array([0.9, 0.8, 0.1, 0.2])
+    names = ["auroc", "average_precision", "balanced_accuracy", "sensitivity", "brier"]
+    for groups in (None, np.array([0, 1, 2, 1])):
+        found = metrics.leave_one_out(y, scores, metrics=names, groups=groups)
+        for name in names[:4]:
+            assert np.isnan(found[name][0]).all()
+            assert np.isfinite(found[name][1:]).all()
+        assert np.isfinite(found["brier"]).all()
+
+
+def test_many_large_clusters_are_left_out_by_what_their_rows_change(monkeypatch):
+    y, scores = sample(n=3000, m=2, decimals=9)
+    codes = np.random.default_rng(5).integers(0, 600, len(y))
+    names = ["auroc", "average_precision"]
+    exact = metrics.leave_one_out(y, scores, metrics=names, groups=codes)
+    monkeypatch.setattr(metrics, "_EXACT_CELLS", 0)
+    near = metrics.leave_one_out(y, scores, metrics=names, groups=codes)
+    for name in names:
+        assert not np.array_equal(near[name], exact[name])
+        np.testing.assert_allclose(near[name].std(axis=0), exact[name].std(axis=0), rtol=0.01)
+        np.testing.assert_allclose(near[name], exact[name], atol=0.03 * float(np.ptp(exact[name])))
+    positives_together = np.where(y == 1, 0, 1 + np.arange(len(y)) // 5)
+    lost = metrics.leave_one_out(y, scores, metrics=names, groups=positives_together)
+    assert np.isnan(lost["auroc"][0]).all()
+
+
+def test_logits_are_ranked_as_they_are():
+    y = np.array([0, 0, 1, 1, 0, 1])
+    logits = np.array([36.0, 40.0, 41.0, 42.0, 39.0, 90.0])
+    found = metrics.evaluate(y, logits, metrics=["auroc", "brier", "sensitivity"], logits=True)
+    assert found["auroc"] == 1
+    assert metrics.evaluate(y, 1 / (1 + np.exp(-logits)), metrics=["auroc"])["auroc"] < 1, "ties of expit"
+    assert found["brier"] == pytest.approx(0.5)
+    assert found["sensitivity"] == 1
+    at = metrics.evaluate(y, logits, metrics=["specificity"], logits=True, threshold=39.5)["specificity"]
+    assert at == pytest.approx(2 / 3)
+    other = metrics.evaluate(y, logits, metrics=["auroc", "sensitivity"], logits=True, order=-logits)
+    assert (other["auroc"], other["sensitivity"]) == (0, 1)
+    with pytest.raises(InvalidRequest, match="of one shape"):
+        metrics.evaluate(y, logits, logits=True, order=np.stack([logits, logits], axis=1))
+
+
 def test_ranking_does_not_depend_on_the_block_size_to_the_last_bit(monkeypatch):
     y, scores = sample()
     weights = np.random.default_rng(4).integers(0, 4, (50, len(y)))
