@@ -274,11 +274,8 @@ def show_command(folder: Path, as_json: bool) -> None:
 @click.argument("probe", type=_PATH)
 @click.option("--features", help="Feature set of the probe (default: the one that its folds chose).")
 @click.option("--fold", type=int, help="Train rows of this fold only.")
-@click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def compare_command(
-    models: Path, probe: Path, features: str | None, fold: int | None, bootstrap: int, as_json: bool
-) -> None:
+def compare_command(models: Path, probe: Path, features: str | None, fold: int | None, as_json: bool) -> None:
     """Set a fine-tuned model's scores beside a probe's, on the same patches, with paired intervals.
 
     \b
@@ -288,7 +285,7 @@ def compare_command(
     """
     from .compare import compare_results
 
-    records = compare_results(models, probe, features=features, fold=fold, n_resamples=bootstrap)
+    records = compare_results(models, probe, features=features, fold=fold)
     if as_json:
         return click.echo(json.dumps(records, indent=1))
     print_table(

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, ProbeError
-from ..probe.intervals import bootstrap, compare, delong
+from ..probe.intervals import compare_paired, delong
+from ..probe.metrics import evaluate
 from ..probe.results import ProbeResult
 from .scores import OOF
 
@@ -21,7 +22,6 @@ def compare_results(
     *,
     features: str | None = None,
     fold: int | None = None,
-    n_resamples: int = 2000,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Differences (ours minus theirs) on every evaluation set that both have scored, over the same patches.
@@ -31,8 +31,8 @@ def compare_results(
     Train rows are compared out of fold; evaluation sets by the ensemble, and by the refit where there is none
     (the probe's refit where one fold alone was fine-tuned, which has no ensemble to match).
 
-    One record a set and metric: n, ours, theirs (values at probability 0.5), difference, low, high (95 %
-    paired bootstrap over whole groups), p, and for AUROC p_delong (clustered where there are groups).
+    One record a set and metric: n, ours, theirs (values at probability 0.5), difference, low, high (95 %)
+    and p by `probe.intervals.compare_paired`, and for AUROC p_delong (clustered where there are groups).
     Raises InvalidRequest where the two have no patch in common, or disagree on a label.
     """
     mine, other = ProbeResult.load(ours), ProbeResult.load(theirs)
@@ -57,13 +57,14 @@ def compare_results(
         y = left["label"].to_numpy(int)
         scores = np.stack([left["probability"], right["probability"]], axis=1)
         groups = left["group"].to_numpy(object)
-        found = bootstrap(y, scores, groups=groups, metrics=METRICS, n_resamples=n_resamples, seed=seed)
+        found = compare_paired(y, scores, groups=groups, metrics=METRICS, seed=seed)
+        values = evaluate(y, scores, metrics=METRICS)
         try:
             p_delong = float(delong(y, scores, groups=groups).compare().p[0])
         except ProbeError:  # too few groups of a class
             p_delong = None
         for metric in METRICS:
-            difference = compare(found[metric])
+            difference = found[metric]
             records.append(
                 {
                     "dataset": dataset,
@@ -73,8 +74,8 @@ def compare_results(
                     "roles": roles,
                     "metric": metric,
                     "n": len(both),
-                    "value_ours": float(found[metric].value[0]),
-                    "value_theirs": float(found[metric].value[1]),
+                    "value_ours": float(values[metric][0]),
+                    "value_theirs": float(values[metric][1]),
                     "difference": float(difference.difference[0]),
                     "low": float(difference.low[0]),
                     "high": float(difference.high[0]),

@@ -17,11 +17,11 @@ from .intervals import (
     DEFAULT_METRICS,
     Interval,
     Method,
-    bootstrap,
-    bootstrap_function,
     cluster_codes,
-    compare,
+    compare_paired,
     delong,
+    estimate,
+    estimate_function,
 )
 from .results import SWEEP
 
@@ -207,22 +207,8 @@ def intervals_of(
     nothing to resample. score : logits, calls at 0; order : (n, m), what RANKING metrics are taken on."""
     if _can_resample(group, config):
         return _triples(_bootstrap(y, score, order, group, names, config))
-    values: dict[str, Any] = {}
-    for table, wanted in _taken_on(score, order, names):
-        values |= metrics_module.evaluate(y, table, metrics=wanted)
+    values = metrics_module.evaluate(y, score, metrics=names, logits=True, order=order)
     return {name: [[_number(v), None, None] for v in values[name]] for name in names}
-
-
-def _taken_on(
-    score: np.ndarray, order: np.ndarray, names: Sequence[str]
-) -> list[tuple[np.ndarray, list[str]]]:
-    """The metrics by what they are taken on: probabilities (calls at 0.5), or logits where only their order
-    counts, since probabilities of logits above 36.7 are all 1."""
-    both = (
-        (expit(score), [name for name in names if name not in RANKING]),
-        (order, [name for name in names if name in RANKING]),
-    )
-    return [(table, wanted) for table, wanted in both if wanted]
 
 
 def _triples(found: Mapping[str, Interval]) -> dict[str, list[list[float | None]]]:
@@ -250,19 +236,19 @@ def _bootstrap(
     names: Sequence[str],
     config: ProbeConfig,
 ) -> Mapping[str, Interval]:
-    found: dict[str, Interval] = {}
-    for table, wanted in _taken_on(score, order, names):
-        found |= bootstrap(
-            y,
-            table,
-            groups=group,
-            metrics=wanted,
-            method=_method(group, config),
-            confidence=config.level,
-            n_resamples=config.bootstrap,
-            seed=config.seed,
-        ).intervals
-    return {name: found[name] for name in names}
+    return estimate(
+        y, score, groups=group, metrics=names, logits=True, order=order, **_options(group, config)
+    )
+
+
+def _options(group: np.ndarray, config: ProbeConfig) -> dict[str, Any]:
+    """How intervals are made, for `estimate` and `compare_paired`."""
+    return {
+        "method": _method(group, config),
+        "confidence": config.level,
+        "n_resamples": config.bootstrap,
+        "seed": config.seed,
+    }
 
 
 def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, dict[str, Any]]:
@@ -274,27 +260,36 @@ def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> di
     other trainings would give other models is not.
     """
 
-    def score(weights: np.ndarray | None, codes: np.ndarray | None) -> dict[str, Any]:
-        values = metrics_module.evaluate(
-            rows.y, scores, metrics=DEFAULT_METRICS, threshold=0.0, weights=weights, groups=codes
+    names = (*DEFAULT_METRICS, "sensitivity", "specificity")  # of which balanced accuracy's interval is made
+
+    def mean(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.mean(values[name], axis=-1, keepdims=True) for name in names}
+
+    def score(weights: np.ndarray | None, codes: np.ndarray | None) -> dict[str, np.ndarray]:
+        return mean(
+            metrics_module.evaluate(rows.y, scores, metrics=names, logits=True, weights=weights, groups=codes)
         )
-        return {name: np.mean(values[name], axis=-1, keepdims=True) for name in DEFAULT_METRICS}
+
+    def without(codes: np.ndarray | None) -> dict[str, np.ndarray]:
+        return mean(metrics_module.leave_one_out(rows.y, scores, metrics=names, logits=True, groups=codes))
 
     if not _can_resample(rows.group, config):
         values = score(None, None)
-        return {name: dict.fromkeys(MEAN_FIELDS) | {"value": _number(values[name][0])} for name in values}
-    intervals = bootstrap_function(
+        return {
+            name: dict.fromkeys(MEAN_FIELDS) | {"value": _number(values[name][0])} for name in DEFAULT_METRICS
+        }
+    intervals = estimate_function(
         score,
+        without=without,
+        labels=rows.y == 1,
         n_rows=len(rows),
         groups=rows.group,
-        scales={name: metrics_module.METRICS[name].scale for name in DEFAULT_METRICS},
-        method=_method(rows.group, config),
-        confidence=config.level,
-        n_resamples=config.bootstrap,
-        seed=config.seed,
+        scales={name: metrics_module.METRICS[name].scale for name in names},
+        **_options(rows.group, config),
     )
     return {
-        name: {key: _number(getattr(one, key)[0]) for key in MEAN_FIELDS} for name, one in intervals.items()
+        name: {key: _number(getattr(intervals[name], key)[0]) for key in MEAN_FIELDS}
+        for name in DEFAULT_METRICS
     }
 
 
@@ -308,17 +303,16 @@ def compare_models(
 ) -> list[dict[str, Any]]:
     """Paired differences between the models of one evaluation set that have the same role.
 
-    balanced_accuracy (at 0.5) and auroc by the paired jackknife or bootstrap over groups, auroc also by
-    DeLong's test (clustered where there are groups). p-values are adjusted by Holm over the pairs of one
-    evaluation set, role, metric and test. All pairs up to 12 models, above that each against `reference` (a
-    feature set, the one chosen on the folds). The sweep as a whole is left out: it is one of the others, or a
-    mixture of them.
+    balanced_accuracy (at 0.5) and auroc by `intervals.compare_paired`, auroc also by DeLong's test (clustered
+    where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set, role, metric
+    and test. All pairs up to 12 models, above that each against `reference` (a feature set, the one chosen
+    on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
 
     whole : what `bootstrap_set` gave for these columns (None: DeLong only)
     """
     records: list[dict[str, Any]] = []
     names = [c.features for c in columns]
-    order = _tables(columns)[1]
+    score, order = _tables(columns)
     for role in dict.fromkeys(c.role for c in columns):
         mine = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
         pairs = list(itertools.combinations(mine, 2))
@@ -328,12 +322,22 @@ def compare_models(
             continue
         found = []
         if whole is not None:
-            p_value = "standard_error" if config.interval == "jackknife" else "shifted"
-            found += [(PAIRED, compare(whole[m], pairs=pairs, p_value=p_value)) for m in COMPARED]
+            paired = compare_paired(
+                rows.y,
+                score,
+                groups=rows.group,
+                metrics=COMPARED,
+                pairs=pairs,
+                logits=True,
+                order=order,
+                estimates=whole,
+                **_options(rows.group, config),
+            )
+            found += [(PAIRED, differences) for differences in paired.values()]
         try:
             test = delong(rows.y, order, groups=rows.group)
             found.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
-        except ProbeError:  # fewer than two clusters of a class: no test there, the bootstrap says as much
+        except ProbeError:  # fewer than two clusters of a class: no test there, the paired one says as much
             pass
         for test_name, differences in found:
             for k, (i, j) in enumerate(differences.pairs):
@@ -343,14 +347,22 @@ def compare_models(
                         "role": role,
                         "metric": differences.metric,
                         "test": test_name,
-                        "p_method": differences.p_method,
+                        "p_method": differences.p_method[k],
                         "a": names[i],
                         "b": names[j],
-                        "difference": _number(differences.difference[k]),
-                        "low": _number(differences.low[k]),
-                        "high": _number(differences.high[k]),
-                        "p": _number(differences.p[k]),
-                        "p_holm": _number(differences.p_holm[k]),
+                        **{
+                            key: _number(getattr(differences, key)[k])
+                            for key in (
+                                "difference",
+                                "low",
+                                "high",
+                                "standard_error",
+                                "degrees_of_freedom",
+                                "p",
+                                "p_holm",
+                            )
+                        },
+                        "reason": differences.reason[k],
                     }
                 )
     return records

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from patchbank.probe.intervals import bootstrap, cluster_weights, delong, permutation_test
+from patchbank.probe.intervals import cluster_weights, delong, estimate, permutation_test
 from sklearn import metrics as sk
 
 LOOP: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -71,9 +71,9 @@ def main() -> None:
             "n_resamples": n_resamples,
             "seed": 1,
         }
-        bootstrap(y, p[:, :2], **{**options, "n_resamples": 10})  # imports and first calls
-        found, wall, cpu = clock(lambda o=options, y=y, p=p: bootstrap(y, p, method="percentile", **o))
-        _, wall_bca, cpu_bca = clock(lambda o=options, y=y, p=p: bootstrap(y, p, method="bca", **o))
+        estimate(y, p[:, :2], **{**options, "n_resamples": 10})  # imports and first calls
+        found, wall, cpu = clock(lambda o=options, y=y, p=p: estimate(y, p, method="percentile", **o))
+        _, wall_bca, cpu_bca = clock(lambda o=options, y=y, p=p: estimate(y, p, method="bca", **o))
         weights = cluster_weights(found.n_clusters, n_resamples=n_resamples, seed=1)[:looped]
         slow, wall_loop, cpu_loop = clock(lambda w=weights, y=y, p=p, g=groups: loop(y, p[:, :models], g, w))
         scale = (n_resamples / looped) * (m / models)

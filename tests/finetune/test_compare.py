@@ -44,7 +44,7 @@ def saved(folder: Path, features: str, strength: float, *, roles: dict[str, str]
 def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
     ours = saved(tmp_path / "a", "tuned", 3.0, roles={"set": "oof", "test": "ensemble", "only": "ensemble"})
     theirs = saved(tmp_path / "b", "probe", 1.0, roles={"set": "oof", "test": "refit"})
-    records = compare_results(ours, theirs, n_resamples=200)
+    records = compare_results(ours, theirs)
     assert {r["dataset"] for r in records} == {"set", "test"}
     by = {(r["dataset"], r["metric"]): r for r in records}
     one = by["test", "auroc"]
@@ -55,9 +55,7 @@ def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
     assert 0 < one["low"] < one["difference"] < one["high"]
     assert one["p_delong"] < 0.01
     assert by["test", "balanced_accuracy"]["p_delong"] is None
-    assert {
-        r["n"] for r in compare_results(ours, theirs, fold=1, n_resamples=200) if r["dataset"] == "set"
-    } == {100}
+    assert {r["n"] for r in compare_results(ours, theirs, fold=1) if r["dataset"] == "set"} == {100}
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

@@ -75,11 +75,10 @@ def test_human_line_of_the_real_votes(shared):
     assert line.mean == pytest.approx(0.829, abs=5e-4)
     assert line.rows.tolist() == [1974, 2002, 2006, 1989, 1964]
     assert agreement.pooled_leave_one_out(*counts(md)) == pytest.approx(line.mean, abs=0.01)
-    found = intervals.bootstrap_function(
+    found = intervals.estimate_function(
         lambda weights, codes: agreement.score_experts(md, weights=weights, groups=codes),
         n_rows=len(md),
         groups=None,
-        n_resamples=500,
         seed=0,
     )
     assert found["mean"].value[0] == pytest.approx(line.mean)
