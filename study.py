@@ -686,7 +686,7 @@ class _Work:
 
     def page(self, steps: Sequence[Step]) -> "StudyPage":
         from .probe.entries import StudyPage
-        from .probe.published import HOW
+        from .probe.published import HOW, source_of
 
         merged = self.merged()
         published = self.published(merged)
@@ -696,7 +696,7 @@ class _Work:
             result=merged,
             systems=tuple(self.rows()),
             published=tuple(published),
-            published_source=f"{self.figures['source']}. {HOW}" if published else "",
+            published_source=f"{source_of(self.figures)}. {HOW}" if published else "",
             log=tuple((step.kind, step.title, step.state, step.seconds) for step in steps),
         )
 

@@ -355,7 +355,7 @@ class Board:
 def published_table(rows: Sequence[PublishedRow]) -> str:
     """Ours beside the published figures, a table for each evaluation set."""
     scale = span([r.ours for r in rows] + [[r.published, *r.published_folds] for r in rows])
-    ends = [v for r in rows for v in (r.low, r.high)]
+    ends = [v for r in rows for v in (r.low, r.high, r.difference) if v is not None]
     reach = 1.05 * max(0.02, *map(abs, ends))
     out = []
     for dataset in dict.fromkeys(r.dataset for r in rows):
@@ -363,9 +363,9 @@ def published_table(rows: Sequence[PublishedRow]) -> str:
         body = "".join(_published_row(r, scale, (-reach, reach)) for r in mine)
         out.append(
             f'<h3>{escape(dataset)}</h3><div class="scroll"><table class="board stack published"><thead><tr>'
-            '<th>system</th><th>ours</th><th>published</th><th aria-hidden="true"></th>'
-            "<th>ours - published</th><th>p (Holm)</th><th>verdict</th></tr></thead>"
-            f"<tbody>{body}</tbody></table></div>"
+            "<th>system</th><th>ours, mean of fold models</th><th>published, mean of fold models</th>"
+            '<th aria-hidden="true"></th><th>ours - published</th><th>p (Holm)</th><th>verdict</th>'
+            f"</tr></thead><tbody>{body}</tbody></table></div>"
         )
     return "".join(out)
 
@@ -377,10 +377,13 @@ def _published_row(r: PublishedRow, scale: tuple[float, float], about_zero: tupl
     words = {"higher": "ours higher", "lower": "ours lower"}.get(r.verdict, r.verdict)
     difference = (r.difference, r.low, r.high)
     bar = whisker(difference, about_zero, chance=0.0)
-    text = f"<b>{r.difference:+.3f}</b> <small>[{r.low:+.3f}, {r.high:+.3f}]</small>"
+    text = f"<b>{r.difference:+.3f}</b>"
+    if r.low is not None and r.high is not None:
+        text += f" <small>[{r.low:+.3f}, {r.high:+.3f}]</small>"
+    refit = f"refit {interval(r.refit)}" if r.refit else ""
     return (
-        f'<tr class="m {escape(r.metric)}"><th scope="row">{escape(r.system)}{_small([r.role])}</th>'
-        f'<td data-head="ours">{interval_html(r.ours)}</td>'
+        f'<tr class="m {escape(r.metric)}"><th scope="row">{escape(r.system)}</th>'
+        f'<td data-head="ours">{interval_html(r.ours)}{_small([refit])}</td>'
         f'<td data-head="published"><b>{r.published:.3f}</b>{_small([r.against, folds])}</td>'
         f'<td class="bars">{whisker(r.ours, scale, chance=0.5, marks=dots)}</td>'
         f'<td data-head="ours - published">{text}{bar}</td>'

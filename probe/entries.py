@@ -52,21 +52,21 @@ class PublishedRow:
     dataset: str
     metric: str
     """ "balanced_accuracy" or "auroc"."""
-    ours: tuple[float, float, float]
-    """Value, low, high."""
-    role: str
-    """What was scored: "mean of the fold models", "refit", "ensemble"."""
+    ours: tuple[float, float | None, float | None]
+    """Value, low, high: the mean over the models of the folds."""
+    refit: tuple[float | None, float | None, float | None] | None = None
+    """The same of the refit on all training rows, for information; None where there is none."""
     against: str
     """The published system, with its family: "UNI, probe"."""
     published: float
     published_folds: tuple[float, ...]
     difference: float
-    """Ours minus published; `low` and `high` are its interval."""
-    low: float
-    high: float
-    p_holm: float
+    """Ours minus published; `low` and `high` are its interval, None where there is none."""
+    low: float | None
+    high: float | None
+    p_holm: float | None
     verdict: str
-    """ "higher", "lower" or "not distinguishable"."""
+    """ "higher", "lower", "not significant", or "not assessed: " and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)

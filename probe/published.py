@@ -1,4 +1,4 @@
-"""Our figures beside published ones, and which differences these test sets can tell apart."""
+"""Our figures beside published ones, and which differences are significant on these test sets."""
 
 import itertools
 import math
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from scipy.special import logit
 
 from ..errors import InvalidRequest
 from ..settings import read_toml
@@ -23,14 +22,21 @@ COMPARED = ("balanced_accuracy", "auroc")
 _REQUIRED = {"system", "family", "dataset", *COMPARED}
 
 HOW = (
-    "Published: the mean over the models of the folds, whose single values are the dots. Ours: the same mean "
-    "where the system follows the published protocol, else what the system reports. The publication has no "
-    "predictions, so the difference cannot be paired: its standard error is that of two independent test "
-    "sets, sqrt(s² (1 + p(1-p) / q(1-q)) + (d² + e²) / K), with s the cluster standard error of ours, q our "
-    "value, p the published one, d and e the deviations between the K models of each; Student's t, Holm over "
-    "the rows of one metric. Both were measured on the same patches, which makes the true error smaller: a "
-    "difference called distinguishable is so, one that is not called so may be."
+    "Like is compared with like: the mean over the models of our folds, each trained on a part of the "
+    "training set, with the mean over the models of theirs (their single values are the dots), on all "
+    "patches, duplicates included, as published. The refit on all training patches stands beside it. The "
+    "publication has no predictions, so the difference is not paired: its standard error is that of two "
+    "independent test sets, sqrt(s² (1 + p(1-p) / q(1-q)) + (d² + e²) / K), with s the cluster standard "
+    "error of ours, q our value, p the published one, d and e the deviations between the K models of "
+    "each; Student's t with the degrees of freedom of s. p is adjusted by Holm over all rows of this "
+    "table, both metrics and all sets as one family. Both were measured on the same patches, which makes "
+    "the true error smaller. Where no slides are known, patches are taken as independent, the error is "
+    "too small, and no difference is called significant. The encoder is one part of a difference: view, "
+    "token policy and tuning are others."
 )
+NOT_SIGNIFICANT = "not significant"
+NO_GROUPS = "not assessed: slides unknown"
+NO_ERROR = "not assessed: no standard error"
 
 
 def load_published(name: str) -> dict[str, Any]:
@@ -61,6 +67,12 @@ def load_published(name: str) -> dict[str, Any]:
     return document
 
 
+def source_of(document: Mapping[str, Any]) -> str:
+    """Where the figures are from, with the version of the publication if the file names it."""
+    version = document.get("version", "")
+    return f"{document['source']}, {version}" if version else document["source"]
+
+
 def beside_published(
     result: ProbeResult,
     entries: Sequence[Mapping[str, Any]],
@@ -74,25 +86,33 @@ def beside_published(
     result : merged over systems (`systems.merge_systems`); entries : of `load_published`
     systems : our system -> each (system, family) there that it is set beside
     datasets : our evaluation set -> data set there
-    Fold means are compared where the result has several models of folds and no refit of its own, else the
-    reported score.
+    A row has no interval and no p where the jackknife gives no standard error. p is adjusted (Holm) over all
+    rows; a row of a set without known groups takes part in the adjustment and is never called significant.
     """
     published = {(e["system"], e["family"], e["dataset"]): e for e in entries}
-    rows = []
+    known = {d["dataset"]: bool(d.get("groups_known", d["n_groups"])) for d in result.document["data"]}
+    rows: list[PublishedRow] = []
     for system, others in systems.items():
         for (name, family), (dataset, theirs) in itertools.product(others, datasets.items()):
             entry = published.get((name, family, theirs))
             if entry is not None:
                 found = (_row(result, system, dataset, metric, entry, level) for metric in COMPARED)
                 rows += [row for row in found if row is not None]
-    adjusted: dict[int, PublishedRow] = {}
-    for metric in COMPARED:
-        mine = [i for i, row in enumerate(rows) if row.metric == metric]
-        for i, p in zip(mine, holm([rows[i].p_holm for i in mine]), strict=True):
-            higher = "higher" if rows[i].difference > 0 else "lower"
-            verdict = higher if p < 1 - level else "not distinguishable"
-            adjusted[i] = replace(rows[i], p_holm=float(p), verdict=verdict)
-    return [adjusted[i] for i in range(len(rows))]
+    adjusted = holm([math.nan if row.p_holm is None else row.p_holm for row in rows])
+    return [
+        replace(row, p_holm=None if math.isnan(p) else float(p), verdict=_verdict(row, p, known, 1 - level))
+        for row, p in zip(rows, adjusted, strict=True)
+    ]
+
+
+def _verdict(row: PublishedRow, p: float, groups_known: Mapping[str, bool], alpha: float) -> str:
+    if math.isnan(p):
+        return NO_ERROR
+    if not groups_known[row.dataset]:
+        return NO_GROUPS
+    if p >= alpha:
+        return NOT_SIGNIFICANT
+    return "higher" if row.difference > 0 else "lower"
 
 
 def in_words(entries: Sequence[Mapping[str, Any]], system: str, family: str) -> str:
@@ -105,57 +125,50 @@ def in_words(entries: Sequence[Mapping[str, Any]], system: str, family: str) -> 
 def _row(
     result: ProbeResult, system: str, dataset: str, metric: str, entry: Mapping[str, Any], level: float
 ) -> PublishedRow | None:
+    mean = result.document["fold_means"].get(system, {}).get(dataset, {}).get(metric)
+    if mean is None or mean["value"] is None:
+        return None
+    models = result.document["fold_models"][system][dataset][metric]
     values = np.asarray(entry[metric], np.float64)
     there, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
-    ours = _ours(result, system, dataset, metric)
-    if ours is None:
-        return None
-    role, value, low, high, error, freedom, models = ours
     own = float(np.std(models, ddof=1)) if len(models) > 1 else 0.0
-    scaled = error**2 * (1 + there * (1 - there) / (value * (1 - value)))
-    total = math.sqrt(scaled + spread**2 / len(values) + own**2 / max(len(models), 1))
+    value, error = mean["value"], mean["standard_error"]
     difference = value - there
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * total
-    p = 2 * float(stats.t.sf(abs(difference) / total, freedom))
+    low = high = p = None
+    if error and 0 < value < 1:
+        freedom = mean["degrees_of_freedom"] or math.inf
+        scaled = error**2 * (1 + there * (1 - there) / (value * (1 - value)))
+        total = math.sqrt(scaled + spread**2 / len(values) + own**2 / len(models))
+        half = float(stats.t.ppf((1 + level) / 2, freedom)) * total
+        low, high = difference - half, difference + half
+        p = 2 * float(stats.t.sf(abs(difference) / total, freedom))
     return PublishedRow(
         system=system,
         dataset=dataset,
         metric=metric,
-        ours=(value, low, high),
-        role=role,
+        ours=(value, mean["low"], mean["high"]),
+        refit=_refit(result, system, dataset, metric),
         against=f"{entry['system']}, {entry['family']}",
         published=there,
         published_folds=tuple(values.tolist()),
         difference=difference,
-        low=difference - half,
-        high=difference + half,
+        low=low,
+        high=high,
         p_holm=p,
         verdict="",
     )
 
 
-def _ours(
+def _refit(
     result: ProbeResult, system: str, dataset: str, metric: str
-) -> tuple[str, float, float, float, float, float, list[float]] | None:
-    """(what was scored, value, low, high, standard error, degrees of freedom, values of the fold models)."""
-    document = result.document
-    mean = document["fold_means"].get(system, {}).get(dataset, {}).get(metric)
-    models = document["fold_models"].get(system, {}).get(dataset, {}).get(metric, [])
-    if mean is None or not mean["standard_error"] or not 0 < mean["value"] < 1:
+) -> tuple[float | None, float | None, float | None] | None:
+    """Value, low, high of the refit on all training rows; None where the system has models of folds only."""
+    model = next(m for m in result.document["models"] if m["features"] == system)
+    if "choice" not in model:  # a published recipe, or fine-tuning
         return None
-    freedom = mean["degrees_of_freedom"] or math.inf
-    model = next(m for m in document["models"] if m["features"] == system)
-    if "choice" not in model:  # a published recipe, or fine-tuning: models of folds only
-        value, low, high = mean["value"], mean["low"], mean["high"]
-        return "mean of the fold models", value, low, high, mean["standard_error"], freedom, models
-    for record in document["scores"]:
+    for record in result.document["scores"]:
         whole = record["dataset"] == dataset and not record["domain"] and record["subset"] == "raw"
         if whole and record["features"] == system:
             value, low, high = record["metrics"][metric]
-            if low is None or not 0 < low < high < 1:
-                return None
-            # the interval is symmetric for the logit (intervals._spread), with much the same freedom
-            half = float(logit(high) - logit(low)) / 2 * value * (1 - value)
-            error = half / float(stats.t.ppf((1 + document["config"]["level"]) / 2, freedom))
-            return record["role"], value, low, high, error, freedom, []
+            return value, low, high
     return None

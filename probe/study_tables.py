@@ -28,7 +28,8 @@ def frame(page: StudyPage) -> pd.DataFrame:
                 one |= {"metric": metric, "value": value, "low": low, "high": high}
                 there = beside.get((row.name, record["dataset"], metric))
                 if there is not None:
-                    one |= {"published": there.published, "against": there.against, "compared": there.role}
+                    one |= {"published": there.published, "against": there.against}
+                    one |= {"fold_mean": there.ours[0]}
                     one |= {"difference": there.difference, "difference_low": there.low}
                     one |= {"difference_high": there.high, "p_holm": there.p_holm, "verdict": there.verdict}
                 records.append(one)
@@ -69,16 +70,16 @@ def markdown(page: StudyPage) -> str:
     if page.published:
         lines = [
             (
-                *(p.system, p.dataset, p.metric.replace("_", " "), f"{with_interval(p.ours)} ({p.role})"),
+                *(p.system, p.dataset, p.metric.replace("_", " "), with_interval(p.ours)),
                 *(
                     f"{p.published:.3f} ({p.against})",
-                    f"{p.difference:+.3f} [{p.low:+.3f}, {p.high:+.3f}]",
+                    _signed(p.difference, p.low, p.high),
                     p.verdict,
                 ),
             )
             for p in page.published
         ]
-        heads = ["system", "set", "metric", "ours", "published", "difference", "verdict"]
+        heads = ["system", "set", "metric", "ours, mean of fold models", "published", "difference", "verdict"]
         out += ["## Beside published figures", _table(heads, lines), page.published_source]
     if page.result is not None:
         out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
@@ -91,6 +92,10 @@ def with_interval(values: Sequence[float | None]) -> str:
     if value is None:
         return "-"
     return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _signed(value: float, low: float | None, high: float | None) -> str:
+    return f"{value:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def _board(page: StudyPage) -> list[dict[str, Any]]:

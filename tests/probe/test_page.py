@@ -116,7 +116,7 @@ def page(result: ProbeResult) -> StudyPage:
             dataset="outer",
             metric=metric,
             ours=(0.8, 0.75, 0.85),
-            role="refit",
+            refit=(0.81, 0.76, 0.86),
             against="Theirs, probe",
             published=0.7,
             published_folds=(0.68, 0.7, 0.72),
@@ -319,7 +319,7 @@ def hostile(page: StudyPage) -> StudyPage:
         about=HOSTILE,
         result=ProbeResult(changed(page.result.document), table),
         systems=tuple(rows),
-        published=tuple(dataclasses.replace(p, system=HOSTILE, role=HOSTILE) for p in page.published),
+        published=tuple(dataclasses.replace(p, system=HOSTILE, against=HOSTILE) for p in page.published),
         published_source=HOSTILE,
         maps=(make_map(patch_id=[HOSTILE] * 4, dataset=[HOSTILE] * 4, domain=[HOSTILE] * 4, title=HOSTILE),),
         contradictions=(

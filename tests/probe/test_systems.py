@@ -1,5 +1,6 @@
 """A merged result says what the single ones say, and compares systems by paired tests."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -181,15 +182,29 @@ def test_the_difference_to_a_published_figure_is_that_of_the_formula(results: di
         + np.var(folds, ddof=1) / 5
         + np.var(models, ddof=1) / len(models)
     )
-    assert row.role == "mean of the fold models"
+    assert row.refit is None  # a published recipe has models of folds only
     assert row.ours == (mean["value"], mean["low"], mean["high"])
     assert row.published == pytest.approx(0.6)
     assert row.against == "Theirs, probe"
     assert row.difference == pytest.approx(q - p)
     half = stats.t.ppf(0.975, mean["degrees_of_freedom"]) * error
     assert (row.low, row.high) == pytest.approx((q - p - half, q - p + half))
-    assert row.p_holm == pytest.approx(2 * stats.t.sf(abs(q - p) / error, mean["degrees_of_freedom"]))
-    assert row.verdict == ("not distinguishable" if row.p_holm >= 0.05 else "higher" if q > p else "lower")
+    raw = []
+    for metric in ("balanced_accuracy", "auroc"):
+        mean = merged.document["fold_means"]["Old"]["outer"][metric]
+        spread = np.var(merged.document["fold_models"]["Old"]["outer"][metric], ddof=1) / len(models)
+        q, s = mean["value"], mean["standard_error"]
+        error = np.sqrt(s**2 * (1 + p * (1 - p) / (q * (1 - q))) + np.var(folds, ddof=1) / 5 + spread)
+        raw.append(2 * stats.t.sf(abs(q - p) / error, mean["degrees_of_freedom"]))
+    # Holm over both metrics as one family: twice the smaller, and the larger not below it
+    smaller = min(1, 2 * min(raw))
+    expected = [smaller if p == min(raw) else max(smaller, p) for p in raw]
+    assert [r.p_holm for r in rows] == pytest.approx(expected)
+    for r in rows:
+        assert r.p_holm is not None
+        assert r.verdict == (
+            "not significant" if r.p_holm >= 0.05 else "higher" if r.difference > 0 else "lower"
+        )
 
 
 @pytest.mark.parametrize(("value", "verdict"), [(0.05, "higher"), (0.999, "lower")])
@@ -201,9 +216,37 @@ def test_what_lies_far_apart_is_distinguished(
         merged, [published_entry([value] * 5)], {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"}
     )
     assert [row.verdict for row in found] == [verdict] * 2
-    assert {row.role for row in found} == {"refit"}
+    mean = merged.document["fold_means"]["Good"]["outer"]["auroc"]
+    assert found[1].ours == (mean["value"], mean["low"], mean["high"])  # like with like
     refit = next(r for r in results["Good"].leaderboard() if r["dataset"] == "outer")
-    assert found[1].ours == tuple(refit["metrics"]["auroc"])
+    assert found[1].refit == tuple(refit["metrics"]["auroc"])
+
+
+def test_nothing_is_called_significant_where_no_slides_are_known(results: dict[str, ProbeResult]) -> None:
+    merged = copy.deepcopy(merge_systems({"Good": results["Good"]}))
+    for entry in merged.document["data"]:
+        entry["groups_known"] = entry["dataset"] != "outer"
+    found = beside_published(
+        merged, [published_entry([0.05] * 5)], {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"}
+    )
+    assert [row.verdict for row in found] == ["not assessed: slides unknown"] * 2
+    assert all(row.p_holm is not None and row.p_holm < 0.05 for row in found)  # the p is shown, with no claim
+
+
+def test_a_figure_without_a_standard_error_is_shown_without_a_verdict(
+    results: dict[str, ProbeResult],
+) -> None:
+    merged = copy.deepcopy(merge_systems({"Good": results["Good"]}))
+    merged.document["fold_means"]["Good"]["outer"]["auroc"] |= {
+        "standard_error": None,
+        "low": None,
+        "high": None,
+    }
+    entries = [published_entry([0.05] * 5)]
+    found = beside_published(merged, entries, {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"})
+    assert [row.verdict for row in found] == ["higher", "not assessed: no standard error"]
+    assert found[1].p_holm is None
+    assert found[1].low is None
 
 
 def test_published_files_are_checked(tmp_path: Path) -> None:
