@@ -42,15 +42,16 @@ def each_metric(cell: Callable[[str], str], *, tag: str = "div") -> str:
 
 @dataclass(frozen=True)
 class Standing:
-    """One evaluation set and metric: the highest value, and which systems the paired tests set apart from it.
+    """One evaluation set and metric: the highest value, and which systems differ from it significantly.
 
-    Only comparisons that were made count: `apart` and `near` leave out systems without one (above a dozen
-    systems each is compared with the folds' choice only).
+    Only comparisons that were made count: `worse` and `similar` leave out systems without one (above a dozen
+    systems each is compared with the folds' choice only). Both are empty where no groups are known: the
+    tests take the patches as independent there, so that no difference is called significant.
     """
 
     best: dict[str, Any]
-    apart: tuple[str, ...]
-    near: tuple[str, ...]
+    worse: tuple[str, ...]
+    similar: tuple[str, ...]
     others: int
 
 
@@ -88,7 +89,7 @@ class Board:
             return None
         best = max(mine, key=lambda r: r["metrics"][metric][0])
         found: dict[str, dict[str, Any]] = {}
-        for c in self.view.doc.get("comparisons", []):
+        for c in [] if dataset in self.view.ungrouped else self.view.doc.get("comparisons", []):
             wanted = (c["dataset"], c["metric"], c["test"]) == (dataset, metric, PAIRED)
             if not wanted or best["features"] not in (c["a"], c["b"]) or c["p_holm"] is None:
                 continue
@@ -111,10 +112,17 @@ class Board:
         if len(out) and self.view and len(self.view.names) > 1:
             out.append(f"<p>{each_metric(self._chosen, tag='span')}</p>")
             how = (
-                f"In brackets, {self.view.level}\u00a0% intervals over whole {self.view.groups}. Told apart: "
-                f"by a paired test on the same patches, p below {self.alpha:.2g} after Holm's adjustment for "
-                "all pairs that were compared on the set."
+                f"In brackets, {self.view.level}\u00a0% intervals over whole {self.view.groups}. A "
+                "difference "
+                f"is significant if the paired test on the same patches gives p below {self.alpha:.2g} after "
+                "Holm's adjustment for all pairs that were compared on the set."
             )
+            if self.view.ungrouped:
+                how += (
+                    f" Of {' and '.join(self.view.ungrouped)} the slides are not known: patches are taken as "
+                    "independent there, the intervals are too narrow, and no difference is called "
+                    "significant."
+                )
             out.append(f"<p><small>{escape(how)}</small></p>")
         return "".join(out)
 
@@ -143,26 +151,32 @@ class Board:
         best = standing.best
         name, value = f"<b>{escape(best['features'])}</b>", escape(interval(best["metrics"][metric]))
         where, title = f"On <b>{escape(dataset)}</b>,", TITLES[metric]
-        n_apart, n_near, others = len(standing.apart), len(standing.near), standing.others
+        n_worse, n_similar, others = len(standing.worse), len(standing.similar), standing.others
         if not others:
             return f"{where} the one finished system, {name}, has {title} {value}."
-        if not n_apart + n_near:
+        if dataset in self.view.ungrouped:
+            return (
+                f"{where} {name} has the highest {title}, {value}; the slides are not known, so no "
+                "difference "
+                "is called significant."
+            )
+        if not n_worse + n_similar:
             return f"{where} {name} has the highest {title}, {value}; no paired test was made for it."
         among = f"the {others} others" if others > 1 else "the other"
-        if n_apart + n_near < others:
-            among = f"the {n_apart + n_near} of {others} others that it was compared with"
-        if not n_near and n_apart == others:
-            return f"{where} {name} is the best: {title} {value}, told apart from {among}."
-        if not n_apart:
+        if n_worse + n_similar < others:
+            among = f"the {n_worse + n_similar} of {others} others that it was compared with"
+        if not n_similar and n_worse == others:
+            return f"{where} {name} is the best: {title} {value}, significantly above {among}."
+        if not n_worse:
             return (
                 f"{where} no system stands out: {name} has the highest {title}, {value}, but "
-                f"cannot be told apart from {among}."
+                f"does not differ significantly from {among}."
             )
-        close = ", ".join(escape(n) for n in standing.near[:4])
-        more = f" and {n_near - 4} more" if n_near > 4 else ""
-        tail = f"; not from {close}{more}" if n_near else ""
+        close = ", ".join(escape(n) for n in standing.similar[:4])
+        more = f" and {n_similar - 4} more" if n_similar > 4 else ""
+        tail = f"; not above {close}{more}" if n_similar else ""
         return (
-            f"{where} {name} has the highest {title}, {value}. It can be told apart from {n_apart} of "
+            f"{where} {name} has the highest {title}, {value}. It is significantly above {n_worse} of "
             f"{among}{tail}."
         )
 
@@ -214,12 +228,12 @@ class Board:
             if value[0] is None:
                 return "-"
             standing = self.standings[dataset, metric]
-            apart = standing is not None and name in standing.apart
+            worse = standing is not None and name in standing.worse
             human = self.view.human.get(dataset) if self.view and metric == SHOWN[0] else None
             bar = whisker(
-                value, self.scale(metric), chance=self.chance(record, metric), human=human, hollow=apart
+                value, self.scale(metric), chance=self.chance(record, metric), human=human, hollow=worse
             )
-            tip = ' title="told apart from the highest of this column"' if apart else ""
+            tip = ' title="significantly below the highest of this column"' if worse else ""
             return f'<data value="{value[0]:.6f}"{tip}>{interval_html(value)}</data>{bar}'
 
         return each_metric(cell)
@@ -288,7 +302,8 @@ class Board:
         if "class" not in cells:
             return ""
         blank = "<td></td>" * (len(self.sets) - len(self.held_out))
-        return f'<tfoot><tr><th scope="row">order as out of fold (Spearman)</th>{cells}{blank}</tr></tfoot>'
+        title = "rank correlation with the out-of-fold order (Spearman)"
+        return f'<tfoot><tr><th scope="row">{title}</th>{cells}{blank}</tr></tfoot>'
 
     # --- domains
 

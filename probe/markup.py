@@ -195,7 +195,7 @@ def mark(x: float, scale: tuple[float, float], kind: str) -> str:
 
 
 def tint(value: float) -> str:
-    """The style of a matrix's cell: nothing at a coin's 0.5, full at 0.9."""
+    """The style of a matrix's cell: nothing at the chance level of 0.5, full at 0.9."""
     share = 55 * min(max((value - 0.5) / 0.4, 0), 1)
     return f"background:color-mix(in srgb,var(--s0) {share:.0f}%,transparent)"
 

@@ -115,8 +115,9 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
     if view:
         human = " The dashed line is an expert against the other experts." if view.human else ""
         out.append(
-            "Dots are values, bars their intervals, the grey tick a coin's value. A hollow dot marks a "
-            "system that the paired test tells apart from the highest of its column (Holm-adjusted over the "
+            "Dots are values, bars their intervals, the grey tick the chance level. A hollow dot marks a "
+            "system that is significantly below the highest of its column (paired test, Holm-adjusted over "
+            "the "
             f"column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
     out += [Html(controls), Html(board.leaderboard())]
@@ -172,8 +173,8 @@ def _published(page: StudyPage, view: Sections | None) -> list[Any]:
     if page.published:
         out = [
             "Filled: ours, with its interval. Diamond: the published figure; small dots, the published "
-            "values of the single folds. Right, ours minus published: an interval that crosses the tick at "
-            "zero means that these patches cannot tell the two apart.",
+            "values of the single folds. Right, ours minus published: where the interval crosses the tick at "
+            "zero, these patches show no significant difference.",
             Html(f'<div class="controls js">{metric_buttons()}</div>{published_table(page.published)}'),
             Html('<p class="m average_precision">No average precision was published for the rare class.</p>'),
         ]

@@ -51,7 +51,8 @@ class Sections:
         ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
         self.names = [m["features"] for m in ranked]
         self.groups = f"{self.doc['data'][0]['group_kind']}s"  # that intervals take as independent
-        if not all(d["n_groups"] for d in self.doc["data"]):
+        self.ungrouped = [d["dataset"] for d in self.doc["data"] if not d.get("groups_known", d["n_groups"])]
+        if self.ungrouped:
             self.groups += " (single patches where none are known)"
         self.chosen = self.doc["chosen"]
         self.models = {m["features"]: m for m in self.doc["models"]}
@@ -130,7 +131,8 @@ class Sections:
                 else ""
             )
             out.append(
-                f"**{dataset}**: {n} patches, {share:.1%} {self.positive}, {groups} independent groups; "
+                f"**{dataset}**: {n} patches, {share:.1%} {self.positive}, "
+                f"{self._independent(dataset, groups)}; "
                 f"{how}{line}."
             )
             rows = []
@@ -198,6 +200,13 @@ class Sections:
             )
         return out
 
+    def _independent(self, dataset: str, groups: int) -> str:
+        """What the intervals of a set take as independent."""
+        if dataset in self.ungrouped:
+            return "slides unknown (the intervals take patches as independent and are too narrow)"
+        kind = next(d["group_kind"] for d in self.doc["data"] if d["dataset"] == dataset)
+        return f"{groups} {kind}s"
+
     def meaning(self) -> str:
         """What the numbers of the leaderboard are."""
         kind = self.groups
@@ -208,9 +217,10 @@ class Sections:
         }[self.doc["config"]["interval"]]
         return (
             f"In brackets: {self.level} % intervals, by {how}. Balanced "
-            "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is a "
-            f"coin. AUROC is the chance that a random {self.positive} patch scores above a random other "
-            f"one. Average precision is for the class {self.positive}; a coin gets the class's share. ★ "
+            "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is "
+            f"chance level. AUROC is the chance that a random {self.positive} patch scores above a random "
+            "other "
+            f"one. Average precision is for the class {self.positive}; chance level is the class's share. ★ "
             "marks what the folds of the training set chose; no choice of any kind was made on the test "
             "sets."
         )
@@ -244,11 +254,12 @@ class Sections:
 
     def curves(self) -> list[Any]:
         out: list[Any] = [
-            "Left: ROC, sensitivity against false alarms. Middle: precision against sensitivity; dashed, "
-            f"the share of {self.positive} patches. Right: of the patches given a probability, the share "
-            f"that is {self.positive} (★ only; filled: calibrated on the folds with Platt's method, hollow: "
+            "Left: ROC, sensitivity against the false positive rate. Middle: precision against "
+            "sensitivity; dashed, "
+            f"the share of {self.positive} patches. Right: observed frequency of {self.positive} by "
+            f"predicted probability (★ only; filled: calibrated on the folds with Platt's method, hollow: "
             f"as fitted; {self.level} % intervals for independent patches). On the dashed diagonal the "
-            "probabilities can be taken at their word.",
+            "probabilities are calibrated.",
             self._legend(),
         ]
         for dataset in dict.fromkeys(r["dataset"] for r in self.result.leaderboard()):
@@ -259,7 +270,7 @@ class Sections:
     def _roc(self, dataset: str) -> str:
         plot = Plot(x=(0, 1), y=(0, 1), title=f"ROC curves, {dataset}")
         ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-        plot.axes("false alarms (1 - specificity)", "sensitivity", xticks=ticks, yticks=ticks)
+        plot.axes("false positive rate (1 - specificity)", "sensitivity", xticks=ticks, yticks=ticks)
         plot.line([0, 1], [0, 1], dashed=True)
         for name in reversed(self.series):
             rows = self._scores(dataset, name)
@@ -295,7 +306,9 @@ class Sections:
     def _reliability(self, dataset: str) -> str:
         plot = Plot(x=(0, 1), y=(0, 1), title=f"calibration, {dataset}")
         ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-        plot.axes("probability given", f"share that is {self.positive}", xticks=ticks, yticks=ticks)
+        plot.axes(
+            "predicted probability", f"observed frequency of {self.positive}", xticks=ticks, yticks=ticks
+        )
         plot.line([0, 1], [0, 1], dashed=True)
         rows = self._scores(dataset, self.chosen)
         series = self.series.get(self.chosen, 0)
@@ -435,7 +448,7 @@ class Sections:
                 ]
             )
         out: list[Any] = [
-            "The penalty 1/C keeps the classifier from learning the training patches by heart. Each value "
+            "The penalty 1/C keeps the classifier from overfitting the training patches. Each value "
             "was judged on held-out folds of whole groups; the dot is the choice for the refit, the ticks "
             "below are those of the inner folds, one for each outer fold.",
         ]
@@ -494,8 +507,8 @@ class Sections:
             return []
         out: list[Any] = [
             f"Each line is another {self.noun} minus {self.chosen} (★) on the same patches: left of zero, ★ "
-            f"is better. Bars are {self.level} % intervals of paired differences over whole groups; an "
-            "interval that crosses zero means that these patches cannot tell the two apart. p-values are "
+            f"is better. Bars are {self.level} % intervals of paired differences over whole groups; where an "
+            "interval crosses zero, these patches show no significant difference. p-values are "
             "adjusted for the number of comparisons (Holm).",
             self._legend(),
         ]
@@ -781,7 +794,8 @@ class Sections:
             note = f" {missing} images could not be shown (moved, or in an archive)." if missing else ""
             out.insert(
                 0,
-                f"Where {self.chosen} (★) is surest and wrong, at the chosen threshold; p is the calibrated "
+                f"Where {self.chosen} (★) is wrong with the highest confidence, at the chosen threshold; p "
+                "is the calibrated "
                 f"probability of {self.positive}. Look for wrong labels, figures cut off, and "
                 f"artefacts.{note}",
             )

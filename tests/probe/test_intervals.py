@@ -206,7 +206,9 @@ def test_the_jackknife_keeps_to_the_range_of_each_metric():
     for name, one in found.items():
         least, most = {"fisher": (-1, 1), "logit": (0, 1), "log": (0, np.inf)}[metrics.METRICS[name].scale]
         assert set(one.method) == {special.get(name, "jackknife")}
-        assert ((least <= one.low) & (one.low < one.value) & (one.value < one.high) & (one.high <= most)).all()
+        assert (
+            (least <= one.low) & (one.low < one.value) & (one.value < one.high) & (one.high <= most)
+        ).all()
         assert (one.reason == "").all()
     compared = intervals.compare(found["auroc"])
     left_out = found["auroc"].left_out

@@ -1,6 +1,7 @@
 """The page of a study: what it says, that nothing in it runs or leaves, and how it behaves in Chromium."""
 
 import base64
+import copy
 import dataclasses
 import fcntl
 import io
@@ -224,13 +225,13 @@ def board_with(page: StudyPage, p_holm: float | None) -> Board:
     return Board(Sections(changed), page.systems)
 
 
-def test_a_winner_is_one_that_can_be_told_apart(page: StudyPage) -> None:
+def test_a_winner_is_significantly_above_the_others(page: StudyPage) -> None:
     def best(board: Board) -> list[str]:
         return re.findall(r"is the best", board.answers())
 
     clear, close, none = (board_with(page, p) for p in (0.001, 0.4, None))
     assert len(best(clear)) == 4  # two held-out sets, two metrics with tests
-    assert "told apart from the other" in clear.answers()
+    assert "significantly above the other" in clear.answers()
     assert not best(close)
     assert close.answers().count("no system stands out") == 4
     assert not best(none)
@@ -240,7 +241,24 @@ def test_a_winner_is_one_that_can_be_told_apart(page: StudyPage) -> None:
     assert hollow == [6, 0, 0]  # one of two systems, three sets, two metrics
 
 
-def test_who_is_told_apart_is_counted(result: ProbeResult) -> None:
+def test_no_winner_is_named_where_no_slides_are_known(page: StudyPage) -> None:
+    assert page.result
+    board = board_with(page, 0.001)
+    assert board.view
+    document = copy.deepcopy(board.view.doc)
+    for entry in document["data"]:
+        entry["groups_known"] = entry["dataset"] != "outer"
+    board = Board(Sections(ProbeResult(document, page.result.predictions)), page.systems)
+    assert "is the best" in board.answers()  # on the set whose slides are known
+    on_outer = [part for part in board.answers().split("<p>") if "On <b>outer</b>" in part]
+    assert len(on_outer) == 1
+    assert on_outer[0].count("no difference is called significant") == 3
+    assert "is the best" not in on_outer[0]
+    assert "Of outer the slides are not known" in board.answers()
+    assert board.leaderboard().count('class="w o"') == 4  # two other sets, two metrics
+
+
+def test_who_differs_significantly_is_counted(result: ProbeResult) -> None:
     """Three systems: the highest is told from one, not from the other."""
     document = dict(result.document)
     third = "third/full/cls"
@@ -257,11 +275,11 @@ def test_who_is_told_apart_is_counted(result: ProbeResult) -> None:
     board = Board(Sections(ProbeResult(document, result.predictions)), [])
     standing = board.standings["outer", "auroc"]
     assert standing
-    assert (standing.apart, standing.near, standing.others) == (("poor/full/cls",), (third,), 2)
-    assert "told apart from 1 of the 2 others; not from third/full/cls" in board.answers()
+    assert (standing.worse, standing.similar, standing.others) == (("poor/full/cls",), (third,), 2)
+    assert "significantly above 1 of the 2 others; not above third/full/cls" in board.answers()
     document["comparisons"] = document["comparisons"][:1]
     board = Board(Sections(ProbeResult(document, result.predictions)), [])
-    assert "told apart from 1 of the 1 of 2 others that it was compared with" in board.answers()
+    assert "significantly above 1 of the 1 of 2 others that it was compared with" in board.answers()
     assert "is the best" not in board.answers()
 
 
