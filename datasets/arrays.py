@@ -15,8 +15,8 @@ import pyarrow.parquet
 from ..errors import ImageError, ManifestError
 from .containers import NpzArrays, open_container
 from .layouts import refuse_unknown_columns
-from .manifest import read_table
 from .sources import MARK
+from .tables import Say, read_user_table
 
 _SPLIT = re.compile(r"(?P<split>[A-Za-z0-9_]+?)-\d{5}-of-\d{5}|(?P<whole>[A-Za-z_]+)(?:[-_]?\d+)?")
 
@@ -31,6 +31,7 @@ def hdf5_table(
     labels_array: str = "y",
     columns: Mapping[str, str] | None = None,
     classes: Sequence[str] = (),
+    say: Say,
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in HDF5 arrays, as PCam has them.
 
@@ -55,7 +56,7 @@ def hdf5_table(
                 )
         if split in (meta or {}):
             file = root / (meta or {})[split]
-            frame = read_table(file, "csv")
+            frame = read_user_table(file, say=say)
             refuse_unknown_columns(file, frame, list((columns or {}).values()))
             if len(frame) != n:
                 raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {name}.")
@@ -65,7 +66,7 @@ def hdf5_table(
     return pd.concat(parts, ignore_index=True), root
 
 
-def npz_table(root: Path, *, classes: Sequence[str] = ()) -> tuple[pd.DataFrame, Path]:
+def npz_table(root: Path, *, classes: Sequence[str] = (), say: Say) -> tuple[pd.DataFrame, Path]:
     """Patches in one npz, as MedMNIST has them.
 
     Its arrays are SPLIT_images, uint8 (n, h, w[, 3]), and SPLIT_labels, (n, 1) or (n,).
@@ -94,7 +95,12 @@ def npz_table(root: Path, *, classes: Sequence[str] = ()) -> tuple[pd.DataFrame,
 
 
 def parquet_table(
-    root: Path, *, image: str = "", columns: Mapping[str, str] | None = None, classes: Sequence[str] = ()
+    root: Path,
+    *,
+    image: str = "",
+    columns: Mapping[str, str] | None = None,
+    classes: Sequence[str] = (),
+    say: Say,
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in parquet files as Hugging Face's image data sets have them; embedded images only.
 

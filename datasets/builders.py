@@ -26,13 +26,15 @@ from .arrays import hdf5_table, npz_table, parquet_table
 from .hashes import hex_hashes
 from .images import content_hash
 from .layouts import csv_table, folder_table
-from .manifest import Header, Manifest, listed
+from .manifest import Header, Manifest, is_text, listed
 from .mitosis import BUILDERS
 from .regions import wsi_table
 from .sources import open_source
+from .tables import FAULT
 from .values import read_values
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
+TOGETHER = 3  # rows with one fault that are named one a line; more are one line
 BLOCK = 64  # rows that a thread decodes in one go
 # each: (root, *, dataset, options) -> (table, the folder that its paths are relative to)
 TABLES: dict[str, Callable[..., tuple[pd.DataFrame, Path]]] = {
@@ -106,15 +108,17 @@ def build_manifest(
         manifest = BUILDERS[name](Path(root))
     else:
         describing = [one.name for one in fields(Description)]
-        own = [key for key in inspect.signature(TABLES[name]).parameters if key != "root"]
+        own = [key for key in inspect.signature(TABLES[name]).parameters if key not in ("root", "say")]
         _refuse_unknown(name, options, [*describing, *own])
         if not options.get("dataset"):
             raise InvalidRequest(
                 f"building {name!r} needs a name for the data set: dataset=NAME (--name NAME)."
             )
         description = Description(**{key: options[key] for key in describing if key in options})
-        table, base = TABLES[name](Path(root), **{key: options[key] for key in own if key in options})
         say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
+        given = {key: options[key] for key in own if key in options}
+        table, base = TABLES[name](Path(root), say=say, **given)
+        table = _without_faulty(table, description.dataset, on_error, on_skip)
         manifest = _describe(table, base, description, _group_column(name, table, options), say)
     if hashes is None:
         hashes = name != "wsi"
@@ -245,21 +249,63 @@ def _with_hashes(
     if messages and (on_error == "fail" or len(messages) == len(manifest)):
         error = ImageError(
             f"{len(messages)} of {len(manifest)} images of {manifest.header.name!r} cannot be read; nothing "
-            "was built. Mend or remove them, or leave them out with --on-error skip."
+            "was built. Fix or remove them, or leave them out with --on-error skip."
         )
-        for patch_id, message in messages:
-            error.add_note(f"{patch_id}: {message}")
+        for line in fault_lines(messages):
+            error.add_note(line)
         raise error
     good = np.ones(len(manifest), bool)
     good[[i for i, _ in failures]] = False
     table = manifest.table[good].reset_index(drop=True)
     table["content_hash"] = hex_hashes(digests[good])
+    _tell_skipped(messages, on_skip)
+    return Manifest(manifest.header, table, manifest.root)
+
+
+def fault_lines(faults: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each fault of (patch_id, "PATH: what is wrong"); many with the same fault are one line."""
+    families: dict[str, list[tuple[str, str]]] = {}
+    for patch_id, message in faults:
+        families.setdefault(message.partition(": ")[2] or message, []).append((patch_id, message))
+    lines = []
+    for family in families.values():
+        if len(family) > TOGETHER:
+            lines.append(f"{len(family)} rows ({listed(name for name, _ in family)}), first: {family[0][1]}")
+        else:
+            lines += [f"{patch_id}: {message}" for patch_id, message in family]
+    return lines
+
+
+def _tell_skipped(messages: Sequence[tuple[str, str]], on_skip: Callable[[str, str], None] | None) -> None:
     if on_skip is not None:
         for patch_id, message in messages:
             on_skip(patch_id, message)
     elif messages:
-        warnings.warn(f"left out: {listed(f'{a}: {b}' for a, b in messages)}", stacklevel=3)
-    return Manifest(manifest.header, table, manifest.root)
+        warnings.warn(f"left out: {listed(f'{a}: {b}' for a, b in messages)}", stacklevel=4)
+
+
+def _without_faulty(
+    table: pd.DataFrame, name: str, on_error: str, on_skip: Callable[[str, str], None] | None
+) -> pd.DataFrame:
+    """The rows that can be used. Raises ManifestError where others are not to be left out, naming them."""
+    faults = table[FAULT] if FAULT in table.columns else pd.Series("", index=table.index)
+    unwritable = ~(table["path"].map(is_text) & table["patch_id"].map(is_text))
+    faults = faults.mask(unwritable, "the name is not UTF-8; rename the file")
+    table = table.drop(columns=FAULT, errors="ignore")
+    bad = np.flatnonzero(faults != "").tolist()
+    if not bad:
+        return table
+    if on_error == "fail" or len(bad) == len(table):
+        families: dict[str, list[str]] = {}
+        for i in bad:
+            families.setdefault(faults.iat[i], []).append(f"row {i + 1} ({table['path'].iat[i]!r})")
+        found = "; ".join(f"{len(rows)} rows: {fault}: {listed(rows)}" for fault, rows in families.items())
+        raise ManifestError(f"{name!r}: {found}. Fix them, or leave them out with --on-error skip.")
+    ids = table["patch_id"].astype(str)
+    _tell_skipped(
+        [(f"{name}/{ids.iat[i]}", f"{table['path'].iat[i]!r}: {faults.iat[i]}") for i in bad], on_skip
+    )
+    return table[(faults == "").to_numpy()].reset_index(drop=True)
 
 
 def _refuse_unknown(name: str, options: dict[str, Any], known: list[str]) -> None:

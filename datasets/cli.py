@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest
-from ..terminal import print_table, say
+from ..terminal import print_table, printable, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +149,7 @@ _ROOT = click.option("--root", required=True, type=click.Path(exists=True), help
 def _build(
     name: str, root: str, out: str | None, table_format: str | None, as_json: bool, **options: Any
 ) -> None:
-    from .builders import build_manifest
+    from .builders import build_manifest, fault_lines
     from .manifest import groups_note
 
     skipped: list[tuple[str, str]] = []
@@ -174,8 +174,8 @@ def _build(
                 "skipped": [list(item) for item in skipped],
             }
         )
-    for patch_id, message in skipped:
-        click.echo(f"left out: {patch_id}: {message}", err=True)
+    for line in fault_lines(skipped):
+        click.echo(printable(f"left out: {line}"), err=True)
     _show(manifest)
     for note in notes:
         _note(manifest.header.name, note)
@@ -207,8 +207,11 @@ _shipped("atnorm-md", "AtNorM-MD: six non-breast domains of MIDOG++, test only, 
 @_own
 @click.option("--layout", default="", help='What the folders\' names mean. [default: "{label}"]')
 @click.option("--pattern", default="", help="Instead: a regular expression with the groups label, group, ...")
+@click.option(
+    "--suffixes", default="", metavar=".A,.B,...", help="Files of these are images too, such as .jp2,.gif."
+)
 @_common
-def folder(**options: Any) -> None:
+def folder(suffixes: str, **options: Any) -> None:
     """Images in folders (or in a zip or tar) whose names say what they are.
 
     \b
@@ -219,7 +222,7 @@ def folder(**options: Any) -> None:
       patchbank datasets build folder --root tcga --name mine --positive tumor \\
           --pattern "(?P<label>[^/]+)/(?P<group>TCGA-..-....)"
     """
-    _build("folder", **options)
+    _build("folder", suffixes=tuple(filter(None, suffixes.split(","))), **options)
 
 
 @build.command("from-csv")
@@ -230,8 +233,14 @@ def folder(**options: Any) -> None:
 @_own
 @_COLUMNS
 @click.option("--path-format", default="", help='A path made of columns: "{label}/{file}.png".')
+@click.option(
+    "--sep",
+    "separator",
+    type=click.Choice([",", ";", "tab", "|"]),
+    help="Between the cells. [default: as the first line has it]",
+)
 @_common
-def from_csv(columns: Sequence[str], **options: Any) -> None:
+def from_csv(columns: Sequence[str], separator: str | None, **options: Any) -> None:
     """Images that a table lists, one row a patch.
 
     \b
@@ -240,7 +249,8 @@ def from_csv(columns: Sequence[str], **options: Any) -> None:
       patchbank datasets build from-csv --root images --table labels.csv --name mine --positive tumor \\
           --column label=diagnosis --column group=patient --path-format "{diagnosis}/{uid}.png"
     """
-    _build("from-csv", columns=_pairs(columns, "--column"), **options)
+    separator = "\t" if separator == "tab" else separator
+    _build("from-csv", columns=_pairs(columns, "--column"), separator=separator, **options)
 
 
 @build.command("hdf5")

@@ -3,43 +3,89 @@
 import difflib
 import os
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
 from .containers import TarImages, ZipImages, open_container
-from .manifest import fault_sentence, listed, read_table
+from .manifest import fault_sentence, listed
 from .sources import MARK
+from .tables import FAULT, Say, find_files, is_hidden, read_user_table, walk_files
+from .values import SPLITS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 FIELDS = ("label", "group", "domain", "split")
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
-def folder_table(root: Path, *, layout: str = "{label}", pattern: str = "") -> tuple[pd.DataFrame, Path]:
+def folder_table(
+    root: Path, *, layout: str = "", pattern: str = "", suffixes: Sequence[str] = (), say: Say
+) -> tuple[pd.DataFrame, Path]:
     """The images of a folder, a zip or an uncompressed tar; their folders' names say what they are.
 
-    layout: what the folders' names mean, from the root: "{label}", "{split}/{label}/{group}", "*/{label}";
-    fields are label, group, domain and split, "*" means nothing. Deeper folders do not matter.
+    layout: what the folders' names mean, from the root: "{label}" (the default), "{split}/{label}/{group}",
+    "*/{label}"; fields are label, group, domain and split, "*" means nothing. Deeper folders do not matter.
     pattern: instead of the layout, a regular expression that must match the path from its start, with named
     groups of those fields, such as `(?P<label>[^/]+)/(?P<group>[^_/]+)_`.
+    suffixes: of files that are images too, beside `SUFFIXES`. say: called with what was left out.
 
     Raises InvalidRequest for a faulty layout or pattern, ManifestError where there are no images or some of
     them do not fit.
     """
-    expression = _expression(layout, pattern)
-    prefix, base, paths = _image_paths(root)
+    expression = _expression(layout or "{label}", pattern)
+    prefix, base, files = _files(root)
+    known = tuple(f".{suffix.lower().lstrip('.')}" for suffix in (*SUFFIXES, *suffixes))
+    paths = sorted((file for file in files if file.lower().endswith(known)), key=_natural)
+    others = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in set(files) - set(paths))
+    left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    if not paths:
+        raise ManifestError(
+            f"{root} holds no images ({', '.join(known)}) among its {len(files)} files{left and f': {left}'}."
+        )
+    if left:
+        say(f"files that were left out: {left}; --suffixes takes those that are images")
+    if empty := _empty_folders(root, paths):
+        say(f"folders without images: {listed(map(repr, empty))}")
+    first = list(dict.fromkeys(path.split("/")[0] for path in paths if "/" in path))
+    if first and not layout and not pattern and {name.casefold() for name in first} <= {*SPLITS}:
+        raise ManifestError(
+            f"{root}: the folders {', '.join(first)} look like splits, not classes. "
+            'Fix: --layout "{split}/{label}" (or --layout "{label}" if they are the classes).'
+        )
     matches = [expression.match(path) for path in paths]
     odd = [path for path, match in zip(paths, matches, strict=True) if match is None]
     if odd:
-        what = f"the pattern {pattern!r}" if pattern else f"the layout {layout!r}"
-        raise ManifestError(f"{root}: {len(odd)} images do not fit {what}: {listed(odd)}.")
+        what = f"the pattern {pattern!r}" if pattern else f"the layout {layout or '{label}'!r}"
+        hint = "" if pattern else _hint(odd)
+        raise ManifestError(f"{root}: {len(odd)} images do not fit {what}: {listed(map(repr, odd))}.{hint}")
     table = pd.DataFrame([match.groupdict(default="") for match in matches if match])
     table["path"] = [prefix + path for path in paths]
     table["patch_id"] = _ids(paths)
     return table, base
+
+
+def _hint(odd: Sequence[str]) -> str:
+    """How labels in the names of files are read, where there are no folders."""
+    name = next((path for path in odd if "/" not in path), "")
+    start = re.match(r"([^\W\d_]+)([-_. ]|\d)", name)
+    if start is None:
+        return ""
+    word, mark = start.groups()
+    example = "(?P<label>[A-Za-z]+)" if mark.isdigit() else f"(?P<label>[^{mark}]+){re.escape(mark)}"
+    return f" Fix, if the names say the labels ({word!r} in {name!r}): --pattern {example!r}."
+
+
+def _empty_folders(root: Path, paths: Sequence[str]) -> list[str]:
+    """Folders under the root in which no image lies, at any depth; not those inside of another such one."""
+    if not root.is_dir():
+        return []
+    full = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    names = [folder.relative_to(root).as_posix() for folder, _, _ in walk_files(root)]
+    empty = [name for name in names if name not in full]
+    return [name for name in empty if str(PurePosixPath(name).parent) not in empty]
 
 
 def csv_table(
@@ -48,19 +94,21 @@ def csv_table(
     table: str | os.PathLike[str],
     columns: Mapping[str, str] | None = None,
     path_format: str = "",
+    separator: str = "",
+    say: Say,
 ) -> tuple[pd.DataFrame, Path]:
     """The rows of a CSV or parquet table.
 
     table: the file. columns: our name -> its name, such as {"label": "final_label", "group": "slide"}; those
     that have our names already need none, and all columns are kept. path_format: how a path under the root is
     made of a row, such as "Train/{final_label}/{dataset_uid}". Without a patch_id column the id is the path
-    without its suffix.
+    without its suffix. separator: see `tables.read_user_table`; paths are found as `tables.find_files` does.
 
-    Raises ManifestError: columns that the table does not have (suggesting near names), and rows whose file
-    does not exist.
+    Raises ManifestError: columns that the table does not have (suggesting near names). Rows whose file does
+    not exist have a message in the column FAULT.
     """
     file = Path(table)
-    frame = read_table(file, "parquet" if file.suffix == ".parquet" else "csv")
+    frame = read_user_table(file, separator=separator, say=say)
     paths = pd.Series(path_format, index=frame.index)
     refuse_unknown_columns(file, frame, [*(columns or {}).values(), *_FIELD.findall(path_format)])
     for name in _FIELD.findall(path_format):
@@ -72,9 +120,13 @@ def csv_table(
     if path_format:
         frame["path"] = paths
     if "path" not in frame.columns:
-        raise ManifestError(f"{file}: which column is the path? Give --column path=NAME or --path-format.")
-    frame["path"] = frame["path"].astype(str)
-    _refuse_lost_files(file, root, frame["path"])
+        raise ManifestError(
+            f"{file}: which column is the path? Give --column path=NAME or --path-format; it has "
+            f"{list(frame.columns)}."
+        )
+    texts = frame["path"].where(frame["path"].notna(), "").astype(str)
+    frame["path"], faults = find_files(root, texts.tolist(), say=say)
+    frame[FAULT] = [faults.get(row, "") for row in range(len(frame))]
     if "patch_id" not in frame.columns:
         frame["patch_id"] = _ids(frame["path"].tolist())
     return frame, root
@@ -117,33 +169,24 @@ def _expression(layout: str, pattern: str) -> re.Pattern[str]:
     return expression
 
 
-def _image_paths(root: Path) -> tuple[str, Path, list[str]]:
-    """(what goes before a path in the table, the manifest's root, the images' paths in natural order)."""
+def _files(root: Path) -> tuple[str, Path, list[str]]:
+    """(what goes before a path in the table, the manifest's root, the paths of all files but hidden ones)."""
     if root.is_dir():
-        prefix, base = "", root
         files = [
-            (Path(folder) / name).relative_to(root).as_posix()
-            for folder, _, names in os.walk(root, followlinks=True)
+            (folder / name).relative_to(root).as_posix()
+            for folder, _, names in walk_files(root)
             for name in names
         ]
         marked = [file for file in files if MARK in file]
         if marked:
-            raise ManifestError(f"{root}: file names may not hold '{MARK}': {listed(marked)}.")
-    elif root.suffix.lower() in (".zip", ".tar") and root.is_file():
+            raise ManifestError(f"{root}: file names may not hold '{MARK}': {listed(map(repr, marked))}.")
+        return "", root, files
+    if root.suffix.lower() in (".zip", ".tar") and root.is_file():
         container = open_container(str(root))
         assert isinstance(container, ZipImages | TarImages)
-        prefix, base, files = f"{root.name}{MARK}", root.parent, container.members()
-    else:
-        raise ManifestError(f"{root} is no folder, zip or uncompressed tar.")
-    images = [
-        file
-        for file in files
-        if file.lower().endswith(SUFFIXES)
-        and not any(part.startswith((".", "__MACOSX")) for part in file.split("/"))
-    ]
-    if not images:
-        raise ManifestError(f"{root} holds no images ({', '.join(SUFFIXES)}) among its {len(files)} files.")
-    return prefix, base, sorted(images, key=_natural)
+        files = [name for name in container.members() if not any(map(is_hidden, name.split("/")))]
+        return f"{root.name}{MARK}", root.parent, files
+    raise ManifestError(f"{root} is no folder, zip or uncompressed tar.")
 
 
 def _natural(path: str) -> tuple[list[tuple[bool, int, str]], str]:
@@ -156,16 +199,3 @@ def _ids(paths: list[str]) -> list[str]:
     """The paths without their suffix, unless two of them would be the same then."""
     stems = [os.path.splitext(path)[0] for path in paths]  # noqa: PTH122
     return stems if len(set(stems)) == len(stems) else list(paths)
-
-
-def _refuse_lost_files(file: Path, root: Path, paths: pd.Series) -> None:
-    there: dict[str, bool] = {}
-    lost = []
-    for row, path in enumerate(paths, start=1):
-        place = path.partition(MARK)[0]
-        if place not in there:
-            there[place] = bool(place) and (root / place).exists()
-        if not there[place]:
-            lost.append(f"row {row} ({path!r})")
-    if lost:
-        raise ManifestError(f"{file}: {len(lost)} rows have no file under {root}: {listed(lost)}.")

@@ -234,8 +234,18 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     return manifest
 
 
-def read_table(file: Path, form: str) -> pd.DataFrame:
-    """A CSV (all cells as text, "" stays "") or parquet file as a frame. Raises ManifestError naming rows."""
+def read_table(
+    file: Path,
+    form: str,
+    *,
+    separator: str = ",",
+    encoding: str = "utf-8-sig",
+    names: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """A CSV (all cells as text, "" stays "") or parquet file as a frame. Raises ManifestError naming rows.
+
+    names: of a CSV's columns, instead of those in its first line
+    """
     if not file.is_file():
         raise ManifestError(f"the table {file} does not exist.")
     if form == "parquet":
@@ -244,8 +254,9 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
         except pa.ArrowException as error:
             raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            names = next(csv.reader(stream), [])
+        if names is None:
+            with file.open(encoding=encoding, newline="") as stream:
+                names = next(csv.reader(stream, delimiter=separator), [])
     except UnicodeDecodeError as error:
         raise ManifestError(f"{file} is no UTF-8 text ({error.reason} at byte {error.start}).") from error
     doubled = sorted({name for name in names if names.count(name) > 1})
@@ -263,8 +274,15 @@ def read_table(file: Path, form: str) -> pd.DataFrame:
     try:
         table = arrow_csv.read_csv(
             file,
-            read_options=arrow_csv.ReadOptions(use_threads=False, column_names=names, skip_rows=1),
-            parse_options=arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse),
+            read_options=arrow_csv.ReadOptions(
+                use_threads=False,
+                column_names=names,
+                skip_rows=1,
+                encoding=encoding.removesuffix("-sig"),
+            ),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=separator, newlines_in_values=True, invalid_row_handler=refuse
+            ),
             convert_options=arrow_csv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
             ),
@@ -368,6 +386,10 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     def row(i: int) -> str:
         return f"row {i + 1} ({ids.iat[i]!r})"
 
+    for name in text:
+        odd = ~table[name].map(is_text).astype(bool)
+        if odd.any():
+            faults.append(f"{name} is not UTF-8 in {rows(odd, row)}: rename the file")
     empty = ids == ""
     if empty.any():
         faults.append(f"patch_id is empty in {rows(empty, lambda i: f'row {i + 1}')}")
@@ -436,6 +458,15 @@ def _text(column: pd.Series) -> pd.Series:
     if column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == "string":
         return column
     return column.astype(object).where(column.notna(), "").map(str).astype(object)
+
+
+def is_text(value: object) -> bool:
+    """Whether a value can be written as UTF-8; a file's name need not be (Python keeps its odd bytes)."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _whole_numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -11,8 +11,9 @@ import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
 from .layouts import refuse_unknown_columns
-from .manifest import listed, read_table
+from .manifest import listed
 from .sources import MARK
+from .tables import Say, read_user_table
 
 SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
@@ -30,6 +31,7 @@ def wsi_table(
     border: str = "white",
     columns: Mapping[str, str] | None = None,
     slides: str | os.PathLike[str] = "",
+    say: Say,
 ) -> tuple[pd.DataFrame, Path]:
     """Square regions of the slides under the root; slides.py says how they are read.
 
@@ -55,7 +57,7 @@ def wsi_table(
     else:
         if size < 1 or (level is not None and mpp is not None):
             raise InvalidRequest("regions from a CSV need size, and at most one of level and mpp.")
-        table = read_table(place, "csv")
+        table = read_user_table(place, say=say)
         refuse_unknown_columns(place, table, list((columns or {}).values()))
         table = table.assign(**{ours: table[theirs] for ours, theirs in (columns or {}).items()})
         refuse_unknown_columns(place, table, ["slide", "x", "y"])
@@ -81,7 +83,7 @@ def wsi_table(
     if "patch_id" not in table.columns:
         table["patch_id"] = table["slide"] + "_" + table["x"].astype(str) + "_" + table["y"].astype(str)
     if slides:
-        table = _join_slides(Path(slides), table)
+        table = _join_slides(Path(slides), table, say)
     if "group" not in table.columns:
         table["group"] = table["slide"]
     return table, root
@@ -131,8 +133,8 @@ def _slide_files(root: Path, names: list[str]) -> dict[str, str]:
     return {name: found[name][0] for name in names}
 
 
-def _join_slides(file: Path, table: pd.DataFrame) -> pd.DataFrame:
-    of_slide = read_table(file, "csv")
+def _join_slides(file: Path, table: pd.DataFrame, say: Say) -> pd.DataFrame:
+    of_slide = read_user_table(file, say=say)
     refuse_unknown_columns(file, of_slide, ["slide"])
     of_slide["slide"] = of_slide["slide"].map(_bare)
     double = of_slide["slide"][of_slide["slide"].duplicated()]

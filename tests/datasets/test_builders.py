@@ -106,7 +106,7 @@ class TestFolder:
             ),
             (
                 {"pattern": r"train/(?P<label>\w+)/"},
-                r"1 images do not fit the pattern .*: test/good/s3/3.png",
+                r"1 images do not fit the pattern .*: 'test/good/s3/3.png'",
             ),
             ({"dataset": "my set"}, "may hold letters"),
         ],
@@ -233,7 +233,7 @@ class TestCsv:
         (root / "in" / "good" / "b.png").unlink()
         (root / "in" / "bad" / "a.png").unlink()
         with pytest.raises(
-            ManifestError, match=r"2 rows have no file .*row 1 \('bad/a.png'\), row 2 \('good/b.png'\)"
+            ManifestError, match=r"2 rows: no file under .*row 1 \('bad/a.png'\), row 2 \('good/b.png'\)"
         ):
             build("from-csv", root / "in", **self.options(root))
 

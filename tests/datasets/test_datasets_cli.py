@@ -146,7 +146,14 @@ def test_shipped_builders_on_the_real_files(shared: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["build", "folder", "--root", "{images}", "--name", "toy"], "say which is the positive one"),
+        (
+            ["build", "folder", "--root", "{images}", "--name", "toy", "--layout", "*/{{label}}"],
+            "say which is the positive one",
+        ),
+        (
+            ["build", "folder", "--root", "{images}", "--name", "toy"],
+            'look like splits, not classes. Fix: --layout "{split}/{label}"',
+        ),
         (["build", "ami-br", "--root", "{images}"], "datasets fetch ami-br"),
         (
             ["build", "hdf5", "--root", "{images}", "--name", "x", "--images", "a.h5"],
@@ -213,3 +220,24 @@ def test_unknown_groups_are_said(images: Path) -> None:
     assert said in invoke("check", out).output
     assert json.loads(invoke("build", "folder", *args, "--json").stdout)["groups_known"] is False
     assert "are known" not in invoke("check", made(images)).output
+
+
+def test_many_rows_with_one_fault_are_one_line(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = sorted((images / "train" / "bad").rglob("*.png"))
+    for file in lost[:-1]:
+        file.write_text("hello")
+    lost[-1].write_text("<html>")
+    out = str(images.parent / "x.toml")
+    command = ["datasets", "build", "folder", "--root", str(images), "--name", "toy", "--positive", "bad",
+               "--layout", "{split}/{label}", "--out", out]  # fmt: skip
+    with pytest.raises(SystemExit):
+        main(command)
+    said = [
+        line.strip() for line in capsys.readouterr().err.splitlines() if "hello" in line or "<html>" in line
+    ]
+    assert len(said) == 2
+    assert said[0].startswith("11 rows (toy/train/bad/s0train/0, ")
+    assert "and 3 more), first: " in said[0]
+    with pytest.raises(SystemExit):
+        main([*command, "--on-error", "skip"])
+    assert "left out: 11 rows (toy/train/bad/s0train/0, " in capsys.readouterr().err

@@ -1,0 +1,206 @@
+"""A user's own table, as spreadsheets, R and pandas write it: separators, encodings, blank rows, paths.
+
+What was read in another way than a UTF-8 CSV with commas is said aloud.
+"""
+
+import codecs
+import csv
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import ManifestError
+from ..settings import encoding_of
+from .manifest import read_table
+from .sources import MARK
+
+Say = Callable[[str], None]
+FAULT = "_fault"  # a column of builders' tables: what is wrong with the row, "" = nothing
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+BLOCK = 1 << 20  # bytes
+_DRIVE = re.compile(r"\A(?:[A-Za-z]:)?/*")
+_UNNAMED = "\0"  # begins the names of columns that have none
+
+
+def read_user_table(file: str | os.PathLike[str], *, separator: str = "", say: Say) -> pd.DataFrame:
+    """A table of any separator (of `SEPARATORS`) and encoding, or parquet; all cells of a CSV are texts.
+
+    Left out are blank rows at the end, and columns without a name that are empty or number the rows.
+    separator: "" = found by the first records
+    say : called with what was found and is not a UTF-8 CSV with commas
+
+    Raises ManifestError: no such file, not a table (a spreadsheet, say), rows with too few or many cells.
+    """
+    file = Path(file)
+    if file.suffix.lower() in (".parquet", ".pq"):
+        return read_table(file, "parquet")
+    if not file.is_file():
+        raise ManifestError(f"the table {file} does not exist, or is not a regular file.")
+    with file.open("rb") as stream:
+        head = stream.read(8)
+    if head.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
+        raise ManifestError(f"{file} is a spreadsheet or a zip, not a CSV; save the sheet as CSV (UTF-8).")
+    if head.startswith(b"PAR1"):
+        return read_table(file, "parquet")
+    encoding = _encoding(file, head)
+    if encoding not in ("utf-8", "utf-8-sig"):
+        say(f"{file.name} is not UTF-8; it was read as {encoding}")
+    names = _header(file, encoding, separator or ",")
+    found = separator or max(SEPARATORS, key=lambda one: len(_header(file, encoding, one)))
+    if found != "," and not separator:
+        say(f"{file.name} is separated by {SEPARATORS[found]}")
+        names = _header(file, encoding, found)
+    unnamed = [name or f"{_UNNAMED}{i}" for i, name in enumerate(names)]
+    table = read_table(file, "csv", separator=found, encoding=encoding, names=unnamed)
+    return _without_unnamed(_without_blank_end(table, file, say), file, say)
+
+
+def _encoding(file: Path, head: bytes) -> str:
+    marked = encoding_of(head)
+    if marked != "utf-8":
+        return marked
+    if head[1:4:2] == b"\0\0":
+        return "utf-16-le"
+    if head[0:4:2] == b"\0\0":
+        return "utf-16-be"
+    for encoding in ("utf-8", "cp1252"):
+        decoder = codecs.getincrementaldecoder(encoding)()
+        try:
+            with file.open("rb") as stream:
+                while block := stream.read(BLOCK):
+                    decoder.decode(block)
+                decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            continue
+        return encoding
+    return "latin-1"  # has a character for each byte
+
+
+def _header(file: Path, encoding: str, separator: str) -> list[str]:
+    """The names in the first line, without blanks around them."""
+    with file.open(encoding=encoding, newline="") as stream:
+        try:
+            return [name.strip() for name in next(csv.reader(stream, delimiter=separator), [])]
+        except csv.Error as error:
+            raise ManifestError(f"{file} cannot be read as CSV: {error}.") from error
+
+
+def _without_blank_end(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFrame:
+    rows = len(table)
+    while rows and not any(cell.strip() for cell in table.iloc[rows - 1]):
+        rows -= 1
+    if rows < len(table):
+        say(f"{file.name}: {len(table) - rows} blank rows at the end were left out")
+    return table.iloc[:rows]
+
+
+def _without_unnamed(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFrame:
+    """Columns without a name are left out where they are empty or number the rows."""
+    for place, name in enumerate(table.columns, start=1):
+        if not name.startswith(_UNNAMED):
+            continue
+        values = table[name].str.strip()
+        if (values != "").any():
+            first = values.iloc[0]
+            numbers = range(int(first), int(first) + len(values)) if first in ("0", "1") else ()
+            if values.tolist() != [str(number) for number in numbers]:
+                raise ManifestError(
+                    f"{file}: column {place} has no name and does not number the rows ({first!r}, ...): "
+                    "name it or delete it."
+                )
+            say(f"{file.name}: column {place}, which has no name and numbers the rows, was left out")
+        table = table.drop(columns=name)
+    return table
+
+
+def walk_files(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As os.walk, through symbolic links, but into no folder twice; sorted; hidden ones are left out.
+
+    Gives (folder, its subfolders, its files).
+    """
+    seen: set[tuple[int, int]] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        state = os.stat(folder)  # noqa: PTH116
+        if (state.st_dev, state.st_ino) in seen:  # a link to a folder above, or a second link
+            subfolders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        yield Path(folder), list(subfolders), sorted(name for name in files if not is_hidden(name))
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: .DS_Store, ._a.png, __MACOSX."""
+    return name.startswith((".", "__MACOSX"))
+
+
+def find_files(root: Path, paths: Sequence[str], *, say: Say) -> tuple[list[str], dict[int, str]]:
+    """The paths under the root that a table's cells mean, and what is wrong with rows without a file.
+
+    A path that exists as it is stays. Else it is looked for with "/" for "\\", without its drive and first
+    folders (at last by the file's name alone), in any Unicode form and case; one file alone must fit.
+    paths may end in "::member". Returns (paths, {row: fault}). say : called if paths were changed
+    """
+    files: dict[str, str] = {}  # what a cell says before "::" -> the file
+    index: dict[str, list[str]] | None = None
+    for path in dict.fromkeys(path.partition(MARK)[0] for path in paths):
+        if path and _exists(root / path):
+            files[path] = path
+            continue
+        if index is None:
+            index = _index(root)
+        if (found := _look_up(index, path)) is not None:
+            files[path] = found
+    doubled = {file for file, count in Counter(files.values()).items() if count > 1}
+    faults, new = {}, []
+    for row, path in enumerate(paths):
+        place, mark, member = path.partition(MARK)
+        file = files.get(place)
+        if file is None:
+            faults[row] = f"no file under {root}"
+        elif file in doubled and file != place:
+            faults[row] = f"no file of its own under {root}; what fits is another row's too"
+        new.append(f"{place if file is None else file}{mark}{member}")
+    changed = [(old, file) for old, file in files.items() if old != file and file not in doubled]
+    if changed:
+        old, file = changed[0]
+        say(f"{len(changed)} paths were not found as written, and were: {old!r} is read as {file!r}")
+    return new, faults
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long a name, or one with NUL
+        return False
+
+
+def _key(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _index(root: Path) -> dict[str, list[str]]:
+    """Every file under the root, by its path and all ends of it, in one spelling."""
+    index: dict[str, list[str]] = {}
+    for folder, _, names in walk_files(root) if root.is_dir() else ():
+        for name in names:
+            path = (folder / name).relative_to(root).as_posix()
+            parts = _key(path).split("/")
+            for start in range(len(parts)):
+                index.setdefault("/".join(parts[start:]), []).append(path)
+    return index
+
+
+def _look_up(index: dict[str, list[str]], path: str) -> str | None:
+    parts = _DRIVE.sub("", path.strip().replace("\\", "/")).split("/")
+    parts = [part for part in parts if part not in ("", ".", "..")]
+    for start in range(len(parts)):
+        found = index.get(_key("/".join(parts[start:])), [])
+        if len(found) == 1:
+            return found[0]
+    return None
