@@ -10,7 +10,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from importlib import import_module, metadata, resources
 from pathlib import Path, PurePosixPath
@@ -22,6 +22,7 @@ from ..settings import toml_text
 
 KINDS = ("timm", "transformers", "conch", "python")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+MODES = ("center", "squash", "border")
 PRECISIONS = ("fp32", "bf16", "fp16")
 UNPINNED = "unpinned"
 ENTRY_POINTS = "patchbank.encoders"
@@ -63,13 +64,17 @@ class Transform:
 
     Attributes:
         size: side of the square input in pixels.
-        resize: the shorter side after resizing, in pixels; >= size. The centre `size` x `size` is kept.
+        resize: a side after resizing, in pixels; >= size. The centre `size` x `size` is kept.
+        mode: which side, one of MODES (timm's crop_mode): "center" the shorter one; "squash" both, whatever
+            the patch's shape; "border" the longer one, the rest filled with the mean's colour. For square
+            patches all three are the same but for rounding.
         interpolation: PIL's filter by name, one of INTERPOLATIONS.
         mean, std: per channel, of values in 0..1.
     """
 
     size: int = 224
     resize: int = 0  # 0: the same as size
+    mode: str = "center"
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -78,6 +83,25 @@ class Transform:
         object.__setattr__(self, "resize", self.resize or self.size)
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+
+    @property
+    def fill(self) -> tuple[int, ...]:
+        """The colour of a border, uint8 RGB."""
+        return tuple(round(255 * value) for value in self.mean)
+
+    @property
+    def geometry(self) -> tuple[Any, ...]:
+        """Encoders with the same geometry get the same uint8 pixels of a patch."""
+        fill = self.fill if self.mode == "border" else ()
+        return self.size, self.resize, self.mode, self.interpolation, fill
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What stands in an embedding's identity; "center" is left out, which was the only mode at first."""
+        values = asdict(self)
+        if self.mode == "center":
+            del values["mode"]
+        return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +122,7 @@ class Card:
         dim: width of one token, or of the pooled vector of a network without tokens.
         grid: number of patch tokens at `transform.size`; 0 for a network without tokens.
         prefix: number of tokens before them: CLS, then registers. They never enter an average.
+        class_token: the first of them is a CLS token; False where all are registers (timm's reg4_gap models).
         tokens: the token policy used when none is asked for.
         precision: autocast dtype on a GPU, one of PRECISIONS.
         remote_code: loading runs code from the hub repository; refused unless explicitly allowed.
@@ -125,6 +150,7 @@ class Card:
     dim: int
     grid: int = 0
     prefix: int = 0
+    class_token: bool = True
     tokens: str = "cls"
     precision: str = "fp16"
     remote_code: bool = False
@@ -171,6 +197,8 @@ def _faults(card: Card) -> Any:
         yield f"transform: size {shape.size} must be positive and at most resize {shape.resize}"
     if shape.interpolation not in INTERPOLATIONS:
         yield f"transform: interpolation {shape.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
+    if shape.mode not in MODES:
+        yield f"transform: mode {shape.mode!r} is none of {', '.join(MODES)}"
     if len(shape.mean) != 3 or len(shape.std) != 3 or min(shape.std) <= 0:
         yield "transform: mean and std are three numbers each, std positive"
     if card.kind in ("timm", "conch") and not re.fullmatch(r"\w[\w.]*", card.model):
@@ -345,8 +373,9 @@ def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
     Raises:
         UntrustedCode: a file or folder is named, and `trust_code` is not given.
     """
-    public = spec.startswith("timm:") or (spec.startswith("hf:") and not Path(spec[3:]).exists())
-    if not trust_code and not public and (spec.endswith(".toml") or ":" in spec or "/" in spec):
+    public = re.fullmatch(r"timm:[\w.]+|((hf|hf-hub|hf_hub):)?\w[\w.-]*/\w[\w.-]*|[\w.+-]+", spec, re.ASCII)
+    place = Path(spec.rpartition(":")[2])
+    if not trust_code and (not public or spec.endswith(".toml") or ("/" in spec and place.exists())):
         raise UntrustedCode(
             f"{named_by} names the encoder {spec!r}, a file that may name code to run. Allowed are the names "
             "of `patchbank encoders ls`, timm:NAME and hf:ORG/NAME. Fix: read the file, then add --trust-code"
@@ -383,23 +412,47 @@ def _find(spec: str) -> Card:
         from .timm_models import card_of_timm
 
         return card_of_timm(spec.removeprefix("timm:"))
+    repository = re.sub(r"^(hf|hf-hub|hf_hub):", "", spec, flags=re.IGNORECASE)
+    shipped = shipped_cards()
+    if "/" in repository and not Path(repository).exists():  # as its model card writes it: MahmoodLab/UNI
+        for card in shipped.values():
+            # hf: asks for what transformers makes of a repository; timm's it cannot read
+            if card.hub.lower() == repository.lower() and not (
+                card.kind == "transformers" and spec.startswith("hf:")
+            ):
+                return card
     if spec.startswith("hf:"):
         from .transformers_models import card_of_hub
 
-        return card_of_hub(spec.removeprefix("hf:"))
+        return card_of_hub(repository)
     scheme, colon, rest = spec.partition(":")
     for point in metadata.entry_points(group=SCHEMES, name=scheme) if colon else ():
         return point.load()(rest)
-    cards = shipped_cards() | plugged_cards()
+    cards = shipped | plugged_cards()
     if spec in cards:
         return cards[spec]
-    lowered = {name.lower().replace("_", "-"): name for name in cards}
-    lowered |= {card.hub.lower(): card.id for card in cards.values() if card.hub}
-    key = spec.lower().replace("_", "-")
-    near = [lowered[name] for name in difflib.get_close_matches(key, lowered, n=3, cutoff=0.45)]
-    near += [name for name in cards if key and key in name and name not in near]
-    hint = f"did you mean {' or '.join(dict.fromkeys(near))}? " if near else ""
-    raise UnknownEncoder(
+    raise UnknownEncoder(_unknown(spec, repository, cards))
+
+
+def _unknown(spec: str, repository: str, cards: Mapping[str, Card]) -> str:
+    """The sentence about a name that no card has: near names, and the ways to others."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", "-")
+
+    lowered = {plain(name): name for name in cards}
+    lowered |= {plain(card.hub): card.id for card in cards.values() if card.hub}
+    lowered |= {plain(card.hub.partition("/")[2]): card.id for card in cards.values() if card.hub}
+    key = plain(repository)
+    words = dict.fromkeys([key, key.rpartition("/")[2]])
+    near = [name for name in cards for word in words if word and word in name]
+    for word in words:
+        near += [lowered[name] for name in difflib.get_close_matches(word, lowered, n=3, cutoff=0.45)]
+    near = list(dict.fromkeys(near))[:3]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    if "/" in repository:
+        hint += f"A vision model of transformers on the hub is hf:{repository}. "
+    return (
         f"no encoder is called {spec!r}: {hint}`patchbank encoders ls` lists the {len(cards)} cards; "
         f"`timm:NAME`, `hf:ORG/NAME` and --card FILE bring others"
     )

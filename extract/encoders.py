@@ -84,7 +84,9 @@ class Encoder:
         single values differ by one or two of 255.
         """
         shape = self.card.transform
-        height, width = resized_shape(batch.shape[1], batch.shape[2], shape.resize)
+        height, width = resized_shape(batch.shape[1], batch.shape[2], shape)
+        if min(height, width) < shape.size:
+            raise InvalidRequest(f"{self.card.id} puts a border around patches: leave --resize out")
         images = batch.permute(0, 3, 1, 2)
         if (height, width) != tuple(images.shape[2:]):
             if shape.interpolation not in ("bilinear", "bicubic"):
@@ -170,7 +172,7 @@ class Encoder:
             raise EncoderError(
                 f"{card.id} gave {got}; its card says {card.prefix} prefix and {card.grid} patch tokens"
             )
-        return select(tokens, card.prefix, policy.pooling)
+        return select(tokens, card.prefix, policy.pooling, class_token=card.class_token)
 
 
 def _cast_products(network: nn.Module, dtype: torch.dtype) -> None:

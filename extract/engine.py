@@ -362,7 +362,7 @@ class Pipeline:
                 if not any(work.todo[index, target.number] for target in lane.targets):
                     continue
                 shape = lane.transform
-                geometry = (lane.crop, shape.size, shape.resize, shape.interpolation)
+                geometry = (lane.crop, *shape.geometry)
                 if self.resize != "pil":
                     geometry = (lane.crop,)
                 if geometry not in shared:

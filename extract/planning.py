@@ -3,7 +3,7 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def open_lanes(
                     resizer = {"crop": "center", "resizer": RESIZERS[options.resize]}
                     identity = Identity(
                         encoder={"id": card.id, "weights": found.identity, **card.architecture},
-                        preprocess=asdict(card.transform) | resizer,
+                        preprocess=card.transform.identity | resizer,
                         view=view.name,
                         tokens=policy.name,
                         precision=precision,

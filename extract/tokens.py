@@ -3,7 +3,7 @@
     cls        the CLS token                                    (dim,)
     mean       mean of the patch tokens, prefix tokens left out (dim,)
     cls+mean   both, concatenated                               (2 dim,)
-    registers  the register tokens, concatenated                ((prefix - 1) dim,)
+    registers  the register tokens, concatenated                (registers dim,)
     patches    all patch tokens, row by row                     (grid dim,)
     pooled     what the network itself pools: the global average of a CNN, the head's input elsewhere (dim,)
     POLICY@K   cls, mean or cls+mean after block K = 1... (the final norm applied), as in cls@8
@@ -51,21 +51,24 @@ def vector_dim(card: Card, policy: Policy) -> int:
     """Length of the vector that a policy makes of this encoder. Raises InvalidRequest if it cannot."""
     name = policy.pooling
     if not card.grid and name != "pooled":
-        raise InvalidRequest(f"{card.id} has no tokens, so {policy.name!r} cannot be had from it; use pooled")
-    if not card.prefix and name in ("cls", "cls+mean"):
-        raise InvalidRequest(f"{card.id} has no CLS token; use mean")
-    if name == "registers" and card.prefix < 2:
+        raise InvalidRequest(f"{card.id} has no tokens, so {policy.name!r} is unavailable; use pooled")
+    class_token = card.class_token and card.prefix > 0
+    if not class_token and name in ("cls", "cls+mean"):
+        raise InvalidRequest(f"{card.id} has no CLS token; use mean or pooled")
+    registers = card.prefix - class_token
+    if name == "registers" and not registers:
         raise InvalidRequest(f"{card.id} has no register tokens")
-    factor = {"cls+mean": 2, "registers": card.prefix - 1, "patches": card.grid}.get(name, 1)
+    factor = {"cls+mean": 2, "registers": registers, "patches": card.grid}.get(name, 1)
     return factor * card.dim
 
 
-def select(tokens: "torch.Tensor", prefix: int, pooling: str) -> "torch.Tensor":
+def select(tokens: "torch.Tensor", prefix: int, pooling: str, *, class_token: bool = True) -> "torch.Tensor":
     """Apply a policy to tokens.
 
     Args:
         tokens: (b, prefix + n, dim), CLS first, then the registers, then the patch tokens.
         prefix: number of tokens that are not patches.
+        class_token: the first token is the CLS token; else the registers begin there.
 
     Returns:
         (b, length of the vector), float32; sums are taken in float32 whatever the tokens' dtype.
@@ -79,7 +82,7 @@ def select(tokens: "torch.Tensor", prefix: int, pooling: str) -> "torch.Tensor":
     if pooling == "cls+mean":
         return torch.cat([tokens[:, 0].float(), tokens[:, prefix:].float().mean(dim=1)], dim=1)
     if pooling == "registers":
-        return tokens[:, 1:prefix].float().flatten(1)
+        return tokens[:, int(class_token) : prefix].float().flatten(1)
     return tokens[:, prefix:].float().flatten(1)
 
 

@@ -1,6 +1,7 @@
 """transformers models: a hub repository, a folder with config.json, or a configuration in the card."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from ..errors import EncoderError, InvalidRequest, MissingDependency
 from .cards import Card, Transform
 from .checkpoints import refuse_not_finite
-from .weights import Weights, locate
+from .weights import Weights, locate, not_a_model
 
 try:
     import transformers
@@ -86,19 +87,20 @@ def card_of_hub(hub: str) -> Card:
         if path is None:
             raise EncoderError(f"{hub} has no files")
         folder = path
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = _table(folder / "config.json")
     if "auto_map" in config:
         raise InvalidRequest(
             f"{hub} needs code of its own (auto_map in its config.json), and its layout cannot be known "
             "without running it: write a card with remote_code = true (see `patchbank encoders show hibou-b`)"
         )
-    config = config.get("vision_config") or config
+    vision = config.get("vision_config")
+    config = vision if isinstance(vision, dict) and vision else config
     width, patch = config.get("hidden_size"), config.get("patch_size")
     if not isinstance(width, int) or not isinstance(patch, int):
         raise InvalidRequest(
             f"{hub} is no vision transformer (its configuration has no hidden_size and patch_size)"
         )
-    shape = _transform(folder, int(config.get("image_size") or 224), str(config.get("model_type", "")))
+    shape = _transform(folder, _side(config.get("image_size")) or 224, str(config.get("model_type", "")))
     no_cls = str(config.get("model_type", "")).startswith("siglip")
     prefix = 0 if no_cls else 1 + int(config.get("num_register_tokens") or 0)
     return Card(
@@ -114,20 +116,54 @@ def card_of_hub(hub: str) -> Card:
     )
 
 
+def _table(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises EncoderError for a file that is none."""
+    other = not_a_model(path)
+    if other:
+        raise EncoderError(f"{path} {other}")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise EncoderError(f"{path} is not JSON ({error}). Fix: delete it and download it again") from error
+    if not isinstance(found, dict):
+        raise EncoderError(f"{path} holds a {type(found).__name__}, not the settings of a model")
+    return found
+
+
 def _transform(folder: Path, trained: int, family: str) -> Transform:
-    """The input from preprocessor_config.json; DINOv2 takes any size, so its 518 px become 224."""
+    """The input from preprocessor_config.json; DINOv2 takes any size, so its 518 px become 224.
+
+    Raises EncoderError for steps that are not reproduced here.
+    """
     path = folder / "preprocessor_config.json"
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    found = _table(path) if path.is_file() else {}
+    wanted = found.get("size")
+    crop = found.get("crop_size") if found.get("do_center_crop", "crop_size" in found) else None
     size = trained
     if family.startswith("dinov2"):
-        size = _side(found.get("crop_size")) or 224
-    resize = _side(found.get("size")) or size
+        size = _side(crop) or 224
+    elif (_side(crop) or _side(wanted) or size) != size:
+        raise EncoderError(
+            f"{path} makes images of {_side(crop) or _side(wanted)} pixels, and the model takes {size}"
+        )
+    # a processor that does not crop resizes both sides, unless it names the shorter one
+    squash = not crop and not (isinstance(wanted, dict) and "shortest_edge" in wanted)
+    resample = found.get("resample", 3)
+    faults = []
+    if resample not in _FILTERS:
+        faults.append(f"resample = {resample!r}")
+    if found.get("do_rescale") is False or not math.isclose(found.get("rescale_factor", 1 / 255), 1 / 255):
+        faults.append("values that are not scaled to 0..1")
+    if faults:
+        raise EncoderError(f"{path} asks for {' and '.join(faults)}, which is not reproduced here")
+    plain = found.get("do_normalize") is False
     return Transform(
         size=size,
-        resize=max(size, resize),
-        interpolation=_FILTERS.get(found.get("resample", 3), "bicubic"),
-        mean=tuple(found.get("image_mean", (0.485, 0.456, 0.406))),
-        std=tuple(found.get("image_std", (0.229, 0.224, 0.225))),
+        resize=max(size, _side(wanted) or size),
+        mode="squash" if squash and wanted else "center",
+        interpolation=_FILTERS[resample],
+        mean=(0, 0, 0) if plain else tuple(found.get("image_mean") or (0.485, 0.456, 0.406)),
+        std=(1, 1, 1) if plain else tuple(found.get("image_std") or (0.229, 0.224, 0.225)),
     )
 
 

@@ -94,11 +94,17 @@ def crop_pixels(pixels: np.ndarray, fraction: float) -> np.ndarray:
     return pixels[top : top + h, left : left + w]
 
 
-def resized_shape(height: int, width: int, shorter: int) -> tuple[int, int]:
-    """(height, width) with the shorter side at `shorter`; the longer is rounded down, as in torchvision."""
-    if height <= width:
-        return shorter, int(shorter * width / height)
-    return int(shorter * height / width), shorter
+def resized_shape(height: int, width: int, transform: Transform) -> tuple[int, int]:
+    """(height, width) of a patch after the transform's resize, before its centre crop."""
+    side = transform.resize
+    if transform.mode == "squash":
+        return side, side
+    if transform.mode == "border":
+        ratio = max(height, width) / side
+        return round(height / ratio), round(width / ratio)
+    if height <= width:  # the longer side is rounded down, as in torchvision
+        return side, int(side * width / height)
+    return int(side * height / width), side
 
 
 def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.ndarray:
@@ -118,13 +124,19 @@ def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.n
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ImageError(f"a patch is uint8 (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
     pixels = crop_pixels(pixels, crop)
-    height, width = resized_shape(pixels.shape[0], pixels.shape[1], transform.resize)
+    height, width = resized_shape(pixels.shape[0], pixels.shape[1], transform)
     if (height, width) != pixels.shape[:2]:
         image = Image.fromarray(np.ascontiguousarray(pixels))
         pixels = np.asarray(image.resize((width, height), Image.Resampling[transform.interpolation.upper()]))
     size = transform.size
     if pixels.shape[:2] == (size, size):
         return pixels
+    if min(height, width) < size:  # mode "border"; an odd pixel goes to the bottom and the right, as in timm
+        border = [(max(size - side, 0) // 2, (max(size - side, 0) + 1) // 2) for side in (height, width)]
+        framed = np.empty((height + sum(border[0]), width + sum(border[1]), 3), np.uint8)
+        framed[:] = transform.fill
+        framed[border[0][0] : border[0][0] + height, border[1][0] : border[1][0] + width] = pixels
+        pixels, (height, width) = framed, framed.shape[:2]
     # torchvision's CenterCrop rounds half to even
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[top : top + size, left : left + size]

@@ -76,6 +76,7 @@ def card_of(folder: str | Path, *, merged: bool = True) -> Card:
         dim=base.dim,
         grid=base.grid if tokens else 0,
         prefix=base.prefix if tokens else 0,
+        class_token=base.class_token,
         tokens=about["tokens"],
         precision="fp32",
         transform=base.transform,

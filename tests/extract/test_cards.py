@@ -213,7 +213,15 @@ def test_a_card_file_that_is_not_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "near"),
-    [("uni2h", "uni2-h"), ("Virchow-2", "virchow2"), ("dinov2_s", "dinov2-s"), ("hoptimus0", "h-optimus-0")],
+    [
+        ("uni2h", "uni2-h"),
+        ("Virchow-2", "virchow2"),
+        ("dinov2_s", "dinov2-s"),
+        ("hoptimus0", "h-optimus-0"),
+        ("gigapath", "prov-gigapath"),
+        ("virchow-2", "virchow2"),
+        ("hf-hub:someone/UNI2", "uni2-h"),
+    ],
 )
 def test_an_unknown_encoder_gets_near_names(typed: str, near: str) -> None:
     with pytest.raises(UnknownEncoder) as error:
@@ -226,9 +234,25 @@ def test_timm_names() -> None:
     assert (card.dim, card.grid, card.prefix, card.tokens) == (192, 196, 1, "cls")
     assert card.hub == "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert card.id == "timm:vit_tiny_patch16_224"
-    assert (card.transform.size, card.transform.resize) == (224, 249)  # crop_pct 0.9
+    assert (card.transform.size, card.transform.resize) == (224, 248)  # crop_pct 0.9, rounded down
     with pytest.raises(UnknownEncoder, match="timm:resnet50"):
         load_card("timm:resnet5O")
+
+
+@pytest.mark.parametrize(
+    ("typed", "card"),
+    [
+        ("MahmoodLab/UNI", "uni"),
+        ("hf-hub:MahmoodLab/UNI2-h", "uni2-h"),
+        ("hf_hub:bioptimus/H-optimus-0", "h-optimus-0"),
+        ("hf:paige-ai/Virchow2", "virchow2"),
+        ("prov-gigapath/prov-gigapath", "prov-gigapath"),
+        ("owkin/phikon-v2", "phikon-v2"),
+    ],
+)
+def test_names_as_model_cards_write_them(typed: str, card: str) -> None:
+    assert load_card(typed).id == card
+    assert named_card(typed, named_by="F").id == card
 
 
 @pytest.mark.parametrize("spec", ["x.toml", "finetuned:/x", "/x/y", "hf:/", "other:x"])

@@ -203,6 +203,51 @@ def test_transformers_folders_that_do_not_do(folder: Path, tmp_path: Path) -> No
         build_encoder(card, device="cpu", checkpoint=folder / "config.json")
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "config.json is empty"),
+        ("[]", "config.json holds a list, not the settings of a model"),
+        ("null", "config.json holds a NoneType"),
+        ("{}", "is no vision transformer"),
+        ('{"vision_config": []}', "is no vision transformer"),
+        ("<!DOCTYPE html><html></html>", "config.json is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\n", "config.json is a git-lfs pointer"),
+        ("{", "config.json is not JSON"),
+    ],
+)
+def test_configurations_that_are_none(folder: Path, content: str, says: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises((EncoderError, InvalidRequest), match=says):
+        load_card(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("processor", "wanted"),
+    [
+        ({"size": {"shortest_edge": 32}, "crop_size": 28}, (28, 32, "center")),
+        ({"size": {"height": 28, "width": 28}}, (28, 28, "squash")),  # ViTImageProcessor
+        ({"size": 28}, (28, 28, "squash")),
+        ({"size": {"shortest_edge": 28}, "crop_size": 28, "do_center_crop": False}, (28, 28, "center")),
+        ({}, (28, 28, "center")),
+        ({"resample": 5}, "resample = 5"),
+        ({"rescale_factor": 1 / 127.5}, "not scaled to 0..1"),
+        ({"size": {"height": 32, "width": 32}}, "makes images of 32 pixels, and the model takes 28"),
+    ],
+)
+def test_the_processors_of_transformers(tmp_path: Path, processor: dict, wanted: Any) -> None:
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "vit", "hidden_size": 24, "patch_size": 14, "image_size": 28})
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    if isinstance(wanted, str):
+        with pytest.raises(EncoderError, match=wanted):
+            load_card(f"hf:{tmp_path}")
+        return
+    shape = load_card(f"hf:{tmp_path}").transform
+    assert (shape.size, shape.resize, shape.mode) == wanted
+
+
 def test_code_from_the_hub_needs_a_yes(folder: Path) -> None:
     card = load_card("hibou-b")
     with pytest.raises(InvalidRequest, match="--trust-remote-code"):
