@@ -371,7 +371,7 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
     """
     from ..files import check_writable, write_atomically
     from .bank import Bank
-    from .export import import_export
+    from .importing import import_export
 
     if table_out is not None:
         check_writable(table_out)

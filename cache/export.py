@@ -1,4 +1,4 @@
-"""Exports in the layouts that other tools read, and their way back into a store, bit for bit.
+"""Exports in the layouts that other tools read; importing.py brings them back into a store, bit for bit.
 
 layout        what it is                                                       reads it
 ------------  ---------------------------------------------------------------  ---------------------------
@@ -13,8 +13,8 @@ safetensors   FILE.safetensors: embeddings, content_hash, column.NAME (UTF-8)  s
 npz           FILE.npz: embeddings, content_hash, the columns; no pickle       numpy
 
 Rows follow the table (a manifest's, with `content_hash`); without one, the store, with the hash for an id.
-Every export carries `content_hash`, the table's columns (numbers stay numbers, everything else is text) and
-a JSON document "patchbank": identity, provenance, the encoder's licence note.
+Every export carries `content_hash`, the table's columns (see columns.py for their names and types) and a JSON
+document "patchbank": identity, provenance, the encoder's licence note, and what was changed of the columns.
 """
 
 import json
@@ -30,26 +30,32 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, MissingDependency
-from .bank import Bank
+from .columns import written_columns, written_name
 from .files import TEMPORARY, explained
-from .identity import Identity, safe_name
-from .index import KEY_BYTES, KeyIndex, as_keys
+from .identity import safe_name
 from .store import Store
 from .table import keys_of_table
 
 FORMAT = "patchbank-export"
 VERSION = 1
 STEP = 8192
+SAFETENSORS = {  # its word for a type: NumPy's
+    "U8": "uint8",
+    "I64": "int64",
+    "U64": "uint64",
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+}
 STAMP_VERSION = "2.1.0"  # the first whose readers know tile_size_um
-TAKEN = {"content_hash", "embedding", "embeddings", "features", "feats", "coords", "patchbank"}
 
 
 @dataclass
 class Rows:
     """What an export is made of, or what was read from one.
 
-    document: identity, provenance, licence. keys: uint8, (n, 16). columns: name -> n values (text as str,
-    int64, float64). vectors(): the (n, dim) rows in order, some at a time.
+    document: identity, provenance, licence. keys: uint8, (n, 16). columns: written name -> n values (text as
+    str, int64, uint64, float64). vectors(): the (n, dim) rows in order, some at a time.
     """
 
     document: dict[str, Any]
@@ -86,15 +92,13 @@ def rows_of(store: Store, table: pd.DataFrame | None = None) -> Rows:
     if table is None:
         store.refresh()
         keys = store.keys()
-        columns = {"patch_id": np.array([key.tobytes().hex() for key in keys], dtype=object)}
+        hashes = np.array([key.tobytes().hex() for key in keys], dtype=object)
+        columns, changed = {"patch_id": hashes}, {}
     else:
         keys = keys_of_table(table)
         if "patch_id" not in table.columns:
             raise InvalidRequest("the table has no column patch_id")
-        taken = sorted(TAKEN & set(table.columns) - {"content_hash"})
-        if taken:
-            raise InvalidRequest(f"the exports use the name {taken[0]!r} themselves; rename that column")
-        columns = {str(name): _plain(column) for name, column in table.items() if name != "content_hash"}
+        columns, changed = written_columns(table)
     store.require(keys)
     document = {
         "format": FORMAT,
@@ -102,16 +106,9 @@ def rows_of(store: Store, table: pd.DataFrame | None = None) -> Rows:
         "identity": store.identity.to_json(),
         "provenance": store.provenance,
         "licence": store.provenance.get("licence", "unknown: ask whoever published the encoder's weights"),
+        "columns": changed,
     }
     return Rows(document, keys, columns, lambda: (part for _, part in store.iter_blocks(keys, STEP)))
-
-
-def _plain(column: pd.Series) -> np.ndarray:
-    if pd.api.types.is_integer_dtype(column) and not column.isna().any():
-        return column.to_numpy(np.int64)
-    if pd.api.types.is_float_dtype(column):
-        return column.to_numpy(np.float64, na_value=np.nan)
-    return column.astype("string").fillna("").to_numpy(dtype=object)
 
 
 # --- writing ----------------------------------------------------------------------------------------
@@ -153,11 +150,11 @@ def export(
         _discard(interim)
         try:
             if by is None:
-                LAYOUTS[layout].write(interim, rows)
+                LAYOUTS[layout](interim, rows)
             else:
                 interim.mkdir()
                 for name, part in _grouped(store, rows, by):
-                    LAYOUTS[layout].write(interim / f"{name}.h5", part)
+                    LAYOUTS[layout](interim / f"{name}.h5", part)
             interim.rename(path)
         finally:
             _discard(interim)
@@ -172,9 +169,10 @@ def _discard(path: Path) -> None:
 
 
 def _grouped(store: Store, rows: Rows, by: str) -> Iterator[tuple[str, Rows]]:
-    if by not in rows.columns:
+    column = written_name(by)
+    if column not in rows.columns:
         raise InvalidRequest(f"the table has no column {by!r}; it has {', '.join(rows.columns)}")
-    values = rows.columns[by].astype(str)
+    values = rows.columns[column].astype(str)
     names: dict[str, str] = {}
     for value in dict.fromkeys(values):
         name = safe_name(value, longest=120)
@@ -305,7 +303,7 @@ def _write_safetensors(path: Path, rows: Rows) -> None:
         for name, values in rows.columns.items()
     }
     small = {"content_hash": rows.keys, **{f"column.{name}": values for name, values in texts.items()}}
-    kinds = {"uint8": "U8", "int64": "I64", "float64": "F64", "float32": "F32", "float16": "F16"}
+    kinds = {name: kind for kind, name in SAFETENSORS.items()}
     header: dict[str, Any] = {
         "__metadata__": {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
     }
@@ -334,7 +332,7 @@ def _fixed_width(values: np.ndarray) -> np.ndarray:
     return np.frombuffer(b"".join(e.ljust(width, b"\0") for e in encoded), np.uint8).reshape(-1, width)
 
 
-def _anndata() -> Any:
+def anndata_module() -> Any:
     try:
         import anndata
     except ImportError as error:
@@ -348,7 +346,7 @@ def _annotated(rows: Rows) -> Any:
     names = frame.pop("patch_id").astype(str)
     frame.index = pd.Index(names, name="patch_id")
     document = {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
-    return _anndata().AnnData(X=rows.whole(), obs=frame, uns=document)
+    return anndata_module().AnnData(X=rows.whole(), obs=frame, uns=document)
 
 
 def _write_h5ad(path: Path, rows: Rows) -> None:
@@ -356,214 +354,17 @@ def _write_h5ad(path: Path, rows: Rows) -> None:
 
 
 def _write_zarr(path: Path, rows: Rows) -> None:
-    with _anndata().settings.override(zarr_write_format=3):
+    with anndata_module().settings.override(zarr_write_format=3):
         _annotated(rows).write_zarr(path, convert_strings_to_categoricals=False)
 
 
-# --- reading ----------------------------------------------------------------------------------------
-
-
-def _steps(array: Any) -> Callable[[], Iterator[np.ndarray]]:
-    return lambda: (np.asarray(array[start : start + STEP]) for start in range(0, len(array), STEP))
-
-
-def _read_h5(path: Path, name: str) -> Rows:
-    import h5py
-
-    with h5py.File(path, "r") as file:
-        document = _document(path, file.attrs.get("patchbank"))
-        skip = {name, "coords", "content_hash"}
-        columns = {}
-        for column in file:
-            data = file[column]
-            if column in skip or not isinstance(data, h5py.Dataset):
-                continue
-            text = h5py.check_string_dtype(data.dtype) is not None
-            columns[column] = data.asstr()[:] if text else data[:]
-        keys = np.asarray(file["content_hash"])
-
-    def vectors() -> Iterator[np.ndarray]:
-        with h5py.File(path, "r") as file:
-            data = file[name]
-            assert isinstance(data, h5py.Dataset)
-            for start in range(0, len(data), STEP):
-                yield data[start : start + STEP]
-
-    return Rows(document, keys, columns, vectors)
-
-
-def _read_npy(path: Path) -> Rows:
-    document = _document(path, (path / "patchbank.json").read_text("utf-8"))
-    frame = pd.read_parquet(path / "metadata/metadata_0.parquet")
-    return _from_frame(document, frame, _steps(np.load(path / "embeddings/embeddings_0.npy", mmap_mode="r")))
-
-
-def _read_npz(path: Path) -> Rows:
-    with np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    document = _document(path, str(arrays.pop("patchbank", "")))
-    keys, vectors = arrays.pop("content_hash"), arrays.pop("embeddings")
-    columns = {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in arrays.items()}
-    return Rows(document, keys, columns, _steps(vectors))
-
-
-def _read_parquet(path: Path) -> Rows:
-    import pyarrow.parquet as pq
-
-    file = pq.ParquetFile(path)
-    document = _document(path, (file.schema_arrow.metadata or {}).get(b"patchbank"))
-    names = [name for name in file.schema_arrow.names if name != "embedding"]
-    dim = int(document["identity"]["dim"])
-
-    def vectors() -> Iterator[np.ndarray]:
-        for batch in pq.ParquetFile(path).iter_batches(STEP, columns=["embedding"]):
-            yield batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
-
-    return _from_frame(document, file.read(columns=names).to_pandas(), vectors)
-
-
-def _read_safetensors(path: Path) -> Rows:
-    kinds = {"U8": "u1", "I64": "<i8", "F64": "<f8", "F32": "<f4", "F16": "<f2"}
-    with path.open("rb") as file:
-        size = struct.unpack("<Q", file.read(8))[0]
-        header = json.loads(file.read(size))
-    document = _document(path, header.pop("__metadata__", {}).get("patchbank"))
-    arrays = {
-        name: np.memmap(path, kinds[a["dtype"]], "r", 8 + size + a["data_offsets"][0], tuple(a["shape"]))
-        for name, a in header.items()
-    }
-    columns = {}
-    for name, values in arrays.items():
-        if name.startswith("column."):
-            text = values.dtype == np.uint8
-            plain = [bytes(row).rstrip(b"\0").decode() for row in values] if text else np.array(values)
-            columns[name.removeprefix("column.")] = np.array(plain, dtype=object if text else None)
-    return Rows(document, np.array(arrays["content_hash"]), columns, _steps(arrays["embeddings"]))
-
-
-def _read_anndata(path: Path) -> Rows:
-    read = _anndata().read_h5ad if path.is_file() else _anndata().read_zarr
-    data = read(path)
-    frame = data.obs.reset_index(names="patch_id")
-    return _from_frame(_document(path, data.uns.get("patchbank")), frame, _steps(data.X))
-
-
-def _from_frame(
-    document: dict[str, Any], frame: pd.DataFrame, vectors: Callable[[], Iterator[np.ndarray]]
-) -> Rows:
-    keys = keys_of_table(frame)
-    columns = {str(name): _plain(column) for name, column in frame.items() if name != "content_hash"}
-    return Rows(document, keys, columns, vectors)
-
-
-def _document(path: Path, text: Any) -> dict[str, Any]:
-    """The JSON that an export carries. Raises InvalidRequest for a file that patchbank did not export."""
-    if not text:
-        raise InvalidRequest(
-            f"{path} does not say which encoder and patches its vectors are of (no patchbank document): "
-            "only exports of `patchbank cache export` can be imported"
-        )
-    document = json.loads(text)
-    if document.get("format") != FORMAT or document.get("version") != VERSION:
-        raise InvalidRequest(
-            f"{path} is {document.get('format')!r} version {document.get('version')!r}; this patchbank reads "
-            f"{FORMAT!r} version {VERSION}; update patchbank"
-        )
-    return document
-
-
-@dataclass(frozen=True)
-class Format:
-    write: Callable[[Path, Rows], None]
-    read: Callable[[Path], Rows]
-
-
-LAYOUTS = {
-    "trident": Format(_write_trident, lambda path: _read_h5(path, "features")),
-    "stamp": Format(_write_stamp, lambda path: _read_h5(path, "feats")),
-    "npy": Format(_write_npy, _read_npy),
-    "parquet": Format(_write_parquet, _read_parquet),
-    "h5ad": Format(_write_h5ad, _read_anndata),
-    "zarr": Format(_write_zarr, _read_anndata),
-    "safetensors": Format(_write_safetensors, _read_safetensors),
-    "npz": Format(_write_npz, _read_npz),
+LAYOUTS: dict[str, Callable[[Path, Rows], None]] = {
+    "trident": _write_trident,
+    "stamp": _write_stamp,
+    "npy": _write_npy,
+    "parquet": _write_parquet,
+    "h5ad": _write_h5ad,
+    "zarr": _write_zarr,
+    "safetensors": _write_safetensors,
+    "npz": _write_npz,
 }
-
-
-def layout_of(path: Path) -> str:
-    """Which layout a file or folder has. Raises InvalidRequest."""
-    if path.suffix in {".h5", ".hdf5"} and path.is_file():
-        import h5py
-
-        with explained("read", path), h5py.File(path, "r") as file:
-            for name, layout in (("features", "trident"), ("feats", "stamp")):
-                if name in file:
-                    return layout
-    elif path.is_file() and path.suffix[1:] in LAYOUTS:
-        return path.suffix[1:]
-    elif (path / "embeddings/embeddings_0.npy").is_file():
-        return "npy"
-    elif (path / "obs").is_dir() and (path / "X").exists():
-        return "zarr"
-    elif not path.exists():
-        raise InvalidRequest(f"there is no {path}")
-    raise InvalidRequest(f"{path} has none of the layouts {', '.join(LAYOUTS)}")
-
-
-def read_export(path: str | Path) -> Rows:
-    """What an export holds, whichever layout it has."""
-    path = Path(path)
-    with explained("read", path):
-        return LAYOUTS[layout_of(path)].read(path)
-
-
-@dataclass(frozen=True)
-class Imported:
-    """store: that has the rows now. rows: in the export. added: rows that were new. table: its columns."""
-
-    store: Store
-    rows: int
-    added: int
-    table: pd.DataFrame
-
-
-def import_export(bank: Bank, path: str | Path, *, backend: str = "zarr") -> Imported:
-    """Brings an export (or a folder of .h5 files, one a group) back into the store of its identity.
-
-    Raises InvalidRequest (not an export of patchbank), VectorRefused, StoreError.
-    """
-    path = Path(path)
-    parts = sorted(path.glob("*.h5")) if path.is_dir() else []
-    store = None
-    tables, rows, added = [], 0, 0
-    for part in parts or [path]:
-        found = read_export(part)
-        identity = Identity.from_json(found.document["identity"])
-        provenance = found.document["provenance"]
-        if store is None or store.identity != identity:
-            store = bank.open_store(identity, create=True, provenance=provenance, backend=backend)
-        added += _append(store, found)
-        rows += len(found.keys)
-        tables.append(found.frame())
-    assert store is not None
-    return Imported(store, rows, added, pd.concat(tables, ignore_index=True))
-
-
-def _append(store: Store, rows: Rows) -> int:
-    keys = as_keys(rows.keys)
-    new = ~store.contains(keys)
-    first = np.zeros(len(keys), dtype=bool)
-    first[KeyIndex(keys).first_rows()] = True
-    new &= first
-    ids = rows.columns.get("patch_id")
-    names = rows.hashes() if ids is None else [str(name) for name in ids]
-    start = 0
-    with store.writer(name="import") as writer:
-        for part in rows.vectors():
-            here = start + np.flatnonzero(new[start : start + len(part)])
-            writer.append(keys[here], part[here - start], [names[i] for i in here])
-            start += len(part)
-    store.refresh()
-    if start != len(keys) or keys.shape[1] != KEY_BYTES:
-        raise InvalidRequest(f"the export has {start} vectors and {len(keys)} content hashes")
-    return int(new.sum())

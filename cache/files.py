@@ -40,7 +40,7 @@ def explained(action: str, where: object) -> Iterator[None]:
         elif error.errno in READ_ONLY:
             advice = "it cannot be written; choose another place or have its permissions changed"
         else:
-            advice = error.strerror or str(error) or type(error).__name__
+            advice = error.strerror or " ".join(str(error).split()) or type(error).__name__
         file = f" ({error.filename})" if error.filename and str(error.filename) != str(where) else ""
         raise StoreError(f"cannot {action} {where}: {advice}{file}") from error
 

@@ -15,14 +15,13 @@ import pandas as pd
 import xxhash
 
 from ..errors import InvalidRequest, StoreError
+from .columns import text_columns
 from .files import explained
 from .index import KEY_BYTES, KeyIndex
 from .leases import Lease
 from .log import Block
 from .store import Store, StoreWriter
 from .table import first_of_key
-
-RESERVED = ("embeddings", "content_hash", "parts")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ def finalize(store: Store, table: pd.DataFrame | None = None) -> Finalized:
     """Makes (or brings up to date) the arrays `embeddings` (n, dim) and `content_hash` (n, 16).
 
     table: rows of a manifest with `content_hash` (32 hex digits); its other columns become string arrays
-        of length n, "" where a row is of no patch of the table, the first patch's where it is of several.
+        of length n (columns.py has the rule for their names), "" where a row is of no patch of the table, the
+        first patch's where it is of several.
 
     Raises StoreError while another process finalises the same store.
     """
@@ -195,17 +195,8 @@ def _repacked(
 
 
 def _columns(store: Store, order: list[Block], table: pd.DataFrame) -> dict[str, list[str]]:
-    taken = sorted(set(RESERVED) & set(table.columns) - {"content_hash"})
-    if taken:
-        raise InvalidRequest(
-            f"a column cannot be called {' or '.join(taken)} in a finalised store: rename it"
-        )
-    bad = [name for name in table.columns if not str(name).isidentifier()]
-    if bad:
-        raise InvalidRequest(f"a column of a finalised store needs a plain word for a name, not {bad[0]!r}")
+    """The columns of a table as text, by their written names, in the order of the rows."""
     rows = first_of_key(table, np.concatenate([store.keys_of(block) for block in order]))
-    columns = {}
-    for name in table.columns.drop("content_hash"):
-        words = table[name].astype("string").fillna("").to_numpy(dtype=object)
-        columns[str(name)] = [words[row] if row >= 0 else "" for row in rows]
-    return columns
+    return {
+        name: [words[row] if row >= 0 else "" for row in rows] for name, words in text_columns(table).items()
+    }

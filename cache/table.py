@@ -34,13 +34,28 @@ def read_table(path: str | Path) -> pd.DataFrame:
         return read_table(path.parent / section["file"])
     try:
         if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
+            table = _read_parquet(path)
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, OSError) as error:
         raise InvalidRequest(f"{path} cannot be read as a table: {error}") from error
     table.attrs["path"] = str(path)
     return table
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    """A parquet table in which whole numbers stay whole where cells are empty (pandas makes them floats)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    frame = table.to_pandas()
+    for name in frame.columns:
+        column = table.column(str(name)) if str(name) in table.column_names else None
+        if column is not None and column.null_count and pa.types.is_integer(column.type):
+            unsigned = pa.types.is_unsigned_integer(column.type)
+            frame[name] = pd.array(column.to_pylist(), dtype="UInt64" if unsigned else "Int64")
+    return frame
 
 
 def keys_of_table(table: pd.DataFrame) -> np.ndarray:

@@ -11,7 +11,11 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from patchbank.cache.bank import Bank
-from patchbank.cache.export import LAYOUTS, export, import_export, layout_of
+from patchbank.cache.check import verify
+from patchbank.cache.columns import TAKEN, written_name
+from patchbank.cache.export import LAYOUTS, export
+from patchbank.cache.finish import finalize
+from patchbank.cache.importing import import_export, layout_of
 from patchbank.cache.store import Store
 from patchbank.cache.table import first_of_key, keys_of_table, read_table, select
 from patchbank.errors import InvalidRequest, RowsMissing, StoreError
@@ -86,6 +90,116 @@ def test_a_whole_store_without_a_table(filled: tuple[Store, Any], tmp_path: Path
     path = write(filled, None, tmp_path, layout)
     done = import_export(Bank(tmp_path / "back"), path, backend="hdf5")
     assert done.store.load(filled[1].keys).tobytes() == filled[1].vectors.tobytes()
+
+
+HARD_NAMES = [
+    "Tumor/Stroma ratio", "a", "a/b", "a%2Fb", "%", "100%", "", "features", "feats", "coords", "embeddings",
+    "embedding", "patchbank", "_index", "index", "zarr.json", "parts", "obs", ".", "..", "__categories",
+    "x.npy", "x.npy.npy", "label ", "label.", "A", "size (µm)", "a\\b", "a\nb", "a:b", "column.a", "\udce4",
+    "[bold]", "level_0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("filled", ["float16"], indirect=True)
+def test_names_of_columns_come_back(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str
+) -> None:
+    named = table.assign(**{name: [f"{i}" for i in range(153)] for name in HARD_NAMES})
+    path = write(filled, named, tmp_path, layout)
+    done = import_export(Bank(tmp_path / "back"), path)
+    assert sorted(done.table.columns) == sorted(named.columns)
+    for name in HARD_NAMES:
+        assert done.table[name].tolist() == named[name].tolist(), name
+
+
+def test_the_rule_for_names_is_reversible() -> None:
+    from urllib.parse import unquote
+
+    written = {name: written_name(name) for name in [*HARD_NAMES, *TAKEN]}
+    assert len(set(written.values())) == len(written)
+    for name, word in written.items():
+        assert unquote(word, errors="surrogatepass") == name or (name, word) == ("", "%")
+        assert not TAKEN & {word}
+        assert not set('/\\:*?"<>|\0') & set(word)
+    for name in ("label", "a b", "größe", "Tumor (x)"):
+        assert written_name(name) == name
+    assert written_name("Tumor/Stroma ratio") == "Tumor%2FStroma ratio"
+    assert written_name("features") == "%66eatures"
+
+
+TYPES = {
+    "big": pd.Series([2**63 + 5, 1, 2**64 - 1] * 51, dtype=np.uint64),
+    "signed": pd.Series([-(2**63), 2**63 - 1, 0] * 51, dtype=np.int64),
+    "small": pd.Series([1, 2, 255] * 51, dtype=np.uint8),
+    "maybe": pd.array([1, None, 2**53 + 1] * 51, dtype="Int64"),
+    "maybe_big": pd.array([2**64 - 1, None, 1] * 51, dtype="UInt64"),
+    "whole": pd.array([1, 2, 100] * 51, dtype="Int64"),
+    "yes": pd.Series([True, False, True] * 51),
+    "perhaps": pd.array([True, None, False] * 51, dtype="boolean"),
+    "real": pd.Series([0.1, np.nan, -np.inf] * 51),
+    "nullable real": pd.array([0.5, None, 2.0] * 51, dtype="Float64"),
+    "word": pd.array(["a", None, "1.0"] * 51, dtype="string"),
+    "kind": pd.Categorical(["x", None, "y"] * 51),
+    "huge": pd.Series([2**70, 1, None] * 51, dtype=object),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("filled", ["float16"], indirect=True)
+def test_types_of_columns_come_back(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str
+) -> None:
+    path = write(filled, table.assign(**TYPES), tmp_path, layout)
+    back = import_export(Bank(tmp_path / "back"), path).table
+    assert back["big"].tolist() == TYPES["big"].tolist()
+    assert back["big"].dtype == np.uint64
+    for name in ("signed", "small", "whole"):
+        assert back[name].tolist() == list(TYPES[name])
+        assert back[name].dtype == np.int64
+    for name in ("maybe", "maybe_big", "perhaps"):
+        assert back[name].equals(pd.Series(TYPES[name])), name
+    assert back["yes"].tolist() == [True, False, True] * 51
+    assert back["yes"].dtype == bool
+    assert back["real"].equals(TYPES["real"])
+    assert back["nullable real"].astype(str).tolist() == ["0.5", "nan", "2.0"] * 51
+    assert back["word"].tolist() == ["a", "", "1.0"] * 51
+    assert back["kind"].tolist() == ["x", "", "y"] * 51
+    assert back["huge"].tolist() == [str(2**70), "1", ""] * 51
+
+
+def test_whole_numbers_with_empty_cells_stay_whole(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    """From a parquet table to an export, and into the columns of a finalised store."""
+    table.assign(age=TYPES["maybe"]).to_parquet(tmp_path / "t.parquet")
+    read = read_table(tmp_path / "t.parquet")
+    path = write(filled, read, tmp_path, "npz")
+    with np.load(path) as archive:
+        assert set(archive["age"].tolist()) == {"1", "", str(2**53 + 1)}
+    assert import_export(Bank(tmp_path / "back"), path).table["age"].equals(pd.Series(TYPES["maybe"]))
+    finalize(filled[0], read)
+    import zarr
+
+    words = np.asarray(zarr.open_group(str(filled[0].path), mode="r")["age"]).tolist()
+    assert set(words) == {"1", "", str(2**53 + 1)}
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_a_finalised_store_takes_any_name(
+    tmp_path: Path, identity: Any, make_rows: Any, backend: str
+) -> None:
+    rows = make_rows(20)
+    store = Bank(tmp_path / "bank").open_store(identity(), create=True, block_rows=8, backend=backend)
+    with store.writer() as writer:
+        writer.append(*rows[:])
+    finalize(store, rows.table().assign(**dict.fromkeys(HARD_NAMES, "word")))
+    again = Store(store.files)
+    view = {name: store.files.read(name) for name in again.catalog.order_record["view"]}
+    assert {written_name(name) for name in HARD_NAMES} <= set(store.layout.columns_of(view))
+    assert verify(again).good
+    finalize(again)  # and lets them go
+    assert verify(Store(store.files)).good
 
 
 def about(document: Any) -> None:
@@ -206,7 +320,10 @@ def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFr
     refused("no layout 'csv'", "csv")
     refused("no column content_hash", frame=table.drop(columns="content_hash"))
     refused("no column patch_id", frame=table.drop(columns="patch_id"))
-    refused("use the name 'coords'", frame=table.assign(coords=1))
+    refused("two columns 'x'", frame=pd.concat([table, table[["x"]]], axis=1))
+    refused(r"row 0 of the column 'label'.*no text", frame=table.assign(label="a\0b"))
+    refused(r"row 0 of the column 'label'.*no text", frame=table.assign(label="\udce4"))
+    refused(r"too long", frame=table.assign(**{"ä" * 120: 1}))
     refused("row 3 of the table", frame=table.assign(content_hash=["0" * 32] * 3 + [""] + ["0" * 32] * 149))
     refused("153 of 153 patches", frame=table.assign(content_hash="0" * 32), error=RowsMissing)
     refused("trident and stamp", by="group")

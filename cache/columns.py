@@ -1,0 +1,141 @@
+"""Columns of tables in exports: their names and their types.
+
+One rule for names, in every layout and in finalised stores: a name is written as it is, but `%`, control
+characters and those that a path cannot have (/ \\ : * ? " < > |) are written as in a URL (%2F), and so is the
+first character of a name that the layouts use themselves or that begins with a dot or two underscores, and
+the last one of a name that ends in a dot, a space or .npy.
+Numbers stay numbers (int64, uint64, float64); everything else is text, "" where a cell is empty. The document
+that goes with an export says where a name or a type was changed, so that an import gives back both.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..errors import InvalidRequest
+
+TAKEN = {
+    "content_hash",
+    "embedding",
+    "embeddings",
+    "features",
+    "feats",
+    "coords",
+    "patchbank",
+    "parts",
+    "_index",
+    "zarr.json",
+}
+LONGEST = 200  # bytes of a written name; a folder's name has 255
+KINDS = ("bool", "Int64", "UInt64")
+_UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f%/\\:*?"<>|\ud800-\udfff]')
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
+
+
+def written_name(name: str) -> str:
+    """The name that a column has in exports; different names stay different."""
+    written = _UNSAFE.sub(lambda found: _quoted(found[0]), name)
+    if written in TAKEN or written.startswith((".", "__")):
+        written = _quoted(written[0]) + written[1:]
+    if written.endswith((".npy", ".", " ")):  # NumPy takes x.npy for x, Windows both "x." and "x " for "x"
+        written = written[:-1] + _quoted(written[-1])
+    if len(written.encode()) > LONGEST:
+        raise InvalidRequest(f"the name of a column is too long for an export: {name[:60]!r}...; rename it")
+    return written or "%"
+
+
+def written_columns(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
+    """The columns of a table but `content_hash`, and what an import has to know: written name -> what.
+
+    Raises InvalidRequest for two columns of one name, and text that no file can hold.
+    """
+    columns: dict[str, np.ndarray] = {}
+    changed: dict[str, dict[str, str]] = {}
+    for written, name, column in _named(table):
+        columns[written], kind = _plain(column, name)
+        about = ({"name": name} if written != name else {}) | ({"kind": kind} if kind else {})
+        if about:
+            changed[written] = about
+    return columns, changed
+
+
+def text_columns(table: pd.DataFrame) -> dict[str, list[str]]:
+    """The columns of a table but `content_hash` as text, by their written names; raises as above."""
+    return {written: texts(column, name).tolist() for written, name, column in _named(table)}
+
+
+def _named(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series]]:
+    """(written name, name, column) of each column but `content_hash`."""
+    names = [str(name) for name in table.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidRequest(f"the table has two columns {twice[0]!r}; rename one")
+    for place, name in enumerate(names):
+        if name != "content_hash":
+            yield written_name(name), name, table.iloc[:, place]
+
+
+def _plain(column: pd.Series, name: str) -> tuple[np.ndarray, str]:
+    """A column as numbers or text, and the type that it had where text does not tell."""
+    kind = ""
+    if pd.api.types.is_integer_dtype(column.dtype):
+        unsigned = str(column.dtype).lower() == "uint64"
+        if not column.isna().any():
+            return column.to_numpy(np.uint64 if unsigned else np.int64), ""
+        kind = "UInt64" if unsigned else "Int64"
+    elif pd.api.types.is_float_dtype(column.dtype):
+        return column.to_numpy(np.float64, na_value=np.nan), ""
+    elif pd.api.types.is_bool_dtype(column.dtype):
+        kind = "bool"
+    return texts(column, name), kind
+
+
+def texts(column: pd.Series, name: str) -> np.ndarray:
+    """The cells of a column as text, "" where one is empty.
+
+    Raises InvalidRequest at characters that files cannot hold (NUL, halves of surrogate pairs).
+    """
+    words = column.astype("string").fillna("").to_numpy(dtype=object)
+    for row, word in enumerate(words):
+        if "\0" in word or any("\ud800" <= char <= "\udfff" for char in word if char > "\ud7ff"):
+            raise InvalidRequest(
+                f"row {row} of the column {name!r} has a character that is no text: {word[:60]!r}; change it"
+            )
+    return words
+
+
+def read_columns(columns: Mapping[str, np.ndarray], changed: object) -> dict[str, pd.Series]:
+    """The columns as they were before the export. Raises InvalidRequest where `changed` does not fit."""
+    if not isinstance(changed, dict):
+        raise InvalidRequest("what the export says about its columns is no table of names")
+    found: dict[str, pd.Series] = {}
+    for written, values in columns.items():
+        about = changed.get(written, {})
+        name, kind = (
+            (about.get("name", written), about.get("kind", "")) if isinstance(about, dict) else (0, 0)
+        )
+        if not isinstance(name, str) or kind not in ("", *KINDS) or name in found or name == "content_hash":
+            raise InvalidRequest(
+                f"what the export says about its column {written!r} makes no sense: {about!r}"
+            )
+        found[name] = pd.Series(_restored(values, kind, name) if kind else values)
+    return found
+
+
+def _restored(values: np.ndarray, kind: str, name: str) -> Any:
+    try:
+        if kind == "bool":
+            cells = [{"True": True, "False": False, "": None}[word] for word in values]
+            return pd.array(cells, dtype="boolean") if None in cells else np.array(cells, dtype=bool)
+        dtype = pd.UInt64Dtype() if kind == "UInt64" else pd.Int64Dtype()
+        return pd.array([int(word) if word else None for word in values], dtype=dtype)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise InvalidRequest(
+            f"the column {name!r} is not of the type {kind} that the export names: {error}"
+        ) from None

@@ -1,0 +1,194 @@
+"""Files from elsewhere, looked at before they are read: nothing in them may run code, lead to other files, or
+claim to be far larger than it is.
+
+What is allowed is what exports of `patchbank cache export` have.
+"""
+
+import json
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import InvalidRequest, PatchbankError
+from .files import LocalFiles
+
+if TYPE_CHECKING:
+    import h5py
+
+MAX_RATIO = 200  # of what is claimed to what is there; embeddings hardly shrink
+ROOM = 1 << 20  # bytes that any file may claim
+CODECS = {"bytes", "vlen-utf8", "vlen-bytes", "blosc", "gzip", "zstd", "zlib", "lz4", "lzma", "bz2", "crc32c"}
+NESTING = {"transpose", "sharding_indexed"}  # codecs of Zarr that may have others inside, or only reorder
+ZARR_TYPES = {"bool", "string", "variable_length_utf8", "variable_length_bytes", "fixed_length_utf32"}
+
+
+@contextmanager
+def readable(path: Path, what: str) -> Iterator[None]:
+    """Turns what a reader raises at a file that is damaged, or no `what`, into one InvalidRequest.
+
+    That may be anything: the readers of six formats have no common error. An OSError passes: it is of the
+    disk (or of h5py, which has no other).
+    """
+    try:
+        yield
+    except InvalidRequest as error:
+        if str(path) in str(error):
+            raise
+        raise InvalidRequest(f"{path}: {error}") from error
+    except (PatchbankError, OSError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InvalidRequest(
+            f"{path} is not a whole {what} file (cut short, or changed?): {reason}"
+        ) from error
+
+
+def check_regular(path: Path) -> None:
+    """Raises InvalidRequest for what is no data: a pipe or device, an empty file, a web page, a pointer."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise InvalidRequest(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    if not start:
+        raise InvalidRequest(f"{path} is empty; copy or download it again")
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise InvalidRequest(
+            f"{path} is a web page, saved under this name (a login or an error page?); download it again"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise InvalidRequest(
+            f"{path} is a pointer of git-lfs, not the file itself; get it with `git lfs pull`"
+        )
+
+
+def check_size(path: Path, claimed: int, there: int) -> None:
+    """Raises InvalidRequest where `claimed` bytes cannot come out of `there` bytes."""
+    if claimed > MAX_RATIO * there + ROOM:
+        raise InvalidRequest(
+            f"{path} claims {claimed:,} bytes of arrays, but has {there:,}: it is damaged, or made to fill "
+            "the memory"
+        )
+
+
+# --- NumPy ------------------------------------------------------------------------------------------
+
+
+def npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array in the .npy format; the file stands at its data then.
+
+    Raises InvalidRequest for arrays of Python objects, ValueError for other formats.
+    """
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read:
+        raise ValueError(f"version {version} of the .npy format")
+    shape, fortran, dtype = read[version](file)
+    if dtype.hasobject:
+        raise InvalidRequest(
+            f"{path} holds an array of Python objects (a pickle), which could run code; it is not read"
+        )
+    if fortran and len(shape) > 1:
+        raise ValueError("an array in Fortran order")
+    return shape, dtype
+
+
+# --- HDF5 -------------------------------------------------------------------------------------------
+
+
+def check_hdf5(file: "h5py.File", path: Path) -> None:
+    """Raises InvalidRequest where a file leads to others, to itself, or claims more than it has."""
+    check_size(path, _claimed(file, path, {file["/"]}), path.stat().st_size)
+
+
+def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
+    """The bytes of all data sets below a group, whose links and data sets are looked at on the way."""
+    import h5py
+
+    claimed = 0
+    for name in group:
+        where = f"{path}: {(group.name or '').rstrip('/')}/{name}"
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise InvalidRequest(f"{where} is a link to another place or file; links are not followed")
+        item = group[name]
+        if item in seen:
+            raise InvalidRequest(f"{where} is there under two names (a loop?); it is not read")
+        seen.add(item)
+        if isinstance(item, h5py.Group):
+            claimed += _claimed(item, path, seen)
+        elif isinstance(item, h5py.Dataset):
+            check_dataset(item, where)
+            claimed += prod(item.shape or ()) * item.dtype.itemsize
+    return claimed
+
+
+def check_dataset(item: "h5py.Dataset", where: str) -> None:
+    """Raises InvalidRequest where the values of a data set lie in other files."""
+    if item.is_virtual or item.external:
+        kind = "a virtual data set" if item.is_virtual else "in external storage"
+        raise InvalidRequest(f"{where} is {kind}: its values lie in other files, which are not read")
+
+
+# --- Zarr -------------------------------------------------------------------------------------------
+
+
+def check_zarr(path: Path) -> None:
+    """Raises InvalidRequest for codecs that could run code, for objects, links, and claims too large."""
+    files = LocalFiles(path)
+    names = files.walk()  # refuses links and pipes
+    claimed = 0
+    for name in names:
+        kind = name.rpartition("/")[2]
+        if kind in {"zarr.json", ".zarray", ".zmetadata"}:
+            document = json.loads(files.read(name))
+            claimed += sum(_claimed_array(array, path / name) for array in _arrays(document, kind))
+    check_size(path, claimed, sum(files.size(name) for name in names))
+
+
+def _arrays(document: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
+    """The descriptions of arrays in a metadata file; consolidated ones repeat those below and count again."""
+    if kind == ".zmetadata":
+        yield from (entry for name, entry in document["metadata"].items() if name.endswith(".zarray"))
+    elif kind == ".zarray" or document["node_type"] == "array":
+        yield document
+    else:
+        below = (document.get("consolidated_metadata") or {}).get("metadata", {})
+        yield from (entry for entry in below.values() if entry["node_type"] == "array")
+
+
+def _claimed_array(array: dict[str, Any], where: Path) -> int:
+    codecs = set(_codecs(array.get("codecs", [])))
+    codecs |= {entry["id"] for entry in [*(array.get("filters") or []), array.get("compressor")] if entry}
+    wrong = codecs - CODECS - NESTING
+    if wrong:
+        raise InvalidRequest(
+            f"{where} asks for the codec {min(wrong)!r}, which exports of patchbank do not have"
+            + (": it runs code" if "pickle" in min(wrong).lower() else "")
+        )
+    if array.get("storage_transformers"):
+        raise InvalidRequest(f"{where} asks for storage transformers, which exports of patchbank do not have")
+    kind = array.get("data_type", array.get("dtype"))
+    word = kind["name"] if isinstance(kind, dict) else str(kind)
+    if word in ZARR_TYPES or (word == "|O" and codecs & {"vlen-utf8", "vlen-bytes"}):
+        width = 4  # of a text: its length
+    else:
+        dtype = np.dtype(word)
+        if dtype.hasobject:
+            raise InvalidRequest(
+                f"{where} is an array of Python objects, which could run code; it is not read"
+            )
+        width = dtype.itemsize
+    return prod(map(int, array["shape"])) * width
+
+
+def _codecs(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        yield entry if isinstance(entry, str) else entry["name"]
+        inside = {} if isinstance(entry, str) else entry.get("configuration") or {}
+        yield from _codecs(inside.get("codecs", []))
+        yield from _codecs(inside.get("index_codecs", []))
