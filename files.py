@@ -8,9 +8,11 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import wraps
 from pathlib import Path
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 from .errors import OutputError
 
@@ -20,6 +22,7 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+P, T = ParamSpec("P"), TypeVar("T")
 
 
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
@@ -57,7 +60,7 @@ def write_text(file: str | os.PathLike[str], text: str) -> Path:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, durably. Raises OSError."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    missing = _missing(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
         sync_folder(made.parent)
@@ -81,8 +84,8 @@ def check_folder_writable(folder: str | os.PathLike[str]) -> None:
 
 
 def _check_folder(folder: Path, named: str | os.PathLike[str]) -> None:
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with _explained(named):
+        missing = _missing(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             probe = folder / f"{TEMPORARY}{secrets.token_hex(8)}"
@@ -91,9 +94,18 @@ def _check_folder(folder: Path, named: str | os.PathLike[str]) -> None:
             finally:
                 probe.unlink(missing_ok=True)
         finally:
-            for made in missing:
-                if not any(made.iterdir()):
-                    made.rmdir()
+            _remove_empty(missing)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folders that would have to be made, the innermost first."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 @contextmanager
@@ -101,25 +113,58 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
     """Make a folder and hold it alone, between processes and between threads; a killed holder lets go.
 
     wait : wait for the other one, else OutputError says who it is
-    The lock is the operating system's (flock). A file system without locks is used without one.
+    The lock is the operating system's (flock). A file system without locks is used without one. A folder that
+    was made here and has nothing in it at the end goes again.
     Raises OutputError where the folder cannot be written or another run holds it.
     """
     place = Path(folder)
     with _explained(place):
+        missing = _missing(place)
         make_folder(place)
-        stream = (place / LOCK).open("a+", encoding="utf-8")
+        stream = _take(place, wait=wait)
     with stream:
-        if not _lock(stream.fileno(), wait=wait):
-            stream.seek(0)
-            holder = stream.read().strip()
-            raise OutputError(
-                f"{place} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, "
-                "or choose another folder."
-            )
         stream.truncate(0)
         stream.write(f"process {os.getpid()}")
         stream.flush()
-        yield
+        try:
+            yield
+        finally:
+            if missing and os.name != "nt" and [p.name for p in place.iterdir()] == [LOCK]:
+                (place / LOCK).unlink()
+                _remove_empty(missing)
+
+
+def holding_out(run: Callable[P, T]) -> Callable[P, T]:
+    """A function with the keyword `out`, a folder or None, holds that folder while it runs, see `locked`."""
+
+    @wraps(run)
+    def held(*args: P.args, **kwargs: P.kwargs) -> T:
+        out: Any = kwargs.get("out")
+        with locked(out) if out is not None else nullcontext():
+            return run(*args, **kwargs)
+
+    return held
+
+
+def _take(place: Path, *, wait: bool) -> TextIO:
+    """The lock's open file."""
+    while True:
+        stream = (place / LOCK).open("a+", encoding="utf-8")
+        try:
+            if not _lock(stream.fileno(), wait=wait):
+                stream.seek(0)
+                holder = stream.read().strip()
+                raise OutputError(
+                    f"{place} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, "
+                    "or choose another folder."
+                )
+            if (place / LOCK).exists() and (place / LOCK).stat().st_ino == os.fstat(stream.fileno()).st_ino:
+                return stream
+            make_folder(place)  # whoever had it before removed it
+        except BaseException:
+            stream.close()
+            raise
+        stream.close()
 
 
 def _lock(descriptor: int, *, wait: bool) -> bool:

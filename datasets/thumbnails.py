@@ -3,12 +3,15 @@
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import PurePath
 from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, InvalidRequest
+from ..errors import ImageError, InvalidRequest, MissingDependency
+from .images import content_hash as digest_of
+from .sources import MARK, PatchSource
 
 GREY = 208  # of a tile whose patch cannot be read
 QUALITY = 70  # of the JPEG: 0.8 kB a tile of 48 px of stained tissue
@@ -72,3 +75,20 @@ def _square(pixels: np.ndarray, side: int) -> np.ndarray:
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)
     return np.asarray(image)
+
+
+def thumbnail_of(root: str, path: str, content_hash: str, size: int) -> bytes | None:
+    """A PNG of an image that was scored: what lies at `path` under `root`, if its pixels have this hash.
+
+    content_hash : 32 hex digits
+    None for anything else: a file that is missing, changed, no image, or outside `root`. Results name the
+    files, and may come from elsewhere: what is shown is only what their author had seen.
+    """
+    where = PurePath(path.partition(MARK)[0])
+    if where.is_absolute() or ".." in where.parts:
+        return None
+    try:
+        pixels = PatchSource(root, [path]).read(0)
+    except (ImageError, MissingDependency):
+        return None
+    return thumbnail(pixels, size) if digest_of(pixels).hex() == content_hash else None

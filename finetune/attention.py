@@ -225,9 +225,10 @@ def run_attention(
     if out is not None:
         from .checkpoint import save_tensors
 
-        folder = result.save(Path(out) / f"{encoder}+attention")
+        folder = Path(out) / f"{encoder}+attention"
         for k, model in models.items():
             save_tensors(folder / f"fold-{k}.safetensors", model.state_dict())
+        result.save(folder)
     return result
 
 

@@ -289,7 +289,15 @@ def compare_command(models: Path, probe: Path, features: str | None, fold: int |
     if as_json:
         return click.echo(json.dumps(records, indent=1))
     print_table(
-        ("scored on", "patches", "metric", records[0]["ours"], records[0]["theirs"], "difference", "p"),
+        (
+            "scored on",
+            "patches",
+            "metric",
+            records[0]["ours"],
+            records[0]["theirs"],
+            "difference",
+            "p (Holm)",
+        ),
         [
             (
                 r["dataset"],
@@ -297,8 +305,8 @@ def compare_command(models: Path, probe: Path, features: str | None, fold: int |
                 r["metric"],
                 f"{r['value_ours']:.3f}",
                 f"{r['value_theirs']:.3f}",
-                f"{r['difference']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}]",
-                f"{r['p']:.2g}",
+                f"{r['difference']:+.3f}" + _bounds(r["low"], r["high"]),
+                "-" if r["p_holm"] is None else f"{r['p_holm']:.2g}",
             )
             for r in records
         ],
@@ -333,7 +341,7 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
 @click.argument("model", type=_PATH)
 @click.argument("images", type=_PATH)
 @click.option("-o", "--out", required=True, type=_PATH, help="CSV to write.")
-@click.option("--train", type=_PATH, help="Of a probe: the manifest that it was trained on.")
+@click.option("--train", type=_PATH, help="Of a probe: its training manifest, to be checked.")
 @click.option("--bank", help="Of a probe: the bank of its embeddings; the images are embedded into it.")
 @click.option("--features", help="Of a probe: another feature set than the one its folds chose.")
 @click.option(
@@ -360,37 +368,48 @@ def predict_command(
     """Predict a folder of IMAGES with a fine-tuned MODEL or a probe's results, to a CSV.
 
     MODEL is one fold's folder, the folder above (the mean of its folds, with the threshold and calibration
-    from out-of-fold scores), or the results of `patchbank probe run` (with --train and --bank).
+    from out-of-fold scores), or the results of `patchbank probe run` (with --bank), whose probe is stored
+    there. A row is called positive where its calibrated probability reaches the threshold beside it.
 
     \b
     Examples:
       patchbank predict models/dinov2-s+lora images -o predictions.csv
       patchbank predict models/dinov2-s+lora/fold-1 images --tta -o predictions.csv
-      patchbank predict results images --train ami-br.toml --bank bank -o predictions.csv
+      patchbank predict results images --bank bank -o predictions.csv
     """
+    from ..files import check_writable
+    from ..probe.results import PROBES
     from .predict import predict_finetuned, predict_probe, write_csv
 
-    if train is not None or bank is not None:
+    check_writable(out)
+    if (model / PROBES).exists():
         from ..datasets.manifest import load_manifest
 
-        if train is None or bank is None:
-            raise InvalidRequest("a probe needs both --train and --bank")
+        if bank is None:
+            raise InvalidRequest("a probe needs --bank: the images are embedded into it")
         table = predict_probe(
             model,
             images,
-            train=load_manifest(train),
+            train=None if train is None else load_manifest(train),
             bank=bank,
             features=features,
             encoder_specs=dict(one.split("=", 1) for one in encoders if "=" in one),
             **options,
         )
-    elif features is not None:
-        raise InvalidRequest("--features belongs to a probe's results: add --train and --bank")
+    elif train or bank or features or encoders:
+        raise InvalidRequest(
+            f"--train, --bank, --features and --encoder belong to the results of `patchbank probe run`, and "
+            f"{model} has no {PROBES}"
+        )
     else:
         table = predict_finetuned(model, images, batch_size=batch_size, workers=workers, **options)
     write_csv(table, out)
     counts = table["prediction"].value_counts()
     click.echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
 
 
 def _setting(text: str) -> tuple[str, Any]:

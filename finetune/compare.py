@@ -1,18 +1,20 @@
 """Two results on the same patches: a fine-tuned model next to the probe of its encoder, paired by patch."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ..errors import InvalidRequest, ProbeError
-from ..probe.intervals import compare_paired, delong
-from ..probe.metrics import evaluate
+from ..errors import InvalidRequest
+from ..probe.config import ProbeConfig
+from ..probe.intervals import holm
 from ..probe.results import ProbeResult
+from ..probe.scoring import PAIRED, bootstrap_set, compare_models
+from ..probe.systems import from_predictions
 from .scores import OOF
 
-METRICS = ("balanced_accuracy", "auroc", "average_precision")
 PREFERRED = (OOF, "ensemble", "refit")  # the role that stands for a model, whichever it has first
 
 
@@ -31,8 +33,9 @@ def compare_results(
     Train rows are compared out of fold; evaluation sets by the ensemble, and by the refit where there is none
     (the probe's refit where one fold alone was fine-tuned, which has no ensemble to match).
 
-    One record a set and metric: n, ours, theirs (values at probability 0.5), difference, low, high (95 %)
-    and p by `probe.intervals.compare_paired`, and for AUROC p_delong (clustered where there are groups).
+    One record a set and metric, tested as the probes of one sweep are (`probe.scoring.compare_models`, with
+    the settings of `theirs`): n, ours, theirs, value_ours, value_theirs (at probability 0.5), difference,
+    low, high, p, p_method; p_holm over all records.
     Raises InvalidRequest where the two have no patch in common, or disagree on a label.
     """
     mine, other = ProbeResult.load(ours), ProbeResult.load(theirs)
@@ -40,6 +43,8 @@ def compare_results(
     a = _by_set(mine.predictions, mine.chosen, fold)
     b = _by_set(other.predictions, chosen, fold)
     single = len(mine.document["folds"].get("trained", [0, 0])) == 1
+    config = ProbeConfig.from_dict(other.document["config"])
+    config = replace(config, seed=seed, bootstrap=config.bootstrap or ProbeConfig.bootstrap)
     records = []
     for dataset, table in a.items():
         if dataset not in b:
@@ -48,23 +53,17 @@ def compare_results(
         left, right = (
             t[t["role"] == r].set_index("patch_id") for t, r in zip((table, b[dataset]), roles, strict=True)
         )
-        both = left.index.intersection(right.index)
-        if not len(both):
+        rows, columns = from_predictions(dataset, {"ours": left, "theirs": right}, role="both")
+        if not len(rows):
             continue
-        left, right = left.loc[both], right.loc[both]
-        if (left["label"] != right["label"]).any():
-            raise InvalidRequest(f"{dataset}: the two results disagree on the label of a patch")
-        y = left["label"].to_numpy(int)
-        scores = np.stack([left["probability"], right["probability"]], axis=1)
-        groups = left["group"].to_numpy(object)
-        found = compare_paired(y, scores, groups=groups, metrics=METRICS, seed=seed)
-        values = evaluate(y, scores, metrics=METRICS)
-        try:
-            p_delong = float(delong(y, scores, groups=groups).compare().p[0])
-        except ProbeError:  # too few groups of a class
-            p_delong = None
-        for metric in METRICS:
-            difference = found[metric]
+        whole = bootstrap_set(rows, columns, config=config)
+        if whole is None:
+            raise InvalidRequest(f"{dataset}: all rows are of one group, so nothing can be tested")
+        found = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
+        for one in found:
+            if one["test"] != PAIRED:
+                continue
+            values = whole[one["metric"]].value
             records.append(
                 {
                     "dataset": dataset,
@@ -72,20 +71,17 @@ def compare_results(
                     "ours": mine.chosen,
                     "theirs": chosen,
                     "roles": roles,
-                    "metric": metric,
-                    "n": len(both),
-                    "value_ours": float(values[metric][0]),
-                    "value_theirs": float(values[metric][1]),
-                    "difference": float(difference.difference[0]),
-                    "low": float(difference.low[0]),
-                    "high": float(difference.high[0]),
-                    "p": float(difference.p[0]),
-                    "p_delong": p_delong if metric == "auroc" else None,
+                    "metric": one["metric"],
+                    "n": len(rows),
+                    "value_ours": float(values[0]),
+                    "value_theirs": float(values[1]),
+                    **{key: one[key] for key in ("difference", "low", "high", "p", "p_method")},
                 }
             )
     if not records:
         raise InvalidRequest(f"{ours} and {theirs} have no evaluation set in common")
-    return records
+    adjusted = holm([np.nan if r["p"] is None else r["p"] for r in records])
+    return [r | {"p_holm": None if np.isnan(p) else float(p)} for r, p in zip(records, adjusted, strict=True)]
 
 
 def _roles(table: pd.DataFrame, single: bool) -> list[str]:

@@ -2,23 +2,20 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 
-from ..datasets.layouts import SUFFIXES
+from ..datasets.layouts import folder_table
 from ..datasets.manifest import Header, Manifest
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, ManifestError
 from ..files import write_atomically
-from ..probe.config import ProbeConfig, parse_features
+from ..probe.config import parse_features
+from ..probe.model import calibrated, mean_logit
 from ..probe.results import ProbeResult
-from .scores import UNADJUSTED, mean_logit
-
-COLUMNS = ("path", "score", "probability", "probability_platt", "threshold", "prediction")
+from .scores import UNADJUSTED
 
 
 def predict_finetuned(
@@ -40,10 +37,10 @@ def predict_finetuned(
     tta : mean logit of the 8 flips and quarter turns of every patch
     checkpoint, weights_dir : of the base encoder, if it is not where it was in training
 
-    Returns one row an image, in the order of the paths: path; score (logit); probability; probability_platt
-    and threshold, calibrated on the training's out-of-fold scores (on the probability; NaN and 0.5 for one
-    fold's folder, which has none); prediction (class name at the threshold); with several folds also
-    probability_fold_K.
+    Returns one row an image, in the order of the paths: path; score (logit); probability, calibrated on the
+    training's out-of-fold scores, and the threshold on it that they chose (for one fold's folder, which has
+    none, as fitted, and 0.5); prediction: the positive class where probability >= threshold, else the other;
+    with several folds also score_fold_K, the logits of the single models.
     Raises InvalidRequest, TrainingError, EncoderError, ImageError.
     """
     from ..extract.devices import resolve_devices
@@ -73,7 +70,7 @@ def predict_finetuned(
             )
         )
     whole = Path(model) if (Path(model) / "results.json").exists() else None
-    adjusted = _adjusted(whole) if whole is not None else None
+    adjusted = UNADJUSTED if whole is None else _adjusted(whole)
     logits = np.stack(each, axis=1)
     names = [folder.name.replace("-", "_") for folder in folders]
     return _table(
@@ -85,8 +82,8 @@ def predict_probe(
     results: str | os.PathLike[str],
     images: str | os.PathLike[str] | Manifest,
     *,
-    train: Manifest,
     bank: str | os.PathLike[str],
+    train: Manifest | None = None,
     features: str | None = None,
     encoder_specs: Mapping[str, str] | None = None,
     device: str = "auto",
@@ -95,93 +92,84 @@ def predict_probe(
     tta: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Probabilities by a probe of `run_probe`, refitted on the cached embeddings at the chosen settings.
+    """Probabilities by a probe of `run_probe`, as it was fitted then: nothing is refitted.
 
-    results : folder of the probe's results; train, bank : what it was trained on, as then
+    results : folder of the probe's results
+    images : embedded into `bank` on the way, so that a second call costs nothing
+    train : the manifest that the probe was trained on, to be checked; not needed
     features : which feature set (None: the one that the folds chose)
     encoder_specs : how an encoder of the bank is loaded, where its id is not enough (a card file,
         finetuned:FOLDER)
-    images : embedded into the bank on the way, so that a second call costs nothing
     tta : the probe is applied to the embeddings of the view "d4:mean", and only if it was trained on them
-    Returns the table of `predict_finetuned`, by the refit.
-    Raises InvalidRequest, StoreNotFound, RowsMissing, and what `run_extract` raises.
+    Returns the table of `predict_finetuned`, by the refit (of a published recipe: by its ensemble).
+    Raises InvalidRequest: no such probe; other rows or labels in `train` than in the results; embeddings of
+    other weights or preprocessing than those that the probe was fitted on. And what `run_extract` raises.
     """
-    from ..datasets.folds import effective_groups, folds_for
     from ..extract.run import run_extract
     from ..probe.features import load_set, open_bank
-    from ..probe.protocol import make_plan, run_protocol
-    from ..probe.run import gather
+    from ..probe.run import labelled_train_rows, rows_digest
 
-    found = ProbeResult.load(results).document
-    chosen = features or found["chosen"]
-    model = next((m for m in found["models"] if m["features"] == chosen), None)
-    if model is None or "choice" not in model:
-        there = ", ".join(m["features"] for m in found["models"])
+    loaded = ProbeResult.load(results)
+    found, chosen = loaded.document, features or loaded.chosen
+    if chosen not in loaded.probes:
+        there = ", ".join(loaded.probes) or "none: they are of trained networks"
         raise InvalidRequest(f"{results} has no probe on {chosen!r}; it has {there}")
+    about = found["data"][0]
+    if train is not None and rows_digest(labelled_train_rows(train)) != about["rows"]:
+        raise InvalidRequest(
+            f"{train.header.name} is not what {results} was trained on: ids or labels of its training rows "
+            "differ. Fix: leave --train out (predictions need none), or give the manifest of then"
+        )
     sources = parse_features(chosen).sources
     if tta and not all("d4:mean" in source.view for source in sources):
         raise InvalidRequest(
             f"{chosen} was not trained on the mean over flips and turns: extract the view d4:mean"
         )
     manifest = images if isinstance(images, Manifest) else manifest_of(images)
-    opened = open_bank(os.fspath(bank))
     for source in sources:
-        identity = opened.find(source.encoder, view=source.view, tokens=source.tokens).identity
-        run_extract(
+        fitted = found["stores"][str(source)]["identity"]
+        report = run_extract(
             [manifest],
             encoder=(encoder_specs or {}).get(source.encoder, source.encoder),
             bank=str(bank),
             view=source.view,
             tokens=source.tokens,
-            precision=identity.precision,
-            dtype=identity.dtype,
+            precision=fitted["precision"],
+            dtype=fitted["dtype"],
             device=device,
             checkpoint=checkpoint,
             weights_dir=weights_dir,
             progress=progress,
         )
-    choice = model["choice"]
-    config = replace(
-        ProbeConfig.from_dict(found["config"]),
-        features=(chosen,),
-        preprocess=(choice["preprocess"],),
-        class_weight=(choice["class_weight"],),
-        C=(choice["C"],),
-    )
-    study = gather(train, [], opened, config)
-    groups = effective_groups(study.train_manifest)
-    folds = folds_for(study.train_manifest, config.folds, seed=config.seed).assign(groups)
-    plan = make_plan(study.train.y, groups, folds, config=config)
-    run = run_protocol(
-        load_set(study.train_manifest, chosen, bank=opened),
-        study.train.y,
-        plan,
-        {"images": load_set(manifest, chosen, bank=opened)},
-        config=config,
-    )
-    header = train.header
-    return _table(
-        manifest,
-        run.refit["images"][:, None],
-        ["refit"],
-        np.asarray(run.adjusted),
-        classes=list(header.classes),
-        positive=config.positive or header.positive,
-    )
+        _check_identity(report.stores[0].name, found["stores"][str(source)], str(source))
+    first = found["stores"][str(sources[0])]["identity"]
+    opened = open_bank(os.fspath(bank), precision=first["precision"], dtype=first["dtype"])
+    probe = loaded.probes[chosen]
+    score = probe.score(load_set(manifest, chosen, bank=opened))
+    words = {"classes": about["classes"], "positive": about["positive"]}
+    return _table(manifest, score[:, None], ["refit"], probe.adjusted, **words)
+
+
+def _check_identity(name: str, fitted: Mapping[str, Any], source: str) -> None:
+    """Embeddings of other weights or preprocessing are other numbers, and the probe knows nothing of them."""
+    if name != fitted["store"]:
+        raise InvalidRequest(
+            f"{source}: the probe was fitted on {fitted['store']}, and the images were embedded as {name}: "
+            "weights or preprocessing differ. Fix: give the weights of then (--checkpoint, --weights-dir, or "
+            "--encoder ID=SPEC)"
+        )
 
 
 def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
-    """The image files below a folder as an unlabelled manifest, by path. Raises InvalidRequest if none."""
+    """The images below a folder, or in a zip or tar, as an unlabelled manifest, by path.
+
+    The rules are those of `datasets build`. Raises InvalidRequest if there are none.
+    """
     root = Path(folder)
-    if not root.is_dir():
-        raise InvalidRequest(f"{root} is not a folder of images")
-    paths = sorted(
-        p.relative_to(root).as_posix()
-        for p in root.rglob("*")
-        if p.suffix.lower() in SUFFIXES and p.is_file()
-    )
-    if not paths:
-        raise InvalidRequest(f"{root} holds no images ({', '.join(SUFFIXES)})")
+    try:
+        table, base = folder_table(root, pattern="(?P<label>)")  # any path; no labels
+    except ManifestError as error:
+        raise InvalidRequest(str(error)) from error
     header = Header(
         name="images",
         version="1",
@@ -190,47 +178,44 @@ def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
         licence="unknown",
         source=str(root),
     )
-    table = pd.DataFrame({"patch_id": [f"images/{p}" for p in paths], "path": paths})
+    table = table.assign(patch_id="images/" + table["path"])
     for column in ("label", "group", "domain", "split"):
         table[column] = ""
-    return Manifest(header, table, root)
+    return Manifest(header, table, base)
 
 
 def write_csv(table: pd.DataFrame, file: str | os.PathLike[str]) -> Path:
     """Write a table of predictions, whole or not at all."""
-    return write_atomically(file, lambda to: table.to_csv(to, index=False, float_format="%.9g"))
+    return write_atomically(file, lambda to: table.to_csv(to, index=False))
 
 
 def _adjusted(folder: Path) -> np.ndarray:
     """Threshold on the logit, 1 / temperature, Platt's scale and offset of the fold ensemble."""
     (model,) = ProbeResult.load(folder).document["models"]
-    threshold = float(np.log(model["threshold"]) - np.log1p(-model["threshold"]))
-    return np.array([threshold, 1 / model["temperature"] if model["temperature"] else 0.0, *model["platt"]])
+    slope = 1 / model["temperature"] if model["temperature"] else 0.0
+    return np.array([model["threshold_score"], slope, *model["platt"]])
 
 
 def _table(
     manifest: Manifest,
     logits: np.ndarray,
     names: Sequence[str],
-    adjusted: np.ndarray | None,
+    adjusted: np.ndarray,
     *,
     classes: Sequence[str],
     positive: str,
 ) -> pd.DataFrame:
-    score = logits[:, 0] if logits.shape[1] == 1 else mean_logit(logits)
-    threshold, _, scale, offset = UNADJUSTED if adjusted is None else adjusted
+    score = mean_logit(logits)
+    probability, threshold = calibrated(score, adjusted)
     others = [c for c in classes if c != positive]
     negative = others[0] if len(others) == 1 else f"not {positive}"
     table: dict[str, Any] = {
         "path": manifest.table["path"].to_numpy(),
         "score": score,
-        "probability": expit(score),
-        "probability_platt": np.full(len(score), np.nan)
-        if adjusted is None
-        else expit(scale * score + offset),
-        "threshold": np.full(len(score), expit(threshold)),
-        "prediction": np.where(score >= threshold, positive, negative),
+        "probability": probability,
+        "threshold": threshold,
+        "prediction": np.where(probability >= threshold, positive, negative),
     }
     if len(names) > 1:
-        table |= {f"probability_{name}": expit(logits[:, i]) for i, name in enumerate(names)}
+        table |= {f"score_{name}": logits[:, i] for i, name in enumerate(names)}
     return pd.DataFrame(table)

@@ -10,9 +10,10 @@ from scipy.special import expit
 
 from ..probe import metrics
 from ..probe.config import ProbeConfig
+from ..probe.model import mean_logit
 from ..probe.protocol import adjustment
 from ..probe.results import ProbeResult
-from ..probe.run import StudyData, describe, predictions_table, score_fold_models
+from ..probe.run import StudyData, describe, describe_adjusted, predictions_table, score_fold_models
 from ..probe.run import provenance as probe_provenance
 from ..probe.scoring import Column, Rows, mean_of_models, score_set
 from .data import TrainingData
@@ -30,12 +31,6 @@ def validation_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, floa
     named = {name: float(value) for name, value in values.items()}
     named["log_loss"] = named.pop("balanced_log_loss")
     return named
-
-
-def mean_logit(each: np.ndarray) -> np.ndarray:
-    """The logit of the mean probability of K models: float64 (n, K) -> (n,)."""
-    probability = expit(each).mean(axis=1).clip(1e-12, 1 - 1e-12)
-    return np.log(probability) - np.log1p(-probability)
 
 
 def assemble(
@@ -90,9 +85,7 @@ def assemble(
         "models": [
             {
                 "features": features,
-                "threshold": float(expit(of_ensemble[0])),
-                "temperature": float(1 / of_ensemble[1]) if of_ensemble[1] else None,
-                "platt": of_ensemble[2:].tolist(),
+                **describe_adjusted(of_ensemble),
                 **about,
             }
         ],

@@ -9,6 +9,7 @@ import numpy as np
 
 from .config import ProbeConfig
 from .logistic import fit_logistic
+from .model import Steps, unit
 from .others import Probe, make_probe
 
 
@@ -17,6 +18,10 @@ class Models(Protocol):
 
     def scores(self, X: np.ndarray, sets: Sequence[int], value: int | None = None) -> np.ndarray:
         """Scores of rows: float (n, len(sets), L), or (n, len(sets)) at one grid value."""
+        ...
+
+    def steps(self, of: int, value: int) -> Steps:
+        """One model as steps, see `model`."""
         ...
 
 
@@ -34,6 +39,10 @@ class LinearModels:
             return X.astype(np.float64) @ coef[:, value].T.astype(np.float64) + intercept[:, value]
         flat = np.ascontiguousarray(coef.reshape(-1, coef.shape[-1]).T, dtype=X.dtype)
         return (X @ flat).reshape(len(X), *intercept.shape) + intercept.astype(X.dtype)
+
+    def steps(self, of: int, value: int) -> Steps:
+        weight = self.coef[of, value].astype(np.float64)[:, None]
+        return (("affine", {"weight": weight, "bias": self.intercept[of, value, None].astype(np.float64)}),)
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ def fit_transform_on(preprocess: str, X: np.ndarray, rows: np.ndarray) -> Transf
     if preprocess in ("standardize", "none"):
         return _identity
     if preprocess == "l2":
-        return _unit_rows
+        return unit
     if preprocess == "whiten":
         return _Whitening.fit(X[rows])
     raise ValueError(preprocess)
@@ -104,11 +113,6 @@ def fit_transform_on(preprocess: str, X: np.ndarray, rows: np.ndarray) -> Transf
 
 def _identity(X: np.ndarray) -> np.ndarray:
     return X
-
-
-def _unit_rows(X: np.ndarray) -> np.ndarray:
-    norm = np.linalg.norm(X, axis=1, keepdims=True)
-    return X / np.where(norm > 0, norm, 1)
 
 
 @dataclass
@@ -128,6 +132,15 @@ class _Whitening:
 
     def __call__(self, X: np.ndarray) -> np.ndarray:
         return (X - self.mean.astype(X.dtype)) @ self.rotation
+
+
+def transform_steps(transform: Transform) -> Steps:
+    """A transform as steps, see `model`."""
+    if isinstance(transform, _Whitening):
+        rotation = transform.rotation.astype(np.float64)
+        bias = np.zeros(rotation.shape[1])
+        return (("shift", {"value": transform.mean}), ("affine", {"weight": rotation, "bias": bias}))
+    return (("unit", {}),) if transform is unit else ()
 
 
 # --- one call for many training sets ------------------------------------------------------------------
@@ -171,6 +184,10 @@ class OtherModels:
         if value is not None:
             return np.stack([_score(self.fitted[s][value], X) for s in sets], axis=1)
         return np.stack([np.stack([_score(p, X) for p in self.fitted[s]], axis=1) for s in sets], axis=1)
+
+    def steps(self, of: int, value: int) -> Steps:
+        probe = self.fitted[of][value]
+        return (*probe.steps(), ("shift", {"value": np.array([probe.threshold])}))
 
 
 def _score(probe: Probe, X: np.ndarray) -> np.ndarray:
@@ -274,6 +291,12 @@ class Fitted:
             return models.scores(transformed[id(transform)], [sets[w]], v)[:, 0].astype(np.float64)
 
         return score
+
+    def steps(self, part: int, setting: Setting) -> Steps:
+        """The model of a part at a setting, from the features as they are, as steps (see `model`)."""
+        p, w, v = setting.index
+        transform, models, sets = self.models[p, part]
+        return (*transform_steps(transform), *models.steps(sets[w], v))
 
 
 def fit_parts(

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 STYLE = Path(__file__).with_name("style.css")
-IMAGE_TYPES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".gif": "gif"}
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 TITLES = {
     "balanced_accuracy": "balanced accuracy",
@@ -200,9 +199,5 @@ def tint(value: float) -> str:
     return f"background:color-mix(in srgb,var(--s0) {share:.0f}%,transparent)"
 
 
-def data_uri(path: Path) -> str | None:
-    """The image file itself, as a data URI; None where there is no such file or no browser shows its kind."""
-    kind = IMAGE_TYPES.get(path.suffix.lower())
-    if kind is None or not path.is_file():
-        return None
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+def png_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

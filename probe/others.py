@@ -1,24 +1,25 @@
 """Probes other than logistic regression, behind one interface, and few-shot curves.
 
 Every probe has `fit(X, y, *, sample_weight=None, groups=None)`, which returns itself, `decision(X)`, one
-score a row, larger meaning more positive, and `threshold`, the score at which it changes its call.
+score a row, larger meaning more positive, `steps()`, the same as plain numbers (see `model`), and
+`threshold`, the score at which it changes its call.
 X is (n, d) float, finite; y (n,) 0 or 1, both present; sample_weight (n,) not negative, 0 leaving the row
 out; groups (n,) as `intervals.cluster_codes` reads them, used only where a probe chooses something itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from ..errors import InvalidRequest, ProbeError
 from .intervals import cluster_codes
 from .metrics import check_labels, evaluate
+from .model import Steps, apply, unit
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +39,8 @@ class Probe(Protocol):
     ) -> Self: ...
 
     def decision(self, X: ArrayLike) -> Floats: ...
+
+    def steps(self) -> Steps: ...
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,6 @@ class KNN:
     k: int = 20
     metric: Literal["cosine", "euclidean"] = "cosine"
     temperature: float | None = None
-    block_rows: int = field(default=1024, repr=False)
     threshold: ClassVar[float] = 0.5
 
     def fit(
@@ -106,24 +108,22 @@ class KNN:
 
     def _place(self, X: Floats) -> Floats:
         if self.metric == "cosine":
-            return _unit(X)
+            return unit(X)
         return X - self._origin
 
     def decision(self, X: ArrayLike) -> Floats:
-        table = np.asarray(X, np.float64)
-        half_norms = (self._train**2).sum(axis=1) / 2 if self.metric == "euclidean" else 0.0
-        score = np.empty(len(table))
-        for start in range(0, len(table), self.block_rows):
-            block = slice(start, start + self.block_rows)
-            # cosine, or (|x|^2 - distance^2) / 2, which has the same order within a row
-            near = self._place(table[block]) @ self._train.T - half_norms
-            nearest = np.argpartition(-near, self.k - 1, axis=1)[:, : self.k]
-            weight = self._weight[nearest]
-            if self.temperature is not None:
-                cosine = np.take_along_axis(near, nearest, axis=1)
-                weight = weight * np.exp((cosine - cosine.max(axis=1, keepdims=True)) / self.temperature)
-            score[block] = (weight * self._y[nearest]).sum(axis=1) / weight.sum(axis=1)
-        return score
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        place = ("unit", {}) if self.metric == "cosine" else ("shift", {"value": self._origin})
+        return (place, ("neighbours", {
+            "train": self._train,
+            "positive": self._y,
+            "weight": self._weight,
+            "k": np.array(self.k),
+            "temperature": np.array(np.nan if self.temperature is None else self.temperature),
+            "euclidean": np.array(self.metric == "euclidean"),
+        }))  # fmt: skip
 
 
 @dataclass
@@ -143,28 +143,34 @@ class NearestCentroid:
     ) -> Self:
         rows = _rows(X, y, sample_weight, groups)
         self._mean = np.average(rows.X, axis=0, weights=rows.weight)
-        unit = _unit(rows.X - self._mean)
+        placed = unit(rows.X - self._mean)
         self._negative, self._positive = (
-            np.average(unit[of], axis=0, weights=rows.weight[of]) for of in (~rows.y, rows.y)
+            np.average(placed[of], axis=0, weights=rows.weight[of]) for of in (~rows.y, rows.y)
         )
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
-        unit = _unit(np.asarray(X, np.float64) - self._mean)
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
         middle = (self._positive + self._negative) / 2
-        return 2 * ((unit - middle) @ (self._positive - self._negative))
-
-
-def _unit(X: Floats) -> Floats:
-    """Rows scaled to length 1; zero rows stay."""
-    length = np.linalg.norm(X, axis=1, keepdims=True)
-    return X / np.where(length > 0, length, 1.0)
+        weight = 2 * (self._positive - self._negative)[:, None]
+        return (
+            ("shift", {"value": self._mean}),
+            ("unit", {}),
+            ("shift", {"value": middle}),
+            ("affine", {"weight": weight, "bias": np.zeros(1)}),
+        )
 
 
 def _scale(X: Floats) -> tuple[Floats, Floats]:
     """Mean and standard deviation (ddof 0) of the columns; a constant column has scale 1."""
     spread = X.std(axis=0)
     return X.mean(axis=0), np.where(spread > 0, spread, 1.0)
+
+
+def _standardized(mean: Floats, spread: Floats) -> Steps:
+    return (("shift", {"value": mean}), ("scale", {"value": 1 / spread}))
 
 
 @dataclass
@@ -224,7 +230,10 @@ class Ridge:
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
-        return np.asarray(X, np.float64) @ self.coef_ + self.intercept_
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        return (("affine", {"weight": self.coef_[:, None], "bias": np.array([self.intercept_])}),)
 
 
 def _left_out_error(hat_root: Floats, residual: Floats, codes: NDArray[np.intp]) -> float:
@@ -269,7 +278,13 @@ class LinearSVM:
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
-        return self._svm.decision_function((np.asarray(X, np.float64) - self._mean) / self._spread)
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        return (
+            *_standardized(self._mean, self._spread),
+            ("affine", {"weight": self._svm.coef_.T, "bias": self._svm.intercept_}),
+        )
 
 
 @dataclass
@@ -309,10 +324,20 @@ class MLP:
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
-        z = ((np.asarray(X, np.float64) - self._mean) / self._spread).astype(np.float32)
-        p = np.asarray(self._mlp.predict_proba(z), np.float64)[:, 1]
-        tiny = np.finfo(np.float32).tiny
-        return special.logit(np.clip(p, tiny, 1 - np.finfo(np.float64).eps))
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        hidden, out = zip(self._mlp.coefs_, self._mlp.intercepts_, strict=True)
+        return (
+            *_standardized(self._mean, self._spread),
+            _affine(*hidden),
+            ("relu", {}),
+            _affine(*out),
+        )
+
+
+def _affine(weight: np.ndarray, bias: np.ndarray) -> tuple[str, dict[str, np.ndarray]]:
+    return "affine", {"weight": weight.astype(np.float64), "bias": bias.astype(np.float64)}
 
 
 PROBES: MappingProxyType[str, type[Probe]] = MappingProxyType(

@@ -5,7 +5,6 @@ figures, costs, maps, a log. page.js makes the tables sort and the maps speak; w
 there.
 """
 
-import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..files import write_text
 from .board import FAMILIES, RANKED, Board, cost_table, metric_buttons, prose, published_table
 from .entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
 from .maps import maps_html
-from .markup import Html, Table, content, document, marked
+from .markup import Html, Table, content, document, marked, png_uri
 from .sections import Sections
 
 __all__ = ["EmbeddingMap", "Picture", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
@@ -215,8 +214,7 @@ def _contradictions(groups: Sequence[Sequence[Picture]]) -> list[Any]:
         for one in members:
             image = '<div class="noimage">no image</div>'
             if one.png:
-                uri = base64.b64encode(one.png).decode()
-                image = f'<img src="data:image/png;base64,{uri}" alt="" width="112" height="112">'
+                image = f'<img src="{png_uri(one.png)}" alt="" width="112" height="112">'
             cards.append(
                 f"<figure class=card>{image}<figcaption><b>{escape(one.label)}</b><br>"
                 f"{escape(one.patch_id)}</figcaption></figure>"

@@ -14,6 +14,7 @@ from ..errors import InvalidRequest, ProbeError
 from .calibration import best_threshold, fit_platt, fit_temperature
 from .config import ProbeConfig
 from .fitting import Part, Setting, fit_parts
+from .model import ProbeModel
 from .rivals import fit_eva, fit_paper_sgd, fit_thunder
 from .selection import best, criterion
 
@@ -114,6 +115,7 @@ class ProtocolRun:
     fold_models: dict[str, np.ndarray]  # float64 (n_t, K), scores of the outer folds' models
     fits: dict[str, Any]  # number of fits and of solver calls, statuses, worst gap bound
     seconds: dict[str, float]
+    model: ProbeModel  # the refit, or the fold ensemble of a published recipe
     train_role: str = "oof"  # "validation": each fold has chosen the model that scores it
 
     @property
@@ -181,6 +183,7 @@ def run_protocol(
         score = fitted.scorer(rows)
         columns = [score(of_model[model], setting) for model, setting in enumerate(settings)]
         refit[name], fold_models[name] = columns[0], np.stack(columns[1:], axis=1)
+    adjusted = adjustment(y, oof_flat)
     seconds["score tests"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
     return ProtocolRun(
@@ -192,12 +195,13 @@ def run_protocol(
         oof=oof,
         oof_flat=oof_flat,
         oof_adjusted=oof_adjusted,
-        adjusted=adjustment(y, oof_flat),
+        adjusted=adjusted,
         ensemble_adjusted=adjustment(y, oof),
         refit=refit,
         fold_models=fold_models,
         fits=fitted.facts,
         seconds=seconds,
+        model=ProbeModel((fitted.steps(of_model[0], choice),), adjusted),
     )
 
 
@@ -256,6 +260,7 @@ def run_published(
             "worst_gap_bound": None,
         },
         seconds={"fit": fitted, "all": time.perf_counter() - started},
+        model=ProbeModel(tuple(head.steps() for head in heads), adjusted),
         train_role="validation",
     )
 

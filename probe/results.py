@@ -1,18 +1,23 @@
 """The result of a probe study: one document and one table of predictions; written, read, shown."""
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from ..errors import ProbeError
-from ..files import write_atomically, write_text
+from ..files import sha256, write_atomically, write_text
 from ..terminal import print_table
+from .model import ProbeModel, load_probes, save_probes
 
 FORMAT = "patchbank-probe-results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
+PREDICTIONS, PROBES = "predictions.parquet", "probes.npz"
 SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
 TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
@@ -24,11 +29,18 @@ class ProbeResult:
     document : dict of plain JSON values: config, provenance, data, folds, chosen, models, scores,
         comparisons, ...
     predictions : DataFrame, one row a prediction; see `run.predictions_table`
+    probes : feature set -> what predicts further patches (the refit); none where networks were trained
     """
 
-    def __init__(self, document: dict[str, Any], predictions: pd.DataFrame) -> None:
+    def __init__(
+        self,
+        document: dict[str, Any],
+        predictions: pd.DataFrame,
+        probes: Mapping[str, ProbeModel] | None = None,
+    ) -> None:
         self.document = document
         self.predictions = predictions
+        self.probes = dict(probes or {})
 
     @property
     def chosen(self) -> str:
@@ -36,14 +48,24 @@ class ProbeResult:
         return self.document["chosen"]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write predictions.parquet, results.csv and, last, results.json; each whole or not at all."""
+        """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
+
+        Each appears whole or not at all. results.json has the digests of the others and of itself: files of
+        two runs, or changed ones, are not read as one result.
+        """
         folder = Path(folder)
-        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
         write_atomically(
-            folder / "predictions.parquet",
+            folder / PREDICTIONS,
             lambda part: self.predictions.to_parquet(part, index=False, compression="zstd"),
         )
+        names = [PREDICTIONS]
+        if self.probes:
+            save_probes(folder / PROBES, self.probes)
+            names.append(PROBES)
         write_atomically(folder / "results.csv", lambda part: self.scores().to_csv(part, index=False))
+        digests = {name: sha256(folder / name) for name in names}
+        document = {**self.to_json(), "files": digests}
+        text = json.dumps({**document, "digest": _digest(document)}, indent=1, allow_nan=False)
         write_text(folder / "results.json", text)
         return folder
 
@@ -55,23 +77,16 @@ class ProbeResult:
     def load(cls, folder: str | os.PathLike[str]) -> "ProbeResult":
         """Read what `save` wrote. Raises ProbeError for anything else, naming what is wrong."""
         folder = Path(folder)
-        path = folder / "results.json" if folder.is_dir() else folder
+        folder = folder.parent if folder.name == "results.json" else folder
+        document = read_document(folder)
+        digests = document.pop("files")
+        _check_files(folder, digests)
         try:
-            document = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ProbeError(f"{path} cannot be read as results of `patchbank probe run`: {error}") from error
-        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-            raise ProbeError(f"{path} is not a results.json of `patchbank probe run` (format {FORMAT})")
-        version = document.pop("version", None)
-        if version != FORMAT_VERSION:
-            raise ProbeError(
-                f"{path} has version {version!r} of {FORMAT}; this patchbank reads version {FORMAT_VERSION}: "
-                "upgrade patchbank"
-            )
-        table = path.with_name("predictions.parquet")
-        if not table.exists():
-            raise ProbeError(f"{table} is missing: results.json and predictions.parquet belong together")
-        return cls(document, pd.read_parquet(table))
+            predictions = pd.read_parquet(folder / PREDICTIONS)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ProbeError(f"{folder / PREDICTIONS} cannot be read: {error}") from error
+        probes = load_probes(folder / PROBES) if PROBES in digests else {}
+        return cls(document, predictions, probes)
 
     def scores(self) -> pd.DataFrame:
         """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
@@ -128,6 +143,63 @@ class ProbeResult:
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """results.json without format, version and digest, as it was written. Raises ProbeError."""
+    path = folder / "results.json"
+    try:
+        document = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProbeError(f"{path} cannot be read as results of `patchbank probe run`: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ProbeError(f"{path} is not a results.json of `patchbank probe run` (format {FORMAT})")
+    version = document.get("version")
+    if version != FORMAT_VERSION:
+        older = isinstance(version, int) and version < FORMAT_VERSION
+        raise ProbeError(
+            f"{path} has version {version!r} of {FORMAT}; this patchbank reads version {FORMAT_VERSION}: "
+            + ("run the probe again" if older else "upgrade patchbank")
+        )
+    if document.pop("digest", None) != _digest(document):
+        raise ProbeError(
+            f"{path} was changed after it was written, so its numbers are those of no run. "
+            "Fix: run the probe again"
+        )
+    return {key: value for key, value in document.items() if key not in ("format", "version")}
+
+
+def complete_for(folder: Path, request: str) -> bool:
+    """Whether a folder has the whole result of one request (`document["request"]`), and of no other."""
+    try:
+        document = read_document(folder)
+        _check_files(folder, document["files"])
+    except ProbeError:
+        return False
+    return document.get("request") == request
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    for name in {PREDICTIONS, *digests}:
+        if name not in (PREDICTIONS, PROBES):
+            raise ProbeError(f"{folder / 'results.json'} lists a file {name!r} that no result has")
+        file = folder / name
+        if not file.is_file():
+            raise ProbeError(f"{file} is missing: it belongs to results.json")
+        if sha256(file) != digests.get(name):
+            raise ProbeError(
+                f"{file} is not the one that results.json was written with: a run was interrupted while it "
+                "wrote, or the file was changed. Fix: run the same command again"
+            )
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _cell(value: list[float | None]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ProbeError
+from .model import Steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,6 +36,11 @@ class Head:
     def decision(self, X: Array) -> Array:
         """float32 (n,)"""
         return X @ self.coef + np.float32(self.intercept)
+
+    def steps(self) -> Steps:
+        """The same as plain numbers, see `model`."""
+        weight, bias = self.coef.astype(np.float64)[:, None], np.array([float(self.intercept)])
+        return (("affine", {"weight": weight, "bias": bias}),)
 
 
 class Adam:

@@ -1,5 +1,6 @@
 """A probe study: manifests and cached embeddings in, scores with intervals and every prediction out."""
 
+import hashlib
 import os
 import platform
 import sys
@@ -13,20 +14,20 @@ from typing import Any
 import joblib
 import numpy as np
 import pandas as pd
-from scipy.special import expit
 from threadpoolctl import threadpool_limits
 
 from .. import __version__
 from ..datasets.folds import effective_groups, folds_for
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency, ProbeError
-from ..files import cores
+from ..files import cores, holding_out
 from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .intervals import DEFAULT_METRICS
 from .leaks import LeakReport, audit_leaks, deduplicate, read_pairs
 from .metrics import evaluate
+from .model import calibrated, mean_logit
 from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol, run_published
 from .results import SWEEP, ProbeResult
 from .scoring import (
@@ -40,6 +41,7 @@ from .scoring import (
 )
 
 
+@holding_out
 def run_probe(
     *,
     train: Manifest,
@@ -68,7 +70,7 @@ def run_probe(
     `protocol.run_protocol` has the details, for one feature set.
 
     bank : the folder of the embeddings, or an open Bank
-    out : folder for predictions.parquet, results.json and results.csv (None: nothing is written)
+    out : folder of the result, see `ProbeResult.save`; held alone meanwhile (None: nothing is written)
     jobs : feature sets probed at once (None: as many as there are processors); backend : "loky", "threading"
         or "ray" (the joblib backend of a running or local Ray cluster)
     config : all settings at once; or the same as keywords, see ProbeConfig
@@ -148,7 +150,8 @@ def run_probe(
         "domains": {name: found for name, found in domains.items() if found},
         "seconds": seconds,
     }
-    result = ProbeResult(document, predictions_table(data, plan, columns))
+    probes = {name: run.model for name, run in runs.items()}
+    result = ProbeResult(document, predictions_table(data, plan, columns), probes)
     if out is not None:
         result.save(out)
     return result
@@ -177,13 +180,13 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     positive = _positive(train, tests, config)
     split = train.table["split"].to_numpy(dtype=object)
     labelled = train.table["label"].to_numpy(dtype=object) != ""
-    is_train = split == "train" if (split != "").any() else np.ones(len(train), bool)
+    is_train = _is_train(split)
     if not (is_train & labelled).any():
         raise ProbeError(
             f"{train.header.name} has no labelled row with split 'train'; it has {sorted(set(split))}. "
             "The manifest that is trained on has to say which rows those are."
         )
-    pieces = [(f"{train.header.name}:train", train.select(is_train & labelled))]
+    pieces = [(f"{train.header.name}:train", labelled_train_rows(train))]
     pieces += [
         (f"{train.header.name}:{word or 'no split'}", train.select((split == word) & labelled))
         for word in dict.fromkeys(split[~is_train & labelled])
@@ -203,6 +206,16 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
                 f"{names[0]} has no {label} row ({positive!r} is positive): nothing can be fitted"
             )
     return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:])
+
+
+def labelled_train_rows(train: Manifest) -> Manifest:
+    """The rows of a manifest that a study is trained on."""
+    is_train = _is_train(train.table["split"].to_numpy(dtype=object))
+    return train.select(is_train & (train.table["label"] != "").to_numpy())
+
+
+def _is_train(split: np.ndarray) -> np.ndarray:
+    return split == "train" if (split != "").any() else np.ones(len(split), bool)
 
 
 def _positive(train: Manifest, tests: Sequence[Manifest], config: ProbeConfig) -> str:
@@ -229,17 +242,18 @@ def _positive(train: Manifest, tests: Sequence[Manifest], config: ProbeConfig) -
 
 
 def _rows(name: str, manifest: Manifest, positive: str, bank: Any) -> Rows:
-    table = manifest.table
+    table = hashed(manifest, bank)
     return Rows(
         dataset=name,
         patch_id=table["patch_id"].to_numpy(dtype=object),
         y=(table["label"] == positive).to_numpy().astype(np.int64),
         group=table["group"].to_numpy(dtype=object),
         domain=table["domain"].to_numpy(dtype=object),
-        distinct=deduplicate(hashed(manifest, bank)).keep,
+        distinct=deduplicate(table).keep,
         votes_positive=_votes(table, "votes_positive"),
         votes_total=_votes(table, "votes_total"),
         path=table["path"].to_numpy(dtype=object),
+        content_hash=table["content_hash"].to_numpy(dtype=object),
     )
 
 
@@ -386,8 +400,7 @@ def columns_of(
             Column(name, run.train_role, run.oof, run.oof_adjusted, run.oof_calibrated)
         )
         for dataset, scores in run.fold_models.items():
-            probability = expit(scores).mean(axis=1).clip(1e-12, 1 - 1e-12)
-            ensemble = np.log(probability) - np.log1p(-probability)
+            ensemble = mean_logit(scores)
             mine = columns.setdefault(dataset, [])
             if name != SWEEP and dataset in run.refit:  # the sweep's refit is that of the chosen features
                 refit = run.refit[dataset]
@@ -433,10 +446,10 @@ def score_fold_models(
 def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:
     """Every prediction, one row each: patch, feature set and role ("oof", "refit", "ensemble").
 
-    Columns: patch_id, path, dataset, domain, group, label (1: positive), fold (outer fold of a train row,
-    else 0), features, role, score (logit), ranking (the same on one scale over the models of the folds: what
-    AUROC and average precision are taken on), probability, threshold (on the probability, chosen on folds),
-    probability_platt.
+    Columns: patch_id, path, content_hash, dataset, domain, group, label (1: positive), fold (outer fold of a
+    train row, else 0), features, role; score (logit, as fitted); ranking (the same on one scale over the
+    models of the folds: what AUROC and average precision are taken on); probability, calibrated on folds
+    (Platt); threshold on this probability, chosen on folds; call, int8: probability >= threshold.
     """
     frames = []
     for rows in [data.train, *data.tests]:
@@ -445,6 +458,7 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
             {
                 "patch_id": rows.patch_id,
                 "path": rows.path,
+                "content_hash": rows.content_hash,
                 "dataset": rows.dataset,
                 "domain": rows.domain,
                 "group": rows.group,
@@ -452,18 +466,19 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
                 "fold": fold.astype(np.int16),
             }
         )
-        frames += [
-            about.assign(
-                features=column.features,
-                role=column.role,
-                score=column.score,
-                ranking=column.order,
-                probability=expit(column.score),
-                threshold=expit(column.adjusted[:, 0]),
-                probability_platt=expit(column.adjusted[:, 2] * column.score + column.adjusted[:, 3]),
+        for column in columns[rows.dataset]:
+            probability, threshold = calibrated(column.score, column.adjusted)
+            frames.append(
+                about.assign(
+                    features=column.features,
+                    role=column.role,
+                    score=column.score,
+                    ranking=column.order,
+                    probability=probability,
+                    threshold=threshold,
+                    call=(probability >= threshold).astype(np.int8),
+                )
             )
-            for column in columns[rows.dataset]
-        ]
     table = pd.concat(frames, ignore_index=True)
     return table.astype(dict.fromkeys(("path", "dataset", "domain", "features", "role"), "category"))
 
@@ -481,11 +496,20 @@ def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
         "dim": run.fits["dim"],
         "criterion": float(run.path.max()),
         **choices,
-        "threshold": float(expit(run.adjusted[0])),
-        "temperature": finite(1 / run.adjusted[1] if run.adjusted[1] else np.inf),
-        "platt": run.adjusted[2:].tolist(),
+        **describe_adjusted(run.adjusted),
         "fits": {key: value for key, value in run.fits.items() if key != "dim"},
         "seconds": run.seconds,
+    }
+
+
+def describe_adjusted(adjusted: np.ndarray) -> dict[str, Any]:
+    """What was chosen on held-out scores: `threshold` is of the calibrated probability, `threshold_score` the
+    same on the score."""
+    return {
+        "threshold": float(calibrated(np.zeros(1), adjusted)[1][0]),
+        "threshold_score": float(adjusted[0]),
+        "temperature": finite(1 / adjusted[1] if adjusted[1] else np.inf),
+        "platt": adjusted[2:].tolist(),
     }
 
 
@@ -514,6 +538,8 @@ def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> 
         "source": header.source,
         "group_kind": header.group_kind,
         "positive": positive or header.positive,
+        "classes": list(header.classes),
+        "rows": rows_digest(manifest),
         "root": str(manifest.root.absolute()),
         "n": len(rows),
         "n_positive": int(rows.y.sum()),
@@ -521,6 +547,14 @@ def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> 
         "n_distinct": int(rows.distinct.sum()),
         "domains": {d: int((rows.domain == d).sum()) for d in dict.fromkeys(rows.domain) if d},
     }
+
+
+def rows_digest(manifest: Manifest) -> str:
+    """BLAKE2b of ids and labels, in the order of the rows."""
+    digest = hashlib.blake2b(digest_size=16)
+    for column in ("patch_id", "label"):
+        digest.update("".join(f"{len(text)} {text}" for text in map(str, manifest.table[column])).encode())
+    return digest.hexdigest()
 
 
 def provenance() -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Rows:
 
     distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
     votes_positive, votes_total : int (n,), -1 where they are not known
-    path : str (n,), of the image under the manifest's root
+    path : str (n,), of the image under the manifest's root; content_hash : str (n,), of its pixels, hex
     """
 
     dataset: str
@@ -90,6 +90,7 @@ class Rows:
     votes_positive: np.ndarray
     votes_total: np.ndarray
     path: np.ndarray
+    content_hash: np.ndarray
 
     def __len__(self) -> int:
         return len(self.y)

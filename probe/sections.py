@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from .calibration import reliability_curve
 from .markup import (
@@ -15,12 +15,12 @@ from .markup import (
     TITLES,
     Html,
     Table,
-    data_uri,
     interval,
     interval_html,
     mean_sd,
     number,
     p_value,
+    png_uri,
     span,
     tint,
     whisker,
@@ -312,10 +312,11 @@ class Sections:
         plot.line([0, 1], [0, 1], dashed=True)
         rows = self._scores(dataset, self.chosen)
         series = self.series.get(self.chosen, 0)
-        for column, hollow in (("probability", True), ("probability_platt", False)):
+        fitted, calibrated = expit(rows["score"].to_numpy()), rows["probability"].to_numpy()
+        for probability, hollow in ((fitted, True), (calibrated, False)):
             curve = reliability_curve(
                 rows["label"].to_numpy(),
-                rows[column].to_numpy(),
+                probability,
                 bins=8,
                 strategy="mass",
                 confidence=self.level / 100,
@@ -363,10 +364,11 @@ class Sections:
             [
                 f"For {self.chosen} (★). The threshold that gives the best balanced accuracy, and the "
                 "calibration, were chosen on out-of-fold scores of the training set and then kept: "
-                f"threshold {number(model['threshold'])}, temperature {number(model['temperature'])}. ECE "
-                "is the mean distance between probability and share; a probe that is trained with balanced "
-                "classes overstates the rare class until it is calibrated. By: oof, out of fold; refit, one "
-                "model on all training patches; ensemble, the mean probability of the folds' models.",
+                f"calibrated probability {number(model['threshold'])} or more, temperature "
+                f"{number(model['temperature'])}. ECE is the mean distance between probability and share; a "
+                "probe that is trained with balanced classes overstates the rare class until it is "
+                "calibrated. By: oof, out of fold; refit, one model on all training patches; ensemble, the "
+                "mean probability of the folds' models.",
                 Table(
                     [
                         "set",
@@ -753,6 +755,8 @@ class Sections:
     # --- errors
 
     def errors(self) -> list[Any]:
+        from ..datasets.thumbnails import thumbnail_of
+
         out: list[Any] = []
         missing = 0
         others = len(self.names) - 1
@@ -771,16 +775,16 @@ class Sections:
             ):
                 cards = []
                 for row in rows.to_dict("records"):
-                    image = data_uri(Path(entry.get("root", "")) / str(row["path"]))
+                    image = thumbnail_of(entry["root"], row["path"], row["content_hash"], 112)
                     missing += image is None
                     picture = (
-                        f'<img src="{image}" alt="" width="112" height="112">'
+                        f'<img src="{png_uri(image)}" alt="" width="112" height="112">'
                         if image
                         else '<div class="noimage">no image</div>'
                     )
                     about = " · ".join(str(row[c]) for c in ("domain", "group") if row[c])
                     name = escape(str(row["patch_id"]).split("/", 1)[-1])
-                    caption = f"<b>p = {row['probability_platt']:.2f}</b><br>{name}<br>{escape(about)}"
+                    caption = f"<b>p = {row['probability']:.2f}</b><br>{name}<br>{escape(about)}"
                     if others:
                         caption += f"<br>{wrong.get(row['patch_id'], 0)} of {others} others wrong too"
                     cards.append(f"<figure class=card>{picture}<figcaption>{caption}</figcaption></figure>")
@@ -791,7 +795,7 @@ class Sections:
             if figures:
                 out.append(Html(f"<h3>{escape(entry['dataset'])}</h3>{''.join(figures)}"))
         if out:
-            note = f" {missing} images could not be shown (moved, or in an archive)." if missing else ""
+            note = f" {missing} images could not be shown (moved or changed)." if missing else ""
             out.insert(
                 0,
                 f"Where {self.chosen} (★) is wrong with the highest confidence, at the chosen threshold; p "
@@ -809,7 +813,7 @@ class Sections:
                 continue
             rows = self._scores(dataset, name)
             rows = rows[rows["patch_id"].isin(patches)]
-            calls = (rows["probability"] >= rows["threshold"]) != (rows["label"] == 1)
+            calls = rows["call"] != rows["label"]
             for patch in rows["patch_id"][calls]:
                 found[patch] = found.get(patch, 0) + 1
         return found

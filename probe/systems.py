@@ -148,8 +148,25 @@ def _compare(
     if len(tables) < 2:
         return []
     base = next(iter(tables.values()))
+    role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
+    rows, columns = from_predictions(dataset, tables, role=role)
+    whole = bootstrap_set(rows, columns, config=config)
+    return compare_models(rows, columns, config=config, reference=reference, whole=whole)
+
+
+def from_predictions(
+    dataset: str, tables: Mapping[str, pd.DataFrame], *, role: str
+) -> tuple[Rows, list[Column]]:
+    """What `compare_models` takes, from predictions of several models: the rows that all have.
+
+    tables : name -> predictions, one row a patch, patch_id as index
+    Raises InvalidRequest where they disagree on a label.
+    """
+    base = next(iter(tables.values()))
     common = [p for p in base.index if all(p in table.index for table in tables.values())]
     base = base.loc[common]
+    if any((table.loc[common, "label"] != base["label"]).any() for table in tables.values()):
+        raise InvalidRequest(f"{dataset}: the results disagree on the label of a patch")
     about = np.full(len(base), -1)
     rows = Rows(
         dataset=dataset,
@@ -161,20 +178,19 @@ def _compare(
         votes_positive=about,
         votes_total=about,
         path=base["path"].to_numpy(object),
+        content_hash=base["content_hash"].to_numpy(object),
     )
-    role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
     columns = [
         Column(
             name,
             role,
             table.loc[common, "score"].to_numpy(np.float64),
             np.zeros((len(common), 4)),
-            table.loc[common, "ranking" if "ranking" in table else "score"].to_numpy(np.float64),
+            table.loc[common, "ranking"].to_numpy(np.float64),
         )
         for name, table in tables.items()
     ]
-    whole = bootstrap_set(rows, columns, config=config)
-    return compare_models(rows, columns, config=config, reference=reference, whole=whole)
+    return rows, columns
 
 
 def _votes(dataset: str, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:

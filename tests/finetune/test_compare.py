@@ -1,6 +1,5 @@
 """A fine-tuned model next to a probe, patch by patch."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +8,22 @@ import pytest
 from patchbank.errors import InvalidRequest
 from patchbank.finetune.compare import compare_results
 from patchbank.probe import metrics
+from patchbank.probe.config import ProbeConfig
+from patchbank.probe.intervals import holm
+from patchbank.probe.results import ProbeResult
+from patchbank.probe.scoring import PAIRED, bootstrap_set, compare_models
+from patchbank.probe.systems import from_predictions
 
 
-def saved(folder: Path, features: str, strength: float, *, roles: dict[str, str], n: int = 200) -> Path:
+def saved(
+    folder: Path,
+    features: str,
+    strength: float,
+    *,
+    roles: dict[str, str],
+    n: int = 200,
+    flipped: bool = False,
+) -> Path:
     """Scores that follow the label with this strength; 20 groups, folds 1 and 2."""
     rng = np.random.default_rng(int(strength * 10))
     frames = []
@@ -22,23 +34,27 @@ def saved(folder: Path, features: str, strength: float, *, roles: dict[str, str]
             pd.DataFrame(
                 {
                     "patch_id": [f"{dataset}/{i}" for i in range(n)],
+                    "path": "",
+                    "content_hash": "",
                     "dataset": dataset,
+                    "domain": "",
                     "group": [f"g{i % 20}" for i in range(n)],
-                    "label": y,
+                    "label": (1 - y) if flipped else y,
                     "fold": 1 + np.arange(n) % 2 if role == "oof" else 0,
                     "features": features,
                     "role": role,
-                    "probability": 1 / (1 + np.exp(-score)),
+                    "score": score,
+                    "ranking": score,
                 }
             )
         )
-    document = {"chosen": features, "folds": {"n_splits": 2}}
-    folder.mkdir()
-    pd.concat(frames, ignore_index=True).to_parquet(folder / "predictions.parquet")
-    (folder / "results.json").write_text(
-        json.dumps({"format": "patchbank-probe-results", "version": 1, **document}), "utf-8"
-    )
-    return folder
+    document = {
+        "chosen": features,
+        "folds": {"n_splits": 2},
+        "config": ProbeConfig.from_dict({"features": [features]}).to_dict(),
+        "scores": [],
+    }
+    return ProbeResult(document, pd.concat(frames, ignore_index=True)).save(folder)
 
 
 def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
@@ -50,12 +66,34 @@ def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
     one = by["test", "auroc"]
     assert one["roles"] == ["ensemble", "refit"]
     table = pd.read_parquet(ours / "predictions.parquet").query("dataset == 'test'")
-    assert one["value_ours"] == pytest.approx(metrics.auroc(table["label"], table["probability"]))
+    assert one["value_ours"] == pytest.approx(metrics.auroc(table["label"], table["score"]))
     assert one["difference"] == pytest.approx(one["value_ours"] - one["value_theirs"])
     assert 0 < one["low"] < one["difference"] < one["high"]
-    assert one["p_delong"] < 0.01
-    assert by["test", "balanced_accuracy"]["p_delong"] is None
+    assert set(one) >= {"p", "p_holm", "p_method"}
     assert {r["n"] for r in compare_results(ours, theirs, fold=1) if r["dataset"] == "set"} == {100}
+
+
+def test_the_test_is_the_one_of_the_probes_with_holm_over_all_that_is_asked(tmp_path: Path) -> None:
+    """The same two models as feature sets of one probe result have the same difference, interval and p."""
+    roles = {"set": "oof", "test": "refit", "third": "refit"}
+    ours = saved(tmp_path / "a", "tuned", 1.4, roles=roles)
+    theirs = saved(tmp_path / "b", "probe", 1.0, roles=roles)
+    records = compare_results(ours, theirs)
+    loaded = {"ours": ProbeResult.load(ours), "theirs": ProbeResult.load(theirs)}
+    config = ProbeConfig.from_dict(loaded["theirs"].document["config"])
+    assert config.interval == "jackknife"
+    for dataset in roles:
+        frames = {name: result.predictions for name, result in loaded.items()}
+        tables = {n: frame[frame["dataset"] == dataset].set_index("patch_id") for n, frame in frames.items()}
+        rows, columns = from_predictions(dataset, tables, role="x")
+        whole = bootstrap_set(rows, columns, config=config)
+        expected = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
+        for one in (r for r in expected if r["test"] == PAIRED):
+            (mine,) = [r for r in records if (r["dataset"], r["metric"]) == (dataset, one["metric"])]
+            for key in ("difference", "low", "high", "p", "p_method"):
+                assert mine[key] == one[key], key
+    assert len(records) == 6
+    assert [r["p_holm"] for r in records] == pytest.approx(holm([r["p"] for r in records]))
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -65,8 +103,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare_results(ours, other)
     with pytest.raises(InvalidRequest, match="there are probe"):
         compare_results(ours, other, features="prob")
-    wrong = saved(tmp_path / "c", "probe", 1.0, roles={"set": "oof"})
-    table = pd.read_parquet(wrong / "predictions.parquet")
-    table.assign(label=1 - table["label"]).to_parquet(wrong / "predictions.parquet")
+    wrong = saved(tmp_path / "c", "probe", 1.0, roles={"set": "oof"}, flipped=True)
     with pytest.raises(InvalidRequest, match="disagree on the label"):
         compare_results(ours, wrong)

@@ -1,5 +1,6 @@
 """From models to a CSV; the command line; folds on a Ray cluster."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest
 from patchbank.extract.run import run_extract
 from patchbank.finetune.cli import finetune_group, predict_command
 from patchbank.finetune.predict import predict_finetuned, predict_probe, write_csv
 from patchbank.finetune.run import run_finetune
 from patchbank.probe.run import run_probe
+from safetensors.torch import load_file, save_file
 from scipy.special import expit
 
 
@@ -46,15 +49,16 @@ def test_predictions_are_the_scores_of_training(
     test = known[(known["dataset"] == "tiny:test") & (known["role"] == "ensemble")].set_index("patch_id")
     mine = table.assign(patch_id="tiny/" + table["path"].str.removesuffix(".png")).set_index("patch_id")
     mine = mine.loc[test.index]
-    for column in ("score", "probability", "threshold", "probability_platt"):
+    for column in ("score", "probability", "threshold"):
         assert np.allclose(mine[column], test[column], atol=1e-5), column
-    assert np.allclose(mine["probability"], mine[["probability_fold_1", "probability_fold_2"]].mean(axis=1))
+    each = expit(mine[["score_fold_1", "score_fold_2"]].to_numpy())
+    assert np.allclose(expit(mine["score"]), each.mean(axis=1))
     assert set(table["prediction"]) <= {"odd", "plain"}
     assert ((table["probability"] >= table["threshold"]) == (table["prediction"] == "odd")).all()
 
     one = predict_finetuned(folder / "fold-1", tmp_path / "images", **options)
-    assert one["probability_platt"].isna().all()
-    assert np.allclose(one["probability"], table["probability_fold_1"])
+    assert np.allclose(one["score"], table["score_fold_1"])
+    assert (one["threshold"] == 0.5).all()
     turned = predict_finetuned(folder / "fold-1", tmp_path / "images", tta=True, **options)
     assert not np.allclose(one["score"], turned["score"])
     file = write_csv(table, tmp_path / "csv" / "out.csv")
@@ -63,58 +67,88 @@ def test_predictions_are_the_scores_of_training(
         predict_finetuned(folder, tmp_path / "csv", **options)
 
 
-def test_a_probe_predicts_what_it_scored(
-    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
-) -> None:
-    import shutil
-
+def probed(
+    tiny: SimpleNamespace, tmp_path: Path, encoder: tuple[str, Path], **settings: object
+) -> tuple[Manifest, Path]:
+    """A probe on 90 rows, 30 more held out, with three votes a row; its manifest and results."""
     manifest = tiny.manifest(tmp_path / "images", n=120, test=30)
-    bank = tmp_path / "bank"
-    run_extract(
-        [manifest],
-        encoder=tiny_encoder[0],
-        checkpoint=tiny_encoder[1],
-        bank=bank,
-        device="cpu",
-        progress=False,
-    )
-    run_probe(
-        train=manifest,
-        encoders=["tiny-vit"],
-        bank=bank,
-        out=tmp_path / "results",
-        folds=3,
-        inner_folds=2,
-        bootstrap=0,
-        progress=False,
-        jobs=1,
-        C=(1e-3, 1e-2, 1e-1),
-    )
-    # the card's id finds the store; its file is where the encoder is loaded from
+    positive = (manifest.table["label"] == "odd").to_numpy()
+    votes = np.where(positive, 2 + np.arange(120) % 2, np.arange(120) % 2)
+    table = manifest.table.assign(votes_positive=votes, votes_total=3)
+    manifest = Manifest(manifest.header, table, manifest.root)
+    options = {"bank": tmp_path / "bank", "progress": False}
+    run_extract([manifest], encoder=encoder[0], checkpoint=encoder[1], device="cpu", **options)
+    small = {"folds": 3, "inner_folds": 2, "bootstrap": 0, "jobs": 1, "C": (1e-3, 1e-2, 1e-1), **settings}
+    run_probe(train=manifest, encoders=["tiny-vit"], out=tmp_path / "results", **options, **small)
+    return manifest, tmp_path / "results"
+
+
+def held_out(tmp_path: Path) -> Path:
+    """The held-out images in a folder of their own, with what macOS leaves beside them."""
     new = tmp_path / "new"
-    new.mkdir()
+    (new / "__MACOSX").mkdir(parents=True)
     for i in range(90, 120):
         shutil.copy(tmp_path / "images" / f"{i}.png", new / f"{i}.png")
-    table = predict_probe(
-        tmp_path / "results",
-        new,
-        train=manifest,
-        bank=bank,
-        encoder_specs={"tiny-vit": tiny_encoder[0]},
-        checkpoint=tiny_encoder[1],
-        device="cpu",
-        progress=False,
-    )
-    known = pd.read_parquet(tmp_path / "results" / "predictions.parquet")
+        (new / f"._{i}.png").write_bytes(b"\0\5\26\7")
+        (new / "__MACOSX" / f"{i}.png").write_bytes(b"\0\5\26\7")
+    return new
+
+
+@pytest.mark.parametrize("weight", ["votes", "balanced"])
+def test_a_probe_predicts_what_it_scored(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path], weight: str
+) -> None:
+    """Also in a bank that has none of the training rows: nothing is fitted again."""
+    manifest, results = probed(tiny, tmp_path, tiny_encoder, class_weight=[weight])
+    # the card's id finds the store; its file is where the encoder is loaded from
+    options = {
+        "encoder_specs": {"tiny-vit": tiny_encoder[0]},
+        "checkpoint": tiny_encoder[1],
+        "device": "cpu",
+        "progress": False,
+    }
+    new = held_out(tmp_path)
+    table = predict_probe(results, new, bank=tmp_path / "empty", **options)
+    known = pd.read_parquet(results / "predictions.parquet")
     refit = known[(known["dataset"] == "tiny:test") & (known["role"] == "refit")].set_index("patch_id")
+    assert len(table) == len(refit) == 30
     mine = (
         table.assign(patch_id="tiny/" + table["path"].str.removesuffix(".png"))
         .set_index("patch_id")
         .loc[refit.index]
     )
-    assert np.allclose(mine["score"], refit["score"], atol=1e-2)
-    assert np.allclose(mine["threshold"], refit["threshold"], atol=1e-2)
-    assert np.allclose(mine["probability"], expit(mine["score"]))
+    for column in ("score", "probability", "threshold"):
+        assert np.allclose(mine[column], refit[column], atol=1e-3), column
+    assert ((mine["prediction"] == "odd") == (refit["call"] == 1)).all()
+    again = predict_probe(results, new, bank=tmp_path / "bank", train=manifest, **options)
+    assert np.allclose(again["score"], table["score"], atol=1e-6)
+    file = pd.read_csv(write_csv(table, tmp_path / "p.csv"), float_precision="round_trip")
+    assert ((file["probability"] >= file["threshold"]) == (file["prediction"] == "odd")).all()
+
+
+def test_a_probe_is_applied_to_its_own_embeddings_and_beside_its_own_rows_only(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
+    manifest, results = probed(tiny, tmp_path, tiny_encoder)
+    options = {
+        "encoder_specs": {"tiny-vit": tiny_encoder[0]},
+        "checkpoint": tiny_encoder[1],
+        "device": "cpu",
+        "progress": False,
+        "bank": tmp_path / "bank",
+    }
+    new = held_out(tmp_path)
+    flipped = manifest.table.assign(label=manifest.table["label"].map({"odd": "plain", "plain": "odd"}))
+    fewer = manifest.table.iloc[1:]
+    for table in (flipped, fewer):
+        with pytest.raises(InvalidRequest, match="ids or labels of its training rows differ"):
+            predict_probe(results, new, train=Manifest(manifest.header, table, manifest.root), **options)
+    other = {n: t + 0.1 for n, t in load_file(tiny_encoder[1]).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(InvalidRequest, match="weights or preprocessing differ"):
+        predict_probe(results, new, **{**options, "checkpoint": tmp_path / "other.safetensors"})
+    with pytest.raises(InvalidRequest, match="has no probe on 'x'; it has tiny-vit/full/cls"):
+        predict_probe(results, new, features="x", **options)
 
 
 def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:

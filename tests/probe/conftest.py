@@ -1,5 +1,6 @@
 """A small study without images: manifests with content hashes, and a bank of vectors with a real signal."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +81,11 @@ class Study:
     train: Manifest
     external: Manifest
     bank: Path
+
+
+@pytest.fixture(scope="session")
+def fill_bank() -> Callable[..., None]:
+    return fill
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ def make_rows(y: np.ndarray, **columns: Any) -> Rows:
             "votes_positive": np.full(len(y), -1),
             "votes_total": np.full(len(y), -1),
             "path": none,
+            "content_hash": none,
             **columns,
         }
     )

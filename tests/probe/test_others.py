@@ -83,7 +83,7 @@ def test_probes_go_by_name():
 def test_knn_equals_scikit_learn(metric):
     X, y, _ = features()
     test_X, *_ = features(seed=1)
-    found = others.KNN(k=7, metric=metric, block_rows=64).fit(X, y).decision(test_X)
+    found = others.KNN(k=7, metric=metric).fit(X, y).decision(test_X)
     reference = KNeighborsClassifier(7, metric=metric, algorithm="brute").fit(X, y)
     np.testing.assert_allclose(found, np.asarray(reference.predict_proba(test_X))[:, 1], rtol=1e-12)
     far = others.KNN(k=7, metric="euclidean").fit(X + 1e6, y).decision(test_X + 1e6)

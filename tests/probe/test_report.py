@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Manifest
+from patchbank.datasets.thumbnails import thumbnail_of
 from patchbank.errors import InvalidRequest
 from patchbank.probe.cli import probe_group
 from patchbank.probe.plots import Plot, pr_points, roc_points, unit_ticks
 from patchbank.probe.report import html_report, markdown_report, write_report
 from patchbank.probe.results import ProbeResult
 from patchbank.probe.run import run_probe
+from PIL import Image
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
-# one red pixel
-PNG = bytes.fromhex(
-    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de0000000c49444154789c63f8cfc000000301"
-    "0100c9fe92ef0000000049454e44ae426082"
-)
 SECTIONS = (
     "Results",
     "Curves",
@@ -39,15 +37,23 @@ SECTIONS = (
 
 
 @pytest.fixture(scope="module")
-def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
+def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
     """A study whose images are there for the train manifest and not for the external one."""
     root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    hashes = []
     for path in study.train.table["path"]:
-        (root / path).write_bytes(PNG)
+        pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / path)
+        hashes.append(content_hash(pixels).hex())
+    train = Manifest(study.train.header, study.train.table.assign(content_hash=hashes), root)
+    bank = tmp_path_factory.mktemp("report-bank")
+    for encoder, signal in (("good", 1.5), ("poor", 0.3)):
+        fill_bank(bank, encoder, [train, study.external], dim=12, signal=signal)
     return run_probe(
-        train=Manifest(study.train.header, study.train.table, root),
+        train=train,
         tests=[study.external],
-        bank=study.bank,
+        bank=bank,
         encoders=["good", "poor"],
         C=[1e-3, 1e-2, 1e-1],
         folds=3,
@@ -68,6 +74,36 @@ def test_html_needs_nothing_else_and_has_every_section(result: ProbeResult) -> N
     assert "images could not be shown" in page  # those of the external set
     assert "prefers-color-scheme:dark" in page
     assert html_report(result, images=False).count("data:image") == 0
+
+
+def test_only_images_that_were_scored_are_embedded(result: ProbeResult, tmp_path: Path) -> None:
+    """Results from elsewhere may name any file; what is shown has the pixels that the rows were scored on."""
+    private = np.full((8, 8, 3), 7, np.uint8)
+    Image.fromarray(private).save(tmp_path / "private.png")
+    root = Path(result.document["data"][0]["root"])
+    for path in ("private.png", "../private.png", str(tmp_path / "private.png")):
+        table = result.predictions.assign(path=path)
+        data = [{**one, "root": str(tmp_path)} for one in result.document["data"]]
+        assert "data:image" not in html_report(ProbeResult({**result.document, "data": data}, table)), path
+    known = result.predictions.iloc[0]
+    assert thumbnail_of(str(root), known["path"], known["content_hash"], 8) is not None
+    for path in (f"../{root.name}/{known['path']}", str(root / known["path"])):
+        assert thumbnail_of(str(root), path, known["content_hash"], 8) is None, "outside, whatever it is"
+
+
+def test_a_threshold_stands_beside_a_probability_of_its_scale(result: ProbeResult) -> None:
+    page = html_report(result)
+    table = result.predictions
+    shown = 0
+    for title, called in (("Atypical, called not", 0), ("not Atypical, called so", 1)):
+        for block in re.findall(rf"<h4>{title}</h4><div class=cards>(.*?)</div></div>", page):
+            for p, name in re.findall(r"<b>p = ([\d.]+)</b><br>(\d+)<br>", block):
+                rows = table[(table["patch_id"].str.endswith(name)) & (table["features"] == result.chosen)]
+                near = rows[(rows["probability"] - float(p)).abs() < 0.006]
+                assert (near["call"] == called).any()
+                assert ((near["probability"] >= near["threshold"]) == (near["call"] == 1)).all()
+                shown += 1
+    assert shown >= 6
 
 
 def test_names_are_escaped(result: ProbeResult) -> None:

@@ -118,7 +118,7 @@ def make_rows(seed: int, n: int = 240, slides: int = 30) -> tuple[Rows, np.ndarr
     group = rng.integers(0, slides, n).astype(str).astype(object)
     ids = np.arange(n).astype(str).astype(object)
     empty = np.full(n, "", object)
-    rows = Rows("set", ids, y, group, empty, np.ones(n, bool), about, about, empty)
+    rows = Rows("set", ids, y, group, empty, np.ones(n, bool), about, about, empty, empty)
     return rows, rng.standard_normal((n, 3)) + 0.8 * y[:, None]
 
 
