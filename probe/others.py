@@ -283,7 +283,7 @@ class LinearSVM:
     def steps(self) -> Steps:
         return (
             *_standardized(self._mean, self._spread),
-            ("affine", {"weight": self._svm.coef_.T, "bias": self._svm.intercept_}),
+            _affine(np.asarray(self._svm.coef_).T, np.asarray(self._svm.intercept_)),
         )
 
 
