@@ -31,6 +31,7 @@ from .errors import (
     WeightsNotHere,
 )
 from .files import write_atomically, write_text
+from .probe.config import NEAR_BY
 from .probe.study_file import Study, System
 
 if TYPE_CHECKING:
@@ -436,7 +437,7 @@ class _Work:
             return step
         settings = {"folds": self.study.folds, **self.study.probe, **system.settings}
         settings |= {"precision": stores[0].precision, "dtype": stores[0].dtype}
-        if "near_duplicates" in settings:
+        if settings.get("near_duplicates") not in (None, *NEAR_BY):
             settings["near_duplicates"] = str(self.study.folder / settings["near_duplicates"])
         digest = self._digest(settings, [store.name for store in stores])
         if known.get("digest") == digest and (folder / "results.json").exists():

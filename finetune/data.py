@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..datasets.folds import Folds, effective_groups, folds_for
+from ..datasets.folds import Folds, effective_groups
 from ..datasets.hashes import hex_hashes, resolve
 from ..datasets.images import content_hash
 from ..datasets.manifest import Manifest
@@ -14,7 +14,7 @@ from ..datasets.sources import open_source
 from ..errors import InvalidRequest
 from ..extract.views import crop_pixels
 from ..probe.config import ProbeConfig
-from ..probe.run import StudyData, audit, gather
+from ..probe.run import StudyData, audit, gather, outer_folds
 
 IN_MEMORY_BYTES = 2 << 30  # decoded patches up to this size are read once and kept
 
@@ -60,7 +60,7 @@ def gather_rows(
     """
     train, tests = with_hashes(train), [with_hashes(one) for one in tests]
     study = gather(train, tests, None, config)
-    made = folds_for(study.train_manifest, folds, seed=seed)
+    made = outer_folds(study.train_manifest, replace(config, folds=folds, seed=seed))
     fold = made.assign(effective_groups(study.train_manifest))
     audit(study, fold, None, config)
     return TrainingData(study, made, fold)

@@ -28,19 +28,33 @@ def probe_group() -> None:
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with a table [probe].")
 @click.option("--probe", help="logistic (default), knn, centroid (SimpleShot), ridge, svm, mlp.")
 @click.option("--solver", help="exact (default), or a published recipe: paper-sgd, thunder, eva.")
-@click.option("--preprocess", multiple=True, help="standardize (default), l2, whiten, none; may be repeated.")
-@click.option("-C", "strengths", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
-@click.option("--class-weight", multiple=True, help="balanced, none (default: both), votes (soft labels).")
+@click.option(
+    "--preprocess",
+    multiple=True,
+    help="standardize (default), l2, whiten, none (default of knn, centroid); may be repeated.",
+)
+@click.option("-C", "C", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
+@click.option("--k", help="Grid of neighbours, for knn (default: 200,100,50,20,10,5).")
+@click.option("--alpha", help="Grid of penalties, for ridge and mlp.")
+@click.option("--hidden", type=int, help="Hidden units, for mlp (default: 128).")
+@click.option("--metric", help="cosine (default) or euclidean, for knn.")
+@click.option("--temperature", type=float, help="Neighbours weigh exp(cosine / temperature), for knn.")
+@click.option("--class-weight", multiple=True, help="balanced (default), none, votes (soft labels).")
 @click.option("--select", help="log_loss (default: balanced log-loss), auroc or balanced_accuracy.")
 @click.option("--folds", help="balanced (default), another shipped name, a fold file, or a number.")
-@click.option("--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5).")
+@click.option(
+    "--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5, if possible)."
+)
+@click.option("--repeats", type=int, help="Runs, each with folds of another seed: SD over them (default: 1).")
 @click.option("--positive", help="The class to find against the rest (default: the manifest's).")
 @click.option("--bootstrap", type=int, help="Resamples for the intervals (default: 2000; 0: none).")
 @click.option("--interval", help="jackknife (default), bca or percentile; all over whole groups.")
 @click.option("--domains", help="Leave-one-domain-out and domain matrix for: chosen (default), all, none.")
 @click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
 @click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
-@click.option("--near-duplicates", help="CSV of `datasets check --near --pairs`, for the leak audit.")
+@click.option(
+    "--near-duplicates", help="embeddings (default), none, or the CSV of `datasets check --near --pairs`."
+)
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
@@ -56,7 +70,6 @@ def run_command(
     train: Path,
     tests: tuple[Path, ...],
     config: Path | None,
-    strengths: str | None,
     folds: str | None,
     as_json: bool,
     out: Path | None,
@@ -81,8 +94,9 @@ def run_command(
 
     settings = read_settings(config) if config else {}
     settings |= {name: value for name, value in options.items() if value not in (None, ())}
-    if strengths is not None:
-        settings["C"] = _numbers(strengths)
+    for grid in ("C", "k", "alpha"):
+        if options[grid] is not None:
+            settings[grid] = _numbers(options[grid])
     if folds is not None:
         settings["folds"] = int(folds) if folds.isdigit() else folds
     result = run_probe(
@@ -92,6 +106,8 @@ def run_command(
         click.echo(json.dumps(result.to_json()))
         return
     result.show()
+    for note in result.document["notes"]:
+        click.secho(f"Note: {note}.", fg="yellow")
     if out is not None:
         click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
         click.echo(f"Next: patchbank probe report {out} -o report.html")

@@ -6,7 +6,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,30 @@ from .leaks import KINDS
 # for the SUM of the losses; on standardized features of a few thousand patches the best C is about 1e-4 .. 1.
 C_GRID: tuple[float, ...] = tuple(10.0 ** (-6 + 7 * i / 39) for i in range(40))
 
-PROBES = ("logistic", "knn", "centroid", "ridge", "svm", "mlp")
+# probe -> its parameter that the folds choose ("": none), and the values tried, strongest smoothing first: of
+# equals the first is taken
+PARAMETERS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "logistic": ("C", C_GRID),
+    "knn": ("k", (200, 100, 50, 20, 10, 5)),
+    "centroid": ("", ()),
+    "ridge": ("alpha", tuple(10.0**k for k in range(6, -2, -1))),
+    "svm": ("C", tuple(10.0**k for k in range(-6, 1))),
+    "mlp": ("alpha", (1.0, 1e-2, 1e-4)),
+}
+# settings that are for some probes only
+OF_PROBES = {"C": ("logistic", "svm"), "k": ("knn",), "alpha": ("ridge", "mlp"), "hidden": ("mlp",)}
+OF_PROBES |= {"metric": ("knn",), "temperature": ("knn",)}
+
+PROBES = tuple(PARAMETERS)
 PROBABILISTIC = ("logistic", "mlp")  # their scores are logits
+KNN_METRICS = ("cosine", "euclidean")
 SOLVERS = ("exact", "paper-sgd", "paper-sgd-1e-3", "thunder", "eva")
 PREPROCESSING = ("standardize", "l2", "whiten", "none")
 CLASS_WEIGHTS = ("balanced", "none", "votes")
 SELECTION = ("log_loss", "auroc", "balanced_accuracy")
 INTERVALS = ("jackknife", "bca", "percentile")
 BACKENDS = ("loky", "threading", "ray")
+NEAR_BY = ("embeddings", "none")  # how near-duplicates are found, apart from a file of pairs
 DOMAIN_ANALYSIS = ("chosen", "all", "none")
 
 
@@ -96,13 +112,24 @@ class ProbeConfig:
 
     features         names of feature sets, as parse_features reads them
     probe, solver    the classifier; the solvers other than "exact" are published recipes (`rivals`)
-    preprocess, C, class_weight
-                     the grid: chosen on folds, never on test data. Class weight "votes" is "balanced" with
-                     the shares of the experts' votes as soft labels
+    preprocess, class_weight, and C, k or alpha
+                     the grid: chosen on folds, never on test data. C is of logistic and svm, k of knn, alpha
+                     of ridge and mlp; None: PARAMETERS. preprocess None is "standardize", "none" for knn and
+                     centroid, which have a metric of their own. Class weight "votes" is "balanced" with
+                     the shares of the experts' votes as soft labels; one that the criterion cannot tell from
+                     another is no axis: the first is used. Recipes have no grid and take features as they are
+    hidden           units of the MLP's hidden layer
+    metric, temperature
+                     of knn: "cosine" or "euclidean"; with cosine, neighbours weigh
+                     exp(similarity / temperature) (None: alike)
     select           what is best on the folds: "log_loss" (class-balanced), "auroc" or "balanced_accuracy"
                      (None: log_loss, for probes without probabilities auroc)
-    folds            "balanced" (5, by `datasets.folds`), another shipped name, a file, or how many to make
-    inner_folds      folds inside each outer training set, which choose the setting for that outer fold
+    folds            "balanced" (5, or as many as can be made, by `datasets.folds`), another shipped name, a
+                     file, or how many to make
+    inner_folds      folds inside each outer training set, which choose the setting for that outer fold (None:
+                     5, or as many as can be made)
+    repeats          how often the protocol is run, each time with folds of another seed; the first one is
+                     reported, and the standard deviation over all
     bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
     interval, level  "jackknife" (over groups, Student's t: covers as it says, see tests/benchmarks/
                      stats_coverage.py), bootstrap "bca" (percentiles below 20 groups) or "percentile"; level
@@ -110,19 +137,26 @@ class ProbeConfig:
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
-    near_duplicates  for the audit: a file of pairs that show the same, of `datasets check --near --pairs`
+    near_duplicates  for the audit: "embeddings" (pairs of which one set of embeddings is nearly the same),
+                     "none", or a file of pairs that show the same, of `datasets check --near --pairs`
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any
     """
 
     features: tuple[str, ...]
     probe: str = "logistic"
     solver: str = "exact"
-    preprocess: tuple[str, ...] = ("standardize",)
-    C: tuple[float, ...] = C_GRID
-    class_weight: tuple[str, ...] = ("balanced", "none")
+    preprocess: tuple[str, ...] | None = None
+    C: tuple[float, ...] | None = None
+    k: tuple[int, ...] | None = None
+    alpha: tuple[float, ...] | None = None
+    hidden: int | None = None
+    metric: str | None = None
+    temperature: float | None = None
+    class_weight: tuple[str, ...] = ("balanced",)
     select: str | None = None
     folds: str | int = "balanced"
-    inner_folds: int = 5
+    inner_folds: int | None = None
+    repeats: int = 1
     tol: float = 1e-7
     seed: int = 0
     bootstrap: int = 2000
@@ -132,27 +166,45 @@ class ProbeConfig:
     positive: str | None = None
     precision: str | None = None
     dtype: str | None = None
-    near_duplicates: str | None = None
+    near_duplicates: str | None = "embeddings"
     allow_leaks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
+    """What of the settings was not used, and why: sentences."""
 
     def __post_init__(self) -> None:
         faults = list(_faults(self))
         if faults:
             raise InvalidRequest("probe settings: " + "; ".join(faults))
+        for name, value in _resolved(self).items():
+            object.__setattr__(self, name, value)
 
     @property
     def criterion(self) -> str:
         """What chooses."""
         return self.select or ("log_loss" if self.probe in PROBABILISTIC else "auroc")
 
+    @property
+    def parameter(self) -> str:
+        """The probe's parameter that the folds choose: "C", "k", "alpha"; "" if it has none."""
+        return PARAMETERS[self.probe][0] if self.solver == "exact" else ""
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The values of `parameter` that are tried, strongest smoothing first; one 0 if there is none."""
+        if not self.parameter:
+            return (0.0,)
+        return tuple(sorted(map(float, getattr(self, self.parameter)), reverse=self.parameter != "C"))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for results.json; `from_dict` reads them back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        del values["notes"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ProbeConfig":
         """Build one from plain values; unknown keys are refused, with the near name."""
-        known = [f.name for f in fields(cls)]
+        known = [f.name for f in fields(cls) if f.init]
         faults = []
         for key in values:
             if key not in known:
@@ -160,7 +212,15 @@ class ProbeConfig:
                 faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         if faults:
             raise InvalidRequest("probe settings: " + "; ".join(faults) + f" (known: {', '.join(known)})")
-        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        given: dict[str, Any] = {}
+        for f in fields(cls):
+            if f.name in values:
+                value = values[f.name]
+                if isinstance(value, list):
+                    value = tuple(value)
+                if str(f.type).startswith("tuple") and value is not None and not isinstance(value, tuple):
+                    value = (value,)
+                given[f.name] = value
         return cls(**given)
 
 
@@ -185,8 +245,10 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
             yield str(error)
     yield from _not_in("probe", [config.probe], PROBES)
     yield from _not_in("solver", [config.solver], SOLVERS)
-    yield from _not_in("preprocess", config.preprocess, PREPROCESSING)
-    yield from _not_in("class_weight", config.class_weight, CLASS_WEIGHTS)
+    if config.preprocess is not None:
+        yield from _not_in("preprocess", config.preprocess, PREPROCESSING)
+    if config.class_weight or config.solver == "exact":
+        yield from _not_in("class_weight", config.class_weight, CLASS_WEIGHTS)
     if config.select is not None:
         yield from _not_in("select", [config.select], SELECTION)
     if config.select == "log_loss" and config.probe not in PROBABILISTIC:
@@ -198,16 +260,68 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
     yield from _not_in("interval", [config.interval], INTERVALS)
     yield from _not_in("domains", [config.domains], DOMAIN_ANALYSIS)
     yield from _not_in("allow_leaks", config.allow_leaks or ["all"], (*KINDS, "all"))
-    if not config.C or any(not (c > 0 and math.isfinite(c)) for c in config.C):
-        yield f"C has to be positive numbers, not {list(config.C)}"
+    for name, probes in OF_PROBES.items():
+        value = getattr(config, name)
+        if value is not None and config.probe not in probes and name != "C" and config.probe in PROBES:
+            yield f"{name} is a setting of the probe {' and '.join(probes)}, not of {config.probe!r}"
+        elif value is not None and name in ("C", "k", "alpha"):
+            if not value or not all(_positive(v) for v in value):
+                yield f"{name} has to be positive numbers, not {list(value)}"
+            elif name == "k" and any(v != int(v) for v in value):
+                yield f"k has to be whole numbers of neighbours, not {list(value)}"
+    if config.hidden is not None and (not _positive(config.hidden) or config.hidden != int(config.hidden)):
+        yield f"hidden has to be a number of units, 1 or more, not {config.hidden!r}"
+    if config.metric is not None:
+        yield from _not_in("metric", [config.metric], KNN_METRICS)
+    if config.temperature is not None and not (
+        _positive(config.temperature) and config.metric != "euclidean"
+    ):
+        yield f"temperature is a positive number and goes with metric cosine, not {config.temperature!r}"
     if isinstance(config.folds, int) and config.folds < 2:
         yield f"folds has to be 2 or more, not {config.folds}"
-    if config.inner_folds < 2:
+    if config.inner_folds is not None and config.inner_folds < 2:
         yield f"inner_folds has to be 2 or more, not {config.inner_folds}"
+    if config.repeats < 1:
+        yield f"repeats has to be 1 or more, not {config.repeats}"
     if config.bootstrap < 0 or 0 < config.bootstrap < 100:
         yield f"bootstrap has to be 0 or at least 100, not {config.bootstrap}"
     if not 0.5 <= config.level < 1:
         yield f"level has to be in [0.5, 1), not {config.level}"
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0 and math.isfinite(value)
+
+
+def _resolved(config: ProbeConfig) -> dict[str, Any]:
+    """The settings as they take effect, those that are None or cannot matter, with notes on the latter."""
+    found: dict[str, Any] = {}
+    notes = []
+    for name, default in (("hidden", 128), ("metric", "cosine")):
+        if config.probe in OF_PROBES[name] and getattr(config, name) is None:
+            found[name] = default
+    own = config.parameter
+    if own and getattr(config, own) is None:
+        found[own] = PARAMETERS[config.probe][1]
+    who = f"the probe {config.probe!r}" if config.solver == "exact" else f"the recipe {config.solver!r}"
+    if config.C is not None and own != "C":
+        found["C"] = None
+        notes.append(
+            f"C was given and is no parameter of {who}, which " + (f"has {own}" if own else "has none")
+        )
+    if config.solver != "exact":
+        if config.preprocess not in (None, ("none",)):
+            notes.append(f"{who} takes features as they are: preprocess was not used")
+        found["preprocess"], found["class_weight"] = ("none",), ()
+    elif config.preprocess is None:
+        found["preprocess"] = ("none",) if config.probe in ("knn", "centroid") else ("standardize",)
+    blind = config.probe == "centroid" or config.criterion == "auroc"
+    if config.solver == "exact" and blind and len(config.class_weight) > 1:
+        first = config.class_weight[0]
+        found["class_weight"] = (first,)
+        why = "the probe 'centroid'" if config.criterion != "auroc" else "AUROC, which chooses,"
+        notes.append(f"{why} cannot tell class weights apart: all models have the first given, {first!r}")
+    return {**found, "notes": tuple(notes)}
 
 
 def _not_in(name: str, given: Sequence[str], allowed: Sequence[str]) -> Iterable[str]:

@@ -11,12 +11,12 @@ from ..errors import InvalidRequest
 from .config import ProbeConfig
 from .fitting import Fitted, Part, Setting, fit_parts, sum_facts
 from .metrics import evaluate
-from .protocol import criterion_path
+from .protocol import MOST_FOLDS, criterion_path
 from .scoring import intervals_of
 from .selection import best
 
 METRICS = ("balanced_accuracy", "auroc", "average_precision")
-GRID = 20  # values of C at most, about
+GRID = 20  # values of the probe's parameter at most, about
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,9 @@ def analyse_domains(
     names = [d for d in dict.fromkeys(domain) if d and len(np.unique(y[domain == d])) == 2]
     if len(names) < 2:
         return None
-    if len(config.C) > GRID:  # half of a fine grid is fine enough for folds as small as these
-        config = replace(config, C=tuple(sorted(config.C)[:: len(config.C) // GRID]))
+    if len(config.grid) > GRID:  # half of a fine grid is fine enough for folds as small as these
+        coarser: Any = {config.parameter: config.grid[:: len(config.grid) // GRID]}
+        config = replace(config, **coarser)
     study = _Study(X, y, groups, domain, names, config, votes)
     study.fit()
     return {
@@ -206,7 +207,7 @@ class _Study:
 def _folds_inside(y: np.ndarray, groups: np.ndarray, rows: np.ndarray, config: ProbeConfig) -> np.ndarray:
     """Grouped folds of some rows: int (n,), 1..J, 0 elsewhere and everywhere if not even two can be made."""
     folds = np.zeros(len(y), int)
-    for n_splits in range(config.inner_folds, 1, -1):
+    for n_splits in range(config.inner_folds or MOST_FOLDS, 1, -1):
         try:
             made = make_folds(y[rows], groups[rows], n_splits=n_splits, seed=config.seed)
         except InvalidRequest:  # a class in fewer groups than folds

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..errors import InvalidRequest
 from .config import ProbeConfig
 from .logistic import fit_logistic
 from .model import Steps, unit
@@ -199,42 +200,40 @@ def fit_others_grid(
 ) -> tuple[Models, dict[str, Any]]:
     """Fit a probe of `others` on every training set at every value of its own strength."""
     fitted = [
-        [
-            make_probe(config.probe, **_options(config.probe, value)).fit(X, y, sample_weight=row)
-            for value in values
-        ]
+        [make_probe(config.probe, **_options(config, value)).fit(X, y, sample_weight=row) for value in values]
         for row in weights
     ]
     count = len(weights) * len(values)
     return OtherModels(fitted), {"fits": count, "status": {"fitted": count}, "worst_gap_bound": None}
 
 
-# probe -> (its option that the grid varies, values from the strongest smoothing on)
-STRENGTH: dict[str, tuple[str | None, tuple[float, ...]]] = {
-    "knn": ("k", (200, 100, 50, 20, 10, 5)),
-    "centroid": (None, (0,)),
-    "ridge": ("alphas", tuple(10.0**k for k in range(6, -2, -1))),
-    "svm": ("C", tuple(10.0**k for k in range(-6, 1))),
-    "mlp": ("alpha", (1.0, 1e-2, 1e-4)),
-}
-
-
-def _options(probe: str, value: float) -> dict[str, Any]:
-    option = STRENGTH[probe][0]
-    if option is None:
-        return {}
-    return {option: {"k": int, "alphas": lambda v: (v,)}.get(option, float)(value)}
+def _options(config: ProbeConfig, value: float) -> dict[str, Any]:
+    """What `make_probe` is given at one value of the probe's parameter."""
+    varied = {"k": {"k": int(value)}, "alpha": {"alpha": value}, "C": {"C": value}, "": {}}
+    if config.probe == "ridge":
+        return {"alphas": (value,)}
+    fixed = {
+        "knn": {"metric": config.metric, "temperature": config.temperature},
+        "mlp": {"hidden": config.hidden, "seed": config.seed},
+        "svm": {"seed": config.seed},
+    }
+    return varied[config.parameter] | fixed.get(config.probe, {})
 
 
 def grid_values(config: ProbeConfig, n_smallest: int) -> np.ndarray:
-    """The last axis of the grid, float64 (L,), strongest penalty first: of equals the first is taken.
+    """The last axis of the grid, float64 (L,), strongest smoothing first: of equals the first is taken.
 
     n_smallest : rows of the smallest training set, which bounds the k of neighbours
     """
-    if config.probe == "logistic":
-        return np.sort(np.asarray(config.C, np.float64))
-    values = np.asarray(STRENGTH[config.probe][1], np.float64)
-    return values[values <= n_smallest] if config.probe == "knn" else values
+    values = np.asarray(config.grid)
+    if config.parameter == "k":
+        values = values[values <= n_smallest]
+        if not len(values):
+            raise InvalidRequest(
+                f"k is {', '.join(f'{k:g}' for k in config.grid)}, and the smallest training set of the "
+                f"folds has {n_smallest} rows: give a k of {n_smallest} or less"
+            )
+    return values
 
 
 # --- all training sets of a protocol ------------------------------------------------------------------
@@ -252,15 +251,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of the grid. `value` is C for the logistic probe, else the probe's own strength."""
+    """One point of the grid; parameter : "C", "k", "alpha", or "" for a probe that has none."""
 
     preprocess: str
     class_weight: str
+    parameter: str
     value: float
     index: tuple[int, int, int]  # (preprocess, class weight, value)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"preprocess": self.preprocess, "class_weight": self.class_weight, "C": self.value}
+        """For results.json: the value under the parameter's own name, which `parameter` tells."""
+        own = {self.parameter: self.value} if self.parameter else {}
+        about = {"preprocess": self.preprocess, "class_weight": self.class_weight}
+        return {**about, "parameter": self.parameter, **own}
 
 
 @dataclass
@@ -277,7 +280,7 @@ class Fitted:
     def setting(self, index: Sequence[int]) -> Setting:
         p, w, v = index
         c = self.config
-        return Setting(c.preprocess[p], c.class_weight[w], float(self.values[v]), (p, w, v))
+        return Setting(c.preprocess[p], c.class_weight[w], c.parameter, float(self.values[v]), (p, w, v))
 
     def scorer(self, X: np.ndarray) -> Callable[[int, Setting], np.ndarray]:
         """A function (part, setting) -> scores float64 (n,) of these rows; it transforms them once."""

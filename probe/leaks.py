@@ -13,10 +13,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..errors import InvalidRequest, ProbeError
 
 KINDS = ("content", "group", "near-duplicate", "labels", "reused")
+NEAR = 0.15  # of the median distance between nearest neighbours: closer embeddings are of one picture
+NEAR_DIM = 16  # columns, below which neighbours come that close by chance
+NEAR_WORK = 2e12  # multiplications, above which not all pairs are compared (minutes)
+_NEAR_SAMPLE, _NEAR_BLOCK = 1000, 512
 _SHOWN = 5  # rows that a message names; the report holds all
 
 
@@ -130,26 +136,66 @@ def read_pairs(file: str | Path) -> list[tuple[str, str]]:
         ) from error
 
 
+def near_embeddings(X: NDArray[Any], trained: int, content: ArrayLike) -> list[list[int]] | None:
+    """Rows whose embeddings are nearly the same, training rows among them: a list for each set of such rows.
+
+    X : float (n, d), training rows first; trained : how many; content : (n,), content hashes; rows of equal
+        content alone are not reported
+    Compared are standardised columns, scaled to length 1. Two rows are near if they are closer than 0.15 of
+    the median distance of rows to their nearest neighbour. On AMi-Br and AtNorM-Br no two different pictures
+    are closer than 0.46 of it (EfficientNet-Lite0, 10 million pairs), so none is reported; of 32 copies with
+    one bit changed, and of 32 brighter by 2 of 255, all are. Copies that are shifted, turned or encoded anew
+    as JPEG can be farther away than other pictures: those are found in the pixels alone, by
+    `patchbank datasets check --near`. Blank patches are near-duplicates of each other.
+    None: not compared, since there are fewer than 16 columns or too many rows.
+    """
+    n, d = X.shape
+    if d < NEAR_DIM or float(trained) * n * d > NEAR_WORK:
+        return None
+    spread = X.std(axis=0, dtype=np.float64)
+    used = spread > 1e-3 * np.median(spread)  # of a dead column the rounding would count
+    Z = ((X[:, used] - X[:, used].mean(axis=0, dtype=np.float64)) / spread[used]).astype(np.float32)
+    Z /= np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    _, key = np.unique(np.asarray(content), return_inverse=True)
+    sample = np.linspace(0, n - 1, min(n, _NEAR_SAMPLE)).astype(int)
+    cosine = Z[sample] @ Z.T
+    cosine[key[sample][:, None] == key] = -1
+    limit = 1 - NEAR**2 * (1 - float(np.median(cosine.max(axis=1))))  # distance^2 is 2 (1 - cosine)
+    family = np.arange(n)
+    for lo in range(0, trained, _NEAR_BLOCK):
+        rows = slice(lo, min(trained, lo + _NEAR_BLOCK))
+        a, b = np.nonzero((Z[rows] @ Z.T > limit) & (key[rows, None] != key))
+        if len(a):
+            edges = (np.append(a + lo, np.arange(n)), np.append(b, family))
+            graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(n, n))
+            _, label = connected_components(graph, directed=False)
+            family = np.unique(label, return_index=True)[1][label]  # the first row of each
+    order = np.argsort(family, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(family[order])) + 1)
+    return [rows.tolist() for rows in members if len(rows) > 1]
+
+
 def audit_leaks(
     train: pd.DataFrame,
     evaluations: Mapping[str, pd.DataFrame],
     *,
     folds: ArrayLike | None = None,
-    near_duplicates: Iterable[tuple[str, str]] = (),
+    near_duplicates: Iterable[Sequence[str]] | None = (),
 ) -> LeakReport:
     """Look for rows that make a score too good.
 
     train : the rows that are fitted or chosen on; evaluations : name -> rows that are reported on
     folds : int (len(train),), the fold that holds a row out; two folds are two sides. None: all of
         train is one side
-    near_duplicates : pairs of patch_ids that show the same thing (datasets.audit finds them)
+    near_duplicates : pairs, or larger sets, of patch_ids that show the same thing (datasets.audit and
+        `near_embeddings` find them); None: nobody has looked
 
     Checked, between train and every evaluation set and between folds (not between evaluation sets, which
     nothing is fitted on): equal content hashes; equal groups, within one data set, whose name is
     the patch_id up to "/" (slide 7 of another data set is another slide); near-duplicates; and rows of
     train that are reported on as evaluation rows ("reused"). Anywhere: equal content under different labels.
     """
-    pairs = list(near_duplicates)
+    alike = list(near_duplicates or ())
     sides: Sequence[str] = ["train"] * len(train)
     if folds is not None:
         numbers = np.asarray(folds)
@@ -163,9 +209,9 @@ def audit_leaks(
     by_content = _collect(rows, lambda row: row.content)
     by_group = _collect(rows, lambda row: row.group)
     near = {
-        f"{a} ~ {b}": by_id[a] + [row for row in by_id[b] if row.patch_id != a]
-        for a, b in pairs
-        if a in by_id and b in by_id
+        " ~ ".join(ids[:2]): [row for one in dict.fromkeys(ids) for row in by_id[one]]
+        for ids in alike
+        if all(one in by_id for one in ids)
     }
     leaks = [
         *_crossing("content", by_content),
@@ -181,8 +227,9 @@ def audit_leaks(
     }
     return LeakReport(
         leaks=tuple(leaks),
-        checked={**known, "near-duplicate": len(pairs), "reused": len(rows)},
-        unchecked={kind: len(rows) - count for kind, count in known.items()},
+        checked={**known, "near-duplicate": len(alike), "reused": len(rows)},
+        unchecked={kind: len(rows) - count for kind, count in known.items()}
+        | ({"near-duplicate": len(rows)} if near_duplicates is None else {}),
     )
 
 

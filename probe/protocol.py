@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..datasets.folds import make_folds
+from ..datasets.folds import Folds, make_folds
 from ..errors import InvalidRequest, ProbeError
 from .calibration import best_threshold, fit_platt, fit_temperature
 from .config import ProbeConfig
@@ -18,6 +18,7 @@ from .model import ProbeModel
 from .rivals import fit_eva, fit_paper_sgd, fit_thunder
 from .selection import best, criterion
 
+MOST_FOLDS = 5  # that are made where no number is given
 LEAST_SCALE = 1e-6  # of a Platt scaling, times the standard deviation of the scores
 RECIPES = {
     "paper-sgd": fit_paper_sgd,
@@ -34,7 +35,13 @@ class Plan:
     folds: np.ndarray  # int (n,), 1..K
     inner: list[np.ndarray]  # K times int (n,): 1..J, and 0 outside the outer training set
     parts: list[Part]
+    groups: np.ndarray  # str (n,)
     votes: np.ndarray | None = None  # float (n,), share of positive votes, NaN where there are none
+
+    @property
+    def inner_folds(self) -> list[int]:
+        """How many inner folds each outer training set has."""
+        return [int(inner.max()) for inner in self.inner]
 
 
 def make_plan(
@@ -44,12 +51,16 @@ def make_plan(
     *,
     config: ProbeConfig,
     votes: np.ndarray | None = None,
+    classes: tuple[str, str] = ("negative", "positive"),
 ) -> Plan:
     """Inner folds for every outer training set, grouped and stratified, and the list of all training sets.
 
     y : int (n,), 0 or 1; groups : str (n,); folds : int (n,), 1..K
     votes : float (n,), share of positive votes, NaN where there are none; for class weight "votes"
-    Raises ProbeError where a group is in two folds, a training set has one class only, or votes are missing.
+    classes : what 0 and 1 are called in messages
+    Where `config.inner_folds` is None there are 5, or as many as the rarer class's groups allow.
+    Raises InvalidRequest where the inner folds cannot be made, ProbeError where a group is in two folds, a
+    training set has one class only, or votes are missing.
     """
     if "votes" in config.class_weight and (votes is None or np.isnan(votes).all()):
         raise ProbeError("class weight 'votes' needs votes_positive and votes_total in the train manifest")
@@ -61,14 +72,18 @@ def make_plan(
             "folds are made of whole groups; `patchbank datasets folds make` makes such folds."
         )
     inner = []
+    labels = np.asarray(classes, dtype=object)[y]
     for k in np.unique(folds):
         training = folds != k
         assigned = np.zeros(len(y), int)
-        try:
-            made = make_folds(y[training], groups[training], n_splits=config.inner_folds, seed=config.seed)
-        except InvalidRequest as error:
-            error.add_note(f"while making the {config.inner_folds} inner folds of outer fold {k}")
-            raise
+        made = folds_of(
+            labels[training],
+            groups[training],
+            exactly=config.inner_folds,
+            seed=config.seed,
+            what=f"inner folds of outer fold {k}, from the rows of the other folds",
+            fix="give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)",
+        )
         assigned[training] = made.assign(groups[training])
         inner.append(assigned)
     parts = list(_training_sets(folds, inner))
@@ -80,7 +95,44 @@ def make_plan(
                 f"{where}: the training set has one class only, so nothing can be fitted. Use fewer folds, "
                 "or folds that spread the rare class over the groups."
             )
-    return Plan(folds, inner, parts, votes)
+    return Plan(folds, inner, parts, np.asarray(groups, dtype=object), votes)
+
+
+def folds_of(
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    exactly: int | None,
+    seed: int,
+    what: str,
+    fix: str,
+    name: str = "balanced",
+    dataset: str = "",
+) -> Folds:
+    """`make_folds` with `exactly` so many folds, or with MOST_FOLDS or as many less as can be made (None).
+
+    A class needs a group for each fold. Raises InvalidRequest, naming `what` is made, classes, groups and the
+    fix, where not even two can be made, or not `exactly` so many.
+    """
+    for n_splits in [exactly] if exactly else range(MOST_FOLDS, 1, -1):
+        try:
+            return make_folds(labels, groups, n_splits=n_splits, seed=seed, name=name, dataset=dataset)
+        except InvalidRequest:
+            continue
+    wanted = exactly or 2
+    short = [
+        f"{label!r} occurs in {len(found)} ({', '.join(map(repr, found[:3]))}{', ...' if found[3:] else ''})"
+        for label in dict.fromkeys(labels)
+        if label and len(found := list(dict.fromkeys(groups[labels == label]))) < wanted
+    ]
+    why = (
+        "; ".join(short)
+        or f"the {len(set(groups))} groups cannot be dealt so that every fold has every class"
+    )
+    raise InvalidRequest(
+        f"{wanted} {what} cannot be made: each needs a group of every class, and {why}. Fix: {fix}, or label "
+        "more groups."
+    )
 
 
 def _training_sets(folds: np.ndarray, inner: Sequence[np.ndarray]) -> Iterator[Part]:

@@ -17,18 +17,27 @@ import pandas as pd
 from threadpoolctl import threadpool_limits
 
 from .. import __version__
-from ..datasets.folds import effective_groups, folds_for
+from ..datasets.folds import Folds, effective_groups, folds_for
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency, ProbeError
 from ..files import cores, holding_out
-from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets, parse_features
+from .config import BACKENDS, NEAR_BY, FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .intervals import DEFAULT_METRICS
-from .leaks import LeakReport, audit_leaks, deduplicate, read_pairs
+from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
 from .metrics import evaluate
 from .model import calibrated, mean_logit
-from .protocol import Plan, ProtocolRun, adjustment, make_plan, run_protocol, run_published
+from .protocol import (
+    MOST_FOLDS,
+    Plan,
+    ProtocolRun,
+    adjustment,
+    folds_of,
+    make_plan,
+    run_protocol,
+    run_published,
+)
 from .results import SWEEP, ProbeResult
 from .scoring import (
     Column,
@@ -91,11 +100,11 @@ def run_probe(
         raise InvalidRequest("give either config= or the settings one by one, not both")
     data = gather(train, tests, bank, config)
     _check_rows(data, bank, config)
-    folds = folds_for(data.train_manifest, config.folds, seed=config.seed)
+    folds = outer_folds(data.train_manifest, config)
     groups = effective_groups(data.train_manifest)
     fold_of_row = folds.assign(groups)
     leaks = audit(data, fold_of_row, bank, config)
-    plan = make_plan(data.train.y, groups, fold_of_row, config=config, votes=data.train.vote_share())
+    plan = plan_of(data, fold_of_row, config)
     seconds = {"prepare": time.perf_counter() - started}
 
     lap = time.perf_counter()
@@ -132,7 +141,13 @@ def run_probe(
                 [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
             )
         ],
-        "folds": {"name": folds.name, "n_splits": folds.n_splits, "made_with": folds.made_with},
+        "notes": [*config.notes, *fold_notes(folds, plan, config), *leak_notes(leaks, config)],
+        "folds": {
+            "name": folds.name,
+            "n_splits": folds.n_splits,
+            "inner": plan.inner_folds,
+            "made_with": folds.made_with,
+        },
         "leaks": leaks.to_json(),
         "chosen": chosen,
         "models": [describe_run(name, run) for name, run in runs.items()],
@@ -272,20 +287,46 @@ def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeCon
     """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
 
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
-    out.
+    out. Near-duplicates of a file of pairs are refused; those that embeddings hint at are reported.
     """
+    train = hashed(data.train_manifest, bank)
     evaluations = {
         rows.dataset: hashed(manifest, bank)
         for rows, manifest in zip(data.tests, data.test_manifests, strict=True)
     }
-    report = audit_leaks(
-        hashed(data.train_manifest, bank),
-        evaluations,
-        folds=folds,
-        near_duplicates=read_pairs(config.near_duplicates) if config.near_duplicates else (),
-    )
-    report.refuse(allow={"labels", *config.allow_leaks})
+    pairs: Sequence[Sequence[str]] | None = ()
+    told = config.near_duplicates not in (None, *NEAR_BY)
+    if told:
+        pairs = read_pairs(str(config.near_duplicates))
+    elif config.near_duplicates == "embeddings" and bank is not None:
+        tables = [train, *evaluations.values()]
+        source = FeatureSet(parse_features(config.features[0]).sources[:1])
+        X = [load_set(one, source, bank=bank) for one in [data.train_manifest, *data.test_manifests]]
+        content = np.concatenate([table["content_hash"].to_numpy(dtype=str) for table in tables])
+        patch_id = np.concatenate([table["patch_id"].to_numpy(dtype=object) for table in tables])
+        near = near_embeddings(np.concatenate(X), len(train), content)
+        pairs = None if near is None else [patch_id[rows].tolist() for rows in near]
+    report = audit_leaks(train, evaluations, folds=folds, near_duplicates=pairs)
+    # embeddings are a sign, not the pictures: blank patches are alike too
+    report.refuse(allow={"labels", *config.allow_leaks, *(() if told else ("near-duplicate",))})
     return report
+
+
+def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
+    """What is to be said of leaks that embeddings hint at."""
+    found = leaks.of("near-duplicate")
+    if config.near_duplicates != "embeddings" or not found:
+        return []
+    named = [list(dict.fromkeys(leak.patch_ids)) for leak in found[:3]]
+    shown = "; ".join(
+        " and ".join(ids[:2]) + (f" and {len(ids) - 2} more" if ids[2:] else "") for ids in named
+    )
+    return [
+        f"near-duplicates on both sides of a split, by their embeddings ({len(found)}): {shown}"
+        f"{'; ...' if found[3:] else ''}. Where they show the same picture, scores are too high. "
+        "`patchbank datasets check MANIFESTS --near --pairs near.csv` compares the pixels; "
+        "--near-duplicates near.csv then refuses these pairs"
+    ]
 
 
 def _check_rows(data: StudyData, bank: Any, config: ProbeConfig) -> None:
@@ -293,6 +334,57 @@ def _check_rows(data: StudyData, bank: Any, config: ProbeConfig) -> None:
     for source in dict.fromkeys(s for name in config.features for s in parse_features(name).sources):
         for manifest in [data.train_manifest, *data.test_manifests]:
             check_rows(manifest, source, bank=bank)
+
+
+def outer_folds(train: Manifest, config: ProbeConfig) -> Folds:
+    """The folds of the train rows. Where none are named and no number is given, as many as can be made, 5 at
+    most. Raises InvalidRequest."""
+    header = train.header
+    if not isinstance(config.folds, int) and (config.folds != "balanced" or header.name == "ami-br"):
+        return folds_for(train, config.folds, seed=config.seed)
+    exactly = config.folds if isinstance(config.folds, int) else None
+    labels, groups = train.table["label"].to_numpy(dtype=object), effective_groups(train)
+    per_class = [len(set(groups[labels == name])) for name in dict.fromkeys(labels)]
+    if exactly is None and len(per_class) > 2 and min(per_class) < MOST_FOLDS:
+        positive = config.positive or header.positive  # the rare class is one of the rest
+        labels = np.where(labels == positive, positive, f"not {positive}").astype(object)
+    return folds_of(
+        labels,
+        groups,
+        exactly=exactly,
+        seed=config.seed if exactly else 0,
+        what=f"folds of {header.name}",
+        fix="give fewer folds (--folds 2)",
+        name=f"balanced-{exactly}-seed{config.seed}" if exactly else "balanced",
+        dataset=header.name,
+    )
+
+
+def fold_notes(folds: Folds, plan: Plan, config: ProbeConfig) -> list[str]:
+    """What is to be said of numbers of folds that were chosen automatically."""
+    notes = []
+    few = "a class occurs in too few groups for"
+    if config.folds == "balanced" and folds.n_splits < MOST_FOLDS:
+        notes.append(f"{folds.n_splits} folds: {few} {MOST_FOLDS}")
+    if config.inner_folds is None and (least := min(plan.inner_folds)) < MOST_FOLDS:
+        most = max(plan.inner_folds)
+        notes.append(f"{least}{f' to {most}' if most > least else ''} inner folds: {few} {MOST_FOLDS}")
+    return notes
+
+
+def plan_of(data: StudyData, fold_of_row: np.ndarray, config: ProbeConfig) -> Plan:
+    """`make_plan` of the train rows."""
+    header = data.train_manifest.header
+    positive = config.positive or header.positive
+    rest = [name for name in header.classes if name != positive]
+    return make_plan(
+        data.train.y,
+        effective_groups(data.train_manifest),
+        fold_of_row,
+        config=config,
+        votes=data.train.vote_share(),
+        classes=(rest[0] if len(rest) == 1 else f"not {positive}", positive),
+    )
 
 
 # --- fitting ------------------------------------------------------------------------------------------
@@ -392,8 +484,8 @@ def columns_of(
     names = list(runs)
     chosen = names[int(np.argmax([run.path.max() for run in runs.values()]))]
     all_runs = dict(runs)
-    if len(runs) > 1 and runs[chosen].choice:
-        all_runs[SWEEP] = _sweep(plan, data.train.y, list(runs.values()), runs[chosen])
+    if len(runs) > 1 and runs[chosen].choice:  # first: it is the estimate of what the folds choose
+        all_runs = {SWEEP: _sweep(plan, data.train.y, list(runs.values()), runs[chosen]), **runs}
     columns: dict[str, list[Column]] = {data.train.dataset: []}
     for name, run in all_runs.items():
         columns[data.train.dataset].append(
@@ -490,7 +582,8 @@ def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
         path = [finite(one) for one in run.path]
         choices["choice"] = run.choice.to_dict()
         choices["fold_choices"] = [choice.to_dict() for choice in run.fold_choices]
-        choices["path"] = {"C": run.values.tolist(), "criterion": path}
+        own = {run.choice.parameter: run.values.tolist()} if run.choice.parameter else {}
+        choices["path"] = {**own, "criterion": path}
     return {
         "features": name,
         "dim": run.fits["dim"],

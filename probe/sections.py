@@ -32,6 +32,14 @@ from .scoring import FEW_GROUPS, PAIRED
 PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
 ERRORS = 6  # thumbnails of each kind
 
+# the parameter that the folds choose: its name in words, and what it does
+PARAMETER_WORDS = {
+    "C": ("C, the inverse penalty", "The penalty 1/C guards against overfitting."),
+    "alpha": ("alpha, the penalty", "The penalty alpha guards against overfitting."),
+    "k": ("k, the number of neighbours", "More neighbours guard against overfitting."),
+    "": ("parameter", "This probe has no parameter to choose."),
+}
+
 Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
 
 
@@ -432,27 +440,29 @@ class Sections:
         )
         rows, lines = [], []
         for m in models:
-            values, choice = np.array(m["path"]["C"]), m["choice"]
+            choice = m["choice"]
+            own = choice.get("parameter", "C")
+            values = np.array(m["path"][own] if own else [0.0])
             p = self.doc["config"]["preprocess"].index(choice["preprocess"])
             w = self.doc["config"]["class_weight"].index(choice["class_weight"])
             y = np.array([np.nan if v is None else sign * v for v in m["path"]["criterion"][p][w]])
             lines.append((m["features"], values, y, choice, m["fold_choices"]))
-            folds = ", ".join(f"{c['C']:.2g}" for c in m["fold_choices"])
-            edge = " (edge of the grid)" if len(values) > 1 and choice["C"] in (values[0], values[-1]) else ""
+            folds = ", ".join(f"{c[own]:.3g}" for c in m["fold_choices"]) if own else ""
+            edge = " (edge of the grid)" if len(values) > 1 and choice[own] in (values[0], values[-1]) else ""
             rows.append(
                 [
                     (m["features"], self._swatch(m["features"]) + escape(m["features"])),
                     choice["preprocess"],
                     choice["class_weight"],
-                    f"{choice['C']:.2g}{edge}",
+                    f"{choice[own]:.3g}{edge}" if own else "none",
                     folds,
                     f"{sign * m['criterion']:.4f}",
                 ]
             )
+        name, meaning = PARAMETER_WORDS[own]
         out: list[Any] = [
-            "The penalty 1/C keeps the classifier from overfitting the training patches. Each value "
-            "was judged on held-out folds of whole groups; the dot is the choice for the refit, the ticks "
-            "below are those of the inner folds, one for each outer fold.",
+            f"{meaning} Each setting was scored on held-out folds of whole groups; the dot is the choice for "
+            "the refit, the ticks below are those of the inner folds, one for each outer fold.",
         ]
         if len(lines[0][1]) > 2:
             shown = [one for one in lines if one[0] in self.series]
@@ -466,35 +476,42 @@ class Sections:
                 width=720,
                 height=320,
                 left=60,
-                title="criterion by penalty",
+                title=f"criterion by {name}",
             )
             exponents = list(range(math.ceil(logs.min()), math.floor(logs.max()) + 1))
             plot.axes(
-                "C: weaker penalty to the right",
+                name,
                 label,
                 xticks=exponents,
                 yticks=unit_ticks(low, high),
                 xformat=lambda v: f"1e{v:g}",
             )
-            for name, values, y, choice, fold_choices in reversed(shown):
+            for features, values, y, choice, fold_choices in reversed(shown):
                 x, keep = np.log10(values), np.isfinite(y) & (y <= high + pad) & (y >= low - pad)
-                series = self.series[name]
-                plot.line(x[keep], y[keep], series=series, thick=name == self.chosen)
-                at = int(np.argmin(np.abs(values - choice["C"])))
+                series = self.series[features]
+                plot.line(x[keep], y[keep], series=series, thick=features == self.chosen)
+                at = int(np.argmin(np.abs(values - choice[own])))
                 plot.dot(
                     float(x[at]),
                     float(y[at]),
                     series=series,
                     radius=4.5,
-                    tip=f"{name}: C = {choice['C']:.3g}",
+                    tip=f"{features}: {own} = {choice[own]:.3g}",
                 )
                 for c in fold_choices:
-                    v = math.log10(c["C"])
+                    v = math.log10(c[own])
                     plot.bar((v, v), (low - 2.4 * pad, low - 1.4 * pad), series=series, thick=True)
             out += [self._legend(), Html(f'<div class="row">{plot.svg()}</div>')]
         out.append(
             Table(
-                [self.noun, "preprocessing", "class weight", "C", "C of the folds", label.split(" (")[0]],
+                [
+                    self.noun,
+                    "preprocessing",
+                    "class weight",
+                    name,
+                    f"{own} of the folds" if own else "",
+                    label.split(" (")[0],
+                ],
                 rows,
                 left=3,
             )
@@ -915,15 +932,16 @@ class Sections:
                 f"{identity['dtype']}" + (f"; {about}" if about else "") + "."
             )
         folds = self.doc["folds"]
-        skip = {"C", "features"}
+        own = next((m["choice"].get("parameter", "C") for m in self.doc["models"] if "choice" in m), "")
+        skip = {own, "features"}
         settings = ", ".join(
             f"{k} {_setting(v)}" for k, v in config.items() if k not in skip and v not in (None, [])
         )
-        grid = config.get("C") or []
+        grid = config.get(own) or []
+        of_grid = f"Grid of {own}: {len(grid)} from {min(grid):.2g} to {max(grid):.2g}. " if grid else ""
         out.append(
             f"Folds: {folds['name']}, {folds['n_splits']} outer ({folds['made_with'] or 'from a file'}). "
-            f"Grid of C: {len(grid)} from {min(grid, default=0):.0e} to {max(grid, default=0):.0e}. "
-            f"Settings: {settings}."
+            f"{of_grid}Settings: {settings}."
         )
         out.append(
             "Made with "

@@ -41,7 +41,8 @@ def data() -> dict[str, Any]:
 
 def config(**settings: Any) -> ProbeConfig:
     return ProbeConfig.from_dict(
-        {"features": ["any"], "C": list(C), "inner_folds": 3, "bootstrap": 0, **settings}
+        {"features": ["any"], "C": list(C), "inner_folds": 3, "bootstrap": 0}
+        | {"class_weight": ["balanced", "none"], **settings}
     )
 
 
