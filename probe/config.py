@@ -114,7 +114,7 @@ class ProbeConfig:
     probe, solver    the classifier; the solvers other than "exact" are published recipes (`rivals`)
     preprocess, class_weight, and C, k or alpha
                      the grid: chosen on folds, never on test data. C is of logistic and svm, k of knn, alpha
-                     of ridge and mlp; None: PARAMETERS. preprocess None is "standardize", "none" for knn and
+                     of ridge and mlp; None: PARAMETERS. preprocess () is "standardize", "none" for knn and
                      centroid, which have a metric of their own. Class weight "votes" is "balanced" with
                      the shares of the experts' votes as soft labels; one that the criterion cannot tell from
                      another is no axis: the first is used. Recipes have no grid and take features as they are
@@ -145,7 +145,7 @@ class ProbeConfig:
     features: tuple[str, ...]
     probe: str = "logistic"
     solver: str = "exact"
-    preprocess: tuple[str, ...] | None = None
+    preprocess: tuple[str, ...] = ()
     C: tuple[float, ...] | None = None
     k: tuple[int, ...] | None = None
     alpha: tuple[float, ...] | None = None
@@ -245,7 +245,7 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
             yield str(error)
     yield from _not_in("probe", [config.probe], PROBES)
     yield from _not_in("solver", [config.solver], SOLVERS)
-    if config.preprocess is not None:
+    if config.preprocess:
         yield from _not_in("preprocess", config.preprocess, PREPROCESSING)
     if config.class_weight or config.solver == "exact":
         yield from _not_in("class_weight", config.class_weight, CLASS_WEIGHTS)
@@ -310,10 +310,10 @@ def _resolved(config: ProbeConfig) -> dict[str, Any]:
             f"C was given and is no parameter of {who}, which " + (f"has {own}" if own else "has none")
         )
     if config.solver != "exact":
-        if config.preprocess not in (None, ("none",)):
+        if config.preprocess not in ((), ("none",)):
             notes.append(f"{who} takes features as they are: preprocess was not used")
         found["preprocess"], found["class_weight"] = ("none",), ()
-    elif config.preprocess is None:
+    elif not config.preprocess:
         found["preprocess"] = ("none",) if config.probe in ("knn", "centroid") else ("standardize",)
     blind = config.probe == "centroid" or config.criterion == "auroc"
     if config.solver == "exact" and blind and len(config.class_weight) > 1:

@@ -39,6 +39,7 @@ PARAMETER_WORDS = {
     "k": ("k, the number of neighbours", "More neighbours guard against overfitting."),
     "": ("parameter", "This probe has no parameter to choose."),
 }
+MIXED_WORDS = ("parameter", "Each probe has a parameter of its own, which guards against overfitting.")
 
 Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
 
@@ -439,6 +440,7 @@ class Sections:
             else (1, f"{TITLES[criterion]} (higher is better)")
         )
         rows, lines = [], []
+        owns = list(dict.fromkeys(m["choice"].get("parameter", "C") for m in models))
         for m in models:
             choice = m["choice"]
             own = choice.get("parameter", "C")
@@ -454,17 +456,18 @@ class Sections:
                     (m["features"], self._swatch(m["features"]) + escape(m["features"])),
                     choice["preprocess"],
                     choice["class_weight"],
-                    f"{choice[own]:.3g}{edge}" if own else "none",
+                    f"{f'{own} = ' if len(owns) > 1 else ''}{choice[own]:.3g}{edge}" if own else "none",
                     folds,
                     f"{sign * m['criterion']:.4f}",
                 ]
             )
-        name, meaning = PARAMETER_WORDS[own]
+        own = owns[0] if len(owns) == 1 else ""
+        name, meaning = PARAMETER_WORDS[own] if len(owns) == 1 else MIXED_WORDS
         out: list[Any] = [
             f"{meaning} Each setting was scored on held-out folds of whole groups; the dot is the choice for "
             "the refit, the ticks below are those of the inner folds, one for each outer fold.",
         ]
-        if len(lines[0][1]) > 2:
+        if own and len(lines[0][1]) > 2:
             shown = [one for one in lines if one[0] in self.series]
             ys = np.concatenate([y[np.isfinite(y)] for _, _, y, _, _ in shown])
             low, high = float(ys.min()), float(np.quantile(ys, 0.9) if sign < 0 else ys.max())
@@ -509,7 +512,7 @@ class Sections:
                     "preprocessing",
                     "class weight",
                     name,
-                    f"{own} of the folds" if own else "",
+                    "in the folds",
                     label.split(" (")[0],
                 ],
                 rows,
