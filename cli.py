@@ -61,8 +61,17 @@ class LazyGroup(click.Group):
     "`patchbank COMMAND --help` has examples.",
 )
 @click.version_option(__version__, prog_name="patchbank")
-def patchbank() -> None:
+@click.pass_context
+def patchbank(ctx: click.Context) -> None:
     """Extract patch embeddings once, cache them, probe them on a CPU."""
+    ctx.obj = _known_hashes
+
+
+def _known_hashes(manifest: Path, bank: str) -> list[str]:
+    """What `cache` asks for the content hashes of a manifest: it may not import `datasets`."""
+    from .datasets.hashes import known_hashes
+
+    return known_hashes(manifest, bank)
 
 
 @click.command("quickstart")

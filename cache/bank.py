@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError, StoreNotFound
+from ..errors import InvalidRequest, StoreError, StoreNotFound
 from .files import TEMPORARY, LocalFiles, explained, open_files
 from .identity import Identity, safe_name
 from .store import BLOCK_ROWS, Store, is_empty
@@ -33,15 +33,31 @@ class Bank:
         Not of folders in which nothing has been written: a store is being made there now, or its run was
         killed at that moment, and the next one makes it.
         """
-        names = [name for name in self.files.names(STORES) if not name.startswith(TEMPORARY)]
-        return [name for name in names if not is_empty(self.files.at(f"{STORES}/{name}"))]
+        with explained("read", self.files):
+            names = [name for name in self.files.at(STORES).names("") if not name.startswith(TEMPORARY)]
+            return [name for name in names if not is_empty(self.files.at(f"{STORES}/{name}"))]
+
+    def require(self) -> None:
+        """Raises StoreNotFound where there is no bank: a name that was typed wrong is not an empty bank."""
+        with explained("read", self.files):
+            there = bool(self.files.at(STORES).names("")) or self.files.exists(STORES)
+        if not there:
+            raise StoreNotFound(
+                f"there is no bank at {self.files} (no stores); check --bank, or `patchbank extract` first"
+            )
 
     def stores(self) -> list[Store]:
         """Every store, opened. Raises StoreError at one that cannot be."""
         return [self.open_name(name) for name in self.names()]
 
     def full_name(self, name: str) -> str:
-        """The one store that is called so, or whose name begins so. Raises StoreNotFound."""
+        """The one store that is called so, or whose name begins so.
+
+        Raises StoreNotFound; InvalidRequest for an empty name, which every name begins with.
+        """
+        if not name.strip():
+            raise InvalidRequest("the name of a store is empty; `patchbank cache ls` lists the names")
+        self.require()
         near = [known for known in self.names() if known.startswith(name)]
         if name in near:
             near = [name]

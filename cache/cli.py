@@ -9,6 +9,8 @@ import click
 from ..terminal import print_table
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .store import Store
 
 BANK_HELP = "Folder or URL of the embedding stores."
@@ -35,10 +37,37 @@ def _open(bank: str, name: str, *, lenient: bool = False) -> "Store":
     return Bank(bank).open_name(name, lenient=lenient)
 
 
-def _keys(table: Path, where: str | None = None) -> Any:
-    from .table import keys_of_table, read_table, select
+def _all_names(bank: str) -> list[str]:
+    """The stores of a bank, which has to be there; says so if it has none."""
+    from .bank import Bank
 
-    return keys_of_table(select(read_table(table), where))
+    place = Bank(bank)
+    place.require()
+    names = place.names()
+    if not names:
+        click.echo(f"no stores in {bank}", err=True)
+    return names
+
+
+def _table(path: Path, bank: str, where: str | None = None) -> "pd.DataFrame":
+    """The rows of a table that `where` picks, with the content hashes that extract found where it has none.
+
+    The root command hands in the function that looks them up: cache knows nothing of manifests.
+    """
+    from .table import read_table, select, with_hash
+
+    table = read_table(path)
+    complete = "content_hash" in table.columns and len(with_hash(table)) == len(table)
+    look_up = click.get_current_context().find_root().obj
+    if path.suffix == ".toml" and not complete and look_up is not None:
+        table = table.assign(content_hash=look_up(path, bank))
+    return select(table, where)
+
+
+def _keys(table: Path, bank: str, where: str | None = None) -> Any:
+    from .table import keys_of_table
+
+    return keys_of_table(_table(table, bank, where))
 
 
 @click.group("cache")
@@ -72,7 +101,7 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
     from .bank import Bank
     from .report import listing
 
-    entries = listing(Bank(bank), tables)
+    entries = listing(Bank(bank), {path.stem: _table(path, bank) for path in tables})
     if as_json:
         click.echo(json.dumps(entries, indent=2))
         return
@@ -119,18 +148,19 @@ def _indented(value: Any) -> str:
 @bank_option
 @json_option
 def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
-    """Compare every byte with its checksum; all stores if none is named. Exit code 1 if one is damaged.
+    """Compare every byte with its checksum; all stores if none is named.
+
+    Exit code 1 if a store is damaged, or if there is none.
 
     \b
     Examples:
       patchbank cache verify --bank bank
       patchbank cache verify efficientnet-lite0.full --bank bank
     """
-    from .bank import Bank
     from .check import verify
 
     documents = []
-    for name in names or Bank(bank).names():
+    for name in names or _all_names(bank):
         store = _open(bank, name, lenient=True)
         found = verify(store, progress=not as_json)
         document = {
@@ -152,7 +182,7 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
                 click.echo(f"  {line}")
     if as_json:
         click.echo(json.dumps(documents, indent=2))
-    if not all(document["good"] for document in documents):
+    if not documents or not all(document["good"] for document in documents):
         raise click.exceptions.Exit(1)
 
 
@@ -194,10 +224,9 @@ def gc_command(names: tuple[str, ...], bank: str, grace: float, dry_run: bool) -
       patchbank cache gc --bank bank --dry-run
       patchbank cache gc efficientnet-lite0.full --bank bank --grace 3600
     """
-    from .bank import Bank
     from .check import gc
 
-    for name in names or Bank(bank).names():
+    for name in names or _all_names(bank):
         store = _open(bank, name)
         swept = gc(store, grace=grace, dry_run=dry_run)
         verb = "would go" if dry_run else "removed"
@@ -240,10 +269,13 @@ def finalize_command(name: str, bank: str, table: Path | None) -> None:
       patchbank cache finalize dinov2-s.full.cls --bank bank --table ami-br.toml
     """
     from .finish import finalize
-    from .table import read_table
+    from .table import with_hash
 
     store = _open(bank, name)
-    done = finalize(store, None if table is None else read_table(table))
+    frame = None if table is None else _table(table, bank)
+    if frame is not None and len(with_hash(frame)):  # what was never read is in no store
+        frame = with_hash(frame)
+    done = finalize(store, frame)
     file = store.path if store.backend == "zarr" else f"{store.path}/embeddings.h5"
     click.echo(f"{done.rows} rows in {done.blocks} chunks ({done.packed} rows were packed): {file}")
 
@@ -285,7 +317,7 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
     from .bank import Bank
     from .combine import subset
 
-    target = subset(_open(bank, name), _keys(table, where), Bank(to), progress=True)
+    target = subset(_open(bank, name), _keys(table, bank, where), Bank(to), progress=True)
     click.echo(f"{target.path}: {len(target)} rows")
 
 
@@ -310,7 +342,7 @@ def diff_command(
 
     from .combine import diff
 
-    keys = None if table is None else _keys(table)
+    keys = None if table is None else _keys(table, bank)
     found = diff(_open(bank, first), _open(other_bank or bank, second), keys, progress=not as_json)
     lines = [
         f"{found.shared} patches in both, {found.only_a} only in the first, {found.only_b} only in the other",
@@ -349,9 +381,10 @@ def export_command(
       patchbank cache export uni.full slides/ -b bank -l stamp -t wsi.toml --by group --tile-um 112 --mpp 0.5
     """
     from .export import export
-    from .table import read_table, select
 
-    frame = None if table is None else select(read_table(table), where)
+    if where and table is None:
+        raise click.UsageError("--where picks rows of a table: add --table")
+    frame = None if table is None else _table(table, bank, where)
     rows = export(_open(bank, name), path, layout, frame, **options)
     click.echo(f"{path}: {rows} rows")
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from ..errors import InvalidRequest, MissingDependency, StoreError
 from ..files import FULL, READ_ONLY, TEMPORARY, sync_folder
+from ..texts import public_url
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -265,7 +266,23 @@ class RemoteFiles:
         self.url = url.rstrip("/")
 
     def __str__(self) -> str:
-        return self.url
+        return public_url(self.url)
+
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        """Calls a method of the file system. Raises OSError, or StoreError for what its client raises else.
+
+        Such clients have errors of their own for missing credentials, unknown hosts and wrong names.
+        """
+        try:
+            return getattr(self.fs, method)(*args, **options)
+        except OSError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise StoreError(
+                f"{self} cannot be reached: {reason}. Fix: check the URL, the network, and that you are "
+                "logged in there (S3: AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+            ) from error
 
     def path(self, name: str) -> str:
         return "/".join([self.root, *parts_of(name)])
@@ -275,12 +292,12 @@ class RemoteFiles:
 
     def exists(self, name: str) -> bool:
         self.fs.invalidate_cache()
-        return self.fs.exists(self.path(name))
+        return self._ask("exists", self.path(name))
 
     def names(self, folder: str) -> list[str]:
         self.fs.invalidate_cache()
         try:
-            found = self.fs.ls(self.path(folder), detail=False)
+            found = self._ask("ls", self.path(folder), detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted({str(item).rstrip("/").rsplit("/", 1)[-1] for item in found})
@@ -288,17 +305,17 @@ class RemoteFiles:
     def walk(self) -> list[str]:
         self.fs.invalidate_cache()
         root = self.fs._strip_protocol(self.root).rstrip("/")
-        return sorted(str(p)[len(root) + 1 :] for p in self.fs.find(self.root))
+        return sorted(str(p)[len(root) + 1 :] for p in self._ask("find", self.root))
 
     def size(self, name: str) -> int:
-        return int(self.fs.size(self.path(name)))
+        return int(self._ask("size", self.path(name)))
 
     def modified(self, name: str) -> float:
-        return self.fs.modified(self.path(name)).timestamp()
+        return self._ask("modified", self.path(name)).timestamp()
 
     def clock(self) -> float:
         probe = f"{TEMPORARY}clock-{secrets.token_hex(6)}"
-        self.fs.pipe_file(self.path(probe), b"")
+        self._ask("pipe_file", self.path(probe), b"")
         try:
             return self.modified(probe)
         finally:
@@ -306,7 +323,7 @@ class RemoteFiles:
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         end = None if length is None else start + length
-        return self.fs.cat_file(self.path(name), start=start or None, end=end)
+        return self._ask("cat_file", self.path(name), start=start or None, end=end)
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
         content = self.read(name, start, len(out))
@@ -316,29 +333,29 @@ class RemoteFiles:
     def read_each(self, name: str, starts: Sequence[int], length: int) -> list[bytes]:
         """Several pieces of a file, asked for at the same time where the file system can."""
         ends = [start + length for start in starts]
-        return self.fs.cat_ranges([self.path(name)] * len(ends), list(starts), ends, on_error="raise")
+        return self._ask("cat_ranges", [self.path(name)] * len(ends), list(starts), ends, on_error="raise")
 
     def make_folder(self, name: str) -> None:
         """Object stores have no folders."""
 
     def put(self, files: Mapping[str, Sequence[Buffer]]) -> None:
         for name, pieces in files.items():
-            self.fs.pipe_file(self.path(name), b"".join(as_bytes(piece) for piece in pieces))
+            self._ask("pipe_file", self.path(name), b"".join(as_bytes(piece) for piece in pieces))
 
     def create(self, name: str, content: bytes) -> bool:
         """Atomic where the file system knows conditional puts (s3fs, memory), else check and put."""
         try:
-            self.fs.pipe_file(self.path(name), content, mode="create")
+            self._ask("pipe_file", self.path(name), content, mode="create")
         except FileExistsError:
             return False
         return True
 
     def touch(self, name: str) -> None:
-        self.fs.pipe_file(self.path(name), self.read(name))
+        self._ask("pipe_file", self.path(name), self.read(name))
 
     def move(self, source: str, target: str) -> None:
         """Copy, then remove: a reader finds the file under one name or the other, or under both."""
-        self.fs.cp_file(self.path(source), self.path(target))
+        self._ask("cp_file", self.path(source), self.path(target))
         self.remove(source)
 
     def sync(self, *folders: str) -> None:
@@ -346,7 +363,7 @@ class RemoteFiles:
 
     def remove(self, name: str) -> None:
         try:
-            self.fs.rm_file(self.path(name))
+            self._ask("rm_file", self.path(name))
         except FileNotFoundError:
             return
         self.fs.invalidate_cache()
@@ -355,7 +372,7 @@ class RemoteFiles:
         """Object stores have no folders."""
 
     def remove_tree(self) -> None:
-        self.fs.rm(self.root, recursive=True)
+        self._ask("rm", self.root, recursive=True)
         self.fs.invalidate_cache()
 
 
@@ -378,7 +395,7 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     except ImportError as error:
         raise MissingDependency(f"{text}: {error}; try: pip install 'patchbank[remote]'") from error
     except ValueError as error:
-        raise InvalidRequest(f"{text} is no place that fsspec knows: {error}") from error
+        raise InvalidRequest(f"{public_url(text)} is no place that fsspec knows: {error}") from error
     return RemoteFiles(fs, root, text)
 
 

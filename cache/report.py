@@ -1,34 +1,32 @@
 """What `cache ls`, `cache info` and `cache merge` say about a bank as a whole."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import pandas as pd
 
 from ..errors import StoreError
 from .bank import Bank
 from .combine import merge
 from .store import Store
-from .table import keys_of_table, read_table
+from .table import keys_of_table, with_hash
 
 
-def listing(bank: Bank, tables: Sequence[Path] = ()) -> list[dict[str, Any]]:
-    """One entry a store; `complete`: table -> (patches that have a row, patches).
+def listing(bank: Bank, tables: Mapping[str, pd.DataFrame] | None = None) -> list[dict[str, Any]]:
+    """One entry a store; `complete`: name of a table -> (patches that have a row, patches).
 
     A store that cannot be opened has only its name and `damage`.
     """
-    keys = {path.stem: keys_of_table(read_table(path)) for path in tables}
+    counted = {name: (keys_of_table(with_hash(table)), len(table)) for name, table in (tables or {}).items()}
     entries = []
     for name in bank.names():
         try:
             store = bank.open_name(name)
-            entries.append(_entry(store) | {"complete": {t: _complete(store, k) for t, k in keys.items()}})
+            complete = {name: (int(store.contains(keys).sum()), n) for name, (keys, n) in counted.items()}
+            entries.append(_entry(store) | {"complete": complete})
         except StoreError as error:
             entries.append({"name": name, "damage": str(error)})
     return entries
-
-
-def _complete(store: Store, keys: Any) -> tuple[int, int]:
-    return int(store.contains(keys).sum()), len(keys)
 
 
 def _entry(store: Store) -> dict[str, Any]:
@@ -77,7 +75,10 @@ def information(store: Store) -> dict[str, Any]:
 def merge_banks(into: str, sources: Sequence[str], name: str | None = None) -> Iterator[tuple[str, int]]:
     """Merges, store by store, everything (or the store `name`) of other banks: (store, rows copied)."""
     target_bank = Bank(into)
-    for bank in map(Bank, sources):
+    banks = [Bank(source) for source in sources]
+    for bank in banks:  # before anything is copied
+        bank.require()
+    for bank in banks:
         for store in [bank.open_name(name)] if name else bank.stores():
             target = target_bank.open_store(
                 store.identity,

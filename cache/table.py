@@ -64,7 +64,13 @@ def keys_of_table(table: pd.DataFrame) -> np.ndarray:
         raise InvalidRequest(
             "the table has no column content_hash (`patchbank datasets build` makes manifests that have it)"
         )
-    words = table["content_hash"].astype(str)
+    words = table["content_hash"].astype("string").fillna("").astype(str)
+    unknown = int((words == "").sum())
+    if unknown:
+        raise InvalidRequest(
+            f"{unknown} of the {len(table)} rows of the table have no content hash: their images were never "
+            "read. Fix: run `patchbank extract` over them with this bank first, or choose others (--where)"
+        )
     good = words.str.fullmatch(r"[0-9a-f]{32}")
     if not good.all():
         row = int(np.flatnonzero(~good.to_numpy())[0])
@@ -72,6 +78,13 @@ def keys_of_table(table: pd.DataFrame) -> np.ndarray:
             f"row {row} of the table: content_hash is {words.iloc[row]!r}, not 32 hex digits"
         )
     return np.frombuffer(bytes.fromhex("".join(words)), np.uint8).reshape(-1, KEY_BYTES)
+
+
+def with_hash(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table whose content hash is known."""
+    if "content_hash" not in table.columns:
+        return table
+    return table[table["content_hash"].astype("string").fillna("") != ""]
 
 
 def first_of_key(table: pd.DataFrame, keys: np.ndarray) -> np.ndarray:

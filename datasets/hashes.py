@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ManifestError
 from ..files import write_atomically
-from .manifest import Manifest
+from .manifest import Manifest, load_manifest
 
 SUFFIX = ".hashes1.npy"  # the number is the format's version
 
@@ -46,6 +46,16 @@ def resolve(manifest: Manifest, index: Path | None = None) -> tuple[np.ndarray, 
         hashes[open_rows[hit]] = entries[order[at[hit]], 16:]
         known[open_rows[hit]] = True
     return hashes, known
+
+
+def known_hashes(manifest: Path, bank: str) -> list[str]:
+    """The content hash of each row of a manifest as 32 hex digits, "" where it is not known.
+
+    Known are those in the manifest, and those that `extract` found with this bank (a local folder).
+    """
+    loaded = load_manifest(manifest)
+    hashes, known = resolve(loaded, None if "://" in bank else Path(bank) / "hashes")
+    return [word if there else "" for word, there in zip(hex_hashes(hashes), known, strict=True)]
 
 
 def record(manifest: Manifest, rows: Sequence[int] | np.ndarray, hashes: np.ndarray, index: Path) -> None:

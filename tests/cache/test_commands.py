@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from patchbank.cache.bank import Bank
@@ -205,3 +207,131 @@ def test_a_remote_bank(identity: Any, make_rows: Any) -> None:
     assert "good" in cache("verify", "-b", "memory://commands").output
     (entry,) = json.loads(cache("ls", "-b", "memory://commands", "--json").stdout)
     assert entry["rows"] == 20
+
+
+def refused(*words: object) -> str:
+    """The one sentence that a mistaken command ends with."""
+    result = CliRunner().invoke(patchbank, ["cache", *map(str, words)])
+    assert isinstance(result.exception, PatchbankError), (words, result.output, result.exception)
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def test_a_bank_that_is_not_there(bank: Path, tmp_path: Path) -> None:
+    """Every command but ls, which says that there are no stores."""
+    (tmp_path / "empty/stores").mkdir(parents=True)
+    commands: list[list[object]] = [
+        ["verify"],
+        ["gc"],
+        ["info", "x"],
+        ["repair", "x"],
+        ["rm", "x", "--yes"],
+        ["finalize", "x"],
+        ["diff", "x", "y"],
+        ["export", "x", "out.npz", "-l", "npz"],
+        ["subset", "x", "--to", "y", "-t", "set.toml"],
+        ["push", "x", "org/y"],
+    ]
+    for place in ("nowhere", "memory://nowhere", "set.toml"):
+        for command in commands:
+            assert "there is no bank at" in refused(*command, "--bank", place)
+        assert "there is no bank at" in refused("merge", bank, place, "--into", "target")
+    assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "target").exists()
+    assert "no stores in empty" in cache("verify", "-b", "empty", code=1).output
+    assert "no stores in empty" in cache("gc", "-b", "empty").output
+    assert "0 stores" in refused("info", "x", "-b", "empty")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t"])
+def test_an_empty_name_is_no_store(bank: Path, name: str) -> None:
+    Bank(bank).remove(Bank(bank).full_name("fake-noise.full.mean"))
+    for command in (["rm", name, "--yes"], ["verify", name], ["repair", name], ["gc", name], ["info", name]):
+        assert "the name of a store is empty" in refused(*command, "-b", bank)
+    assert len(Bank(bank).names()) == 1
+    for name in ("../stores", "/", "*", "fake-noise.full.cls/../x"):
+        assert "0 stores" in refused("rm", name, "--yes", "-b", bank)
+    assert len(Bank(bank).names()) == 1
+
+
+def test_clients_of_object_stores_have_errors_of_their_own(
+    bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Missing credentials and unknown hosts: one sentence, with what to do."""
+    import fsspec
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class NoCredentialsError(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> Any:
+        raise NoCredentialsError("Unable to locate\ncredentials")
+
+    methods = [
+        "ls",
+        "exists",
+        "info",
+        "find",
+        "cat_file",
+        "pipe_file",
+        "rm_file",
+        "rm",
+        "cp_file",
+        "cat_ranges",
+        "modified",
+    ]
+    broken = type("Broken", (MemoryFileSystem,), {"protocol": "broken", **dict.fromkeys(methods, fail)})
+    fsspec.register_implementation("broken", broken, clobber=True)
+    commands: list[list[object]] = [
+        ["ls"], ["verify"], ["gc"], ["info", "x"], ["rm", "x", "--yes"], ["import", "x.npz"],
+    ]  # fmt: skip
+    cache("export", "fake-noise.full.cls", "x.npz", "-b", bank, "-l", "npz")
+    for command in commands:
+        said = refused(*command, "--bank", "broken://key:secret@bucket/bank")
+        assert "Unable to locate credentials" in said
+        assert "AWS_PROFILE" in said
+        assert "secret" not in said
+    assert "cannot be reached" in refused("merge", bank, "--into", "broken://bucket/bank")
+
+
+def test_tables_of_manifests_without_content_hashes(bank: Path, tmp_path: Path, make_rows: Any) -> None:
+    """As `datasets build` makes them of whole slides: the hashes are those that extract left in the bank."""
+    from patchbank.datasets.hashes import record
+    from patchbank.datasets.manifest import Header, Manifest
+    from PIL import Image
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(6):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(images / f"{i}.png")
+    rows = make_rows(150)
+    header = Header(
+        name="wsi", version="1", classes=("a", "b"), positive="a", licence="CC0-1.0", source="made here"
+    )
+    table = pd.DataFrame(
+        {"patch_id": [f"wsi/p{i}" for i in range(6)], "path": [f"{i}.png" for i in range(6)]}
+    )
+    table = table.assign(label=list("ababab"), group=list("xxyyzz"), domain="", split="test")
+    manifest = Manifest(header, table, images)
+    manifest.save("wsi.toml")
+    store = "fake-noise.full.cls"
+    for command in (
+        ["export", store, "x.npz", "-l", "npz", "-t", "wsi.toml"],
+        ["finalize", store, "-t", "wsi.toml"],
+    ):
+        assert "6 of the 6 rows of the table have no content hash" in refused(*command, "-b", bank)
+    record(manifest, [0, 1, 2, 3], rows.keys[:4], bank / "hashes")
+    listed = json.loads(cache("ls", "-b", bank, "-t", "wsi.toml", "--json").stdout)
+    assert [entry["complete"] for entry in listed] == [{"wsi": [4, 6]}, {"wsi": [4, 6]}]
+    assert "2 of the 6 rows" in refused("export", store, "x.npz", "-l", "npz", "-t", "wsi.toml", "-b", bank)
+    known = ["-t", "wsi.toml", "--where", "patch_id < 'wsi/p4'"]
+    assert "4 rows" in cache("export", store, "x.npz", "-b", bank, "-l", "npz", *known).output
+    with np.load("x.npz") as archive:
+        assert archive["patch_id"].tolist() == [f"wsi/p{i}" for i in range(4)]
+        assert archive["embeddings"].tobytes() == rows.vectors[:4].tobytes()
+    assert "4 rows" in cache("subset", store, "-b", bank, "--to", "small", *known).output
+    cache("finalize", store, "-b", bank, "-t", "wsi.toml")
+    import zarr
+
+    names = np.asarray(zarr.open_group(str(next(bank.glob("stores/*cls*"))), mode="r")["patch_id"])
+    assert sorted(name for name in names if name) == [f"wsi/p{i}" for i in range(4)]
