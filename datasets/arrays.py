@@ -12,58 +12,118 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 
-from ..errors import ImageError, ManifestError
-from .containers import NpzArrays, open_container
-from .layouts import refuse_unknown_columns
+from ..errors import ImageError, InvalidRequest, ManifestError
+from .containers import NpzArrays, hdf5_array, open_container
+from .images import open_regular
+from .layouts import natural, refuse_unknown_columns
 from .sources import MARK
-from .tables import Say, read_user_table
+from .tables import Say, is_hidden, read_user_table
+from .values import SPLITS
 
-_SPLIT = re.compile(r"(?P<split>[A-Za-z0-9_]+?)-\d{5}-of-\d{5}|(?P<whole>[A-Za-z_]+)(?:[-_]?\d+)?")
+_SPLIT = re.compile(r"(?P<split>[A-Za-z0-9_]+?)-\d{5}-of-\d{5}|(?P<word>[A-Za-z]+)(?:[-_]?\d+)?\Z")
+HIDDEN = -1  # a label that Hugging Face's data sets write where it is not known
+Files = Mapping[str, str | Sequence[str]]
 
 
 def hdf5_table(
     root: Path,
     *,
-    images: Mapping[str, str],
-    labels: Mapping[str, str] | None = None,
-    meta: Mapping[str, str] | None = None,
+    images: Files,
+    labels: Files | None = None,
+    meta: Files | None = None,
     array: str = "x",
     labels_array: str = "y",
     columns: Mapping[str, str] | None = None,
+    group_by_file: bool = False,
     classes: Sequence[str] = (),
     say: Say,
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in HDF5 arrays, as PCam has them.
 
-    images: split -> file under the root with `array`, uint8 (n, h, w[, 3]). labels: split -> file with
-    `labels_array`, n integers (further axes of length 1); without an entry the images' file is asked for that
-    array, and without it the labels are not known. meta: split -> CSV of n rows; `columns` (ours -> its name)
-    then says which are group, domain, x, y. classes: the names of the labels 0, 1, ...
+    images: split -> file under the root with `array`, uint8 (n, h, w[, 3]); several files, a folder of them,
+    or a pattern ("slides/*.h5"), in the order of their names. labels: split -> as many files with
+    `labels_array`, n integers or texts (further axes of length 1); without an entry the images' file is asked
+    for that array, and without it the labels are not known. meta: split -> as many CSVs of n rows; `columns`
+    (ours -> its name) then says which are group, domain, x, y. group_by_file: each file is a group (a slide),
+    named by it. classes: the names of the labels 0, 1, ...; -1 is not known.
 
-    Raises ManifestError: missing files or arrays, row counts that differ, labels without a class.
+    Raises ManifestError: missing files or arrays, arrays of other files (see `containers.hdf5_array`), row
+    counts that differ, labels without a class.
     """
+    if group_by_file and "group" in (columns or {}):
+        raise InvalidRequest("a group is either a file or a column: leave out one of them.")
     parts = []
-    for split, name in images.items():
-        n = _shape(root / name, array)[0]
-        part = pd.DataFrame({"path": [f"{name}{MARK}{array}[{i}]" for i in range(n)], "split": split})
-        file = (labels or {}).get(split, name)
-        with _open_hdf5(root / file) as store:
-            if labels_array in store:
-                part["label"] = _named(np.asarray(store[labels_array]), classes, n, root / file)
-            elif split in (labels or {}):
-                raise ManifestError(
-                    f"{root / file}: there is no array {labels_array!r}; it has {sorted(store)}."
-                )
-        if split in (meta or {}):
-            file = root / (meta or {})[split]
-            frame = read_user_table(file, say=say)
-            refuse_unknown_columns(file, frame, list((columns or {}).values()))
-            if len(frame) != n:
-                raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {name}.")
-            part = part.assign(**{ours: frame[theirs] for ours, theirs in (columns or {}).items()})
-        part["patch_id"] = [f"{split}/{i}" for i in range(n)]
-        parts.append(part)
+    for split, given in images.items():
+        names = _files(root, given)
+        beside = {
+            what: _files(root, (of or {}).get(split, ())) for what, of in (("labels", labels), ("meta", meta))
+        }
+        for what, found in beside.items():
+            if found and len(found) != len(names):
+                raise ManifestError(f"{split}: {len(names)} files of images, but {len(found)} of {what}.")
+        stems = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122
+        for k, name in enumerate(names):
+            part = pd.DataFrame({"path": _rows_of(root / name, name, array), "split": split})
+            n = len(part)
+            prefix = split if len(names) == 1 else f"{split}/{stems[k]}"
+            part["patch_id"] = [f"{prefix}/{i}" for i in range(n)]
+            if group_by_file:
+                part["group"] = stems[k]
+            of_labels = root / (beside["labels"][k] if beside["labels"] else name)
+            found = _labels_of(of_labels, labels_array)
+            if found is not None:
+                part["label"] = _named(found, classes, n, of_labels)
+            elif beside["labels"]:
+                raise ManifestError(f"{of_labels}: there is no array {labels_array!r}.")
+            if beside["meta"]:
+                file = root / beside["meta"][k]
+                frame = read_user_table(file, say=say)
+                refuse_unknown_columns(file, frame, list((columns or {}).values()))
+                if len(frame) != n:
+                    raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {name}.")
+                part = part.assign(**{ours: frame[theirs] for ours, theirs in (columns or {}).items()})
+            parts.append(part)
     return pd.concat(parts, ignore_index=True), root
+
+
+def _files(root: Path, given: str | Sequence[str]) -> list[str]:
+    """The files under the root that names, folders and patterns mean, in natural order within each."""
+    found: list[str] = []
+    for name in [given] if isinstance(given, str) else given:
+        if (root / name).is_dir():
+            matches = [p for p in (root / name).iterdir() if p.suffix.lower() in (".h5", ".hdf5", ".csv")]
+        elif any(mark in name for mark in "*?[") and not (root / name).exists():
+            matches = list(root.glob(name))
+        else:
+            matches = [root / name]
+        if not matches:
+            raise ManifestError(f"{root} has no files {name!r}.")
+        found += sorted(
+            (p.relative_to(root).as_posix() for p in matches if not is_hidden(p.name)), key=natural
+        )
+    return found
+
+
+def _rows_of(file: Path, name: str, array: str) -> list[str]:
+    with _open_hdf5(file) as store:
+        found = _array(store, array, file)
+        if found.dtype != np.uint8 or found.ndim not in (3, 4):
+            raise ManifestError(
+                f"{file}: {array!r} is no array uint8 (n, h, w[, 3]) but {found.dtype} {found.shape}."
+            )
+        return [f"{name}{MARK}{array}[{i}]" for i in range(found.shape[0])]
+
+
+def _labels_of(file: Path, array: str) -> np.ndarray | None:
+    with _open_hdf5(file) as store:
+        return np.asarray(_array(store, array, file)[()]) if array in store else None
+
+
+def _array(store: h5py.File, key: str, file: Path) -> h5py.Dataset:
+    try:
+        return hdf5_array(store, key, file)
+    except ImageError as error:
+        raise ManifestError(str(error)) from error
 
 
 def npz_table(root: Path, *, classes: Sequence[str] = (), say: Say) -> tuple[pd.DataFrame, Path]:
@@ -104,24 +164,32 @@ def parquet_table(
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in parquet files as Hugging Face's image data sets have them; embedded images only.
 
-    root: one file, or a folder that is searched for *.parquet; the split is the file's name up to
-        "-00000-of-".
+    root: one file, or a folder that is searched for *.parquet; the split is what a folder or the file's name
+        up to "-00000-of-" says ("train", "test", "validation", ...).
     image: the column (by default the one that is a struct with `bytes`). columns: ours -> its name, by
-    default label = "label"; whole numbers become the names that the file's Hugging Face header gives them,
-    or `classes`. Other columns of numbers and texts are kept.
+    default label = "label"; whole numbers become the names that a file's Hugging Face header gives them,
+    or `classes`; -1 is not known. Other columns of numbers and texts are kept.
 
-    Raises ManifestError: no files, no image column, columns that are not there, labels without a class.
+    Raises ManifestError: no files, no image column, columns that are not there, labels without a class, files
+    that name the classes differently.
     """
     files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     base = root.parent if root.is_file() else root
     if not files:
         raise ManifestError(f"{root} holds no .parquet file.")
+    wanted = {"label": "label", **(columns or {})}
+    schemas = [_schema(file) for file in files]
+    named = {
+        file: names
+        for file, s in zip(files, schemas, strict=True)
+        if (names := _class_names(s, wanted["label"]))
+    }
+    if len(set(map(tuple, named.values()))) > 1 and not classes:
+        shown = "; ".join(f"{file}: {names}" for file, names in named.items())
+        raise ManifestError(f"files name the classes differently: {shown}. Fix: give --classes.")
+    names = classes or next(iter(named.values()), [])
     parts = []
-    for file in files:
-        try:
-            schema = pyarrow.parquet.read_schema(file)
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{file} cannot be read as parquet: {error}.") from error
+    for file, schema in zip(files, schemas, strict=True):
         column = image or next((field.name for field in schema if _is_image(field.type)), "")
         if column not in schema.names:
             raise ManifestError(
@@ -129,27 +197,56 @@ def parquet_table(
             )
         plain = [f.name for f in schema if f.name != column and not pa.types.is_nested(f.type)]
         plain = [name for name in plain if not pa.types.is_binary(schema.field(name).type)]
-        frame = pyarrow.parquet.read_table(file, columns=plain).to_pandas()
+        plain = [name for name in plain if not name.startswith("__index_level_")]  # what pandas calls it
+        table = _read_columns(file, plain)
         n = pyarrow.parquet.read_metadata(file).num_rows
-        frame = frame.reindex(range(n))
-        wanted = dict(columns or {})
-        if "label" in frame.columns:
-            wanted.setdefault("label", "label")
-        refuse_unknown_columns(file, frame, list(wanted.values()))
-        label_column = wanted.get("label", "")
-        frame = frame.assign(**{ours: frame[theirs] for ours, theirs in wanted.items()})
-        if label_column and pd.api.types.is_integer_dtype(frame["label"].dtype):
-            names = classes or _class_names(schema, label_column)
-            frame["label"] = _named(frame["label"].to_numpy(), names, n, file)
+        frame = pd.DataFrame({name: _series(table[name]) for name in plain}, index=range(n))
+        mine = {ours: theirs for ours, theirs in wanted.items() if ours in (columns or {}) or theirs in plain}
+        refuse_unknown_columns(file, frame, list(mine.values()))
+        frame = frame.assign(**{ours: frame[theirs] for ours, theirs in mine.items()})
+        if "label" in frame.columns and pd.api.types.is_numeric_dtype(frame["label"].dtype):
+            values = frame["label"].astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
+            frame["label"] = _named(values, names, n, file)
         relative = file.relative_to(base).as_posix()
         frame["path"] = [f"{relative}{MARK}{column}[{i}]" for i in range(n)]
         if "split" not in frame.columns:
-            match = _SPLIT.match(file.stem)
-            frame["split"] = (match["split"] or match["whole"]) if match else ""
+            frame["split"] = _split_of(relative)
         if "patch_id" not in frame.columns:
             frame["patch_id"] = [f"{os.path.splitext(relative)[0]}/{i}" for i in range(n)]  # noqa: PTH122
         parts.append(frame)
     return pd.concat(parts, ignore_index=True), base
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        open_regular(file).close()
+        return pyarrow.parquet.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{file} cannot be read as parquet: {error}.") from error
+
+
+def _read_columns(file: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pyarrow.parquet.read_table(file, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{file} is damaged: {' '.join(str(error).split())}.") from error
+
+
+def _series(column: pa.ChunkedArray) -> pd.Series:
+    """A column, in which whole numbers stay whole beside missing ones."""
+    if pa.types.is_integer(column.type) and column.null_count:
+        return pd.Series(column.to_pylist(), dtype="UInt64" if str(column.type).startswith("u") else "Int64")
+    return column.to_pandas()
+
+
+def _split_of(path: str) -> str:
+    """What the folders, or else the name, of a file say of its split; "" if nothing."""
+    *folders, name = path.split("/")
+    match = _SPLIT.match(name.rpartition(".")[0])
+    if match and match["split"] and match["split"] != "part":
+        return match["split"]
+    words = [*folders[::-1], match["word"] if match and match["word"] else ""]
+    return next((SPLITS[word.casefold()] for word in words if word.casefold() in SPLITS), "")
 
 
 def _is_image(kind: pa.DataType) -> bool:
@@ -166,34 +263,34 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
 
 
 def _named(labels: np.ndarray, classes: Sequence[str], n: int, file: Path) -> list[str]:
-    """n integer labels, of any shape with n elements, as the names of their classes (or their digits)."""
-    if labels.size != n or not np.issubdtype(labels.dtype, np.integer):
+    """n labels, of any shape with n elements: texts, or whole numbers as the names of their classes.
+
+    Without classes, numbers become their digits. Missing ones (and, with classes, -1) become "".
+    """
+    if labels.size != n or labels.dtype.kind not in "biufOSU":
         raise ManifestError(
             f"{file}: the labels must be {n} whole numbers, one a patch, not {labels.dtype} {labels.shape}."
         )
     flat = labels.reshape(-1)
+    if flat.dtype.kind in "OSU":
+        return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in flat]
+    missing = np.isnan(flat) if flat.dtype.kind == "f" else np.zeros(n, bool)
+    if (flat[~missing] % 1 != 0).any():
+        raise ManifestError(f"{file}: the labels must be {n} whole numbers, one a patch, not {labels.dtype}.")
+    numbers = [HIDDEN if lost else int(label) for label, lost in zip(flat, missing, strict=True)]
     if not classes:
-        return [str(int(label)) for label in flat]
-    odd = sorted({int(label) for label in flat if not 0 <= label < len(classes)})
+        return ["" if lost else str(label) for label, lost in zip(numbers, missing, strict=True)]
+    odd = sorted({label for label in numbers if not HIDDEN <= label < len(classes)})
     if odd:
         raise ManifestError(
             f"{file}: labels {odd[:8]} have no name; the classes are {list(classes)}, from 0."
         )
-    return [classes[int(label)] for label in flat]
+    return ["" if label == HIDDEN else classes[label] for label in numbers]
 
 
 def _open_hdf5(file: Path) -> h5py.File:
     try:
+        open_regular(file).close()
         return h5py.File(file, "r")
     except OSError as error:
         raise ManifestError(f"{file} cannot be read as HDF5: {error}.") from error
-
-
-def _shape(file: Path, array: str) -> tuple[int, ...]:
-    with _open_hdf5(file) as store:
-        found = store.get(array)
-        if not isinstance(found, h5py.Dataset) or found.dtype != np.uint8 or found.ndim not in (3, 4):
-            raise ManifestError(
-                f"{file}: {array!r} is no array uint8 (n, h, w[, 3]); the file has {sorted(store)}."
-            )
-        return found.shape

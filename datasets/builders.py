@@ -298,7 +298,7 @@ def _without_faulty(
     if on_error == "fail" or len(bad) == len(table):
         families: dict[str, list[str]] = {}
         for i in bad:
-            families.setdefault(faults.iat[i], []).append(f"row {i + 1} ({table['path'].iat[i]!r})")
+            families.setdefault(str(faults.iat[i]), []).append(f"row {i + 1} ({table['path'].iat[i]!r})")
         found = "; ".join(f"{len(rows)} rows: {fault}: {listed(rows)}" for fault, rows in families.items())
         raise ManifestError(f"{name!r}: {found}. Fix them, or leave them out with --on-error skip.")
     ids = table["patch_id"].astype(str)

@@ -257,12 +257,14 @@ def from_csv(columns: Sequence[str], separator: str | None, **options: Any) -> N
 @_ROOT
 @_own
 @click.option(
-    "--images", multiple=True, required=True, metavar="SPLIT=FILE", help="HDF5 files under the root."
-)
+    "--images", multiple=True, required=True, metavar="SPLIT=FILE",
+    help='HDF5 files under the root, a folder, or "slides/*.h5"; repeat it.',
+)  # fmt: skip
 @click.option("--labels", multiple=True, metavar="SPLIT=FILE", help="HDF5 files with the labels.")
 @click.option("--meta", multiple=True, metavar="SPLIT=FILE", help="CSVs with one row a patch, see --column.")
 @click.option("--array", default="", help="The images' array. [default: x]")
 @click.option("--labels-array", default="", help="The labels' array. [default: y]")
+@click.option("--group-by-file", is_flag=True, help="Each file is a group: a slide.")
 @_COLUMNS
 @_common
 def hdf5(columns: Sequence[str], **options: Any) -> None:
@@ -274,9 +276,15 @@ def hdf5(columns: Sequence[str], **options: Any) -> None:
           --images train=camelyonpatch_level_2_split_train_x.h5 \\
           --labels train=camelyonpatch_level_2_split_train_y.h5 \\
           --meta train=camelyonpatch_level_2_split_train_meta.csv --column group=wsi
+      patchbank datasets build hdf5 --root h5 --name mine --images "train=train/*.h5" \\
+          --images "test=test/*.h5" --group-by-file --positive tumor
     """
     for key in ("images", "labels", "meta"):
-        options[key] = _pairs(options[key], f"--{key}")
+        files: dict[str, list[str]] = {}
+        for value in options[key]:
+            ((split, file),) = _pairs([value], f"--{key}").items()
+            files.setdefault(split, []).append(file)
+        options[key] = files
     _build("hdf5", columns=_pairs(columns, "--column"), **options)
 
 

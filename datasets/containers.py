@@ -3,8 +3,11 @@
 A container reads from several threads: the raw bytes under a lock, the decoding of images outside of it.
 """
 
+import lzma
+import math
 import os
 import re
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -22,9 +25,22 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import ImageError
-from .images import decode_image
+from .images import MAX_PIXELS, decode_image, open_regular
 
 MEMBER_BYTES = 1 << 29  # a member that claims more is no patch
+HEADER_BYTES = 1 << 20  # of a tar: names and attributes of one file
+CHUNK_BYTES = 1 << 30  # of HDF5, read and decompressed as a whole
+HDF5_RATIO = 5000  # bytes claimed a byte stored; deflate reaches 1032
+LINKS = 16  # that lead to one array
+# what damaged files make their libraries raise
+DAMAGE = (
+    OSError, EOFError, ValueError, LookupError, RuntimeError, ArithmeticError, struct.error, zlib.error,
+    lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException,
+)  # fmt: skip
+_ABOUT_OTHERS = (
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)  # fmt: skip
 HDF5_CACHE = 64 << 20  # bytes; a chunk of many patches is then decompressed once for all of them
 ROW_GROUPS = 4  # of a parquet file, kept decoded
 _ROW = re.compile(r"(?P<name>.+)\[(?P<row>[0-9]+)\]\Z")
@@ -37,9 +53,27 @@ class Container(ABC):
         self.path = path
         self._lock = Lock()
 
-    @abstractmethod
     def read(self, member: str) -> np.ndarray:
-        """The pixels of one patch, uint8 (h, w, 3) RGB. Raises ImageError."""
+        """The pixels of one patch, uint8 (h, w, 3) RGB. Raises ImageError; others can still be read."""
+        name = f"{self.path}::{member}"
+        try:
+            return self._read(member, name)
+        except ImageError:
+            raise
+        except DAMAGE as error:
+            self._reopen()
+            raise ImageError(f"{name}: cannot be read: {' '.join(str(error).split()) or error!r}.") from error
+
+    @abstractmethod
+    def _read(self, member: str, name: str) -> np.ndarray:
+        """The pixels; `name` is what an ImageError calls the patch. Anything of DAMAGE may be raised too."""
+
+    def _reopen(self) -> None:
+        """Forget the open file, so that the next read opens it: damage may have spoilt the reader."""
+        with self._lock:
+            for key, value in vars(type(self)).items():
+                if isinstance(value, cached_property):
+                    vars(self).pop(key, None)
 
 
 class ZipImages(Container):
@@ -52,18 +86,24 @@ class ZipImages(Container):
     def members(self) -> list[str]:
         return [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
-    def read(self, member: str) -> np.ndarray:
-        name = f"{self.path}::{member}"
+    def _read(self, member: str, name: str) -> np.ndarray:
         with self._lock:  # ZipFile counts its readers without one
             try:
                 info = self._zip.getinfo(member)
-                _refuse_large(info.file_size, name)
-                data = self._zip.read(info)
             except KeyError:
                 raise ImageError(f"{name}: the zip has no such member.") from None
-            except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError) as error:
-                raise ImageError(f"{name}: cannot be unpacked: {error}.") from error
+            _refuse_large(info.file_size, name)
+            data = self._zip.read(info)
         return decode_image(data, name)
+
+
+class _Member(tarfile.TarInfo):
+    """Refuses headers of headers (long names, pax records) that claim to be large: they are read at once."""
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:  # of Python's tarfile, 3.11 to 3.14
+        if self.type in _ABOUT_OTHERS and self.size > HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size} bytes is too large")
+        return super()._proc_member(tarfile_)  # type: ignore[misc]
 
 
 class TarImages(Container):
@@ -71,8 +111,13 @@ class TarImages(Container):
 
     @cached_property
     def _index(self) -> dict[str, tuple[int, int]]:
-        with tarfile.open(self.path, "r:") as tar:
+        with tarfile.open(self.path, "r:", tarinfo=_Member) as tar:
             plain = [info for info in tar if info.isreg() and not info.sparse]
+            end = tar.offset
+        with open_regular(self.path) as stream:  # at a damaged header tarfile ends as at the end of the file
+            stream.seek(end)
+            if stream.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"its table is damaged at byte {end}, behind {len(plain)} files")
         # `tar cf x.tar .` writes ./a.png
         return {info.name.removeprefix("./"): (info.offset_data, info.size) for info in plain}
 
@@ -83,8 +128,7 @@ class TarImages(Container):
     def members(self) -> list[str]:
         return list(self._index)
 
-    def read(self, member: str) -> np.ndarray:
-        name = f"{self.path}::{member}"
+    def _read(self, member: str, name: str) -> np.ndarray:
         with self._lock:
             if member not in self._index:
                 raise ImageError(f"{name}: the tar has no such member.")
@@ -102,15 +146,48 @@ class Hdf5Arrays(Container):
     def _file(self) -> h5py.File:
         return h5py.File(self.path, "r", rdcc_nbytes=HDF5_CACHE)
 
-    def read(self, member: str) -> np.ndarray:
-        name = f"{self.path}::{member}"
+    def _read(self, member: str, name: str) -> np.ndarray:
         key, row = parse_row(member, name)
         with self._lock:
-            array = self._file.get(key)
-            if not isinstance(array, h5py.Dataset):
-                raise ImageError(f"{name}: there is no array {key!r}; the file has {sorted(self._file)}.")
+            array = hdf5_array(self._file, key, self.path)
             _check_row(row, array.shape, name)
             return as_rgb(array[row], name)
+
+
+def hdf5_array(store: h5py.File, key: str, path: str | os.PathLike[str]) -> h5py.Dataset:
+    """An array that lies in this file as a whole.
+
+    Raises ImageError: no such array; one that is read from other files (external links, external storage,
+    virtual data sets); one that claims more than its bytes can hold, or chunks too large to read.
+    """
+    _refuse_external(store, key, path)
+    array = store.get(key)
+    if not isinstance(array, h5py.Dataset):
+        raise ImageError(f"{path}: there is no array {key!r}; the file has {sorted(store)}.")
+    if array.is_virtual or array.external:
+        raise ImageError(f"{path}: {key!r} is stored in other files, which are not read; copy it into one.")
+    stored = array.id.get_storage_size()
+    if array.dtype.kind != "O" and array.nbytes > HDF5_RATIO * max(stored, 1):
+        raise ImageError(f"{path}: {key!r} claims {array.nbytes} bytes and holds {stored}.")
+    if array.chunks and math.prod(array.chunks) * array.dtype.itemsize > CHUNK_BYTES:
+        raise ImageError(f"{path}: {key!r} has chunks {array.chunks}, too large to read.")
+    return array
+
+
+def _refuse_external(store: h5py.File, key: str, path: str | os.PathLike[str]) -> None:
+    """Before anything is opened, follow the names to the array: none may lead into another file."""
+    parts, done, links = key.strip("/").split("/"), "", 0
+    while parts:
+        above, done = done, f"{done}/{parts.pop(0)}"
+        link = store.get(done, getlink=True)
+        if isinstance(link, h5py.ExternalLink):
+            raise ImageError(f"{path}: {key!r} is a link into another file, which is not followed.")
+        if isinstance(link, h5py.SoftLink):
+            links += 1
+            if links > LINKS:
+                raise ImageError(f"{path}: {key!r} is a link that leads in circles.")
+            parts = [*link.path.strip("/").split("/"), *parts]
+            done = "" if link.path.startswith("/") else above
 
 
 class NpzArrays(Container):
@@ -147,16 +224,20 @@ class NpzArrays(Container):
                         raise ImageError(
                             f"{self.path}: {key!r} holds Python objects, which are never unpickled."
                         )
+                    size, held = math.prod(shape) * dtype.itemsize, info.file_size - stream.tell()
+                    if size != held:
+                        raise ImageError(f"{self.path}: {key!r} claims {size} bytes and holds {held}.")
                     if info.compress_type == zipfile.ZIP_STORED and not fortran:
                         start = _data_offset(self.path, info) + stream.tell()
                         return np.memmap(self.path, dtype, "r", offset=start, shape=shape)
                 with archive.open(info) as stream:
                     return np.lib.format.read_array(stream, allow_pickle=False)
-            except (ValueError, zipfile.BadZipFile, zlib.error) as error:
+            except ImageError:
+                raise
+            except DAMAGE as error:
                 raise ImageError(f"{self.path}: the array {key!r} cannot be read: {error}.") from error
 
-    def read(self, member: str) -> np.ndarray:
-        name = f"{self.path}::{member}"
+    def _read(self, member: str, name: str) -> np.ndarray:
         key, row = parse_row(member, name)
         array = self.array(key)
         _check_row(row, array.shape, name)
@@ -181,8 +262,7 @@ class ParquetImages(Container):
         sizes = [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
         return np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
 
-    def read(self, member: str) -> np.ndarray:
-        name = f"{self.path}::{member}"
+    def _read(self, member: str, name: str) -> np.ndarray:
         column, row = parse_row(member, name)
         with self._lock:
             if column not in self._file.schema_arrow.names:
@@ -224,16 +304,15 @@ _KINDS: dict[str, Callable[[str], Container]] = {
 
 def open_container(path: str) -> Container:
     """The reader for a file, by its suffix; any other suffix is a whole-slide image. Raises ImageError."""
-    if not os.path.exists(path):  # noqa: PTH110
-        raise ImageError(f"{path}: no such file.")
+    open_regular(path).close()  # a pipe would be waited for
     if path.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")):
         raise ImageError(f"{path}: a compressed tar has no random access; decompress it to a .tar first.")
-    container = _KINDS.get(Path(path).suffix.lower(), _open_slide)(path)
     try:
+        container = _KINDS.get(Path(path).suffix.lower(), _open_slide)(path)
         _touch(container)
     except ImageError:
         raise
-    except (OSError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException, ValueError) as error:
+    except DAMAGE as error:
         raise ImageError(f"{path}: cannot be opened: {error}.") from error
     return container
 
@@ -274,8 +353,10 @@ def as_rgb(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _check_row(row: int, shape: tuple[int, ...], name: str) -> None:
-    if row >= shape[0]:
-        raise ImageError(f"{name}: there are only {shape[0]} rows (counted from 0).")
+    if math.prod(shape[1:3]) > MAX_PIXELS:
+        raise ImageError(f"{name}: {shape[1]} x {shape[2]} pixels are too many for a patch.")
+    if row >= (shape[0] if shape else 0):
+        raise ImageError(f"{name}: there are only {shape[0] if shape else 0} rows (counted from 0).")
 
 
 def _refuse_large(size: int, name: str) -> None:

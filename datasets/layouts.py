@@ -38,7 +38,7 @@ def folder_table(
     expression = _expression(layout or "{label}", pattern)
     prefix, base, files = _files(root)
     known = tuple(f".{suffix.lower().lstrip('.')}" for suffix in (*SUFFIXES, *suffixes))
-    paths = sorted((file for file in files if file.lower().endswith(known)), key=_natural)
+    paths = sorted((file for file in files if file.lower().endswith(known)), key=natural)
     others = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in set(files) - set(paths))
     left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     if not paths:
@@ -189,7 +189,7 @@ def _files(root: Path) -> tuple[str, Path, list[str]]:
     raise ManifestError(f"{root} is no folder, zip or uncompressed tar.")
 
 
-def _natural(path: str) -> tuple[list[tuple[bool, int, str]], str]:
+def natural(path: str) -> tuple[list[tuple[bool, int, str]], str]:
     """Order that puts 2.png before 10.png."""
     parts = re.split(r"(\d+)", path)
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts], path

@@ -250,8 +250,9 @@ def read_table(
         raise ManifestError(f"the table {file} does not exist.")
     if form == "parquet":
         try:
-            return pyarrow.parquet.read_table(file).to_pandas()
-        except pa.ArrowException as error:
+            table = pyarrow.parquet.read_table(file).to_pandas(ignore_metadata=True)  # an index is a column
+            return table[[name for name in table.columns if not str(name).startswith("__index_level_")]]
+        except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
     try:
         if names is None:

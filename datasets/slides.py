@@ -2,13 +2,15 @@
 
 A patch is written as `slide.svs::wsi[x,y,w,h,OPTIONS]`:
 
-    x, y        its upper left corner, in pixels of level 0 (may lie outside of the slide) w, h        its
-    size in pixels as it is returned level=K     read at the pyramid's level K (default 0), or instead mpp=M
-    read at M micrometres a pixel, or down=D      read at D level-0 pixels a pixel: from the nearest level
-    that is at least as fine, then resized (Pillow's bicubic, which averages when it shrinks) mpp0=M
-    take this as the slide's resolution where the file does not say it, or says it wrongly border=C    what
-    lies outside of the slide: "white" (default), "black", six hex digits RRGGBB, or "crop" (the patch is
-    cut at the slide's border and then smaller)
+    x, y        its upper left corner, in pixels of level 0 (may lie outside of the slide)
+    w, h        its size in pixels as it is returned
+    level=K     read at the pyramid's level K (default 0), or instead
+    mpp=M       read at M micrometres a pixel, or
+    down=D      read at D level-0 pixels a pixel: from the nearest level that is at least as fine, then
+                resized (Pillow's bicubic, which averages when it shrinks)
+    mpp0=M      take this as the slide's resolution where the file does not say it, or says it wrongly
+    border=C    what lies outside of the slide: "white" (default), "black", six hex digits RRGGBB, or "crop"
+                (the patch is cut at the slide's border and then smaller)
 """
 
 import math
@@ -20,6 +22,7 @@ from PIL import Image
 
 from ..errors import ImageError, MissingDependency
 from .containers import Container
+from .images import MAX_PIXELS
 
 try:
     import openslide
@@ -99,48 +102,65 @@ class Slide(Container):
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
+        self._slide = self._open()
+        # asked now: a handle that met damage answers nothing any more
+        self._properties = dict(self._slide.properties)
+        self._downsamples = self._slide.level_downsamples
+        self.dimensions: tuple[int, int] = self._slide.dimensions
+        """Width and height of level 0, pixels."""
+
+    def _open(self) -> openslide.OpenSlide:
         try:
-            self._slide = openslide.OpenSlide(path)
+            return openslide.OpenSlide(self.path)
         except openslide.OpenSlideError as error:
             raise ImageError(
-                f"{path}: OpenSlide cannot open it: {error or 'no slide format that it knows'}."
+                f"{self.path}: OpenSlide cannot open it: {error or 'no slide format that it knows'}."
             ) from error
+
+    def _region(self, at: tuple[int, int], level: int, size: tuple[int, int], name: str) -> Image.Image:
+        """RGBA pixels of a level. A handle that met damage fails for ever, for all its threads: reopen it."""
+        handle = self._slide
+        try:
+            return handle.read_region(at, level, size)
+        except openslide.OpenSlideError:
+            fresh = self._open()
+        try:  # was it this region, or another thread's before?
+            return fresh.read_region(at, level, size)
+        except openslide.OpenSlideError as error:
+            fresh = self._open()
+            raise ImageError(f"{name}: OpenSlide cannot read the region: {error}.") from error
+        finally:
+            self._slide = fresh
 
     def mpp(self) -> tuple[float, float] | None:
         """Micrometres a level-0 pixel, across and down; None where the file does not say."""
-        properties = self._slide.properties
+        properties = self._properties
         try:
             across, down = (float(properties[f"openslide.mpp-{axis}"]) for axis in "xy")
         except (KeyError, ValueError):
             return None
         return (across, down) if min(across, down) > 0 else None
 
-    @property
-    def dimensions(self) -> tuple[int, int]:
-        """Width and height of level 0, pixels."""
-        return self._slide.dimensions
-
-    def read(self, member: str) -> np.ndarray:
-        name = f"{self.path}::{member}"
+    def _read(self, member: str, name: str) -> np.ndarray:
         region = parse_region(member, name)
         scale = self._scale(region, name)  # level-0 pixels per returned pixel, across and down
-        levels = self._slide.level_downsamples
+        levels = self._downsamples
         if region.level is not None:
             level = region.level
         else:
             fine = [k for k, down in enumerate(levels) if down <= min(scale) * (1 + _EQUAL)]
             level = max(fine, key=lambda k: levels[k], default=0)
         width, height = region.width, region.height
+        inside = self._inside(region, scale, name)
         if region.border == "crop":
-            width, height = self._inside(region, scale, name)
+            width, height = inside
         x, y = (max(at, 0) if region.border == "crop" else at for at in (region.x, region.y))
         exact = (width * scale[0] / levels[level], height * scale[1] / levels[level])  # pixels of the level
         same = all(abs(e / n - 1) < _EQUAL for e, n in zip(exact, (width, height), strict=True))
         size = (width, height) if same else (math.ceil(exact[0]), math.ceil(exact[1]))
-        try:
-            pixels = self._slide.read_region((x, y), level, size)
-        except openslide.OpenSlideError as error:
-            raise ImageError(f"{name}: OpenSlide cannot read the region: {error}.") from error
+        if math.prod(size) > MAX_PIXELS:
+            raise ImageError(f"{name}: {size[0]} x {size[1]} pixels of the slide are too many for a patch.")
+        pixels = self._region((x, y), level, size, name)
         colour = "ffffff" if region.border == "crop" else COLOURS.get(region.border, region.border)
         ground = Image.new("RGBA", pixels.size, f"#{colour}")
         rgb = Image.alpha_composite(ground, pixels).convert("RGB")
@@ -159,9 +179,9 @@ class Slide(Container):
                 )
             return region.mpp / native[0], region.mpp / native[1]
         level = region.level or 0
-        if level >= self._slide.level_count:
-            raise ImageError(f"{name}: the slide has only the levels 0 to {self._slide.level_count - 1}.")
-        down = self._slide.level_downsamples[level]
+        if level >= len(self._downsamples):
+            raise ImageError(f"{name}: the slide has only the levels 0 to {len(self._downsamples) - 1}.")
+        down = self._downsamples[level]
         return down, down
 
     def _inside(self, region: Region, scale: tuple[float, float], name: str) -> tuple[int, int]:
