@@ -90,7 +90,6 @@ def beside_published(
     rows; a row of a set without known groups takes part in the adjustment and is never called significant.
     """
     published = {(e["system"], e["family"], e["dataset"]): e for e in entries}
-    known = {d["dataset"]: bool(d.get("groups_known", d["n_groups"])) for d in result.document["data"]}
     rows: list[PublishedRow] = []
     for system, others in systems.items():
         for (name, family), (dataset, theirs) in itertools.product(others, datasets.items()):
@@ -100,15 +99,19 @@ def beside_published(
                 rows += [row for row in found if row is not None]
     adjusted = holm([math.nan if row.p_holm is None else row.p_holm for row in rows])
     return [
-        replace(row, p_holm=None if math.isnan(p) else float(p), verdict=_verdict(row, p, known, 1 - level))
+        replace(
+            row,
+            p_holm=None if math.isnan(p) else float(p),
+            verdict=_verdict(row, p, result.ungrouped, 1 - level),
+        )
         for row, p in zip(rows, adjusted, strict=True)
     ]
 
 
-def _verdict(row: PublishedRow, p: float, groups_known: Mapping[str, bool], alpha: float) -> str:
+def _verdict(row: PublishedRow, p: float, ungrouped: Sequence[str], alpha: float) -> str:
     if math.isnan(p):
         return NO_ERROR
-    if not groups_known[row.dataset]:
+    if row.dataset in ungrouped:
         return NO_GROUPS
     if p >= alpha:
         return NOT_SIGNIFICANT

@@ -12,12 +12,13 @@ import pyarrow as pa
 
 from ..errors import ProbeError
 from ..files import sha256, write_atomically, write_text
-from ..terminal import print_table
+from ..terminal import print_table, say
 from .model import ProbeModel, load_probes, save_probes
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
 PREDICTIONS, PROBES = "predictions.parquet", "probes.npz"
+UNGROUPED = "no slides or patients are known, the intervals take patches as independent and are too narrow"
 SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
 TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
 OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
@@ -51,6 +52,11 @@ class ProbeResult:
     def chosen(self) -> str:
         """The feature set that the folds choose."""
         return self.document["chosen"]
+
+    @property
+    def ungrouped(self) -> list[str]:
+        """Evaluation sets of which no slides or patients are known: nothing is significant there."""
+        return [d["dataset"] for d in self.document["data"] if not d["n_groups"]]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
@@ -157,6 +163,8 @@ class ProbeResult:
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
+        if self.ungrouped:
+            say(f"{', '.join(self.ungrouped)}: {UNGROUPED}.", style="yellow")
 
 
 def read_document(folder: Path) -> dict[str, Any]:

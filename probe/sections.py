@@ -60,7 +60,7 @@ class Sections:
         ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
         self.names = [m["features"] for m in ranked]
         self.groups = f"{self.doc['data'][0]['group_kind']}s"  # that intervals take as independent
-        self.ungrouped = [d["dataset"] for d in self.doc["data"] if not d.get("groups_known", d["n_groups"])]
+        self.ungrouped = result.ungrouped
         if self.ungrouped:
             self.groups += " (single patches where none are known)"
         self.chosen = self.doc["chosen"]

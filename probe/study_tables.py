@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from ..terminal import print_table
+from ..terminal import print_table, say
 from .entries import StudyPage
 from .report import markdown_report
+from .results import UNGROUPED
 
 SHOWN = ("balanced_accuracy", "auroc")
 
@@ -51,6 +52,8 @@ def show(page: StudyPage) -> None:
         title=page.title,
         caption=caption,
     )
+    if page.result is not None and page.result.ungrouped:
+        say(f"{', '.join(page.result.ungrouped)}: {UNGROUPED}.", style="yellow")
 
 
 def markdown(page: StudyPage) -> str:
