@@ -122,6 +122,7 @@ def run_command(
 @click.option("--tokens", multiple=True, help="Token policy (default: the only one in the bank).")
 @click.option("--features", multiple=True, help="A feature set written out, as for `probe run`.")
 @click.option("--probe", default="centroid", show_default=True, help="centroid, knn, ridge, svm or mlp.")
+@click.option("--preprocess", help="standardize, l2, whiten, none (default: as in `probe run`).")
 @click.option("--shots", default="1,2,4,8,16,32,64", show_default=True, help="Patches of each class.")
 @click.option("--repeats", type=int, default=20, show_default=True, help="Draws of the shots.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -171,7 +172,7 @@ def few_shot_command(
         sort=False,
     )
     print_table(
-        [*map(str, grid.index.names), *(f"{k} shots" if k > 1 else "1 shot" for k in grid.columns)],
+        [*map(str, grid.index.names), *(f"{k} shots" if k != 1 else "1 shot" for k in grid.columns)],
         [
             [*(index if isinstance(index, tuple) else (index,)), *row]
             for index, row in zip(grid.index, grid.to_numpy(), strict=True)

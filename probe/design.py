@@ -14,7 +14,7 @@ of the work with five folds, nearly all of it with few-shot subsets).
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,6 +40,7 @@ class Design:
     X : anything with .shape, .dtype and X[lo:hi] -> float16/32/64 (rows, d): array, np.memmap, HDF5, Zarr
     y : int (n,), every class of 0..n_classes-1 in every set
     weights : float (S, n), >= 0
+    standardize : as for `fit_logistic`
     memory : bytes that the float32 copy of X may take; above, blocks are prepared anew in every pass
 
     d, n (rows with weight in any set), n_classes
@@ -50,7 +51,14 @@ class Design:
     """
 
     def __init__(
-        self, X: Any, y: Array, weights: Array, *, n_classes: int, standardize: bool, memory: float
+        self,
+        X: Any,
+        y: Array,
+        weights: Array,
+        *,
+        n_classes: int,
+        standardize: bool | Literal["overall"],
+        memory: float,
     ) -> None:
         n, self.d = X.shape
         self.X, self.n_classes = X, n_classes
@@ -85,7 +93,7 @@ class Design:
         """Rows lo..hi of the sorted order as they are in X."""
         return np.asarray(self.X[lo:hi] if self.sequential else self.X[self.order[lo:hi]])
 
-    def _moments(self, used: Array, standardize: bool) -> None:
+    def _moments(self, used: Array, standardize: bool | Literal["overall"]) -> None:
         """Means and scales, a pass over X in float64; refuses NaN and Inf."""
         every = np.concatenate([used, np.any(used, axis=0)[None]])
         masks, of_set = _distinct(every)
@@ -114,7 +122,10 @@ class Design:
         eps = np.finfo(np.float64).eps  # scikit-learn's _is_constant_feature
         constant = variance <= count * eps * variance + (count * mean * eps) ** 2
         scale = np.where(constant, 1.0, np.sqrt(variance))
-        if not standardize:
+        if standardize == "overall":
+            overall = np.sqrt(variance.mean(axis=1, keepdims=True))
+            scale = np.broadcast_to(np.where(overall > 0, overall, 1.0), scale.shape)
+        elif not standardize:
             scale = np.ones_like(scale)
         self.mean, self.scale = mean[of_set[-1]], scale[of_set[-1]]
         self.set_scale = scale[of_set[:-1]]

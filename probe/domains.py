@@ -122,7 +122,9 @@ class _Study:
             for i, key in enumerate(keys)
         ]
         votes = None if self.votes is None else self.votes[rows]
-        fitted = fit_parts(self.X[rows], self.y[rows], parts, self.config, votes=votes)
+        fitted = fit_parts(
+            self.X[rows], self.y[rows], parts, self.config, votes=votes, groups=self.groups[rows]
+        )
         self.fitted.append(fitted)
         self.models |= {key: _Model(fitted, i, sets[key][1]) for i, key in enumerate(keys)}
 

@@ -25,6 +25,7 @@ def run_few_shot(
     tokens: Iterable[str | None] | None = None,
     features: Iterable[str | FeatureSet] = (),
     probe: str = "centroid",
+    preprocess: str | None = None,
     shots: Sequence[int] = SHOTS,
     repeats: int = 20,
     seed: int = 0,
@@ -38,6 +39,7 @@ def run_few_shot(
 
     train, tests, bank, encoders, views, tokens, features : as for `run_probe`
     probe : of `others.PROBES`; "knn" takes as many neighbours as the smallest k
+    preprocess : of `transforms`, as for `run_probe` (None: the probe's default)
     Returns columns features, shots, repeat, evaluation, metric ("balanced_accuracy", "auroc"), value.
     Raises what `run_probe` raises, and InvalidRequest where there is nothing to score on.
     """
@@ -45,7 +47,11 @@ def run_few_shot(
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
     names = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))
     config = ProbeConfig(
-        features=tuple(names), probe=probe, positive=positive, allow_leaks=tuple(allow_leaks)
+        features=tuple(names),
+        probe=probe,
+        preprocess=(preprocess,) if preprocess else (),
+        positive=positive,
+        allow_leaks=tuple(allow_leaks),
     )
     data = gather(train, tests, bank, config)
     if not data.tests:
@@ -63,6 +69,7 @@ def run_few_shot(
             shots=shots,
             repeats=repeats,
             groups=data.train.group,
+            preprocess=config.preprocess[0],
             seed=seed,
         )
         curves.append(curve.assign(features=name))

@@ -10,8 +10,9 @@ import numpy as np
 from ..errors import InvalidRequest
 from .config import ProbeConfig
 from .logistic import fit_logistic
-from .model import Steps, unit
+from .model import Steps
 from .others import Probe, make_probe
+from .transforms import Scaling, Transform, fit_transform
 
 
 class Models(Protocol):
@@ -92,58 +93,6 @@ class Targets:
         return weights
 
 
-# --- preprocessing ----------------------------------------------------------------------------------
-
-Transform = Callable[[np.ndarray], np.ndarray]
-LEARNED = ("whiten",)  # these have parameters that come from rows
-
-
-def fit_transform_on(preprocess: str, X: np.ndarray, rows: np.ndarray) -> Transform:
-    """The transform of a preprocessing whose parameters come from `rows` (bool (n,)) of X alone.
-
-    "standardize" is done inside the fit, from each training set's own rows; here it changes nothing.
-    """
-    if preprocess in ("standardize", "none"):
-        return _identity
-    if preprocess == "l2":
-        return unit
-    if preprocess == "whiten":
-        return _Whitening.fit(X[rows])
-    raise ValueError(preprocess)
-
-
-def _identity(X: np.ndarray) -> np.ndarray:
-    return X
-
-
-@dataclass
-class _Whitening:
-    """Rotation to uncorrelated columns of variance 1, without directions below 1e-6 of the largest."""
-
-    mean: np.ndarray
-    rotation: np.ndarray
-
-    @classmethod
-    def fit(cls, X: np.ndarray) -> "_Whitening":
-        mean = X.mean(0, dtype=np.float64)
-        centred = X.astype(np.float64) - mean
-        variance, vectors = np.linalg.eigh(centred.T @ centred / len(X))
-        keep = variance > 1e-6 * variance[-1]
-        return cls(mean, (vectors[:, keep] / np.sqrt(variance[keep])).astype(X.dtype))
-
-    def __call__(self, X: np.ndarray) -> np.ndarray:
-        return (X - self.mean.astype(X.dtype)) @ self.rotation
-
-
-def transform_steps(transform: Transform) -> Steps:
-    """A transform as steps, see `model`."""
-    if isinstance(transform, _Whitening):
-        rotation = transform.rotation.astype(np.float64)
-        bias = np.zeros(rotation.shape[1])
-        return (("shift", {"value": transform.mean}), ("affine", {"weight": rotation, "bias": bias}))
-    return (("unit", {}),) if transform is unit else ()
-
-
 # --- one call for many training sets ------------------------------------------------------------------
 
 
@@ -157,15 +106,10 @@ def fit_logistic_grid(
 ) -> tuple[Models, dict[str, Any]]:
     """Fit every training set (row of weights, float64 (S, n), 0 = held out) at every C.
 
-    With "l2" and "none" the penalty is relative: C is divided by the mean variance of the columns, so that
-    one grid suits features of any scale (standardized and whitened columns have variance 1 already).
+    Scales are those of `transforms.Scaling`, of each set's own rows.
     """
-    if preprocess in ("l2", "none"):
-        variance = float(X[weights.any(0)].var(0, dtype=np.float64).mean())
-        values = values / max(variance, np.finfo(np.float32).tiny)
-    fits = fit_logistic(
-        X, y, C=values, weights=weights, standardize=preprocess == "standardize", tol=config.tol
-    )
+    standardize = True if preprocess == "standardize" else "overall"
+    fits = fit_logistic(X, y, C=values, weights=weights, standardize=standardize, tol=config.tol)
     status, counts = np.unique(np.asarray(fits.status), return_counts=True)
     facts = {
         "fits": int(np.asarray(fits.status).size),
@@ -179,32 +123,43 @@ def fit_logistic_grid(
 class OtherModels:
     """Probes of `others`, fitted one by one. Scores are less the probe's threshold: they divide at 0."""
 
+    scaling: list[Scaling]  # [set]
     fitted: list[list[Probe]]  # [set][value]
 
     def scores(self, X: np.ndarray, sets: Sequence[int], value: int | None = None) -> np.ndarray:
-        if value is not None:
-            return np.stack([_score(self.fitted[s][value], X) for s in sets], axis=1)
-        return np.stack([np.stack([_score(p, X) for p in self.fitted[s]], axis=1) for s in sets], axis=1)
+        columns = []
+        for s in sets:
+            Z = self.scaling[s](X)
+            probes = self.fitted[s] if value is None else [self.fitted[s][value]]
+            columns.append(np.stack([probe.decision(Z) - probe.threshold for probe in probes], axis=1))
+        found = np.stack(columns, axis=1)
+        return found if value is None else found[..., 0]
 
     def steps(self, of: int, value: int) -> Steps:
         probe = self.fitted[of][value]
-        return (*probe.steps(), ("shift", {"value": np.array([probe.threshold])}))
-
-
-def _score(probe: Probe, X: np.ndarray) -> np.ndarray:
-    return probe.decision(X) - probe.threshold
+        threshold = ("shift", {"value": np.array([probe.threshold])})
+        return (*self.scaling[of].steps(), *probe.steps(), threshold)
 
 
 def fit_others_grid(
-    X: np.ndarray, y: np.ndarray, weights: np.ndarray, values: np.ndarray, config: ProbeConfig
+    X: np.ndarray,
+    y: np.ndarray,
+    weights: np.ndarray,
+    groups: np.ndarray | None,
+    values: np.ndarray,
+    preprocess: str,
+    config: ProbeConfig,
 ) -> tuple[Models, dict[str, Any]]:
-    """Fit a probe of `others` on every training set at every value of its own strength."""
-    fitted = [
-        [make_probe(config.probe, **_options(config, value)).fit(X, y, sample_weight=row) for value in values]
-        for row in weights
-    ]
+    """Fit a probe of `others` on every training set at every value of its own parameter."""
+    scaling, fitted = [], []
+    for row in weights:
+        used = row > 0
+        scaling.append(Scaling.fit(X[used], standardize=preprocess == "standardize"))
+        Z, of = scaling[-1](X[used]), None if groups is None else groups[used]
+        probes = [make_probe(config.probe, **_options(config, value)) for value in values]
+        fitted.append([probe.fit(Z, y[used], sample_weight=row[used], groups=of) for probe in probes])
     count = len(weights) * len(values)
-    return OtherModels(fitted), {"fits": count, "status": {"fitted": count}, "worst_gap_bound": None}
+    return OtherModels(scaling, fitted), {"fits": count, "status": {"fitted": count}, "worst_gap_bound": None}
 
 
 def _options(config: ProbeConfig, value: float) -> dict[str, Any]:
@@ -299,7 +254,7 @@ class Fitted:
         """The model of a part at a setting, from the features as they are, as steps (see `model`)."""
         p, w, v = setting.index
         transform, models, sets = self.models[p, part]
-        return (*transform_steps(transform), *models.steps(sets[w], v))
+        return (*transform.steps(), *models.steps(sets[w], v))
 
 
 def fit_parts(
@@ -309,11 +264,13 @@ def fit_parts(
     config: ProbeConfig,
     *,
     votes: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
 ) -> Fitted:
     """Fit all parts at all points of the grid, in as few calls of the solver as possible: one for each
     preprocessing, or one for each `model` where the preprocessing learns from rows.
 
-    X : float (n, d); y : int (n,), 0 or 1; votes : see `Targets`
+    X : float (n, d); y : int (n,), 0 or 1; votes : see `Targets`; groups : (n,), for probes that choose
+        something themselves
     """
     targets = Targets.of(y, votes, config)
     values = grid_values(config, min(int(part.training.sum()) for part in parts))
@@ -325,7 +282,7 @@ def fit_parts(
     for p, preprocess in enumerate(config.preprocess):
         for members in _share(preprocess, parts):
             lap = time.perf_counter()
-            transform = fit_transform_on(preprocess, X, parts[members[0]].training)
+            transform = fit_transform(preprocess, X[parts[members[0]].training])
             Z = transform(X)
             weights = np.stack(
                 [targets.weights(parts[i].training, w) for i in members for w in config.class_weight]
@@ -334,7 +291,7 @@ def fit_parts(
             if config.probe == "logistic":
                 fits, about = fit_logistic_grid(F, targets.y, weights, values, preprocess, config)
             else:
-                fits, about = fit_others_grid(F, targets.y, weights, values, config)
+                fits, about = fit_others_grid(F, targets.y, weights, groups, values, preprocess, config)
             facts.append(about)
             seconds["fit"] += time.perf_counter() - lap
             lap = time.perf_counter()
@@ -355,7 +312,7 @@ def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:
     part of each model, which is the outer one: its inner folds share it, so the choice inside a fold has seen
     the features (no labels) of its inner held-out rows, and the outer score has not.
     """
-    if preprocess not in LEARNED:
+    if preprocess != "whiten":
         yield list(range(len(parts)))
         return
     for model in dict.fromkeys(part.model for part in parts):

@@ -12,7 +12,7 @@ sets of few rows are solved by Newton alone (dual.py).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -75,7 +75,7 @@ def fit_logistic(
     *,
     C: Sequence[float] | Array,
     weights: Array | None = None,
-    standardize: bool = True,
+    standardize: bool | Literal["overall"] = True,
     tol: float = 1e-7,
     max_rounds: int = MAX_ROUNDS,
     memory: float = MEMORY,
@@ -89,7 +89,8 @@ def fit_logistic(
     C : (L,) inverse strengths, each > 0
     weights : (S, n) >= 0, a row a set; 0 = the row is not in the set. None: one set of all rows, weight 1
     standardize : scale features by each set's own mean and standard deviation (over its rows with
-        weight > 0, unweighted, ddof 0; constant columns get scale 1), as a StandardScaler in a pipeline would
+        weight > 0, unweighted, ddof 0; constant columns get scale 1), as a StandardScaler in a pipeline
+        would; "overall": all features by one number, the root of the mean of these variances
     tol : relative distance of the objective to its optimum at which a fit stops, estimated by g' H g / 2
     max_rounds : rounds of the descent, before float64 Newton takes over
     memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round

@@ -5,6 +5,7 @@ score a row, larger meaning more positive, `steps()`, the same as plain numbers 
 `threshold`, the score at which it changes its call.
 X is (n, d) float, finite; y (n,) 0 or 1, both present; sample_weight (n,) not negative, 0 leaving the row
 out; groups (n,) as `intervals.cluster_codes` reads them, used only where a probe chooses something itself.
+Probes take features as they are: `transforms` has what is done to them before.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from ..errors import InvalidRequest, ProbeError
 from .intervals import cluster_codes
 from .metrics import check_labels, evaluate
 from .model import Steps, apply, unit
+from .transforms import Scaling, fit_transform
 
 Floats = NDArray[np.float64]
 
@@ -163,24 +165,14 @@ class NearestCentroid:
         )
 
 
-def _scale(X: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation (ddof 0) of the columns; a constant column has scale 1."""
-    spread = X.std(axis=0)
-    return X.mean(axis=0), np.where(spread > 0, spread, 1.0)
-
-
-def _standardized(mean: Floats, spread: Floats) -> Steps:
-    return (("shift", {"value": mean}), ("scale", {"value": 1 / spread}))
-
-
 @dataclass
 class Ridge:
     """Least squares on targets -1 and 1 with an L2 penalty alpha, closed form for all alphas at once.
 
     Of `alphas` the one with the least weighted squared error with one group left out is taken (of equals
     the first). That costs no refits: held-out residuals are (I - H_gg)^-1 r_g with the hat matrix H.
-    The columns are standardised once, over all training rows, and the intercept is free.
-    After `fit`: alpha_, group_errors_ (len(alphas),), coef_ (d,) and intercept_ on raw X.
+    The intercept is free. One alpha alone needs no groups.
+    After `fit`: alpha_, group_errors_ (len(alphas),; 0 of one alpha alone), coef_ (d,) and intercept_.
     """
 
     alphas: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-4, 15))
@@ -197,16 +189,15 @@ class Ridge:
         if not len(self.alphas) or min(self.alphas) <= 0:
             raise InvalidRequest("alphas are positive, at least one")
         rows = _rows(X, y, sample_weight, groups)
-        mean, scale = _scale(rows.X)
-        z = (rows.X - mean) / scale
         root = np.sqrt(rows.weight)
-        centre = np.average(z, axis=0, weights=rows.weight)
+        centre = np.average(rows.X, axis=0, weights=rows.weight)
         target = np.where(rows.y, 1.0, -1.0)
         level = np.average(target, weights=rows.weight)
-        if len(np.unique(rows.codes)) < 2:
+        search = len(self.alphas) > 1
+        if search and len(np.unique(rows.codes)) < 2:
             raise ProbeError("ridge leaves groups out to choose alpha: it needs at least two")
         # weighted rows; centring makes the free intercept orthogonal to them
-        z = root[:, None] * (z - centre)
+        z = root[:, None] * (rows.X - centre)
         aim = root * (target - level)
         wide = z.shape[1] > z.shape[0]
         curvature, vectors = np.linalg.eigh(z @ z.T if wide else z.T @ z)
@@ -215,18 +206,18 @@ class Ridge:
         projected = turned.T @ aim
         intercept_root = root / np.sqrt(rows.weight.sum())
         errors = []
-        for alpha in self.alphas:
+        for alpha in self.alphas if search else ():
             residual = aim - turned @ (projected / (curvature + alpha))
             hat_root = np.column_stack([turned / np.sqrt(curvature + alpha), intercept_root])
             errors.append(_left_out_error(hat_root, residual, rows.codes))
-        self.group_errors_ = np.array(errors) / rows.weight.sum()
+        self.group_errors_ = np.array(errors or [0.0]) / rows.weight.sum()
         self.alpha_ = float(self.alphas[int(self.group_errors_.argmin())])
         if wide:
             weights = z.T @ (vectors @ (vectors.T @ aim / (curvature + self.alpha_)))
         else:
             weights = vectors @ (projected / (curvature + self.alpha_))
-        self.coef_ = weights / scale
-        self.intercept_ = float(level - (centre + mean / scale) @ weights)
+        self.coef_ = weights
+        self.intercept_ = float(level - centre @ weights)
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
@@ -254,7 +245,7 @@ def _left_out_error(hat_root: Floats, residual: Floats, codes: NDArray[np.intp])
 
 @dataclass
 class LinearSVM:
-    """scikit-learn's LinearSVC (squared hinge, L2) on standardised columns; the score is the margin."""
+    """scikit-learn's LinearSVC (squared hinge, L2); the score is the margin."""
 
     C: float = 1e-3
     max_iter: int = 10_000
@@ -272,24 +263,20 @@ class LinearSVM:
         from sklearn.svm import LinearSVC
 
         rows = _rows(X, y, sample_weight, groups)
-        self._mean, self._spread = _scale(rows.X)
         svm = LinearSVC(C=self.C, dual="auto", max_iter=self.max_iter, random_state=self.seed)
-        self._svm = svm.fit((rows.X - self._mean) / self._spread, rows.y, sample_weight=rows.weight)
+        self._svm = svm.fit(rows.X, rows.y, sample_weight=rows.weight)
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
         return apply(self.steps(), np.asarray(X))
 
     def steps(self) -> Steps:
-        return (
-            *_standardized(self._mean, self._spread),
-            _affine(np.asarray(self._svm.coef_).T, np.asarray(self._svm.intercept_)),
-        )
+        return (_affine(np.asarray(self._svm.coef_).T, np.asarray(self._svm.intercept_)),)
 
 
 @dataclass
 class MLP:
-    """scikit-learn's MLPClassifier (one hidden layer, Adam) on standardised columns; the score is a logit.
+    """scikit-learn's MLPClassifier (one hidden layer, Adam); the score is a logit.
 
     It runs its epochs without early stopping, whose random validation rows would ignore the groups.
     Sample weights need scikit-learn 1.7.
@@ -315,12 +302,11 @@ class MLP:
         from sklearn.neural_network import MLPClassifier
 
         rows = _rows(X, y, sample_weight, groups)
-        self._mean, self._spread = _scale(rows.X)
         mlp = MLPClassifier((self.hidden,), alpha=self.alpha, max_iter=self.epochs, random_state=self.seed)
         weight = {} if sample_weight is None else {"sample_weight": rows.weight}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the choice here
-            self._mlp = mlp.fit(((rows.X - self._mean) / self._spread).astype(np.float32), rows.y, **weight)
+            self._mlp = mlp.fit(rows.X.astype(np.float32), rows.y, **weight)
         return self
 
     def decision(self, X: ArrayLike) -> Floats:
@@ -329,7 +315,6 @@ class MLP:
     def steps(self) -> Steps:
         hidden, out = zip(self._mlp.coefs_, self._mlp.intercepts_, strict=True)
         return (
-            *_standardized(self._mean, self._spread),
             _affine(*hidden),
             ("relu", {}),
             _affine(*out),
@@ -400,11 +385,14 @@ def few_shot_curve(
     repeats: int = 20,
     groups: ArrayLike | None = None,
     metrics: Sequence[str] = ("balanced_accuracy", "auroc"),
+    preprocess: str = "none",
     seed: int,
 ) -> pd.DataFrame:
     """Scores of a probe that is fitted on k rows of each class.
 
-    make : gives a fresh probe; X, y, groups : the training rows that are drawn from, see `few_shot_rows`
+    make : gives a fresh probe, which is given the groups of its rows where they have more than one
+    preprocess : of `transforms`, learned from the rows that are drawn
+    X, y, groups : the training rows that are drawn from, see `few_shot_rows`
     evaluations : name -> (X, y) to score on; metrics : of `metrics.METRICS`, not those of probabilities
     Returns columns shots, repeat, evaluation, metric, value: one row each. The spread over repeats is that of
     the draw of the shots; that of the evaluation rows comes on top.
@@ -413,8 +401,14 @@ def few_shot_curve(
     labels = np.asarray(y)
     found = []
     for k, repeat, rows in few_shot_rows(labels, shots=shots, repeats=repeats, groups=groups, seed=seed):
-        probe = make().fit(table[rows], labels[rows])
+        transform = fit_transform(preprocess, table[rows])
+        shot = transform(table[rows])
+        scaling = Scaling.fit(shot, standardize=preprocess == "standardize")
+        of = None if groups is None else np.asarray(groups)[rows]
+        of = None if of is None or len(set(of.tolist())) < 2 else of
+        probe = make().fit(scaling(shot), labels[rows], groups=of)
         for name, (test_X, test_y) in evaluations.items():
-            scores = evaluate(test_y, probe.decision(test_X), metrics=metrics, threshold=probe.threshold)
+            found_scores = probe.decision(scaling(transform(np.asarray(test_X))))
+            scores = evaluate(test_y, found_scores, metrics=metrics, threshold=probe.threshold)
             found += [(k, repeat, name, metric, float(value)) for metric, value in scores.items()]
     return pd.DataFrame(found, columns=pd.Index(["shots", "repeat", "evaluation", "metric", "value"]))

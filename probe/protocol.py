@@ -206,7 +206,7 @@ def run_protocol(
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
     outer = [int(k) for k in np.unique(folds)]
-    fitted = fit_parts(X, y, parts, config, votes=plan.votes)
+    fitted = fit_parts(X, y, parts, config, votes=plan.votes, groups=plan.groups)
     grid = fitted.held_out[0].shape[:3]
     flat = np.full((*grid, len(y)), np.nan, np.float32)  # held-out scores by the outer models
     nested = np.full((len(outer), *flat.shape), np.nan, np.float32)  # by the models of the inner folds

@@ -31,7 +31,7 @@ def test_a_run_prints_a_table_and_writes_its_files(study: Any, files: list[str],
     assert result.exit_code == 0, result.output
     for text in ("inner:train", "inner:test", "outer", "good/full/cls", "patchbank probe report"):
         assert text in result.output
-    written = {path.name for path in (tmp_path / "out").iterdir()}
+    written = {path.name for path in (tmp_path / "out").iterdir()} - {".lock"}
     assert written == {"predictions.parquet", "probes.npz", "results.csv", "results.json"}
 
 

@@ -84,11 +84,11 @@ def test_logits_are_ranked_not_their_probabilities() -> None:
 
 
 def test_out_of_fold_is_not_below_what_the_models_are_worth() -> None:
-    """Chosen by AUROC, folds differ in C by orders of magnitude. Pooled as they are, their scores give .10
-    too little (tests/benchmarks/protocol_pooling.py has 50 draws)."""
+    """Folds choose other strengths and class weights. Pooled as they are, their scores give .03 too little
+    (tests/benchmarks/protocol_pooling.py has more draws and designs)."""
     raw, pooled, truth = np.mean([_out_of_fold(seed) for seed in range(6)], axis=0)
-    assert raw < truth - 0.05
-    assert pooled == pytest.approx(truth, abs=0.03)
+    assert raw < truth - 0.02
+    assert pooled == pytest.approx(truth, abs=0.015)
 
 
 def _out_of_fold(seed: int) -> tuple[float, float, float]:
@@ -107,7 +107,11 @@ def _out_of_fold(seed: int) -> tuple[float, float, float]:
     new, labels, _ = draw(200)
     folds = 1 + groups.astype(int) % 5
     config = ProbeConfig(
-        features=("any",), C=tuple(10.0**k for k in range(-6, 2)), select="auroc", inner_folds=4
+        features=("any",),
+        C=tuple(10.0**k for k in range(-6, 2)),
+        select="balanced_accuracy",
+        class_weight=("balanced", "none"),
+        inner_folds=4,
     )
     run = run_protocol(X, y, make_plan(y, groups, folds, config=config), {"new": new}, config=config)
     worth = criterion("auroc", labels, run.fold_models["new"], np.ones(len(labels))).mean()

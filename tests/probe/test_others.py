@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe import metrics, others
+from patchbank.probe.transforms import Scaling
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
@@ -127,8 +128,8 @@ def test_centroid_equals_scikit_learn_on_centred_unit_rows():
 def test_ridge_equals_refitting_without_each_group(n, d):
     X, y, groups = features(n, d)
     weight = np.where(y == 1, 2.0, 0.7)
-    probe = others.Ridge(alphas=(1.0, 30.0, 1000.0)).fit(X, y, sample_weight=weight, groups=groups)
     Z = StandardScaler().fit_transform(X)
+    probe = others.Ridge(alphas=(1.0, 30.0, 1000.0)).fit(Z, y, sample_weight=weight, groups=groups)
     target = 2.0 * y - 1
     errors = []
     for alpha in probe.alphas:
@@ -140,7 +141,7 @@ def test_ridge_equals_refitting_without_each_group(n, d):
     np.testing.assert_allclose(probe.group_errors_, errors, rtol=1e-9)
     assert probe.alpha_ == probe.alphas[int(np.argmin(errors))]
     best = Ridge(alpha=probe.alpha_).fit(Z, target, sample_weight=weight)
-    np.testing.assert_allclose(probe.decision(X), best.predict(Z), rtol=1e-9)
+    np.testing.assert_allclose(probe.decision(Z), best.predict(Z), rtol=1e-9)
 
 
 def test_ridge_without_groups_leaves_out_rows():
@@ -156,9 +157,10 @@ def test_ridge_without_groups_leaves_out_rows():
 
 def test_svm_equals_a_pipeline():
     X, y, _ = features()
-    probe = others.LinearSVM(C=0.01).fit(X, y)
+    scaling = Scaling.fit(X, standardize=True)
+    probe = others.LinearSVM(C=0.01).fit(scaling(X), y)
     pipeline = make_pipeline(StandardScaler(), LinearSVC(C=0.01, random_state=0, max_iter=10_000)).fit(X, y)
-    np.testing.assert_allclose(probe.decision(X), pipeline.decision_function(X), rtol=1e-9)
+    np.testing.assert_allclose(probe.decision(scaling(X)), pipeline.decision_function(X), rtol=1e-9)
 
 
 def test_shots_are_balanced_nested_and_seeded():
