@@ -1,15 +1,20 @@
 """Downloads of public data sets: resumed where they broke off, checked, unpacked without trusting them.
 
 FOLDER/.fetch/NAME.part        what has arrived, and beside it NAME.part.json: from where, and which version
-FOLDER/fetched.json            URL -> SHA-256, size and place of what was unpacked
+FOLDER/fetched.json            URL without secrets -> SHA-256, size and place of what was unpacked
 FOLDER/UNPACK/                 the files; appears under this name only when all of them are there
 """
 
+import base64
+import bz2
 import errno
+import gzip
 import hashlib
 import http.client
 import json
+import lzma
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -32,6 +37,7 @@ from tqdm import tqdm
 from ..errors import FetchError, InvalidRequest, PatchbankError
 from ..files import sha256 as sha256_of
 from ..files import write_text
+from ..texts import public_url
 from .facts import UNPINNED, Facts
 
 CHUNK = 1 << 18
@@ -41,6 +47,8 @@ TIMEOUT = 30.0  # seconds without a byte
 OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # trying again does not help
 MAX_FILES = 2_000_000
 MAX_BYTES = 200 << 30  # unpacked
+MAX_HEADER = 1 << 20  # of a member of a tar: its long name, its attributes
+SCHEMES = ("http", "https")
 MAX_RATIO = 200  # unpacked to packed; images hardly shrink
 
 
@@ -82,10 +90,12 @@ def fetch(
     url = url or str(facts.fetch.get("url", ""))
     if not url:
         raise InvalidRequest(f"{facts.name!r} has no public source to download from; see {facts.source}.")
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise InvalidRequest(f"{url}: only http and https are downloaded.")
+    url = _checked_url(url)
+    sha256 = sha256.strip().lower()
+    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InvalidRequest(f"{sha256!r} is no SHA-256 (64 hex digits).")
     try:
-        return _fetch(facts, Path(folder), url, sha256.lower(), again, max_bytes, progress)
+        return _fetch(facts, Path(folder), url, sha256, again, max_bytes, progress)
     except OSError as error:
         if isinstance(error, PatchbankError):
             raise
@@ -93,6 +103,19 @@ def fetch(
         raise FetchError(
             f"{error.filename or folder}: {error.strerror or error}; nothing was unpacked."
         ) from error
+
+
+def _checked_url(url: str) -> str:
+    """The URL as it is asked for: http or https, a host, characters outside ASCII encoded."""
+    url = urllib.parse.quote(url.strip(), safe="%/:=&?~#+!$,;'@()*[]")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # ValueError where it is no number
+    except ValueError as error:
+        raise InvalidRequest(f"{url.rpartition('@')[2]} is no URL: {error}.") from error
+    if parts.scheme not in SCHEMES or not parts.hostname:
+        raise InvalidRequest(f"{public_url(url)}: only http and https are downloaded.")
+    return url
 
 
 def _fetch(
@@ -110,13 +133,13 @@ def _fetch(
 
     part = folder / ".fetch" / f"{place.name}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = _download(url, part, progress=progress)
+    digest, size = _download(url, part, max_bytes=max_bytes, progress=progress)
     if wanted not in (UNPINNED, digest):
         _forget(part)
         who = "is pinned" if pinned else f"was downloaded before (recorded in {record.file})"
         raise FetchError(
-            f"{url}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was unpacked. "
-            "If the new one is right, give it as --sha256."
+            f"{public_url(url)}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was "
+            "unpacked. If the new one is right, give it as --sha256."
         )
     unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
     entry = {"sha256": digest, "bytes": size, "folder": place.name, "date": time.strftime("%Y-%m-%d")}
@@ -131,24 +154,31 @@ def _forget(part: Path) -> None:
 
 
 class _Record:
-    """fetched.json: what was downloaded into a folder."""
+    """fetched.json: what was downloaded into a folder, by public URL (secrets in URLs are not kept)."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, dict[str, Any]]:
         try:
-            return json.loads(self.file.read_text("utf-8"))
+            entries = json.loads(self.file.read_text("utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise FetchError(f"{self.file} is damaged ({error}); mend or delete it.") from error
+        except (ValueError, RecursionError) as error:
+            raise FetchError(f"{self.file} is damaged ({error}); fix or delete it.") from error
+        wanted = {"sha256": str, "bytes": int}
+        for url, entry in entries.items() if isinstance(entries, dict) else [("", None)]:
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in wanted.items()):
+                raise FetchError(f"{self.file} is damaged (the entry {url!r}); fix or delete it.")
+        return entries
 
     def of(self, url: str) -> dict[str, Any] | None:
-        return self._read().get(url)
+        entries = self._read()
+        return entries.get(public_url(url), entries.get(url))  # records of before have the whole URL
 
     def add(self, url: str, entry: dict[str, Any]) -> None:
-        entries = {**self._read(), url: entry}
+        entries = {known: old for known, old in self._read().items() if known != url}
+        entries[public_url(url)] = entry
         write_text(self.file, json.dumps(entries, indent=2) + "\n")
 
 
@@ -165,58 +195,110 @@ def _known_files(facts: Facts, place: Path) -> dict[str, str]:
 # --- download ---------------------------------------------------------------------------------------
 
 
-def _download(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
+def _download(url: str, part: Path, *, max_bytes: int, progress: bool) -> tuple[str, int]:
     """Fill `part`, going on where it ends; returns (SHA-256, bytes). Raises FetchError."""
+    shown = public_url(url)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _download_once(url, part, progress=progress)
+            return _download_once(url, part, max_bytes=max_bytes, progress=progress)
         except urllib.error.HTTPError as error:
             if error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS:
-                raise FetchError(f"{url}: the server answers {error.code} {error.reason}.") from error
+                # of a redirect that is not followed the reason holds the whole URL
+                reason = error.reason if error.code >= 400 else "and leads to neither http nor https"
+                raise FetchError(f"{shown}: the server answers {error.code} {reason}.") from error
         except (OSError, http.client.HTTPException) as error:  # URLError, reset, timeout, IncompleteRead
             if isinstance(error, FetchError) or getattr(error, "errno", None) in OF_THE_DISK:
                 raise
             if attempt == ATTEMPTS:
                 kept = part.stat().st_size if part.exists() else 0
                 raise FetchError(
-                    f"{url}: the connection failed {ATTEMPTS} times ({error}); {kept} bytes are kept, the "
+                    f"{shown}: the connection failed {ATTEMPTS} times ({error}); {kept} bytes are kept, the "
                     "same command goes on from there."
                 ) from error
         time.sleep(PAUSE * min(2.0 ** (attempt - 1), 8.0))
     raise AssertionError("unreachable")
 
 
-def _download_once(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows http and https only, and from https to https only."""
+
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
+        scheme = urllib.parse.urlsplit(newurl).scheme
+        if scheme not in SCHEMES or (req.type == "https" and scheme != "https"):
+            raise FetchError(
+                f"{public_url(req.full_url)}: the server leads to {public_url(newurl)}, which is "
+                f"{'not encrypted' if scheme == 'http' else 'neither http nor https'}; not followed."
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(url: str, part: Path, state: dict[str, Any], have: int) -> http.client.HTTPResponse:
+    """The server's answer, from byte `have` on where that is the very same version."""
+    parts = urllib.parse.urlsplit(url)
+    login, _, host = parts.netloc.rpartition("@")
+    bare = urllib.parse.urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    request = urllib.request.Request(bare, headers={"User-Agent": "patchbank", "Accept-Encoding": "identity"})
+    if login:  # not sent on to where a redirect leads
+        token = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
+        request.add_unredirected_header("Authorization", f"Basic {token}")
+    if have and state.get("url") == _name_of(url) and isinstance(state.get("validator"), str):
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", state["validator"])
+    try:
+        return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        part.unlink(missing_ok=True)  # longer than the file there is now: from the start
+        raise ConnectionError("the server has no such range") from error
+
+
+def _name_of(url: str) -> str:
+    """Names a URL in a file without its secrets."""
+    return hashlib.sha256(url.encode()).hexdigest()
+
+
+def _lengths(response: http.client.HTTPResponse, shown: str) -> tuple[int, int | None]:
+    """(first byte of the file that the answer brings, length of the file or None).
+
+    Raises FetchError for headers that make no sense, ConnectionError for a part that does not say which.
+    """
+    start = 0
+    if response.status == 206:
+        found = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
+        if found is None:
+            raise ConnectionError("the server sent a part and did not say which")
+        start = int(found[1])
+    length = response.headers.get("Content-Length")
+    if length is None:
+        return start, None
+    if not re.fullmatch(r"\d{1,18}", length.strip()):
+        raise FetchError(f"{shown}: it sends {length!r} bytes, which is no number.")
+    return start, start + int(length)
+
+
+def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> tuple[str, int]:
     state_file = Path(f"{part}.json")
     try:
         state = json.loads(state_file.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         state = {}
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"User-Agent": "patchbank", "Accept-Encoding": "identity"})
-    # only the very same version may be continued; a server without one is asked from the start
-    if have and state.get("url") == url and state.get("validator"):
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", state["validator"])
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:
+    shown = public_url(url)
+    too_long = FetchError(f"{shown} is longer than {max_bytes:,} bytes; not downloaded.")
+    with _open(url, part, state if isinstance(state, dict) else {}, have) as response:
+        try:
+            start, total = _lengths(response, shown)
+        except ConnectionError:
+            state_file.unlink(missing_ok=True)  # the next attempt begins at the start
             raise
-        part.unlink(missing_ok=True)  # longer than the file there is now: from the start
-        raise ConnectionError("the server has no such range") from error
-    with response:
-        if url.startswith("https:") and not response.url.startswith("https:"):
-            raise FetchError(f"{url}: the server leads to {response.url}, which is not encrypted.")
-        start = 0
-        if response.status == 206:
-            start = int(response.headers["Content-Range"].split()[1].split("-")[0])
-        length = response.headers.get("Content-Length")
-        total = start + int(length) if length is not None else None
+        if (total or 0) > max_bytes:
+            raise too_long
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         # a weak ETag does not promise the same bytes
         validator = "" if validator.startswith("W/") else validator
-        state_file.write_text(json.dumps({"url": url, "validator": validator}), "utf-8")
+        kept = {"url": _name_of(url), **({"validator": validator} if validator else {})}
+        state_file.write_text(json.dumps(kept), "utf-8")
         digest = hashlib.sha256()
         with part.open("r+b" if part.exists() else "w+b") as stream, _bar(total, part.stem, progress) as bar:
             while stream.tell() < start:  # what is there already
@@ -227,6 +309,8 @@ def _download_once(url: str, part: Path, *, progress: bool) -> tuple[str, int]:
                 bar.update(len(block))
             stream.truncate()
             while block := response.read(CHUNK):
+                if stream.tell() + len(block) > max_bytes:
+                    raise too_long
                 stream.write(block)
                 digest.update(block)
                 bar.update(len(block))
@@ -280,7 +364,8 @@ def unpack(
         else:
             with archive.open("rb") as stream:
                 start = stream.read(16)
-            raise FetchError(f"{archive.name} is no zip and no tar (it starts with {start!r}).")
+            page = " It is a web page: a login or an error page?" if b"<" in start[:4] else ""
+            raise FetchError(f"{archive.name} is no zip and no tar (it starts with {start!r}).{page}")
         old = None
         if place.exists():
             old = temporary.with_suffix(".old")
@@ -314,12 +399,39 @@ def _unpack_zip(archive: Path, to: Path, limit: int, progress: bool) -> None:
         raise FetchError(f"{archive.name} cannot be unpacked: {error}.") from error
 
 
+class _Headers:
+    """The bytes of a tar, read in small pieces only: a header may claim any length, and is read whole."""
+
+    def __init__(self, stream: IO[bytes], archive: Path) -> None:
+        self.stream, self.archive = stream, archive
+        self.seek, self.tell, self.close = stream.seek, stream.tell, stream.close
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_HEADER:
+            raise FetchError(f"{self.archive.name}: a header of {size:,} bytes; refused.")
+        return self.stream.read(size)
+
+
+@contextmanager
+def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    with archive.open("rb") as plain:
+        start = plain.read(6)
+    openers = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+    opener = next((one for magic, one in openers.items() if start.startswith(magic)), open)
+    with opener(archive, "rb") as stream:
+        headers: Any = _Headers(stream, archive)
+        with tarfile.open(fileobj=headers, mode="r:") as packed:
+            yield packed
+
+
 def _unpack_tar(archive: Path, to: Path, limit: int, progress: bool) -> None:
     try:
-        with tarfile.open(archive) as packed, _bar(None, "unpack", progress) as bar:
+        with _tar(archive) as packed, _bar(None, "unpack", progress) as bar:
             targets: dict[str, PurePosixPath] = {}
             room = limit
-            for info in packed:
+            for number, info in enumerate(packed):
+                if number >= MAX_FILES:
+                    raise FetchError(f"{archive.name}: more than {MAX_FILES} members; refused.")
                 if info.isdir():
                     _safe(info.name, archive)
                     continue
@@ -331,7 +443,7 @@ def _unpack_tar(archive: Path, to: Path, limit: int, progress: bool) -> None:
                 source = packed.extractfile(info)
                 assert source is not None
                 room -= _write(source, to / target, room, archive, bar)
-    except (tarfile.TarError, zlib.error, EOFError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError, gzip.BadGzipFile) as error:
         raise FetchError(f"{archive.name} cannot be unpacked: {error}.") from error
 
 

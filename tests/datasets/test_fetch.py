@@ -1,9 +1,13 @@
 """Downloads from a server on the loopback: resumed, checked, unpacked with suspicion."""
 
+import base64
+import bz2
 import errno
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import stat
 import tarfile
 import threading
@@ -32,6 +36,9 @@ class Server:
         self.break_after: list[int] = []  # bytes after which the next answers break off
         self.status: list[int] = []  # errors that the next requests get
         self.asked: list[str | None] = []  # the Range headers
+        self.logins: list[str | None] = []  # the Authorization headers
+        self.headers: dict[str, str] = {}  # instead of the right ones; "" for none
+        self.to = ""  # a redirect of /moved
         self.url = ""
 
 
@@ -47,6 +54,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             state.asked.append(wanted)
+            state.logins.append(self.headers.get("Authorization"))
+            if self.path.startswith("/moved"):
+                self.send_response(302)
+                self.send_header("Location", state.to)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             if state.status:
                 self.send_error(state.status.pop(0))
                 return
@@ -57,11 +71,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                     self.send_error(416)
                     return
             part = state.body[start:]
-            self.send_response(206 if start else 200)
-            self.send_header("Content-Length", str(len(part)))
-            self.send_header("ETag", state.etag)
+            self.send_response(206 if start or "Content-Range" in state.headers else 200)
+            headers = {"Content-Length": str(len(part)), "ETag": state.etag}
             if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(state.body) - 1}/{len(state.body)}")
+                headers["Content-Range"] = f"bytes {start}-{len(state.body) - 1}/{len(state.body)}"
+            for name, value in {**headers, **state.headers}.items():
+                if value:
+                    self.send_header(name, value)
             self.end_headers()
             self.wfile.write(part[: state.break_after.pop(0)] if state.break_after else part)
 
@@ -261,6 +277,150 @@ def test_a_damaged_record(facts: Facts, tmp_path: Path) -> None:
 
 
 # --- archives that want more than to be unpacked ----------------------------------------------------
+
+
+SECRETS = ("hunter2", "ab12signature", "my-token", "anna")
+
+
+def test_secrets_of_a_url_are_kept_nowhere(
+    facts: Facts, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not in fetched.json, not beside a part that has arrived, not in a message."""
+    base, host = server.url, server.url.removeprefix("http://")
+    query = "?X-Amz-Signature=ab12signature&token=my-token&download=1"
+    url = f"http://anna:hunter2@{host}{query}#my-token"
+    facts = replace(facts, fetch={**facts.fetch, "url": url})
+
+    server.break_after = [5_000] * 5
+    with pytest.raises(FetchError) as caught:
+        get(facts, tmp_path)
+    said = [str(caught.value)]
+    parts = [file.read_text() for file in (tmp_path / ".fetch").glob("*.json")]
+    assert len(parts) == 1
+    assert get(facts, tmp_path).new
+    assert server.asked[-1] is not None, "it goes on where it was"
+    assert set(server.logins) == {"Basic " + base64.b64encode(b"anna:hunter2").decode()}
+    assert not get(facts, tmp_path).new
+    server.body = zipped({**GOOD, "more": b""})
+    with pytest.raises(FetchError, match="SHA-256") as caught:
+        get(facts, tmp_path, again=True)
+    server.status = [404]
+    said.append(str(caught.value))
+    with pytest.raises(FetchError, match="404") as caught:
+        get(facts, tmp_path, again=True)
+    said += [str(caught.value), (tmp_path / "fetched.json").read_text(), *parts, *capsys.readouterr()]
+    assert not [secret for secret in SECRETS for text in said if secret in text]
+    assert all(base in text for text in said[:3])
+
+    other = replace(facts, fetch={**facts.fetch, "url": url.replace("download=1", "download=2")})
+    assert get(other, tmp_path / "b").new
+    record = json.loads((tmp_path / "fetched.json").read_text())
+    (name,) = record
+    (tmp_path / "fetched.json").write_text(json.dumps({url.partition("#")[0]: record[name]}))  # as before
+    old = replace(facts, fetch={**facts.fetch, "url": url.partition("#")[0]})
+    assert not get(old, tmp_path).new
+    server.body = zipped(GOOD)
+    assert get(old, tmp_path, again=True).new
+    assert [*json.loads((tmp_path / "fetched.json").read_text())] == [name]
+
+
+@pytest.mark.parametrize("to", ["ftp://127.0.0.1/x.zip", "file:///etc/passwd", "data:,x", "gopher://x/"])
+def test_redirects_lead_to_web_servers_only(facts: Facts, server: Server, tmp_path: Path, to: str) -> None:
+    server.to = to
+    with pytest.raises(FetchError, match=r"leads to .*neither http nor https"):
+        get(facts, tmp_path, url=server.url.replace("/archive.zip", "/moved?token=my-token"))
+    assert len(server.asked) == 1, "not tried again"
+
+
+def test_a_login_is_not_sent_to_where_a_redirect_leads(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.to = server.url.replace("127.0.0.1", "localhost")
+    url = server.url.replace("http://", "http://anna:hunter2@").replace("/archive.zip", "/moved")
+    assert get(facts, tmp_path, url=url).new
+    assert [login is not None for login in server.logins] == [True, False]
+
+
+def test_a_redirect_to_a_page_that_is_not_encrypted() -> None:
+    import urllib.request
+
+    request = urllib.request.Request("https://example.org/a")
+    with pytest.raises(FetchError, match="not encrypted"):
+        module._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/b")
+
+
+@pytest.mark.parametrize("length", ["abc", "-5", "1e9", "5, 5", "9" * 40])
+def test_a_length_that_is_no_number(facts: Facts, server: Server, tmp_path: Path, length: str) -> None:
+    server.headers = {"Content-Length": length}
+    with pytest.raises(FetchError, match=r"bytes, which is no number"):
+        get(facts, tmp_path)
+
+
+def test_no_length_at_all(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.headers = {"Content-Length": ""}
+    assert get(facts, tmp_path).new
+
+
+@pytest.mark.parametrize("kind", ["", "bytes", "bytes x-5/9", "items 0-5/9", "bytes */60000"])
+def test_a_part_that_does_not_say_which(facts: Facts, server: Server, tmp_path: Path, kind: str) -> None:
+    server.break_after = [20_000]
+    server.headers = {"Content-Range": kind}
+    with pytest.raises(FetchError, match="did not say which"):
+        get(facts, tmp_path)
+    server.headers = {}
+    server.break_after = []
+    assert get(facts, tmp_path).new
+
+
+def test_a_part_of_somewhere_else(facts: Facts, server: Server, tmp_path: Path) -> None:
+    server.headers = {"Content-Range": "bytes 30000-59999/60000"}
+    with pytest.raises(FetchError, match="behind the end"):
+        get(facts, tmp_path)
+
+
+def test_a_download_without_end(facts: Facts, server: Server, tmp_path: Path) -> None:
+    for length in ("", str(10**15)):
+        server.headers = {"Content-Length": length}
+        with pytest.raises(FetchError, match=r"longer than 10,000 bytes"):
+            get(facts, tmp_path, max_bytes=10_000)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1", "http://h:x/", "http://", "ftp://h/x", "file:///etc/passwd", "x", "http:///x"]
+)
+def test_urls_that_are_none(facts: Facts, tmp_path: Path, url: str) -> None:
+    with pytest.raises(InvalidRequest):
+        get(facts, tmp_path, url=url)
+
+
+def test_a_checksum_that_is_none(facts: Facts, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="64 hex digits"):
+        get(facts, tmp_path, sha256="abc")
+
+
+def test_characters_outside_ascii_in_a_url(facts: Facts, server: Server, tmp_path: Path) -> None:
+    assert get(facts, tmp_path, url=server.url.replace("archive", "über all")).new
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "5", '{"a": 1}', '{"a": {}}', '{"a": {"sha256": 5, "bytes": 1}}', "[" * 10**5]
+)
+def test_a_record_of_other_things(facts: Facts, tmp_path: Path, text: str) -> None:
+    (tmp_path / "fetched.json").write_text(text)
+    with pytest.raises(FetchError, match=r"fetched\.json is damaged"):
+        get(facts, tmp_path)
+
+
+def test_headers_of_a_tar_that_would_fill_the_memory(tmp_path: Path) -> None:
+    """A long name, or attributes, of a gigabyte: a megabyte of gzip."""
+    for kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        info = tarfile.TarInfo("x")
+        info.size, info.type = 1 << 30, kind
+        for opened in (gzip.open, bz2.open, lzma.open, open):
+            archive = tmp_path / "x.tar"
+            with opened(archive, "wb") as stream:
+                stream.write(info.tobuf(tarfile.GNU_FORMAT) + bytes(1 << 21))
+            with pytest.raises(FetchError):
+                unpack(archive, tmp_path / "out", progress=False)
+            assert [path.name for path in tmp_path.iterdir()] == ["x.tar"]
 
 
 def tarred(add: Callable[[tarfile.TarFile], None], mode: str = "w") -> bytes:
