@@ -324,13 +324,15 @@ def parquet(columns: Sequence[str], **options: Any) -> None:
 @_own
 @click.option("--coordinates", required=True, type=click.Path(exists=True),
               help="A CSV (slide, x, y), a .h5 of TRIDENT or CLAM, or a folder of them.")  # fmt: skip
-@click.option("--size", type=click.IntRange(1), help="Pixels a side, with a CSV.")
+@click.option("--size", type=click.IntRange(1), help="Pixels a side, with a CSV (or a .h5 without).")
 @click.option("--level", type=click.IntRange(0), help="The pyramid's level to read at.")
 @click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Or the micrometres a pixel to read at.")
+@click.option("--mpp0", type=click.FloatRange(0, min_open=True),
+              help="Micrometres a level-0 pixel, of slides that do not say it.")  # fmt: skip
 @click.option("--border", default="white", show_default=True,
               help="What lies outside of the slide: white, black, RRGGBB, or crop.")  # fmt: skip
 @click.option("--slides", type=click.Path(exists=True, dir_okay=False),
-              help="A CSV with a row a slide: slide, label, group, domain, split.")  # fmt: skip
+              help="A CSV with a row a slide: slide, label, group, domain, split, mpp0.")  # fmt: skip
 @_COLUMNS
 @_common
 def wsi(columns: Sequence[str], **options: Any) -> None:

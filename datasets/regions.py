@@ -1,5 +1,6 @@
 """Tables of regions of whole-slide images; coordinates from a CSV, or from TRIDENT's or CLAM's HDF5 files."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,12 +10,20 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from ..errors import InvalidRequest, ManifestError
+from ..errors import ImageError, InvalidRequest, ManifestError, MissingDependency
+from .containers import hdf5_array
+from .images import open_regular
 from .layouts import refuse_unknown_columns
 from .manifest import listed
 from .sources import MARK
-from .tables import Say, read_user_table
+from .tables import FAULT, Say, is_hidden, read_user_table, walk_files
 
+_USUAL = {  # our name -> the names that other tools give the column
+    "slide": {"slide", "slide_id", "slide_name", "wsi", "wsi_id", "wsi_name"},
+    "x": {"x", "coord_x", "x_coord", "coordx", "xcoord"},
+    "y": {"y", "coord_y", "y_coord", "coordy", "ycoord"},
+}
+_PLACE = r"wsi\[-?[0-9]+,-?[0-9]+,"
 SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
     *(".isyntax", ".czi"),
@@ -28,6 +37,7 @@ def wsi_table(
     size: int = 0,
     level: int | None = None,
     mpp: float | None = None,
+    mpp0: float | None = None,
     border: str = "white",
     columns: Mapping[str, str] | None = None,
     slides: str | os.PathLike[str] = "",
@@ -35,102 +45,239 @@ def wsi_table(
 ) -> tuple[pd.DataFrame, Path]:
     """Square regions of the slides under the root; slides.py says how they are read.
 
-    coordinates: a CSV with the columns slide, x, y (upper left corner, pixels of level 0; other names through
-        `columns`, ours -> its; further columns are kept), one .h5 of TRIDENT or CLAM, or a folder of them.
+    coordinates: a CSV with the columns slide, x, y (upper left corner, pixels of level 0; usual other names
+        are taken, more through `columns`, ours -> its; further columns are kept), one .h5 of TRIDENT or CLAM,
+        or a folder of them.
     size, level, mpp, border: of all regions: pixels returned a side; the pyramid's level or the micrometres a
-        pixel; what lies outside of the slide. With .h5 files, size and resolution are theirs.
-    slides: a CSV with a column slide, and label, group (such as the patient), domain or split of each slide.
+        pixel; what lies outside of the slide. With .h5 files, size and resolution are theirs, unless they do
+        not say their size.
+    mpp0: micrometres a level-0 pixel, of slides that do not say it; or a column of `slides`.
+    slides: a CSV with a column slide, and label, group (such as the patient), domain, split, mpp0 of each
+        slide.
 
     The group is the slide where nothing else is said. A slide is named by its file, with or without suffix.
 
-    Raises ManifestError: slides without a file (or with several), coordinates that are no numbers, missing
-    columns.
+    Raises ManifestError: coordinates that are no numbers, missing columns, .h5 files that do not say what
+    they must. Rows of slides without a file (or with several, or that cannot be opened), and regions that lie
+    beside their slide, have a message in the column FAULT. `say` is called with empty .h5 files, which are
+    left out.
     """
     place = Path(coordinates)
+    if level is not None and mpp is not None:
+        raise InvalidRequest("give level or mpp, not both.")
+    scale = f",level={level}" if level else f",mpp={mpp}" if mpp is not None else ""
     if place.is_dir() or place.suffix.lower() in (".h5", ".hdf5"):
-        if size or level is not None or mpp is not None:
-            raise InvalidRequest("size, level and mpp are those of the .h5 files; leave them out.")
-        files = sorted(place.glob("*.h5")) if place.is_dir() else [place]
-        if not files:
-            raise ManifestError(f"{place} holds no .h5 file with coordinates.")
-        table = pd.concat([_h5_regions(file) for file in files], ignore_index=True)
+        table = _h5_table(place, size, scale, say)
     else:
-        if size < 1 or (level is not None and mpp is not None):
+        if size < 1:
             raise InvalidRequest("regions from a CSV need size, and at most one of level and mpp.")
-        table = read_user_table(place, say=say)
-        refuse_unknown_columns(place, table, list((columns or {}).values()))
-        table = table.assign(**{ours: table[theirs] for ours, theirs in (columns or {}).items()})
-        refuse_unknown_columns(place, table, ["slide", "x", "y"])
-        numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
-        odd = numbers.isna().any(axis=1) | (numbers % 1 != 0).any(axis=1)
-        if odd.any():
-            at = np.flatnonzero(odd).tolist()
-            rows = [f"row {i + 1} ({table['x'].iat[i]!r}, {table['y'].iat[i]!r})" for i in at]
-            raise ManifestError(f"{place}: x and y must be whole numbers: {listed(rows)}.")
-        table[["x", "y"]] = numbers.astype("int64")
-        scale = f",level={level}" if level else f",mpp={mpp}" if mpp is not None else ""
+        table = _csv_regions(place, columns or {}, say)
         table["_size"], table["_scale"] = size, scale
-    files = _slide_files(root, sorted(set(table["slide"])))
-    tail = "" if border == "white" else f",border={border}"
-    table["path"] = [
-        f"{files[slide]}{MARK}wsi[{x},{y},{side},{side}{scale}{tail}]"
-        for slide, x, y, side, scale in zip(
-            table["slide"], table["x"], table["y"], table["_size"], table["_scale"], strict=True
-        )
-    ]
+    files, faults = _slide_files(root, sorted(set(table["slide"])))
+    table[FAULT] = table["slide"].map(faults).fillna("")
+    table["_file"] = table["slide"].map(files).fillna("")
     table["slide"] = table["slide"].map(_bare)
-    table = table.drop(columns=["_size", "_scale"])
     if "patch_id" not in table.columns:
         table["patch_id"] = table["slide"] + "_" + table["x"].astype(str) + "_" + table["y"].astype(str)
     if slides:
         table = _join_slides(Path(slides), table, say)
+    native = pd.Series("" if mpp0 is None else str(mpp0), index=table.index)
+    if "mpp0" in table.columns:
+        native = _resolutions(Path(slides or place), table["mpp0"], native)
+    tail = "" if border == "white" else f",border={border}"
+    table["_scale"] += [
+        f",mpp0={of}" if of and "mpp" in scale else ""
+        for of, scale in zip(native, table["_scale"], strict=True)
+    ]
+    table["path"] = [
+        f"{file or slide}{MARK}wsi[{x},{y},{side},{side}{scale}{tail}]"
+        for slide, file, x, y, side, scale in zip(
+            *(table[key] for key in ("slide", "_file", "x", "y", "_size", "_scale")), strict=True
+        )
+    ]
+    _check_regions(root, table, say)
     if "group" not in table.columns:
         table["group"] = table["slide"]
-    return table, root
+    return table.drop(columns=["_size", "_scale", "_file"]), root
 
 
-def _h5_regions(file: Path) -> pd.DataFrame:
-    """`coords` (n, 2) with the attributes that TRIDENT or CLAM write; the slide is named by the file."""
+def _csv_regions(file: Path, columns: Mapping[str, str], say: Say) -> pd.DataFrame:
+    """slide, x, y under these names, and the other columns."""
+    table = read_user_table(file, say=say)
+    refuse_unknown_columns(file, table, list(columns.values()))
+    wanted = dict(columns)
+    for ours, known in _USUAL.items():
+        found = [name for name in table.columns if name.strip().casefold() in known]
+        if ours not in table.columns and ours not in wanted and found:
+            if len(found) > 1:
+                raise ManifestError(
+                    f"{file}: which column is {ours}? Give --column {ours}=NAME, one of {found}."
+                )
+            wanted[ours] = found[0]
+            say(f"{file.name}: the column {found[0]!r} is {ours}")
+    others = {ours: theirs for ours, theirs in wanted.items() if ours not in _USUAL}
+    table = table.assign(**{ours: table[theirs] for ours, theirs in others.items()})
+    places = {ours: table[theirs] for ours, theirs in wanted.items() if ours in _USUAL}
+    table = table.drop(columns=[name for ours, name in wanted.items() if ours in _USUAL]).assign(**places)
+    refuse_unknown_columns(file, table, list(_USUAL))
+    numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
+    odd = numbers.isna().any(axis=1) | (numbers % 1 != 0).any(axis=1)
+    if odd.any():
+        at = np.flatnonzero(odd).tolist()
+        rows = [f"row {i + 1} ({table['x'].iat[i]!r}, {table['y'].iat[i]!r})" for i in at]
+        raise ManifestError(f"{file}: x and y must be whole numbers: {listed(rows)}.")
+    table[["x", "y"]] = numbers.astype("int64")
+    return table
+
+
+def _resolutions(file: Path, column: pd.Series, default: pd.Series) -> pd.Series:
+    texts = column.where(column.notna(), "").astype(str).str.strip()
+    numbers = pd.to_numeric(texts.where(texts != ""), errors="coerce")
+    odd = (texts != "") & ~(numbers > 0)
+    if odd.any():
+        raise ManifestError(f"{file}: mpp0 must be micrometres a pixel: {listed(sorted(set(texts[odd])))}.")
+    return texts.where(texts != "", default)
+
+
+def _check_regions(root: Path, table: pd.DataFrame, say: Say) -> None:
+    """Fill FAULT where a slide cannot be opened, does not say its resolution, or a region lies beside it."""
     try:
+        from .slides import Slide, covered, parse_region
+    except MissingDependency as error:
+        say(f"the regions were not compared with their slides: {error}")
+        return
+    open_rows = table[table[FAULT] == ""]
+    fault = table[FAULT].to_numpy(dtype=object, copy=True)
+    for file, of_slide in open_rows.groupby("_file"):
+        try:
+            slide = Slide(str(root / str(file)))
+        except (ImageError, OSError) as error:
+            fault[of_slide.index] = str(error).partition(": ")[2].rstrip(".") or str(error)
+            continue
+        # all rows of one size and scale are compared at once
+        keys = of_slide["path"].str.replace(_PLACE, "wsi[0,0,", n=1, regex=True)
+        for _, rows in of_slide.groupby(keys):
+            region = parse_region(str(rows["path"].iat[0]).partition(MARK)[2], str(file))
+            try:
+                steps = slide.scale(region, "")
+            except ImageError as error:
+                fault[rows.index] = str(error).removeprefix(": ").rstrip(".")
+                continue
+            inside = np.ones(len(rows), bool)
+            for axis, length, step, limit in zip(
+                "xy", (region.width, region.height), steps, slide.dimensions, strict=True
+            ):
+                inside &= covered(rows[axis].to_numpy(np.float64), length, step, limit) >= 1
+            width, height = slide.dimensions
+            fault[rows.index[~inside]] = (
+                f"the region lies beside the slide, which is {width} x {height} pixels"
+            )
+    table[FAULT] = fault
+
+
+def _h5_table(place: Path, size: int, scale: str, say: Say) -> pd.DataFrame:
+    """The regions of one .h5 file or of all in a folder. Raises ManifestError with the faults of all."""
+    files = (
+        sorted(file for file in place.glob("*.h5") if not is_hidden(file.name)) if place.is_dir() else [place]
+    )
+    if not files:
+        raise ManifestError(f"{place} holds no .h5 file with coordinates.")
+    parts, empty, faults = [], [], {}
+    for file in files:
+        try:
+            part = _h5_regions(file, size, scale)
+        except ManifestError as error:
+            reason = str(error).removeprefix(f"{file}").lstrip(": ").rstrip(".")
+            faults.setdefault(reason, []).append(file.name)
+            continue
+        if len(part):
+            parts.append(part)
+        else:
+            empty.append(file.name)
+    if faults:
+        found = [f"{reason} ({len(names)} files: {listed(names)})" for reason, names in faults.items()]
+        raise ManifestError(f"{place}: {'; '.join(found)}.")
+    if not parts:
+        raise ManifestError(f"{place}: no file holds a region ({listed(empty)}).")
+    if empty:
+        say(f"files without regions were left out: {listed(empty)}")
+    return pd.concat(parts, ignore_index=True)
+
+
+def _h5_regions(file: Path, size: int, scale: str) -> pd.DataFrame:
+    """`coords` (n, 2) with the attributes that TRIDENT or CLAM write; the slide is named by the file.
+
+    size, scale: of files that do not say them
+    """
+    slide = file.stem.removesuffix("_patches")
+    if file.is_file() and not file.stat().st_size:
+        return pd.DataFrame({"slide": [], "x": [], "y": []})
+    try:
+        open_regular(file).close()
         with h5py.File(file, "r") as store:
-            coords = store.get("coords")
-            if not isinstance(coords, h5py.Dataset) or coords.ndim != 2 or coords.shape[1] != 2:
-                raise ManifestError(f"{file}: there is no array coords (n, 2); the file has {sorted(store)}.")
+            coords = hdf5_array(store, "coords", file)
             attributes: dict[str, Any] = {**store.attrs, **coords.attrs}
-            points = np.asarray(coords[()], dtype=np.int64)
-    except OSError as error:
-        raise ManifestError(f"{file} cannot be read as HDF5: {error}.") from error
-    if "patch_size" not in attributes:
-        raise ManifestError(f"{file}: coords has no attribute patch_size, as TRIDENT and CLAM write it.")
-    side = int(attributes["patch_size"])
-    if "patch_size_level0" in attributes:  # TRIDENT: patch_size at the target magnification
-        down = int(attributes["patch_size_level0"]) / side
+            points = np.asarray(coords[()])
+    except (ImageError, OSError) as error:
+        raise ManifestError(str(error) if isinstance(error, ImageError) else f"{file}: {error}.") from error
+    if points.ndim == 3 and 1 in points.shape[:2]:  # (1, n, 2), as some loaders of batches write it
+        points = points.reshape(-1, points.shape[2])
+    if points.size == 0:
+        return pd.DataFrame({"slide": [], "x": [], "y": []})
+    if points.ndim != 2 or points.shape[1] != 2 or points.dtype.kind not in "iuf" or (points % 1 != 0).any():
+        raise ManifestError(
+            f"{file}: coords must be whole numbers (n, 2), not {points.dtype} {points.shape}."
+        )
+    side, side0, level = (
+        _attribute(file, attributes, key) for key in ("patch_size", "patch_size_level0", "patch_level")
+    )
+    if side is None:
+        if not size:
+            raise ManifestError(
+                f"{file}: coords has no attribute patch_size; give --size (and --level or --mpp)."
+            )
+        side = size
+    elif size or scale:
+        raise InvalidRequest("size, level and mpp are those of the .h5 files; leave them out.")
+    elif side0 is not None:  # TRIDENT: patch_size at the target magnification
+        down = side0 / side
         scale = "" if down == 1 else f",down={down!r}"
     else:  # CLAM: patch_size at patch_level
-        level = int(attributes.get("patch_level", 0))
         scale = f",level={level}" if level else ""
-    slide = file.stem.removesuffix("_patches")
+    points = points.astype(np.int64)
     table = pd.DataFrame({"slide": slide, "x": points[:, 0], "y": points[:, 1]})
     table["_size"], table["_scale"] = side, scale
     return table
 
 
-def _slide_files(root: Path, names: list[str]) -> dict[str, str]:
-    """Slide name, with or without suffix -> its path under the root. Raises ManifestError with all faults."""
+def _attribute(file: Path, attributes: Mapping[str, Any], key: str) -> int | None:
+    """A whole number, however it was written: a scalar, an array of one, a text."""
+    if key not in attributes:
+        return None
+    try:
+        value = np.asarray(attributes[key]).reshape(-1)[0]
+        number = float(value)
+    except (TypeError, ValueError, IndexError):
+        number = math.nan
+    if not number >= 0 or number % 1 or (key != "patch_level" and not number):
+        raise ManifestError(f"{file}: the attribute {key} is no size: {attributes[key]!r}.")
+    return int(number)
+
+
+def _slide_files(root: Path, names: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """({slide: its path under the root}, {slide: what is wrong}); names with or without suffix."""
     found: dict[str, list[str]] = {}
-    for folder, _, files in os.walk(root, followlinks=True):
-        for name in sorted(files):
+    for folder, _, files in walk_files(root):
+        for name in files:
             if name.lower().endswith(SUFFIXES):
-                relative = (Path(folder) / name).relative_to(root).as_posix()
+                relative = (folder / name).relative_to(root).as_posix()
                 for key in {name, _bare(name), relative}:
                     found.setdefault(key, []).append(relative)
-    lost = [name for name in names if name not in found]
-    double = [f"{name} ({', '.join(found[name])})" for name in names if len(found.get(name, [])) > 1]
-    faults = [f"slides without a file: {listed(lost)}"] if lost else []
-    faults += [f"slides with several files: {listed(double)}"] if double else []
-    if faults:
-        raise ManifestError(f"{root}: {'; '.join(faults)}.")
-    return {name: found[name][0] for name in names}
+    faults = {name: f"no slide of this name under {root}" for name in names if name not in found}
+    faults |= {
+        name: f"several files: {', '.join(found[name])}" for name in names if len(found.get(name, ())) > 1
+    }
+    return {name: found[name][0] for name in names if name not in faults}, faults
 
 
 def _join_slides(file: Path, table: pd.DataFrame, say: Say) -> pd.DataFrame:

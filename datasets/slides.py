@@ -97,6 +97,15 @@ def parse_region(member: str, name: str) -> Region:
     return region
 
 
+def covered(at: np.ndarray, length: int, step: float, limit: int) -> np.ndarray:
+    """How many whole pixels of patches lie on the slide along one axis; none or fewer: it lies beside it.
+
+    at : level-0 pixels, any shape; length : of a patch, in its pixels; step : level-0 pixels a pixel of
+    it; limit : of the slide, level-0 pixels
+    """
+    return np.floor((np.minimum(at + length * step, limit) - np.maximum(at, 0)) / step + _EQUAL)
+
+
 class Slide(Container):
     """One whole-slide image. OpenSlide's handles may be used from several threads."""
 
@@ -143,7 +152,7 @@ class Slide(Container):
 
     def _read(self, member: str, name: str) -> np.ndarray:
         region = parse_region(member, name)
-        scale = self._scale(region, name)  # level-0 pixels per returned pixel, across and down
+        scale = self.scale(region, name)  # level-0 pixels per returned pixel, across and down
         levels = self._downsamples
         if region.level is not None:
             level = region.level
@@ -168,14 +177,15 @@ class Slide(Container):
             rgb = rgb.resize((width, height), Image.Resampling.BICUBIC, box=(0, 0, *exact))
         return np.array(rgb)
 
-    def _scale(self, region: Region, name: str) -> tuple[float, float]:
+    def scale(self, region: Region, name: str) -> tuple[float, float]:
+        """Level-0 pixels a returned pixel, across and down. Raises ImageError: no such level, or unknown."""
         if region.down is not None:
             return region.down, region.down
         if region.mpp is not None:
             native = (region.mpp0, region.mpp0) if region.mpp0 is not None else self.mpp()
             if native is None:
                 raise ImageError(
-                    f"{name}: the slide does not say its resolution; add mpp0=MICROMETRES to the path."
+                    f"{name}: the slide does not say its resolution; give --mpp0 or a column mpp0 of --slides"
                 )
             return region.mpp / native[0], region.mpp / native[1]
         level = region.level or 0
@@ -190,8 +200,7 @@ class Slide(Container):
         for at, length, limit, step in zip(
             (region.x, region.y), (region.width, region.height), self.dimensions, scale, strict=True
         ):
-            first, last = max(at, 0), min(at + length * step, limit)
-            size.append(math.floor((last - first) / step + _EQUAL))
+            size.append(int(covered(np.array(at), length, step, limit)))
         if min(size) < 1:
             raise ImageError(
                 f"{name}: the region lies outside of the slide, which is {self.dimensions} pixels."

@@ -498,7 +498,7 @@ class TestRegions:
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
-            ("three,0,0", "slides without a file: three"),
+            ("three,0,0", "1 rows: no slide of this name under"),
             ("one.v1,left,0\ntwo,0,1.5", r"must be whole numbers: row 1 \('left', '0'\), row 2"),
             ("one.v1,0,0\none.v1,0,0", "patch_id occurs more than once"),
         ],
@@ -512,11 +512,11 @@ class TestRegions:
             build("wsi", root / "slides", coordinates=root / "c.csv")
         with h5py.File(root / "two.h5", "w") as file:
             file["features"] = np.zeros(3)
-        with pytest.raises(ManifestError, match=r"no array coords \(n, 2\)"):
+        with pytest.raises(ManifestError, match="there is no array 'coords'"):
             build("wsi", root / "slides", coordinates=root / "two.h5")
         (root / "slides" / "copy").mkdir()
         (root / "slides" / "copy" / "two.tiff").write_bytes(b"")
-        with pytest.raises(ManifestError, match=r"several files: two \(two.tiff, copy/two.tiff\)"):
+        with pytest.raises(ManifestError, match=r"several files: two\.tiff, copy/two\.tiff"):
             build("wsi", root / "slides", coordinates=root / "c.csv", size=32)
 
 
