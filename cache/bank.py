@@ -1,14 +1,16 @@
 """A bank: the folder (or URL) that holds the stores of many encoders over many data sets."""
 
+import errno
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest, StoreError, StoreNotFound
-from .files import TEMPORARY, LocalFiles, explained, open_files
+from .files import TEMPORARY, Files, LocalFiles, explained, open_files
 from .identity import Identity, safe_name
-from .store import BLOCK_ROWS, Store, is_empty
+from .store import BLOCK_ROWS, Store, is_empty, layout_class
 
 STORES = "stores"
 
@@ -78,6 +80,50 @@ class Bank:
         with explained("remove", files):
             files.remove_tree()
 
+    def files_of(self, identity: Identity) -> Files:
+        """Where the store of an identity lies, or would."""
+        return self.files.at(f"{STORES}/{identity.name}")
+
+    def check_new(self, identity: Identity, backend: str) -> None:
+        """Looks, without writing, whether `open_store` could make this store. Raises StoreError if not."""
+        files = self.files_of(identity)
+        layout_class(backend)(files, dim=identity.dim, dtype=identity.dtype, block_rows=BLOCK_ROWS)
+        if isinstance(files, LocalFiles):
+            there = next(folder for folder in (files.root, *files.root.parents) if folder.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+                what = "it cannot be written" if there.is_dir() else "it is a file"
+                raise StoreError(f"cannot create a store in {there}: {what}. Fix: choose another --bank")
+
+    def remove_empty(self, name: str, *, grace: float | None = None) -> bool:
+        """Removes the folder of a store that never came into being. Says whether it did.
+
+        Folder by folder, only while each is empty, and that of the leases first: a run that begins there now
+        loses nothing. What is made without a lease is told by its age alone.
+
+        grace: seconds since the last change after which it is nobody's; None: only what had leases.
+        """
+        files = self.files.at(f"{STORES}/{name}")
+        if not isinstance(files, LocalFiles) or not files.root.is_dir() or not is_empty(files):
+            return False
+        old = grace is not None and time.time() - files.root.stat().st_mtime > grace
+        if not old and not (files.root / "parts/leases").is_dir():
+            return False
+        for folder in ("parts/leases", "parts/log", "parts/blocks", "parts", ""):
+            try:
+                (files.root / folder).rmdir()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # somebody works there
+                    return False
+                raise StoreError(f"cannot remove {files.root}: {error.strerror}") from error
+        return True
+
+    def empty_names(self) -> list[str]:
+        """Folders in which runs began and wrote nothing; `gc` removes those that nobody holds."""
+        names = [name for name in self.files.names(STORES) if not name.startswith(TEMPORARY)]
+        return [name for name in names if is_empty(self.files.at(f"{STORES}/{name}"))]
+
     def open_store(
         self,
         identity: Identity,
@@ -92,7 +138,7 @@ class Bank:
         provenance, backend, block_rows: for a new store. The provenance of later sessions is kept in the
         logs of their writers.
         """
-        files = self.files.at(f"{STORES}/{identity.name}")
+        files = self.files_of(identity)
         try:
             store = Store(files, provenance=provenance)
         except StoreNotFound:

@@ -224,6 +224,7 @@ def gc_command(names: tuple[str, ...], bank: str, grace: float, dry_run: bool) -
       patchbank cache gc --bank bank --dry-run
       patchbank cache gc efficientnet-lite0.full --bank bank --grace 3600
     """
+    from .bank import Bank
     from .check import gc
 
     for name in names or _all_names(bank):
@@ -231,6 +232,11 @@ def gc_command(names: tuple[str, ...], bank: str, grace: float, dry_run: bool) -
         swept = gc(store, grace=grace, dry_run=dry_run)
         verb = "would go" if dry_run else "removed"
         click.echo(f"{store.name}: {len(swept.files)} files, {swept.bytes / 2**20:.1f} MB {verb}")
+    if not names:
+        opened = Bank(bank)
+        for name in opened.empty_names():  # runs that failed before their first row
+            if dry_run or opened.remove_empty(name, grace=grace):
+                click.echo(f"{name}: an empty folder {'would go' if dry_run else 'removed'}")
 
 
 @cache_group.command("rm")

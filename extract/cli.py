@@ -1,14 +1,41 @@
 """`patchbank extract`, `patchbank encoders` and `patchbank doctor`."""
 
 import json
+import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 PATH = click.Path(path_type=Path)
+# a cluster that takes its machine back sends SIGTERM, a terminal that closes SIGHUP: publish as after Ctrl-C
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """The first stop publishes what was computed; the second is left to the system, which kills at once."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+
+    def stop(number: int, frame: object) -> None:
+        for each in STOPS:
+            signal.signal(each, signal.SIG_DFL)
+        os.write(2, b"\nStopping: what was computed is published. Once more stops at once.\n")
+        raise KeyboardInterrupt
+
+    try:
+        for number, handler in before.items():
+            if handler not in (signal.SIG_IGN, None):  # nohup, or set from C
+                signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
 
 
 @click.command("extract")
@@ -102,9 +129,8 @@ def extract_command(
     as_json = options.pop("as_json")
     options["remote_code"] = options.pop("trust_remote_code")
     options["view"] = options["view"] or "full"
-    # a cluster that takes its machine back sends SIGTERM: publish as after Ctrl-C
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    report = run_extract(list(manifests), encoder=specs, bank=bank, **options)
+    with stoppable():
+        report = run_extract(list(manifests), encoder=specs, bank=bank, **options)
     if as_json:
         click.echo(report.to_json())
         return

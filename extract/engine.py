@@ -30,17 +30,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cache.bank import Bank
+from ..cache.files import Files
 from ..cache.identity import Identity
 from ..cache.leases import Lease
 from ..cache.store import Store, StoreWriter
 from ..datasets.images import content_hash
-from ..errors import ImageError, VectorRefused
+from ..errors import ImageError, StoreError, StoreNotFound, VectorRefused
 from .cards import Transform
 from .tokens import Policy
 from .views import MEAN, View, crop_pixels, orient, prepare
@@ -53,24 +55,66 @@ if TYPE_CHECKING:
 PUBLISH_EVERY = 60.0  # seconds; what a power cut may cost where a unit takes longer
 LEASE = 120.0  # seconds without a sign of life after which another run takes a unit over
 POLL = 1.0  # seconds between two looks at units that others hold
+LOOK = 0.02  # seconds between two looks at whether the work is over
+PATIENCE = 10  # times that a lease's folder may vanish under us before that is an error
 CHUNK = 8  # patches a decoding task
 
 
 @dataclass(eq=False)
 class Target:
-    """One store, and the view and policy that fill it. `opened` is None where a dry run found no store."""
+    """One store, and the view and policy that fill it.
+
+    Attributes:
+        opened: the store, None where there is none yet: it comes into being with its first row, so that a
+            run that fails before leaves nothing.
+        bank, backend, provenance: what it is made in, and with.
+    """
 
     identity: Identity
     view: View
     policy: Policy
     number: int = 0
     opened: Store | None = None
+    bank: Bank | None = None
+    backend: str = "zarr"
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def store(self) -> Store:
-        """The open store; every target of a pipeline has one."""
-        assert self.opened is not None
+    def files(self) -> Files:
+        """Where the store lies, or will."""
+        if self.opened is not None:
+            return self.opened.files
+        assert self.bank is not None
+        return self.bank.files_of(self.identity)
+
+    def look(self) -> Store | None:
+        """The store with what was published by anybody so far; None while nobody made it."""
+        if self.opened is None and self.bank is not None:
+            try:
+                self.opened = self.bank.open_store(self.identity, provenance=self.provenance)
+            except StoreNotFound:
+                return None
+        if self.opened is not None:
+            self.opened.refresh()
         return self.opened
+
+    def lacks(self, keys: np.ndarray) -> np.ndarray:
+        """bool (n,): which of these keys (uint8 (n, 16)) have no row, as of the last `look`."""
+        return np.ones(len(keys), bool) if self.opened is None else ~self.opened.contains(keys)
+
+    def make(self) -> Store:
+        """The store, made now if there is none."""
+        if self.opened is None:
+            assert self.bank is not None
+            self.opened = self.bank.open_store(
+                self.identity, create=True, provenance=self.provenance, backend=self.backend
+            )
+        return self.opened
+
+    def clean(self) -> None:
+        """Leave nothing of a store that did not come into being."""
+        if self.opened is None and self.bank is not None:
+            self.bank.remove_empty(self.identity.name)
 
 
 @dataclass(eq=False)
@@ -117,11 +161,15 @@ class Work:
 
 @dataclass
 class Outcome:
-    """What a pipeline did. `seconds` are busy seconds of each stage, over all of its threads."""
+    """What a pipeline did.
+
+    Attributes:
+        embedded: patches of which every row that was lacking is published.
+        seconds: busy seconds of each stage, over all of its threads.
+    """
 
     embedded: int = 0
     forwards: int = 0
-    rows_written: int = 0
     elsewhere: int = 0
     doubles: int = 0
     found_cached: int = 0
@@ -130,7 +178,6 @@ class Outcome:
         default_factory=lambda: dict.fromkeys(("decode", "compute", "write"), 0.0)
     )
     batch_size: int = 0
-    interrupted: bool = False
 
 
 class _Seen:
@@ -202,8 +249,11 @@ class Pipeline:
         self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._waits = np.zeros(len(work), np.int16)  # lanes that a patch still waits for
+        self._unpublished = np.zeros(len(work), np.int16)  # rows of it that were appended, not published
+        self._refused: set[int] = set()  # patches with a vector that cannot be stored
         self._open: dict[int, int] = {}  # unit -> patches that are not settled
         self._leases: dict[int, Lease] = {}
+        self._vanished = 0
         self._complete: list[int] = []  # units that are to be published
         # two batches a device: one computed, one ready
         self._ready: queue.Queue[_Batch | None] = queue.Queue(maxsize=len(encoders))
@@ -212,15 +262,40 @@ class Pipeline:
     def run(self) -> Outcome:
         """Embed everything that is to do and publish it.
 
+        All of it happens in threads of its own, and this one only waits: an exception that a signal raises in
+        the middle of a queue's lock would leave the lock taken, and everybody waiting for it. So the first
+        Ctrl-C becomes the error of the run, after which what was computed is published; at the second this
+        thread leaves at once, whatever the others do. They are daemons, and no process waits for them.
+
         Raises:
             ImageError: with on_error "fail", at the first patch that cannot be read, after what was embedded
                 before it is published.
             VectorRefused, StoreError, EncoderError: from the stages; what was written before is published.
             KeyboardInterrupt: after publishing.
         """
-        self._writer = writer = threading.Thread(target=self._write_all, name="patchbank-write")
+        whole = threading.Thread(target=self._run, name="patchbank-run", daemon=True)
+        try:
+            whole.start()
+            while whole.is_alive():
+                time.sleep(LOOK)
+        except KeyboardInterrupt as interrupt:
+            self._error = self._error or interrupt
+            while whole.is_alive():
+                time.sleep(LOOK)
+        if self._error is not None:
+            raise self._error
+        return self.outcome
+
+    def _run(self) -> None:
+        with self._kept():
+            self._run_all()
+
+    def _run_all(self) -> None:
+        self._writer = writer = threading.Thread(target=self._write_all, name="patchbank-write", daemon=True)
         devices = [
-            threading.Thread(target=self._compute_all, args=(encoders,), name=f"patchbank-compute-{number}")
+            threading.Thread(
+                target=self._compute_all, args=(encoders,), name=f"patchbank-compute-{number}", daemon=True
+            )
             for number, encoders in enumerate(self.encoders)
         ]
         for thread in (writer, *devices):
@@ -235,13 +310,12 @@ class Pipeline:
             thread.join()
         self._done.put(None)
         writer.join()
-        with self._kept():
-            for lease in self._leases.values():
+        for lease in self._leases.values():
+            with self._kept():
                 lease.release()
-        if self._error is not None:
-            self.outcome.interrupted = isinstance(self._error, KeyboardInterrupt)
-            raise self._error
-        return self.outcome
+        for target in self.targets:
+            with self._kept():
+                target.clean()
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
@@ -311,8 +385,7 @@ class Pipeline:
         """Lease a unit: its patches that are still to do, or None while another run holds it."""
         to_do = self._missing(rows)
         if len(to_do):
-            files, name = self.targets[0].store.files, self.work.unit_name(unit)
-            lease = Lease.acquire(files, name, ttl=LEASE, owner="extract")
+            lease = self._lease(self.work.unit_name(unit))
             if lease is None:
                 return None
             self._leases[unit] = lease
@@ -325,14 +398,26 @@ class Pipeline:
             self.advance(len(rows) - len(to_do))
         return to_do
 
+    def _lease(self, name: str) -> Lease | None:
+        """None while another run holds it, or where `gc` swept the folder at this very moment."""
+        try:
+            lease = Lease.acquire(self.targets[0].files, name, ttl=LEASE, owner="extract")
+        except StoreError as error:
+            self._vanished += 1
+            if not isinstance(error.__cause__, FileNotFoundError) or self._vanished > PATIENCE:
+                raise
+            return None
+        self._vanished = 0
+        return lease
+
     def _missing(self, rows: np.ndarray) -> np.ndarray:
         """Those of these patches that some store lacks now. Patches without a known hash count as missing."""
         work = self.work
         known = rows[work.known[rows]]
         for target in self.targets:
-            target.store.refresh()
+            target.look()
             missing = work.todo[known, target.number]
-            work.todo[known, target.number] = missing & ~target.store.contains(work.keys[known])
+            work.todo[known, target.number] = missing & target.lacks(work.keys[known])
         return rows[work.todo[rows].any(axis=1)]
 
     def _check(self) -> None:
@@ -384,7 +469,7 @@ class Pipeline:
             rows = np.array([one.index for one in new])
             work.keys[rows] = np.frombuffer(b"".join(one.key for one in new), np.uint8).reshape(-1, 16)
             for target in self.targets:
-                work.todo[rows, target.number] = ~target.store.contains(work.keys[rows])
+                work.todo[rows, target.number] = target.lacks(work.keys[rows])
 
     def _place(self, decoded: _Decoded, seen: "_Seen | None") -> None:
         work, index = self.work, decoded.index
@@ -542,31 +627,31 @@ class Pipeline:
 
     def _write_all(self) -> None:
         published, broken = time.monotonic(), False
-        with ExitStack() as stack:
-            writers: dict[Target, StoreWriter] = {}
-            while True:
-                batch = self._done.get()
-                if batch is None:
-                    break
-                started = time.perf_counter()
-                if not broken:  # an error of another stage does not stop what is computed from being kept
-                    broken = True
-                    with self._kept():
-                        for target in batch.lane.targets:
-                            if target not in writers:
-                                writers[target] = stack.enter_context(target.store.writer())
-                        if len(batch.rows):
-                            self._write(batch, writers)
-                        if self._complete or time.monotonic() - published > PUBLISH_EVERY:
-                            self._publish(writers)
-                            published = time.monotonic()
-                        broken = False
-                with self._lock:
-                    self.outcome.seconds["write"] += time.perf_counter() - started
+        outputs: dict[Target, _Output] = {}
+        while True:
+            batch = self._done.get()
+            if batch is None:
+                break
+            started = time.perf_counter()
+            if not broken:  # an error of another stage does not stop what is computed from being kept
+                broken = True
+                with self._kept():
+                    if len(batch.rows):
+                        self._write(batch, outputs)
+                    if self._complete or time.monotonic() - published > PUBLISH_EVERY:
+                        self._publish(outputs)
+                        published = time.monotonic()
+                    broken = False
+            with self._lock:
+                self.outcome.seconds["write"] += time.perf_counter() - started
+        for output in outputs.values():
             with self._kept():
-                stack.close()
+                try:
+                    output.writer.close()
+                finally:
+                    self._count(output)
 
-    def _write(self, batch: _Batch, writers: dict[Target, StoreWriter]) -> None:
+    def _write(self, batch: _Batch, outputs: "dict[Target, _Output]") -> None:
         rows = batch.rows
         keys = self.work.keys[rows]
         good = np.ones(len(rows), bool)
@@ -575,34 +660,73 @@ class Pipeline:
             with self._lock:
                 self.outcome.seconds["compute"] += batch.begun.elapsed_time(batch.ready) / 1000
         for target, values in vectors.items():
-            fits = _finite(values, target.store.dtype)
+            dtype = np.dtype(target.identity.dtype)
+            fits = _finite(values, dtype)
             if not fits.all() and self.on_error == "skip":
                 for row in rows[good & ~fits]:
-                    message = f"its embedding does not fit {target.store.dtype} or is not finite"
+                    message = f"its embedding does not fit {dtype} or is not finite"
                     self.outcome.failed.append((self.work.name(int(row)), message))
                 good &= fits
+        self._refused.update(rows[~good].tolist())
+        self._waits[rows] -= 1
         for target, values in vectors.items():
             mask = good & self.work.todo[rows, target.number]
+            if not mask.any():
+                continue
+            if target not in outputs:
+                outputs[target] = _Output(target.make().writer())
+            output = outputs[target]
             ids = [self.work.name(int(row)) for row in rows[mask]]
+            self._unpublished[rows[mask]] += 1
+            output.rows.append(rows[mask])
             try:
-                writers[target].append(keys[mask], values[mask], ids)
+                output.writer.append(keys[mask], values[mask], ids)
             except VectorRefused as error:
-                error.add_note(f"encoder {target.store.identity.encoder['id']}, view {target.view.name}")
+                error.add_note(f"encoder {target.identity.encoder['id']}, view {target.view.name}")
                 raise
-            self.outcome.rows_written += int(mask.sum())
-        self._waits[rows] -= 1
-        through = self._waits[rows] == 0
-        self.outcome.embedded += int((through & good).sum())
-        self._settle(rows[through])
+            finally:
+                self._count(output)
+        self._settle(rows[self._waits[rows] == 0])
 
-    def _publish(self, writers: dict[Target, StoreWriter]) -> None:
+    def _publish(self, outputs: "dict[Target, _Output]") -> None:
         """Publish what was appended; give back the leases of the units that are complete."""
         with self._lock:
             complete, self._complete = self._complete, []
-        for writer in writers.values():
-            writer.flush()
+        for output in outputs.values():
+            try:
+                output.writer.flush()
+            finally:
+                self._count(output)
         for unit in complete:
             self._leases.pop(unit).release()
+
+    def _count(self, output: "_Output") -> None:
+        """Patches whose last row is published now. A writer publishes in the order of its rows."""
+        for rows in output.take():
+            self._unpublished[rows] -= 1
+            through = rows[(self._unpublished[rows] == 0) & (self._waits[rows] == 0)]
+            self.outcome.embedded += sum(int(row) not in self._refused for row in through)
+
+
+@dataclass
+class _Output:
+    """The writer of one store, and the patches of its rows that are not published yet, in their order."""
+
+    writer: StoreWriter
+    rows: deque[np.ndarray] = field(default_factory=deque)
+    counted: int = 0
+
+    def take(self) -> list[np.ndarray]:
+        """The patches of the rows that were published since the last call."""
+        fresh, self.counted = self.writer.published - self.counted, self.writer.published
+        taken = []
+        while fresh:
+            rows = self.rows.popleft()
+            taken.append(rows[:fresh])
+            if fresh < len(rows):
+                self.rows.appendleft(rows[fresh:])
+            fresh -= len(taken[-1])
+        return taken
 
 
 def _to_host(batch: _Batch, vector: "torch.Tensor") -> np.ndarray:

@@ -15,7 +15,7 @@ from ..cache.index import KeyIndex
 from ..datasets.hashes import record, resolve
 from ..datasets.manifest import Manifest
 from ..datasets.sources import open_source
-from ..errors import EncoderError, InvalidRequest, StoreNotFound
+from ..errors import EncoderError, InvalidRequest
 from .cards import UNPINNED, Card
 from .engine import Lane, Target, Work
 from .options import RESIZERS, ExtractOptions
@@ -32,7 +32,7 @@ class Plan:
     """What there is to do.
 
     Attributes:
-        lanes: of all encoders; their targets have a store, but for those that a dry run did not make.
+        lanes: of all encoders.
         work: the patches that some store lacks, each picture once as far as is known.
         rows: int64 (len(work),): their rows, counted over all manifests.
         patches, unique, cached: as in the report.
@@ -53,9 +53,17 @@ class Plan:
 
     def report(self) -> ExtractReport:
         """With what is known before the run."""
-        targets = [target for lane in self.lanes for target in lane.targets]
-        stores = [StoreReport.of(t.identity, str(t.opened.path) if t.opened else "") for t in targets]
-        return ExtractReport(patches=self.patches, unique=self.unique, cached=self.cached, stores=stores)
+        return ExtractReport(
+            patches=self.patches, unique=self.unique, cached=self.cached, stores=self.stores()
+        )
+
+    def stores(self) -> list[StoreReport]:
+        """The stores as they are now; those that are not made yet have no path."""
+        return [StoreReport.of(t.identity, str(t.opened.path) if t.opened else "") for t in self.targets]
+
+    @property
+    def targets(self) -> list[Target]:
+        return [target for lane in self.lanes for target in lane.targets]
 
     def forecast(self, report: ExtractReport) -> None:
         """What a run would do."""
@@ -87,16 +95,16 @@ def open_lanes(
     precisions: Sequence[str],
     options: ExtractOptions,
     *,
-    create: bool,
+    dry_run: bool,
 ) -> list[Lane]:
-    """One lane an encoder and crop, its stores open; none is created before all are known to make sense.
+    """One lane an encoder and crop, with those of its stores open that there are.
 
-    create: make the stores that are not there; else their targets have no store.
+    dry_run: whether stores that are not there could be made is not looked at.
     """
     views = parse_views(options.view)
     pinned = options.revision is not None or options.checkpoint is not None
     lanes: list[Lane] = []
-    wanted: list[tuple[Target, Identity, dict[str, Any]]] = []
+    wanted: list[Target] = []
     for number, (card, found, precision) in enumerate(zip(cards, weights, precisions, strict=True)):
         policies = [parse_policy(name) for name in dict.fromkeys(options.policies or (card.tokens,))]
         for crop in dict.fromkeys(view.crop for view in views):
@@ -113,23 +121,26 @@ def open_lanes(
                         dtype=options.dtype,
                         dim=vector_dim(card, policy),
                     )
-                    target = Target(identity, view, policy, len(wanted))
+                    target = Target(
+                        identity,
+                        view,
+                        policy,
+                        len(wanted),
+                        bank=bank,
+                        backend=options.backend,
+                        provenance=_provenance(card, found),
+                    )
                     lane.targets.append(target)
-                    wanted.append((target, identity, _provenance(card, found)))
+                    wanted.append(target)
                     if not pinned and found.commit and card.revision == UNPINNED:
                         _same_commit(bank, identity)
             lanes.append(lane)
-    doubles = [identity.name for _, identity, _ in wanted]
-    if len(set(doubles)) < len(doubles):
+    names = [target.identity.name for target in wanted]
+    if len(set(names)) < len(names):
         raise InvalidRequest("the same encoder is asked for twice")
-    for target, identity, provenance in wanted:
-        try:
-            target.opened = bank.open_store(
-                identity, create=create, provenance=provenance, backend=options.backend
-            )
-        except StoreNotFound:
-            if create:
-                raise
+    for target in wanted:
+        if target.look() is None and not dry_run:
+            bank.check_new(target.identity, options.backend)
     return lanes
 
 
@@ -145,8 +156,7 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
     todo = np.zeros((len(keys), len(targets)), bool)
     todo[unique] = todo[~known] = True
     for target in targets:
-        if target.opened is not None:
-            todo[unique, target.number] = ~target.opened.contains(keys[unique])
+        todo[unique, target.number] = target.lacks(keys[unique])
     rows = np.flatnonzero(todo.any(axis=1))
     starts = np.cumsum([0, *map(len, manifests)]).tolist()
     units: list[tuple[int, int, int]] = []  # manifest, first row, end

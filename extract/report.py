@@ -53,6 +53,7 @@ class ExtractReport:
         planned: pictures still to embed, with planned_forwards passes and planned_bytes of vectors; what a
             dry run is asked for. Rows never read before count as different.
         seconds: "total" by the clock; "load" (models); "decode", "compute", "write": busy, over all threads.
+        origins: where in a file of weights the backbone was found, where that is not its top.
         images_per_second: embedded pictures by the time without loading models.
     """
 
@@ -75,6 +76,7 @@ class ExtractReport:
     devices: list[str] = field(default_factory=list)
     actors_lost: int = 0
     model_loaded: bool = False
+    origins: list[str] = field(default_factory=list)
     stores: list[StoreReport] = field(default_factory=list)
 
     def close(self, passes: int) -> None:
@@ -101,7 +103,8 @@ class ExtractReport:
             f"{self.patches} patches, {self.unique} different: {self.cached} cached, {self.embedded} embedded"
             + (f", {self.elsewhere} embedded meanwhile by another run" if self.elsewhere else "")
             + (f", {len(self.failed)} failed" if self.failed else "")
-            + f"; {self.forwards} forward passes done, {self.forwards_avoided} avoided"
+            + f"; {self.forwards} forward passes done, {self.forwards_avoided} avoided",
+            *self.origins,
         ]
         if not self.model_loaded:
             lines.append(f"{total:.1f} s; everything was there, so no model was loaded")

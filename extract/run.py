@@ -90,7 +90,7 @@ def run_extract(
     ]
     options = replace(options, device=_device(options))
     precisions = [_precision(card, options) for card in cards]
-    lanes = open_lanes(Bank(bank), cards, weights, precisions, options, create=not dry_run)
+    lanes = open_lanes(Bank(bank), cards, weights, precisions, options, dry_run=dry_run)
     index = Path(bank) / "hashes" if "://" not in str(bank) else None
     plan = plan_work(tables, lanes, index)
     report = plan.report()
@@ -102,12 +102,14 @@ def run_extract(
         _run_ray(plan, report, cards, str(bank), options, progress=progress)
     else:
         encoders = _build(report, cards, weights, precisions, options)
+        _remember_origins(report, plan, cards, encoders[0])
         report.seconds["load"] = time.perf_counter() - started
         try:
             _run_here(plan, report, cards, encoders, options, progress=progress)
         finally:
             if index is not None:
                 plan.remember(index)
+    report.stores = plan.stores()
     report.seconds["total"] = time.perf_counter() - started
     if report.model_loaded:
         report.close(plan.passes)
@@ -145,6 +147,22 @@ def _build(
     report.devices = [str(place) for place in places]
     report.workers = options.workers or _default_workers(places[0].type)
     return [built[place] for place in places]
+
+
+def _remember_origins(
+    report: ExtractReport, plan: Plan, cards: Sequence[Card], encoders: Sequence["Encoder"]
+) -> None:
+    """Where in its file each encoder's weights were: in the report, and in the stores' provenance."""
+    for number, (card, encoder) in enumerate(zip(cards, encoders, strict=True)):
+        origin = encoder.network.origin
+        if not origin:
+            continue
+        report.origins.append(f"{card.id}: weights found under {origin}")
+        for target in plan.targets:
+            if any(target in lane.targets for lane in plan.lanes if lane.encoder == number):
+                target.provenance["weights_found_under"] = origin
+                if target.opened is not None:
+                    target.opened.session["weights_found_under"] = origin
 
 
 def _run_here(
@@ -207,15 +225,16 @@ def _run_ray(
 
     from .ray_engine import run_actors
 
-    stores = [target.store for lane in plan.lanes for target in lane.targets]
-    before = sum(store.published_rows for store in stores)
+    def rows() -> int:
+        found = [target.look() for target in plan.targets]
+        return sum(store.published_rows for store in found if store is not None)
+
+    before = rows()
 
     def look() -> None:
-        for store in stores:
-            store.refresh()
-        bar.update(sum(store.published_rows for store in stores) - before - bar.n)
+        bar.update(rows() - before - bar.n)
 
-    missing = (report.unique - report.cached) * len(stores)
+    missing = (report.unique - report.cached) * len(plan.targets)
     with tqdm(total=missing, unit="row", disable=not progress, mininterval=1, desc=_title(cards)) as bar:
         parts, report.actors_lost = run_actors(plan.manifests, cards, bank, options, look=look)
     report.model_loaded = True

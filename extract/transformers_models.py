@@ -157,13 +157,15 @@ def _transform(folder: Path, trained: int, family: str) -> Transform:
     if faults:
         raise EncoderError(f"{path} asks for {' and '.join(faults)}, which is not reproduced here")
     plain = found.get("do_normalize") is False
+    mean: Any = [0, 0, 0] if plain else found.get("image_mean") or (0.485, 0.456, 0.406)
+    std: Any = [1, 1, 1] if plain else found.get("image_std") or (0.229, 0.224, 0.225)
     return Transform(
         size=size,
         resize=max(size, _side(wanted) or size),
         mode="squash" if squash and wanted else "center",
         interpolation=_FILTERS[resample],
-        mean=(0, 0, 0) if plain else tuple(found.get("image_mean") or (0.485, 0.456, 0.406)),
-        std=(1, 1, 1) if plain else tuple(found.get("image_std") or (0.229, 0.224, 0.225)),
+        mean=tuple(mean),
+        std=tuple(std),
     )
 
 

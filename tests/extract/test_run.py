@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 import torch
 from patchbank.cache.bank import Bank
-from patchbank.errors import EncoderError, ImageError, InvalidRequest, StoreError, VectorRefused
+from patchbank.cache.store import StoreWriter
+from patchbank.errors import (
+    EncoderError,
+    ImageError,
+    InvalidRequest,
+    PatchbankError,
+    StoreError,
+    VectorRefused,
+)
 from patchbank.extract import engine, run
 from patchbank.extract.cards import Transform
 from patchbank.extract.run import run_extract
@@ -293,6 +301,128 @@ def test_ctrl_c_publishes_and_the_next_run_goes_on(
     report = extract(manifest, rgb_card(), tmp_path / "bank")
     assert report.embedded == 80 - kept
     assert not [t for t in threading.enumerate() if t.name.startswith("patchbank")]
+
+
+def test_a_second_ctrl_c_waits_for_nobody(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+) -> None:
+    import _thread
+
+    blocked, go_on = threading.Event(), threading.Event()
+
+    def block(batch: torch.Tensor) -> None:
+        blocked.set()
+        go_on.wait(60)
+
+    def stop_twice() -> None:
+        blocked.wait(60)
+        for _ in range(2):
+            _thread.interrupt_main()
+            time.sleep(0.3)
+
+    rgb.before = block
+    stops = threading.Thread(target=stop_twice)
+    stops.start()
+    with pytest.raises(KeyboardInterrupt):
+        extract(make_manifest(40), rgb_card(), tmp_path / "bank", batch_size=8)
+    assert not go_on.is_set(), "the run was left while its computing thread was still busy"
+    stops.join()
+    left = [t for t in threading.enumerate() if t.name.startswith(("patchbank-run", "patchbank-compute"))]
+    assert left
+    assert all(t.daemon for t in left), "no process waits for them"
+    go_on.set()
+    for thread in left:
+        thread.join(60)
+    report = extract(make_manifest(40), rgb_card(), tmp_path / "bank")
+    assert report.cached + report.embedded == 40
+
+
+@pytest.mark.parametrize("how", ["image", "encoder", "interrupt", "device", "weights"])
+def test_a_run_that_fails_before_its_first_row_leaves_no_store(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, how: str
+) -> None:
+    manifest, options = make_manifest(8), {}
+    if how == "image":
+        Path(manifest.path(0)).write_bytes(b"no image")
+    elif how == "device":
+        options["device"] = "cuda:99"
+    elif how == "weights":
+        rgb = None  # the factory gives nothing that can be called
+    else:
+        fault = KeyboardInterrupt() if how == "interrupt" else RuntimeError("broken")
+
+        def fail(batch: torch.Tensor) -> None:
+            raise fault
+
+        rgb.before = fail
+    bank = tmp_path / "bank"
+    with pytest.raises((PatchbankError, RuntimeError, KeyboardInterrupt)):
+        extract(manifest, rgb_card(function=rgb), bank, **options)
+    assert Bank(bank).names() == []
+    assert not list(bank.glob("stores/*")), "no empty folder either"
+
+
+def test_what_is_said_to_be_kept_is_what_was_published(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk fills up at the third block: the rows of two are kept, however many were computed."""
+    publish, calls = StoreWriter.publish, []
+
+    def full(self: StoreWriter, *args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 2:
+            raise StoreError("the disk is full")
+        return publish(self, *args, **options)
+
+    monkeypatch.setattr(StoreWriter, "publish", full)
+    monkeypatch.setattr(engine, "PUBLISH_EVERY", 0.0)
+    with pytest.raises(StoreError) as error:
+        extract(make_manifest(80), rgb_card(), tmp_path / "bank", batch_size=8, tokens=["pooled"])
+    monkeypatch.undo()
+    kept = len(Bank(tmp_path / "bank").find("mean-rgb"))
+    assert 0 < kept < 80
+    assert f"{kept} patches were embedded and are kept" in error.value.__notes__[0]
+
+
+def test_a_lease_that_gc_sweeps_away_is_asked_for_again(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire, calls = engine.Lease.acquire, []
+
+    def vanish(*args: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) < 4:
+            raise StoreError("cannot write a lease") from FileNotFoundError(2, "no such file")
+        return acquire(*args, **options)
+
+    monkeypatch.setattr(engine.Lease, "acquire", vanish)
+    monkeypatch.setattr(engine, "POLL", 0.01)
+    assert extract(make_manifest(8), rgb_card(), tmp_path / "bank").embedded == 8
+    calls[:] = []
+
+    def gone(*args: Any, **options: Any) -> Any:
+        raise StoreError("cannot write a lease") from FileNotFoundError(2, "no such file")
+
+    monkeypatch.setattr(engine.Lease, "acquire", gone)
+    with pytest.raises(StoreError, match="cannot write a lease"):
+        extract(make_manifest(8, first=8), rgb_card(), tmp_path / "bank")
+
+
+def test_empty_folders_of_killed_runs_are_swept(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    extract(make_manifest(4), rgb_card(), tmp_path / "bank")
+    bank = Bank(tmp_path / "bank")
+    (name,) = bank.names()
+    held, free, made = (tmp_path / "bank" / "stores" / word for word in ("held", "free", "made"))
+    for folder in (held, free):
+        (folder / "parts" / "leases").mkdir(parents=True)
+    (held / "parts" / "leases" / "unit.0.json").write_text("{}")
+    (made / "parts" / "log").mkdir(parents=True)  # something is being made there without a lease
+    assert bank.names() == [name]
+    assert sorted(bank.empty_names()) == ["free", "held", "made"]
+    assert [bank.remove_empty(word) for word in (name, "held", "free", "made")] == [False, False, True, False]
+    assert bank.remove_empty("made", grace=-1)
+    assert held.exists()
+    assert not free.exists()
 
 
 def test_a_vector_that_cannot_be_stored(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:

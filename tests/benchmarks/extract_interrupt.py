@@ -1,0 +1,99 @@
+"""Two quick stops in `patchbank extract`, at random moments: how many hang, and what is left.
+
+Each run is stopped twice, 0 to 300 ms apart, at a random moment of its work. It has to end within the limit,
+every row that is published has to be readable, no lease may stand in the way, and the same command has to
+finish the work.
+
+    python tests/benchmarks/extract_interrupt.py --runs 200
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from patchbank.cache.bank import Bank
+from patchbank.datasets.images import content_hash
+from patchbank.datasets.sources import open_source
+from patchbank.datasets.synthetic import generate_manifests
+
+LIMIT = 20.0  # seconds after the second stop
+CARD = 'id = "slow"\nkind = "python"\nmodel = "slow:make"\nrevision = "1"\ndim = 3\ntokens = "pooled"\n'
+CODE = """
+import time
+def make():
+    def forward(batch):
+        time.sleep(0.05)
+        return batch.mean(dim=(2, 3))
+    return forward
+"""
+
+
+def stop_twice(folder: Path, command: list[str], numbers: list[signal.Signals]) -> tuple[bool, int]:
+    """(whether it hung, its exit status) of a run that is stopped twice."""
+    paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    quiet = subprocess.DEVNULL
+    running = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment, start_new_session=True)
+    bank = Path(command[command.index("--bank") + 1])
+    while running.poll() is None and not list(bank.rglob("leases/*.json")):
+        time.sleep(0.005)
+    time.sleep(random.uniform(0, 1.0))
+    for number in numbers:
+        if running.poll() is None:
+            running.send_signal(number)
+            time.sleep(random.uniform(0, 0.3))
+    try:
+        return False, running.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        return True, running.wait()
+
+
+def main(runs: int) -> None:
+    hung = wrong = left = 0
+    statuses: dict[int, int] = {}
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        (folder / "slow.py").write_text(CODE)
+        (folder / "slow.toml").write_text(CARD)
+        manifest, _ = generate_manifests(folder / "data", n=200)
+        train = next(folder.glob(f"data/{manifest.header.name}.toml"))
+        source = open_source(manifest)
+        keys = {content_hash(source.read(i)) for i in range(len(manifest))}
+        for number in range(runs):
+            bank = folder / f"bank-{number % 8}"  # banks are used again: what a run leaves meets the next one
+            command = [sys.executable, "-m", "patchbank", "extract", str(train), "--trust-code"]
+            command += ["--card", str(folder / "slow.toml"), "--bank", str(bank), "--batch-size", "8"]
+            command += ["--device", "cpu", "--no-progress"]
+            kinds = [random.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]) for _ in range(2)]
+            one, status = stop_twice(folder, command, kinds)
+            hung += one
+            statuses[status] = statuses.get(status, 0) + 1
+            for store in Bank(bank).stores():
+                for found, vectors in store.scan():
+                    wrong += not np.isfinite(vectors).all() or len(found) != len(vectors)
+        for bank in folder.glob("bank-*"):
+            command[command.index("--bank") + 1] = str(bank)
+            paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+            done = subprocess.run(
+                command, capture_output=True, env=os.environ | {"PYTHONPATH": paths}, timeout=120, check=False
+            )
+            store = Bank(bank).find("slow")
+            if done.returncode or len(store) != len(keys):
+                left += 1
+                print(f"{bank.name}: {len(store)} of {len(keys)} rows; {done.stderr.decode()}")
+    print(f"{runs} double stops: {hung} hung, exit statuses {statuses}; {wrong} wrong blocks;")
+    print(f"{left} banks that the same command did not finish")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=200)
+    main(parser.parse_args().runs)
