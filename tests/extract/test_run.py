@@ -288,9 +288,9 @@ def test_ctrl_c_publishes_and_the_next_run_goes_on(
 
     def interrupt(batch: torch.Tensor) -> None:
         if rgb.seen >= 24:
-            rgb.before = lambda _: None
+            rgb.before = lambda _: time.sleep(0.3)  # what comes after leaves the main thread its time
             _thread.interrupt_main()
-            time.sleep(0.2)
+            time.sleep(0.3)
 
     rgb.before = interrupt
     with pytest.raises(KeyboardInterrupt) as stop:
