@@ -1,6 +1,8 @@
 """`verify`, `repair` and `gc`: is every byte what was written, and what to do where it is not."""
 
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -8,15 +10,23 @@ import xxhash
 from tqdm import tqdm
 
 from ..errors import StoreError
-from .files import TEMPORARY, as_bytes, explained
-from .finish import finalize_under_lease, withdraw_order
+from .files import TEMPORARY, explained
+from .finish import (
+    LEASE,
+    finalize_under_lease,
+    give_own_files,
+    publish_order,
+    restore_arrays,
+)
 from .index import KEY_BYTES
-from .layout import BLOCKS, SEGMENT_ROWS, name_fits, segments_of
-from .leases import FOLDER as LEASES
-from .leases import Lease, stale_leases
+from .layout import SEGMENT_ROWS, bad_segments, read_raw
+from .leases import Lease, hold, holder, sweepable
+from .leftovers import Leftover, Rows, held_keys, leftovers, proven, publish
 from .log import Block
-from .store import Store, StoreWriter, block_of
+from .store import Store, StoreWriter, make_folders
 
+PATIENCE = 100  # looks at a block that others keep moving
+STEP = 8192  # rows in memory at a time
 GRACE = 86_400.0  # seconds before a file that no log speaks of is taken for a leftover
 
 
@@ -24,7 +34,8 @@ GRACE = 86_400.0  # seconds before a file that no log speaks of is taken for a l
 class Damage:
     """One thing that is wrong.
 
-    kind  "description", "log", "rows", "file" (of a block, not its rows), "arrays" (of a finalised store)
+    kind  "description", "log", "rows", "file" (of a block, not its rows), "arrays" (of a finalised store),
+          "unpublished" (rows that prove themselves and that no log speaks of)
     rows  (first, last) row numbers within the block, both included
     keys  uint8, (m, 16): the keys of these rows, as far as the key file can be believed
     """
@@ -60,6 +71,7 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
     """Reads every byte of a store that counts and compares it with its checksum.
 
     The store may be one that was opened leniently (`Bank.open_name(name, lenient=True)`), being damaged.
+    What other processes publish, pack or finalise meanwhile is no damage.
     """
     found = Verified()
     with explained("read", store.files):
@@ -70,19 +82,65 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
                 found.notes.append(f"{bad.file}, line {bad.line} is unfinished: its writer was killed there")
             else:
                 found.damage.append(Damage("log", bad.file, f"line {bad.line}: {bad.kind}"))
-        live = store.catalog.live()
-        for block in tqdm(live, "verify", unit="block", mininterval=1, disable=not progress):
-            found.blocks += 1
-            found.rows += block.rows
-            found.bytes += block.rows * (store.layout.row_bytes + KEY_BYTES)
-            faults = list(_verify_block(store, block))
-            if faults:  # perhaps packed and swept since the log was read
-                store.catalog.read(strict=False)
-                found.damage += [] if block.id in store.catalog.retired else faults
+        _verify_blocks(store, found, progress=progress)
+        for leftover, rows, new in _unpublished(store, found):
+            if new.any():
+                what = f"no published block holds {int(new.sum())} of its {len(new)} rows, which are whole"
+                if leftover.kind == "pending":
+                    found.notes.append(f"{leftover.files[0]}: its writer was killed, or is at it; {what}")
+                elif leftover.kind == "retired" and any(damage.rows for damage in found.damage):
+                    found.notes.append(f"{leftover.files[0]}: {what}; `cache repair` takes them from there")
+                else:
+                    keys = rows.keys[new] if rows else np.empty((0, KEY_BYTES), np.uint8)
+                    found.damage.append(Damage("unpublished", leftover.files[0], what, keys=keys))
+            else:
+                what = "was packed or replaced" if leftover.kind == "retired" else "is no published block"
+                found.notes += [f"{name} {what}; `cache gc` sweeps it after a day" for name in leftover.files]
         _verify_arrays(store, found)
-        for name in _unpublished(store):
-            found.notes.append(f"{name} belongs to no published block; `cache gc` sweeps it after a day")
     return found
+
+
+def _verify_blocks(store: Store, found: Verified, *, progress: bool = False) -> None:
+    live = store.catalog.live()
+    for block in tqdm(live, "verify", unit="block", mininterval=1, disable=not progress):
+        faults = list(_verify_block(store, block))
+        for _ in range(PATIENCE):
+            if not faults or block.id in store.catalog.retired:
+                break
+            seen = store.state()  # perhaps packed, moved or swept since the log was read
+            store.catalog.read(strict=False)
+            faults = list(_verify_block(store, block))
+            if store.state() == seen:
+                break
+        if block.id in store.catalog.retired:
+            continue
+        found.blocks += 1
+        found.rows += block.rows
+        found.bytes += block.rows * (store.layout.row_bytes + KEY_BYTES)
+        found.damage += faults
+
+
+def _unpublished(store: Store, found: Verified) -> Iterator[tuple[Leftover, Rows | None, np.ndarray]]:
+    """What lies beside the published blocks, its rows, and which of them (bool) stand nowhere else."""
+    left = leftovers(store, strict=False)
+    if not left:
+        return
+    bad: dict[str, np.ndarray] = {}
+    rows_of = {block.id: block.rows for block in store.catalog.live()}
+    for damage in found.damage:
+        if damage.block in rows_of and damage.rows:
+            mask = bad.setdefault(damage.block, np.zeros(rows_of[damage.block], dtype=bool))
+            for first, last in damage.rows:
+                mask[first : last + 1] = True
+    held = held_keys(store, bad)
+    for leftover in left:
+        rows = proven(store, leftover.block)
+        if rows is None:
+            yield leftover, None, np.zeros(0, dtype=bool)
+            continue
+        new = held.find(rows.keys) < 0
+        held.add(rows.keys[new], sum(rows_of.values()))  # two leftovers may hold the same rows
+        yield leftover, rows, new
 
 
 def _verify_descriptions(store: Store, found: Verified) -> None:
@@ -100,60 +158,73 @@ def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
         vectors_at, keys_at = store.spot_of(block)
         other = store.layout.other_bytes(block, vectors_at, keys_at)
     except FileNotFoundError as error:
-        yield Damage("rows", str(error.filename), "is missing", block.id, everything)
+        try:
+            keys = store.keys_of(block)
+        except OSError:
+            keys = np.empty((0, KEY_BYTES), np.uint8)
+        yield Damage("rows", str(error.filename), "is missing", block.id, everything, keys)
         return
-    vectors, keys = _read_whole(store, block)
-    bad = _bad_segments(block, vectors, keys)
+    vectors, keys = store.empty_block(block.rows)
+    read_raw(store.files, (vectors_at, keys_at), vectors, keys)
+    bad = bad_segments(block, vectors, keys)
     if bad:
         rows = tuple((s * SEGMENT_ROWS, min((s + 1) * SEGMENT_ROWS, block.rows) - 1) for s in bad)
         of = np.concatenate([keys[first : last + 1] for first, last in rows])
+        of = of[of.any(axis=1)]  # zeros: the file is too short for them
         name = vectors_at.file if vectors_at.file == keys_at.file else f"{vectors_at.file} or {keys_at.file}"
         yield Damage("rows", name, "rows are not what was written", block.id, rows, of)
     elif other:
         yield Damage("file", vectors_at.file, other, block.id)
 
 
-def _read_whole(store: Store, block: Block) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors and keys of a block; rows that its files are too short for are zeros."""
-    vectors = np.zeros((block.rows, store.dim), store.layout.dtype)
-    keys = np.zeros((block.rows, KEY_BYTES), np.uint8)
-    for spot, array in zip(store.spot_of(block), (vectors, keys), strict=True):
-        store.files.read_into(spot.file, spot.offset, as_bytes(array))
-    return vectors, keys
-
-
-def _bad_segments(block: Block, vectors: np.ndarray, keys: np.ndarray) -> list[int]:
-    now = segments_of(vectors, keys)
-    return [i // 16 for i in range(0, len(now), 16) if now[i : i + 16] != block.segments[i : i + 16]]
-
-
 def _verify_arrays(store: Store, found: Verified) -> None:
     """The files of a finalised store beside its blocks."""
-    catalog = store.catalog
-    for name, wanted in catalog.order_record.get("view", {}).items():
-        if not store.files.exists(name):
-            found.damage.append(Damage("arrays", name, "is missing (`cache finalize` was interrupted?)"))
-        elif xxhash.xxh3_64_hexdigest(store.files.read(name)) != wanted:
-            found.damage.append(Damage("arrays", name, "was changed after it was written"))
-    known = {block.id: block for block in catalog.live()}
-    for chunk, name in enumerate(catalog.order):
-        if name not in known:
-            found.damage.append(Damage("arrays", name, "is a block of the arrays and is not published"))
-            continue
-        spots = store.layout.spots(known[name], chunk)
-        for kind in spots:
-            if len(kind) > 1 and store.files.exists(kind[0].file):
-                found.damage.append(
-                    Damage("arrays", kind[0].file, "is not in its place (`cache finalize` again)")
-                )
+    faults = list(_faults_of_arrays(store))
+    for _ in range(PATIENCE):
+        if not faults:
+            return
+        seen = store.state()
+        store.catalog.read(strict=False)
+        faults = list(_faults_of_arrays(store))
+        if store.state() == seen:
+            break
+    other = holder(store.files, "finalize") if faults else None
+    if other is None or other.is_gone or other.pid == os.getpid():
+        found.damage += faults
+    else:
+        found.notes.append(f"the arrays are being built by {other}; if it is no more, finalise once again")
 
 
-def _unpublished(store: Store) -> list[str]:
-    """Files in the blocks folder that no log speaks of, or that were retired."""
-    catalog = store.catalog
-    names = store.files.names(BLOCKS)
-    alive = {block.id for block in catalog.live()}
-    return [f"{BLOCKS}/{name}" for name in names if store.layout.block_of(name) not in alive]
+def _faults_of_arrays(store: Store) -> Iterator[Damage]:
+    catalog, files, layout = store.catalog, store.files, store.layout
+    try:
+        for name, wanted in catalog.order_record.get("view", {}).items():
+            if not files.exists(name):
+                yield Damage("arrays", name, "is missing (`cache finalize` was interrupted?)")
+            elif xxhash.xxh3_64_hexdigest(files.read(name)) != wanted:
+                yield Damage("arrays", name, "was changed after it was written")
+        if not catalog.order and files.exists(layout.arrays):
+            yield Damage(
+                "arrays", layout.arrays, "is there, and no log says which blocks the arrays are made of"
+            )
+        known = {block.id for block in catalog.live()}
+        for chunk, name in enumerate(catalog.order):
+            if name not in known:
+                yield Damage("arrays", name, "is a block of the arrays and is not published")
+                continue
+            for own, target in layout.chunks(name, chunk):
+                if not files.exists(target):
+                    yield Damage("arrays", target, "is missing (`cache finalize` again)")
+                elif (
+                    files.exists(own)
+                    and not files.same(own, target)
+                    and files.read(own) != files.read(target)
+                ):
+                    yield Damage(
+                        "arrays", target, "is not the block that it should be (`cache finalize` again)"
+                    )
+    except FileNotFoundError as error:  # taken away between two looks
+        yield Damage("arrays", str(error.filename), "is missing (`cache finalize` was interrupted?)")
 
 
 # --- repair -----------------------------------------------------------------------------------------
@@ -169,40 +240,78 @@ class Repaired:
     lost_keys: np.ndarray = field(default_factory=lambda: np.empty((0, KEY_BYTES), np.uint8))
 
 
-def repair(store: Store, *, progress: bool = False) -> Repaired:
+def repair(store: Store, *, progress: bool = False, say: Callable[[str], object] | None = None) -> Repaired:
     """Takes everything damaged out of a store, so that what remains verifies; keeps every good row.
 
     Nothing is overwritten: good rows of a damaged block go to a new block, the old one is retired, damaged
     log lines are excused, and blocks whose line was lost are published again from what their names prove.
 
+    say: is told who is waited for, where another process holds the store and gives no sign of life.
     Raises StoreError while another process finalises or repairs the store.
     """
-    lease = Lease.acquire(store.files, "finalize", ttl=120)
-    if lease is None:
-        raise StoreError(f"{store.files} is being finalised or repaired by another process; try again later")
     done = Repaired()
-    with lease, StoreWriter(store, name="repair", block_rows=store.block_rows) as writer:
-        found = verify(store, progress=progress)
+    with (
+        hold(store.files, "finalize", ttl=LEASE, owner="repair", say=say) as lease,
+        StoreWriter(store, name="repair", block_rows=store.block_rows) as writer,
+        explained("repair", store.files),
+    ):
+        make_folders(store)
+        found = Verified()
+        _verify_descriptions(store, found)
         _repair_descriptions(store, found, done)
-        had_arrays = bool(store.catalog.order)
-        if store.catalog.damage():
-            _repair_log(store, writer, done)
-            found = verify(store)
-        faulty = {damage.block: damage for damage in found.damage if damage.block}
-        broken = [damage for damage in found.damage if damage.kind == "arrays"]
+        store.catalog.read(strict=False)
+        _excuse(store, writer, done)
+        given = give_own_files(store)
+        _verify_blocks(store, found, progress=progress)
+        faulty = {damage.block for damage in found.damage if damage.rows}
         if faulty:
-            withdraw_order(store, writer)
-        lost = [_replace(store, writer, store.catalog.published[name], faulty[name], done) for name in faulty]
+            given += give_own_files(store, [store.catalog.published[name] for name in faulty])
+            found.damage = [damage for damage in found.damage if damage.block not in given]
+        if given:
+            done.actions.append(f"blocks whose files were made anew from the arrays: {len(set(given))}")
+        for leftover, rows, new in _unpublished(store, found):
+            if rows is not None and new.any():
+                publish(store, writer, leftover, rows, new)
+                done.saved += int(new.sum())
+                done.actions.append(
+                    f"block {leftover.block} was published again: its {int(new.sum())} rows prove themselves"
+                )
+        saved = done.saved
+        store.catalog.read()
+        damaged = {damage.block: damage for damage in found.damage if damage.block}
+        for name, damage in damaged.items():
+            lease.check()
+            _replace(store, writer, store.catalog.published[name], damage, done)
         store.reopen()
-        if lost:
-            keys = np.concatenate(lost)
-            done.lost_keys = keys[~store.contains(keys)]
-        if had_arrays and (faulty or broken or not store.catalog.order) and len(store):
-            finalize_under_lease(store, writer, lease)
-            done.actions.append(
-                "the finalised arrays were built again (columns of a table: `cache finalize`)"
-            )
+        _count_lost(store, list(damaged.values()), saved, done)
+        _repair_arrays(store, lease, done)
     return done
+
+
+def _count_lost(store: Store, damaged: list[Damage], saved: int, done: Repaired) -> None:
+    """Rows that no block holds now; of rows whose keys are gone too, as many as were not `saved`."""
+    keys = np.concatenate([np.empty((0, KEY_BYTES), np.uint8), *(damage.keys for damage in damaged)])
+    done.lost_keys = np.unique(keys[~store.contains(keys)], axis=0)
+    rows = sum(last - first + 1 for damage in damaged for first, last in damage.rows)
+    done.lost = len(done.lost_keys) + max(0, rows - len(keys) - saved)
+
+
+def _repair_arrays(store: Store, lease: Lease, done: Repaired) -> None:
+    catalog, files = store.catalog, store.files
+    if not catalog.order and not files.exists(store.layout.arrays):
+        return
+    if not any(_faults_of_arrays(store)):
+        return
+    if not len(store):
+        publish_order(store, lease, catalog.next_generation, [], {})
+        done.actions.append("the finalised arrays were taken away: no row is left")
+        return
+    alive = {block.id for block in catalog.live()}
+    if catalog.order and alive.issuperset(catalog.order) and restore_arrays(store):
+        done.actions.append("the finalised arrays' files were put right")
+        return
+    finalize_under_lease(store, lease)
+    done.actions.append("the finalised arrays were built again (columns of a table: `cache finalize`)")
 
 
 def _repair_descriptions(store: Store, found: Verified, done: Repaired) -> None:
@@ -214,49 +323,32 @@ def _repair_descriptions(store: Store, found: Verified, done: Repaired) -> None:
             done.actions.append(f"{damage.file} was written again from its copy")
 
 
-def _repair_log(store: Store, writer: StoreWriter, done: Repaired) -> None:
-    """Excuses damaged lines; publishes the blocks that they spoke of again, where their files are whole."""
+def _excuse(store: Store, writer: StoreWriter, done: Repaired) -> None:
+    """Damaged lines of logs are passed over from now on; what they spoke of is looked for."""
     damaged = store.catalog.damage()
-    writer.log().append({"type": "excuse", "lines": [bad.excuse() for bad in damaged]})
-    done.actions.append(f"damaged lines that are passed over from now on: {len(damaged)}")
-    store.catalog.read()
-    if any(name not in store.catalog.published for name in store.catalog.order):
-        withdraw_order(store, writer)
-    known = set(store.catalog.published)
-    names = {store.layout.block_of(name) for name in store.files.names(BLOCKS)} - known - {None}
-    for name in sorted(name for name in names if name is not None):
-        block = recovered(store, name)
-        if block is not None:
-            writer.log().append(block.record())
-            done.saved += block.rows
-            done.actions.append(f"block {name} was published again: its name proves its {block.rows} rows")
+    if damaged:
+        writer.log().append({"type": "excuse", "lines": [bad.excuse() for bad in damaged]})
+        done.actions.append(f"damaged lines that are passed over from now on: {len(damaged)}")
     store.catalog.read()
 
 
-def recovered(store: Store, name: str) -> Block | None:
-    """A block made from its own files, if they are what its name says."""
-    for rows, extra in store.layout.recover(name):
-        vectors, keys = _read_whole(store, Block(name, rows, "", "", "", 0.0, "", extra))
-        segments = segments_of(vectors, keys)
-        if name_fits(name, rows, segments):
-            return block_of(name, vectors, keys, segments, "repair", extra)
-    return None
-
-
-def _replace(store: Store, writer: StoreWriter, block: Block, damage: Damage, done: Repaired) -> np.ndarray:
-    """Retires a damaged block after its good rows went to a new one. Returns the keys of the others."""
+def _replace(store: Store, writer: StoreWriter, block: Block, damage: Damage, done: Repaired) -> None:
+    """Retires a damaged block after its good rows went to a new one."""
     good = np.ones(block.rows, dtype=bool)
     for first, last in damage.rows:
         good[first : last + 1] = False
     if good.any():
-        vectors, keys = _read_whole(store, block)
+        vectors, keys = store.empty_block(block.rows)
+        read_raw(store.files, store.spot_of(block), vectors, keys)
+        bad = {row // SEGMENT_ROWS for row in np.flatnonzero(~good).tolist()}
+        if bad.symmetric_difference(bad_segments(block, vectors, keys)):
+            raise StoreError(f"{damage.file} is being written to by something else; run this again")
         writer.publish(vectors[good], keys[good])
-    writer.log().append({"type": "retire", "blocks": [block.id], "reason": f"damaged: {damage}"})
-    lost = int((~good).sum())
-    done.lost += lost
-    done.saved += block.rows - lost
-    done.actions.append(f"{damage}: {block.rows - lost} rows kept, {lost} taken out")
-    return damage.keys
+    reason = f"damaged: {damage}"
+    writer.log().append({"type": "retire", "blocks": [block.id], "time": time.time(), "reason": reason})
+    kept = int(good.sum())
+    done.saved += kept
+    done.actions.append(f"{damage}: {kept} rows kept, {block.rows - kept} taken out")
 
 
 # --- gc ---------------------------------------------------------------------------------------------
@@ -264,30 +356,41 @@ def _replace(store: Store, writer: StoreWriter, block: Block, damage: Damage, do
 
 @dataclass
 class Swept:
-    """What `gc` removed (or would)."""
+    """What `gc` removed (or would), and how many rows it published instead: no other block holds them."""
 
     files: list[str] = field(default_factory=list)
     bytes: int = 0
+    published: int = 0
 
 
 def gc(store: Store, *, grace: float = GRACE, dry_run: bool = False) -> Swept:
     """Removes leftovers: temporary and unpublished files older than `grace` seconds, blocks that were packed
-    or replaced, stale leases. Published blocks are never touched, whoever is writing meanwhile, as long as
-    `grace` is longer than a writer takes from a block's files to its line in the log (seconds at most).
+    or replaced so long ago, leases of processes that are gone.
+
+    Published blocks are never touched, whoever is writing meanwhile, as long as `grace` is longer than a
+    writer takes from a block's files to its line in the log (seconds at most). Nor is the last copy of a
+    row: before a block's files go, every row in them that proves itself is read from another block, or is
+    published if there is none.
     """
     swept = Swept()
-    files, layout = store.files, store.layout
-    with explained("sweep", files):
-        seen = [f"{BLOCKS}/{name}" for name in files.names(BLOCKS)]
+    files = store.files
+    with explained("sweep", files), StoreWriter(store, name="gc", block_rows=store.block_rows) as writer:
         temporary = [name for name in files.walk() if name.rpartition("/")[2].startswith(TEMPORARY)]
-        store.refresh()  # after the listing: what was published since is not taken for a leftover
-        alive = {block.id for block in store.catalog.live()}
-        unused = [name for name in seen if (b := layout.block_of(name.rpartition("/")[2])) and b not in alive]
         now = files.clock()
-        for name in sorted({*unused, *temporary, *stale_leases(files)}):
+        gone: list[str] = []
+        kept: set[str] = set()
+        for leftover in leftovers(store):
+            old = _age(store, leftover, now) >= grace
+            kept.update(leftover.files)
+            if (
+                (old or leftover.kind == "orphan")
+                and _is_spare(store, writer, leftover, swept, dry_run)
+                and old
+            ):
+                gone += leftover.files
+        old = [name for name in temporary if name not in kept and _modified(store, name, now) <= now - grace]
+        for name in sorted({*gone, *old, *sweepable(files, grace)}):
             try:
-                if not name.startswith(LEASES) and now - files.modified(name) < grace:
-                    continue
                 size = files.size(name)
                 if not dry_run:
                     files.remove(name)
@@ -296,3 +399,37 @@ def gc(store: Store, *, grace: float = GRACE, dry_run: bool = False) -> Swept:
             swept.files.append(name)
             swept.bytes += size
     return swept
+
+
+def _modified(store: Store, name: str, now: float) -> float:
+    try:
+        return store.files.modified(name)
+    except FileNotFoundError:  # its writer has just finished
+        return now
+
+
+def _age(store: Store, leftover: Leftover, now: float) -> float:
+    """Seconds since a block was retired, by our clock; since it was written, by the file system's."""
+    if leftover.kind == "retired":
+        return max(0.0, time.time() - store.catalog.retired[leftover.block])
+    return now - max(_modified(store, name, now) for name in leftover.files)
+
+
+def _is_spare(store: Store, writer: StoreWriter, leftover: Leftover, swept: Swept, dry_run: bool) -> bool:
+    """Whether every row of a leftover that proves itself can be read elsewhere. If not, it is published."""
+    rows = proven(store, leftover.block)
+    if rows is None:
+        return True
+    new = ~store.contains(rows.keys)
+    if new.any():
+        if not dry_run:
+            publish(store, writer, leftover, rows, new)
+            store.refresh()
+        swept.published += int(new.sum())
+        return False
+    try:
+        for start in range(0, len(rows.keys), STEP):
+            store.load(rows.keys[start : start + STEP])
+    except StoreError:  # the other copy is damaged: `repair` may need this one
+        return False
+    return True

@@ -2,30 +2,32 @@
 
 Local: a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder).
 Remote (any fsspec URL): a put is atomic, there is no rename and no append.
+Files are read, never mapped: a mapped file that is cut short or goes away kills the process (SIGBUS).
 
 A store may have been made by somebody else, so no name in it is trusted: names are relative, below the root,
 and nothing below a local root is a symbolic link, a device or a pipe. The root itself may be a link.
 """
 
 import errno
-import mmap
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from ..errors import InvalidRequest, MissingDependency, StoreError
-from ..files import FULL, READ_ONLY, TEMPORARY, sync_folder
+from ..files import FULL, READ_ONLY, TEMPORARY, make_folder, sync_folder
 from ..texts import public_url
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+TRIES = 8  # for a temporary file that a `gc` without grace swept away under its writer
+AHEAD = 64 << 20  # bytes that are asked of an object store at a time
 
 
 @contextmanager
@@ -36,14 +38,25 @@ def explained(action: str, where: object) -> Iterator[None]:
     except StoreError:
         raise
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno == errno.EFBIG:
+            advice = (
+                "a file may not become that large here (see `ulimit -f` and the file system's limit); raise "
+                "the limit and run this again, what was published is kept"
+            )
+        elif error.errno in FULL:
             advice = "the disk is full; free some space and run this again, what was published is kept"
+        elif error.errno in READ_ONLY and (action.startswith("read") or _is_unreadable(error.filename)):
+            advice = "no permission to read it; have its permissions changed"
         elif error.errno in READ_ONLY:
             advice = "it cannot be written; choose another place or have its permissions changed"
         else:
             advice = error.strerror or " ".join(str(error).split()) or type(error).__name__
         file = f" ({error.filename})" if error.filename and str(error.filename) != str(where) else ""
         raise StoreError(f"cannot {action} {where}: {advice}{file}") from error
+
+
+def _is_unreadable(name: object) -> bool:
+    return isinstance(name, str | os.PathLike) and Path(name).exists() and not os.access(name, os.R_OK)
 
 
 def as_bytes(piece: Buffer) -> memoryview:
@@ -131,11 +144,9 @@ class LocalFiles:
     def clock(self) -> float:
         """Now, by the clock of the file system (machines that share it may disagree about the time)."""
         probe = self.path(f"{TEMPORARY}clock-{secrets.token_hex(6)}")
-        probe.touch()
-        try:
-            return probe.stat().st_mtime
-        finally:
-            probe.unlink()
+        with probe.open("xb") as file:
+            probe.unlink(missing_ok=True)
+            return os.fstat(file.fileno()).st_mtime
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Bytes from `start`; fewer than `length` where the file ends."""
@@ -155,29 +166,29 @@ class LocalFiles:
                 done += step
         return done
 
-    def map(self, name: str) -> mmap.mmap:
-        with self.path(name).open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    def reader(self, name: str) -> "LocalReader":
+        return LocalReader(self.path(name))
 
     def make_folder(self, name: str) -> None:
-        folder = self.path(name)
-        missing = [p for p in (folder, *folder.parents) if not p.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-        for made in missing:
-            sync_folder(made.parent)
+        make_folder(self.path(name))
 
     def put(self, files: Mapping[str, Sequence[Buffer]]) -> None:
         """Writes files, each the concatenation of its pieces, so that each appears whole and durable."""
+        for attempt in range(TRIES):
+            try:
+                self._put(files)
+                return
+            except FileNotFoundError as error:
+                if attempt == TRIES - 1 or TEMPORARY not in str(error.filename):
+                    raise
+
+    def _put(self, files: Mapping[str, Sequence[Buffer]]) -> None:
         temporary: list[tuple[Path, Path]] = []
         try:
             for name, pieces in files.items():
                 target = self.path(name)
-                interim = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-                temporary.append((interim, target))
-                with interim.open("xb", buffering=0) as file:
-                    for piece in pieces:
-                        write_all(file.fileno(), piece)
-                    os.fsync(file.fileno())
+                temporary.append((self._interim(target), target))
+                self._write(temporary[-1][0], pieces)
             for interim, target in temporary:
                 interim.replace(target)
         except BaseException:
@@ -187,45 +198,91 @@ class LocalFiles:
         for folder in {target.parent for _, target in temporary}:
             sync_folder(folder)
 
+    @staticmethod
+    def _interim(target: Path) -> Path:
+        return target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+
+    @staticmethod
+    def _write(path: Path, pieces: Sequence[Buffer]) -> None:
+        with path.open("xb", buffering=0) as file:
+            for piece in pieces:
+                write_all(file.fileno(), piece)
+            os.fsync(file.fileno())
+
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a small file only if there is none of that name; says whether it did (atomic)."""
-        interim = self.path(name).parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-        with interim.open("xb") as file:
-            file.write(content)
-        try:
-            os.link(interim, self.path(name))
-        except FileExistsError:
-            return False
-        except (
-            OSError
-        ) as error:  # no hard links here: O_EXCL is next best, its content appears a moment later
-            if error.errno not in NO_LINKS:
-                raise
+        """Writes a file, whole and durable, only if there is none of that name; says whether it did."""
+        target = self.path(name)
+        for _ in range(TRIES):
+            interim = self._interim(target)
             try:
-                with self.path(name).open("xb") as file:
-                    file.write(content)
+                self._write(interim, [content])
+                try:
+                    os.link(interim, target)
+                except OSError as error:
+                    if error.errno not in NO_LINKS:
+                        raise
+                    target.open("xb").close()  # no hard links here: the name is taken, its content follows
+                    interim.replace(target)
             except FileExistsError:
                 return False
-        finally:
-            interim.unlink(missing_ok=True)
-        return True
+            except FileNotFoundError:
+                if not target.parent.is_dir():
+                    raise
+                continue
+            finally:
+                interim.unlink(missing_ok=True)
+            sync_folder(target.parent)
+            return True
+        raise FileNotFoundError(2, "temporary files are swept away while they are written", str(target))
 
-    def touch(self, name: str) -> None:
-        """Renews the time of an existing file."""
-        os.utime(self.path(name))
+    def mark(self, name: str) -> None:
+        """Makes an empty file; it need not survive a power failure."""
+        self.path(name).touch()
+
+    def rewrite(self, name: str, start: bytes, change: Callable[[bytes], bytes]) -> bool:
+        """Changes a small file in place, by `change`, if it is there and begins with `start`.
+
+        The file is the same from the look to the change: whoever took its name meanwhile has another.
+        """
+        try:
+            with self.path(name).open("r+b", buffering=0) as file:
+                content = file.read()
+                if not content.startswith(start):
+                    return False
+                file.seek(0)
+                write_all(file.fileno(), change(content))
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            return False
+        return True
 
     def move(self, source: str, target: str) -> None:
         """Renames over whatever is there; the folders are not synced (see `sync`)."""
         self.path(source).replace(self.path(target))
 
-    def link(self, source: str, target: str) -> None:
-        """A second name for a file; where the file system has no hard links, the new name instead."""
+    def duplicate(self, source: str, target: str) -> None:
+        """A second name for a file, in the place of what had it; a copy where there are no hard links."""
+        interim = self._interim(self.path(target))
         try:
-            os.link(self.path(source), self.path(target))
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            self.move(source, target)
+            try:
+                os.link(self.path(source), interim)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                with self.path(source).open("rb") as read, interim.open("xb") as write:
+                    shutil.copyfileobj(read, write)
+                    write.flush()
+                    os.fsync(write.fileno())
+            interim.replace(self.path(target))
+        finally:
+            interim.unlink(missing_ok=True)  # a rename to another name of the same file leaves both
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether both are there and one file under two names."""
+        try:
+            return self.path(one).samefile(self.path(other))
+        except FileNotFoundError:
+            return False
 
     def sync(self, *folders: str) -> None:
         for folder in folders:
@@ -330,10 +387,8 @@ class RemoteFiles:
         out[: len(content)] = content
         return len(content)
 
-    def read_each(self, name: str, starts: Sequence[int], length: int) -> list[bytes]:
-        """Several pieces of a file, asked for at the same time where the file system can."""
-        ends = [start + length for start in starts]
-        return self._ask("cat_ranges", [self.path(name)] * len(ends), list(starts), ends, on_error="raise")
+    def reader(self, name: str) -> "RemoteReader":
+        return RemoteReader(self._ask, self.path(name))
 
     def make_folder(self, name: str) -> None:
         """Object stores have no folders."""
@@ -350,13 +405,30 @@ class RemoteFiles:
             return False
         return True
 
-    def touch(self, name: str) -> None:
-        self._ask("pipe_file", self.path(name), self.read(name))
+    def mark(self, name: str) -> None:
+        self._ask("pipe_file", self.path(name), b"")
+
+    def rewrite(self, name: str, start: bytes, change: Callable[[bytes], bytes]) -> bool:
+        try:
+            content = self.read(name)
+        except FileNotFoundError:
+            return False
+        if not content.startswith(start):
+            return False
+        self._ask("pipe_file", self.path(name), change(content))
+        return True
 
     def move(self, source: str, target: str) -> None:
         """Copy, then remove: a reader finds the file under one name or the other, or under both."""
-        self._ask("cp_file", self.path(source), self.path(target))
+        self.duplicate(source, target)
         self.remove(source)
+
+    def duplicate(self, source: str, target: str) -> None:
+        self._ask("cp_file", self.path(source), self.path(target))
+
+    def same(self, one: str, other: str) -> bool:
+        """An object has one name."""
+        return False
 
     def sync(self, *folders: str) -> None:
         """A finished put is durable."""
@@ -374,6 +446,66 @@ class RemoteFiles:
     def remove_tree(self) -> None:
         self._ask("rm", self.root, recursive=True)
         self.fs.invalidate_cache()
+
+
+class LocalReader:
+    """A file that is open for reading; `stamp` changes whenever the file is replaced or written to."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        about = os.fstat(self._file.fileno())
+        self.stamp = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+        self._scratch = np.empty(0, np.uint8)
+
+    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+        """The bytes of each (start, length); fewer where the file ends. Each is good until the next."""
+        longest = max((length for _, length in ranges), default=0)
+        if longest > len(self._scratch):
+            self._scratch = np.empty(longest, np.uint8)
+        for start, length in ranges:
+            piece, done = self._scratch[:length].data, 0
+            self._file.seek(start)
+            while done < length:
+                step = self._file.readinto(piece[done:])
+                if not step:
+                    break
+                done += step
+            yield piece[:done]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class RemoteReader:
+    """The same for an object; several pieces are asked for at the same time where the file system can."""
+
+    stamp = None  # nothing tells whether it was replaced
+
+    def __init__(self, ask: Callable[..., Any], path: str) -> None:
+        self._ask, self._path = ask, path
+
+    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+        start = 0
+        while start < len(ranges):
+            end, size = start + 1, ranges[start][1]
+            while end < len(ranges) and size + ranges[end][1] <= AHEAD:
+                size += ranges[end][1]
+                end += 1
+            part = ranges[start:end]
+            names, begins = [self._path] * len(part), [begin for begin, _ in part]
+            ends = [begin + length for begin, length in part]
+            found = self._ask("cat_ranges", names, begins, ends, on_error="raise")
+            yield from map(memoryview, found)
+            start = end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
 
 
 Files = LocalFiles | RemoteFiles

@@ -4,16 +4,16 @@
     parts/blocks/BLOCK.h5          `embeddings` (rows, dim) and `content_hash` (rows, 16), contiguous
     embeddings.h5                  written by `finalize`: virtual datasets of the same names, string columns
 
-h5py's own files are unreadable after a kill in the middle of writing; these are written whole under a
-temporary name instead, and readers take the rows from their offsets, so no HDF5 handle (neither fork- nor
-thread-safe) is ever open while a store is in use.
+h5py's own files are unreadable after a kill in the middle of writing, and its errors do not say that a disk
+is full; these are put together in memory and written as any other file is, whole, and readers take the rows
+from their offsets, so no HDF5 handle (neither fork- nor thread-safe) is ever open while a store is in use.
 """
 
 import io
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import h5py
@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 
 from ..errors import InvalidRequest, StoreError
-from .files import TEMPORARY, Files, LocalFiles, sync_folder, write_all
+from .files import Buffer, Files, LocalFiles, as_bytes
 from .index import KEY_BYTES
 from .layout import BLOCKS, Layout, Spot, pretty
 from .log import Block
@@ -31,6 +31,7 @@ from .records import is_block_id
 class Hdf5Layout(Layout):
     backend = "hdf5"
     descriptions = ("store.json", "parts/store.json")
+    arrays = "embeddings.h5"
 
     def __init__(self, files: Files, *, dim: int, dtype: str, block_rows: int) -> None:
         if not isinstance(files, LocalFiles):
@@ -50,24 +51,11 @@ class Hdf5Layout(Layout):
         self, name: str, vectors: np.ndarray, keys: np.ndarray, *, padded: bool
     ) -> dict[str, Any]:
         """`padded` means nothing here: a virtual dataset maps blocks of any length."""
-        target = self.local.path(f"{BLOCKS}/{name}.h5")
-        interim = target.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
-        try:
-            with h5py.File(interim, "w-", libver=("earliest", "v110")) as file:
-                at_vectors = _reserve(file, "embeddings", vectors.shape, self.dtype)
-                at_keys = _reserve(file, "content_hash", keys.shape, np.dtype(np.uint8))
-            with interim.open("r+b", buffering=0) as file:  # the rows go past h5py: no copy, no cache
-                for offset, array in ((at_vectors, vectors), (at_keys, keys)):
-                    file.seek(offset)
-                    write_all(file.fileno(), array)
-                os.fsync(file.fileno())
-            interim.replace(target)
-        except BaseException:
-            interim.unlink(missing_ok=True)
-            raise
-        sync_folder(target.parent)
-        extra = {"vectors_at": at_vectors, "keys_at": at_keys}
-        return {**extra, "frame": self._frame(f"{BLOCKS}/{name}.h5", len(keys), extra)}
+        frame = _frame_of(len(keys), self.dim, self.dtype.str)
+        pieces = [frame.head, *frame.in_order(vectors, keys), frame.tail]
+        self.files.put({f"{BLOCKS}/{name}.h5": pieces})
+        extra = {"vectors_at": frame.vectors_at, "keys_at": frame.keys_at}
+        return {**extra, "frame": f"{sum(len(as_bytes(p)) for p in pieces)}:{frame.digest}"}
 
     def _frame(self, file: str, rows: int, extra: dict[str, Any]) -> str:
         """The size and the checksum of all bytes of a block's file that are not rows."""
@@ -134,11 +122,51 @@ class Hdf5Layout(Layout):
         with h5py.File(io.BytesIO(view["embeddings.h5"]), "r") as file:
             return sorted(set(file) - {"embeddings", "content_hash"})
 
-    def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
-        """The virtual datasets point at the blocks where they are."""
+    def files_of(self, block: str) -> list[str]:
+        return [f"{BLOCKS}/{block}.h5"]
 
-    def displace(self, order: Sequence[str]) -> None:
-        """Nothing was moved."""
+    def chunks(self, block: str, chunk: int) -> list[tuple[str, str]]:
+        """The virtual datasets point at the blocks where they are."""
+        return []
+
+    def placed(self) -> list[str]:
+        return []
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """The bytes of a block's file before, between and behind its rows, and their checksum."""
+
+    head: bytes
+    between: bytes
+    tail: bytes
+    vectors_at: int
+    keys_at: int
+
+    def in_order(self, vectors: np.ndarray, keys: np.ndarray) -> tuple[Buffer, bytes, Buffer]:
+        first, second = (vectors, keys) if self.vectors_at < self.keys_at else (keys, vectors)
+        return first, self.between, second
+
+    @property
+    def digest(self) -> str:
+        return xxhash.xxh3_64_hexdigest(self.head + self.between + self.tail)
+
+
+@lru_cache(maxsize=64)
+def _frame_of(rows: int, dim: int, dtype: str) -> _Frame:
+    image = io.BytesIO()
+    with h5py.File(image, "w", libver=("earliest", "v110")) as file:
+        vectors_at = _reserve(file, "embeddings", (rows, dim), np.dtype(dtype))
+        keys_at = _reserve(file, "content_hash", (rows, KEY_BYTES), np.dtype(np.uint8))
+    content = image.getbuffer()
+    (first, end_of_first), (second, end) = sorted(
+        [
+            (vectors_at, vectors_at + rows * dim * np.dtype(dtype).itemsize),
+            (keys_at, keys_at + rows * KEY_BYTES),
+        ]
+    )
+    head, between, tail = (bytes(content[a:b]) for a, b in ((0, first), (end_of_first, second), (end, None)))
+    return _Frame(head, between, tail, vectors_at, keys_at)
 
 
 def _reserve(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -127,7 +127,11 @@ def contents(store: Store, *, with_table: bool, host_names: bool) -> dict[str, P
         raise StoreError(f"{files} is damaged: `patchbank cache repair {store.name}` first")
     found: dict[str, Path | bytes] = {name: files.path(name) for name in layout.descriptions}
     for block in live.values():
-        found |= {spot.file: files.path(spot.file) for spot in store.spot_of(block)}
+        spots = store.spot_of(block)
+        names = [spot.file for spot in spots]
+        if block.id in catalog.chunks:  # once, under the names that other software reads
+            names = [name for _, name in layout.chunks(block.id, catalog.chunks[block.id])] or names
+        found |= {name: files.path(spot.file) for name, spot in zip(names, spots, strict=True)}
     view: dict[str, bytes] = {}
     if catalog.order and not with_table:
         view = layout.view([live[name] for name in catalog.order], {})

@@ -7,7 +7,7 @@ for every backend and never goes through a library.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import xxhash
 
 from ..errors import StoreError
-from .files import Files, as_bytes
+from .files import Buffer, Files, as_bytes
 from .identity import canonical
+from .index import KEY_BYTES
 from .log import Block
 from .records import MAX_ROWS, SEGMENT_ROWS
 
@@ -38,6 +39,7 @@ class Layout(ABC):
 
     backend: str
     descriptions: tuple[str, str]  # the file that describes the store, and its copy
+    arrays: str  # the file that makes the finalised arrays appear
 
     def __init__(self, files: Files, *, dim: int, dtype: str, block_rows: int) -> None:
         self.files = files
@@ -93,22 +95,43 @@ class Layout(ABC):
         """The names of the columns in what `view` gave."""
 
     @abstractmethod
-    def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
-        """Puts the blocks' files where the view expects them; `former`: the order until now."""
+    def files_of(self, block: str) -> list[str]:
+        """A block's own files."""
 
     @abstractmethod
-    def displace(self, order: Sequence[str]) -> None:
-        """Gives every block its own files back (the view's files are gone already)."""
+    def chunks(self, block: str, chunk: int) -> list[tuple[str, str]]:
+        """A block's own files, each with the name that it has too where the arrays hold the block."""
+
+    @abstractmethod
+    def placed(self) -> list[str]:
+        """Every file that is there now under a name that `chunks` may give."""
+
+
+def sums_of(vectors: Buffer, keys: Buffer, row_bytes: int) -> Iterator[str]:
+    """The checksum of every 256 rows, 16 hex digits: xxh3-64 of the vectors' bytes, then the keys'."""
+    vectors, keys = as_bytes(vectors), as_bytes(keys)
+    step, width = SEGMENT_ROWS * row_bytes, SEGMENT_ROWS * KEY_BYTES
+    for number in range(-(-len(keys) // width)):
+        digest = xxhash.xxh3_64(vectors[number * step : (number + 1) * step])
+        digest.update(keys[number * width : (number + 1) * width])
+        yield digest.hexdigest()
 
 
 def segments_of(vectors: np.ndarray, keys: np.ndarray) -> str:
-    """Checksums of every 256 rows, 16 hex digits each: xxh3-64 of the vectors' bytes, then the keys'."""
-    sums = []
-    for start in range(0, len(keys), SEGMENT_ROWS):
-        digest = xxhash.xxh3_64(as_bytes(vectors[start : start + SEGMENT_ROWS]))
-        digest.update(as_bytes(keys[start : start + SEGMENT_ROWS]))
-        sums.append(digest.hexdigest())
-    return "".join(sums)
+    """`sums_of` one after the other."""
+    return "".join(sums_of(vectors, keys, vectors.shape[1] * vectors.dtype.itemsize))
+
+
+def read_raw(files: Files, spots: tuple[Spot, Spot], vectors: np.ndarray, keys: np.ndarray) -> None:
+    """Fills both arrays with what the files hold, right or wrong; what they are too short for stays."""
+    for spot, array in zip(spots, (vectors, keys), strict=True):
+        files.read_into(spot.file, spot.offset, as_bytes(array))
+
+
+def bad_segments(block: Block, vectors: np.ndarray, keys: np.ndarray) -> list[int]:
+    """Which 256 rows of a block are not what its record says."""
+    now = segments_of(vectors, keys)
+    return [i // 16 for i in range(0, len(now), 16) if now[i : i + 16] != block.segments[i : i + 16]]
 
 
 def block_name(nonce: str, rows: int, segments: str) -> str:

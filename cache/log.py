@@ -7,9 +7,14 @@ member is the checksum of everything before it:
     {"type":"block","block":"...","rows":8192,...,"sum":"0123456789abcdef"}
 
 Types: `writer` opens a log (who, when, with which library versions), `block` publishes a block, `retire`
-takes blocks back (they were packed into others, or were damaged), `order` says which blocks, in which
-order, make up the finalised array (the highest generation counts; the line is written twice), `excuse`
-tells readers to pass over damaged lines that `repair` has dealt with. `n` counts a log's lines from 0.
+takes blocks back (they were packed into others, or were damaged; `time` says when), `order` says which
+blocks, in which order, make up the finalised array (the highest generation counts; the line is written
+twice), `excuse` tells readers to pass over damaged lines that `repair` has dealt with. `n` counts a log's
+lines from 0.
+
+What `finalize` says (blocks that it packed, what they replace, the order) is a log of its own that appears
+whole: finalize-GENERATION.jsonl (on object stores one object with all lines), ten digits, made with an
+exclusive create, so that no two can follow the same generation. `lines` in its first line counts its lines.
 """
 
 import json
@@ -30,6 +35,7 @@ from .records import check_record
 
 FOLDER = "parts/log"
 _END = re.compile(rb',"sum":"([0-9a-f]{16})"\}')
+_FINALIZE = re.compile(r"finalize-(\d{10,18})(\.jsonl)?")
 _END_BYTES = len(b',"sum":"0123456789abcdef"}')
 
 
@@ -94,8 +100,8 @@ class Block:
 class BadLine:
     """A line of a log that is not what its writer wrote.
 
-    kind    "damaged"; "missing" (lines before it are gone); "torn" (an unfinished last line: its writer
-            died, nothing is wrong)
+    kind    "damaged"; "missing" (lines before it are gone); "cut" (it and those after it are gone); "torn"
+            (an unfinished last line: its writer died, nothing is wrong)
     digest  of the line as it is; `repair` excuses exactly that
     """
 
@@ -114,13 +120,14 @@ class Catalog:
 
     files: Files
     published: dict[str, Block] = field(default_factory=dict)
-    retired: set[str] = field(default_factory=set)
+    retired: dict[str, float] = field(default_factory=dict)  # block -> when, seconds since the epoch
     order: list[str] = field(default_factory=list)
     order_record: dict[str, Any] = field(default_factory=dict)
     chunks: dict[str, int] = field(default_factory=dict)  # block -> its place in the order
     sessions: list[dict[str, Any]] = field(default_factory=list)
     excused: set[str] = field(default_factory=set)
     bad: dict[str, BadLine] = field(default_factory=dict)  # by excuse; without the excused
+    next_generation: int = 1  # what `commit` may be asked for
     version: int = 0  # counts up with every record that changes which blocks there are
     _seen: dict[str, "_Place"] = field(default_factory=dict)
 
@@ -144,10 +151,16 @@ class Catalog:
                     self._read_objects(name)
                 elif name.endswith(".jsonl"):
                     self._read_file(name)
+                else:
+                    continue
+                self._look_for_a_cut(name)
         self.bad = {excuse: bad for excuse, bad in self.bad.items() if excuse not in self.excused}
         if strict and self.damage():
             bad = self.damage()[0]
-            what = "lines before it are missing" if bad.kind == "missing" else "not what was written there"
+            what = {
+                "missing": "lines before it are missing",
+                "cut": "the file ends before it, cut short",
+            }.get(bad.kind, "not what was written there")
             raise StoreError(
                 f"{self.files}/{bad.file}, line {bad.line}: {what} (damaged, or edited by hand); "
                 "`patchbank cache verify` says what is lost, `patchbank cache repair` saves the rest"
@@ -175,8 +188,19 @@ class Catalog:
 
     def _read_objects(self, name: str) -> None:
         place = self._seen.setdefault(name, _Place())
-        for item in self.files.names(f"{FOLDER}/{name}")[place.lines :]:
-            self._take(name, place, self.files.read(f"{FOLDER}/{name}/{item}").removesuffix(b"\n"))
+        for item in self.files.names(f"{FOLDER}/{name}")[place.objects :]:
+            place.objects += 1
+            for line in self.files.read(f"{FOLDER}/{name}/{item}").removesuffix(b"\n").split(b"\n"):
+                self._take(name, place, line)
+
+    def _look_for_a_cut(self, name: str) -> None:
+        generation = _FINALIZE.fullmatch(name)
+        if generation is None:
+            return
+        self.next_generation = max(self.next_generation, int(generation[1]) + 1)
+        place = self._seen[name]
+        if 0 < place.lines < place.wanted:
+            self._note(name, place.lines + 1, "cut", b"")
 
     def _take(self, name: str, place: "_Place", line: bytes) -> None:
         if not line and not place.at_newline:  # the newline of a line that was taken without it
@@ -202,16 +226,19 @@ class Catalog:
                 self.published[record["block"]] = Block.of(record)
                 self.version += 1
             case "retire":
-                self.retired.update(record["blocks"])
+                when = record.get("time", place.begun)  # patchbank 0.1.0 did not say when
+                self.retired.update(dict.fromkeys(record["blocks"], when))
                 self.version += 1
             case "order":
                 if record["generation"] > self.generation:
                     self.order, self.order_record = record["blocks"], record
                     self.chunks = {name: chunk for chunk, name in enumerate(self.order)}
+                    self.next_generation = max(self.next_generation, self.generation + 1)
             case "excuse":
                 self.excused.update(record["lines"])
             case "writer":
                 self.sessions.append(record)
+                place.begun, place.wanted = float(record["time"]), int(record.get("lines", 0))
 
     def _note(self, name: str, line: int, kind: str, content: bytes) -> None:
         bad = BadLine(f"{FOLDER}/{name}", line, kind, xxhash.xxh3_64_hexdigest(content))
@@ -223,9 +250,25 @@ class _Place:
     """How far a log was read."""
 
     bytes: int = 0
+    objects: int = 0
     lines: int = 0
+    wanted: int = 0  # lines that the first one promises
+    begun: float = 0.0
     number: int | None = 0  # that the next line has to have; None after a damaged one
     at_newline: bool = True
+
+
+def commit(files: Files, generation: int, records: list[dict[str, Any]], about: dict[str, Any]) -> bool:
+    """Publishes the records of a `finalize` at once, all or none; False: the generation is taken.
+
+    What they retire was decided on what the catalog said before: `Catalog.next_generation` of that moment.
+    """
+    name = f"finalize-{generation:010d}"
+    first = {"type": "writer", "writer": name, "time": time.time(), "lines": len(records) + 1, **about}
+    lines = [encode({**record, "n": n}) + b"\n" for n, record in enumerate([first, *records])]
+    file = f"{FOLDER}/{name}/{0:08d}.json" if files.remote else f"{FOLDER}/{name}.jsonl"
+    with explained("write to the log of", files):
+        return files.create(file, b"".join(lines))
 
 
 class LogWriter:

@@ -75,8 +75,12 @@ _MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {
     "excuse": {"lines": _texts},
 }
 _ADVICE = "another version of patchbank wrote the store, or it was tampered with: nothing was touched"
-# where a backend's rows are in its files
-_EXTRAS = {"padding": _count, "vectors_at": _count, "keys_at": _count, "frame": _like(_FRAME)}
+_MAY: dict[str, dict[str, Callable[[object], bool]]] = {
+    "writer": {"lines": _count},
+    "retire": {"time": _time},
+    # where a backend's rows are in its files
+    "block": {"padding": _count, "vectors_at": _count, "keys_at": _count, "frame": _like(_FRAME)},
+}
 
 
 def check_record(record: dict[str, Any]) -> str | None:
@@ -88,8 +92,7 @@ def check_record(record: dict[str, Any]) -> str | None:
     missing = members.keys() - record.keys()
     if missing:
         return f"has no {', '.join(map(repr, sorted(missing)))}; {_ADVICE}"
-    if kind == "block":
-        members |= {name: good for name, good in _EXTRAS.items() if name in record}
+    members |= {name: good for name, good in _MAY.get(kind, {}).items() if name in record}
     wrong = [name for name, good in members.items() if not good(record[name])]
     if not wrong and kind == "block" and len(record["segments"]) != 16 * -(-record["rows"] // SEGMENT_ROWS):
         wrong = ["segments"]

@@ -12,27 +12,35 @@ Rows come in immutable blocks of at most block_rows rows: the vectors, (rows, di
 bytes, both plain arrays in C order. A block exists when a line of a log in `parts/log/` says so (log.py) and
 no line retires it. Where the arrays lie:
 
-  zarr  parts/blocks/BLOCK.vectors and .keys from byte 0 or, where there is no such file, the chunks
-        embeddings/c/I/0 and content_hash/c/I/0, I being the block's place in the newest `order` line.
-        The last block of the order may be padded with `padding` rows of zeros.
+  zarr  parts/blocks/BLOCK.vectors and .keys from byte 0 or, where there is no such file (patchbank 0.1.0
+        renamed it), the chunks embeddings/c/I/0 and content_hash/c/I/0, I being the block's place in the
+        newest `order` line. The last block of the order may be padded with `padding` rows of zeros.
   hdf5  parts/blocks/BLOCK.h5 from the bytes `vectors_at` and `keys_at` of the block's line.
 
 `segments` in the block's line holds a 64-bit checksum of every 256 rows: of their vectors' bytes followed by
-their keys' bytes; `keys` is the checksum of all keys and `first` that of the first vector (readers compare
-them, since a chunk may hold another block after the arrays were built anew). BLOCK is 12 random hex digits,
-"-", and the 128-bit checksum of the text "ROWS:SEGMENTS".
+their keys' bytes. A reader compares them when it first reads of these rows, and again when the file is
+another one or was written to (a chunk may hold another block after the arrays were built anew), and gives no
+row that does not fit. `keys` is the checksum of all keys, `first` that of the first vector. BLOCK is 12
+random hex digits, "-", and the 128-bit checksum of the text "ROWS:SEGMENTS".
 A key may stand in several blocks (two machines embedded the same patch); any of its rows is good, readers
 take the first by the time, then the name of the block.
 
-Writing: the files of a block under a temporary name, fsync, rename, fsync of the folder; then the line in
-the writer's own log, fsync. So a kill at any moment leaves either the block or some files that nobody sees
-and `gc` sweeps after a day; and what a reader sees is what was written.
+Writing: an empty file parts/blocks/.tmp-BLOCK; the files of the block under a temporary name, fsync, rename,
+fsync of the folder; the line in the writer's own log, fsync; then the empty file goes. So a kill at any
+moment leaves either the block or files beside their .tmp-BLOCK that no reader sees. A whole block without
+both has lost its line, which its name makes good: `repair` and `gc` publish it again.
+
+Taking back: a line retires blocks only after others that hold their rows were published, and what `finalize`
+retires it says together with what replaces it, under a generation that only one can take. The files stay
+for a day (`gc`), and go only if every row of theirs stands in a block that is not retired.
 """
 
+import errno
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -41,12 +49,13 @@ import numpy as np
 import xxhash
 
 from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
-from .files import Files, LocalFiles, as_bytes, explained
+from .files import TEMPORARY, Files, LocalFiles, LocalReader, RemoteReader, as_bytes, explained
 from .identity import Identity
 from .index import BATCH, KEY_BYTES, KeyIndex, as_keys
 from .layout import (
     BLOCKS,
     FORMAT,
+    SEGMENT_ROWS,
     VERSION,
     Layout,
     Spot,
@@ -54,6 +63,7 @@ from .layout import (
     check_description,
     seal,
     segments_of,
+    sums_of,
 )
 from .leases import TTL, Claims
 from .log import FOLDER as LOGS
@@ -61,7 +71,8 @@ from .log import Block, Catalog, LogWriter
 
 BLOCK_ROWS = 8192
 BACKENDS = ("zarr", "hdf5")
-MAPS = 4096  # memory maps that stay open; Linux allows a process 65,530
+RUN_BYTES = 1 << 20  # read and checked at a time: stays in the processor's cache
+REMOTE_RUN_BYTES = 16 << 20
 
 
 def layout_class(backend: str) -> type[Layout]:
@@ -77,10 +88,9 @@ def layout_class(backend: str) -> type[Layout]:
 
 
 def is_empty(files: Files) -> bool:
-    """Whether nothing has been written there yet: no description, no block, no log."""
-    for backend in BACKENDS:
-        if any(files.exists(description) for description in layout_class(backend).descriptions):
-            return False
+    """Whether it is no store yet: no description (at most its copy, which is written first), block or log."""
+    if any(files.exists(layout_class(backend).descriptions[0]) for backend in BACKENDS):
+        return False
     return not (files.names(BLOCKS) or files.names(LOGS))
 
 
@@ -130,7 +140,7 @@ class Store:
         self.session = dict(provenance or {})  # goes into the logs of this object's writers
         self.catalog = Catalog(files)
         self._lock = threading.RLock()
-        self._maps: dict[str, np.ndarray] = {}
+        self._sound: dict[str, tuple[object, np.ndarray]] = {}
         self._forget()
         if not lenient:
             self.refresh()
@@ -164,9 +174,13 @@ class Store:
             for folder in ("", LOGS, BLOCKS):
                 files.make_folder(folder)
             first, copy = kind.descriptions
+            # the copy first: a store is one from the moment that its description is there, with its copy
+            if not files.create(copy, kind.describe(seal(document))) and not files.exists(first):
+                try:
+                    document = read_description(files, lenient=True)
+                except StoreError:  # a copy that was cut short by a power failure, of a store without rows
+                    files.put({copy: [kind.describe(seal(document))]})
             files.create(first, kind.describe(seal(document)))
-            if not files.exists(copy):
-                files.put({copy: [files.read(first)]})
         return cls(files, provenance=provenance)
 
     # --- what it is -----------------------------------------------------------------------------------
@@ -217,8 +231,7 @@ class Store:
         self._starts = np.zeros(1, dtype=np.int64)  # first row of each block, and the end
         self._rows = KeyIndex()  # counted over all blocks
         self._version = 0  # of the catalog that all this is made from
-        self._maps.clear()
-        self._checked: set[str] = set()  # remote blocks that are where the log says
+        self._sound.clear()  # block -> (the file as it was, bool a segment: it was compared)
 
     def refresh(self) -> None:
         """Takes in what was published (by anybody) since the store was opened."""
@@ -234,11 +247,28 @@ class Store:
     def _index(self) -> None:
         """Brings the index up to the catalog."""
         with self._lock, explained("read", self._files):
+            self._again(self._extend)
+
+    def _again(self, work: Callable[[], Any]) -> Any:
+        """Does it, and again where blocks were packed, moved or swept meanwhile."""
+        tries = 0
+        while True:
+            seen = self.state()
             try:
-                self._extend()
-            except FileNotFoundError:  # packed by `finalize` and swept by `gc` since the log was read
-                self.reopen()
-                self._extend()
+                return work()
+            except OSError:
+                if not self._look_again(seen, tries):
+                    raise
+                tries += 1
+
+    def state(self) -> tuple[int, int]:
+        """Changes when blocks go somewhere else."""
+        return self.catalog.generation, len(self.catalog.retired)
+
+    def _look_again(self, seen: tuple[int, int], tries: int) -> bool:
+        """Whether what could not be read in the state `seen` may be somewhere now: once in any case."""
+        self.refresh()
+        return tries == 0 or self.state() != seen
 
     def _extend(self) -> None:
         version = self.catalog.version
@@ -277,76 +307,60 @@ class Store:
     def keys(self) -> np.ndarray:
         """Every key once, in the order in which the rows are stored: uint8, (len(self), 16)."""
         with self._lock, explained("read", self._files):
-            self._index()
-            keys = [self.keys_of(block) for block in self._blocks]
+            keys = self._again(self._all_keys)
             rows = np.concatenate(keys) if keys else np.empty((0, KEY_BYTES), np.uint8)
             return rows if len(rows) == len(self._rows) else rows[self._rows.first_rows()]
+
+    def _all_keys(self) -> list[np.ndarray]:
+        self._extend()
+        return [self.keys_of(block) for block in self._blocks]
 
     # --- reading --------------------------------------------------------------------------------------
 
     def spot_of(self, block: Block) -> tuple[Spot, Spot]:
         """Where the vectors and the keys of a block lie now. FileNotFoundError if nowhere."""
-        return self._spot(block, 0), self._spot(block, 1)
+        vectors, keys = self._spots(block)
+        return self._first(vectors), self._first(keys)
 
-    def _spot(self, block: Block, array: int) -> Spot:
-        spots = self.layout.spots(block, self.catalog.chunks.get(block.id))[array]
+    def _spots(self, block: Block) -> tuple[list[Spot], list[Spot]]:
+        return self.layout.spots(block, self.catalog.chunks.get(block.id))
+
+    def _first(self, spots: list[Spot]) -> Spot:
         for spot in spots:
-            if len(spots) == 1 or self._files.exists(spot.file):
+            if self._files.exists(spot.file):
                 return spot
         raise FileNotFoundError(2, "no such file", f"{self._files}/{spots[0].file}")
 
+    def _open(self, spots: list[Spot]) -> tuple[Spot, LocalReader | RemoteReader]:
+        """The first of these files that is there, open. FileNotFoundError if none is."""
+        if self._files.remote and len(spots) > 1:
+            spots = [self._first(spots)]
+        for spot in spots[:-1]:
+            with suppress(FileNotFoundError):
+                return spot, self._files.reader(spot.file)
+        return spots[-1], self._files.reader(spots[-1].file)
+
     def keys_of(self, block: Block) -> np.ndarray:
         """uint8, (rows, 16)."""
-        spot = self._spot(block, 1)
-        content = self._files.read(spot.file, spot.offset, block.rows * KEY_BYTES)
+        spot, reader = self._open(self._spots(block)[1])
+        with reader:
+            (content,) = map(bytes, reader.pieces([(spot.offset, block.rows * KEY_BYTES)]))
         if xxhash.xxh3_64_hexdigest(content) != block.keys_sum:
-            raise _another_block(f"{self._files}/{spot.file}")
+            raise _damaged(f"{self._files}/{spot.file}", "its keys are not what was written")
         return np.frombuffer(content, np.uint8).reshape(block.rows, KEY_BYTES)
 
-    def vectors_of(self, block: Block) -> np.ndarray:
-        """(rows, dim), read-only: a memory map of a local store, a copy of a remote one."""
-        with self._lock:
-            known = self._maps.get(block.id)
-            if known is not None:
-                return known
-            if isinstance(self._files, LocalFiles):
-                if len(self._maps) >= MAPS:
-                    self._maps.clear()
-                vectors = self._map(self._files, block)
-                return self._maps.setdefault(block.id, vectors)
-        return self._read_remote(block, 0, block.rows)
+    def read_block(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """Keys, uint8 (rows, 16), and vectors, (rows, dim), all compared with their checksums.
 
-    def _map(self, files: LocalFiles, block: Block) -> np.ndarray:
-        spot = self._spot(block, 0)
-        if files.size(spot.file) < spot.offset + block.rows * self.layout.row_bytes:
-            raise self._cut_short(spot)
-        flat = np.frombuffer(files.map(spot.file), self.layout.dtype, block.rows * self.dim, spot.offset)
-        vectors = flat.reshape(block.rows, self.dim)
-        if xxhash.xxh3_64_hexdigest(as_bytes(vectors[0])) != block.first_sum:
-            raise _another_block(f"{self._files}/{spot.file}")
-        return vectors  # from here on the map holds the very file, whatever its name becomes
+        Raises OSError where the block is not (or no longer) what its record says.
+        """
+        vectors, _ = self.empty_block(block.rows)
+        self._take(block, np.arange(block.rows), vectors, slice(0, block.rows))
+        return self.keys_of(block), vectors
 
-    def _remote_spot(self, block: Block) -> Spot:
-        spot = self._spot(block, 0)
-        if block.id not in self._checked:
-            first = self._files.read(spot.file, spot.offset, self.layout.row_bytes)
-            if xxhash.xxh3_64_hexdigest(first) != block.first_sum:
-                raise _another_block(f"{self._files}/{spot.file}")
-            self._checked.add(block.id)
-        return spot
-
-    def _read_remote(self, block: Block, begin: int, rows: int) -> np.ndarray:
-        spot, width = self._remote_spot(block), self.layout.row_bytes
-        content = self._files.read(spot.file, spot.offset + begin * width, rows * width)
-        if len(content) != rows * width:
-            raise self._cut_short(spot)
-        return np.frombuffer(content, self.layout.dtype).reshape(rows, self.dim)
-
-    def _cut_short(self, spot: Spot) -> StoreError:
-        return StoreError(
-            f"{self._files}/{spot.file} is shorter than its record says; `patchbank cache verify` says which "
-            "rows are lost, `patchbank cache repair` takes them out"
-        )
+    def empty_block(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Zeros for the vectors and the keys of a block."""
+        return np.zeros((rows, self.dim), self.layout.dtype), np.zeros((rows, KEY_BYTES), np.uint8)
 
     def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:
         """The vectors of keys (uint8 (n, 16)), in their order: (n, dim), of the store's dtype unless asked.
@@ -355,13 +369,17 @@ class Store:
         """
         keys = as_keys(keys)
         out = np.empty((len(keys), self.dim), dtype=dtype or self.dtype)
-        found = self._locate(keys)
         with explained("read", self._files):
-            try:
-                self._gather(out, found)
-            except FileNotFoundError:  # a block was packed, moved or swept since: look again, once
-                self.reopen()
-                self._gather(out, self._locate(keys))
+            seen, tries = self.state(), 0
+            failed, error = self._gather(out, self._locate(keys))
+            while error is not None:  # of some blocks only: they were packed, moved or swept since
+                if not self._look_again(seen, tries):
+                    raise error
+                seen, tries = self.state(), tries + 1
+                part = np.empty((len(failed), self.dim), out.dtype)
+                again, error = self._gather(part, self._locate(keys[failed]))
+                out[failed] = part
+                failed = failed[again]
         return out
 
     def iter_blocks(
@@ -375,13 +393,22 @@ class Store:
             yield part, self.load(keys[part], dtype=dtype)
 
     def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Every block as stored: (keys (rows, 16), vectors (rows, dim)), read-only, no copy on a local disk.
+        """Block by block as stored: (keys (rows, 16), vectors (rows, dim)), one block in memory at a time.
 
-        A key that was embedded twice comes twice.
+        A key that was embedded twice, or packed while this went on, comes twice.
         """
-        for block in self.catalog.live():
-            with explained("read", self._files):
-                yield self.keys_of(block), self.vectors_of(block)
+        done: set[str] = set()
+        while left := [block for block in self.catalog.live() if block.id not in done]:
+            for block in left:
+                done.add(block.id)
+                with explained("read", self._files):
+                    found = self._again(lambda block=block: self._unless_retired(block))
+                if found is None:
+                    break  # its rows are in blocks that were published since
+                yield found
+
+    def _unless_retired(self, block: Block) -> tuple[np.ndarray, np.ndarray] | None:
+        return None if block.id in self.catalog.retired else self.read_block(block)
 
     def require(self, keys: np.ndarray) -> None:
         """Raises RowsMissing unless every key has a row (after a look at what was published meanwhile)."""
@@ -404,42 +431,111 @@ class Store:
             )
         return found
 
-    def _gather(self, out: np.ndarray, found: "_Located") -> None:
+    def _gather(self, out: np.ndarray, found: "_Located") -> tuple[np.ndarray, OSError | None]:
+        """Fills `out`. Returns its rows that could not be read (int64) and why: the first error."""
         rows, blocks, starts = found.rows, found.blocks, found.starts
-        if not len(rows):
-            return
-        order = None if (rows[1:] > rows[:-1]).all() else np.argsort(rows, kind="stable")
-        ordered = rows if order is None else rows[order]
-        first, last = np.searchsorted(starts, ordered[[0, -1]], side="right") - 1
-        cuts = np.searchsorted(ordered, starts[first : last + 2])
-        for number in range(first, last + 1):
-            begin, end = cuts[number - first], cuts[number - first + 1]
-            if begin == end:
-                continue
-            local = ordered[begin:end] - starts[number]
-            into: Any = slice(begin, end) if order is None else order[begin:end]
-            if order is not None and into[-1] - into[0] + 1 == len(into) and (np.diff(into) == 1).all():
-                into = slice(int(into[0]), int(into[0]) + len(into))
-            self._take(blocks[number], local, out, into)
+        failed: list[Any] = [np.empty(0, np.int64)]
+        first_error = None
+        if len(rows):
+            order = None if (rows[1:] > rows[:-1]).all() else np.argsort(rows, kind="stable")
+            ordered = rows if order is None else rows[order]
+            first, last = np.searchsorted(starts, ordered[[0, -1]], side="right") - 1
+            cuts = np.searchsorted(ordered, starts[first : last + 2])
+            for number in range(first, last + 1):
+                begin, end = int(cuts[number - first]), int(cuts[number - first + 1])
+                if begin == end:
+                    continue
+                local = ordered[begin:end] - starts[number]
+                into: Any = slice(begin, end) if order is None else order[begin:end]
+                if order is not None and _is_run(into):
+                    into = slice(int(into[0]), int(into[0]) + len(into))
+                try:
+                    self._take(blocks[number], local, out, into)
+                except OSError as error:
+                    first_error = first_error or error
+                    failed.append(np.arange(begin, end) if order is None else order[begin:end])
+        return np.concatenate(failed), first_error
 
     def _take(self, block: Block, local: np.ndarray, out: np.ndarray, into: Any) -> None:
-        """Rows `local` (ascending) of a block to the rows `into` of `out`."""
-        begin, span = int(local[0]), int(local[-1]) - int(local[0]) + 1
-        solid = span == len(local) and bool((np.diff(local) == 1).all())
-        if isinstance(self._files, LocalFiles):
-            out[into] = (
-                self.vectors_of(block)[begin : begin + span] if solid else self.vectors_of(block)[local]
-            )
-        elif solid or 4 * len(local) > span:
-            rows = self._read_remote(block, begin, span)
-            out[into] = rows if solid else rows[local - begin]
-        else:
-            spot, width = self._remote_spot(block), self.layout.row_bytes
-            starts = (spot.offset + local * width).tolist()
-            content = b"".join(self._files.read_each(spot.file, starts, width))
-            if len(content) != len(local) * width:
-                raise self._cut_short(spot)
-            out[into] = np.frombuffer(content, self.layout.dtype).reshape(len(local), self.dim)
+        """Rows `local` (ascending) of a block to the rows `into` of `out`, none but those that fit.
+
+        Raises OSError: a file is not there, too short, or not what the block's record says.
+        """
+        vector_spots, key_spots = self._spots(block)
+        spot, reader = self._open(vector_spots)
+        with reader:
+            sound = self._sound_of(block, spot, reader.stamp)
+            segments, at = np.unique(local // SEGMENT_ROWS, return_index=True)
+            counts = np.diff(np.append(at, len(local)))
+            whole = ~sound[segments] | (counts >= SEGMENT_ROWS // (32 if self._files.remote else 4))
+            if whole.any():
+                keys_at, key_reader = self._open(key_spots)
+                with key_reader:
+                    spans = [
+                        (first * SEGMENT_ROWS, min((last + 1) * SEGMENT_ROWS, block.rows))
+                        for first, last in self._runs(segments[whole].tolist())
+                    ]
+                    pieces = zip(
+                        spans,
+                        reader.pieces(_ranges(spot, spans, self.layout.row_bytes)),
+                        key_reader.pieces(_ranges(keys_at, spans, KEY_BYTES)),
+                        strict=True,
+                    )
+                    for (begin, end), vectors, keys in pieces:
+                        self._compare(block, spot, begin, end, vectors, keys)
+                        sound[begin // SEGMENT_ROWS : -(-end // SEGMENT_ROWS)] = True
+                        first, last = np.searchsorted(local, [begin, end])
+                        some = local[first:last] - begin
+                        pick = slice(int(some[0]), int(some[-1]) + 1) if _is_run(some) else some
+                        rows = np.frombuffer(vectors, self.layout.dtype).reshape(end - begin, self.dim)
+                        out[_part_of(into, slice(int(first), int(last)))] = rows[pick]
+            if not whole.all():
+                few = np.flatnonzero(np.repeat(~whole, counts))
+                out[_part_of(into, few)] = self._read_each(spot, reader, local[few])
+
+    def _read_each(self, spot: Spot, reader: LocalReader | RemoteReader, local: np.ndarray) -> np.ndarray:
+        """Rows of a block one by one, without a comparison: (len(local), dim)."""
+        spans = [(row, row + 1) for row in local.tolist()]
+        content = b"".join(map(bytes, reader.pieces(_ranges(spot, spans, self.layout.row_bytes))))
+        if len(content) != len(local) * self.layout.row_bytes:
+            raise _damaged(f"{self._files}/{spot.file}", "it is shorter than its record says")
+        return np.frombuffer(content, self.layout.dtype).reshape(len(local), self.dim)
+
+    def _sound_of(self, block: Block, spot: Spot, stamp: object) -> np.ndarray:
+        """Which segments of a block were compared since its file was last changed: bool, (segments,)."""
+        if stamp is None and spot.file.startswith(BLOCKS):
+            stamp = spot.file  # of an object; a block's own is never replaced
+        known = self._sound.get(block.id)
+        if known is not None and stamp is not None and known[0] == stamp:
+            return known[1]
+        fresh = np.zeros(-(-block.rows // SEGMENT_ROWS), dtype=bool)
+        self._sound[block.id] = stamp, fresh
+        return fresh
+
+    def _runs(self, segments: list[int]) -> Iterator[tuple[int, int]]:
+        """The (first, last) of numbers that follow each other, as many as are read at a time."""
+        size = REMOTE_RUN_BYTES if self._files.remote else RUN_BYTES
+        longest = max(1, size // (SEGMENT_ROWS * self.layout.row_bytes))
+        first = last = segments[0]
+        for segment in segments[1:]:
+            if segment != last + 1 or segment - first >= longest:
+                yield first, last
+                first = segment
+            last = segment
+        yield first, last
+
+    def _compare(
+        self, block: Block, spot: Spot, begin: int, end: int, vectors: memoryview, keys: memoryview
+    ) -> None:
+        """Raises OSError unless these are the rows `begin` (the first of a segment) to `end` of a block."""
+        where = f"{self._files}/{spot.file}"
+        if len(vectors) != (end - begin) * self.layout.row_bytes or len(keys) != (end - begin) * KEY_BYTES:
+            raise _damaged(where, "it is shorter than its record says")
+        for number, now in enumerate(sums_of(vectors, keys, self.layout.row_bytes), begin // SEGMENT_ROWS):
+            if now != block.segments[16 * number : 16 * number + 16]:
+                first = number * SEGMENT_ROWS
+                last = min(first + SEGMENT_ROWS, block.rows) - 1
+                raise _damaged(where, f"rows {first}-{last} of block {block.id} are not what was written")
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -576,28 +672,19 @@ class StoreWriter:
             self.publish(self._vectors[: self._filled], self._keys[: self._filled])
             self._filled = 0
 
-    def publish(self, vectors: np.ndarray, keys: np.ndarray, *, padded: bool = False) -> Block:
-        """Publishes checked rows, of the store's dtype, as one block (past the rows that wait for `flush`).
-
-        padded: the block ends a finalised array and is filled up to a whole chunk.
-        """
-        store = self.store
+    def publish(self, vectors: np.ndarray, keys: np.ndarray) -> Block:
+        """Publishes checked rows, of the store's dtype, as a block (past the rows that wait for `flush`)."""
         log = self.log()
-        segments = segments_of(vectors, keys)
-        name = block_name(secrets.token_hex(6), len(keys), segments)
-        with explained("write a block to", store.files):
-            extra = store.layout.write_block(name, vectors, keys, padded=padded)
-        block = block_of(name, vectors, keys, segments, log.name, extra)
+        block = write_block(self.store, vectors, keys, writer=log.name)
         log.append(block.record())
         self.published += len(keys)
+        settle(self.store, [block.id])
         return block
 
     def log(self) -> LogWriter:
         """This writer's log; it is begun when there is something to say."""
         if self._log is None:
-            with explained("write to", self.store.files):
-                for folder in (LOGS, BLOCKS):  # what copied the store may not keep empty folders
-                    self.store.files.make_folder(folder)
+            make_folders(self.store)
             self._log = LogWriter(self.store.files, self.name, {"provenance": self.store.session})
         return self._log
 
@@ -610,6 +697,44 @@ class StoreWriter:
                 self._log.close()
 
 
+def make_folders(store: Store) -> None:
+    """What copied the store may not keep empty folders."""
+    with explained("write to", store.files):
+        for folder in (LOGS, BLOCKS):
+            store.files.make_folder(folder)
+
+
+def write_block(
+    store: Store, vectors: np.ndarray, keys: np.ndarray, *, writer: str, padded: bool = False
+) -> Block:
+    """Makes the files of a block durable, and its record, which somebody has to publish and then `settle`.
+
+    padded: the block ends a finalised array and is filled up to a whole chunk.
+    """
+    segments = segments_of(vectors, keys)
+    name = block_name(secrets.token_hex(6), len(keys), segments)
+    with explained("write a block to", store.files):
+        store.files.mark(pending(name))
+        try:
+            extra = store.layout.write_block(name, vectors, keys, padded=padded)
+        except BaseException:
+            store.files.remove(pending(name))
+            raise
+    return block_of(name, vectors, keys, segments, writer, extra)
+
+
+def pending(block: str) -> str:
+    """The empty file that stands beside a block until it is published."""
+    return f"{BLOCKS}/{TEMPORARY}{block}"
+
+
+def settle(store: Store, blocks: Iterable[str]) -> None:
+    """These blocks are published."""
+    with explained("write a block to", store.files):
+        for block in blocks:
+            store.files.remove(pending(block))
+
+
 def block_of(
     name: str, vectors: np.ndarray, keys: np.ndarray, segments: str, writer: str, extra: dict[str, Any]
 ) -> Block:
@@ -618,9 +743,31 @@ def block_of(
     return Block(name, len(keys), segments, sums[0], sums[1], time.time(), writer, extra)
 
 
-def _another_block(where: str) -> FileNotFoundError:
-    """The arrays were built anew since the log was read, or the file is damaged: look again, then say so."""
-    return FileNotFoundError(2, "it is not what the log says; see `patchbank cache verify`", where)
+def _damaged(where: str, what: str) -> OSError:
+    """Something else is there than the log says: it was moved since the log was read, or is damaged."""
+    advice = "`patchbank cache verify` says which rows are lost, `patchbank cache repair` takes them out"
+    return OSError(errno.EIO, f"{what}; {advice}", where)
+
+
+def _is_run(rows: np.ndarray) -> bool:
+    """Whether these numbers count up one by one."""
+    return bool(rows[-1] - rows[0] + 1 == len(rows) and (np.diff(rows) == 1).all())
+
+
+def _part_of(into: Any, part: Any) -> Any:
+    """Rows `part` (a slice, or an array of rows) of what `into` picks, which is one of both too."""
+    if not isinstance(into, slice):
+        return into[part]
+    return (
+        slice(into.start + part.start, into.start + part.stop)
+        if isinstance(part, slice)
+        else into.start + part
+    )
+
+
+def _ranges(spot: Spot, spans: list[tuple[int, int]], width: int) -> list[tuple[int, int]]:
+    """Where the rows from first to last (not included) lie in a file: (start, length)."""
+    return [(spot.offset + first * width, (last - first) * width) for first, last in spans]
 
 
 def all_finite(vectors: np.ndarray) -> bool:

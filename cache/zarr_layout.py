@@ -2,14 +2,16 @@
 
     zarr.json                          group; attributes["patchbank"] is the description
     parts/zarr.json                    group; its copy
-    parts/blocks/BLOCK.vectors, .keys  a block that is not part of the finalised arrays
-    embeddings/c/I/0                   the vectors of the I-th block of the finalised order
-    content_hash/c/I/0                 its keys
+    parts/blocks/BLOCK.vectors, .keys  a block
+    embeddings/c/I/0                   the same file once more (a hard link; a copy where there are none):
+    content_hash/c/I/0                 the vectors and the keys of the I-th block of the finalised order
     embeddings/zarr.json, ...          written by `finalize`
     patch_id/, label/, ...             string columns, where `finalize` was given a table
 
 The metadata and chunks are written directly: both are simple, the bytes have to be ours (checksums, fsync,
-rename), and no second copy is made.
+rename), and no second copy is made where the file system has hard links. Nothing that happens to a chunk's
+name touches the block. (patchbank 0.1.0 renamed blocks to chunks: those are read where they are, and get
+files of their own from the next `finalize` or `repair`.)
 """
 
 import json
@@ -19,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from .files import LocalFiles
 from .index import KEY_BYTES
 from .layout import BLOCKS, Layout, Spot, pretty
 from .log import Block
@@ -29,6 +30,7 @@ from .records import is_block_id
 class ZarrLayout(Layout):
     backend = "zarr"
     descriptions = ("zarr.json", "parts/zarr.json")
+    arrays = "embeddings/zarr.json"
 
     @staticmethod
     def describe(document: dict[str, Any]) -> bytes:
@@ -107,35 +109,20 @@ class ZarrLayout(Layout):
     def columns_of(self, view: Mapping[str, bytes]) -> list[str]:
         return sorted({name.partition("/")[0] for name in view} - {"embeddings", "content_hash"})
 
-    def place(self, blocks: Sequence[Block], former: Sequence[str]) -> None:
-        for chunk, block in enumerate(blocks):
-            if (
-                chunk < len(former) and former[chunk] != block.id
-            ):  # readers may still hold the former last block
-                self._own_files(former[chunk], chunk, keep=True)
-            for suffix, array in (("vectors", "embeddings"), ("keys", "content_hash")):
-                own = f"{BLOCKS}/{block.id}.{suffix}"
-                if self.files.exists(own):
-                    self.files.make_folder(f"{array}/c/{chunk}")
-                    self.files.move(own, f"{array}/c/{chunk}/0")
-                    self.files.sync(f"{array}/c/{chunk}")
-        self.files.sync(BLOCKS)
+    def files_of(self, block: str) -> list[str]:
+        return [f"{BLOCKS}/{block}.vectors", f"{BLOCKS}/{block}.keys"]
 
-    def displace(self, order: Sequence[str]) -> None:
-        for chunk, name in enumerate(order):
-            self._own_files(name, chunk, keep=False)
-        self.files.sync(BLOCKS)
+    def chunks(self, block: str, chunk: int) -> list[tuple[str, str]]:
+        names = [f"{array}/c/{chunk}/0" for array in ("embeddings", "content_hash")]
+        return list(zip(self.files_of(block), names, strict=True))
 
-    def _own_files(self, name: str, chunk: int, *, keep: bool) -> None:
-        """Gives a block its own files back; keep: the chunk's files stay until others replace them."""
-        for suffix, array in (("vectors", "embeddings"), ("keys", "content_hash")):
-            own, placed = f"{BLOCKS}/{name}.{suffix}", f"{array}/c/{chunk}/0"
-            if self.files.exists(own) or not self.files.exists(placed):
-                continue
-            if keep and isinstance(self.files, LocalFiles):
-                self.files.link(placed, own)
-            else:
-                self.files.move(placed, own)
+    def placed(self) -> list[str]:
+        return [
+            f"{array}/c/{chunk}/0"
+            for array in ("embeddings", "content_hash")
+            for chunk in self.files.names(f"{array}/c")
+            if chunk.isdecimal() and (self.files.remote or self.files.exists(f"{array}/c/{chunk}/0"))
+        ]
 
 
 def _array(shape: list[int], chunks: list[int], dtype: str, fill: Any, codecs: list[dict[str, Any]]) -> bytes:

@@ -105,14 +105,16 @@ class Essentials:
         store, rows = make(), make_rows(1300)
         fill(store, rows)
         finalize(store)
-        names = [n for n in store.files.walk() if n.endswith("embeddings/c/1/0") or "blocks/" in n]
-        name = max(names, key=store.files.size)
-        content = bytearray(store.files.read(name))
+        gc(store, grace=0)  # packed blocks would give the rows back
+        store.refresh()
+        block = store.catalog.order[1]
+        names = [store.layout.files_of(block)[0], *(name for _, name in store.layout.chunks(block, 1)[:1])]
+        content = bytearray(store.files.read(names[0]))
         content[len(content) // 2] ^= 4
-        store.files.put({name: [content]})
+        for name in names:
+            store.files.put({name: [content]})
         damaged = bank.open_name("fake", lenient=True)
-        found = verify(damaged)
-        assert [damage.kind for damage in found.damage] == ["rows"]
+        assert [damage.kind for damage in verify(damaged).damage] == ["rows"]
         done = repair(damaged)
         assert 0 < done.lost <= 256
         fresh = bank.find("fake:noise")
