@@ -106,8 +106,6 @@ def run_command(
         click.echo(json.dumps(result.to_json()))
         return
     result.show()
-    for note in result.document["notes"]:
-        click.secho(f"Note: {note}.", fg="yellow")
     if out is not None:
         click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
         click.echo(f"Next: patchbank probe report {out} -o report.html")

@@ -163,6 +163,25 @@ class ProbeResult:
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
+        if repeats := self.document.get("repeats"):
+            of = {(r["dataset"], r["features"], r["role"]): r for r in repeats["scores"]}
+            spread = [
+                (
+                    r["dataset"],
+                    r["features"],
+                    *(_mean_sd(of[r["dataset"], r["features"], r["role"]][m]) for m in SHOWN),
+                )
+                for r in self.leaderboard()
+            ]
+            print_table(
+                ("scored on", "features", "balanced accuracy", "AUROC", "average precision"),
+                spread,
+                lead=2,
+                right=(2, 3, 4),
+                title=f"Mean and standard deviation over {len(repeats['seeds'])} runs with other folds",
+            )
+        for note in self.document.get("notes", []):
+            say(f"Note: {note}.", style="yellow")
         if self.ungrouped:
             say(f"{', '.join(self.ungrouped)}: {UNGROUPED}.", style="yellow")
 
@@ -229,3 +248,7 @@ def _cell(value: list[float | None]) -> str:
     if v is None:
         return "-"
     return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _mean_sd(of: Mapping[str, Any]) -> str:
+    return "-" if of["mean"] is None else f"{of['mean']:.3f} ± {of['sd']:.3f}"

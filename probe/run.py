@@ -38,6 +38,7 @@ from .protocol import (
     run_protocol,
     run_published,
 )
+from .repeats import spread_over_repeats
 from .results import SWEEP, ProbeResult
 from .scoring import (
     Column,
@@ -105,10 +106,11 @@ def run_probe(
     fold_of_row = folds.assign(groups)
     leaks = audit(data, fold_of_row, bank, config)
     plan = plan_of(data, fold_of_row, config)
+    repeats = _repeats(data, plan, bank, config, n_splits=folds.n_splits)
     seconds = {"prepare": time.perf_counter() - started}
 
     lap = time.perf_counter()
-    runs = _probe_all(data, bank, plan, config, jobs=jobs, backend=backend, progress=progress)
+    runs, *others = _probe_all(data, bank, repeats, jobs=jobs, backend=backend, progress=progress)
     seconds["probe"] = time.perf_counter() - lap
 
     lap = time.perf_counter()
@@ -119,6 +121,7 @@ def run_probe(
         whole = bootstrap_set(rows, mine, config=config)
         scores += score_set(rows, mine, config=config, whole=whole)
         comparisons += compare_models(rows, mine, config=config, reference=chosen, whole=whole)
+    again = [(chosen, columns), *(columns_of(data, repeats[i + 1][0], one) for i, one in enumerate(others))]
     votes = [
         found for rows in [data.train, *data.tests] if (found := score_votes(rows, columns[rows.dataset]))
     ]
@@ -161,6 +164,13 @@ def run_probe(
         },
         "scores": scores,
         "comparisons": comparisons,
+        "repeats": {
+            "seeds": [one.seed for _, one in repeats],
+            "chosen": [name for name, _ in again],
+            "scores": spread_over_repeats([data.train, *data.tests], [one for _, one in again]),
+        }
+        if others
+        else None,
         "votes": votes,
         "domains": {name: found for name, found in domains.items() if found},
         "seconds": seconds,
@@ -390,26 +400,42 @@ def plan_of(data: StudyData, fold_of_row: np.ndarray, config: ProbeConfig) -> Pl
 # --- fitting ------------------------------------------------------------------------------------------
 
 
+def _repeats(
+    data: StudyData, plan: Plan, bank: Any, config: ProbeConfig, *, n_splits: int
+) -> list[tuple[Plan, ProbeConfig]]:
+    """The plan and settings of every repeat: the first as they are, the others with folds of another seed.
+    Raises InvalidRequest where folds cannot be made, ProbeError where they leak."""
+    train = data.train_manifest
+    found = [(plan, config)]
+    for seed in range(config.seed + 1, config.seed + config.repeats):
+        other = replace(config, folds=n_splits, seed=seed)
+        folds = outer_folds(train, other).assign(effective_groups(train))
+        audit(data, folds, bank, replace(other, near_duplicates="none"))
+        found.append((plan_of(data, folds, other), other))
+    return found
+
+
 def _probe_all(
     data: StudyData,
     bank: Any,
-    plan: Plan,
-    config: ProbeConfig,
+    repeats: Sequence[tuple[Plan, ProbeConfig]],
     *,
     jobs: int | None,
     backend: str,
     progress: bool,
-) -> dict[str, ProtocolRun]:
-    """The protocol for every feature set, in parallel over them; name -> run, in the config's order."""
+) -> list[dict[str, ProtocolRun]]:
+    """The protocol for every feature set, in parallel over them; for each repeat name -> run, in the config's
+    order."""
     from tqdm import tqdm
 
-    jobs = min(jobs or cores(), len(config.features))
+    features = repeats[0][1].features
+    jobs = min(jobs or cores(), len(features))
     threads = max(1, cores() // jobs)
     manifests = [data.train_manifest, *data.test_manifests]
     names = [rows.dataset for rows in data.tests]
     tasks = [
-        joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, plan, config, threads)
-        for name in config.features
+        joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, repeats, threads)
+        for name in features
     ]
     if backend == "ray":
         _register_ray()
@@ -417,13 +443,14 @@ def _probe_all(
         raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if jobs == 1 and backend != "ray":
         backend = "sequential"
-    found: dict[str, ProtocolRun] = {}
+    found: list[dict[str, ProtocolRun]] = [{} for _ in repeats]
     with joblib.parallel_config(backend=backend, n_jobs=jobs):
         # Ray's backend hands everything over at the end
         results: Any = joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
         bar = tqdm(results, total=len(tasks), desc="probe", unit="set", mininterval=1, disable=not progress)
-        for name, run in zip(config.features, bar, strict=True):
-            found[name] = run
+        for name, runs in zip(features, bar, strict=True):
+            for into, run in zip(found, runs, strict=True):
+                into[name] = run
     return found
 
 
@@ -433,22 +460,26 @@ def _probe_one(
     manifests: Sequence[Manifest],
     test_names: Sequence[str],
     y: np.ndarray,
-    plan: Plan,
-    config: ProbeConfig,
+    repeats: Sequence[tuple[Plan, ProbeConfig]],
     threads: int,
-) -> ProtocolRun:
-    cpu = time.process_time()
+) -> list[ProtocolRun]:
+    cpu, runs = time.process_time(), []
     with threadpool_limits(threads):
         lap = time.perf_counter()
         X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
         loaded = time.perf_counter() - lap
         tests = dict(zip(test_names, others, strict=True))
-        protocol = run_protocol if config.solver == "exact" else run_published
-        run = protocol(X, y, plan, tests, config=config)
-    run.seconds["load"] = loaded
-    run.seconds["cpu"] = time.process_time() - cpu  # of the process: too much where feature sets share one
-    run.fits["dim"] = X.shape[1]
-    return run
+        for plan, config in repeats:
+            protocol = run_protocol if config.solver == "exact" else run_published
+            run = protocol(X, y, plan, tests, config=config)
+            run.seconds["load"] = loaded
+            run.seconds["cpu"] = (
+                time.process_time() - cpu
+            )  # of the process: too much if feature sets share it
+            run.fits["dim"] = X.shape[1]
+            runs.append(run)
+            cpu = time.process_time()
+    return runs
 
 
 def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> dict[str, Any] | None:

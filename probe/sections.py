@@ -285,9 +285,7 @@ class Sections:
             rows = self._scores(dataset, name)
             if rows["label"].nunique() == 2:
                 plot.line(
-                    *roc_points(
-                        rows["label"].to_numpy(), rows["ranking" if "ranking" in rows else "score"].to_numpy()
-                    ),
+                    *roc_points(rows["label"].to_numpy(), rows["ranking"].to_numpy()),
                     series=self.series[name],
                     thick=name == self.chosen,
                 )
@@ -302,9 +300,7 @@ class Sections:
             if rows["label"].nunique() == 2:
                 share = float(rows["label"].mean())
                 plot.line(
-                    *pr_points(
-                        rows["label"].to_numpy(), rows["ranking" if "ranking" in rows else "score"].to_numpy()
-                    ),
+                    *pr_points(rows["label"].to_numpy(), rows["ranking"].to_numpy()),
                     series=self.series[name],
                     thick=name == self.chosen,
                 )
@@ -440,10 +436,10 @@ class Sections:
             else (1, f"{TITLES[criterion]} (higher is better)")
         )
         rows, lines = [], []
-        owns = list(dict.fromkeys(m["choice"].get("parameter", "C") for m in models))
+        owns = list(dict.fromkeys(m["choice"]["parameter"] for m in models))
         for m in models:
             choice = m["choice"]
-            own = choice.get("parameter", "C")
+            own = choice["parameter"]
             values = np.array(m["path"][own] if own else [0.0])
             p = self.doc["config"]["preprocess"].index(choice["preprocess"])
             w = self.doc["config"]["class_weight"].index(choice["class_weight"])
@@ -935,7 +931,7 @@ class Sections:
                 f"{identity['dtype']}" + (f"; {about}" if about else "") + "."
             )
         folds = self.doc["folds"]
-        own = next((m["choice"].get("parameter", "C") for m in self.doc["models"] if "choice" in m), "")
+        own = next((m["choice"]["parameter"] for m in self.doc["models"] if "choice" in m), "")
         skip = {own, "features"}
         settings = ", ".join(
             f"{k} {_setting(v)}" for k, v in config.items() if k not in skip and v not in (None, [])

@@ -38,7 +38,7 @@ def test_a_run_prints_a_table_and_writes_its_files(study: Any, files: list[str],
 def test_json_is_the_whole_document(study: Any, files: list[str]) -> None:
     result = run("run", *files, "--bank", study.bank, "--encoder", "good", "--json", *QUICK)
     document = json.loads(result.stdout)
-    assert (document["format"], document["version"]) == ("patchbank-probe-results", 1)
+    assert (document["format"], document["version"]) == ("patchbank-probe-results", 2)
     assert document["config"]["C"] == [1e-3, 1e-1]
 
 
