@@ -1,9 +1,14 @@
-"""Thresholds, temperature and Platt scaling, chosen on out-of-fold scores; reliability curves.
+"""Thresholds, temperature and Platt scaling, chosen on out-of-fold scores; how calibrated and how useful
+probabilities are.
 
-Whatever is fitted here is fitted on out-of-fold scores of the training set and then applied to test
-scores as it is. Scores are (n,) or (n, m), one column a model; the results are numbers or (m,) then.
+What is chosen here (`best_threshold`, `fit_temperature`, `fit_platt`) is chosen on out-of-fold scores of the
+training set and then applied to test scores as it is. Scores are (n,) or (n, m), one column a model; the
+results are numbers or (m,) then. `assess_calibration`, `net_benefit` and `predictive_values` describe a set
+and choose nothing; they give the values without each cluster too, from which `intervals.estimate_function`
+makes intervals.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -15,20 +20,28 @@ from ..errors import InvalidRequest, ProbeError
 from .metrics import BINS, Strategy, bin_edges, bin_of, check_labels
 
 Floats = NDArray[np.float64]
-Rule = Literal["balanced_accuracy", "sensitivity", "prior"]
+Codes = NDArray[np.intp]
+Rule = Literal["balanced_accuracy", "sensitivity", "specificity", "prior"]
 
 
 def best_threshold(
-    y: ArrayLike, scores: ArrayLike, *, rule: Rule = "balanced_accuracy", sensitivity: float = 0.9
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    rule: Rule = "balanced_accuracy",
+    sensitivity: float = 0.9,
+    specificity: float = 0.9,
 ) -> Any:
     """The threshold t of each column of scores; score >= t is called positive.
 
     y : (n,) 0 or 1, both present; scores : (n,) or (n, m), finite, any unit
     rule : "balanced_accuracy": the highest on these rows, which is also Youden's J; of equals the
         largest t. "sensitivity": the largest t with at least that sensitivity (0 < sensitivity <= 1) on
-        these rows. "prior": the share of positives, for probabilities of a probe without class weights
+        these rows. "specificity": the smallest t with at least that specificity (0 <= specificity <= 1).
+        "prior": the share of positives, for probabilities of a probe without class weights
         (Bayes' rule for balanced accuracy if they are calibrated).
-    The first two lie midway between two neighbouring scores; t is the lowest score if all are called.
+    The first three lie midway between two neighbouring scores; t is the lowest score if all are called, and
+    the float above the highest if none is (rule "specificity" alone).
     Returns float, or float64 (m,). Raises ProbeError if a class is missing.
     """
     labels, table, one_model = _two_classes(y, scores)
@@ -41,8 +54,14 @@ def best_threshold(
             raise InvalidRequest(f"sensitivity lies in (0, 1], not {sensitivity}")
         target = sensitivity if rule == "sensitivity" else None
         found = np.array([_cut(labels, column, target) for column in table.T])
+    elif rule == "specificity":
+        if not 0 <= specificity <= 1:
+            raise InvalidRequest(f"specificity lies in [0, 1], not {specificity}")
+        found = np.array([_cut_above(labels, column, specificity) for column in table.T])
     else:
-        raise InvalidRequest(f"rule is 'balanced_accuracy', 'sensitivity' or 'prior', not {rule!r}")
+        raise InvalidRequest(
+            f"rule is 'balanced_accuracy', 'sensitivity', 'specificity' or 'prior', not {rule!r}"
+        )
     return float(found[0]) if one_model else found
 
 
@@ -57,6 +76,23 @@ def _cut(labels: NDArray[np.bool_], scores: Floats, sensitivity: float | None) -
         k = int(np.argmax(np.round(sensitivities - false_alarms, 12)))
     else:
         k = int(np.argmax(sensitivities >= sensitivity - 1e-12))
+    return _between(falling, last, k)
+
+
+def _cut_above(labels: NDArray[np.bool_], scores: Floats, specificity: float) -> float:
+    """The smallest cut that calls at most 1 - specificity of the negatives."""
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+    false_positives = np.cumsum(~labels[order])[last] / (~labels).sum()
+    allowed = np.flatnonzero(false_positives <= 1 - specificity + 1e-12)
+    return (
+        _between(falling, last, int(allowed[-1])) if len(allowed) else float(np.nextafter(falling[0], np.inf))
+    )
+
+
+def _between(falling: Floats, last: Codes, k: int) -> float:
+    """A cut between the k-th distinct score and the next lower one."""
     above = falling[last[k]]
     if k == len(last) - 1:
         return float(above)
@@ -234,3 +270,175 @@ def reliability_curve(
         high=np.where(filled, centre + half, np.nan),
         calibration_error=float(np.sum((count * np.abs(share - mean))[filled]) / len(p)),
     )
+
+
+# --- how calibrated the probabilities of a set are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assessed:
+    """Numbers of m models by name, float64 (m,), and the same without each of G clusters, (G, m)."""
+
+    values: dict[str, Floats]
+    left_out: dict[str, Floats]
+
+
+CALIBRATION_SCALES = {"slope": "linear", "intercept": "linear", "observed_expected": "log"}
+
+
+def assess_calibration(y: ArrayLike, logits: ArrayLike, codes: Codes | None = None) -> Assessed:
+    """Calibration slope, calibration-in-the-large and observed over expected events (Van Calster et al.,
+    Journal of Clinical Epidemiology 2016; TRIPOD+AI).
+
+    y : (n,) 0 or 1; logits : (n, m), finite, of the probabilities; codes : (n,), clusters 0 .. G-1 (None:
+        rows)
+    slope : of the logistic regression of y on the logit; 1 is calibrated, below 1 the probabilities are too
+        extreme
+    intercept : of the logistic regression with the logit as offset; 0 is calibrated, below 0 they are too
+        high
+    observed_expected : positives over the sum of probabilities; 1 is calibrated, below 1 they are too high
+    NaN where a class is missing, and for a slope where the scores separate the classes.
+
+    Without a cluster the two regressions are one step of Newton's method from the fit on all, which is exact
+    to second order in the cluster's share; observed_expected is exact.
+    """
+    labels = check_labels(y)
+    z = np.asarray(logits, np.float64)
+    codes = np.arange(len(labels)) if codes is None else codes
+    n_clusters = int(codes.max()) + 1
+
+    def sums(values: Floats) -> Floats:
+        return np.asarray(np.bincount(codes, values, n_clusters), np.float64)
+
+    m = z.shape[1]
+    values = {name: np.full(m, np.nan) for name in CALIBRATION_SCALES}
+    left_out = {name: np.full((n_clusters, m), np.nan) for name in CALIBRATION_SCALES}
+    positives = sums(labels.astype(np.float64))
+    negatives = sums((~labels).astype(np.float64))
+    both = (positives < positives.sum()) & (negatives < negatives.sum())  # without this cluster
+    if labels.all() or not labels.any():
+        return Assessed(values=values, left_out=left_out)
+    for j, column in enumerate(z.T):
+        p = special.expit(column)
+        expected = sums(p)
+        values["observed_expected"][j] = labels.sum() / p.sum()
+        left_out["observed_expected"][:, j] = (labels.sum() - positives) / (p.sum() - expected)
+        ones = np.ones((len(column), 1))
+        apart = column[labels].min() >= column[~labels].max() or column[labels].max() <= column[~labels].min()
+        designs = {"intercept": (ones, column)}
+        if not apart:
+            designs["slope"] = (np.hstack([(column - column.mean())[:, None], ones]), np.zeros(len(column)))
+        for name, (x, offset) in designs.items():
+            w = _logistic(x, labels, offset)
+            q = special.expit(x @ w + offset)
+            gradient = np.stack([sums(c * (q - labels)) for c in x.T], axis=1)  # (G, k)
+            weight = q * (1 - q)
+            k = x.shape[1]
+            hessian = np.stack([sums(x[:, a] * x[:, b] * weight) for a in range(k) for b in range(k)], axis=1)
+            left = (hessian.sum(axis=0) - hessian).reshape(-1, k, k)
+            solvable = both & (np.linalg.det(left) > 1e-12 * np.linalg.det(left.mean(axis=0)))
+            steps = np.linalg.solve(left[solvable], gradient[solvable][:, :, None])[:, :, 0]
+            values[name][j] = w[0]
+            left_out[name][solvable, j] = w[0] + steps[:, 0]
+    return Assessed(values=values, left_out=left_out)
+
+
+def _logistic(x: Floats, labels: NDArray[np.bool_], offset: Floats) -> Floats:
+    """Weights (k,) of an unpenalised logistic regression with an offset, by Newton's method with halved
+    steps."""
+    w = np.zeros(x.shape[1])
+
+    def loss(w: Floats) -> float:
+        z = x @ w + offset
+        return float(np.logaddexp(0, np.where(labels, -z, z)).sum())
+
+    value = loss(w)
+    for _ in range(200):
+        q = special.expit(x @ w + offset)
+        gradient = x.T @ (q - labels)
+        hessian = (x.T * (q * (1 - q))) @ x
+        step = np.linalg.lstsq(hessian, gradient, rcond=1e-14)[0]
+        length = 1.0
+        while (trial := loss(w - length * step)) > value + 1e-12 * abs(value) and length > 1e-10:
+            length /= 2
+        w, before, value = w - length * step, value, trial
+        if float(gradient @ step) <= 1e-12 * max(abs(value), 1e-300) or before == value:
+            break
+    return w
+
+
+class Floor(NamedTuple):
+    """Expected calibration error that perfectly calibrated probabilities of these rows would have."""
+
+    mean: float
+    high: float
+    """The value that 5 in 100 sets of such rows exceed."""
+    p: float
+    """Share of such sets whose error is at least the observed one (add-one)."""
+
+
+def calibration_floor(
+    y: ArrayLike, probabilities: ArrayLike, *, bins: int = BINS, draws: int = 2000, seed: int = 0
+) -> Floor:
+    """The floor of `metrics` "ece" for one model: its distribution if every probability were right.
+
+    y : (n,) 0 or 1; probabilities : (n,) in [0, 1]
+    The error is a mean of absolute differences and so above 0 by chance alone. In each bin of equal width
+    the number of positives is drawn from a binomial of the bin's mean probability; rows count as
+    independent, so that with slides the floor is higher still.
+    """
+    labels = check_labels(y)
+    p = np.asarray(probabilities, np.float64)
+    which = bin_of(p, bin_edges(p, bins=bins))
+    count = np.bincount(which, minlength=bins)
+    total = np.bincount(which, p, bins)
+    mean = np.divide(total, count, out=np.zeros(bins), where=count > 0)
+    drawn = np.random.default_rng(seed).binomial(count, np.clip(mean, 0, 1), (draws, bins))
+    errors = np.abs(drawn - total).sum(axis=1) / len(p)
+    observed = np.abs(np.bincount(which, labels, bins) - total).sum() / len(p)
+    reached = np.count_nonzero(errors >= observed - 1e-12)
+    return Floor(float(errors.mean()), float(np.quantile(errors, 0.95)), (1 + reached) / (1 + draws))
+
+
+NET_BENEFIT_AT = tuple(round(0.05 * k, 2) for k in range(1, 20))
+
+
+def net_benefit(
+    y: ArrayLike,
+    probabilities: ArrayLike,
+    codes: Codes | None = None,
+    *,
+    at: Sequence[float] = NET_BENEFIT_AT,
+) -> Assessed:
+    """The decision curve (Vickers & Elkin, Medical Decision Making 2006): tp / n - fp / n x t / (1 - t).
+
+    y : (n,) 0 or 1; probabilities : (n, m) in [0, 1], calibrated; codes : as for `assess_calibration`
+    at : threshold probabilities t in (0, 1), the odds at which a false positive is worth a true one
+    Names: "T" for each t, and "all T", the net benefit of calling every row positive (which has no model:
+    the same in all m columns). That of calling none is 0.
+    """
+    labels = check_labels(y)
+    p = np.asarray(probabilities, np.float64)
+    codes = np.arange(len(labels)) if codes is None else codes
+    n_clusters = int(codes.max()) + 1
+    sizes = len(labels) - np.bincount(codes, minlength=n_clusters)
+    values, left_out = {}, {}
+    for t in at:
+        gain = np.where(labels, 1.0, -t / (1 - t))[:, None]
+        for name, called in ((f"{t:g}", p >= t), (f"all {t:g}", np.ones_like(p, bool))):
+            each = gain * called
+            summed = np.stack([np.bincount(codes, column, n_clusters) for column in each.T], axis=1)
+            values[name] = each.sum(axis=0) / len(labels)
+            left_out[name] = (each.sum(axis=0) - summed) / np.maximum(sizes, 1)[:, None]
+    return Assessed(values=values, left_out=left_out)
+
+
+def predictive_values(sensitivity: Floats, specificity: Floats, prevalence: float) -> tuple[Floats, Floats]:
+    """PPV and NPV of these sensitivities and specificities, any shape, at a prevalence in (0, 1) (Bayes).
+
+    NaN where nothing is called positive (PPV) or negative (NPV)."""
+    true_positive, true_negative = sensitivity * prevalence, specificity * (1 - prevalence)
+    positive = true_positive + (1 - specificity) * (1 - prevalence)
+    negative = true_negative + (1 - sensitivity) * prevalence
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return true_positive / positive, true_negative / negative

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe import calibration, metrics
 from scipy import special, stats
@@ -36,6 +37,22 @@ def test_fixed_sensitivity_is_reached_and_no_more_than_needed(target):
     assert metrics.evaluate(y, z, metrics=["sensitivity"], threshold=t)["sensitivity"] >= target
     higher = z[(z > t) & (y == 1)].min() + 1e-6
     assert metrics.evaluate(y, z, metrics=["sensitivity"], threshold=higher)["sensitivity"] < target
+
+
+@pytest.mark.parametrize("decimals", [0, 9])
+@pytest.mark.parametrize("target", [0.0, 0.5, 0.9, 0.95, 1.0])
+def test_fixed_specificity_is_reached_and_no_more_than_needed(target, decimals):
+    y, logits = sample(decimals=decimals)
+    for z in logits.T:
+        t = calibration.best_threshold(y, z, rule="specificity", specificity=target)
+
+        def specificity(cut, z=z):
+            return metrics.evaluate(y, z, metrics=["specificity"], threshold=cut)["specificity"]
+
+        assert specificity(t) >= target - 1e-12
+        lower = z[z < t]
+        assert not len(lower) or specificity(lower.max()) < target
+    assert calibration.best_threshold([1, 0], [1.0, 2.0], rule="specificity", specificity=0.9) > 2
 
 
 def test_thresholds_of_odd_cases():
@@ -161,3 +178,98 @@ def test_reliability_curve_adds_up(strategy, metric):
         assert curve.count.min() >= len(y) // 15 - 1
     with pytest.raises(InvalidRequest, match="in \\[0, 1\\]"):
         calibration.reliability_curve(y, logits[:, 0])
+
+
+# --- how calibrated the probabilities of a set are
+
+
+def clustered(seed=0, n_slides=60, rows=12):
+    rng = np.random.default_rng(seed)
+    codes = np.repeat(np.arange(n_slides), rng.integers(4, 2 * rows, n_slides))
+    z = rng.normal(size=(len(codes), 2)) * [1.5, 3.0] + [-1.0, 0.5]
+    lean = 0.5 * rng.normal(size=n_slides)[codes]
+    y = (rng.random(len(codes)) < special.expit(0.7 * z[:, 0] + 0.3 + lean)).astype(int)
+    return y, z, codes
+
+
+def test_calibration_slope_and_intercept_equal_statsmodels():
+    y, z, codes = clustered()
+    found = calibration.assess_calibration(y, z, codes)
+    for j, column in enumerate(z.T):
+        x = sm.add_constant(column)
+        slope = sm.Logit(y, x).fit(disp=0)
+        offset = sm.GLM(y, np.ones(len(y)), family=sm.families.Binomial(), offset=column).fit()
+        assert found.values["slope"][j] == pytest.approx(slope.params[1], rel=1e-7)
+        assert found.values["intercept"][j] == pytest.approx(offset.params[0], rel=1e-7)
+        assert found.values["observed_expected"][j] == pytest.approx(y.sum() / special.expit(column).sum())
+        # the jackknife's error is near the sandwich's over the same clusters
+        robust = sm.Logit(y, x).fit(disp=0, cov_type="cluster", cov_kwds={"groups": codes})
+        g = codes.max() + 1
+        error = np.sqrt((g - 1) ** 2 / g * found.left_out["slope"][:, j].var(ddof=1))
+        assert error == pytest.approx(robust.bse[1], rel=0.1)
+
+
+def test_calibration_without_a_cluster_is_that_of_the_other_rows():
+    y, z, codes = clustered()
+    found = calibration.assess_calibration(y, z, codes)
+    for g in (0, 7, 31):
+        rows = codes != g
+        others = calibration.assess_calibration(y[rows], z[rows])
+        for name in calibration.CALIBRATION_SCALES:
+            change = others.values[name] - found.values[name]
+            np.testing.assert_allclose(
+                found.left_out[name][g] - found.values[name], change, rtol=0.1, atol=1e-4
+            )
+
+
+def test_calibration_of_odd_cases():
+    y, z, _ = clustered()
+    assert np.isnan(calibration.assess_calibration(np.zeros_like(y), z).values["slope"]).all()
+    apart = calibration.assess_calibration(y, 2.0 * y[:, None] - 1)
+    assert np.isnan(apart.values["slope"][0])
+    assert np.isfinite(apart.values["observed_expected"][0])
+    extreme = calibration.assess_calibration(y, 1e4 * (z - z.mean()))
+    assert np.isfinite(extreme.values["slope"]).all()
+    assert (extreme.values["slope"] < 1e-3).all()
+
+
+def test_the_floor_of_the_calibration_error_is_that_of_drawn_labels():
+    rng = np.random.default_rng(0)
+    p = special.expit(2 * rng.normal(size=700) - 2)
+    drawn = [float(metrics.evaluate(rng.random(700) < p, p, metrics=["ece"])["ece"]) for _ in range(600)]
+    floor = calibration.calibration_floor(rng.random(700) < p, p)
+    assert floor.mean == pytest.approx(np.mean(drawn), rel=0.03)
+    assert floor.high == pytest.approx(np.quantile(drawn, 0.95), rel=0.05)
+    assert floor.p > 0.01
+    wrong = calibration.calibration_floor(rng.random(700) < special.expit(special.logit(p) + 1), p)
+    assert wrong.p < 0.01
+    observed = metrics.evaluate(rng.random(700) < p, p, metrics=["ece"])["ece"]
+    assert observed > floor.mean / 3
+
+
+def test_net_benefit_is_counted_by_hand():
+    y, z, codes = clustered()
+    p = special.expit(z)
+    found = calibration.net_benefit(y, p, codes, at=(0.1, 0.5, 0.8))
+    for t in (0.1, 0.5, 0.8):
+        for j in range(2):
+            counts = metrics.confusion(y, p[:, j], threshold=t)
+            expected = counts.tp / len(y) - counts.fp / len(y) * t / (1 - t)
+            assert found.values[f"{t:g}"][j] == pytest.approx(expected)
+            rows = codes != 5
+            counts = metrics.confusion(y[rows], p[rows, j], threshold=t)
+            expected = counts.tp / rows.sum() - counts.fp / rows.sum() * t / (1 - t)
+            assert found.left_out[f"{t:g}"][5, j] == pytest.approx(expected)
+        everyone = y.mean() - (1 - y.mean()) * t / (1 - t)
+        assert found.values[f"all {t:g}"] == pytest.approx([everyone] * 2)
+
+
+def test_predictive_values_are_those_of_a_population():
+    """At the sample's own prevalence they are the sample's."""
+    y, z, _ = clustered()
+    counts = metrics.confusion(y, z[:, 0], threshold=0.0)
+    rates = metrics.evaluate(y, z[:, 0], metrics=["sensitivity", "specificity"], threshold=0.0)
+    ppv, npv = calibration.predictive_values(rates["sensitivity"], rates["specificity"], y.mean())
+    assert ppv == pytest.approx(counts.tp / (counts.tp + counts.fp))
+    assert npv == pytest.approx(counts.tn / (counts.tn + counts.fn))
+    assert np.isnan(calibration.predictive_values(np.array(0.0), np.array(1.0), 0.2)[0])
