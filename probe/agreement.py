@@ -1,12 +1,13 @@
 """What the experts' votes say: agreement, the human reference line, scores by agreement, soft labels.
 
 A vote is for the positive class (1) or not (0). Manifests keep counts (votes_positive, votes_total);
-the leave-one-out line of each expert needs the experts' columns themselves.
+the leave-one-out line of each expert needs the experts' columns themselves. No row is left out of the human
+line unless asked for: where the other experts tie, the row counts half as positive and half as negative.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from .metrics import check_labels, evaluate
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.intp]
+Ties = Literal["split", "drop"]
 
 
 def check_votes(positive: ArrayLike, total: ArrayLike) -> tuple[Counts, Counts]:
@@ -70,8 +72,11 @@ class HumanLine:
     balanced_accuracy: Floats
     sensitivity: Floats
     specificity: Floats
+    tied: Counts
+    """Rows where the others tie. They count half as positive and half as negative (ties "split"), or are
+    left out (ties "drop")."""
     rows: Counts
-    """Rows with a majority among the others; rows where the others tie are left out."""
+    """Rows that were scored."""
 
     @property
     def mean(self) -> float:
@@ -79,51 +84,81 @@ class HumanLine:
         return float(self.balanced_accuracy.mean())
 
 
-def leave_one_out(votes: ArrayLike) -> HumanLine:
+def leave_one_out(votes: ArrayLike, *, ties: Ties = "split") -> HumanLine:
     """The human reference line: balanced accuracy of each expert against the majority of the others.
 
     votes : (n, experts), 0 or 1, at least three experts
+    ties : the rows where the others tie are the hardest. "split": they count half as positive and half as
+        negative, so that every expert is scored on every row. "drop": they are left out, which flatters.
     A model that is scored against the majority of all experts has a slightly easier task than an expert
-    here (the majority of one vote less is noisier), and no vote of its own in it.
+    here (the majority of one vote less is noisier), and no vote of its own in it: `human_line` scores models
+    against the same references.
     """
     table = _ballots(votes)
-    scores = score_experts(table)
+    scores = score_experts(table, ties=ties)
     others = table.sum(axis=1, keepdims=True) - table
+    tied = (2 * others == table.shape[1] - 1).sum(axis=0)
     return HumanLine(
         balanced_accuracy=scores["balanced_accuracy"],
         sensitivity=scores["sensitivity"],
         specificity=scores["specificity"],
-        rows=(2 * others != table.shape[1] - 1).sum(axis=0),
+        tied=tied,
+        rows=np.full(len(tied), len(table)) if ties == "split" else len(table) - tied,
     )
 
 
 def score_experts(
-    votes: ArrayLike, *, weights: ArrayLike | None = None, groups: ArrayLike | None = None
+    votes: ArrayLike,
+    *,
+    ties: Ties = "split",
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """`leave_one_out` under weights, for `intervals.bootstrap_function`.
+    """`leave_one_out` under weights, for `intervals.estimate_function`.
 
     weights, groups : as for `metrics.evaluate`
     Returns balanced_accuracy, sensitivity, specificity ([B,] experts) and mean ([B]) of the first.
     """
     table = _ballots(votes)
     n, n_experts = table.shape
+    mean, squeeze = _weighted_mean(n, weights, groups)
+    positive, negative = _reference(table.sum(axis=1, keepdims=True) - table, n_experts - 1, ties)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        sensitivity = mean(positive * table) / mean(positive)
+        specificity = mean(negative * (1 - table)) / mean(negative)
+    scores = {
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+    }
+    found = {name: values[squeeze] for name, values in scores.items()}
+    return {**found, "mean": found["balanced_accuracy"].mean(axis=-1)}
+
+
+def _reference(others: Counts, of: ArrayLike, ties: Ties) -> tuple[Floats, Floats]:
+    """Weight of a row as positive and as negative, by the majority of the others' votes; any shape."""
+    if ties not in ("split", "drop"):
+        raise InvalidRequest(f"ties is 'split' or 'drop', not {ties!r}")
+    tied = (2 * others == of) * (0.5 if ties == "split" else 0.0)
+    return (2 * others > of) + tied, (2 * others < of) + tied
+
+
+def _weighted_mean(
+    n: int, weights: ArrayLike | None, groups: ArrayLike | None
+) -> tuple[Callable[[Floats], Floats], Any]:
+    """The mean over rows (n, k) -> (B, k) under weights of clusters, and the index that takes B out again."""
     codes = np.arange(n) if groups is None else np.asarray(groups, np.intp)
-    drawn = np.ones(codes.max() + 1) if weights is None else np.asarray(weights)
-    found: dict[str, list[Any]] = {name: [] for name in ("balanced_accuracy", "sensitivity", "specificity")}
-    for expert in table.T:
-        others = table.sum(axis=1) - expert
-        decided = 2 * others != n_experts - 1
-        scored = evaluate(
-            (2 * others > n_experts - 1)[decided],
-            expert[decided],
-            metrics=found,
-            weights=drawn,
-            groups=codes[decided],
-        )
-        for name, values in scored.items():
-            found[name].append(values)
-    scores = {name: np.stack(values, axis=-1) for name, values in found.items()}
-    return {**scores, "mean": scores["balanced_accuracy"].mean(axis=-1)}
+    drawn = (
+        np.ones((1, codes.max() + 1)) if weights is None else np.atleast_2d(np.asarray(weights, np.float64))
+    )
+    total = drawn @ np.bincount(codes, minlength=drawn.shape[1])
+
+    def mean(values: Floats) -> Floats:
+        clusters = np.zeros((drawn.shape[1], values.shape[1]))
+        np.add.at(clusters, codes, values)
+        return (drawn @ clusters) / total[:, None]
+
+    return mean, 0 if weights is None or np.ndim(weights) == 1 else slice(None)
 
 
 def _ballots(votes: ArrayLike) -> Counts:
@@ -133,27 +168,74 @@ def _ballots(votes: ArrayLike) -> Counts:
     return table.astype(np.intp)
 
 
-def pooled_leave_one_out(positive: ArrayLike, total: ArrayLike) -> float:
-    """The human line where only counts are known: balanced accuracy of all (expert, row) pairs pooled.
+@dataclass(frozen=True, kw_only=True)
+class PooledLine:
+    """Experts and m models on the same rows, against the same references (`human_line`)."""
 
-    Every vote is scored against the majority of the row's other votes, ties left out. It weighs experts by
-    their votes and not alike, so it is near `HumanLine.mean` and not equal to it.
+    values: dict[str, Floats]
+    """"expert" (1,), "model" (m,): balanced accuracies; "difference" (m,): expert less model."""
+    left_out: dict[str, Floats]
+    """The same without each cluster: (G, 1) and (G, m)."""
+    votes: int
+    """(expert, row) pairs that were scored."""
+    tied: int
+    """Those of them where the other experts tie."""
+
+
+def human_line(
+    positive: ArrayLike,
+    total: ArrayLike,
+    called: ArrayLike,
+    codes: ArrayLike | None = None,
+    *,
+    ties: Ties = "split",
+) -> PooledLine:
+    """The human line where only counts of votes are known, and models on the very same rows and references.
+
+    positive, total : int (n,), votes for the positive class and in all, at least three; called : bool (n, m)
+    codes : int (n,), clusters 0 .. G-1 (None: rows)
+    Every vote is scored against the majority of the row's other votes (ties as in `leave_one_out`), and so
+    is the model's call, once for each vote. It weighs experts by their votes and not alike, so the expert's
+    value is near `HumanLine.mean` and not equal to it.
     """
     p, t = check_votes(positive, total)
+    if t.min() < 3:
+        raise ProbeError(f"row {t.argmin()} has {t.min()} votes: the human line needs three or more")
+    calls = np.asarray(called, np.float64).reshape(len(p), -1)
+    where = np.arange(len(p)) if codes is None else np.asarray(codes, np.intp)
+    hit = np.zeros((2, len(p)))  # votes that agree with a positive, and with a negative reference
+    weight = np.zeros((2, len(p)))
+    tied = 0
     # a positive vote leaves p - 1 of t - 1 others, a negative one p of t - 1
-    reference, vote, count = [], [], []
     for cast, others, number in ((1, p - 1, p), (0, p, t - p)):
-        decided = (number > 0) & (2 * others != t - 1)
-        reference.append((2 * others > t - 1)[decided])
-        vote.append(np.full(decided.sum(), cast))
-        count.append(number[decided])
-    scored = evaluate(
-        np.concatenate(reference),
-        np.concatenate(vote),
-        metrics=["balanced_accuracy"],
-        weights=np.concatenate(count),
+        for side, reference in enumerate(_reference(others, t - 1, ties)):
+            weight[side] += number * reference
+            hit[side] += number * reference * (cast == 1 - side)
+        tied += int(number[2 * others == t - 1].sum())
+    of_models = np.stack([weight[0][:, None] * calls, weight[1][:, None] * (1 - calls)])
+    parts = np.concatenate([hit[:, :, None], of_models], axis=2)  # (2, n, 1 + m)
+
+    def balanced(hits: Floats, weights: Floats) -> Floats:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (hits / weights).mean(axis=0)
+
+    def by_cluster(values: Floats) -> Floats:
+        return np.bincount(where, values, int(where.max()) + 1)
+
+    each = np.stack([np.stack([by_cluster(c) for c in side.T], axis=1) for side in parts])  # (2, G, 1 + m)
+    weights = np.stack([by_cluster(side) for side in weight])[:, :, None]
+    whole = balanced(each.sum(axis=1), weights.sum(axis=1))
+    without = balanced(each.sum(axis=1, keepdims=True) - each, weights.sum(axis=1, keepdims=True) - weights)
+    return PooledLine(
+        values={"expert": whole[:1], "model": whole[1:], "difference": whole[0] - whole[1:]},
+        left_out={
+            "expert": without[:, :1],
+            "model": without[:, 1:],
+            "difference": without[:, :1] - without[:, 1:],
+        },
+        votes=int(t.sum()) - (tied if ties == "drop" else 0),
+        tied=tied,
     )
-    return float(scored["balanced_accuracy"])
 
 
 def by_votes(
@@ -248,21 +330,12 @@ def soft_scores(
     table = table[:, None] if one_model else table
     if len(table) != len(share) or not ((table >= 0) & (table <= 1)).all():
         raise InvalidRequest(f"probabilities have to be in [0, 1], (n,) or (n, m) for {len(share)} rows")
-    codes = np.arange(len(share)) if groups is None else np.asarray(groups, np.intp)
-    drawn = (
-        np.ones((1, codes.max() + 1)) if weights is None else np.atleast_2d(np.asarray(weights, np.float64))
-    )
+    mean, drawn_axis = _weighted_mean(len(share), weights, groups)
     tiny = np.finfo(np.float64).eps
     clipped = np.clip(table, tiny, 1 - tiny)
     f = share[:, None]
     loss = -f * np.log(clipped) - (1 - f) * np.log1p(-clipped)
     excess = loss - (special.entr(f) + special.entr(1 - f))
-
-    def mean(values: Floats) -> Floats:
-        clusters = np.zeros((drawn.shape[1], values.shape[1]))
-        np.add.at(clusters, codes, values)
-        sizes = np.bincount(codes, minlength=drawn.shape[1])
-        return (drawn @ clusters) / (drawn @ sizes)[:, None]
 
     def correlation(a: Floats, b: Floats) -> Floats:
         # centred and scaled against cancellation in the weighted moments that follow
@@ -279,6 +352,5 @@ def soft_scores(
         "pearson": correlation(table, f),
         "spearman": correlation(stats.rankdata(table, axis=0), stats.rankdata(f, axis=0)),
     }
-    no_weights = weights is None or np.ndim(weights) == 1
-    squeeze = (0 if no_weights else slice(None), 0 if one_model else slice(None))
+    squeeze = (drawn_axis, 0 if one_model else slice(None))
     return {name: values[squeeze] for name, values in found.items()}
