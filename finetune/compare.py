@@ -11,7 +11,7 @@ from ..errors import InvalidRequest
 from ..probe.config import ProbeConfig
 from ..probe.intervals import holm
 from ..probe.results import ProbeResult
-from ..probe.scoring import PAIRED, bootstrap_set, compare_models
+from ..probe.scoring import PAIRED, compare_models, estimate_set
 from ..probe.systems import from_predictions
 from .scores import OOF
 
@@ -35,7 +35,7 @@ def compare_results(
 
     One record a set and metric, tested as the probes of one sweep are (`probe.scoring.compare_models`, with
     the settings of `theirs`): n, ours, theirs, value_ours, value_theirs (at probability 0.5), difference,
-    low, high, p, p_method; p_holm over all records.
+    low, high, p, p_method, reason (why there is no interval, or ""); p_holm over all records.
     Raises InvalidRequest where the two have no patch in common, or disagree on a label.
     """
     mine, other = ProbeResult.load(ours), ProbeResult.load(theirs)
@@ -53,12 +53,16 @@ def compare_results(
         left, right = (
             t[t["role"] == r].set_index("patch_id") for t, r in zip((table, b[dataset]), roles, strict=True)
         )
-        rows, columns = from_predictions(dataset, {"ours": left, "theirs": right}, role="both")
+        role = "oof" if roles[0] == OOF else "both"
+        about = next(d for d in other.document["data"] if d["dataset"] == dataset)
+        known = bool(about.get("groups_known", about["n_groups"]))
+        rows, columns = from_predictions(
+            dataset, {"ours": left, "theirs": right}, role=role, groups_known=known
+        )
         if not len(rows):
             continue
-        whole = bootstrap_set(rows, columns, config=config)
-        if whole is None:
-            raise InvalidRequest(f"{dataset}: all rows are of one group, so nothing can be tested")
+        whole = estimate_set(rows, columns, config=config)
+        assert whole is not None  # the config asks for intervals
         found = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
         for one in found:
             if one["test"] != PAIRED:
@@ -75,7 +79,7 @@ def compare_results(
                     "n": len(rows),
                     "value_ours": float(values[0]),
                     "value_theirs": float(values[1]),
-                    **{key: one[key] for key in ("difference", "low", "high", "p", "p_method")},
+                    **{key: one[key] for key in ("difference", "low", "high", "p", "p_method", "reason")},
                 }
             )
     if not records:

@@ -15,7 +15,7 @@ from ..probe.protocol import adjustment
 from ..probe.results import ProbeResult
 from ..probe.run import StudyData, describe, describe_adjusted, predictions_table, score_fold_models
 from ..probe.run import provenance as probe_provenance
-from ..probe.scoring import Column, Rows, mean_of_models, score_set
+from ..probe.scoring import Column, Rows, mean_of_models, out_of_fold_cuts, score_set, specificity_cuts
 from .data import TrainingData
 
 OOF = "oof"
@@ -60,14 +60,23 @@ def assemble(
         for k in numbers:
             adjusted[fold == k] = adjustment(train.y[fold != k], oof[fold != k])
     of_ensemble = adjustment(train.y, oof)
-    columns = {train.dataset: [Column(features, OOF, oof, adjusted)]}
+    columns = {
+        train.dataset: [Column(features, OOF, oof, adjusted, cuts=out_of_fold_cuts(train.y, oof, fold))]
+    }
+    cuts = specificity_cuts(train.y, oof)
     of_models: dict[str, np.ndarray] = {}
     for rows in study.tests:
         each = of_models[rows.dataset] = np.stack([logits[k][rows.dataset] for k in numbers], axis=1)
         alone = np.tile(UNADJUSTED, (len(rows), 1))
         columns[rows.dataset] = [
             *(Column(features, f"fold {k}", each[:, i], alone) for i, k in enumerate(numbers)),
-            Column(features, "ensemble", mean_logit(each), np.tile(of_ensemble, (len(rows), 1))),
+            Column(
+                features,
+                "ensemble",
+                mean_logit(each),
+                np.tile(of_ensemble, (len(rows), 1)),
+                cuts=np.tile(cuts, (len(rows), 1)),
+            ),
         ]
     sets = zip([train, *study.tests], [trained.train_manifest, *study.test_manifests], strict=True)
     folds = data.folds

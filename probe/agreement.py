@@ -135,7 +135,7 @@ def score_experts(
     return {**found, "mean": found["balanced_accuracy"].mean(axis=-1)}
 
 
-def _reference(others: Counts, of: ArrayLike, ties: Ties) -> tuple[Floats, Floats]:
+def _reference(others: Counts, of: Counts | int, ties: Ties) -> tuple[Floats, Floats]:
     """Weight of a row as positive and as negative, by the majority of the others' votes; any shape."""
     if ties not in ("split", "drop"):
         raise InvalidRequest(f"ties is 'split' or 'drop', not {ties!r}")
@@ -220,7 +220,7 @@ def human_line(
             return (hits / weights).mean(axis=0)
 
     def by_cluster(values: Floats) -> Floats:
-        return np.bincount(where, values, int(where.max()) + 1)
+        return np.asarray(np.bincount(where, values, int(where.max()) + 1), np.float64)
 
     each = np.stack([np.stack([by_cluster(c) for c in side.T], axis=1) for side in parts])  # (2, G, 1 + m)
     weights = np.stack([by_cluster(side) for side in weight])[:, :, None]

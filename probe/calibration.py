@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from ..errors import InvalidRequest, ProbeError
-from .metrics import BINS, Strategy, bin_edges, bin_of, check_labels
+from .metrics import BINS, Scale, Strategy, bin_edges, bin_of, check_labels
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -283,7 +283,7 @@ class Assessed:
     left_out: dict[str, Floats]
 
 
-CALIBRATION_SCALES = {"slope": "linear", "intercept": "linear", "observed_expected": "log"}
+CALIBRATION_SCALES: dict[str, Scale] = {"slope": "linear", "intercept": "linear", "observed_expected": "log"}
 
 
 def assess_calibration(y: ArrayLike, logits: ArrayLike, codes: Codes | None = None) -> Assessed:

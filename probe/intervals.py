@@ -701,6 +701,15 @@ def _tail(difference: Floats, error: Floats, freedom: ArrayLike) -> Floats:
     return 2 * stats.t.sf(np.abs(t), freedom)
 
 
+def compare_to_zero(interval: Interval) -> Floats:
+    """Two-sided p (m,) that the value is 0, Student's t; NaN where there is no standard error."""
+    return np.where(
+        interval.reason == "",
+        _tail(interval.value, interval.standard_error, interval.degrees_of_freedom),
+        np.nan,
+    )
+
+
 def holm(p: ArrayLike) -> Floats:
     """Holm's step-down adjusted p-values (Holm 1979), in the order given; NaNs stay and do not count."""
     p = np.asarray(p, np.float64)

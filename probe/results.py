@@ -26,6 +26,7 @@ OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
     "The score of * is that of the winner of a comparison on these same rows, too high by .06 to .08 in "
     "simulations of many feature sets on few slides."
 )
+KINDS = ("metrics", "at_threshold", "temperature", "platt")  # of scores, in a record
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 
 
@@ -101,15 +102,24 @@ class ProbeResult:
 
     def scores(self) -> pd.DataFrame:
         """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
-        low, high. kind: "metrics" at probability 0.5; "at_threshold", "temperature", "platt": chosen on
-        folds."""
+        low, high, standard_error, degrees_of_freedom, design_effect, method, reason. kind: "metrics" at
+        probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. `scoring` has all keys."""
         records = []
         for record in self.document["scores"]:
             about = {k: v for k, v in record.items() if not isinstance(v, dict)}
             for kind, values in record.items():
-                if isinstance(values, dict):
+                if kind in KINDS:
+                    unsure = record.get("uncertainty", {}).get(kind, {})  # older results have none
                     records += [
-                        {**about, "kind": kind, "metric": metric, "value": v, "low": low, "high": high}
+                        {
+                            **about,
+                            "kind": kind,
+                            "metric": metric,
+                            "value": v,
+                            "low": low,
+                            "high": high,
+                            **unsure.get(metric, {}),
+                        }
                         for metric, (v, low, high) in values.items()
                     ]
         return pd.DataFrame(records)

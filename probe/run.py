@@ -43,11 +43,14 @@ from .results import SWEEP, ProbeResult
 from .scoring import (
     Column,
     Rows,
-    bootstrap_set,
     compare_models,
+    estimate_set,
     mean_of_models,
+    out_of_fold_cuts,
+    precision,
     score_set,
     score_votes,
+    specificity_cuts,
 )
 
 
@@ -118,12 +121,14 @@ def run_probe(
     scores, comparisons = [], []
     for rows in [data.train, *data.tests]:
         mine = columns[rows.dataset]
-        whole = bootstrap_set(rows, mine, config=config)
+        whole = estimate_set(rows, mine, config=config)
         scores += score_set(rows, mine, config=config, whole=whole)
         comparisons += compare_models(rows, mine, config=config, reference=chosen, whole=whole)
     again = [(chosen, columns), *(columns_of(data, repeats[i + 1][0], one) for i, one in enumerate(others))]
     votes = [
-        found for rows in [data.train, *data.tests] if (found := score_votes(rows, columns[rows.dataset]))
+        found
+        for rows in [data.train, *data.tests]
+        if (found := score_votes(rows, columns[rows.dataset], config=config))
     ]
     seconds["score"] = time.perf_counter() - lap
     lap = time.perf_counter()
@@ -171,6 +176,7 @@ def run_probe(
         }
         if others
         else None,
+        "precision": precision(scores, comparisons, level=config.level),
         "votes": votes,
         "domains": {name: found for name, found in domains.items() if found},
         "seconds": seconds,
@@ -224,7 +230,12 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     names = [name for name, _ in pieces]
     if len(set(names)) < len(names):
         raise InvalidRequest(f"two evaluation sets have the same name: {', '.join(names)}")
-    rows = [_rows(name, piece, positive, bank) for name, piece in pieces]
+    lost = {train.header.name: int((~labelled).sum())}
+    lost |= {m.header.name: int((m.table["label"] == "").sum()) for m in tests}
+    rows = [
+        _rows(name, piece, positive, bank, {"no label": n} if (n := lost[piece.header.name]) else {})
+        for name, piece in pieces
+    ]
     for label, one in (("negative", 0), ("positive", 1)):
         if not (rows[0].y == one).any():
             raise ProbeError(
@@ -266,19 +277,24 @@ def _positive(train: Manifest, tests: Sequence[Manifest], config: ProbeConfig) -
     return positive
 
 
-def _rows(name: str, manifest: Manifest, positive: str, bank: Any) -> Rows:
+def _rows(name: str, manifest: Manifest, positive: str, bank: Any, left_out: Mapping[str, int]) -> Rows:
     table = hashed(manifest, bank)
+    group = manifest.table["group"]
+    if (group == "").any():  # rows of equal content are one cluster
+        group = pd.Series(effective_groups(Manifest(manifest.header, table, manifest.root)))
     return Rows(
         dataset=name,
         patch_id=table["patch_id"].to_numpy(dtype=object),
         y=(table["label"] == positive).to_numpy().astype(np.int64),
-        group=table["group"].to_numpy(dtype=object),
+        group=group.to_numpy(dtype=object),
         domain=table["domain"].to_numpy(dtype=object),
         distinct=deduplicate(table).keep,
         votes_positive=_votes(table, "votes_positive"),
         votes_total=_votes(table, "votes_total"),
         path=table["path"].to_numpy(dtype=object),
         content_hash=table["content_hash"].to_numpy(dtype=object),
+        groups_known=manifest.groups_known,
+        left_out=left_out,
     )
 
 
@@ -518,18 +534,33 @@ def columns_of(
     if len(runs) > 1 and runs[chosen].choice:  # first: it is the estimate of what the folds choose
         all_runs = {SWEEP: _sweep(plan, data.train.y, list(runs.values()), runs[chosen]), **runs}
     columns: dict[str, list[Column]] = {data.train.dataset: []}
+    y = data.train.y
     for name, run in all_runs.items():
         columns[data.train.dataset].append(
-            Column(name, run.train_role, run.oof, run.oof_adjusted, run.oof_calibrated)
+            Column(
+                name,
+                run.train_role,
+                run.oof,
+                run.oof_adjusted,
+                run.oof_calibrated,
+                out_of_fold_cuts(y, run.oof_calibrated, plan.folds),
+            )
         )
         for dataset, scores in run.fold_models.items():
             ensemble = mean_logit(scores)
             mine = columns.setdefault(dataset, [])
             if name != SWEEP and dataset in run.refit:  # the sweep's refit is that of the chosen features
                 refit = run.refit[dataset]
-                mine.append(Column(name, "refit", refit, np.tile(run.adjusted, (len(refit), 1))))
-            mine.append(Column(name, "ensemble", ensemble, np.tile(run.ensemble_adjusted, (len(scores), 1))))
+                mine.append(_one_model(name, "refit", refit, run.adjusted, specificity_cuts(y, run.oof_flat)))
+            cuts = specificity_cuts(y, run.oof)
+            mine.append(_one_model(name, "ensemble", ensemble, run.ensemble_adjusted, cuts))
     return chosen, columns
+
+
+def _one_model(name: str, role: str, score: np.ndarray, adjusted: np.ndarray, cuts: np.ndarray) -> Column:
+    """The column of one model, which has one `adjustment` (4,) and one set of cuts (2,) for all rows."""
+    n = len(score)
+    return Column(name, role, score, np.tile(adjusted, (n, 1)), cuts=np.tile(cuts, (n, 1)))
 
 
 def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: ProtocolRun) -> ProtocolRun:
@@ -667,7 +698,9 @@ def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> 
         "root": str(manifest.root.absolute()),
         "n": len(rows),
         "n_positive": int(rows.y.sum()),
-        "n_groups": len(set(rows.group[rows.group != ""])),
+        "groups_known": rows.groups_known,
+        "n_groups": manifest.table["group"].replace("", np.nan).nunique(),
+        "left_out": dict(rows.left_out),
         "n_distinct": int(rows.distinct.sum()),
         "domains": {d: int((rows.domain == d).sum()) for d in dict.fromkeys(rows.domain) if d},
     }

@@ -14,7 +14,7 @@ from ..errors import InvalidRequest
 from .config import ProbeConfig
 from .results import SWEEP, TRAIN_ROLES, ProbeResult
 from .run import provenance
-from .scoring import Column, Rows, bootstrap_set, compare_models
+from .scoring import Column, Rows, compare_models, estimate_set, precision
 
 TEST_ROLES = ("refit", "ensemble")  # of the others, the first that there is
 REPORTED = "refit"  # the role under which a merged result lists what a system reports on evaluation sets
@@ -52,7 +52,9 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     config = ProbeConfig.from_dict(first["config"])
     comparisons = []
     for dataset in data:
-        comparisons += _compare(dataset, frames, config, reference=ranked[0])
+        known = bool(data[dataset].get("groups_known", data[dataset]["n_groups"]))
+        comparisons += _compare(dataset, frames, config, reference=ranked[0], groups_known=known)
+    scores = [record for name, result in results.items() for record in _scores(name, result)]
     votes = [one for dataset in data if (one := _votes(dataset, documents))]
     document: dict[str, Any] = {
         "config": {**first["config"], "features": list(results), "select": "auroc"},
@@ -63,8 +65,9 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
         "leaks": _longest([d["leaks"] for d in documents.values() if "leaks" in d]),
         "chosen": ranked[0],
         "models": [_model(name, result, criteria[name]) for name, result in results.items()],
-        "scores": [record for name, result in results.items() for record in _scores(name, result)],
+        "scores": scores,
         "comparisons": comparisons,
+        "precision": precision(scores, comparisons, level=config.level),
         "votes": votes,
         "seconds": {"all": sum(d.get("seconds", {}).get("all", 0.0) for d in documents.values())},
     }
@@ -140,7 +143,12 @@ def _model(name: str, result: ProbeResult, criterion: float) -> dict[str, Any]:
 
 
 def _compare(
-    dataset: str, frames: Mapping[str, pd.DataFrame], config: ProbeConfig, *, reference: str
+    dataset: str,
+    frames: Mapping[str, pd.DataFrame],
+    config: ProbeConfig,
+    *,
+    reference: str,
+    groups_known: bool,
 ) -> list[dict[str, Any]]:
     """Paired differences between the systems that were scored on this set, on the rows that all have."""
     tables = {name: frame[frame["dataset"] == dataset] for name, frame in frames.items()}
@@ -149,17 +157,18 @@ def _compare(
         return []
     base = next(iter(tables.values()))
     role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
-    rows, columns = from_predictions(dataset, tables, role=role)
-    whole = bootstrap_set(rows, columns, config=config)
+    rows, columns = from_predictions(dataset, tables, role=role, groups_known=groups_known)
+    whole = estimate_set(rows, columns, config=config)
     return compare_models(rows, columns, config=config, reference=reference, whole=whole)
 
 
 def from_predictions(
-    dataset: str, tables: Mapping[str, pd.DataFrame], *, role: str
+    dataset: str, tables: Mapping[str, pd.DataFrame], *, role: str, groups_known: bool = True
 ) -> tuple[Rows, list[Column]]:
     """What `compare_models` takes, from predictions of several models: the rows that all have.
 
     tables : name -> predictions, one row a patch, patch_id as index
+    role : of the columns; one of TRAIN_ROLES for scores out of fold, whose variance is inflated
     Raises InvalidRequest where they disagree on a label.
     """
     base = next(iter(tables.values()))
@@ -179,6 +188,7 @@ def from_predictions(
         votes_total=about,
         path=base["path"].to_numpy(object),
         content_hash=base["content_hash"].to_numpy(object),
+        groups_known=groups_known,
     )
     columns = [
         Column(
@@ -202,9 +212,17 @@ def _votes(dataset: str, documents: Mapping[str, Mapping[str, Any]]) -> dict[str
             if merged is None:
                 merged = {k: v for k, v in one.items() if not isinstance(v, list)}
                 merged |= {k: [] for k, v in one.items() if isinstance(v, list)}
+                if one.get("human"):
+                    merged["human"] = {**one["human"], "models": []}
             for key in ("strata", "by_votes", "soft"):
                 merged[key] += [
                     {**r, "features": name} for r in one[key] if r["features"] == document["chosen"]
+                ]
+            if merged.get("human") and one.get("human"):
+                merged["human"]["models"] += [
+                    {**r, "features": name}
+                    for r in one["human"]["models"]
+                    if r["features"] == document["chosen"]
                 ]
     return merged
 

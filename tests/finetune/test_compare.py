@@ -11,7 +11,7 @@ from patchbank.probe import metrics
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.intervals import holm
 from patchbank.probe.results import ProbeResult
-from patchbank.probe.scoring import PAIRED, bootstrap_set, compare_models
+from patchbank.probe.scoring import PAIRED, compare_models, estimate_set
 from patchbank.probe.systems import from_predictions
 
 
@@ -82,11 +82,11 @@ def test_the_test_is_the_one_of_the_probes_with_holm_over_all_that_is_asked(tmp_
     loaded = {"ours": ProbeResult.load(ours), "theirs": ProbeResult.load(theirs)}
     config = ProbeConfig.from_dict(loaded["theirs"].document["config"])
     assert config.interval == "jackknife"
-    for dataset in roles:
+    for dataset, role in roles.items():
         frames = {name: result.predictions for name, result in loaded.items()}
         tables = {n: frame[frame["dataset"] == dataset].set_index("patch_id") for n, frame in frames.items()}
-        rows, columns = from_predictions(dataset, tables, role="x")
-        whole = bootstrap_set(rows, columns, config=config)
+        rows, columns = from_predictions(dataset, tables, role=role)
+        whole = estimate_set(rows, columns, config=config)
         expected = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
         for one in (r for r in expected if r["test"] == PAIRED):
             (mine,) = [r for r in records if (r["dataset"], r["metric"]) == (dataset, one["metric"])]
