@@ -52,6 +52,7 @@ def saved(
         "chosen": features,
         "folds": {"n_splits": 2},
         "config": ProbeConfig.from_dict({"features": [features]}).to_dict(),
+        "data": [{"dataset": dataset, "n_groups": 20, "groups_known": True} for dataset in roles],
         "scores": [],
     }
     return ProbeResult(document, pd.concat(frames, ignore_index=True)).save(folder)
