@@ -553,7 +553,7 @@ class Sections:
                         b["name"],
                         TITLES[metric],
                         f"{b['difference']:+.3f}",
-                        f"[{b['low']:+.3f}, {b['high']:+.3f}]",
+                        "-" if b["low"] is None else f"[{b['low']:+.3f}, {b['high']:+.3f}]",
                         p_value(b["p_holm"]),
                         p_value(delong.get(b["name"])) if metric == "auroc" else "-",
                     ]
