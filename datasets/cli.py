@@ -583,10 +583,15 @@ def _show_audit(audit: "Audit") -> None:
 def _show_folds(assigned: Any, rows: "Manifest") -> None:
     import pandas as pd
 
+    from .manifest import groups_note
+
     table = rows.table.assign(fold=assigned)
     counts = pd.crosstab(table["fold"], table["label"])
-    of = table.groupby("fold")["group"].nunique()
+    shown = counts.rename(columns={"": "no label"}).assign(rows=counts.sum(axis=1))
+    if rows.groups_known:
+        shown["groups"] = table[table["group"] != ""].groupby("fold")["group"].nunique()
     print_table(
-        ("fold", "rows", *map(str, counts.columns), "groups"),
-        [(fold, sum(row), *row, of[fold]) for fold, row in zip(counts.index, counts.to_numpy(), strict=True)],
+        ["fold", *shown.columns],
+        [[fold, *row] for fold, row in zip(shown.index, shown.to_numpy().tolist(), strict=True)],
     )
+    _note(rows.header.name, groups_note(rows))

@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
 from ..files import write_text
-from .manifest import Manifest, read_toml, toml_value, unknown_keys
+from .manifest import Manifest, listed, read_toml, toml_value, unknown_keys
 
 FORMAT = "patchbank-folds"
 FORMAT_VERSION = 1
@@ -176,14 +176,20 @@ def make_folds(
     counts = pd.crosstab(pd.Series(groups, name="group"), pd.Series(labels, name="label"))
     rows_of = counts.sum(axis=1)
     counts = counts.drop(columns="", errors="ignore")
-    per_class = (counts > 0).sum()
-    short = {str(label): int(k) for label, k in per_class.items() if k < n_splits}
-    if short or len(counts) < n_splits:
-        what = (
-            ", ".join(f"{label!r} occurs in {k} groups" for label, k in short.items())
-            or f"{len(counts)} groups"
+    fewest = min([len(counts), *(counts > 0).sum().tolist()])
+
+    def refuse() -> InvalidRequest:
+        fewer = (
+            f"make {min(fewest, n_splits - 1)} folds"
+            if min(fewest, n_splits - 1) > 1
+            else "label more groups"
         )
-        raise InvalidRequest(f"{n_splits} folds cannot be made: {what}; ask for fewer folds.")
+        return InvalidRequest(
+            f"{n_splits} folds cannot be made: {too_few(labels, groups, n_splits)}. Fix: {fewer}."
+        )
+
+    if fewest < n_splits:
+        raise refuse()
 
     names = [str(group) for group in counts.index]
     # column 0: all rows; then one column a class. Python integers: no overflow, no rounding
@@ -203,14 +209,24 @@ def make_folds(
         while search.improve():
             pass
     fold, load = search.fold, search.load
-    missed = [f + 1 for f in range(n_splits) if not all(load[f])]
-    if missed:
-        raise InvalidRequest(
-            f"{n_splits} folds cannot be made: fold {missed} would miss a class; ask for fewer."
-        )
+    if not all(all(of_fold) for of_fold in load):
+        raise refuse()
     of_group = {names[g]: fold[g] + 1 for g in range(len(names))}
     made = f"patchbank make_folds, version 1, n_splits={n_splits}, seed={seed}"
     return Folds(name, n_splits, of_group, dataset=dataset, made_with=made)
+
+
+def too_few(labels: np.ndarray, groups: np.ndarray, n_splits: int) -> str:
+    """Why so many folds cannot be made: the classes that lie in fewer groups, and these groups."""
+    short = [
+        f"{label!r} occurs in {len(found)} groups ({listed(map(repr, found))})"
+        for label in sorted({*labels} - {""})
+        if len(found := sorted({*groups[labels == label]})) < n_splits
+    ]
+    why = (
+        "; ".join(short) or f"the {len({*groups})} groups cannot be dealt so that every fold has every class"
+    )
+    return f"each needs a group of every class, and {why}"
 
 
 class _Search:

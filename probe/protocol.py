@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..datasets.folds import Folds, make_folds
+from ..datasets.folds import Folds, make_folds, too_few
 from ..errors import InvalidRequest, ProbeError
 from .calibration import best_threshold, fit_platt, fit_temperature
 from .config import ProbeConfig
@@ -120,19 +120,8 @@ def folds_of(
         except InvalidRequest:
             continue
     wanted = exactly or 2
-    short = [
-        f"{label!r} occurs in {len(found)} ({', '.join(map(repr, found[:3]))}{', ...' if found[3:] else ''})"
-        for label in dict.fromkeys(labels)
-        if label and len(found := list(dict.fromkeys(groups[labels == label]))) < wanted
-    ]
-    why = (
-        "; ".join(short)
-        or f"the {len(set(groups))} groups cannot be dealt so that every fold has every class"
-    )
-    raise InvalidRequest(
-        f"{wanted} {what} cannot be made: each needs a group of every class, and {why}. Fix: {fix}, or label "
-        "more groups."
-    )
+    why = too_few(labels, groups, wanted)
+    raise InvalidRequest(f"{wanted} {what} cannot be made: {why}. Fix: {fix}, or label more groups.")
 
 
 def _training_sets(folds: np.ndarray, inner: Sequence[np.ndarray]) -> Iterator[Part]:

@@ -164,7 +164,7 @@ def test_shipped_builders_on_the_real_files(shared: Path, tmp_path: Path) -> Non
         (["folds", "show", "papre", "{toml}"], "no folds are called 'papre'"),
         (["folds", "show", "paper", "{toml}"], "do not know 6 of the groups"),
         (["folds", "make", "{toml}", "--split", "trian", "--out", "x.toml"], "no split 'trian'"),
-        (["folds", "make", "{toml}", "--n-splits", "9", "--out", "x.toml"], "ask for fewer folds"),
+        (["folds", "make", "{toml}", "--n-splits", "9", "--out", "x.toml"], "Fix: make 6 folds"),
     ],
 )
 def test_errors_are_one_sentence(

@@ -139,6 +139,20 @@ def test_rows_without_a_group_are_their_own(toy: Manifest) -> None:
     assert effective_groups(manifest).tolist() == ["a", "a", "toy/2", "toy/3", "b", "b", "toy/6", "toy/7"]
 
 
+def test_the_class_its_groups_and_the_fix_are_named() -> None:
+    labels = np.array(["[/bad]", "good", "[/bad]", "good", "good", "[/bad]"], dtype=object)
+    groups = np.array(["s1", "s2", "s3", "s4", "s5", "s3"], dtype=object)
+    with pytest.raises(InvalidRequest) as caught:
+        make_folds(labels, groups, n_splits=5)
+    assert str(caught.value) == (
+        "5 folds cannot be made: each needs a group of every class, and '[/bad]' occurs in 2 groups "
+        "('s1', 's3'); 'good' occurs in 3 groups ('s2', 's4', 's5'). Fix: make 2 folds."
+    )
+    assert make_folds(labels, groups, n_splits=2).n_splits == 2
+    with pytest.raises(InvalidRequest, match=r"'bad' occurs in 1 groups \('x'\). Fix: label more groups"):
+        make_folds(["bad", "good", "good"], ["x", "x", "y"], n_splits=2)
+
+
 def test_folds_for(toy: Manifest, tmp_path: Path) -> None:
     assert folds_for(toy, 3).n_splits == 3
     file = make_folds(toy.table["label"].to_numpy(), effective_groups(toy), n_splits=2).save(
