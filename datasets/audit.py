@@ -34,7 +34,8 @@ class Audit:
     duplicates: duplicate (1, 2, ...: pixel-identical images share it), patch_id, path, label, group, split.
     contradictions: the rows of `duplicates` whose images carry different labels.
     group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits,
-    rows; the same for identical images. sizes: height, width, rows.
+    rows; the same for identical images. split_contents: duplicate, groups, rows; identical images of several
+    groups among the rows that folds are made of, where `probe` refuses them. sizes: height, width, rows.
     counts: as `Manifest.counts`. note: what to know where groups are missing (`groups_note`).
     facts: fact, expected, found, ok; empty where no facts are known.
     """
@@ -47,6 +48,7 @@ class Audit:
     contradictions: pd.DataFrame
     group_leaks: pd.DataFrame
     duplicate_leaks: pd.DataFrame
+    split_contents: pd.DataFrame
     sizes: pd.DataFrame
     counts: pd.DataFrame
     facts: pd.DataFrame
@@ -73,6 +75,7 @@ class Audit:
         tell of.
         """
         lost = len(self.unreadable) + len(self.changed) + len(self.group_leaks) + len(self.duplicate_leaks)
+        lost += len(self.split_contents)
         told = "contradictions" in set(self.facts["fact"])
         return not lost and bool(self.facts["ok"].all()) and (told or self.contradictions.empty)
 
@@ -134,6 +137,7 @@ def audit(
         contradictions=duplicates[disputed].reset_index(drop=True),
         group_leaks=_leaks(rows[rows["group"] != ""], "group"),
         duplicate_leaks=_leaks(duplicates, "duplicate"),
+        split_contents=_split_contents(duplicates, splits=bool((table["split"] != "").any())),
         sizes=_sizes(shape[readable]),
         counts=manifest.counts(),
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
@@ -151,6 +155,15 @@ def _leaks(rows: pd.DataFrame, key: str) -> pd.DataFrame:
     of = named.groupby(key, sort=True)["split"]
     leaks = pd.DataFrame({"splits": of.agg(lambda s: ", ".join(sorted(set(s)))), "rows": of.size()})
     return leaks[(of.nunique() > 1).to_numpy(dtype=bool)].reset_index()
+
+
+def _split_contents(duplicates: pd.DataFrame, *, splits: bool) -> pd.DataFrame:
+    """Identical images of several groups: folds, which "train" or all rows without splits are dealt into, would
+    have them on both sides."""
+    rows = duplicates[(duplicates["group"] != "") & ((duplicates["split"] == "train") | (not splits))]
+    of = rows.groupby("duplicate", sort=True)["group"]
+    found = pd.DataFrame({"groups": of.agg(lambda g: ", ".join(sorted(set(g)))), "rows": of.size()})
+    return found[(of.nunique() > 1).to_numpy(dtype=bool)].reset_index()
 
 
 def _sizes(shape: np.ndarray) -> pd.DataFrame:

@@ -150,7 +150,7 @@ def _build(
     name: str, root: str, out: str | None, table_format: str | None, as_json: bool, **options: Any
 ) -> None:
     from .builders import build_manifest, fault_lines
-    from .manifest import groups_note
+    from .manifest import check_place, groups_note
 
     skipped: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -159,12 +159,14 @@ def _build(
     options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
     if "classes" in options:
         options["classes"] = tuple(part.strip() for part in options["classes"].split(","))
+    place = Path(out or f"{options.get('dataset', name)}.toml")
+    check_place(place, table_format or "csv")  # before the work, not after it
     manifest = build_manifest(
         name, root, on_skip=lambda *item: skipped.append(item), on_note=notes.append, **options
     )
     if lost := groups_note(manifest):
         notes.append(lost)
-    file = manifest.save(out or f"{manifest.header.name}.toml", table_format=table_format)
+    file = manifest.save(place, table_format=table_format)
     if as_json:
         return _json(
             {
@@ -562,22 +564,42 @@ def _finding(what: str, table: "pd.DataFrame") -> None:
         )
 
 
+_FINDINGS = {  # of an audit: title, and what to do about it
+    "counts": "",
+    "changed": "the pixels are not those of the manifest; build it again",
+    "contradictions": "identical images with several labels; correct or remove them",
+    "group_leaks": "groups in several splits; move whole groups",
+    "duplicate_leaks": "identical images in several splits; remove one side",
+    "split_contents": "identical images of several groups, which `probe` refuses; give them one group",
+}
+
+
 def _show_audit(audit: "Audit") -> None:
-    for what in ("counts", "unreadable", "changed", "contradictions", "group_leaks", "duplicate_leaks"):
-        _finding(what.replace("_", " "), getattr(audit, what))
+    from .builders import fault_lines
+
+    for line in fault_lines(
+        list(zip(audit.unreadable["patch_id"], audit.unreadable["message"], strict=True))
+    ):
+        say(f"unreadable: {line}")
+    for what, meaning in _FINDINGS.items():
+        title = what.replace("_", " ").replace("split contents", "contents of several groups")
+        _finding(title + (f": {meaning}" if meaning else ""), getattr(audit, what))
     _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
-    redundant = len(audit.duplicates) - audit.duplicate_groups
-    click.echo(
-        f"{audit.name}: {audit.rows} patches, "
-        f"{len(audit.unreadable)} unreadable, {len(audit.changed)} changed; "
-        f"{audit.unique} different pictures ({audit.duplicate_groups} groups of {len(audit.duplicates)} "
-        f"identical files, {redundant} redundant); "
-        f"{audit.contradictory_groups} groups with contradictory labels; "
-        f"{len(audit.group_leaks)} groups and {len(audit.duplicate_leaks)} pictures in several splits; "
-        f"{int(audit.facts['ok'].sum())} of {len(audit.facts)} known facts met."
-    )
+    counts = {
+        "unreadable": len(audit.unreadable),
+        "changed": len(audit.changed),
+        "repeated images": len(audit.duplicates) - audit.duplicate_groups,
+        "images with contradictory labels": audit.contradictory_groups,
+        "groups in several splits": len(audit.group_leaks),
+        "images in several splits": len(audit.duplicate_leaks),
+        "images in several groups": len(audit.split_contents),
+    }
+    if len(audit.facts):
+        counts["known facts met"] = f"{int(audit.facts['ok'].sum())} of {len(audit.facts)}"
+    found = "".join(f", {count} {what}" for what, count in counts.items() if count)
     _note(audit.name, audit.note)
-    click.echo(f"{audit.name}: {'ok' if audit.ok else 'NOT ok'}")
+    say(f"{audit.name}: {audit.rows} patches, {audit.unique} distinct images{found}.")
+    say(f"{audit.name}: {'ok' if audit.ok else 'NOT ok'}")
 
 
 def _show_folds(assigned: Any, rows: "Manifest") -> None:

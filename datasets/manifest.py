@@ -25,7 +25,7 @@ import pyarrow.parquet
 
 from .. import settings
 from ..errors import ManifestError
-from ..files import write_atomically, write_text
+from ..files import check_writable, write_atomically, write_text
 
 FORMAT = "patchbank-manifest"
 FORMAT_VERSION = 1
@@ -147,16 +147,8 @@ class Manifest:
         (it might be the CSV that the manifest was made from).
         """
         file = Path(file)
-        if file.suffix != ".toml":
-            raise ManifestError(f"a manifest is saved as NAME.toml, not as {file.name!r}.")
         form = table_format or ("parquet" if len(self) > PARQUET_ROWS else "csv")
-        if form not in ("csv", "parquet"):
-            raise ManifestError(f"table format {form!r} is not known; it is 'csv' or 'parquet'.")
-        table_file = file.with_suffix(f".{form}")
-        if table_file.exists() and not _owns(file, table_file):
-            raise ManifestError(
-                f"{table_file} is there and is not the table of {file}: choose another name, or move it away."
-            )
+        table_file = check_place(file, form)
         root = Path(os.path.abspath(self.root))  # noqa: PTH100  resolve() would follow the user's links
         folder = Path(os.path.abspath(file.parent))  # noqa: PTH100
         inside = root.is_relative_to(folder)
@@ -186,6 +178,21 @@ class Manifest:
         write_atomically(table_file, write_table)
         write_text(file, "\n".join(lines))
         return file
+
+
+def check_place(file: Path, form: str) -> Path:
+    """The table file beside a manifest that is to be saved. Raises ManifestError, OutputError: see `save`."""
+    if file.suffix != ".toml":
+        raise ManifestError(f"a manifest is saved as NAME.toml, not as {file.name!r}.")
+    if form not in ("csv", "parquet"):
+        raise ManifestError(f"table format {form!r} is not known; it is 'csv' or 'parquet'.")
+    table_file = file.with_suffix(f".{form}")
+    if table_file.exists() and not _owns(file, table_file):
+        raise ManifestError(
+            f"{table_file} is there and is not the table of {file}: choose another name, or move it away."
+        )
+    check_writable(file)
+    return table_file
 
 
 def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:

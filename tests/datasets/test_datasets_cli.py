@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from patchbank.cli import main
 from patchbank.datasets.cli import build, datasets_group, folds
 from patchbank.datasets.manifest import load_manifest
+from patchbank.errors import ManifestError, OutputError
 
 WriteImages = Callable[..., None]
 
@@ -50,7 +51,7 @@ def test_build_check_folds(images: Path) -> None:
     assert len(load_manifest(file)) == 48
     result = invoke("check", file, "--near")
     assert result.exit_code == 0, result.output
-    assert "48 patches, 0 unreadable" in result.output
+    assert "toy: 48 patches, 48 distinct images.\n" in result.output
     assert "toy: ok" in result.output
     pairs = images.parent / "near.csv"
     assert invoke("check", file, "--near", "--pairs", pairs).exit_code == 0
@@ -241,3 +242,87 @@ def test_many_rows_with_one_fault_are_one_line(images: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main([*command, "--on-error", "skip"])
     assert "left out: 11 rows (toy/train/bad/s0train/0, " in capsys.readouterr().err
+
+
+ODD = "[/grade] [red]G3[/red] :smile: \\[x]"
+
+
+def test_names_with_square_brackets(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path / "in", {f"{k}.png": k % 11 for k in range(12)})
+    lines = [f"{k}.png,{ODD if k % 2 else 'normal'},{ODD}{k % 4},{ODD}" for k in range(12)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,group,domain", *lines]))
+    out, folds_file = tmp_path / "t.toml", tmp_path / "f.toml"
+    args = (
+        "--root",
+        tmp_path / "in",
+        "--table",
+        tmp_path / "labels.csv",
+        "--name",
+        "t",
+        "--positive",
+        ODD,
+        "--out",
+        out,
+    )
+    commands = [
+        ("build", "from-csv", *args),
+        ("check", out),
+        ("folds", "make", out, "--n-splits", "2", "--split", "", "--out", folds_file),
+        ("folds", "show", folds_file, out, "--split", ""),
+    ]
+    for command in commands:
+        result = invoke(*command)
+        assert result.exit_code == (1 if command[0] == "check" else 0), result.output
+        joined = "".join(result.output.split()).replace("│", "")
+        assert "".join(ODD.split()) in joined, command
+    assert "contradictions: identical images with several labels" in invoke("check", out).output
+
+
+@pytest.mark.parametrize("split", ["train", "", "test"])
+def test_check_refuses_what_probe_will_refuse(tmp_path: Path, write_images: WriteImages, split: str) -> None:
+    """Two slides hold one tile: folds would put it on both sides."""
+    write_images(tmp_path, {"s1/1.png": 1, "s1/2.png": 2, "s2/1.png": 1, "s2/3.png": 3})
+    rows = "".join(f"{p},x,{p[:2]},{split}\n" for p in ("s1/1.png", "s1/2.png", "s2/1.png", "s2/3.png"))
+    (tmp_path / "labels.csv").write_text(f"path,label,group,split\n{rows}")
+    out = tmp_path / "t.toml"
+    invoke(
+        "build",
+        "from-csv",
+        "--root",
+        tmp_path,
+        "--table",
+        tmp_path / "labels.csv",
+        "--name",
+        "t",
+        "--out",
+        out,
+    )
+    result = invoke("check", out)
+    assert ("1 images in several groups" in result.output) == (split != "test")
+    assert ("which `probe` refuses; give them one group" in result.output) == (split != "test")
+    assert result.exit_code == (split != "test")
+    found = json.loads(invoke("check", out, "--json").stdout)["audits"][0]["split_contents"]
+    assert found == ([{"duplicate": 1, "groups": "s1, s2", "rows": 2}] if split != "test" else [])
+
+
+def test_a_place_that_is_taken_is_refused_before_the_work(images: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("mine")
+    args = (
+        "build",
+        "folder",
+        "--root",
+        images,
+        "--name",
+        "t",
+        "--layout",
+        "{split}/{label}",
+        "--positive",
+        "bad",
+    )
+    with pytest.raises(ManifestError, match="is there and is not the table of"):
+        invoke(*args, "--out", tmp_path / "t.toml")
+    assert (tmp_path / "t.csv").read_text() == "mine"
+    with pytest.raises(OutputError, match="cannot be written"):
+        invoke(*args, "--out", tmp_path / "t.csv" / "u.toml")
+    with pytest.raises(ManifestError, match=r"saved as NAME\.toml, not as 'u.csv'"):
+        invoke(*args, "--out", tmp_path / "u.csv")
