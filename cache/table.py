@@ -5,6 +5,8 @@ manifests). Columns: content_hash (32 hex digits), patch_id, and whatever is to 
 label, group, domain, split, ...
 """
 
+import re
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -92,13 +94,24 @@ def first_of_key(table: pd.DataFrame, keys: np.ndarray) -> np.ndarray:
     return KeyIndex(keys_of_table(table)).find(keys)
 
 
+# what a typing error makes pandas' parser raise
+_QUERY_FAULTS = (
+    ValueError, TypeError, SyntaxError, LookupError, NameError, AttributeError, NotImplementedError,
+    ArithmeticError, RecursionError, tokenize.TokenError, re.error,
+)  # fmt: skip
+
+
 def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     """The rows that a pandas query on the columns picks ("domain == 'x' and split != 'test'"); None: all."""
     if not where:
         return table
+    columns = f"columns: {', '.join(map(str, table.columns))}"
     try:
-        return table.query(where, engine="python").reset_index(drop=True)
-    except (ValueError, TypeError, SyntaxError, LookupError, NameError, AttributeError) as error:
-        raise InvalidRequest(
-            f"the query {where!r} does not fit ({error}); columns: {', '.join(map(str, table.columns))}"
-        ) from error
+        mask = table.eval(where, engine="python")
+    except _QUERY_FAULTS as error:
+        raise InvalidRequest(f"the query {where!r} does not fit ({error}); {columns}") from error
+    if not (
+        isinstance(mask, pd.Series) and mask.index.equals(table.index) and pd.api.types.is_bool_dtype(mask)
+    ):
+        raise InvalidRequest(f"the query {where!r} is not true or false of each row; {columns}")
+    return table[mask.fillna(False).astype(bool)].reset_index(drop=True)

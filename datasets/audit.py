@@ -158,8 +158,7 @@ def _leaks(rows: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def _split_contents(duplicates: pd.DataFrame, *, splits: bool) -> pd.DataFrame:
-    """Identical images of several groups: folds, which "train" or all rows without splits are dealt into, would
-    have them on both sides."""
+    """Identical images of several groups among the rows of folds ("train", or all without splits)."""
     rows = duplicates[(duplicates["group"] != "") & ((duplicates["split"] == "train") | (not splits))]
     of = rows.groupby("duplicate", sort=True)["group"]
     found = pd.DataFrame({"groups": of.agg(lambda g: ", ".join(sorted(set(g)))), "rows": of.size()})

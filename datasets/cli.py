@@ -585,7 +585,7 @@ def _show_audit(audit: "Audit") -> None:
         title = what.replace("_", " ").replace("split contents", "contents of several groups")
         _finding(title + (f": {meaning}" if meaning else ""), getattr(audit, what))
     _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
-    counts = {
+    counts: dict[str, int | str] = {
         "unreadable": len(audit.unreadable),
         "changed": len(audit.changed),
         "repeated images": len(audit.duplicates) - audit.duplicate_groups,

@@ -1,6 +1,7 @@
 """From a trained model and a folder of images to a CSV: `patchbank predict`."""
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,10 @@ def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
     """
     root = Path(folder)
     try:
-        table, base = folder_table(root, pattern="(?P<label>)")  # any path; no labels
+        # any path; no labels
+        table, base = folder_table(
+            root, pattern="(?P<label>)", say=lambda note: warnings.warn(note, stacklevel=3)
+        )
     except ManifestError as error:
         raise InvalidRequest(str(error)) from error
     header = Header(
