@@ -145,6 +145,8 @@ class Work:
         todo: bool (n, targets): which stores lack the patch; all of them where the key is not known.
         unit: int (n,), ascending: the unit that the patch belongs to.
         unit_name: the same for the same patches in every run, by the number of the unit.
+        decoded: bool (n,): read in this run, and of the hash that `keys` says.
+        contradicted: patches that were read and are of another hash than `keys` says, with that hash.
     """
 
     read: Callable[[int], np.ndarray]
@@ -154,9 +156,22 @@ class Work:
     todo: np.ndarray
     unit: np.ndarray
     unit_name: Callable[[int], str]
+    decoded: np.ndarray = field(init=False)
+    contradicted: dict[int, bytes] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.decoded = np.zeros(len(self.keys), bool)
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def contradict(self, i: int, key: bytes) -> ImageError:
+        """Take down that the pixels of patch i are not those of its hash; the error that says so."""
+        self.contradicted[i] = key
+        return ImageError(
+            f"{self.name(i)}: the file has changed since its hash was taken; "
+            "build the manifest again (`patchbank datasets build`)"
+        )
 
 
 @dataclass
@@ -437,10 +452,7 @@ class Pipeline:
             pixels = work.read(index)
             key = content_hash(pixels)
             if work.known[index] and key != work.keys[index].tobytes():
-                raise ImageError(
-                    f"{work.name(index)}: the file has changed since its hash was taken; "
-                    "build the manifest again (`patchbank datasets build`)"
-                )
+                raise work.contradict(index, key)
             found = _Decoded(index, key)
             shared: dict[Any, np.ndarray] = {}  # encoders with the same geometry share one resize
             for number, lane in enumerate(self.lanes):
@@ -470,6 +482,7 @@ class Pipeline:
             work.keys[rows] = np.frombuffer(b"".join(one.key for one in new), np.uint8).reshape(-1, 16)
             for target in self.targets:
                 work.todo[rows, target.number] = target.lacks(work.keys[rows])
+        work.decoded[[one.index for one in found if one.error is None]] = True
 
     def _place(self, decoded: _Decoded, seen: "_Seen | None") -> None:
         work, index = self.work, decoded.index

@@ -1,8 +1,11 @@
 """Before anything is embedded: which stores a run fills, and which patches they lack."""
 
 import hashlib
+import os
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ import numpy as np
 from ..cache.bank import Bank
 from ..cache.identity import Identity, safe_name
 from ..cache.index import KeyIndex
-from ..datasets.hashes import record, resolve
+from ..datasets.hashes import Known, is_young, look_up, record, state_of, tick_of
+from ..datasets.images import content_hash
 from ..datasets.manifest import Manifest
-from ..datasets.sources import open_source
-from ..errors import EncoderError, InvalidRequest
+from ..datasets.sources import MARK, open_source
+from ..errors import EncoderError, ImageError, InvalidRequest
 from .cards import UNPINNED, Card
 from .engine import Lane, Target, Work
 from .options import RESIZERS, ExtractOptions
@@ -36,6 +40,11 @@ class Plan:
         work: the patches that some store lacks, each picture once as far as is known.
         rows: int64 (len(work),): their rows, counted over all manifests.
         patches, unique, cached: as in the report.
+        states, young: int64 (., 3), bool: of the work: the state of a file before it was read (see
+            datasets/hashes.py), and whether that was too young to tell.
+        state, read: the state of a patch's file now, and its pixels.
+        unentered: of each manifest the rows whose hash it gives itself and the index has not, with those
+            hashes and the states of their files.
     """
 
     manifests: Sequence[Manifest]
@@ -45,6 +54,11 @@ class Plan:
     patches: int
     unique: int
     cached: int
+    states: np.ndarray
+    young: np.ndarray
+    state: Callable[[int], tuple[int, int, int]]
+    read: Callable[[int], np.ndarray]
+    unentered: Sequence[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]
 
     @property
     def passes(self) -> int:
@@ -79,12 +93,31 @@ class Plan:
                 report.planned_forwards += int(todo[:, wanted].any(axis=1).sum())
 
     def remember(self, index: Path) -> None:
-        """Hashes that were taken on the way go to the bank's index: the next run need not decode for them."""
-        hashed = np.flatnonzero(~self.work.known & self.work.keys.any(axis=1))
-        rows, start = self.rows[hashed], 0
-        for manifest in self.manifests:
+        """What was decoded goes to the bank's index: its hash, and the state of its file before that.
+
+        The next run need not decode for it, and a file that changes later is noticed. States too young to
+        tell are looked at once more, when they are old enough, and with them the pixels.
+        """
+        found, through = self.work.keys.copy(), self.work.decoded.copy()
+        for i, key in self.work.contradicted.items():
+            found[i], through[i] = np.frombuffer(key, np.uint8), True
+        hashed = np.flatnonzero(through)
+        rows, keys, states = self.rows[hashed], found[hashed], self.states[hashed]
+        young = np.flatnonzero(self.young[hashed])
+        if len(young):
+            time.sleep(max(tick_of(state) for state in states[young]) / 1e9)
+        for k in young.tolist():
+            states[k] = -1  # not entered where it cannot be read any more
+            with suppress(ImageError):
+                before, pixels = self.state(int(hashed[k])), self.read(int(hashed[k]))
+                keys[k], states[k] = np.frombuffer(content_hash(pixels), np.uint8), before
+        start = 0
+        for manifest, (entered, there) in zip(self.manifests, self.unentered, strict=True):
             mine = (rows >= start) & (rows < start + len(manifest))
-            record(manifest, rows[mine] - start, self.work.keys[hashed[mine]], index)
+            record(manifest, rows[mine] - start, keys[mine], index, states[mine])
+            # rows of the manifest's hashes that were not decoded: from now on a change is noticed
+            worked = np.isin(entered, self.rows - start)
+            record(manifest, entered[~worked], there[0][~worked], index, there[1][~worked])
             start += len(manifest)
 
 
@@ -145,11 +178,17 @@ def open_lanes(
 
 
 def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path | None) -> Plan:
-    """Which rows of the manifests are left to do; index: folder of the hashes that the bank remembers."""
-    resolved = [resolve(manifest, index) for manifest in manifests]
-    keys = np.concatenate([hashes for hashes, _ in resolved])
-    known = np.concatenate([there for _, there in resolved])
-    del resolved
+    """Which rows of the manifests are left to do; index: folder of the hashes that the bank remembers.
+
+    Rows whose file has changed since its hash was taken are read again, and refused where the hash is the
+    manifest's own and the pixels are others.
+    """
+    found = [look_up(manifest, index, strict=True) for manifest in manifests]
+    keys = np.concatenate([one.hashes for one in found])
+    known = np.concatenate([one.known & ~one.changed for one in found])
+    claimed = {int(i) for i in np.flatnonzero(np.concatenate([one.known & one.changed for one in found]))}
+    unentered = [_unentered(one) for one in found]
+    del found
     places = np.flatnonzero(known)
     unique = places[KeyIndex(keys[places]).first_rows()]
     targets = [target for lane in lanes for target in lane.targets]
@@ -173,9 +212,27 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
         number = bisect_right(starts, row := int(rows[i])) - 1
         return number, row - starts[number]
 
-    def read(i: int) -> np.ndarray:
+    young = np.zeros(len(rows), bool)
+    states = np.full((len(rows), 3), -1, np.int64)
+    containers: dict[str, tuple[int, int, int]] = {}  # open since their first patch: the state is of then
+
+    def state(i: int) -> tuple[int, int, int]:
+        number, row = at(i)
+        file, mark, _ = sources[number].paths[row].partition(MARK)
+        file = os.path.join(sources[number].root, file)  # noqa: PTH118
+        return containers.setdefault(file, containers.get(file) or state_of(file)) if mark else state_of(file)
+
+    def pixels_of(i: int) -> np.ndarray:
         number, row = at(i)
         return sources[number].read(row)
+
+    def read(i: int) -> np.ndarray:
+        states[i] = before = state(i)
+        young[i] = is_young(before, time.time_ns())
+        pixels = pixels_of(i)
+        if int(rows[i]) in claimed and (key := content_hash(pixels)) != keys[rows[i]].tobytes():
+            raise work.contradict(i, key)
+        return pixels
 
     def name(i: int) -> str:
         number, row = at(i)
@@ -199,7 +256,17 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
         patches=len(keys),
         unique=len(unique) + len(keys) - len(places),
         cached=len(unique) - left,
+        states=states,
+        young=young,
+        state=state,
+        read=pixels_of,
+        unentered=unentered,
     )
+
+
+def _unentered(found: Known) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    rows = np.flatnonzero(found.known & ~found.entered)
+    return rows, (found.hashes[rows], found.states[rows])
 
 
 def _unit_names(manifests: Sequence[Manifest], units: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:

@@ -94,21 +94,21 @@ def run_extract(
     index = Path(bank) / "hashes" if "://" not in str(bank) else None
     plan = plan_work(tables, lanes, index)
     report = plan.report()
-    if dry_run:
-        plan.forecast(report)
-    elif not len(plan.work):
-        report.forwards_avoided = report.patches * plan.passes
-    elif options.engine == "ray":
-        _run_ray(plan, report, cards, str(bank), options, progress=progress)
-    else:
-        encoders = _build(report, cards, weights, precisions, options)
-        _remember_origins(report, plan, cards, encoders[0])
-        report.seconds["load"] = time.perf_counter() - started
-        try:
+    try:
+        if dry_run:
+            plan.forecast(report)
+        elif not len(plan.work):
+            report.forwards_avoided = report.patches * plan.passes
+        elif options.engine == "ray":
+            _run_ray(plan, report, cards, str(bank), options, progress=progress)
+        else:
+            encoders = _build(report, cards, weights, precisions, options)
+            _remember_origins(report, plan, cards, encoders[0])
+            report.seconds["load"] = time.perf_counter() - started
             _run_here(plan, report, cards, encoders, options, progress=progress)
-        finally:
-            if index is not None:
-                plan.remember(index)
+    finally:
+        if index is not None and not dry_run:
+            plan.remember(index)
     report.stores = plan.stores()
     report.seconds["total"] = time.perf_counter() - started
     if report.model_loaded:

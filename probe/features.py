@@ -96,12 +96,19 @@ class _Narrowed:
 
 
 def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) -> np.ndarray:
-    """The content hash of every patch: uint8 (n, 16). Raises RowsMissing where one is not known."""
+    """The content hash of every patch: uint8 (n, 16).
+
+    Raises RowsMissing where one is not known, or its file has changed since it was taken.
+    """
     path = getattr(bank, "path", bank)
-    keys, known = hashes.resolve(manifest, Path(path) / "hashes" if _is_local(path) else None)
-    if not known.all():
-        raise RowsMissing(_missing(manifest, bank, source, ~known, "have never been read"))
-    return keys
+    found = hashes.look_up(manifest, Path(path) / "hashes" if _is_local(path) else None)
+    if found.changed.any():
+        what = "have other files now than when they were embedded (size or time changed)"
+        hint = " Where the manifest holds their hashes, build it again first."
+        raise RowsMissing(_missing(manifest, bank, source, found.changed, what) + hint)
+    if not found.known.all():
+        raise RowsMissing(_missing(manifest, bank, source, ~found.known, "have never been read"))
+    return found.hashes
 
 
 def _is_local(path: Any) -> bool:

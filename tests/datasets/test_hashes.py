@@ -36,7 +36,8 @@ def test_the_manifests_column_goes_first(toy: Manifest, digests: np.ndarray, tmp
     np.testing.assert_array_equal(found[known], digests[known])
     hashes.record(toy, range(8), digests[::-1].copy(), tmp_path / "hashes")  # wrong on purpose
     found, known = hashes.resolve(manifest, tmp_path / "hashes")
-    assert known.all()
+    assert known.tolist() == [i == 2 for i in range(8)], "the files are not those of the column: not served"
+    assert hashes.look_up(manifest, tmp_path / "hashes").changed.tolist() == [i != 2 for i in range(8)]
     np.testing.assert_array_equal(found[0], digests[0])
     np.testing.assert_array_equal(found[2], digests[5])
 

@@ -1,6 +1,7 @@
 """The engine and its plan, with an encoder that can be computed by hand."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,11 +15,13 @@ import pytest
 import torch
 from patchbank.cache.bank import Bank
 from patchbank.cache.store import StoreWriter
+from patchbank.datasets.manifest import Manifest
 from patchbank.errors import (
     EncoderError,
     ImageError,
     InvalidRequest,
     PatchbankError,
+    RowsMissing,
     StoreError,
     VectorRefused,
 )
@@ -26,9 +29,11 @@ from patchbank.extract import engine, run
 from patchbank.extract.cards import Transform
 from patchbank.extract.run import run_extract
 from patchbank.extract.weights import Weights
+from patchbank.probe.features import load
 from PIL import Image
 
 Make = Callable[..., Any]
+SIDE = 16
 
 
 def extract(manifests: Any, card: Any, bank: Path, **options: Any) -> run.ExtractReport:
@@ -622,3 +627,101 @@ def test_resize_on_the_device_is_near_pil_and_another_identity(
     difference = np.abs(pil.load(keys) - device.load(keys))
     assert difference.max() <= 2
     assert difference.mean() < 0.2
+
+
+# --- images that change -------------------------------------------------------------------------------
+
+
+def repaint(path: str, seed: int, *, keep_time: bool = False) -> None:
+    """Another picture of the same size in pixels under the same name."""
+    before = os.stat(path)  # noqa: PTH116
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    if keep_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("keep_time", [True, False])
+def test_an_image_overwritten_in_place_is_never_served(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, hashed: bool, keep_time: bool
+) -> None:
+    manifest, bank = make_manifest(6, hashed=hashed), tmp_path / "bank"
+    extract(manifest, rgb_card(), bank)
+    before, size = load(manifest, encoder="mean-rgb", bank=bank), Path(manifest.path(2)).stat().st_size
+    repaint(manifest.path(2), 99, keep_time=keep_time)
+    if not keep_time or Path(manifest.path(2)).stat().st_size != size:
+        with pytest.raises(RowsMissing, match=r"1 of 6 patches .* other files now .*toy/2"):
+            load(manifest, encoder="mean-rgb", bank=bank)
+    if hashed:
+        with pytest.raises(ImageError, match="toy/2: the file has changed since its hash was taken"):
+            extract(manifest, rgb_card(), bank)
+        report = extract(manifest, rgb_card(), bank, on_error="skip")
+        assert [name for name, _ in report.failed] == ["toy/2"]
+        with pytest.raises(RowsMissing, match="other files now"):
+            load(manifest, encoder="mean-rgb", bank=bank)
+        return
+    assert extract(manifest, rgb_card(), bank).embedded == 1
+    after = load(manifest, encoder="mean-rgb", bank=bank)
+    assert not np.allclose(after[2], before[2])
+    np.testing.assert_array_equal(np.delete(after, 2, axis=0), np.delete(before, 2, axis=0))
+
+
+def test_a_file_that_was_only_touched_is_read_again_and_stays_cached(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make
+) -> None:
+    manifest, bank = make_manifest(4), tmp_path / "bank"
+    extract(manifest, rgb_card(), bank)
+    os.utime(manifest.path(1), ns=(1, 10**18))
+    with pytest.raises(RowsMissing, match=r"patchbank extract toy\.toml"):
+        load(manifest, encoder="mean-rgb", bank=bank)
+    report = extract(manifest, rgb_card(), bank)
+    assert (report.cached, report.embedded, report.forwards) == (4, 0, 0)
+    assert load(manifest, encoder="mean-rgb", bank=bank).shape == (4, 3)
+
+
+def test_images_that_are_not_here_are_not_changed(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make
+) -> None:
+    manifest, bank = make_manifest(4), tmp_path / "bank"
+    extract(manifest, rgb_card(), bank)
+    for i in range(4):
+        Path(manifest.path(i)).unlink()
+    assert load(manifest, encoder="mean-rgb", bank=bank).shape == (4, 3)
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_an_image_replaced_while_a_run_computes_is_noticed(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, hashed: bool
+) -> None:
+    """After its decode, before the run's end, within the tick of the clock: read once more at the end."""
+    manifest, bank = make_manifest(4, hashed=hashed), tmp_path / "bank"
+    for i in range(4):  # as young as can be
+        os.utime(manifest.path(i))
+
+    def replace(batch: torch.Tensor) -> None:
+        rgb.before = lambda _: None
+        repaint(manifest.path(3), 77)
+
+    rgb.before = replace
+    extract(manifest, rgb_card(), bank)
+    with pytest.raises(RowsMissing, match="toy/3"):
+        load(manifest, encoder="mean-rgb", bank=bank)
+    if not hashed:
+        assert extract(manifest, rgb_card(), bank).embedded == 1
+        assert load(manifest, encoder="mean-rgb", bank=bank).shape == (4, 3)
+
+
+def test_a_duplicate_that_was_not_decoded_is_watched_too(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make
+) -> None:
+    manifest, bank = make_manifest(3), tmp_path / "bank"
+    Path(manifest.path(2)).write_bytes(Path(manifest.path(0)).read_bytes())
+    table = manifest.table.copy()
+    table.loc[2, "content_hash"] = table.loc[0, "content_hash"]
+    manifest = Manifest(header=manifest.header, table=table, root=manifest.root)
+    assert extract(manifest, rgb_card(), bank).embedded == 2
+    assert load(manifest, encoder="mean-rgb", bank=bank).shape == (3, 3)
+    repaint(manifest.path(2), 55)
+    with pytest.raises(RowsMissing, match="toy/2"):
+        load(manifest, encoder="mean-rgb", bank=bank)
