@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..errors import ImageError, InvalidRequest, ManifestError
 from ..files import cores
 from .arrays import hdf5_table, npz_table, parquet_table
+from .clusters import MOST, SIDE, SMALL, candidates, clusters, confirmed, picture, small_picture
 from .hashes import hex_hashes
 from .images import content_hash
 from .layouts import csv_table, folder_table
@@ -103,6 +104,7 @@ def build_manifest(
         raise InvalidRequest(f"nothing builds {name!r}; {_near(name, [*BUILDERS, *TABLES])}")
     if on_error not in ("fail", "skip"):
         raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
+    say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
     if name in BUILDERS:
         _refuse_unknown(name, options, [])
         manifest = BUILDERS[name](Path(root))
@@ -115,7 +117,6 @@ def build_manifest(
                 f"building {name!r} needs a name for the data set: dataset=NAME (--name NAME)."
             )
         description = Description(**{key: options[key] for key in describing if key in options})
-        say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
         given = {key: options[key] for key in own if key in options}
         table, base = TABLES[name](Path(root), say=say, **given)
         table = _without_faulty(table, description.dataset, on_error, on_skip)
@@ -124,18 +125,35 @@ def build_manifest(
         hashes = name != "wsi"
     if not hashes:
         return manifest
-    digests, failures = hash_images(manifest, workers=workers, progress=progress)
-    return _with_hashes(manifest, digests, failures, on_error, on_skip)
+    small = (
+        None if (manifest.table["group"] != "").all() else np.zeros((len(manifest), SMALL, SMALL), np.uint8)
+    )
+    digests, failures = hash_images(manifest, small=small, workers=workers, progress=progress)
+    hashed = _with_hashes(manifest, digests, failures, on_error, on_skip)
+    if small is None:
+        return hashed
+    readable = np.ones(len(small), bool)
+    readable[[i for i, _ in failures]] = False
+    return _with_clusters(hashed, small[readable], workers, progress, say)
 
 
 def hash_images(
-    manifest: Manifest, *, workers: int | None = None, progress: bool = True
+    manifest: Manifest,
+    *,
+    small: np.ndarray | None = None,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
-    """Decode every image. Returns (hashes uint8 (n, 16), failures: (row, message) in the rows' order)."""
+    """Decode every image. Returns (hashes uint8 (n, 16), failures: (row, message) in the rows' order).
+
+    small : uint8 (n, 16, 16), to be filled with pictures for `clusters.candidates`
+    """
     hashes = np.zeros((len(manifest), 16), np.uint8)
 
     def use(i: int, pixels: np.ndarray) -> None:
         hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
+        if small is not None:
+            small[i] = small_picture(pixels)
 
     return hashes, decode_all(manifest, use, workers=workers, progress=progress)
 
@@ -260,6 +278,36 @@ def _with_hashes(
     table["content_hash"] = hex_hashes(digests[good])
     _tell_skipped(messages, on_skip)
     return Manifest(manifest.header, table, manifest.root)
+
+
+def _with_clusters(
+    manifest: Manifest, small: np.ndarray, workers: int | None, progress: bool, say: Callable[[str], None]
+) -> Manifest:
+    """The manifest with the column content_cluster where near-identical images were found."""
+    if len(manifest) > MOST:
+        say(f"near-identical images were not looked for: {len(manifest)} rows are more than {MOST}")
+        return manifest
+    pairs = candidates(small)
+    if not len(pairs):
+        return manifest
+    rows = np.unique(pairs)
+    pictures = np.zeros((len(rows), SIDE, SIDE), np.uint8)
+
+    def use(i: int, pixels: np.ndarray) -> None:
+        pictures[np.searchsorted(rows, i)] = picture(pixels)
+
+    decode_all(manifest, use, rows=rows.tolist(), workers=workers, progress=progress)
+    first = clusters(confirmed(pairs, rows, pictures), len(manifest))
+    together = np.bincount(first, minlength=len(first))[first] > 1
+    if not together.any():
+        return manifest
+    ids = manifest.table["patch_id"].to_numpy(dtype=object)
+    names = np.where(together, ids[first], "")
+    say(
+        f"{together.sum()} rows are identical or near-identical to others; their "
+        f"{len(set(first[together]))} clusters are kept together in folds"
+    )
+    return Manifest(manifest.header, manifest.table.assign(content_cluster=names), manifest.root)
 
 
 def fault_lines(faults: Sequence[tuple[str, str]]) -> list[str]:

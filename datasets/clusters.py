@@ -1,0 +1,67 @@
+"""Near-identical images, found while a set without known groups is built: they are kept together.
+
+Who does not know the slides can at least know which patches show the same thing: saved again, with another
+compression, a bit brighter. `folds.effective_groups` makes one group of them.
+"""
+
+import numpy as np
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+SIDE = 128  # pixels a side at which two images are compared
+SMALL = 16  # pixels a side at which pairs to compare are looked for
+ALIKE = 0.97  # correlation of grey pixels from which two images are near-identical
+MOST = 30_000  # rows that are compared with each other: 10 s
+BLOCK = 1024  # rows of one matrix product
+FLAT = 1.0  # standard deviation, in grey levels, below which an image shows nothing that could be compared
+
+
+def small_picture(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (16, 16), grey, of uint8 (h, w, 3)."""
+    return _grey(pixels, SMALL)
+
+
+def picture(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (128, 128), grey, of uint8 (h, w, 3)."""
+    return _grey(pixels, SIDE)
+
+
+def _grey(pixels: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).convert("L").resize((side, side), Image.Resampling.BOX))
+
+
+def _unit(pictures: np.ndarray) -> np.ndarray:
+    """Rows of mean 0 and length 1, float32; zeros where an image is flat."""
+    rows = pictures.reshape(len(pictures), -1).astype(np.float32)
+    rows -= rows.mean(1, keepdims=True)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.where(length > FLAT * np.sqrt(rows.shape[1]), rows / np.maximum(length, 1e-6), 0)
+
+
+def candidates(small: np.ndarray) -> np.ndarray:
+    """int (m, 2), i < j: the pairs whose small pictures (uint8, (n, 16, 16)) correlate above ALIKE."""
+    unit = _unit(small)
+    found = [np.zeros((0, 2), np.int64)]
+    for start in range(0, len(unit), BLOCK):
+        alike = unit[start : start + BLOCK] @ unit[start:].T
+        found.append(np.argwhere(np.triu(alike, 1) > ALIKE) + start)
+    return np.concatenate(found)
+
+
+def confirmed(pairs: np.ndarray, rows: np.ndarray, pictures: np.ndarray) -> np.ndarray:
+    """Of the pairs (m, 2) those whose pictures correlate above ALIKE.
+
+    rows : int, sorted, all that occur in the pairs; pictures : uint8, (len(rows), 128, 128), theirs
+    """
+    unit = _unit(pictures)
+    a, b = (unit[np.searchsorted(rows, pairs[:, side])] for side in (0, 1))
+    return pairs[np.einsum("ij,ij->i", a, b) > ALIKE]
+
+
+def clusters(pairs: np.ndarray, n: int) -> np.ndarray:
+    """int64 (n,): the first row of each row's cluster (of rows that pairs connect); itself if it has none."""
+    graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
+    _, of = connected_components(graph, directed=False)
+    _, first = np.unique(of, return_index=True)
+    return first[of]
