@@ -30,9 +30,10 @@ from .errors import (
     UntrustedCode,
     WeightsNotHere,
 )
-from .files import write_atomically, write_text
+from .files import write_text
 from .probe.config import NEAR_BY
 from .probe.study_file import Study, System
+from .texts import write_csv
 
 if TYPE_CHECKING:
     from .cache.store import Store
@@ -711,7 +712,7 @@ class _Work:
         html, text, table = self.files
         write_page(html, page)
         write_text(text, markdown(page))
-        write_atomically(table, lambda part: frame(page).to_csv(part, index=False))
+        write_csv(table, frame(page))
 
     def _maps(self, merged: "ProbeResult | None") -> "Iterable[EmbeddingMap]":
         """Maps of the best probed systems' embeddings, over all data sets."""

@@ -4,11 +4,20 @@ Whoever makes a data set or a store chooses these texts. Put unchanged where the
 they become links and HTML, formulas that run, or commands to the terminal.
 """
 
+import csv
 import hashlib
+import os
 import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
+from .files import write_atomically
 from .terminal import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _MARKUP = re.compile(
     r"[\\`*_{}\[\]#|~$]"
@@ -23,6 +32,77 @@ def markdown(text: object) -> str:
         lambda found: f"&#{ord(found[0])};" if found["entity"] else f"\\{found[0]}",
         printable(" ".join(str(text).split())),
     )
+
+
+def prose(text: object) -> str:
+    """Sentences with names in them, as one paragraph of Markdown: no HTML, no link, no new line.
+
+    Emphasis stays, the sentences may have it.
+    """
+    words = printable(" ".join(str(text).split()))
+    return words.replace("&", "&amp;").replace("<", "&lt;").replace("](", "]\\(").replace("][", "]\\[")
+
+
+def markdown_table(
+    heads: Sequence[object], rows: Sequence[Sequence[object]], *, words: int | None = None
+) -> str:
+    """A table of Markdown, its cells as in `prose`; the columns after the first `words` are to the right."""
+
+    def line(cells: Sequence[object]) -> str:
+        return "| " + " | ".join(prose(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    left = len(heads) if words is None else words
+    rule = "|" + "|".join("---:" if i >= left else "---" for i in range(len(heads))) + "|"
+    return "\n".join([line(heads), rule, *map(line, rows)])
+
+
+# a formula, to Excel and LibreOffice; not a number, and not a sign that stands alone
+_FORMULA = re.compile(r"'*(?:\s*[=+\-@\uff1d\uff0b\uff0d\uff20].|[\t\r\n])(?s:.*)")
+_NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
+
+
+def csv_cell(value: object) -> object:
+    """A text that a spreadsheet would take for a formula gets an apostrophe before it; others stay."""
+    if isinstance(value, str) and _FORMULA.fullmatch(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def cell_of_csv(value: object) -> object:
+    """What `csv_cell` was given."""
+    if isinstance(value, str) and value.startswith("'") and _FORMULA.fullmatch(value):
+        return value[1:]
+    return value
+
+
+def write_csv(file: str | os.PathLike[str], table: "pd.DataFrame") -> Path:
+    """Write a table as CSV, whole or not at all, in which no cell is a formula. Raises OutputError."""
+    safe = _mapped(table, csv_cell)
+    texts = [column.astype(str) for column in _texts(safe)]
+    odd = any("\r" in str(name) for name in safe.columns) or any(t.str.contains("\r").any() for t in texts)
+    quoting = csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL  # which takes "\r" for no end of a line
+    return write_atomically(
+        file,
+        lambda to: safe.to_csv(to, index=False, lineterminator="\n", encoding="utf-8", quoting=quoting),
+    )
+
+
+def cells_of_csv(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A table read from what `write_csv` wrote, its cells and names as they were."""
+    return _mapped(table, cell_of_csv)
+
+
+def _texts(table: "pd.DataFrame") -> "list[pd.Series]":
+    """The columns that may hold text."""
+    return [column for _, column in table.items() if column.dtype.kind not in "iufbcmM"]
+
+
+def _mapped(table: "pd.DataFrame", of: Callable[[object], object]) -> "pd.DataFrame":
+    """The table with `of` of every text in it, the names of the columns too."""
+    mapped = table.copy(deep=False)
+    for column in _texts(table):
+        mapped[column.name] = column.map(of, na_action="ignore")
+    return mapped.set_axis([of(name) for name in table.columns], axis=1)
 
 
 def public_url(url: str) -> str:

@@ -408,7 +408,8 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
       patchbank cache import ami.parquet --bank bank
       patchbank cache import slides/ --bank bank --table-out table.csv
     """
-    from ..files import check_writable, write_atomically
+    from ..files import check_writable
+    from ..texts import write_csv
     from .bank import Bank
     from .importing import import_export
 
@@ -416,7 +417,7 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
         check_writable(table_out)
     done = import_export(Bank(bank), path, backend=backend)
     if table_out is not None:
-        write_atomically(table_out, lambda to: done.table.to_csv(to, index=False))
+        write_csv(table_out, done.table)
     click.echo(f"{done.store.name}: {done.added} of {done.rows} rows were new")
 
 

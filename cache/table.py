@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..errors import InvalidRequest
 from ..settings import read_toml
+from ..texts import cells_of_csv
 from .index import KEY_BYTES, KeyIndex
 
 
@@ -38,7 +39,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             table = _read_parquet(path)
         else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table = cells_of_csv(pd.read_csv(path, dtype=str, keep_default_na=False))
     except (ValueError, OSError) as error:
         raise InvalidRequest(f"{path} cannot be read as a table: {error}") from error
     table.attrs["path"] = str(path)

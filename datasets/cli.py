@@ -386,7 +386,7 @@ def check(
       patchbank datasets check ami-br.toml atnorm-br.toml --near --json
       patchbank datasets check ami-br.toml atnorm-br.toml --near --pairs near.csv
     """
-    from ..files import write_atomically
+    from ..texts import write_csv
     from .audit import audit, near_duplicates
     from .manifest import load_manifest
 
@@ -396,7 +396,7 @@ def check(
     audits = [audit(manifest, workers=workers) for manifest in loaded]
     pairs = near_duplicates(loaded, workers=workers) if near else None
     if file and pairs is not None:
-        write_atomically(file, lambda part: pairs.to_csv(part, index=False))
+        write_csv(file, pairs)
     if as_json:
         found: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
         if pairs is not None:

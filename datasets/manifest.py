@@ -26,6 +26,7 @@ import pyarrow.parquet
 from .. import settings
 from ..errors import ManifestError
 from ..files import check_writable, write_atomically, write_text
+from ..texts import cells_of_csv, write_csv
 
 FORMAT = "patchbank-manifest"
 FORMAT_VERSION = 1
@@ -167,15 +168,11 @@ class Manifest:
             "",
         ]
 
-        def write_table(to: Path) -> None:
-            if form == "csv":
-                self.table.to_csv(to, index=False, lineterminator="\n", encoding="utf-8")
-            else:
-                pyarrow.parquet.write_table(
-                    pa.Table.from_pandas(self.table, preserve_index=False), to, compression="zstd"
-                )
-
-        write_atomically(table_file, write_table)
+        if form == "csv":
+            write_csv(table_file, self.table)
+        else:
+            rows = pa.Table.from_pandas(self.table, preserve_index=False)
+            write_atomically(table_file, lambda to: pyarrow.parquet.write_table(rows, to, compression="zstd"))
         write_text(file, "\n".join(lines))
         return file
 
@@ -228,6 +225,8 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
         )
     table_file = path.parent / place["file"]
     table = read_table(table_file, place["format"])
+    if place["format"] == "csv":
+        table = cells_of_csv(table)
     if "rows" in place and place["rows"] != len(table):
         raise ManifestError(
             f"{table_file} has {len(table)} rows, but {path.name} says rows = {place['rows']}: the table "

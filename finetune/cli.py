@@ -379,7 +379,8 @@ def predict_command(
     """
     from ..files import check_writable
     from ..probe.results import PROBES
-    from .predict import predict_finetuned, predict_probe, write_csv
+    from ..texts import write_csv
+    from .predict import predict_finetuned, predict_probe
 
     check_writable(out)
     if (model / PROBES).exists():
@@ -403,7 +404,7 @@ def predict_command(
         )
     else:
         table = predict_finetuned(model, images, batch_size=batch_size, workers=workers, **options)
-    write_csv(table, out)
+    write_csv(out, table)
     counts = table["prediction"].value_counts()
     click.echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
 

@@ -12,7 +12,6 @@ import pandas as pd
 from ..datasets.layouts import folder_table
 from ..datasets.manifest import Header, Manifest
 from ..errors import InvalidRequest, ManifestError
-from ..files import write_atomically
 from ..probe.config import parse_features
 from ..probe.model import calibrated, mean_logit
 from ..probe.results import ProbeResult
@@ -186,11 +185,6 @@ def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
     for column in ("label", "group", "domain", "split"):
         table[column] = ""
     return Manifest(header, table, base)
-
-
-def write_csv(table: pd.DataFrame, file: str | os.PathLike[str]) -> Path:
-    """Write a table of predictions, whole or not at all."""
-    return write_atomically(file, lambda to: table.to_csv(to, index=False))
 
 
 def _adjusted(folder: Path) -> np.ndarray:

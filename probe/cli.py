@@ -139,7 +139,8 @@ def few_shot_command(
       patchbank probe few-shot ami-br.toml --bank bank --encoder uni --probe ridge --shots 8,64 -o shots.csv
     """
     from ..datasets.manifest import load_manifest
-    from ..files import check_writable, write_atomically
+    from ..files import check_writable
+    from ..texts import write_csv
     from .fewshot import run_few_shot, summarise
 
     options = {name: value for name, value in options.items() if value not in (None, ())}
@@ -152,7 +153,7 @@ def few_shot_command(
         **options,
     )
     if out is not None:
-        write_atomically(out, lambda to: curve.to_csv(to, index=False))
+        write_csv(out, curve)
     summary = summarise(curve)
     if as_json:
         click.echo(summary.to_json(orient="records"))

@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ..errors import InvalidRequest, ProbeError
+from ..texts import cells_of_csv
 
 KINDS = ("content", "group", "near-duplicate", "labels", "reused")
 NEAR = 0.15  # of the median distance between nearest neighbours: closer embeddings are of one picture
@@ -127,7 +128,7 @@ def read_pairs(file: str | Path) -> list[tuple[str, str]]:
     Raises InvalidRequest where the file cannot be read or has other columns.
     """
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = cells_of_csv(pd.read_csv(file, dtype=str, keep_default_na=False))
         return list(zip(table["patch_a"], table["patch_b"], strict=True))
     except (OSError, ValueError, KeyError) as error:
         raise InvalidRequest(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..texts import markdown_table
+
 STYLE = Path(__file__).with_name("style.css")
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 TITLES = {
@@ -63,14 +65,10 @@ class Table:
         )
 
     def markdown(self) -> str:
-        def cells(row: Sequence[Any]) -> str:
-            texts = (cell[0] if isinstance(cell, tuple) else str(cell) for cell in row)
-            return "| " + " | ".join(text.replace("|", "\\|").replace("\n", " ") for text in texts) + " |"
-
         prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
         heads = [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
-        rule = "|" + "|".join("---:" if i >= self.left else "---" for i in range(len(self.heads))) + "|"
-        return "\n".join([cells(heads), rule, *(cells(row) for row in self.rows)])
+        rows = [[cell[0] if isinstance(cell, tuple) else cell for cell in row] for row in self.rows]
+        return markdown_table(heads, rows, words=self.left)
 
 
 class Html:

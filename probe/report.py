@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import InvalidRequest
 from ..files import write_text
+from ..texts import prose
 from .markup import Html, content, document, marked
 from .results import ProbeResult
 from .sections import Sections
@@ -52,10 +53,12 @@ def html_report(result: ProbeResult, *, images: bool = True) -> str:
 def markdown_report(result: ProbeResult) -> str:
     """The same tables and sentences without the plots."""
     view = Sections(result)
-    out = [f"# {view.title}", view.lead]
+    out = [f"# {prose(view.title)}", prose(view.lead)]
     for title, found in view.sections(images=False):
         shown = [
-            one if isinstance(one, str) else one.markdown() for one in found if not isinstance(one, Html)
+            prose(one) if isinstance(one, str) else one.markdown()
+            for one in found
+            if not isinstance(one, Html)
         ]
         if shown:
             out += [f"## {title}", *shown]

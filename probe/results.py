@@ -13,6 +13,7 @@ import pyarrow as pa
 from ..errors import ProbeError
 from ..files import sha256, write_atomically, write_text
 from ..terminal import print_table, say
+from ..texts import write_csv
 from .model import ProbeModel, load_probes, save_probes
 
 FORMAT = "patchbank-probe-results"
@@ -74,7 +75,7 @@ class ProbeResult:
         if self.probes:
             save_probes(folder / PROBES, self.probes)
             names.append(PROBES)
-        write_atomically(folder / "results.csv", lambda part: self.scores().to_csv(part, index=False))
+        write_csv(folder / "results.csv", self.scores())
         digests = {name: sha256(folder / name) for name in names}
         document = {**self.to_json(), "files": digests}
         text = json.dumps({**document, "digest": _digest(document)}, indent=1, allow_nan=False)

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from ..terminal import print_table, say
+from ..texts import markdown_table, prose
 from .entries import StudyPage
 from .report import markdown_report
 from .results import UNGROUPED
@@ -58,17 +59,17 @@ def show(page: StudyPage) -> None:
 
 def markdown(page: StudyPage) -> str:
     """Systems, what is missing, published figures, and then the details of the merged result."""
-    out = [f"# {page.title}", page.about]
+    out = [f"# {prose(page.title)}", prose(page.about)]
     rows = _rows(page, " / ")
     if rows:
         lines = [[name, chosen, *cells] for name, chosen, cells in rows]
         out += ["Balanced accuracy / AUROC, with intervals over whole groups."]
-        out += [_table(["system", "chosen on the folds", *_sets(page)], lines)]
+        out += [markdown_table(["system", "chosen on the folds", *_sets(page)], lines)]
     absent = [row for row in page.systems if row.state != "done"]
     if absent:
         out += [
             "## Not run",
-            "\n".join(f"* {row.name}: {' '.join([*row.why.split(), row.published])}" for row in absent),
+            "\n".join(prose(f"* {row.name}: {row.why} {row.published}") for row in absent),
         ]
     if page.published:
         lines = [
@@ -83,7 +84,7 @@ def markdown(page: StudyPage) -> str:
             for p in page.published
         ]
         heads = ["system", "set", "metric", "ours, mean of fold models", "published", "difference", "verdict"]
-        out += ["## Beside published figures", _table(heads, lines), page.published_source]
+        out += ["## Beside published figures", markdown_table(heads, lines), prose(page.published_source)]
     if page.result is not None:
         out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
     return "\n\n".join(part for part in out if part) + "\n"
@@ -119,8 +120,3 @@ def _rows(page: StudyPage, between: str) -> list[tuple[str, str, list[str]]]:
             cells = ["-" if m is None else between.join(with_interval(m[s]) for s in SHOWN) for m in every]
             rows.append((row.name, row.chosen, cells))
     return rows
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -12,9 +12,10 @@ from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest
 from patchbank.extract.run import run_extract
 from patchbank.finetune.cli import finetune_group, predict_command
-from patchbank.finetune.predict import predict_finetuned, predict_probe, write_csv
+from patchbank.finetune.predict import predict_finetuned, predict_probe
 from patchbank.finetune.run import run_finetune
 from patchbank.probe.run import run_probe
+from patchbank.texts import write_csv
 from safetensors.torch import load_file, save_file
 from scipy.special import expit
 
@@ -61,7 +62,7 @@ def test_predictions_are_the_scores_of_training(
     assert (one["threshold"] == 0.5).all()
     turned = predict_finetuned(folder / "fold-1", tmp_path / "images", tta=True, **options)
     assert not np.allclose(one["score"], turned["score"])
-    file = write_csv(table, tmp_path / "csv" / "out.csv")
+    file = write_csv(tmp_path / "csv" / "out.csv", table)
     assert np.allclose(pd.read_csv(file)["score"], table["score"])
     with pytest.raises(InvalidRequest, match="holds no images"):
         predict_finetuned(folder, tmp_path / "csv", **options)
@@ -122,7 +123,7 @@ def test_a_probe_predicts_what_it_scored(
     assert ((mine["prediction"] == "odd") == (refit["call"] == 1)).all()
     again = predict_probe(results, new, bank=tmp_path / "bank", train=manifest, **options)
     assert np.allclose(again["score"], table["score"], atol=1e-6)
-    file = pd.read_csv(write_csv(table, tmp_path / "p.csv"), float_precision="round_trip")
+    file = pd.read_csv(write_csv(tmp_path / "p.csv", table), float_precision="round_trip")
     assert ((file["probability"] >= file["threshold"]) == (file["prediction"] == "odd")).all()
 
 
