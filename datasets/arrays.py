@@ -222,7 +222,7 @@ def _schema(file: Path) -> pa.Schema:
         open_regular(file).close()
         return pyarrow.parquet.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{file} cannot be read as parquet: {error}.") from error
+        raise ManifestError(f"{file} cannot be read as parquet: {str(error).rstrip('.')}.") from error
 
 
 def _read_columns(file: Path, columns: list[str]) -> pa.Table:
@@ -293,4 +293,4 @@ def _open_hdf5(file: Path) -> h5py.File:
         open_regular(file).close()
         return h5py.File(file, "r")
     except OSError as error:
-        raise ManifestError(f"{file} cannot be read as HDF5: {error}.") from error
+        raise ManifestError(f"{file} cannot be read as HDF5: {str(error).rstrip('.')}.") from error

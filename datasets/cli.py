@@ -582,7 +582,7 @@ def _show_audit(audit: "Audit") -> None:
     ):
         say(f"unreadable: {line}")
     for what, meaning in _FINDINGS.items():
-        title = what.replace("_", " ").replace("split contents", "contents of several groups")
+        title = what.replace("_", " ").replace("split contents", "contents in several groups")
         _finding(title + (f": {meaning}" if meaning else ""), getattr(audit, what))
     _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
     counts: dict[str, int | str] = {

@@ -71,8 +71,10 @@ def _hint(odd: Sequence[str]) -> str:
     """How labels in the names of files are read, where there are no folders."""
     name = next((path for path in odd if "/" not in path), "")
     start = re.match(r"([^\W\d_]+)([-_. ]|\d)", name)
-    if start is None:
+    if not name:
         return ""
+    if start is None:
+        return " Fix: put each class into a folder, or list the labels in a table (build from-csv)."
     word, mark = start.groups()
     example = "(?P<label>[A-Za-z]+)" if mark.isdigit() else f"(?P<label>[^{mark}]+){re.escape(mark)}"
     return f" Fix, if the names say the labels ({word!r} in {name!r}): --pattern {example!r}."

@@ -67,7 +67,7 @@ def test_the_resolution_may_be_said(
 ) -> None:
     write_slide(tmp_path / "b.tiff", pixels_of_slide, mpp=None)
     slide = Slide(str(tmp_path / "b.tiff"))
-    with pytest.raises(ImageError, match="give --mpp0 or a column mpp0 in --slides"):
+    with pytest.raises(ImageError, match="give --mpp0 or a column mpp0 of --slides"):
         slide.read("wsi[0,0,16,16,mpp=0.5]")
     read = slide.read("wsi[0,0,16,16,mpp=0.5,mpp0=0.25]")
     np.testing.assert_array_equal(read, pixels_of_slide[:32:2, :32:2])

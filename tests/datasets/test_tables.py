@@ -206,6 +206,14 @@ def test_flat_folders_get_an_example_of_a_pattern(tmp_path: Path, write_images: 
     )
 
 
+def test_flat_folders_of_numbers_get_another_fix(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {"1.png": 1, "2.png": 2})
+    with pytest.raises(
+        ManifestError, match=r"Fix: put each class into a folder, or list the labels in a table"
+    ):
+        build("folder", tmp_path, positive="tumor")
+
+
 def test_links_are_followed_once(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path / "elsewhere", {"c/3.png": 3})
     write_images(tmp_path / "root", {"a/1.png": 1})
