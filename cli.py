@@ -12,7 +12,7 @@ import click
 
 from . import __version__
 from .errors import PatchbankError
-from .terminal import printable
+from .terminal import echo
 
 # command -> (module, attribute); the modules import click alone at their top (held by tests/test_cli.py)
 COMMANDS = {
@@ -102,22 +102,18 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     done = quickstart(out)
     if as_json:
         reports = {"first": asdict(done.first), "second": asdict(done.second)}
-        click.echo(json.dumps({"seconds": done.seconds, **reports, "results": done.result.to_json()}))
+        echo(json.dumps({"seconds": done.seconds, **reports, "results": done.result.to_json()}))
         return
     first, second = done.first, done.second
-    click.echo(
+    echo(
         f"Extracted {first.embedded} embeddings in {done.seconds['extract']:.1f} s; "
         f"the second run made {second.forwards} forward passes in {done.seconds['extract again']:.1f} s."
     )
     done.result.show()
-    click.echo(
-        "The patches are synthetic: the numbers show that the pipeline works, not how good an encoder is."
-    )
-    click.echo(
-        f"Data sets   {out}/data         (look at the images; `patchbank datasets check {out}/data/*.toml`)"
-    )
-    click.echo(f"Embeddings  {out}/bank         (`patchbank cache ls --bank {out}/bank`)")
-    click.echo(f"Results     {out}/results      (`patchbank probe report {out}/results -o report.html`)")
+    echo("The patches are synthetic: the numbers show that the pipeline works, not how good an encoder is.")
+    echo(f"Data sets   {out}/data         (look at the images; `patchbank datasets check {out}/data/*.toml`)")
+    echo(f"Embeddings  {out}/bank         (`patchbank cache ls --bank {out}/bank`)")
+    echo(f"Results     {out}/results      (`patchbank probe report {out}/results -o report.html`)")
 
 
 @click.command("run")
@@ -197,14 +193,14 @@ def run_command(
             raise click.BadParameter(f"{text!r} is not ENCODER=FILE", param_hint="--checkpoint")
         named[encoder] = Path(file)
     where = Places(out=out or Path(wanted.name), checkpoints=named, progress=not as_json, **options)
-    say = (lambda text: click.echo(text, err=True)) if as_json else click.echo
+    say = (lambda text: echo(text, err=True)) if as_json else echo
     if dry_run:
         steps = plan_study(wanted, where, measure=measure)
         if as_json:
-            click.echo(json.dumps({"steps": [step.to_json() for step in steps]}))
+            echo(json.dumps({"steps": [step.to_json() for step in steps]}))
             return
         for step in steps:
-            click.echo(step.line())
+            echo(step.line())
         return
     done = run_study(wanted, where, say=say)
     if as_json:
@@ -214,12 +210,12 @@ def run_command(
             "steps": [step.to_json() for step in done.steps],
             "results": records,
         }
-        click.echo(json.dumps(shown))
+        echo(json.dumps(shown))
     else:
         show(done.page)
-        click.echo(f"{'Nothing was left to do' if done.idle else 'Done'} in {done.seconds:.1f} s.")
+        echo(f"{'Nothing was left to do' if done.idle else 'Done'} in {done.seconds:.1f} s.")
         if done.page.result is not None:
-            click.echo(f"Wrote {', '.join(map(str, done.files))}.")
+            echo(f"Wrote {', '.join(map(str, done.files))}.")
     if done.failed:
         raise click.exceptions.Exit(1)
 
@@ -233,15 +229,15 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.Abort as error:  # click's name for Ctrl-C; published blocks stay published
         notes = getattr(error.__cause__, "__notes__", [])
         kept = " ".join(notes) or "What was committed is kept; the same command goes on from there."
-        click.echo(f"Interrupted. {kept}", err=True)
+        echo(f"Interrupted. {kept}", err=True)
         code = 130
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except PatchbankError as error:
-        click.echo(printable(f"Error: {error}"), err=True)
+        echo(f"Error: {error}", err=True)
         for note in getattr(error, "__notes__", []):
-            click.echo(printable(f"  {note}"), err=True)
+            echo(f"  {note}", err=True)
         code = error.exit_code
     except BrokenPipeError:  # `patchbank cache ls | head`
         sys.stderr.close()

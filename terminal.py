@@ -39,6 +39,13 @@ def printable(text: object) -> str:
 _OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
+def echo(text: object, *, err: bool = False) -> None:
+    """Print a text as it is for a program to read, or a line for a person; nothing in it is obeyed."""
+    import click
+
+    click.echo(printable(text), err=err)
+
+
 def print_table(
     heads: Sequence[str],
     rows: Sequence[Sequence[object]],

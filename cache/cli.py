@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..terminal import print_table
+from ..terminal import echo, print_table, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ store_argument = click.argument("name", metavar="STORE")
 
 
 def _show(as_json: bool, document: Any, text: str) -> None:
-    click.echo(json.dumps(document, indent=2) if as_json else text)
+    echo(json.dumps(document, indent=2) if as_json else text)
 
 
 def _open(bank: str, name: str, *, lenient: bool = False) -> "Store":
@@ -45,7 +45,7 @@ def _all_names(bank: str) -> list[str]:
     place.require()
     names = place.names()
     if not names:
-        click.echo(f"no stores in {bank}", err=True)
+        echo(f"no stores in {bank}", err=True)
     return names
 
 
@@ -103,10 +103,10 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
 
     entries = listing(Bank(bank), {path.stem: _table(path, bank) for path in tables})
     if as_json:
-        click.echo(json.dumps(entries, indent=2))
+        echo(json.dumps(entries, indent=2))
         return
     if not entries:
-        return click.echo(f"no stores in {bank}")
+        return echo(f"no stores in {bank}")
     rows = []
     for entry in entries:
         if "damage" in entry:
@@ -177,11 +177,11 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
             verdict = (
                 "good" if found.good else f"{len(found.damage)} damaged: patchbank cache repair {store.name}"
             )
-            click.echo(f"{store.name}: {found.rows} rows in {found.blocks} blocks, {verdict}")
+            echo(f"{store.name}: {found.rows} rows in {found.blocks} blocks, {verdict}")
             for line in [*document["damage"], *(f"note: {note}" for note in found.notes)]:
-                click.echo(f"  {line}")
+                echo(f"  {line}")
     if as_json:
-        click.echo(json.dumps(documents, indent=2))
+        echo(json.dumps(documents, indent=2))
     if not documents or not all(document["good"] for document in documents):
         raise click.exceptions.Exit(1)
 
@@ -231,12 +231,12 @@ def gc_command(names: tuple[str, ...], bank: str, grace: float, dry_run: bool) -
         store = _open(bank, name)
         swept = gc(store, grace=grace, dry_run=dry_run)
         verb = "would go" if dry_run else "removed"
-        click.echo(f"{store.name}: {len(swept.files)} files, {swept.bytes / 2**20:.1f} MB {verb}")
+        echo(f"{store.name}: {len(swept.files)} files, {swept.bytes / 2**20:.1f} MB {verb}")
     if not names:
         opened = Bank(bank)
         for name in opened.empty_names():  # runs that failed before their first row
             if dry_run or opened.remove_empty(name, grace=grace):
-                click.echo(f"{name}: an empty folder {'would go' if dry_run else 'removed'}")
+                echo(f"{name}: an empty folder {'would go' if dry_run else 'removed'}")
 
 
 @cache_group.command("rm")
@@ -255,9 +255,9 @@ def rm_command(name: str, bank: str, yes: bool) -> None:
 
     full = Bank(bank).full_name(name)
     if not yes:
-        click.confirm(f"Remove {full} from {bank}?", abort=True)
+        click.confirm(printable(f"Remove {full} from {bank}?"), abort=True)
     Bank(bank).remove(full)
-    click.echo(f"{full} is gone")
+    echo(f"{full} is gone")
 
 
 @cache_group.command("finalize")
@@ -283,7 +283,7 @@ def finalize_command(name: str, bank: str, table: Path | None) -> None:
         frame = with_hash(frame)
     done = finalize(store, frame)
     file = store.path if store.backend == "zarr" else f"{store.path}/embeddings.h5"
-    click.echo(f"{done.rows} rows in {done.blocks} chunks ({done.packed} rows were packed): {file}")
+    echo(f"{done.rows} rows in {done.blocks} chunks ({done.packed} rows were packed): {file}")
 
 
 @cache_group.command("merge")
@@ -301,7 +301,7 @@ def merge_command(sources: tuple[str, ...], into: str, name: str | None) -> None
     from .report import merge_banks
 
     for store, copied in merge_banks(into, sources, name):
-        click.echo(f"{store}: {copied} rows copied")
+        echo(f"{store}: {copied} rows copied")
 
 
 @cache_group.command("subset")
@@ -324,7 +324,7 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
     from .combine import subset
 
     target = subset(_open(bank, name), _keys(table, bank, where), Bank(to), progress=True)
-    click.echo(f"{target.path}: {len(target)} rows")
+    echo(f"{target.path}: {len(target)} rows")
 
 
 @cache_group.command("diff")
@@ -392,7 +392,7 @@ def export_command(
         raise click.UsageError("--where picks rows of a table: add --table")
     frame = None if table is None else _table(table, bank, where)
     rows = export(_open(bank, name), path, layout, frame, **options)
-    click.echo(f"{path}: {rows} rows")
+    echo(f"{path}: {rows} rows")
 
 
 @cache_group.command("import")
@@ -418,7 +418,7 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
     done = import_export(Bank(bank), path, backend=backend)
     if table_out is not None:
         write_csv(table_out, done.table)
-    click.echo(f"{done.store.name}: {done.added} of {done.rows} rows were new")
+    echo(f"{done.store.name}: {done.added} of {done.rows} rows were new")
 
 
 @cache_group.command("push")
@@ -462,11 +462,11 @@ def push_command(
         replace=replace,
         endpoint=endpoint,
     )
-    click.echo(f"pushed to {done.url}")
+    echo(f"pushed to {done.url}")
     if done.left_out:
-        click.echo(f"columns that were not sent (--with-table sends them): {', '.join(done.left_out)}")
+        echo(f"columns that were not sent (--with-table sends them): {', '.join(done.left_out)}")
     if done.removed:
-        click.echo(f"files of an earlier push that were removed (its history has them): {len(done.removed)}")
+        echo(f"files of an earlier push that were removed (its history has them): {len(done.removed)}")
 
 
 @cache_group.command("pull")
@@ -486,4 +486,4 @@ def pull_command(repo: str, bank: str, name: str | None, revision: str | None, e
     from .hub import pull
 
     store = pull(repo, Bank(bank), name=name, revision=revision, endpoint=endpoint, progress=True)
-    click.echo(f"{store.path}: {len(store)} rows, verified")
+    echo(f"{store.path}: {len(store)} rows, verified")

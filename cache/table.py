@@ -68,11 +68,12 @@ def keys_of_table(table: pd.DataFrame) -> np.ndarray:
             "the table has no column content_hash (`patchbank datasets build` makes manifests that have it)"
         )
     words = table["content_hash"].astype("string").fillna("").astype(str)
-    unknown = int((words == "").sum())
-    if unknown:
+    unknown = np.flatnonzero((words == "").to_numpy())
+    if len(unknown):
         raise InvalidRequest(
-            f"{unknown} of the {len(table)} rows of the table have no content hash: their images were never "
-            "read. Fix: run `patchbank extract` over them with this bank first, or choose others (--where)"
+            f"{len(unknown)} of the {len(table)} rows of the table have no content hash (the first is row "
+            f"{unknown[0]}): their images were never read. Fix: run `patchbank extract` over them with this "
+            "bank first, or choose other rows (--where)"
         )
     good = words.str.fullmatch(r"[0-9a-f]{32}")
     if not good.all():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InvalidRequest
-from ..terminal import print_table, printable, say
+from ..terminal import echo, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def ls(as_json: bool) -> None:
             for row in rows
         ],
     )
-    click.echo("One's own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
+    echo("One's own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
     return None
 
 
@@ -177,11 +177,11 @@ def _build(
             }
         )
     for line in fault_lines(skipped):
-        click.echo(printable(f"left out: {line}"), err=True)
+        echo(f"left out: {line}", err=True)
     _show(manifest)
     for note in notes:
         _note(manifest.header.name, note)
-    click.echo(f"wrote {file}: {len(manifest)} patches" + (f", {len(skipped)} left out" if skipped else ""))
+    echo(f"wrote {file}: {len(manifest)} patches" + (f", {len(skipped)} left out" if skipped else ""))
     return None
 
 
@@ -438,14 +438,12 @@ def fetch_command(name: str, folder: str, url: str, sha256: str, again: bool, as
     got = fetch(facts, folder, url=url, sha256=sha256, again=again)
     if as_json:
         return _json({**vars(got), "folder": str(got.folder)})
-    click.echo(f"{'unpacked to' if got.new else 'already there:'} {got.folder} ({got.bytes} bytes)")
-    click.echo(
-        f"sha256 {got.sha256}" + (" (as pinned)" if got.pinned else " (not pinned; recorded for next time)")
-    )
+    echo(f"{'unpacked to' if got.new else 'already there:'} {got.folder} ({got.bytes} bytes)")
+    echo(f"sha256 {got.sha256}" + (" (as pinned)" if got.pinned else " (not pinned; recorded for next time)"))
     for file, state in got.files.items():
-        click.echo(f"{file}: {state}")
-    click.echo(f"licence: {facts.licence}")
-    click.echo(f"next: patchbank datasets build {name} --root {got.folder}")
+        echo(f"{file}: {state}")
+    echo(f"licence: {facts.licence}")
+    echo(f"next: patchbank datasets build {name} --root {got.folder}")
     return None
 
 
@@ -482,7 +480,7 @@ def folds_make(manifest: str, n_splits: int, seed: int, split: str, out: str) ->
         name=Path(out).stem, dataset=rows.header.name,
     )  # fmt: skip
     _show_folds(made.assign(effective_groups(rows)), rows)
-    click.echo(f"wrote {made.save(out)}")
+    echo(f"wrote {made.save(out)}")
 
 
 @folds.command("show")
@@ -510,7 +508,7 @@ def folds_show(folds_name: str, manifest: str, split: str, as_json: bool) -> Non
             {"name": loaded.name, "n_splits": loaded.n_splits, "fold_of_group": dict(loaded.fold_of_group)}
         )
     _show_folds(assigned, rows)
-    click.echo(f"{loaded.name}: {loaded.made_with}")
+    echo(f"{loaded.name}: {loaded.made_with}")
     return None
 
 
@@ -530,7 +528,7 @@ def _pairs(values: Sequence[str], option: str, *, empty: bool = False) -> dict[s
 def _json(value: Any) -> None:
     import json
 
-    click.echo(json.dumps(value, indent=2, default=str))
+    echo(json.dumps(value, indent=2, default=str))
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from ..terminal import echo
+
 PATH = click.Path(path_type=Path)
 # a cluster that takes its machine back sends SIGTERM, a terminal that closes SIGHUP: publish as after Ctrl-C
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -132,16 +134,16 @@ def extract_command(
     with stoppable():
         report = run_extract(list(manifests), encoder=specs, bank=bank, **options)
     if as_json:
-        click.echo(report.to_json())
+        echo(report.to_json())
         return
     for store in report.stores:
-        click.echo(
+        echo(
             f"{store.encoder}  view {store.view}  tokens {store.tokens}  {store.precision}  {store.dim}-d  "
             f"{store.path}"
         )
-    click.echo(report.summary())
+    echo(report.summary())
     for patch_id, message in report.failed:
-        click.echo(f"failed: {patch_id}: {message}", err=True)
+        echo(f"failed: {patch_id}: {message}", err=True)
 
 
 @click.group("encoders")
@@ -164,7 +166,7 @@ def ls_command(as_json: bool) -> None:
 
     cards = shipped_cards() | plugged_cards()
     if as_json:
-        click.echo(json.dumps([describe(card) for card in cards.values()], indent=2))
+        echo(json.dumps([describe(card) for card in cards.values()], indent=2))
     else:
         show_cards(cards.values())
 
@@ -185,7 +187,7 @@ def show_command(encoder: str, as_json: bool) -> None:
     from .listing import describe, to_toml
 
     card = load_card(encoder, trust_code=True)  # nothing is built
-    click.echo(json.dumps(describe(card), indent=2) if as_json else to_toml(card))
+    echo(json.dumps(describe(card), indent=2) if as_json else to_toml(card))
 
 
 @encoders_group.command("check")
@@ -213,10 +215,10 @@ def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **option
 
     found = check_encoder(encoder, remote_code=trust_remote_code, **options)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         for key, value in found.items():
-            click.echo(f"{key:>14}  {value}")
+            echo(f"{key:>14}  {value}")
 
 
 @click.command("doctor")
@@ -236,7 +238,7 @@ def doctor_command(bank: Path, weights_dir: Path | None, as_json: bool) -> None:
 
     found = examine(bank=bank, weights_dir=weights_dir)
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        echo(json.dumps(found, indent=2))
     else:
         show(found)
     sys.exit(0 if found["ok"] else 1)

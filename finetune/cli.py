@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidRequest
-from ..terminal import print_table
+from ..terminal import echo, print_table
 
 _PATH = click.Path(path_type=Path)
 
@@ -83,7 +83,7 @@ def plan_command(
     if as_json:
         from dataclasses import asdict
 
-        return click.echo(json.dumps(asdict(plan), indent=1))
+        return echo(json.dumps(asdict(plan), indent=1))
     print_table(
         ("encoder", "train", "hours", "why"),
         [
@@ -91,7 +91,7 @@ def plan_command(
             for e in plan.entries
         ],
     )
-    click.echo(
+    echo(
         f"wrote {out}: {len(plan.chosen)} of {len(plan.entries)} encoders; "
         f"next: patchbank finetune run --plan {out}"
     )
@@ -172,7 +172,7 @@ def run_command(
             )
         ]
     if as_json:
-        return click.echo(json.dumps([result.to_json() for result in results], indent=1))
+        return echo(json.dumps([result.to_json() for result in results], indent=1))
     _scores([record for result in results for record in result.document["scores"]])
 
 
@@ -221,7 +221,7 @@ def attention_command(
         **options,
     )
     if as_json:
-        return click.echo(json.dumps(result.to_json(), indent=1))
+        return echo(json.dumps(result.to_json(), indent=1))
     _scores(result.document["scores"])
 
 
@@ -240,7 +240,7 @@ def ls_command(folder: Path, as_json: bool) -> None:
 
     rows = list_models(folder)
     if as_json:
-        return click.echo(json.dumps(rows, indent=1))
+        return echo(json.dumps(rows, indent=1))
     print_table(
         ("model", "state", "epochs", "best", "validation AUROC", "hours"),
         [
@@ -266,7 +266,7 @@ def show_command(folder: Path, as_json: bool) -> None:
 
     card = read_card(folder)
     check_files(folder, card)
-    click.echo(json.dumps(card, indent=1) if as_json else describe_card(folder, card))
+    echo(json.dumps(card, indent=1) if as_json else describe_card(folder, card))
 
 
 @finetune_group.command("compare")
@@ -287,7 +287,7 @@ def compare_command(models: Path, probe: Path, features: str | None, fold: int |
 
     records = compare_results(models, probe, features=features, fold=fold)
     if as_json:
-        return click.echo(json.dumps(records, indent=1))
+        return echo(json.dumps(records, indent=1))
     print_table(
         (
             "scored on",
@@ -334,7 +334,7 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
     loaded = load_manifest(manifest)
     rest = unseen(folder, loaded)
     rest.save(out)
-    click.echo(f"wrote {out}: {len(rest)} of {len(loaded)} patches")
+    echo(f"wrote {out}: {len(rest)} of {len(loaded)} patches")
 
 
 @click.command("predict")
@@ -406,7 +406,7 @@ def predict_command(
         table = predict_finetuned(model, images, batch_size=batch_size, workers=workers, **options)
     write_csv(out, table)
     counts = table["prediction"].value_counts()
-    click.echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
+    echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
 def _bounds(low: float | None, high: float | None) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from ..terminal import echo
+
 
 @click.group("probe")
 def probe_group() -> None:
@@ -103,12 +105,12 @@ def run_command(
         train=load_manifest(train), tests=[load_manifest(path) for path in tests], out=out, **settings
     )
     if as_json:
-        click.echo(json.dumps(result.to_json()))
+        echo(json.dumps(result.to_json()))
         return
     result.show()
     if out is not None:
-        click.echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
-        click.echo(f"Next: patchbank probe report {out} -o report.html")
+        echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
+        echo(f"Next: patchbank probe report {out} -o report.html")
 
 
 @probe_group.command("few-shot")
@@ -156,7 +158,7 @@ def few_shot_command(
         write_csv(out, curve)
     summary = summarise(curve)
     if as_json:
-        click.echo(summary.to_json(orient="records"))
+        echo(summary.to_json(orient="records"))
         return
     from ..terminal import print_table
 
@@ -198,7 +200,7 @@ def report_command(results: Path, out: Path, no_images: bool) -> None:
     """
     from .report import write_report
 
-    click.echo(f"Wrote {write_report(results, out, images=not no_images)}.")
+    echo(f"Wrote {write_report(results, out, images=not no_images)}.")
 
 
 def _numbers(text: str) -> list[float]:

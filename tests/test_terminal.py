@@ -5,12 +5,21 @@ import io
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import termios
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
+from patchbank.cache.bank import Bank
+from patchbank.cache.identity import Identity
+from patchbank.cli import patchbank
+from patchbank.errors import PatchbankError
 from patchbank.terminal import print_table, printable
 from rich.console import Console
 
@@ -107,3 +116,42 @@ def test_printable_keeps_what_is_text() -> None:
 def test_a_row_with_another_number_of_cells_is_refused() -> None:
     with pytest.raises(ValueError, match="2 cells"):
         print_table(["a", "b"], [["x"]])
+
+
+def test_everything_is_printed_through_one_door() -> None:
+    """What is printed past it could hold commands to the terminal: names are chosen by others."""
+    root = Path(__file__).parent.parent
+    files = [path for path in root.glob("**/cli.py") if "tests" not in path.parts]
+    assert len(files) >= 6
+    for path in files:
+        text = path.read_text("utf-8")
+        assert not re.search(r"click\.(s?echo|secho)\(|(?<![\w.])print\(", text), path
+
+
+def test_what_commands_print_of_names_is_not_obeyed(tmp_path: Path) -> None:
+    """Of a bank, a store's folder, its encoder, licence and writers."""
+    evil = "\x1b[31mred\x1b]0;title\x07\x9b2J\rover\u202e"
+    parts: dict[str, Any] = {"view": evil, "tokens": "cls", "precision": "fp32", "dtype": "float16", "dim": 4}
+    identity = Identity(encoder={"id": evil}, preprocess={}, **parts)
+    bank = tmp_path / f"bank{evil}"
+    store = Bank(bank).open_store(identity, create=True, provenance={"licence": evil})
+    with store.writer(name=evil) as writer:
+        writer.append(np.zeros((1, 16), np.uint8), np.ones((1, 4), np.float16), ["x"])
+    shutil.copytree(store.path, bank / "stores" / f"other{evil}")
+    out = str(tmp_path / f"{evil}.npz")
+    commands = [
+        ["ls"], ["info", "31m"], ["verify"], ["gc"], ["finalize", "31m"], ["repair", "31m"], ["rm", "other"],
+        ["export", "31m", out, "-l", "npz"], ["import", out], ["diff", "31m", "other"],
+        ["subset", "31m", "-t", "t.csv", "--to", f"{bank}2"], ["merge", str(bank), "--into", f"{bank}3"],
+    ]  # fmt: skip
+    (tmp_path / "t.csv").write_text(f"patch_id,content_hash\nx,{'00' * 16}\n")
+    printed = 0
+    for command in commands:
+        words = [str(tmp_path / word) if word == "t.csv" else word for word in command]
+        option = [] if command[0] == "merge" else ["-b", str(bank)]
+        done = CliRunner().invoke(patchbank, ["cache", *words, *option], color=True, input="n\n")
+        assert done.exception is None or isinstance(done.exception, PatchbankError | SystemExit), command
+        commands_of = ("\x1b", "\x07", "\x9b", "\rover", "\u202e")
+        assert not [bad for bad in commands_of if bad in done.output], command
+        printed += "red" in done.output
+    assert printed >= 8

@@ -324,7 +324,10 @@ def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFr
     refused(r"row 0 of the column 'label'.*no text", frame=table.assign(label="a\0b"))
     refused(r"row 0 of the column 'label'.*no text", frame=table.assign(label="\udce4"))
     refused(r"too long", frame=table.assign(**{"ä" * 120: 1}))
-    refused("row 3 of the table", frame=table.assign(content_hash=["0" * 32] * 3 + [""] + ["0" * 32] * 149))
+    refused(
+        r"1 of the 153 rows .*first is row 3",
+        frame=table.assign(content_hash=["0" * 32] * 3 + [""] + ["0" * 32] * 149),
+    )
     refused("153 of 153 patches", frame=table.assign(content_hash="0" * 32), error=RowsMissing)
     refused("trident and stamp", by="group")
     refused("no column 'slide'", "trident", by="slide")
