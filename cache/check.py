@@ -198,16 +198,24 @@ def _verify_arrays(store: Store, found: Verified) -> None:
 def _faults_of_arrays(store: Store) -> Iterator[Damage]:
     catalog, files, layout = store.catalog, store.files, store.layout
     try:
+        view = {}
         for name, wanted in catalog.order_record.get("view", {}).items():
-            if not files.exists(name):
+            content = files.read(name) if files.exists(name) else None
+            if content is None:
                 yield Damage("arrays", name, "is missing (`cache finalize` was interrupted?)")
-            elif xxhash.xxh3_64_hexdigest(files.read(name)) != wanted:
+            elif xxhash.xxh3_64_hexdigest(content) != wanted:
                 yield Damage("arrays", name, "was changed after it was written")
+            else:
+                view[name] = content
         if not catalog.order and files.exists(layout.arrays):
             yield Damage(
                 "arrays", layout.arrays, "is there, and no log says which blocks the arrays are made of"
             )
-        known = {block.id for block in catalog.live()}
+        known = {block.id: block for block in catalog.live()}
+        if known.keys() >= set(catalog.order):
+            foreign = layout.foreign(view, [known[name] for name in catalog.order])
+            if foreign:
+                yield Damage("arrays", layout.arrays, foreign)
         for chunk, name in enumerate(catalog.order):
             if name not in known:
                 yield Damage("arrays", name, "is a block of the arrays and is not published")
@@ -265,8 +273,11 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
         _verify_blocks(store, found, progress=progress)
         faulty = {damage.block for damage in found.damage if damage.rows}
         if faulty:
-            given += give_own_files(store, [store.catalog.published[name] for name in faulty])
-            found.damage = [damage for damage in found.damage if damage.block not in given]
+            anew = give_own_files(store, [store.catalog.published[name] for name in faulty])
+            found.damage = [damage for damage in found.damage if damage.block not in anew]
+            for name in anew:  # its rows are right now; what is behind them in the chunk may be another's
+                found.damage += _verify_block(store, store.catalog.published[name])
+            given += anew
         if given:
             done.actions.append(f"blocks whose files were made anew from the arrays: {len(set(given))}")
         for leftover, rows, new in _unpublished(store, found):

@@ -228,7 +228,8 @@ def _settle_arrays(store: Store, generation: int) -> None:
 
 
 def restore_arrays(store: Store) -> bool:
-    """Puts the arrays' files right as the newest order has them; False: some cannot be (string columns).
+    """Puts the arrays' files right as the newest order has them; False: some cannot be (string columns), or
+    are not what `finalize` makes.
 
     Raises OSError where a block's file is not there.
     """
@@ -240,16 +241,17 @@ def restore_arrays(store: Store) -> bool:
         _replace_chunk(store, source, target, catalog.order)
     blocks = [catalog.published[name] for name in catalog.order]
     view = store.layout.view(blocks, {}) if blocks else {}
-    whole = True
+    whole, kept = True, {}
     for name, wanted in catalog.order_record.get("view", {}).items():
-        if files.exists(name) and xxhash.xxh3_64_hexdigest(files.read(name)) == wanted:
-            continue
-        if name in view and xxhash.xxh3_64_hexdigest(view[name]) == wanted:
+        content = files.read(name) if files.exists(name) else b""
+        if xxhash.xxh3_64_hexdigest(content) == wanted:
+            kept[name] = content
+        elif name in view and xxhash.xxh3_64_hexdigest(view[name]) == wanted:
             files.make_folder(name.rpartition("/")[0])
             files.put({name: [view[name]]})
         else:
             whole = False
-    return whole
+    return whole and not store.layout.foreign(kept, blocks)
 
 
 def give_own_files(store: Store, damaged: Sequence[Block] = ()) -> list[str]:

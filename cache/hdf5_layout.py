@@ -59,6 +59,8 @@ class Hdf5Layout(Layout):
 
     def _frame(self, file: str, rows: int, extra: dict[str, Any]) -> str:
         """The size and the checksum of all bytes of a block's file that are not rows."""
+        if max(extra["vectors_at"], extra["keys_at"]) > self.files.size(file):
+            return ""
         digest = xxhash.xxh3_64()
         end = 0
         for start, length in sorted(
@@ -76,14 +78,20 @@ class Hdf5Layout(Layout):
     def recover(self, name: str) -> list[tuple[int, dict[str, Any]]]:
         try:
             with h5py.File(self.local.path(f"{BLOCKS}/{name}.h5"), "r") as file:
-                vectors, keys = file["embeddings"], file["content_hash"]
-                if not isinstance(vectors, h5py.Dataset) or not isinstance(keys, h5py.Dataset):
+                vectors, keys = _own_dataset(file, "embeddings"), _own_dataset(file, "content_hash")
+                if vectors is None or keys is None or len(file) != 2 or vectors.is_virtual or keys.is_virtual:
                     return []
                 rows = len(keys)
                 extra = {"vectors_at": vectors.id.get_offset(), "keys_at": keys.id.get_offset()}
                 if vectors.shape != (rows, self.dim) or None in extra.values():
                     return []
-        except (OSError, KeyError, RuntimeError):  # what h5py raises for a file that is damaged
+        except (
+            OSError,
+            KeyError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+        ):  # what h5py raises for a file that is damaged
             return []
         return [(rows, {**extra, "frame": self._frame(f"{BLOCKS}/{name}.h5", rows, extra)})]
 
@@ -94,8 +102,10 @@ class Hdf5Layout(Layout):
         return [Spot(file, block.extra["vectors_at"])], [Spot(file, block.extra["keys_at"])]
 
     def other_bytes(self, block: Block, vectors: Spot, keys: Spot) -> str | None:
-        same = self._frame(vectors.file, block.rows, block.extra) == block.extra["frame"]
-        return None if same else f"{vectors.file}: its HDF5 metadata was changed, or its size"
+        places = {part: block.extra[part] for part in ("vectors_at", "keys_at", "frame")}
+        if (block.rows, places) in self.recover(block.id):
+            return None
+        return f"{vectors.file}: its HDF5 metadata was changed, or its size"
 
     def view(self, blocks: Sequence[Block], columns: Mapping[str, Sequence[str]]) -> dict[str, bytes]:
         rows = sum(block.rows for block in blocks)
@@ -116,6 +126,20 @@ class Hdf5Layout(Layout):
                 file.create_dataset(name, data=list(values), dtype=h5py.string_dtype())
         return {"embeddings.h5": image.getvalue()}
 
+    def foreign(self, view: Mapping[str, bytes], blocks: Sequence[Block]) -> str | None:
+        sources = {f"{BLOCKS}/{block.id}.h5" for block in blocks}
+        for content in view.values():
+            with h5py.File(io.BytesIO(content), "r") as file:
+                for name in map(str, file):
+                    item = _own_dataset(file, name)
+                    if item is None:
+                        return f"{name} in embeddings.h5 is a link or in another file"
+                    parts = item.virtual_sources() if item.is_virtual else []
+                    allowed = sources if name in {"embeddings", "content_hash"} else set()
+                    if any(part.file_name not in allowed or part.dset_name != name for part in parts):
+                        return f"{name} in embeddings.h5 is made of other files than the blocks"
+        return None
+
     def columns_of(self, view: Mapping[str, bytes]) -> list[str]:
         if not view:
             return []
@@ -131,6 +155,14 @@ class Hdf5Layout(Layout):
 
     def placed(self) -> list[str]:
         return []
+
+
+def _own_dataset(file: h5py.File, name: str) -> h5py.Dataset | None:
+    """A data set of this very file, not behind a link and not in external storage; it may be virtual."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return None
+    item = file[name]
+    return item if isinstance(item, h5py.Dataset) and not item.external else None
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,14 @@ class Layout(ABC):
         """The names of the columns in what `view` gave."""
 
     @abstractmethod
+    def foreign(self, view: Mapping[str, bytes], blocks: Sequence[Block]) -> str | None:
+        """What in a view's files is not what `view` makes of these blocks, whatever its columns, or None.
+
+        Checksums are no signatures: whoever made the store may have put codecs there that run code, or arrays
+        that lie in other files.
+        """
+
+    @abstractmethod
     def files_of(self, block: str) -> list[str]:
         """A block's own files."""
 

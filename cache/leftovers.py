@@ -79,10 +79,13 @@ def proven(store: Store, name: str) -> Rows | None:
 def _by_name(store: Store, name: str) -> Rows | None:
     for rows, extra in store.layout.recover(name):
         vectors, keys = store.empty_block(rows)
-        read_raw(store.files, store.spot_of(Block(name, rows, "", "", "", 0.0, "", extra)), vectors, keys)
+        spots = store.spot_of(Block(name, rows, "", "", "", 0.0, "", extra))
+        read_raw(store.files, spots, vectors, keys)
         segments = segments_of(vectors, keys)
         if name_fits(name, rows, segments):
-            return Rows(keys, vectors, block_of(name, vectors, keys, segments, "recovered", extra))
+            block = block_of(name, vectors, keys, segments, "recovered", extra)
+            # its padding may be damaged, which the name does not tell: then the rows are copied
+            return Rows(keys, vectors, None if store.layout.other_bytes(block, *spots) else block)
     return None
 
 

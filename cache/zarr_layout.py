@@ -95,9 +95,7 @@ class ZarrLayout(Layout):
                 files[f"{name}/c/{chunk}"] = _strings(
                     values[start : start + self.block_rows], self.block_rows
                 )
-            files[f"{name}/zarr.json"] = _array(
-                [rows], [self.block_rows], "string", "", [{"name": "vlen-utf8"}]
-            )
+            files[f"{name}/zarr.json"] = self._column(rows)
         shape, chunks = [rows, KEY_BYTES], [self.block_rows, KEY_BYTES]
         files["content_hash/zarr.json"] = _array(shape, chunks, "uint8", 0, [{"name": "bytes"}])
         little = [{"name": "bytes", "configuration": {"endian": "little"}}]
@@ -105,6 +103,17 @@ class ZarrLayout(Layout):
         # a chunk that is not there reads as NaN: never as an embedding
         files["embeddings/zarr.json"] = _array(shape, chunks, self.dtype.name, "NaN", little)
         return files
+
+    def _column(self, rows: int) -> bytes:
+        return _array([rows], [self.block_rows], "string", "", [{"name": "vlen-utf8"}])
+
+    def foreign(self, view: Mapping[str, bytes], blocks: Sequence[Block]) -> str | None:
+        right = self.view(blocks, {})
+        column = self._column(sum(block.rows for block in blocks))
+        for name, content in view.items():
+            if name.endswith("/zarr.json") and content != right.get(name, column):
+                return f"{name} does not describe the array that `finalize` makes"
+        return None
 
     def columns_of(self, view: Mapping[str, bytes]) -> list[str]:
         return sorted({name.partition("/")[0] for name in view} - {"embeddings", "content_hash"})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import repair, verify
+from patchbank.cache.check import gc, repair, verify
 from patchbank.cache.files import LocalFiles
 from patchbank.cache.finish import finalize
 from patchbank.cache.layout import seal
@@ -429,3 +429,26 @@ def test_json_of_every_line_is_plain(filled: tuple[Store, Any]) -> None:
     lines = [json.loads(line) for line in log_of(filled[0]).read_text().splitlines()]
     assert [line["type"] for line in lines] == ["writer", "block", "block", "block"]
     assert [line["n"] for line in lines] == [0, 1, 2, 3]
+
+
+def test_a_block_that_is_the_beginning_of_a_chunk(make: Make, make_rows: Any) -> None:
+    """Its retire line is damaged and its files are gone: the chunk begins with its rows, and has more."""
+    rows = make_rows(150)
+    store = make()
+    if store.backend != "zarr":
+        pytest.skip("HDF5 has no chunks")
+    with store.writer() as writer:
+        writer.append(*rows[:40])
+    finalize(store)  # one block of 40 rows and padding
+    with store.writer() as writer:
+        writer.append(*rows[40:60])
+    finalize(store)  # packed: the first 60 rows are another block, which is the chunk
+    retired = sorted(store.catalog.retired)
+    assert retired
+    gc(store, grace=-1.0)
+    for log in (Path(store.path) / "parts/log").iterdir():
+        log.write_bytes(log.read_bytes().replace(b'"type":"retire"', b'"type":"retirE"'))
+    assert not verify(again(store, lenient=True)).good
+    repair(again(store, lenient=True))
+    assert verify(again(store)).good
+    assert again(store).load(rows.keys[:60]).tobytes() == rows.vectors[:60].tobytes()

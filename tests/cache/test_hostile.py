@@ -1,12 +1,15 @@
 """Stores that somebody made to do harm: nothing outside of them is read, moved or removed."""
 
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
 import pytest
 import xxhash
 from patchbank.cache.bank import Bank
@@ -329,3 +332,86 @@ def test_identities_of_another_type(attack: Attack) -> None:
             path.write_bytes(attack.clean.layout.describe(document))
             with pytest.raises(StoreError, match=part):
                 Store(LocalFiles(attack.root))
+
+
+def test_arrays_of_a_finalised_store_run_no_code(attack: Attack) -> None:
+    """Their digests fit, as whoever made the store can see to; verify looks at what they say."""
+    if attack.clean.backend != "zarr":
+        pytest.skip("of Zarr")
+    finalize(attack.clean)
+    record = dict(Store(LocalFiles(attack.root)).catalog.order_record)
+    for name in ("embeddings/zarr.json", "content_hash/zarr.json", "evil/zarr.json"):
+        path = attack.root / name
+        path.parent.mkdir(exist_ok=True)
+        document = json.loads((attack.root / "embeddings/zarr.json").read_text())
+        content = json.dumps(document | {"codecs": [{"name": "numcodecs.pickle"}]}).encode()
+        kept = path.read_bytes() if path.exists() else None
+        path.write_bytes(content)
+        record["generation"] += 1
+        attack.add_line({**record, "view": record["view"] | {name: xxhash.xxh3_64_hexdigest(content)}})
+        found = verify(Store(LocalFiles(attack.root)))
+        assert any("does not describe the array" in str(damage) for damage in found.damage), name
+        if kept is not None:
+            path.write_bytes(kept)
+    repair(Store(LocalFiles(attack.root)))
+    assert verify(Store(LocalFiles(attack.root))).good
+    assert not any(b"pickle" in path.read_bytes() for path in attack.root.rglob("zarr.json"))
+
+
+@pytest.mark.parametrize("kind", ["virtual", "external link", "soft link", "external", "column"])
+def test_arrays_of_a_finalised_store_lie_in_no_other_file(attack: Attack, kind: str) -> None:
+    if attack.clean.backend != "hdf5":
+        pytest.skip("of HDF5")
+    secret = attack.victim / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["embeddings"] = np.ones((20, 8), np.float16)
+    attack.before = attack.state()
+    finalize(attack.clean)
+    record = dict(Store(LocalFiles(attack.root)).catalog.order_record)
+    path = attack.root / "embeddings.h5"
+    with h5py.File(path, "r+") as file:
+        name = "label" if kind == "column" else "embeddings"
+        if name in file:
+            del file[name]
+        match kind:
+            case "virtual" | "column":
+                whole = h5py.VirtualLayout((20, 8), np.float16)
+                whole[:] = h5py.VirtualSource(str(secret), "embeddings", (20, 8))
+                file.create_virtual_dataset(name, whole)
+            case "external link":
+                file[name] = h5py.ExternalLink(str(secret), "embeddings")
+            case "soft link":
+                file[name] = h5py.SoftLink("/content_hash")
+            case "external":
+                file.create_dataset(name, (20, 8), np.float16, external=[(str(secret), 0, 320)])
+    view = {"embeddings.h5": xxhash.xxh3_64_hexdigest(path.read_bytes())}
+    attack.add_line({**record, "generation": record["generation"] + 1, "view": view})
+    found = verify(Store(LocalFiles(attack.root)))
+    assert any("embeddings.h5" in str(damage) for damage in found.damage)
+    attack.try_everything()
+    repair(Store(LocalFiles(attack.root)))
+    assert verify(Store(LocalFiles(attack.root))).good
+
+
+def test_a_block_that_is_a_link_inside_its_file(attack: Attack) -> None:
+    """The rows are where the log says; whoever opens the block with h5py would read another file."""
+    if attack.clean.backend != "hdf5":
+        pytest.skip("of HDF5")
+    secret = attack.victim / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["embeddings"] = np.ones((8, 8), np.float16)
+    attack.before = attack.state()
+    store = Store(LocalFiles(attack.root))
+    block = store.catalog.live()[0]
+    path = attack.root / f"parts/blocks/{block.id}.h5"
+    with h5py.File(path, "r+") as file:
+        file.move("embeddings", "hidden")
+        file["embeddings"] = h5py.ExternalLink(str(secret), "embeddings")
+    layout: Any = store.layout
+    extra = {part: block.extra[part] for part in ("vectors_at", "keys_at")}
+    frame = layout._frame(f"parts/blocks/{block.id}.h5", block.rows, extra)
+    attack.add_line({**block.record(), "frame": frame, "time": 0.5})
+    assert any(
+        block.id in str(damage) for damage in verify(Store(LocalFiles(attack.root), lenient=True)).damage
+    )
+    attack.try_everything()
