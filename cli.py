@@ -221,7 +221,7 @@ def run_command(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; errors of `patchbank.errors` become one message and an exit code."""
+    """Run the command line; errors of `patchbank.errors` and of files become one message and an exit code."""
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "160")  # tables for a file or a pipe are not cut to 80 columns
     try:
@@ -242,4 +242,8 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:  # `patchbank cache ls | head`
         sys.stderr.close()
         code = 141
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        where = f"{error.filename}: " if error.filename is not None else ""
+        echo(f"Error: {where}{error.strerror or error}", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -211,12 +211,13 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
 @bank_option
 @click.option(
     "--grace",
-    default=86_400.0,
+    type=click.IntRange(min=0),
+    default=86_400,
     show_default=True,
     help="Leave files younger than this (seconds); little only while nobody writes.",
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
-def gc_command(names: tuple[str, ...], bank: str, grace: float, dry_run: bool) -> None:
+def gc_command(names: tuple[str, ...], bank: str, grace: int, dry_run: bool) -> None:
     """Sweep leftovers of killed writers and packed blocks; published rows are never touched.
 
     \b

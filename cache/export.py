@@ -141,6 +141,9 @@ def export(
         raise InvalidRequest("one file for each group is for the layouts trident and stamp")
     if layout == "stamp" and tile_um is None:
         raise InvalidRequest("the STAMP layout needs the edge of a tile in um (tile_um, --tile-um)")
+    for name, value in (("tile_um", tile_um), ("mpp", mpp)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InvalidRequest(f"{name} is {value}; it has to be a length in um")
     rows = rows_of(store, table)
     if layout == "stamp":
         rows.document |= {"tile_um": tile_um, "mpp": mpp}

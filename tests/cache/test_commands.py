@@ -335,3 +335,29 @@ def test_tables_of_manifests_without_content_hashes(bank: Path, tmp_path: Path, 
 
     names = np.asarray(zarr.open_group(str(next(bank.glob("stores/*cls*"))), mode="r")["patch_id"])
     assert sorted(name for name in names if name) == [f"wsi/p{i}" for i in range(4)]
+
+
+def test_names_that_no_file_system_takes(bank: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "a" * 300
+    commands = [
+        ["ls", "-b", long],
+        ["ls", "-b", str(bank), "-t", f"{long}.csv"],
+        ["verify", "-b", long],
+        ["import", f"{long}.npz", "-b", str(bank)],
+        ["export", "fake-noise.full.cls", f"{long}.npz", "-l", "npz", "-b", str(bank)],
+        ["subset", "fake-noise.full.cls", "--to", long, "-t", "set.toml", "-b", str(bank)],
+        ["merge", str(bank), "--into", long],
+        ["info", long, "-b", str(bank)],
+    ]
+    for command in commands:
+        with pytest.raises(SystemExit) as stop:
+            main(["cache", *command])
+        said = capsys.readouterr().err
+        assert stop.value.code not in (0, None), command
+        assert said.splitlines()[-1].startswith("Error: "), said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("grace", ["nan", "-1", "inf", "x"])
+def test_a_grace_that_is_no_time(bank: Path, grace: str) -> None:
+    assert "--grace" in cache("gc", "-b", bank, "--grace", grace, code=2).output

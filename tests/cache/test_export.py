@@ -332,6 +332,9 @@ def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFr
     refused("trident and stamp", by="group")
     refused("no column 'slide'", "trident", by="slide")
     refused("tile_um", "stamp")
+    for size in (0.0, -1.0, float("nan"), float("inf")):
+        refused("tile_um is", "stamp", tile_um=size)
+        refused("mpp is", "stamp", tile_um=112.0, mpp=size)
     out.write_text("mine")
     with pytest.raises(InvalidRequest, match="exists already"):
         export(store, out, "npz", table)
