@@ -43,12 +43,15 @@ def cluster_codes(groups: ArrayLike | None, n: int) -> NDArray[np.intp]:
     """
     if groups is None:
         return np.arange(n)
-    column = pd.Series(np.asarray(groups), dtype=object)
-    if len(column) != n:
-        raise InvalidRequest(f"{len(column)} groups for {n} rows")
+    given = np.asarray(groups)
+    if len(given) != n:
+        raise InvalidRequest(f"{len(given)} groups for {n} rows")
+    if given.dtype.kind in "iu":
+        return np.asarray(pd.factorize(given)[0], np.intp)
+    column = pd.Series(given, dtype=object)
     alone = (column.isna() | (column == "")).to_numpy(bool)
-    keys = [(True, i) if alone[i] else (False, name) for i, name in enumerate(column)]
-    return np.asarray(pd.factorize(pd.Series(keys, dtype=object))[0], np.intp)
+    named = pd.factorize(column.where(~alone))[0]
+    return np.asarray(pd.factorize(np.where(alone, n + np.arange(n), named))[0], np.intp)
 
 
 def cluster_weights(

@@ -569,7 +569,7 @@ def precision(
     detectable (the true difference that is found at this level with a probability of POWER: (t of the level
     + t of the power) x standard error), from the median standard_error and degrees_of_freedom of the paired
     differences; basis says of how many. With one model the error is that of two models scored on two such
-    sets, which is more: basis "unpaired".
+    sets, usually more: basis "unpaired".
     """
     found = []
     whole = [r for r in records if r["subset"] == "raw" and not r["domain"]]
