@@ -11,6 +11,7 @@ from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe.leaks import near_embeddings
+from patchbank.probe.report import html_report
 from patchbank.probe.results import OPTIMISM, SWEEP, ProbeResult
 from patchbank.probe.run import run_probe
 
@@ -172,3 +173,18 @@ def test_results_that_are_read_back_have_their_notes(study: Any, tmp_path: Path)
     assert "cannot tell class weights apart" in found.document["notes"][0]
     assert found.document["models"][0]["choice"]["class_weight"] == "none"
     assert np.shape(found.document["models"][0]["path"]["criterion"]) == (1, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"), [("knn", "k, the number of neighbours"), ("centroid", "no parameter")]
+)
+def test_the_report_names_what_was_swept(study: Any, probe: str, words: str) -> None:
+    settings = {**QUICK, "C": None, "k": [5, 20] if probe == "knn" else None}
+    found = run_probe(
+        train=study.train, tests=[study.external], bank=study.bank, encoders=["good"], probe=probe, **settings
+    )
+    text = html_report(found, images=False)
+    assert words in text
+    assert "Grid of C" not in text
+    assert "inverse penalty" not in text
+    assert ("Grid of k: 2 from 5 to 20" in text) == (probe == "knn")
