@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import logit
 
 from ..datasets.folds import Folds, make_folds, too_few
 from ..errors import InvalidRequest, ProbeError
@@ -148,6 +149,7 @@ class ProtocolRun:
     # train rows
     oof: np.ndarray  # float64 (n,) out-of-fold score, each outer fold at the setting its inner folds chose
     oof_adjusted: np.ndarray  # float64 (n, 4) `adjustment` of each row, from its outer fold's inner folds
+    oof_ranking: np.ndarray  # float64 (n,) `oof` on one scale over the folds, see `ranking`
     oof_flat: np.ndarray  # float64 (n,) out-of-fold score at `choice`: for `adjusted` alone, not reported
     adjusted: np.ndarray  # float64 (4,) `adjustment` of the refit, from oof_flat
     ensemble_adjusted: np.ndarray  # float64 (4,) of the fold ensemble, from oof
@@ -158,12 +160,6 @@ class ProtocolRun:
     seconds: dict[str, float]
     model: ProbeModel  # the refit, or the fold ensemble of a published recipe
     train_role: str = "oof"  # "validation": each fold has chosen the model that scores it
-
-    @property
-    def oof_calibrated(self) -> np.ndarray:
-        """float64 (n,): out-of-fold scores as calibrated logits, each by its own fold's Platt scaling. Fold
-        models that chose another C have another scale, so what ranks rows of all folds takes these."""
-        return self.oof_adjusted[:, 2] * self.oof + self.oof_adjusted[:, 3]
 
 
 def run_protocol(
@@ -208,11 +204,12 @@ def run_protocol(
     fold_paths = np.stack([criterion_path(config, y, *one) for one in zip(nested, inner, strict=True)])
     choice = fitted.setting(best(path))
     fold_choices = [fitted.setting(best(one)) for one in fold_paths]
-    oof, oof_adjusted = np.empty(len(y)), np.empty((len(y), 4))
+    oof, oof_ranking, oof_adjusted = np.empty(len(y)), np.empty(len(y)), np.empty((len(y), 4))
     for i, k in enumerate(outer):
         rows, chosen = folds == k, fold_choices[i].index
         oof[rows] = flat[chosen][rows]
-        oof_adjusted[rows] = adjustment(y[~rows], nested[(i, *chosen)][~rows])
+        oof_adjusted[rows] = chosen_on_inner = adjustment(y[~rows], nested[(i, *chosen)][~rows])
+        oof_ranking[rows] = ranking(oof[rows], chosen_on_inner, float(y[~rows].mean()))
     oof_flat = flat[choice.index].astype(np.float64)
     seconds = {**fitted.seconds, "choose": time.perf_counter() - lap}
 
@@ -234,6 +231,7 @@ def run_protocol(
         choice=choice,
         fold_choices=fold_choices,
         oof=oof,
+        oof_ranking=oof_ranking,
         oof_flat=oof_flat,
         oof_adjusted=oof_adjusted,
         adjusted=adjusted,
@@ -283,6 +281,7 @@ def run_published(
         fold_choices=[],
         oof=validation,
         oof_adjusted=np.tile(adjusted, (len(y), 1)),
+        oof_ranking=validation,
         oof_flat=validation,
         adjusted=adjusted,
         ensemble_adjusted=adjusted,
@@ -321,6 +320,18 @@ def adjustment(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
         scale = LEAST_SCALE / (scores.std() or 1)
         offset = fit_platt(y, np.zeros(len(y))).offset - scale * scores.mean()
     return np.array([best_threshold(y, scores), 1 / fit_temperature(y, scores), scale, offset])
+
+
+def ranking(scores: np.ndarray, adjusted: np.ndarray, share: float) -> np.ndarray:
+    """Scores (n,) of one fold's model on a scale that all folds share: float64 (n,).
+
+    The calibrated logit by the fold's own Platt scaling, less the logit of the share of positives among the
+    rows that it was fitted on: a log-likelihood ratio. Fold models that chose another strength or class
+    weight have another scale, so raw scores cannot be pooled. With the share left in, they could not either:
+    a fold of many positives leaves few to the others, so all of its rows would be moved down (simulated
+    without any signal, AUROC .43; tests/benchmarks/protocol_pooling.py).
+    """
+    return adjusted[2] * scores + adjusted[3] - logit(share)
 
 
 def criterion_path(config: ProbeConfig, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:

@@ -542,8 +542,8 @@ def columns_of(
                 run.train_role,
                 run.oof,
                 run.oof_adjusted,
-                run.oof_calibrated,
-                out_of_fold_cuts(y, run.oof_calibrated, plan.folds),
+                run.oof_ranking,
+                out_of_fold_cuts(y, run.oof_ranking, plan.folds),
             )
         )
         for dataset, scores in run.fold_models.items():
@@ -567,13 +567,15 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
     """The run of "whatever the folds choose": in fold k the feature set that is best on its inner folds."""
     outer = np.unique(plan.folds)
     pick = [int(np.argmax([run.fold_paths[i].max() for run in runs])) for i in range(len(outer))]
-    oof, adjusted = np.empty(len(y)), np.empty((len(y), 4))
+    oof, ranking, adjusted = np.empty(len(y)), np.empty(len(y)), np.empty((len(y), 4))
     for i, k in enumerate(outer):
         rows, run = plan.folds == k, runs[pick[i]]
         oof[rows], adjusted[rows] = run.oof[rows], run.oof_adjusted[rows]
+        ranking[rows] = run.oof_ranking[rows]
     return replace(
         chosen,
         oof=oof,
+        oof_ranking=ranking,
         oof_adjusted=adjusted,
         ensemble_adjusted=adjustment(y, oof),
         fold_models={

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -99,7 +100,8 @@ def main() -> None:
     parser.add_argument("--backend", default="loky")
     arguments = parser.parse_args()
     encoders = dict(list(ENCODERS.items())[:2]) if arguments.quick else ENCODERS
-    grid = {"C": (10.0 ** np.linspace(-6, 1, 8)).tolist()} if arguments.quick else {}
+    grid: dict[str, Any] = {"class_weight": ("balanced", "none")}
+    grid |= {"C": (10.0 ** np.linspace(-6, 1, 8)).tolist()} if arguments.quick else {}
     rng = np.random.default_rng(0)
     train = manifest("ami", ["train", "test"], rng)
     tests = [manifest("br", ["br"], rng), manifest("md", ["md"], rng)]

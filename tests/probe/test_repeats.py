@@ -55,7 +55,7 @@ def test_the_nested_row_leads_and_the_star_is_said_to_be_optimistic(
     assert board[1] == found.chosen
     assert pd.read_csv(tmp_path / "results.csv")["features"][0] == SWEEP
     found.show()
-    assert "too high by .06 to .08" in " ".join(capsys.readouterr().out.split())
+    assert "too high by .03 to .08" in " ".join(capsys.readouterr().out.split())
     alone = run_probe(train=study.train, bank=study.bank, encoders=["good"], **QUICK)
     alone.show()
     assert alone.optimism() == ""
