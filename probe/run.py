@@ -419,14 +419,19 @@ def plan_of(data: StudyData, fold_of_row: np.ndarray, config: ProbeConfig) -> Pl
 def _repeats(
     data: StudyData, plan: Plan, bank: Any, config: ProbeConfig, *, n_splits: int
 ) -> list[tuple[Plan, ProbeConfig]]:
-    """The plan and settings of every repeat: the first as they are, the others with folds of another seed.
+    """The plan and settings of every repeat: the first as they are, the others with folds that are drawn.
     Raises InvalidRequest where folds cannot be made, ProbeError where they leak."""
-    train = data.train_manifest
-    found = [(plan, config)]
+    # make_folds finds nearly the same folds from every seed, the most even ones; these are drawn
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    found, y, groups = [(plan, config)], data.train.y, plan.groups
     for seed in range(config.seed + 1, config.seed + config.repeats):
-        other = replace(config, folds=n_splits, seed=seed)
-        folds = outer_folds(train, other).assign(effective_groups(train))
-        audit(data, folds, bank, replace(other, near_duplicates="none"))
+        drawn = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
+        folds = np.zeros(len(y), int)
+        for k, (_, held_out) in enumerate(drawn.split(y, y, groups), start=1):
+            folds[held_out] = k
+        audit(data, folds, bank, replace(config, near_duplicates="none"))
+        other = replace(config, seed=seed)
         found.append((plan_of(data, folds, other), other))
     return found
 
