@@ -2,9 +2,9 @@
 
 A study names data sets, systems and settings. `plan_study` says what is cached, what must run and what cannot
 (with the reason); `run_study` does it. Every step keeps what it finished: embeddings in the bank, results in
-OUT, and in OUT/state.json, after each step, the digest of all that its result depends on. So the same command
-goes on after Ctrl-C or kill -9, a changed grid re-runs no extraction, a new system leaves the others as they
-are, and a second run does nothing.
+OUT, each with the digest of all that it depends on, so that no result can pass for another's. So the same
+command goes on after Ctrl-C or kill -9, a changed grid re-runs no extraction, a new system leaves the others
+as they are, and a second run does nothing. OUT/state.json has times, and what the report was made of.
 
 What a study costs at scale is reckoned in tests/benchmarks/study_scale.py.
 """
@@ -30,7 +30,7 @@ from .errors import (
     UntrustedCode,
     WeightsNotHere,
 )
-from .files import write_text
+from .files import locked, sha256, write_text
 from .probe.config import NEAR_BY
 from .probe.study_file import Study, System
 from .texts import write_csv
@@ -203,10 +203,16 @@ def run_study(study: Study, where: Places, *, say: Callable[[str], None] = print
 
     A system that cannot run (gated weights, a data set that is not there) is a row that says what is missing.
     A step that fails does not stop the others: `StudyResult.failed` has it.
-    Raises InvalidRequest where nothing can run. Ctrl-C ends it; the same call goes on.
+    Raises InvalidRequest where nothing can run, OutputError where OUT cannot be written or another run has
+    it. Ctrl-C ends it; the same call goes on.
     """
     if where.finetune not in FINETUNE:
         raise InvalidRequest(f"finetune is {where.finetune!r}; it has to be one of {', '.join(FINETUNE)}")
+    with locked(where.out):
+        return _run_study(study, where, say)
+
+
+def _run_study(study: Study, where: Places, say: Callable[[str], None]) -> StudyResult:
     started = perf_counter()
     work = _Work(study, where)
     steps: list[Step] = []
@@ -241,13 +247,23 @@ class _Work:
         self.absent: dict[str, str] = {}  # system -> why it has no result
         self.stores: dict[str, list[StoreReport]] = {}  # probed system -> what it chooses from
         self.results: dict[str, Path] = {}  # system -> folder of its result
+        self.requests: dict[str, str] = {}  # system -> digest of all that its result depends on
         self.files = [where.out / name for name in ("report.html", "report.md", "table.csv")]
         self.figures = load_published(study.published) if study.published else {}
         self._load = ProbeResult.load
         self._merged: ProbeResult | None = None
 
+    def forget(self, kind: str, name: str) -> None:
+        """What a step is about to replace is no longer what the state says, whatever happens on the way."""
+        if name in self.state[kind]:
+            del self.state[kind][name]
+            self._save_state()
+
     def remember(self, kind: str, name: str, values: Any) -> None:
         self.state[kind][name] = values
+        self._save_state()
+
+    def _save_state(self) -> None:
         write_text(self.where.out / "state.json", json.dumps(self.state, indent=1))
 
     def do(self, steps: Sequence[Step], say: Callable[[str], None]) -> None:
@@ -436,36 +452,57 @@ class _Work:
         stores = self.stores.get(system.name)
         if stores is None:  # of a plan: weights that are to be downloaded
             return step
-        settings = {"folds": self.study.folds, **self.study.probe, **system.settings}
+        settings = {"folds": self._folds, **self.study.probe, **system.settings}
         settings |= {"precision": stores[0].precision, "dtype": stores[0].dtype}
         if settings.get("near_duplicates") not in (None, *NEAR_BY):
             settings["near_duplicates"] = str(self.study.folder / settings["near_duplicates"])
-        digest = self._digest(settings, [store.name for store in stores])
-        if known.get("digest") == digest and (folder / "results.json").exists():
+        request = self._digest(settings, self._contents(settings), [store.name for store in stores])
+        if self._has(folder, request):
             step.state = "cached"
-            self.results[system.name] = folder
+            self.results[system.name], self.requests[system.name] = folder, request
             return step
 
         def probe() -> None:
             from .probe.run import run_probe
 
             started = perf_counter()
-            run_probe(
+            result = run_probe(
                 train=self.data[self.study.train],
                 tests=[self.data[test] for test in self.study.tests if test in self.data],
                 bank=self.where.bank,
                 features=[f"{store.encoder}/{store.view}/{store.tokens}" for store in stores],
-                out=folder,
                 jobs=self.where.jobs,
                 progress=self.where.progress,
                 **settings,
             )
-            self.results[system.name] = folder
-            values = {"digest": digest, "seconds": perf_counter() - started}
-            self.remember("probe", system.name, values)
+            self._keep(system, result, folder, request)
+            self.remember("probe", system.name, {"seconds": perf_counter() - started})
 
         step.action = probe
         return step
+
+    def _has(self, folder: Path, request: str) -> bool:
+        """A folder holds the result of this very request, as the result itself says, not a list beside it."""
+        from .probe.results import complete_for
+
+        return complete_for(folder, request)
+
+    def _keep(self, system: System, result: "ProbeResult", folder: Path, request: str) -> None:
+        result.document["request"] = request
+        result.save(folder)
+        self.results[system.name] = folder
+        self.requests[system.name] = request
+
+    def _contents(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Digests of the files that settings name: what is in them counts, not how they are called."""
+        files = {key: Path(str(settings.get(key, ""))) for key in ("folds", "near_duplicates")}
+        return {key: sha256(file) for key, file in files.items() if file.is_file()}
+
+    @property
+    def _folds(self) -> str | int:
+        """A fold file lies beside the study file, as card files do."""
+        beside = self.study.folder / str(self.study.folds)
+        return str(beside) if beside.suffix == ".toml" and beside.exists() else self.study.folds
 
     def _digest(self, *parts: Any) -> str:
         """Of what a result depends on: settings, names of stores (digests of their identities), the rows."""
@@ -474,7 +511,9 @@ class _Work:
 
     @cached_property
     def _rows_digest(self) -> str:
-        """Of the columns that a result depends on, in all data sets."""
+        """Of the columns that a result depends on, in all data sets, and of the images as they are now."""
+        from .probe.features import content_keys
+
         digest = hashlib.sha256()
         columns = ["patch_id", "label", "group", "domain", "split", "content_hash"]
         columns += ["votes_positive", "votes_total"]
@@ -483,6 +522,8 @@ class _Work:
             for column in columns:
                 if column in manifest.table:
                     digest.update("\0".join(map(str, manifest.table[column])).encode())
+            with suppress(RowsMissing):  # of a plan: images that nobody has read yet
+                digest.update(content_keys(manifest, self.where.bank).tobytes())
         return digest.hexdigest()
 
     # --- plan and fine-tune
@@ -493,7 +534,10 @@ class _Work:
             return []
         file = self.where.out / "plan.toml"
         step = Step("plan", str(file), "cached" if file.exists() else "to do")
+        digest = self._digest(self.requests)
         if file.exists():
+            if self.state["plan"].get("digest") != digest:
+                step.why = "made from other results than there are now; delete it to have it made anew"
             return [step]
 
         def plan() -> None:
@@ -513,6 +557,7 @@ class _Work:
                 tests=[paths[test] for test in self.study.tests if test in paths],
                 device=self.where.device,
             ).save(file)
+            self.remember("plan", "digest", digest)
 
         step.action = plan
         return [step]
@@ -534,12 +579,14 @@ class _Work:
         step = Step("finetune", system.name, "to do", systems=(system.name,))
         recipe = system.recipe or system.stage
         options = {**self.study.finetune, **system.settings}
-        digest = self._digest(system.encoder, recipe, options, self.study.folds)
         known = self.state["finetune"].get(system.name, {})
         step.seconds = known.get("seconds")
-        if known.get("digest") == digest and Path(known["folder"], "results.json").exists():
+        request = self._request_of_training(system, recipe, options)
+        out = self.where.out / "finetune"
+        folder = out / Path(known.get("folder", "none")).name
+        if self._has(folder, request):
             step.state = "cached"
-            self.results[system.name] = Path(known["folder"])
+            self.results[system.name] = folder
             return step
         step.why = self._why_not_trained(system, recipe, plan)
         if step.why:
@@ -552,14 +599,13 @@ class _Work:
             from .finetune.run import run_finetune
 
             started = perf_counter()
-            out = self.where.out / "finetune"
             result = run_finetune(
                 train=self.data[self.study.train],
                 tests=[self.data[test] for test in self.study.tests if test in self.data],
                 encoder=self._encoder(system.encoder),
                 recipe=recipe,
                 out=out,
-                folds=self.study.folds,
+                folds=self._folds,
                 device=self.where.device,
                 checkpoint=self.where.checkpoints.get(system.encoder),
                 weights_dir=self.where.weights_dir,
@@ -567,12 +613,32 @@ class _Work:
                 **options,
             )
             folder = out / safe_name(result.chosen.rsplit("/", 2)[0])
-            self.results[system.name] = folder
-            values = {"digest": digest, "folder": str(folder), "seconds": perf_counter() - started}
+            self._keep(system, result, folder, request)
+            values = {"folder": folder.name, "seconds": perf_counter() - started}
             self.remember("finetune", system.name, values)
 
         step.action = finetune
         return step
+
+    def _request_of_training(self, system: System, recipe: str, options: Mapping[str, Any]) -> str:
+        """Of recipe, card, file of weights and rows; card and recipe by what is in them."""
+        from .finetune.recipe import load_recipe
+
+        what: list[Any] = [
+            system.encoder,
+            recipe,
+            options,
+            self._folds,
+            self._contents({"folds": self._folds}),
+        ]
+        file = self.where.checkpoints.get(system.encoder)
+        if file is not None and file.exists():
+            what.append([file.stat().st_size, file.stat().st_mtime_ns])
+        with suppress(EncoderError, UnknownEncoder, MissingDependency, InvalidRequest):
+            what.append(load_recipe(recipe, encoder=self._encoder(system.encoder)).digest)
+            card = self._card(system.encoder)
+            what.append([card.id, card.model, dict(card.arguments), repr(card.transform)])
+        return self._digest(*what)
 
     def _why_not_trained(self, system: System, recipe: str, plan: "FinetunePlan | None") -> str:
         """ "" if it can be trained now."""
@@ -609,16 +675,15 @@ class _Work:
         step = Step("report", str(self.files[0]), "to do")
         if any(s.state == "to do" for s in steps):  # of a plan: what it will say is not known yet
             return step
-        versions = {
-            name: (folder / "results.json").stat().st_mtime_ns for name, folder in self.results.items()
-        }
+        versions = {name: sha256(folder / "results.json") for name, folder in self.results.items()}
         about = {f.name: getattr(self.study, f.name) for f in fields(self.study) if f.name != "folder"}
-        digest = self._digest(about, versions, self.absent)
+        digest = self._digest(about, self.figures, versions, self.absent)
         if self.state["report"].get("digest") == digest and all(file.exists() for file in self.files):
             step.state = "cached"
             return step
 
         def report() -> None:
+            self.forget("report", "digest")
             self._write_report(steps)
             self.remember("report", "digest", digest)
 
@@ -799,7 +864,7 @@ class _Work:
 
 def _read_state(file: Path) -> dict[str, Any]:
     empty: dict[str, Any] = {"format": STATE_FORMAT, "version": STATE_VERSION}
-    empty |= {kind: {} for kind in ("extract", "probe", "finetune", "report")}
+    empty |= {kind: {} for kind in ("extract", "probe", "plan", "finetune", "report")}
     if not file.exists():
         return empty
     try:

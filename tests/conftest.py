@@ -2,6 +2,9 @@
 
 import json
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +40,47 @@ def quickstart_folder(quickstart_run: tuple[Path, dict[str, Any]]) -> Path:
 @pytest.fixture(scope="session")
 def quickstart_output(quickstart_run: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
     return quickstart_run[1]
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Faults:
+    """Ends a piece of code at one of its file operations, as kill -9 does: none of the later ones happens."""
+
+    CHANGES = frozenset({"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate"})
+    WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+    def __init__(self) -> None:
+        self.folder, self.at, self.count = "", 0, 0
+        sys.addaudithook(self._hook)  # cannot be taken away again; without a folder it does nothing
+
+    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
+        if not self.folder or (event != "open" and event not in self.CHANGES):
+            return
+        if not isinstance(args[0], str | bytes | os.PathLike) or not os.fsdecode(args[0]).startswith(
+            self.folder
+        ):
+            return
+        if event == "open" and not args[2] & self.WRITES:
+            return
+        self.count += 1
+        if self.at and self.count >= self.at:
+            raise Killed
+
+    @contextmanager
+    def kill(self, folder: Path, at: int = 0) -> Iterator[None]:
+        """Kill the block at the at-th change below a folder (0: never); `count` is how many there were."""
+        self.folder, self.at, self.count = str(folder), at, 0
+        try:
+            yield
+        except Killed:
+            pass
+        finally:
+            self.folder = ""
+
+
+@pytest.fixture(scope="session")
+def faults() -> Faults:
+    return Faults()

@@ -4,19 +4,23 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from patchbank.cli import patchbank
+from patchbank.datasets.folds import folds_for
 from patchbank.datasets.manifest import load_manifest
 from patchbank.datasets.synthetic import generate_manifests
-from patchbank.errors import InvalidRequest
+from patchbank.errors import InvalidRequest, OutputError
+from patchbank.files import locked
 from patchbank.probe.results import ProbeResult
 from patchbank.probe.study_file import load_study, shipped_studies
 from patchbank.study import Places, Step, StudyResult, plan_study, run_study
@@ -390,6 +394,104 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(place: Path) -> None:
     output, _ = last.communicate(timeout=120)
     assert last.returncode == 0, output.decode()
     assert table_of(place / "killed") == table_of(place / "calm")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe of the same settings is computed once, and the page is short: what is left are the files."""
+    import patchbank.probe.page
+    import patchbank.probe.run
+    import patchbank.probe.study_tables
+    import patchbank.study
+
+    real, known = patchbank.probe.run.run_probe, {}
+
+    def run_probe(**settings: Any) -> ProbeResult:
+        key = repr(sorted((k, v) for k, v in settings.items() if k not in ("train", "tests", "bank")))
+        one = known[key] = known.get(key) or real(**settings)
+        return ProbeResult({**one.document}, one.predictions, one.probes)
+
+    monkeypatch.setattr(patchbank.probe.run, "run_probe", run_probe)
+    monkeypatch.setattr(patchbank.probe.page, "page_html", lambda page: page.title)
+    monkeypatch.setattr(patchbank.probe.study_tables, "markdown", lambda page: page.title)
+    monkeypatch.setattr(patchbank.study._Work, "_maps", lambda *_: ())
+    monkeypatch.setattr(patchbank.study._Work, "_contradictions", lambda *_: ())
+
+
+def content(out: Path) -> tuple[Any, ...]:
+    """What an OUT serves: seed, scores, predictions and the table on the page."""
+    result = ProbeResult.load(out / "probe/Flat-8")
+    return (
+        result.document["config"]["seed"],
+        json.dumps(result.document["scores"]),
+        result.predictions["score"].tolist(),
+        result.probes[result.chosen].members[0][-1][1]["bias"].tolist(),
+        (out / "table.csv").read_text(),
+    )
+
+
+def test_no_results_of_other_settings_after_a_kill_at_any_file_operation(
+    place: Path, quick: None, faults: Any
+) -> None:
+    """Seed 5 is killed over the results of seed 0; then seed 0 is asked for, and then seed 5."""
+    truth = {}
+    for seed in (0, 5):
+        file = write_study(place, [FLAT8], probe=PROBE + f"seed = {seed}\n")
+        run(file, out=place / f"seed{seed}", jobs=1)
+        truth[seed] = content(place / f"seed{seed}")
+    assert truth[0] != truth[5]
+    studies = {seed: place / f"study{seed}.toml" for seed in (0, 5)}
+    for seed, file in studies.items():
+        file.write_text(write_study(place, [FLAT8], probe=PROBE + f"seed = {seed}\n").read_text())
+
+    def killed(at: int) -> int:
+        shutil.rmtree(place / "out", ignore_errors=True)
+        shutil.copytree(place / "seed0", place / "out")
+        with faults.kill(place / "out", at):
+            run(studies[5], jobs=1)
+        return faults.count
+
+    moments = killed(0)
+    assert moments >= 20
+    for at in range(1, moments + 1, 3):  # what lies on the disk changes at every fourth at most: the renames
+        assert killed(at) >= at
+        seed = 5 if at % 5 == 1 else 0  # back to the old settings, or on with the new ones
+        assert not run(studies[seed], jobs=1).failed
+        assert content(place / "out") == truth[seed], f"seed {seed} after a kill at {at} of {moments}"
+
+
+def test_an_out_is_used_by_one_run_at_a_time(place: Path) -> None:
+    file = write_study(place, [FLAT8])
+    with locked(place / "out"), pytest.raises(OutputError, match="out is in use by another run"):
+        run(file)
+    (place / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        run(file, out=place / "file" / "out")
+    assert not (place / "bank").exists(), "told before the work"
+
+
+def test_two_studies_in_one_out_keep_each_other_results(place: Path) -> None:
+    run(write_study(place, [FLAT8]))
+    other = run(write_study(place, [FLAT4, FLAT8], probe=PROBE + "seed = 5\n"))
+    assert states(other.steps)["probe", "Flat 8"] == "done", "of other settings: never served"
+    run(write_study(place, [FLAT4], probe=PROBE + "seed = 5\n"))
+    again = run(write_study(place, [FLAT4, FLAT8], probe=PROBE + "seed = 5\n"))
+    assert {state for (kind, _), state in states(again.steps).items() if kind == "probe"} == {"cached"}
+
+
+def test_changed_files_that_a_study_names_are_other_settings(place: Path) -> None:
+    folds = make_folds_file(place / "folds.toml", seed=0)
+    file = write_study(place, [FLAT8]).read_text().replace("folds = 3", 'folds = "folds.toml"')
+    (place / "small.toml").write_text(file)
+    run(place / "small.toml")
+    assert states(run(place / "small.toml").steps)["probe", "Flat 8"] == "cached"
+    make_folds_file(folds, seed=1)
+    assert states(run(place / "small.toml").steps)["probe", "Flat 8"] == "done"
+
+
+def make_folds_file(file: Path, *, seed: int) -> Path:
+    train = load_manifest(file.parent / "data/synthetic-mitoses.toml")
+    return folds_for(train, 3, seed=seed).save(file)
 
 
 # --- fine-tuning
