@@ -181,6 +181,7 @@ def run_command(
       patchbank run ami-br-2025 --weights-dir /mnt/weights --finetune plan
       patchbank run mine.toml --only "UNI" --checkpoint uni=uni.bin -o results
     """
+    from .cache.identity import safe_name
     from .probe.study_file import load_study
     from .probe.study_tables import frame, show
     from .study import Places, plan_study, run_study
@@ -192,7 +193,8 @@ def run_command(
         if not equals:
             raise click.BadParameter(f"{text!r} is not ENCODER=FILE", param_hint="--checkpoint")
         named[encoder] = Path(file)
-    where = Places(out=out or Path(wanted.name), checkpoints=named, progress=not as_json, **options)
+    out = out or Path(safe_name(wanted.name))
+    where = Places(out=out, checkpoints=named, progress=not as_json, **options)
     say = (lambda text: echo(text, err=True)) if as_json else echo
     if dry_run:
         steps = plan_study(wanted, where, measure=measure)

@@ -609,6 +609,7 @@ class _Work:
                 device=self.where.device,
                 checkpoint=self.where.checkpoints.get(system.encoder),
                 weights_dir=self.where.weights_dir,
+                trust_code=self.where.trust_code,
                 progress=self.where.progress,
                 **options,
             )

@@ -7,6 +7,7 @@ the group "patchbank.encoders" brings a user's own.
 """
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -261,6 +262,12 @@ def parse_card(text: str, *, origin: str) -> Card:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequest(f"{origin} is not TOML: {error}") from error
+    return card_from(table, origin=origin)
+
+
+def card_from(table: Mapping[str, Any], *, origin: str) -> Card:
+    """A card from plain values, as a TOML file or `declaration` has them. Raises InvalidRequest."""
+    table = dict(table)
     shape = table.pop("transform", {})
     if not isinstance(shape, dict):
         raise InvalidRequest(f"{origin}: transform must be a table")
@@ -275,6 +282,13 @@ def parse_card(text: str, *, origin: str) -> Card:
         return Card(**table, transform=Transform(**shape))
     except (InvalidRequest, TypeError, ValueError) as error:
         raise InvalidRequest(f"{origin}: {error}") from error
+
+
+def declaration(card: Card) -> dict[str, Any]:
+    """A card as plain JSON values, without what Python put into it; `card_from` reads it."""
+    values = {f.name: getattr(card, f.name) for f in fields(card) if f.name not in ("factory", "admit")}
+    values |= {"arguments": dict(card.arguments), "transform": asdict(card.transform)}
+    return json.loads(json.dumps(values))
 
 
 _TYPES = {"str": str, "int": int, "bool": bool, "tuple": list, "Mapping": dict}

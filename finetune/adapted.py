@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..datasets.hashes import hex_hashes, resolve
 from ..datasets.manifest import Manifest
 from ..errors import EncoderError, InvalidRequest, LeakRefused
-from ..extract.cards import Card
+from ..extract.cards import Card, card_from, named_card, trusted, untrusted
 from ..extract.weights import Weights, locate
 from . import checkpoint
 from .data import with_hashes
@@ -60,7 +60,7 @@ def card_of(folder: str | Path, *, merged: bool = True) -> Card:
     card = checkpoint.read_card(_fold_folder(folder))
     recipe = recipe_from(card["recipe"], where=str(folder / checkpoint.CARD))
     about = card["encoder"]
-    base = base_card(about["spec"], recipe)
+    base = _base_card(folder, card, recipe)
     tokens = about["tokens"] != "pooled"
     digest = model_digest(card)
     return Card(
@@ -85,18 +85,20 @@ def card_of(folder: str | Path, *, merged: bool = True) -> Card:
     )
 
 
-def load_model(folder: str | Path, *, merged: bool = True, **where: Any) -> tuple[Classifier, dict[str, Any]]:
+def load_model(
+    folder: str | Path, *, merged: bool = True, trust_code: bool = False, **where: Any
+) -> tuple[Classifier, dict[str, Any]]:
     """The trained network, in evaluation mode on the CPU, and its card, which every file is checked against.
 
+    trust_code : allow the Python code that a base card of kind "python" names
     where : `checkpoint` or `weights_dir` of the base encoder, if they are not where they were in training
     """
     folder = _fold_folder(Path(folder).absolute())
     card = checkpoint.read_card(folder)
     checkpoint.check_files(folder, card)
     recipe = recipe_from(card["recipe"], where=str(folder / checkpoint.CARD))
-    network, _ = classifier(
-        base_card(card["encoder"]["spec"], recipe), recipe, weights=_base_weights(card, recipe, where)
-    )
+    base = _base_card(folder, card, recipe, trust_code=trust_code)
+    network, _ = classifier(base, recipe, weights=_base_weights(base, card, recipe, where))
     network.head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors"))
     if recipe.method == "full":
         network.inner.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))
@@ -158,15 +160,31 @@ def _build(folder: Path, merged: bool) -> AdaptedEncoder:
     return AdaptedEncoder(network, tokens=card["encoder"]["tokens"] != "pooled").eval()
 
 
-def _base_weights(card: dict[str, Any], recipe: Recipe, where: dict[str, Any]) -> Weights | None:
+def _base_card(folder: Path, card: dict[str, Any], recipe: Recipe, *, trust_code: bool = False) -> Card:
+    """The base encoder's card, as it is declared in the model's own. A folder from elsewhere reads no other
+    file and imports no code by it."""
+    about, file = card["encoder"], str(folder / checkpoint.CARD)
+    if "card" not in about:  # of models of before: a name
+        if not about["spec"].startswith("timm:"):
+            named_card(about["spec"], named_by=file, trust_code=trust_code)
+        return base_card(about["spec"], recipe, trust_code=trust_code)
+    base = card_from(about["card"], origin=file)
+    if base.kind != "python":
+        return base
+    if not trust_code:
+        raise untrusted(base, file)
+    return trusted(base)
+
+
+def _base_weights(base: Card, card: dict[str, Any], recipe: Recipe, where: dict[str, Any]) -> Weights | None:
     """The base encoder's weights, the same as in training."""
     about = card["encoder"]
     if recipe.method == "full" or recipe.random_weights:
         return None  # all of them are in the model's own file
     # weights that are no longer where they were are looked for elsewhere
-    kept = {k: v for k, v in card["base_weights"].items() if v and Path(v).exists()}
+    kept = {k: v for k, v in card["base_weights"].items() if v and (Path(v).is_file() or Path(v).is_dir())}
     options = {**kept, **{k: v for k, v in where.items() if v}}
-    found = locate(base_card(about["spec"], recipe), **options)
+    found = locate(base, **options)
     if found.identity != about["weights"]:
         raise EncoderError(
             f"the adapter was trained on {about['weights']}, and the base weights here are {found.identity}"

@@ -24,6 +24,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, UnknownEncoder
+from ..files import check_folder_writable, locked
 from ..probe.config import ProbeConfig
 from ..probe.features import load, open_bank
 from ..probe.results import ProbeResult
@@ -173,6 +174,8 @@ def run_attention(
     ProbeError.
     """
     started = time.perf_counter()
+    if out is not None:
+        check_folder_writable(out)
     chosen = settings if isinstance(settings, AttentionSettings) else settings_from(settings or {})
     if token_dim is None:
         from ..extract.cards import load_card
@@ -226,9 +229,10 @@ def run_attention(
         from .checkpoint import save_tensors
 
         folder = Path(out) / f"{encoder}+attention"
-        for k, model in models.items():
-            save_tensors(folder / f"fold-{k}.safetensors", model.state_dict())
-        result.save(folder)
+        with locked(folder, wait=True):
+            for k, model in models.items():
+                save_tensors(folder / f"fold-{k}.safetensors", model.state_dict())
+            result.save(folder)
     return result
 
 

@@ -122,6 +122,7 @@ def plan_command(
 @click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
 @click.option("--positive", help="The class to find against the rest (default: the manifest's).")
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
+@click.option("--trust-code", is_flag=True, help="Run the Python code that an encoder's card names.")
 @click.option("--json", "as_json", is_flag=True, help="Print results.json in the place of the table.")
 def run_command(
     train: Path | None,
@@ -353,6 +354,7 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
 @click.option("--tta", is_flag=True, help="Mean over the 8 flips and quarter turns.")
 @click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
 @click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
+@click.option("--trust-code", is_flag=True, help="Run the Python code that an encoder's card names.")
 def predict_command(
     model: Path,
     images: Path,

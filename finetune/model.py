@@ -108,10 +108,10 @@ def classifier(
     return network, names
 
 
-def base_card(spec: str, recipe: Recipe) -> Card:
+def base_card(spec: str, recipe: Recipe, *, trust_code: bool = False) -> Card:
     """The card of an encoder to train. With `random_weights`, also of a timm model that has no weights."""
     if not (recipe.random_weights and spec.startswith("timm:")):
-        return card_for(load_card(spec), recipe)
+        return card_for(load_card(spec, trust_code=trust_code), recipe)
     import timm
 
     name = spec.removeprefix("timm:")

@@ -28,6 +28,7 @@ def predict_finetuned(
     tta: bool = False,
     checkpoint: str | Path | None = None,
     weights_dir: str | Path | None = None,
+    trust_code: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Probabilities of the positive class by a fine-tuned model.
@@ -36,6 +37,7 @@ def predict_finetuned(
     images : a folder (image files at any depth), or a manifest
     tta : mean logit of the 8 flips and quarter turns of every patch
     checkpoint, weights_dir : of the base encoder, if it is not where it was in training
+    trust_code : allow the Python code that a base encoder's card of kind "python" names
 
     Returns one row an image, in the order of the paths: path; score (logit); probability, calibrated on the
     training's out-of-fold scores, and the threshold on it that they chose (for one fold's folder, which has
@@ -55,7 +57,9 @@ def predict_finetuned(
     place = str(resolve_devices(device)[0])
     each, card = [], {}
     for folder in folders:
-        network, card = load_model(folder, checkpoint=checkpoint, weights_dir=weights_dir)
+        network, card = load_model(
+            folder, checkpoint=checkpoint, weights_dir=weights_dir, trust_code=trust_code
+        )
         recipe = recipe_from(card["recipe"], where=str(folder))
         each.append(
             predict_logits(
@@ -90,6 +94,7 @@ def predict_probe(
     checkpoint: str | Path | None = None,
     weights_dir: str | Path | None = None,
     tta: bool = False,
+    trust_code: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Probabilities by a probe of `run_probe`, as it was fitted then: nothing is refitted.
@@ -139,6 +144,7 @@ def predict_probe(
             device=device,
             checkpoint=checkpoint,
             weights_dir=weights_dir,
+            trust_code=trust_code,
             progress=progress,
         )
         _check_identity(report.stores[0].name, found["stores"][str(source)], str(source))

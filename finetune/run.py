@@ -19,10 +19,10 @@ from .. import __version__
 from ..cache.identity import safe_name
 from ..datasets.manifest import Manifest, load_manifest
 from ..errors import InvalidRequest, TrainingError
-from ..extract.cards import Card
+from ..extract.cards import Card, declaration
 from ..extract.devices import resolve_devices
 from ..extract.weights import Weights, locate
-from ..files import write_atomically, write_text
+from ..files import check_folder_writable, locked, write_atomically, write_text
 from ..probe.config import ProbeConfig
 from ..probe.results import ProbeResult
 from . import checkpoint as files
@@ -97,6 +97,7 @@ def run_finetune(
     bootstrap: int = 2000,
     positive: str | None = None,
     allow_leaks: Sequence[str] = (),
+    trust_code: bool = False,
     progress: bool = True,
     **overrides: Any,
 ) -> ProbeResult:
@@ -117,6 +118,7 @@ def run_finetune(
     out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json
         and results.csv in the format of `run_probe`. The same call goes on where it was interrupted.
     folds, positive, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
+    trust_code : allow the Python code that a card of kind "python" names
     engine : "local" (one after the other) or "ray" (independent tasks, one GPU each where there are any)
     threads : torch's on a CPU (0: its default); workers : processes that read and augment, a fold
 
@@ -139,6 +141,7 @@ def run_finetune(
         bootstrap=bootstrap,
         positive=positive,
         allow_leaks=allow_leaks,
+        trust_code=trust_code,
         progress=progress,
         **overrides,
     )
@@ -184,12 +187,13 @@ def prepare_jobs(
     bootstrap: int = 2000,
     positive: str | None = None,
     allow_leaks: Sequence[str] = (),
+    trust_code: bool = False,
     progress: bool = True,
     **overrides: Any,
 ) -> tuple[list[FoldJob], TrainingData, ProbeConfig, Path]:
     """The jobs of `run_finetune`, one a fold, with everything that can be refused refused."""
     chosen = load_recipe(recipe, encoder=encoder, **overrides)
-    card = base_card(encoder, chosen)
+    card = base_card(encoder, chosen, trust_code=trust_code)
     policy = policy_of(card, chosen)
     place = str(resolve_devices(device)[0])
     crop_of(chosen)
@@ -209,6 +213,7 @@ def prepare_jobs(
         weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
     data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
     folder = Path(out) / safe_name(name)
+    check_folder_writable(folder)
     job = FoldJob(
         folder=folder,
         card=card,
@@ -239,9 +244,15 @@ def prepare_jobs(
 def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any] | None:
     """Train one fold to its end, score its rows and the evaluation sets, write the model; the card.
 
-    A fold that is done is not trained again, only evaluation sets that are new are scored. None where
+    Its folder is held alone meanwhile. A fold that is done is not trained again, only evaluation sets that
+    are new are scored. None where
     `max_epochs` stopped it before its end.
     """
+    with locked(job.folder):
+        return _train_fold(job, max_epochs)
+
+
+def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
     card_file = job.folder / files.CARD
     if card_file.exists():
         done = files.read_card(job.folder)
@@ -282,6 +293,7 @@ def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any]
         "run_key": job.run_key,
         "encoder": {
             "spec": job.spec,
+            "card": declaration(job.card),
             "id": job.card.id,
             "weights": job.run_key["weights"],
             "dim": network.dim,
@@ -329,8 +341,14 @@ def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any]
 def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
     """Scores with intervals and every prediction, saved in `folder`.
 
-    Over the folds of these jobs and those that were trained before, so that folds may be run one at a time.
+    Over the folds of these jobs and those that were trained before, so that folds may be run one at a time;
+    two runs of different folds write one after the other.
     """
+    with locked(folder, wait=True):
+        return _collect(folder, jobs, data, config)
+
+
+def _collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
     every = (
         replace(jobs[0], folder=folder / f"fold-{k}", fold_number=k)
         for k in range(1, data.folds.n_splits + 1)
@@ -413,7 +431,7 @@ def _score_new_sets(job: FoldJob) -> None:
     if not new:
         return
     where = {k: v for k, v in job.base_weights.items() if v}
-    network, _ = load_model(job.folder, merged=False, **where)
+    network, _ = load_model(job.folder, merged=False, trust_code=job.card.kind == "python", **where)
     logits = _score_sets(network.to(job.device), job, new)
     _write_scores(job, logits, before=before[~before["dataset"].isin(new)])
 

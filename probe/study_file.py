@@ -3,11 +3,13 @@
 import difflib
 import os
 import tomllib
+from collections import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from ..cache.identity import safe_name
 from ..errors import InvalidRequest
@@ -16,6 +18,8 @@ from .config import ProbeConfig
 from .projection import Projection
 
 STAGES = ("probe", "lora", "full")
+OF_TRAINING = {"train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir"}
+OF_TRAINING |= {"trust_code", "progress"}  # what run_finetune is told by the command or another key
 OF_SYSTEMS = {"view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code"}
 
 
@@ -115,7 +119,10 @@ def load_study(name: str | os.PathLike[str]) -> Study:
         raise InvalidRequest(f"the study {path} cannot be read: {error}") from error
     faults: list[str] = []
     systems = []
-    for number, table in enumerate(document.pop("system", []), start=1):
+    tables = document.pop("system", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise InvalidRequest(f"{path}: system is not a list of tables, each under [[system]]")
+    for number, table in enumerate(tables, start=1):
         where = f"system {number} ({table.get('name', 'without a name')})"
         values = _known(System, table, where, faults)
         if table.get("stage", "probe") not in STAGES:
@@ -131,16 +138,24 @@ def load_study(name: str | os.PathLike[str]) -> Study:
     if not systems:
         faults.append("there is no [[system]]")
     names = [system.name for system in systems]
+    for text in [values.get("name", "x"), *names]:
+        if not text.strip() or not text.isprintable():
+            faults.append(f"the name {text!r} is empty or holds control characters")
     faults += [f"two systems are called {n!r}" for n in sorted({n for n in names if names.count(n) > 1})]
     folders: dict[str, str] = {}  # where results go
     for one in dict.fromkeys(names):
-        other = folders.setdefault(safe_name(one), one)
+        other = folders.setdefault(safe_name(one).lower(), one)
         if other != one:
-            faults.append(f"{other!r} and {one!r} differ in punctuation only: results go to folders by name")
+            faults.append(
+                f"{other!r} and {one!r} differ in punctuation or case only: results go to folders by name"
+            )
     if values.get("map", "pca") not in get_args(Projection):
         faults.append(f"map {values['map']!r} is not one of {', '.join(get_args(Projection))}")
     for option in OF_SYSTEMS & set(values.get("extract", {})):
         faults.append(f"[extract] {option}: a system says that, or the command")
+    trained = [(f"system {s.name}", s.settings) for s in systems if s.stage != "probe"]
+    for where, options in [("[finetune]", values.get("finetune", {})), *trained]:
+        faults += [f"{where} {key}: the study or the command says that" for key in OF_TRAINING & set(options)]
     faults += _faults_of_settings(values.get("probe", {}), systems)
     if faults:
         raise InvalidRequest(f"{path}: " + "; ".join(faults))
@@ -150,17 +165,39 @@ def load_study(name: str | os.PathLike[str]) -> Study:
 def _known(
     kind: type, table: Mapping[str, Any], where: str, faults: list[str], *, without: Sequence[str] = ()
 ) -> dict[str, Any]:
-    allowed = {f.name: f.default for f in fields(kind) if f.name not in without}
+    allowed = {f.name: f.type for f in fields(kind) if f.name not in without}
     found = {}
     for key, value in table.items():
         near = difflib.get_close_matches(key, allowed, n=1)
         if key not in allowed:
             faults.append(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        elif isinstance(allowed[key], tuple) and isinstance(value, str):
+        elif get_origin(allowed[key]) is tuple and isinstance(value, str):
             faults.append(f"{where}: {key} is a list, as [{value!r}]")
+        elif not _fits(value, allowed[key]):
+            faults.append(f"{where}: {key} = {value!r} has to be {_kind(allowed[key])}")
         else:
             found[key] = tuple(value) if isinstance(value, list) else value
     return found
+
+
+KINDS = {str: "a text", int: "a whole number", tuple: "a list of texts", abc.Mapping: "a table"}
+
+
+def _fits(value: Any, wanted: Any) -> bool:
+    """Whether a TOML value can be a field of a type that is annotated here."""
+    if isinstance(wanted, UnionType):
+        return any(_fits(value, one) for one in get_args(wanted))
+    origin = get_origin(wanted) or wanted
+    if origin is tuple:
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return isinstance(value, str if origin is Literal else origin) and not isinstance(value, bool)
+
+
+def _kind(wanted: Any) -> str:
+    if isinstance(wanted, UnionType):
+        return " or ".join(_kind(one) for one in get_args(wanted) if one is not NoneType)
+    origin = get_origin(wanted) or wanted
+    return "a text" if origin is Literal else KINDS[origin]
 
 
 def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[System]) -> Iterable[str]:

@@ -558,12 +558,58 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         "train is missing",
         "stage 'linear' is not one of probe, lora, full",
         "two systems are called 'a'",
-        "'x+y z' and 'x+y, z' differ in punctuation only",
+        "'x+y z' and 'x+y, z' differ in punctuation or case only",
         "system 3 (b): needs a name and an encoder",
         "unknown key 'probes', did you mean 'probe'?",
         str(file),
     ):
         assert part in text, part
+
+
+def test_values_of_another_kind_and_names_that_are_not_text_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "bad.toml"
+    good = 'name = "a"\ntitle = "A"\ntrain = "t"\n[[system]]\nname = "s"\nencoder = "uni"\n'
+    file.write_text(good)
+    load_study(file)
+    changes = {
+        'name = "a"': ("name = 5", "name = 5 has to be a text"),
+        'title = "A"': (
+            'title = "A"\ntests = [1]',
+            "tests = [1] has to be a list of texts",
+        ),
+        'train = "t"': ("train = true", "train = True has to be a text"),
+        'name = "s"': ('name = "\\u001b[31m"', "is empty or holds control characters"),
+        'encoder = "uni"': (
+            'encoder = "uni"\nsettings = 3',
+            "settings = 3 has to be a table",
+        ),
+        "[[system]]": ("[system]", "each under [[system]]"),
+    }
+    for old, (new, message) in changes.items():
+        file.write_text(good.replace(old, new))
+        with pytest.raises(InvalidRequest, match=re.escape(message)):
+            load_study(file)
+    file.write_text(good + 'stage = "lora"\nsettings = { trust_code = true, out = "/" }\n')
+    with pytest.raises(InvalidRequest, match="trust_code: the study or the command says that"):
+        load_study(file)
+
+
+def test_a_studys_name_leads_nowhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names become folders, HTML, Markdown, CSV and lines of a terminal."""
+    hostile = system("../../x <script>alert(1)</script> [/b]", "flat8.toml")
+    file = write_study(place, [hostile])
+    file.write_text(file.read_text().replace('name = "small"', 'name = "../../up"'))
+    here = place / "a" / "b" / "c"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    command = ["run", str(file), "--data", str(place), "--bank", str(place / "bank"), "--trust-code"]
+    done = CliRunner().invoke(patchbank, command)
+    assert done.exit_code == 0, done.output
+    assert [p.name for p in here.iterdir()] == ["up"]
+    assert [p.name for p in (here / "up/probe").iterdir()] == ["x-script-alert-1-script-b"]
+    assert sorted(p.name for p in (place / "a").iterdir()) == ["b"]
+    assert "<script>alert" not in (here / "up/report.html").read_text()
+    assert "[/b]" in done.output
 
 
 def test_options_of_the_extraction_are_the_studys(place: Path) -> None:
