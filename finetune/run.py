@@ -245,8 +245,7 @@ def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any]
     """Train one fold to its end, score its rows and the evaluation sets, write the model; the card.
 
     Its folder is held alone meanwhile. A fold that is done is not trained again, only evaluation sets that
-    are new are scored. None where
-    `max_epochs` stopped it before its end.
+    are new are scored. None where `max_epochs` stopped it before its end.
     """
     with locked(job.folder):
         return _train_fold(job, max_epochs)

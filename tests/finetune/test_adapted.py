@@ -1,5 +1,6 @@
 """A fine-tuned model is an encoder: identity, merged and unmerged, and what its store must never hold."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 from patchbank.cache.bank import Bank
-from patchbank.errors import EncoderError, InvalidRequest, LeakRefused, RowsMissing, TrainingError
+from patchbank.errors import (
+    EncoderError,
+    InvalidRequest,
+    LeakRefused,
+    RowsMissing,
+    TrainingError,
+    UntrustedCode,
+)
 from patchbank.extract.cards import load_card
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.run import run_extract
 from patchbank.finetune.adapted import admit, card_of, load_model, unseen
+from patchbank.finetune.predict import predict_finetuned
 from patchbank.finetune.run import run_finetune
 from patchbank.probe.features import load
 
@@ -123,3 +132,40 @@ def test_a_folder_of_folds_is_no_encoder_and_other_base_weights_are_refused(
     save_file(changed, tiny_encoder[1])
     with pytest.raises(EncoderError, match="was trained on sha256"):
         load_model(trained.folder)
+
+
+def test_a_model_folder_from_elsewhere_runs_no_code_and_reads_no_card_file(
+    trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its card names as the base encoder; trained here, the folder needs no card file any longer."""
+    (tmp_path / "encoder" / "tiny-vit.toml").unlink()
+    assert load_model(trained.folder)[0].dim == 32, "the base is declared in the model's own card"
+    (tmp_path / "evil_module.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nmake = None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    evil = {"id": "evil", "kind": "python", "model": "evil_module:make", "revision": "1", "dim": 32}
+    toml = tmp_path / "evil.toml"
+    toml.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in evil.items()))
+    file = trained.folder / "card.json"
+    card = json.loads(file.read_text())
+    declared = card["encoder"].pop("card")
+    named = [{"spec": str(toml)}, {"spec": "evil.toml"}, {"spec": f"finetuned:{tmp_path}"}]
+    for change in ({"card": evil}, *named):
+        file.write_text(json.dumps({**card, "encoder": {**card["encoder"], **change}}))
+        for use in (load_model, card_of, lambda folder: predict_finetuned(folder, tmp_path / "images")):
+            with pytest.raises(UntrustedCode, match="--trust-code"):
+                use(trained.folder)
+    reading = {**declared, "arguments": {**declared["arguments"], "checkpoint_path": "/etc/passwd"}}
+    file.write_text(json.dumps({**card, "encoder": {**card["encoder"], "card": reading}}))
+    with pytest.raises(InvalidRequest, match="checkpoint_path"):
+        load_model(trained.folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_python_card_is_trained_with_consent_only(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    card = tmp_path / "mine.toml"
+    card.write_text('id = "mine"\nkind = "python"\nmodel = "no_such_module:make"\nrevision = "1"\ndim = 8\n')
+    with pytest.raises(UntrustedCode, match="--trust-code"):
+        run_finetune(
+            train=tiny.manifest(tmp_path / "images"), encoder=str(card), out=tmp_path / "out", folds=3
+        )
+    assert not (tmp_path / "out").exists()

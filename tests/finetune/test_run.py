@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from patchbank.errors import InvalidRequest, ProbeError, TrainingError, UnknownEncoder
+from patchbank.files import LOCK
 from patchbank.finetune import checkpoint
 from patchbank.finetune.run import prepare_jobs, run_finetune, train_fold
 from patchbank.probe.results import ProbeResult
@@ -67,7 +68,7 @@ def test_all_folds_give_one_table(
     }
     assert card["run_key"]["weights"].startswith("sha256:")
     assert sorted(p.name for p in (folder / "fold-1").iterdir()) == sorted(
-        [*card["files"], "adapter_config.json", "card.json", "scores.parquet"]
+        [*card["files"], "adapter_config.json", "card.json", "scores.parquet", LOCK]
     )
     rows = pd.read_parquet(folder / "fold-1" / "rows.parquet")
     fold = oof.set_index("patch_id")["fold"]
