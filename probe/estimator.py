@@ -47,11 +47,10 @@ class _Linear(ClassifierMixin, BaseEstimator):
             v *= per_class[numbers]
         return X, numbers, v
 
-    def _keep(self, fits: LogisticFits, at: tuple[int, int], dtype: Any) -> None:
-        """Become the fit of this (set, strength)."""
-        dtype = np.float32 if dtype == np.float16 else dtype
-        self.coef_ = np.atleast_2d(fits.coef[at]).astype(dtype)
-        self.intercept_ = np.atleast_1d(fits.intercept[at]).astype(dtype)
+    def _keep(self, fits: LogisticFits, at: tuple[int, int]) -> None:
+        """Become the fit of this (set, strength), in float64: float32 is too coarse where C is large."""
+        self.coef_ = np.atleast_2d(fits.coef[at])
+        self.intercept_ = np.atleast_1d(fits.intercept[at])
         self.n_iter_ = np.atleast_1d(fits.n_iter[at])
         self.status_ = str(fits.status[at])
         self.gap_bound_ = float(fits.gap_bound[at])
@@ -90,6 +89,8 @@ class BatchedLogisticRegression(_Linear):
     tol : relative distance of the objective to its optimum
     threads : None for all cores
 
+    A fit that did not converge warns with scikit-learn's ConvergenceWarning.
+
     Attributes: classes_, coef_ (1 or K, d), intercept_, n_iter_, status_, gap_bound_ (see LogisticFits).
     """
 
@@ -114,7 +115,7 @@ class BatchedLogisticRegression(_Linear):
             X, numbers, C=[self.C], weights=v[None],
             standardize=self.standardize, tol=self.tol, threads=self.threads,
         )  # fmt: skip
-        self._keep(fits, (0, 0), X.dtype)
+        self._keep(fits, (0, 0))
         return self
 
 
@@ -171,9 +172,9 @@ class BatchedLogisticRegressionCV(_Linear):
         self.scores_ = np.empty((len(folds), len(self.Cs_)))
         for f, (_, test) in enumerate(folds):
             for c in range(len(self.Cs_)):
-                self._keep(fits, (f, c), X.dtype)
+                self._keep(fits, (f, c))
                 self.scores_[f, c] = scorer(self, X[test], labels[test])
         self.C_ = float(self.Cs_[int(np.argmax(self.scores_.mean(axis=0)))])
         options["tol"] = min(self.tol, FINAL_TOL)
-        self._keep(fit_logistic(X, numbers, C=[self.C_], weights=weights[-1:], **options), (0, 0), X.dtype)
+        self._keep(fit_logistic(X, numbers, C=[self.C_], weights=weights[-1:], **options), (0, 0))
         return self

@@ -32,7 +32,9 @@ FULL = 16  # columns that make a pass no slower (it is reading X): up to these, 
 MEMORY = 10  # pairs a problem, doubled up to LARGEST_MEMORY as problems end
 LARGEST_MEMORY = 40
 PATIENCE = 20  # rounds without a smaller decrement: the limit of float32 (or of float64) is reached
+LITTLE_PATIENCE = 3
 WINDOW = 8  # rounds between two looks at how many more a problem will take (`_reconsider`)
+CERTIFIED = 100  # x tol: a gap bound as small as this confirms a fit, else Newton has to
 HOPELESS = 80  # rounds foreseen, from which on a problem waits for `follow`
 
 
@@ -343,13 +345,15 @@ def _aim(objective: Objective, slots: _Slots, part: slice, changed: Array, H0: P
     slots.direction[slot] = shaped[changed]
     slots.step[slot] = 1
     slots.slope[slot] = np.einsum("pmd,pmd->p", slots.gradient[slot], slots.direction[slot])
-    uphill = slot[slots.slope[slot] >= 0]
+    uphill = slot[~(slots.slope[slot] < 0)]
     if len(uphill):  # rounding in the memory: drop it
         for k in uphill:
             slots.forget(k)
         z = H0(slots.gradient[uphill], slots.curvature[uphill], slots.ids[uphill])
         slots.direction[uphill] = _keep_constant(objective, slots.ids[uphill], -z)
         slots.slope[uphill] = np.einsum("pmd,pmd->p", slots.gradient[uphill], slots.direction[uphill])
+        lost = uphill[~(slots.slope[uphill] <= 0)]  # beyond float32: nowhere to go
+        slots.direction[lost], slots.slope[lost] = 0, -np.inf
 
 
 def _keep_constant(objective: Objective, ids: Array, direction: Array) -> Array:
@@ -394,8 +398,9 @@ def _round(
     slots.value[slot], slots.curvature[slot] = at.value[new], at.curvature[new]
     short = np.flatnonzero(~accept)
     if len(short):
-        secant = -first[short] / (slope[short] - first[short])
-        slots.step[part.start + short] *= np.clip(np.nan_to_num(secant, nan=0.1), 0.1, 0.7)
+        rise = slope[short] - first[short]
+        secant = np.divide(-first[short], rise, out=np.full_like(rise, 0.1), where=rise > 0)
+        slots.step[part.start + short] *= np.clip(secant, 0.1, 0.7)
     slots.rounds[part] += 1
     slots.exact_rounds[part] += int(exact)
     _aim(objective, slots, part, new, H0)
@@ -411,13 +416,20 @@ def _round(
     # at this rate of fall g' H g / 2 is the next step's gain; the sum of all the gains to come is
     fall = np.log(np.maximum(slots.first[part], 1e-300) / np.clip(slots.best[part], 1e-300, 1e300))
     ahead = -1 / np.expm1(-np.maximum(fall / slots.rounds[part], 0.05))
-    small = accept & (decrement * ahead <= tol)
-    old = slots.rounds[part] - slots.best_round[part] >= PATIENCE
+    if exact and at.gap is not None:
+        bound = at.gap / slots.value[part]
+    else:
+        g_w = slots.gradient[part][..., :-1].reshape(count, -1)
+        bound = np.einsum("pd,pd->p", g_w, g_w) / objective.lam[ids] / np.maximum(slots.value[part], 1e-300)
+    small = accept & (decrement * ahead <= tol) & (bound <= CERTIFIED * tol)
+    # where only the bound is waited for, float64 brings it in a round or two
+    patience = np.where((slots.best[part] <= 0.1 * tol) & (not exact), LITTLE_PATIENCE, PATIENCE)
+    old = slots.rounds[part] - slots.best_round[part] >= patience
     stalled = old & (slots.best[part] < 1e-3)  # at the limit of float32; else it is still finding its way
     again = old & ~stalled & accept
     slots.best[part] = np.where(again, decrement, slots.best[part])
     slots.best_round[part] = np.where(again, slots.rounds[part], slots.best_round[part])
-    over = slots.rounds[part] >= max_rounds
+    over = (slots.rounds[part] >= max_rounds) | np.isneginf(slots.slope[part])
     for k in range(count - 1, -1, -1):  # from the back: freeing a slot moves only later ones
         here = part.start + k
         if exact:

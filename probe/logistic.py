@@ -10,18 +10,20 @@ result is checked in float64 on X as it was given; what did not converge is fini
 sets of few rows are solved by Newton alone (dual.py).
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from ..errors import InvalidRequest, ProbeError
 from .design import Design
 from .dual import solve_few
-from .lbfgs import Minimum, minimise
-from .newton import newton
+from .lbfgs import CERTIFIED, Minimum, minimise
+from .newton import Rows, solve
 from .objective import Objective, default_threads
 from .path import follow, follows, ladder
 from .preconditioner import Preconditioner
@@ -29,7 +31,7 @@ from .preconditioner import Preconditioner
 Array = np.ndarray[Any, np.dtype[Any]]
 MAX_ROUNDS = 300  # of the descent, then Newton takes over
 SMALL = 2e7  # sets x rows x features: passes are short and best full, so the path begins with more strengths
-LARGEST_NEWTON = 6000  # coefficients of one fit, above which a Hessian is not formed
+ROUNDING = 1e-13  # of an objective, relative
 MEMORY = 4 * 2**30
 
 
@@ -117,10 +119,12 @@ def fit_logistic(
                 parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
                 options = {"tol": tol, "max_rounds": max_rounds}
                 found.put(ids, minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options))
-                follow(objective, H0, found, **options)
+                if m == 1:  # with more classes its factors cost more than Newton
+                    follow(objective, H0, found, **options)
             status = np.where(found.polished, "polished", np.where(few, "newton", "converged")).astype("<U9")
-            for p in np.flatnonzero(~found.converged):
-                status[p] = _finish(objective, found, int(p), tol)
+            done = found.converged & (found.gap <= CERTIFIED * tol * found.value)
+            _finish(objective, found, status, np.flatnonzero(~done), tol)
+            _warn(status, found.gap / found.value)
         finally:
             objective.close()
     coef, intercept = design.to_raw(found.theta, sets)
@@ -136,6 +140,19 @@ def fit_logistic(
         status=status.reshape(S, L)[:, of],
         C=strengths,
     )
+
+
+def _warn(status: Array, bound: Array) -> None:
+    """Say what did not converge, as scikit-learn does."""
+    capped = status == "capped"
+    if capped.any():
+        warnings.warn(
+            f"{capped.sum()} of {len(status)} logistic regressions did not converge (status 'capped'): their "
+            f"objectives may be up to {bound[capped].max():.1e} of themselves above the optimum. Fix: standardize "
+            f"the features, or use a smaller C",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
 
 
 def _checked(
@@ -164,29 +181,44 @@ def _checked(
     return y, strengths, v, K
 
 
-def _finish(objective: Objective, found: Minimum, p: int, tol: float) -> str:
-    """Newton for problem p, in place; returns its status."""
-    design, s = objective.design, objective.sets[p]
-    if not np.isfinite(found.value[p]):
-        _record(objective, found, p, found.theta[p])
-    if design.outputs * (design.d + 1) > LARGEST_NEWTON or not design.in_memory:
-        return "capped"
-    rows = np.flatnonzero(design.weights[s] > 0)
-    A = design.unsigned(rows) * design.factor[s, :-1]
-    fit = newton(
-        A, design.y[rows], design.weights[s, rows], 1 / objective.lam[p],
-        n_classes=design.n_classes, start=found.theta[p], tol=1e-3 * tol,
+def _finish(objective: Objective, found: Minimum, status: Array, ids: Array, tol: float) -> None:
+    """Newton for the problems `ids`, in place, and their statuses."""
+    design = objective.design
+    for p in ids[~np.isfinite(found.value[ids])]:
+        _record(objective, found, int(p), found.theta[p])
+    status[ids] = "capped"
+    if design.in_memory:
+        sets = objective.sets[ids]
+        objective.share(
+            lambda s: _finish_set(objective, found, status, ids[sets == s], tol), np.unique(sets).tolist()
+        )
+
+
+def _finish_set(objective: Objective, found: Minimum, status: Array, ids: Array, tol: float) -> None:
+    """The problems of one set, strong penalties first: each may start from the last one's solution."""
+    design, s = objective.design, objective.sets[ids[0]]
+    used = np.flatnonzero(design.weights[s] > 0)
+    rows = Rows(
+        design.unsigned(used) * design.factor[s, :-1], design.y[used], design.weights[s, used],
+        n_classes=design.n_classes,
     )  # fmt: skip
-    found.rounds[p] += fit.n_iter
-    if not _record(objective, found, p, np.concatenate([fit.coef, fit.intercept[:, None]], axis=1)):
-        return "capped"
-    return "newton" if fit.decrement <= tol * fit.objective else "capped"
+    last = np.zeros((design.outputs, design.d + 1))
+    for p in ids[np.argsort(-objective.lam[ids])]:
+        lam = float(objective.lam[p])
+        starts = [found.theta[p], last, np.zeros_like(last)]
+        fit = solve(rows, lam, starts, tol=1e-3 * tol)
+        found.rounds[p] += fit.n_iter
+        kept = _record(objective, found, int(p), fit.theta)
+        sure = fit.trusted and fit.decrement <= tol * fit.objective
+        if kept and (sure or found.gap[p] <= CERTIFIED * tol * found.value[p]):
+            status[p] = "newton"
+        last = found.theta[p]
 
 
 def _record(objective: Objective, found: Minimum, p: int, theta: Array) -> bool:
     """Evaluate theta (m, d + 1) in float64 and keep it for problem p unless what is there is better."""
-    at = objective.exact(np.array([p]), theta[None])
-    if at.theta is None or at.gap is None or not at.value[0] <= found.value[p]:
+    at = objective._exact(np.array([p]), theta[None])
+    if at.theta is None or at.gap is None or not at.value[0] <= found.value[p] * (1 + ROUNDING):
         return False
     found.theta[p], found.value[p], found.gradient[p] = at.theta[0], at.value[0], at.gradient[0]
     found.curvature[p], found.gap[p] = at.curvature[0], at.gap[0]

@@ -27,6 +27,7 @@ from .design import Design, Segment
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 2**20  # scores of one block: they stay in the L2 cache between the two products
 PROFILE_STEPS = 50
+EPS = np.finfo(np.float64).eps
 EXACT_BYTES = 2**27  # float64 scores kept between the two passes of `exact`
 
 
@@ -35,7 +36,7 @@ class Evaluation:
     """value (P,), gradient (P, m, d + 1), curvature (P, m, m): sum_i v_i (diag(p_i) - p_i p_i'), the scale
     of the Hessian; with two classes sum_i v_i p_i (1 - p_i).
 
-    `exact` adds theta (the intercept moved) and gap (P,), an upper bound of value - optimum.
+    `exact` adds theta (the intercept moved) and gap (P,), an upper bound of value - optimum, see `_exact`.
     """
 
     value: Array
@@ -182,6 +183,16 @@ class Objective:
         )
 
     def _exact(self, ids: Array, theta: Array) -> Evaluation:
+        """The bound is a duality gap. For residuals r_i = v_i (p_i - onehot_i) of any p_i that are
+        probabilities, with sum_i r_i = 0 (the intercepts are free),
+
+            f(w, b) - min f  <=  sum_i v_i KL(p_i || softmax_i(w, b))  +  |lam w + sum_i r_i x_i|^2 / (2 lam).
+
+        With the p of the point itself the first sum is 0 and the second term |df/dw|^2 / (2 lam). Where the
+        intercepts are not quite at their optimum, the residuals of each class's rows are scaled by factors
+        a <= 1 (p moves towards the label) so that they sum to 0; KL is convex, so that costs at most 1 - a of
+        the class's loss, and moves the sum of r_i x_i by at most (1 - a) |r| sqrt(sum_i |x_i|^2).
+        """
         design, sets, lam = self.design, self.sets[ids], self.lam[ids]
         P, m, D = theta.shape
         theta = theta.copy()
@@ -196,48 +207,28 @@ class Objective:
                 margin[active, :, block.lo : block.hi] = (scaled[active].reshape(-1, D - 1) @ A.T).reshape(
                     len(active), m, -1
                 )
-        v = design.weights[sets]
-        if m == 1:
-            loss, residual, curvature, leftover = _profile(margin[:, 0], v, design.sign, theta[:, 0, -1])
-            residual, leftover = residual[:, None], leftover[:, None]
-            curvature = curvature[:, None, None]
-        else:
-            loss, residual, curvature, leftover = _profile_softmax(margin, v, design.y, theta[:, :, -1])
+        profile = _profile if m == 1 else _profile_softmax
+        at = profile(margin, design.weights[sets], design, theta[:, :, -1])
         gradient = np.zeros_like(theta)
         for block in blocks:
             active = np.flatnonzero(block.sets[sets])
             if len(active):
                 A = design.block(block.lo, block.hi, np.float64)[:, :-1]
-                R = residual[active, :, block.lo : block.hi].reshape(-1, block.hi - block.lo)
+                R = at.residual[active, :, block.lo : block.hi].reshape(-1, block.hi - block.lo)
                 gradient[active, :, :-1] += (R @ A).reshape(len(active), m, -1)
         gradient *= factor
         gradient[..., :-1] += lam[:, None, None] * theta[..., :-1]
-        gradient[..., -1] = leftover
-        value = loss + lam / 2 * np.sum(theta[..., :-1] ** 2, axis=(1, 2))
-        return Evaluation(value, gradient, curvature, theta, self._gap(ids, gradient, curvature))
-
-    def _gap(self, ids: Array, gradient: Array, curvature: Array) -> Array:
-        """Upper bound of f(w, b) - min f.
-
-        Let phi(w) = min_b f(w, b); it is lam-strongly convex, so phi(w) - min <= |grad phi|^2 / (2 lam)
-        (this is the duality gap at the dual point of the residuals). If the intercept's gradient g_b is not
-        quite 0, its optimum is at most delta away, where the curvature h falls by exp(-delta) at most
-        (|d log s'(z) / dz| <= 1 for the logistic s): delta <= -log(1 - |g_b| / h). On the way f falls by
-        |g_b| delta at most and the gradient in w moves by at most delta * sum_i v_i/4 |x_i|.
-        With K > 2 classes h is the least curvature among the intercepts, halved: g_b is below 1e-10
-        there, and the halving covers more than such a step can change.
-        """
-        design, sets, lam = self.design, self.sets[ids], self.lam[ids]
-        g_b = np.linalg.norm(gradient[..., -1], axis=1)
-        h = curvature[:, 0, 0]
-        if gradient.shape[1] > 1:
-            h = np.linalg.eigvalsh(curvature)[:, 1] / 2  # the first is 0: the same change of every intercept
-        with np.errstate(divide="ignore", invalid="ignore"):
-            delta = np.where(g_b == 0, 0.0, -np.log1p(-np.minimum(g_b / h, 1.0)))
-        v = design.weights[sets]
-        reach = v.max(axis=1) / 4 * np.sqrt((v > 0).sum(axis=1) * design.spread[sets])
+        gradient[..., -1] = at.gradient
+        value = at.loss + lam / 2 * np.sum(theta[..., :-1] ** 2, axis=(1, 2))
+        # |sum_i e_i x_i| <= |e| sqrt(sum_i |x_i|^2): of the rows' scaling, and of the residuals' rounding
+        size = np.linalg.norm(at.residual, axis=(1, 2))
+        top = np.abs(margin).max(axis=(1, 2))
+        error = (at.shift + EPS * (8 + top) * size) * np.sqrt(design.spread[sets])
         g_w = np.linalg.norm(gradient[..., :-1], axis=(1, 2))
-        return g_b * delta + (g_w + delta * reach) ** 2 / (2 * lam)
+        gap = at.slack + 16 * EPS * value + (g_w + error) ** 2 / (2 * lam)
+        # the objective is never negative; a point that is not finite has no other bound
+        gap = np.where(np.isfinite(value), np.fmin(gap, value), np.inf)
+        return Evaluation(value, gradient, at.curvature, theta, gap)
 
 
 def default_threads(numbers: int) -> int:
@@ -300,15 +291,29 @@ def _residuals_softmax(Z: Array, v: Array, y: Array, loss: Array, curve: Array) 
     Z[rows, :, y] -= v
 
 
-def _profile(margin: Array, v: Array, sign: Array, b: Array) -> tuple[Array, Array, Array, Array]:
-    """Newton on the intercepts b (P,), in place. margin (P, n) = sign * (x @ w).
+@dataclass
+class _Profile:
+    """Losses at the best intercepts for given scores, and how far these are from balance.
 
-    Returns sum v logloss (P,), residuals by the sign -v q (P, n), sum v q (1-q) (P,), the gradient left (P,).
+    loss (P,), residual (P, m, n), curvature (P, m, m), gradient (P, m): what is left in the intercepts
+    slack (P,), shift (P,): what scaling the residuals to a dual feasible point costs, see `_exact`
     """
+
+    loss: Array
+    residual: Array
+    curvature: Array
+    gradient: Array
+    slack: Array
+    shift: Array
+
+
+def _profile(margin: Array, v: Array, design: Design, b: Array) -> _Profile:
+    """Newton on the intercepts b (P, 1), in place. margin (P, 1, n) = sign * (x @ w), v (P, n)."""
+    sign, margin = design.sign, margin[:, 0]
     total = v.sum(axis=1)
     step = 0
     while True:
-        q = margin + sign * b[:, None]
+        q = margin + sign * b
         np.exp(q, out=q)
         q += 1
         np.reciprocal(q, out=q)
@@ -317,40 +322,86 @@ def _profile(margin: Array, v: Array, sign: Array, b: Array) -> tuple[Array, Arr
         h = vq.sum(axis=1) - np.einsum("pn,pn->p", vq, q)
         if (np.abs(g) <= 1e-13 * total).all() or step == PROFILE_STEPS:
             break
-        b -= np.clip(g / np.maximum(h, 1e-300), -1, 1) * (np.abs(g) > 1e-13 * total)
+        b[:, 0] -= np.clip(g / np.maximum(h, 1e-300), -1, 1) * (np.abs(g) > 1e-13 * total)
         step += 1
-    z = margin + sign * b[:, None]
-    loss = np.log1p(np.exp(-np.abs(z))) - np.minimum(z, 0)
-    return np.einsum("pn,pn->p", v, loss), -vq, h, g
+    z = margin + sign * b
+    each = np.log1p(np.exp(-np.abs(z))) - np.minimum(z, 0)
+    loss = np.einsum("pn,pn->p", v, each)
+    heavier = (vq.sum(axis=1) + np.abs(g)) / 2  # the mass of the class that has more of it
+    scaled = np.divide(np.abs(g), heavier, out=np.zeros_like(g), where=heavier > 0)
+    size = np.linalg.norm(vq, axis=1)
+    return _Profile(loss, -vq[:, None], h[:, None, None], g[:, None], scaled * loss, scaled * size)
 
 
-def _profile_softmax(margin: Array, v: Array, y: Array, b: Array) -> tuple[Array, Array, Array, Array]:
+def _profile_softmax(margin: Array, v: Array, design: Design, b: Array) -> _Profile:
     """The same for K classes: margin (P, K, n), b (P, K); residuals v (p - onehot), curvature (P, K, K)."""
-    _, K, n = margin.shape
-    target = (y == np.arange(K)[:, None]).astype(np.float64)
+    P, K, n = margin.shape
+    y, rows = design.y, np.arange(n)
+    target = y == np.arange(K)[:, None]
     total = v.sum(axis=1)[:, None]
-    pin = np.full((K, K), 1.0 / K)  # adding one number to every intercept changes nothing: pin their sum
-    b -= b.mean(axis=1, keepdims=True)
+    b -= b.mean(axis=1, keepdims=True)  # adding one number to every intercept changes nothing
+    step, least = np.zeros((P, K)), np.full(P, np.inf)
     count = 0
     while True:
         p = margin + b[:, :, None]
-        top = p.max(axis=1, keepdims=True)
-        p -= top
+        p -= p.max(axis=1, keepdims=True)
         np.exp(p, out=p)
-        norm = p.sum(axis=1, keepdims=True)
-        p /= norm
+        p /= p.sum(axis=1, keepdims=True)
         vp = v[:, None] * p
-        residual = vp - v[:, None] * target
+        off = np.where(target, 0, vp)
+        residual = off.copy()
+        residual[:, y, rows] = -off.sum(axis=1)  # v (p - 1) without cancellation
         g = residual.sum(axis=2)
-        mass = vp.sum(axis=2)
         H = -(vp @ p.transpose(0, 2, 1))
-        H[:, range(K), range(K)] += mass
-        h = H.copy()
-        if (np.abs(g) <= 1e-13 * total).all() or count == PROFILE_STEPS:
+        H[:, range(K), range(K)] = 0
+        H[:, range(K), range(K)] = -H.sum(axis=2)
+        norm = np.abs(g).max(axis=1)
+        if (norm <= 1e-13 * total[:, 0]).all() or count == PROFILE_STEPS:
             break
-        step = np.linalg.solve(H + pin * mass.sum(axis=1)[:, None, None], g[:, :, None])[:, :, 0]
-        b -= np.clip(step, -1, 1)
+        # a step that made it worse is taken back by three quarters, and tried again
+        worse = ~(norm <= 2 * least)[:, None]
+        # with a diagonal of 1; the step that changes nothing, H 1 = 0, gets a curvature of 1
+        scale = 1 / np.sqrt(np.maximum(np.einsum("pkk->pk", H), 1e-290))
+        idle = 1 / (scale * np.linalg.norm(1 / scale, axis=1, keepdims=True))
+        scaled = H * (scale[:, :, None] * scale[:, None]) + idle[:, :, None] * idle[:, None]
+        values, vectors = np.linalg.eigh(np.nan_to_num(scaled))
+        turned = np.einsum("pka,pk->pa", vectors, np.nan_to_num(g) * scale)
+        new = -scale * np.einsum("pka,pa->pk", vectors, turned / np.maximum(values, 1e-14))
+        new = np.clip(new, -1, 1)
+        b += np.where(worse, -0.75 * step, new)
+        step = np.where(worse, 0.25 * step, new)
+        least = np.fmin(least, norm)
         count += 1
-    z = margin + b[:, :, None] - top
-    loss = np.log(norm[:, 0]) - z[:, y, np.arange(n)]
-    return np.einsum("pn,pn->p", v, loss), residual, h, g
+    lead = margin + b[:, :, None]
+    lead -= lead[:, y, rows][:, None]  # over the true class
+    lead[:, y, rows] = -np.inf
+    top = np.maximum(lead.max(axis=1), 0)
+    rest = np.exp(lead - top[:, None]).sum(axis=1)
+    each = top + np.log1p(rest + np.expm1(-top))
+    by_class = (v * each) @ target.T
+    flow = np.einsum("pjn,cn->pcj", off, target.astype(np.float64))
+    size = np.sqrt(np.einsum("pkn,cn->pc", residual**2, target.astype(np.float64)))
+    scaled = 1 - _balance(flow)
+    slack, shift = (scaled * by_class).sum(axis=1), (scaled * size).sum(axis=1)
+    return _Profile(by_class.sum(axis=1), residual, H, g, slack, shift)
+
+
+def _balance(flow: Array) -> Array:
+    """Factors (P, K) in 0..1 of the classes' rows, after which every class loses what it gets.
+
+    flow (P, K, K): sum of v p_j over the rows of class c, 0 for j = c. The factors are the stationary
+    distribution of the chain with these rates, by elimination without subtractions (Grassmann, Taksar,
+    Heyman 1985, Oper. Res. 33); 0 where there is none.
+    """
+    P, K, _ = flow.shape
+    rates, factors = flow.copy(), np.zeros((P, K))
+    with np.errstate(all="ignore"):
+        for k in range(K - 1, 0, -1):
+            rates[:, :k, k] /= rates[:, k, :k].sum(axis=1, keepdims=True)
+            rates[:, :k, :k] += rates[:, :k, k, None] * rates[:, k, None, :k]
+        factors[:, 0] = 1
+        for k in range(1, K):
+            factors[:, k] = np.einsum("pj,pj->p", factors[:, :k], rates[:, :k, k])
+        factors /= factors.max(axis=1, keepdims=True)
+    factors[~np.isfinite(factors).all(axis=1)] = 0
+    return factors

@@ -115,14 +115,16 @@ class Preconditioner:
 
     def refine(self, ids: Array, theta: Array, curvature: Array, *, spectrum: bool) -> None:
         """Give the problems `ids`, all of one set, the moments of their own points."""
-        moments = self.objective.moments(ids, theta, curvature)
+        moments = self.objective.moments(ids, theta, curvature).mean(axis=0)
+        if not (np.isfinite(moments).all() and moments[-1, -1] > 0.5):
+            return  # they are 1 there, unless float32 takes all probabilities for 0 or 1
         if spectrum:
-            solver: Solver = Spectrum.of_moments(moments.mean(axis=0))
+            solver: Solver = Spectrum.of_moments(moments)
         else:
             m = curvature.shape[1]
             keys = [(int(i), k) for i in ids for k in range(m)]
-            h = np.linalg.eigvalsh(curvature).reshape(-1)
-            solver = Factors(moments.mean(axis=0), keys, h, np.repeat(self.objective.lam[ids], m))
+            h = np.linalg.eigvalsh(np.nan_to_num(curvature)).reshape(-1)
+            solver = Factors(moments, keys, h, np.repeat(self.objective.lam[ids], m))
         self.solvers.append(solver)
         self.of[ids] = len(self.solvers) - 1
         self._drop_unused()
@@ -152,7 +154,7 @@ class Preconditioner:
         if m == 1:
             h = curvature.reshape(-1)
         else:  # the classes' curvature x the moments (Kronecker): diagonal in the former's eigenvectors
-            values, turn = np.linalg.eigh(curvature)
+            values, turn = np.linalg.eigh(np.nan_to_num(curvature))
             h = np.maximum(values, 1e-7 * values[:, -1:]).reshape(-1)
             turn = turn.astype(np.float32)
             g = np.matmul(turn.transpose(0, 2, 1), g)
