@@ -261,6 +261,8 @@ def lagrange(at: float, nodes: Array) -> list[float]:
     return [float(np.prod((at - o) / (x - o))) for x, o in zip(nodes, others, strict=True)]
 
 
+# beyond float32 a slope is not finite: that problem is left to float64
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def minimise(
     objective: Objective,
     H0: Preconditioner,

@@ -50,6 +50,8 @@ class LogisticFits:
         "polished"   float64 steps of the descent were needed
         "newton"     float64 Newton: sets of few rows, and what the descent could not finish
         "capped"     the tolerance was not reached; gap_bound says how far off it may be
+        What is not capped has a gap_bound of at most 100 tol, or its Newton decrement in float64 is below tol
+        (rounding may keep the bound from showing it).
     C : float64 (L,)
     """
 
@@ -98,6 +100,7 @@ def fit_logistic(
     memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round
     threads : default: the cores, or OMP_NUM_THREADS where that is less; one for a few million numbers
 
+    Warns with scikit-learn's ConvergenceWarning where a status is "capped".
     Raises InvalidRequest for shapes and values that make no sense, ProbeError for NaN or Inf in X and for
     a set that lacks a class (it names the set).
     """
@@ -148,8 +151,8 @@ def _warn(status: Array, bound: Array) -> None:
     if capped.any():
         warnings.warn(
             f"{capped.sum()} of {len(status)} logistic regressions did not converge (status 'capped'): their "
-            f"objectives may be up to {bound[capped].max():.1e} of themselves above the optimum. Fix: standardize "
-            f"the features, or use a smaller C",
+            f"objectives may be up to {bound[capped].max():.1e} (relative) above the optimum. "
+            "Fix: standardize the features, or use a smaller C",
             ConvergenceWarning,
             stacklevel=3,
         )

@@ -103,8 +103,8 @@ class Rows:
 
 
 def solve(rows: Rows, lam: float, starts: list[Array], *, tol: float) -> NewtonFit:
-    """Minimise the objective from the best of `starts` (m, d + 1); where that is too far off, along the path of
-    penalties: from one so strong that the coefficients are nearly 0 down to lam, a tenth at a time.
+    """Minimise the objective from the best of `starts` (m, d + 1); where that is too far off, along the path
+    of penalties: from one so strong that the coefficients are nearly 0 down to lam, a tenth at a time.
 
     tol : stop when the Newton decrement is below tol * objective
     """
@@ -124,7 +124,7 @@ def solve(rows: Rows, lam: float, starts: list[Array], *, tol: float) -> NewtonF
 
 
 def newton(rows: Rows, lam: float, *, start: Array, tol: float, max_iter: int = STEPS) -> NewtonFit:
-    """Newton steps from start (m, d + 1) until the decrement is below tol * objective, or no more comes of it."""
+    """Newton steps from start (m, d + 1) until the decrement is below tol * objective, or stops falling."""
     theta = start.astype(float)
     g, p = rows.gradient(theta, lam)
     f, best, k, idle = rows.value(theta, lam), (np.inf, np.inf), 0, 0
@@ -150,7 +150,8 @@ def _line_search(
     rows: Rows, lam: float, theta: Array, step: Array, f: float, slope: float
 ) -> tuple[Array, float, Array, Array] | None:
     """The point on theta + t step where the slope is a third of what it was: point, value, gradient and
-    probabilities; None where there is none in sight. The slope grows with t (convex): its zero is bracketed."""
+    probabilities; None where there is none in sight. The slope grows with t (convex): its zero is bracketed.
+    """
     farthest = float(np.abs(rows.scores(step)).max())
     # where all probabilities are 0 or 1 the Hessian says nothing
     low, high, at_low, at_high, t = 0.0, np.inf, slope, np.inf, min(1.0, FAR / max(farthest, 1e-300))
@@ -177,6 +178,11 @@ def _line_search(
     return None
 
 
+def _others(p: Array) -> Array:
+    """1 - p (n, K) without cancellation."""
+    return np.stack([np.delete(p, k, axis=1).sum(axis=1) for k in range(p.shape[1])], axis=1)
+
+
 class _System:
     """The Hessian at probabilities p (n, K): sum_i v_i (diag(p_i) - p_i p_i') kron x_i x_i' + lam.
 
@@ -186,13 +192,13 @@ class _System:
 
     def __init__(self, X: Array, weights: Array, p: Array, lam: float) -> None:
         self.X, self.weights, self.lam = X, weights, lam
-        n, K = p.shape
+        K = p.shape[1]
         self.D = X.shape[1]
         self.p = p[:, 1:] if K == 2 else p
         self.m = self.p.shape[1]
         # p (1 - p) without cancellation
-        rest = p[:, :1] if K == 2 else np.stack([np.delete(p, k, axis=1).sum(axis=1) for k in range(K)], axis=1)
-        self.own = weights[:, None] * self.p * rest
+        self.rest = p[:, :1] if K == 2 else _others(p)
+        self.own = weights[:, None] * self.p * self.rest
         self.ridge = np.full(self.D, lam)
         self.ridge[-1] = 0
         square = X**2
@@ -265,7 +271,10 @@ class _System:
 
         def precondition(r: Array) -> Array:
             return np.stack(
-                [scipy.linalg.cho_solve(f, row, check_finite=False) for f, row in zip(solvers, r, strict=True)]
+                [
+                    scipy.linalg.cho_solve(f, row, check_finite=False)
+                    for f, row in zip(solvers, r, strict=True)
+                ]
             )
 
         x, r = np.zeros_like(b), b.copy()
@@ -301,7 +310,7 @@ class _System:
             J = np.empty((n, m, m, D))
             for k in range(m):
                 for j in range(m):
-                    rest = np.delete(self.p, k, axis=1).sum(axis=1) if j == k else -self.p[:, j]
+                    rest = self.rest[:, k] if j == k else -self.p[:, j]
                     J[:, k, j] = self.X * (root[:, k] * rest)[:, None] * self.scale[j]
             J = J.reshape(n * m, m * D)
         ridge = np.diag((np.sqrt(self.ridge) * self.scale).ravel())

@@ -69,7 +69,8 @@ class Objective:
         """
 
         def quiet(part: Any) -> Any:
-            with np.errstate(over="ignore"):  # exp of a large margin: the loss is 0
+            # exp of a large margin overflows: the loss is 0; what is not finite is dealt with by minimise
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
                 return work(part)
 
         if self._pool is None or len(parts) < 2:
