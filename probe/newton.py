@@ -317,12 +317,13 @@ class _System:
         pin = np.zeros((1, m, D))
         pin[0, :, -1] = np.sqrt(self.pin) * self.scale[:, -1]
         J = np.concatenate([J, ridge, pin.reshape(1, -1)])
-        R, order = scipy.linalg.qr(J, mode="r", pivoting=True, check_finite=False, overwrite_a=True)
+        qr: Any = scipy.linalg.qr  # its stub knows no pivoting
+        R, order = qr(J, mode="r", pivoting=True, check_finite=False, overwrite_a=True)
         R = R[: m * D]
         diagonal = np.abs(np.diag(R))
         R[np.diag_indices(m * D)] = np.where(diagonal > 1e-290, np.diag(R), np.inf)
         flat = b.ravel()[order]
-        inner = scipy.linalg.solve_triangular(R, flat, trans="T", check_finite=False)
+        inner = scipy.linalg.solve_triangular(R, flat, trans=1, check_finite=False)
         x = np.empty(m * D)
         x[order] = scipy.linalg.solve_triangular(R, inner, check_finite=False)
         return x.reshape(m, D)
