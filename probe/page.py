@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from . import clinical
 from .board import FAMILIES, RANKED, Board, cost_table, metric_buttons, prose, published_table
 from .entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
 from .maps import maps_html
@@ -74,8 +75,11 @@ def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tupl
             ("across", "Across data sets", _across(view, board)),
             ("domains", "Domains", _domains(view, board)),
             ("curves", "Curves", view.curves()),
-            ("thresholds", "Thresholds and calibration", view.thresholds()),
-            ("differences", "Paired differences", view.differences()),
+            ("thresholds", "Threshold", view.thresholds()),
+            ("calibration", "Calibration", clinical.calibration(view)),
+            ("operating", "Operating points", clinical.operating_points(view)),
+            ("decision", "Decision curve", clinical.decision_curve(view)),
+            ("differences", "Paired differences", [*view.differences(), *clinical.precision(view)]),
             ("experts", "Agreement of the experts", view.votes()),
         ]
     found.append(("published", "Beside the published figures", _published(page, view)))

@@ -126,9 +126,10 @@ class ProbeResult:
         return pd.DataFrame(records)
 
     def leaderboard(self) -> list[dict[str, Any]]:
-        """Whole-set records at probability 0.5: train rows out of fold, evaluation sets by the refit (by the
-        ensemble where there is none); in the order of the data sets, best criterion on the folds first, but
-        the sweep as a whole before all: its score alone has the choice of the feature set in it."""
+        """Whole-set records: train rows out of fold, evaluation sets by the refit (by the ensemble where
+        there is none), without duplicates where a set has any (subset "dedup"); in the order of the data sets, best
+        criterion on the folds first, but the sweep as a whole before all: its score alone has the choice of
+        the feature set in it."""
         order = {m["features"]: -m["criterion"] for m in self.document["models"]}
         order[SWEEP] = -float("inf")
         sets = [d["dataset"] for d in self.document["data"]]
@@ -137,7 +138,7 @@ class ProbeResult:
             for record in self.document["scores"]:
                 if record["features"] == SWEEP and role != "oof":
                     continue  # on other sets it is the chosen feature set's refit
-                if record["role"] == role and not record["domain"] and record["subset"] == "raw":
+                if record["role"] == role and not record["domain"]:  # "dedup" comes after "raw"
                     found[sets.index(record["dataset"]), record["features"]] = record
         return [found[key] for key in sorted(found, key=lambda k: (k[0], order[k[1]]))]
 

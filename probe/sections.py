@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from . import clinical
 from .calibration import reliability_curve
 from .markup import (
     SHOWN,
@@ -54,6 +55,8 @@ class Sections:
         self.result, self.doc, self.noun = result, result.document, noun
         self.predictions = result.predictions
         self.positive = self.doc["data"][0]["positive"]
+        others = [c for c in self.doc["data"][0].get("classes", []) if c != self.positive]
+        self.negative = others[0] if len(others) == 1 else f"not {self.positive}"
         self.level = round(100 * self.doc["config"]["level"])
         self.sets = [d["dataset"] for d in self.doc["data"]]
         self.train = self.sets[0]
@@ -101,10 +104,13 @@ class Sections:
         found = [
             ("Results", self.leaderboard()),
             ("Curves", self.curves()),
-            ("Threshold and calibration", self.thresholds()),
+            ("Threshold", self.thresholds()),
+            ("Calibration", clinical.calibration(self)),
+            ("Operating points", clinical.operating_points(self)),
+            ("Decision curve", clinical.decision_curve(self)),
             ("How the penalty was chosen", self.paths()),
             ("Models of the folds", self.fold_models()),
-            (f"Differences between {self.noun}s", self.differences()),
+            (f"Differences between {self.noun}s", [*self.differences(), *clinical.precision(self)]),
             ("Domains", self.domains()),
             ("Agreement of the experts", self.votes()),
             ("Most confident errors", self.errors() if images else []),
@@ -131,7 +137,8 @@ class Sections:
             mine = [r for r in records if r["dataset"] == dataset]
             if not mine:
                 continue
-            n, positive, groups = mine[0]["n"], mine[0]["n_positive"], mine[0]["n_groups"]
+            n, positive = mine[0]["n"], mine[0]["n_positive"]
+            what = "different patches" if mine[0]["subset"] == "dedup" else "patches"
             how = "scored out of fold" if dataset == self.train else "never used in training or choosing"
             share = positive / n
             line = (
@@ -140,8 +147,8 @@ class Sections:
                 else ""
             )
             out.append(
-                f"**{dataset}**: {n} patches, {share:.1%} {self.positive}, "
-                f"{self._independent(dataset, groups)}; "
+                f"**{dataset}**: {n:,} {what}, {share:.1%} {self.positive}, "
+                f"{clinical.independence(self, mine[0])}; "
                 f"{how}{line}."
             )
             rows = []
@@ -169,52 +176,35 @@ class Sections:
                     kind="board",
                 )
             )
-        dedup = [
-            r
-            for r in self.doc["scores"]
-            if r["subset"] == "dedup" and r["features"] in (self.chosen,) and not r["domain"]
-        ]
-        if dedup:
-            raw = {
-                (r["dataset"], r["role"]): r
-                for r in self.doc["scores"]
-                if r["subset"] == "raw" and not r["domain"] and r["features"] == self.chosen
-            }
-            out.append(
-                "Some images occur more than once. Scored once each, without images that carry both labels:"
-            )
-            out.append(
-                Table(
-                    [
-                        "set",
-                        "by",
-                        "patches",
-                        "distinct",
-                        "balanced accuracy",
-                        "once each",
-                        "AUROC",
-                        "once each",
-                    ],
-                    [
-                        [r["dataset"], r["role"], raw[r["dataset"], r["role"]]["n"], r["n"]]
-                        + [
-                            interval(x["metrics"][m])
-                            for m in ("balanced_accuracy", "auroc")
-                            for x in (raw[r["dataset"], r["role"]], r)
-                        ]
-                        for r in dedup
-                    ],
-                    left=2,
-                )
-            )
-        return out
+            out += clinical.if_clustered(self, mine, SHOWN)
+        return [*out, *clinical.no_interval(self, SHOWN), *self.with_duplicates()]
 
-    def _independent(self, dataset: str, groups: int) -> str:
-        """What the intervals of a set take as independent."""
-        if dataset in self.ungrouped:
-            return "slides unknown (the intervals take patches as independent and are too narrow)"
-        kind = next(d["group_kind"] for d in self.doc["data"] if d["dataset"] == dataset)
-        return f"{groups} {kind}s"
+    def with_duplicates(self) -> list[Any]:
+        """The chosen system on all files of the sets that hold duplicates, beside the figures that lead."""
+        raw = {
+            (r["dataset"], r["role"]): r
+            for r in self.doc["scores"]
+            if r["subset"] == "raw" and not r["domain"] and r["features"] == self.chosen
+        }
+        dedup = [r for r in self.result.leaderboard() if r["subset"] == "dedup"]
+        rows = [
+            [r["dataset"], raw[r["dataset"], r["role"]]["n"], r["n"]]
+            + [
+                interval(one["metrics"][m])
+                for m in ("balanced_accuracy", "auroc")
+                for one in (raw[r["dataset"], r["role"]], r)
+            ]
+            for r in dedup
+            if r["features"] == self.chosen
+        ]
+        if not rows:
+            return []
+        heads = ["balanced accuracy, all files", "different", "AUROC, all files", "different"]
+        return [
+            "Some images occur more than once. The figures above count each once, and none that carries both "
+            f"labels; on all files {self.chosen} (★) has:",
+            Table(["set", "files", "different", *heads], rows),
+        ]
 
     def meaning(self) -> str:
         """What the numbers of the leaderboard are."""
@@ -559,6 +549,11 @@ class Sections:
                     ]
                     for b in boot
                 ]
+        if self.ungrouped:
+            out.append(
+                f"Of {' and '.join(self.ungrouped)} no slides are known: patches are taken as independent "
+                "there, p is too small, and no difference is called significant."
+            )
         out.append(Html(f'<div class="row">{"".join(plots)}</div>'))
         out.append(
             Table(
@@ -617,7 +612,7 @@ class Sections:
                 out.append(self._domain_table(mine, scale))
             elif mine:
                 out += self.left_out()
-        return out + self.domain_matrices()
+        return out + clinical.between_domains(self) + self.domain_matrices()
 
     def left_out(self) -> list[Any]:
         """Domains of the training set, out of fold and left out of training altogether."""
@@ -714,15 +709,12 @@ class Sections:
             name = next((n for n in (self.chosen, *self.names) if n in there), "")
             called = f"{name} (★)" if name == self.chosen else name
             kappa = "" if v["kappa"] is None else f", Fleiss' kappa {v['kappa']:.3f}"
-            line = ""
-            if v["human_line"] is not None:
-                line = (
-                    f"; an expert against the majority of the others: {v['human_line']:.3f} balanced accuracy"
-                )
             out.append(
-                f"**{v['dataset']}**: {v['n']} patches with votes, {v['unanimous']:.1%} "
-                f"unanimous{kappa}{line}." + (f" {called} by how many experts agree:" if name else "")
+                f"**{v['dataset']}**: {v['n']} patches with votes, {v['unanimous']:.1%} unanimous{kappa}."
             )
+            out += clinical.human(self, v)
+            if name:
+                out.append(f"{called} by how many experts agree:")
             if not name:
                 continue
             role = "oof" if v["dataset"] == self.train else "refit"
@@ -786,8 +778,8 @@ class Sections:
             wrong = self._also_wrong(entry["dataset"], [*missed["patch_id"], *alarms["patch_id"]])
             figures = []
             for title, rows in (
-                (f"{self.positive}, called not", missed),
-                (f"not {self.positive}, called so", alarms),
+                (f"{self.positive}, called {self.negative}", missed),
+                (f"{self.negative}, called {self.positive}", alarms),
             ):
                 cards = []
                 for row in rows.to_dict("records"):

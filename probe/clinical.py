@@ -1,0 +1,339 @@
+"""What a reader needs before a score means something for use: the sections that journals ask for.
+
+Calibration, counts of right and wrong calls, predictive values, sensitivity at a required specificity, net
+benefit, what the sets could have shown, and how much domains differ (STARD-AI, TRIPOD+AI, CLAIM, Metrics
+Reloaded). Read from the records that scoring.py documents; results without them have no such sections.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .markup import TITLES, Html, Table, interval, number, p_value
+from .plots import Plot, unit_ticks
+
+if TYPE_CHECKING:
+    from .sections import Sections
+
+PREVALENCES = ("0.05", "0.1", "0.2", "0.3", "observed")
+CALLED = {"metrics": "probability 0.5", "at_threshold": "threshold of the folds"}
+
+
+def _records(view: "Sections", key: str) -> list[dict[str, Any]]:
+    """Records of the chosen system that lead on each set and have `key`."""
+    found = [r for r in view.result.leaderboard() if r["features"] == view.chosen]
+    return [r for r in found if key in r]
+
+
+def _counted(view: "Sections", record: Mapping[str, Any]) -> str:
+    return record["dataset"] + (", out of fold" if record["dataset"] == view.train else "")
+
+
+def _reasons(records: Sequence[tuple[str, Mapping[str, str]]]) -> list[Any]:
+    """Why some numbers have no interval, each reason once."""
+    found: dict[str, list[str]] = {}
+    for where, reasons in records:
+        for what, why in reasons.items():
+            found.setdefault(why, []).append(f"{where}, {what.replace('_', ' ')}")
+    return [f"No interval ({why}): {'; '.join(places)}." for why, places in found.items()]
+
+
+def calibration(view: "Sections") -> list[Any]:
+    """Slope, intercept, observed over expected, and the calibration error beside its floor."""
+    rows, reasons = [], []
+    for r in _records(view, "calibration"):
+        for kind, title in (("probability", "as fitted"), ("platt", "calibrated (Platt, on the folds)")):
+            c = r["calibration"].get(kind)
+            if c is None:
+                continue
+            error = (r["metrics"] if kind == "probability" else r["platt"]).get("ece", [None])[0]
+            floor = c["ece_floor"]
+            beside = "-"
+            if floor and floor["mean"] is not None:
+                beside = f"{floor['mean']:.3f}, up to {floor['high']:.3f}"
+            rows.append(
+                [
+                    _counted(view, r),
+                    title,
+                    interval(c["slope"]),
+                    interval(c["intercept"]),
+                    interval(c["observed_expected"]),
+                    number(error),
+                    beside,
+                    p_value(floor["p"]) if floor else "-",
+                ]
+            )
+            reasons.append((f"{r['dataset']}, {title}", c["reasons"]))
+    if not rows:
+        return []
+    return [
+        f"Of {view.chosen} (★). A calibrated model has slope 1 (below: predictions too extreme), intercept 0 "
+        "(below: probabilities too high on the whole) and observed / expected (O/E) 1. The expected "
+        "calibration error (ECE) is above zero even under perfect calibration: its floor is what samples of "
+        "this size give then (mean and 95th percentile), p how often they give as much as was observed.",
+        Table(
+            ["set", "probabilities", "slope", "intercept", "O/E", "ECE", "floor of the ECE", "p"],
+            rows,
+            left=2,
+        ),
+        *_reasons(reasons),
+    ]
+
+
+def operating_points(view: "Sections") -> list[Any]:
+    """Counts of calls, predictive values at prevalences, sensitivity at a required specificity."""
+    counts, values, cuts, reasons = [], [], [], []
+    for r in _records(view, "calls"):
+        for kind, title in CALLED.items():
+            c = r["calls"].get(kind)
+            if c is None:
+                continue
+            n = c["confusion"]
+            counts.append(
+                [
+                    _counted(view, r),
+                    title,
+                    *(n[k] for k in ("tp", "fn", "fp", "tn")),
+                    interval(c["sensitivity"]),
+                    interval(c["specificity"]),
+                ]
+            )
+            reasons.append((f"{r['dataset']}, {title}", c["reasons"]))
+        called = "at_threshold" if "at_threshold" in r["calls"] else "metrics"
+        table = r["calls"][called]["predictive_values"]
+        for prevalence in PREVALENCES:
+            if prevalence in table:
+                at = table[prevalence]
+                share = f"{r['n_positive'] / r['n']:.1%}, as in the set"
+                shown = share if prevalence == "observed" else f"{float(prevalence):.0%}"
+                values.append([_counted(view, r), shown, interval(at["ppv"]), interval(at["npv"])])
+        for specificity, at in r.get("at_specificity", {}).items():
+            row = [_counted(view, r), f"{float(specificity):.2f}"]
+            cuts.append([*row, interval(at["specificity"]), interval(at["sensitivity"])])
+            reasons.append((f"{r['dataset']}, specificity {specificity}", at["reasons"]))
+    if not counts:
+        return []
+    out: list[Any] = [
+        f"Calls of {view.chosen} (★), in patches.",
+        Table(
+            [
+                "set",
+                "called at",
+                f"{view.positive}, found",
+                f"{view.positive}, missed",
+                f"{view.negative}, called {view.positive}",
+                f"{view.negative}, right",
+                "sensitivity",
+                "specificity",
+            ],
+            counts,
+            left=2,
+        ),
+    ]
+    if cuts:
+        out += [
+            "Sensitivity where a specificity is required. The cut is fixed on the training set's folds, so "
+            "the specificity that it has on another set is measured as well.",
+            Table(["set", "required specificity", "specificity", "sensitivity"], cuts),
+        ]
+    if values:
+        out += [
+            "Predictive values depend on how frequent the class is where the model is used: at the threshold "
+            f"of the folds, the share of true {view.positive} among patches called {view.positive} (PPV) and "
+            "of true others among the rest (NPV).",
+            Table(["set", f"prevalence of {view.positive}", "PPV", "NPV"], values, left=2),
+        ]
+    return out + _reasons(reasons)
+
+
+def decision_curve(view: "Sections") -> list[Any]:
+    """Net benefit over threshold probabilities, beside calling all patches and calling none."""
+    plots = []
+    for r in _records(view, "net_benefit"):
+        curve = [(float(t), v) for t, v in r["net_benefit"].items() if t != "reasons"]
+        model = [(t, v["model"]) for t, v in curve if v["model"][0] is not None]
+        every = [(t, v["all"][0]) for t, v in curve if v["all"][0] is not None]
+        if not model:
+            continue
+        share = r["n_positive"] / r["n"]
+        ends = [v for _, m in model for v in m if v is not None]
+        low, high = min(-0.05 * share, *(v for v in ends if v > -share)), 1.05 * max(share, *ends)
+        plot = Plot(x=(0, 1), y=(low, high), title=f"decision curve, {r['dataset']}")
+        plot.text(46, 10, r["dataset"], kind="label")
+        ticks = unit_ticks(low, high)
+        plot.axes("threshold probability", "net benefit", xticks=unit_ticks(), yticks=ticks)
+        plot.line([0, 1], [0, 0], dashed=True)
+        seen = [(t, v) for t, v in every if v >= low]
+        if seen:
+            plot.line(*zip(*seen, strict=True), dashed=True)
+        series = view.series.get(view.chosen, 0)
+        for t, (_, lower, upper) in model:
+            if lower is not None and upper is not None:
+                plot.bar((t, t), (max(lower, low), min(upper, high)), series=series)
+        plot.line([t for t, _ in model], [m[0] for _, m in model], series=series, thick=True)
+        plots.append(plot.svg())
+    if not plots:
+        return []
+    return [
+        f"Net benefit of acting on the calibrated probabilities of {view.chosen} (★): true positives a "
+        "patch, "
+        "less the false positives weighted by the odds of the threshold probability, at which a reader would "
+        "just act (Vickers and Elkin 2006). Falling dashed line: act on every patch; dashed line at zero: on "
+        f"none. Bars are {view.level} % intervals.",
+        Html(f'<div class="row">{"".join(plots)}</div>'),
+    ]
+
+
+def precision(view: "Sections") -> list[Any]:
+    """What differences the sets could have shown."""
+    rows = [
+        [
+            p["dataset"],
+            TITLES[p["metric"]],
+            f"{p['n']:,}",
+            "unknown" if p["dataset"] in view.ungrouped else p["n_groups"],
+            f"± {p['half_width']:.3f}" if p["half_width"] is not None else "-",
+            number(p["detectable"]),
+        ]
+        for p in view.doc.get("precision", [])
+        if p["role"] != "ensemble" or p["dataset"] not in {q["dataset"] for q in _refits(view)}
+    ]
+    if not rows:
+        return []
+    return [
+        f"How large a difference between two {view.noun}s has to be on these sets. Half-width: of the "
+        f"{view.level} % interval of a paired difference, the median over the pairs that were compared. "
+        "Detectable: the true difference that such a comparison would call significant in 80 of 100 studies.",
+        Table(
+            ["set", "metric", "patches", "groups", "half-width", "detectable at 80 % power"],
+            rows,
+            left=2,
+        ),
+    ]
+
+
+def _refits(view: "Sections") -> list[dict[str, Any]]:
+    return [p for p in view.doc.get("precision", []) if p["role"] == "refit"]
+
+
+def between_domains(view: "Sections") -> list[Any]:
+    """The worst domain, and whether domains differ by more than chance."""
+    rows = []
+    for r in _records(view, "between_domains"):
+        for metric, b in r["between_domains"].items():
+            worst = b["worst"]
+            if not worst:
+                continue
+            shown = interval([worst["value"], worst["low"], worst["high"]])
+            i2 = b["i2"]
+            rows.append(
+                [
+                    _counted(view, r),
+                    TITLES[metric],
+                    worst["domain"],
+                    shown,
+                    b["k"],
+                    p_value(b["p"]),
+                    "-" if i2 is None or i2[0] is None else f"{i2[0]:.0%}{_range(i2)}",
+                ]
+            )
+    if not rows:
+        return []
+    return [
+        "The lowest domain of each set, and heterogeneity between domains: p of Cochran's Q (all domains "
+        "have "
+        "the same value), I² the share of the variation between domains that is not chance. The lowest of "
+        "several is lower than its true value on average.",
+        Table(
+            ["set", "metric", "lowest domain", "value", "domains", "p, heterogeneity", "I²"],
+            rows,
+            left=3,
+        ),
+    ]
+
+
+def _range(values: Sequence[float | None]) -> str:
+    low, high = values[1:]
+    return "" if low is None or high is None else f" [{low:.0%}, {high:.0%}]"
+
+
+def human(view: "Sections", votes: Mapping[str, Any]) -> list[Any]:
+    """Experts and models on the same rows against the same references."""
+    line = votes.get("human")
+    if not line:
+        return []
+    rows = [
+        [m["features"], interval(m["value"]), _signed(m["difference"]), p_value(m["p"])]
+        for m in line["models"]
+        if m["features"] in view.names
+    ]
+    ties = line["n_tied"] / line["n_votes"] if line["n_votes"] else 0.0
+    text = (
+        f"An expert against the majority of the other experts: balanced accuracy {interval(line['value'])}, "
+        f"over {line['n_votes']:,} votes on {line['n']:,} patches"
+    )
+    text += f" ({line['n_left_out']:,} without enough votes left out)." if line["n_left_out"] else "."
+    if line["n_tied"]:
+        text += (
+            f" For {ties:.1%} of the votes the other experts are tied; these are the hardest, and they count "
+            f"half for each class. Without them the line would be {number(line['without_ties'])}."
+        )
+    if line["reason"]:
+        text += f" No interval: {line['reason']}."
+    out: list[Any] = [text]
+    if rows:
+        out += [
+            "Models on the same rows, against the same majorities, so that both are on one scale; the "
+            "difference is experts minus model:",
+            Table([view.noun, "balanced accuracy", "difference", "p"], rows),
+        ]
+    return out
+
+
+def _signed(value: Sequence[float | None]) -> str:
+    v, low, high = value
+    if v is None:
+        return "-"
+    return f"{v:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
+
+
+def no_interval(view: "Sections", metrics: Sequence[str]) -> list[Any]:
+    """Why values of the leaderboard stand without an interval."""
+    found = [
+        (
+            f"{r['dataset']}, {r['features']}",
+            {m: u["reason"] for m in metrics if (u := _uncertainty(r, m)) and u["reason"]},
+        )
+        for r in view.result.leaderboard()
+    ]
+    return _reasons([one for one in found if one[1]])
+
+
+def _uncertainty(record: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
+    return record.get("uncertainty", {}).get("metrics", {}).get(metric)
+
+
+def independence(view: "Sections", record: Mapping[str, Any]) -> str:
+    """What the intervals of a set take as independent: groups, design effect, degrees of freedom."""
+    if record["dataset"] in view.ungrouped:
+        return "slides unknown (the intervals take patches as independent and are too narrow)"
+    kind = next(d["group_kind"] for d in view.doc["data"] if d["dataset"] == record["dataset"])
+    text = f"{record['n_groups']:,} {kind}s"
+    about = _uncertainty(record, "auroc")
+    if about and about["design_effect"] is not None and about["degrees_of_freedom"] is not None:
+        text += (
+            f" (AUROC: design effect {about['design_effect']:.1f}, "
+            f"{about['degrees_of_freedom']:.0f} degrees of freedom)"
+        )
+    return text
+
+
+def if_clustered(view: "Sections", records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[Any]:
+    """Intervals of sets without known groups, were the design effect 2."""
+    found = [r for r in records if r.get("design_effect_2")]
+    if not found:
+        return []
+    rows = [
+        [r["features"], *(interval(r["design_effect_2"].get(m, [None] * 3)) for m in metrics)] for r in found
+    ]
+    text = "The same if patches were clustered so that the variance is twice as large (design effect 2):"
+    return [text, Table([view.noun, *(TITLES[m] for m in metrics)], rows)]
