@@ -25,12 +25,12 @@ METRIC_NAMES = {name: text[:1].upper() + text[1:] for name, text in TITLES.items
 RANKED = 4  # systems from which on a rank correlation says something
 
 
-def metric_buttons() -> str:
-    """The same buttons in every section that shows one metric; they work together."""
+def metric_buttons(shown: str = SHOWN[0]) -> str:
+    """The same buttons in every section that shows one metric; they work together. shown : at first."""
     buttons = "".join(
-        f'<button type="button" data-metric="{m}" aria-pressed="{"false" if i else "true"}">'
+        f'<button type="button" data-metric="{m}" aria-pressed="{"true" if m == shown else "false"}">'
         f"{METRIC_NAMES[m]}</button>"
-        for i, m in enumerate(SHOWN)
+        for m in SHOWN
     )
     return f'<span class="metrics" role="group" aria-label="Metric">{buttons}</span>'
 

@@ -118,6 +118,9 @@ class StudyPage:
     result: ProbeResult | None
     """Merged over the systems; `features` are their names. None: no system is finished."""
     systems: tuple[SystemRow, ...]
+    primary_set: str = ""
+    primary_metric: str = ""
+    """What the page leads with; "": the first held-out set, balanced accuracy."""
     published: tuple[PublishedRow, ...] = ()
     published_source: str = ""
     maps: tuple[EmbeddingMap, ...] = ()

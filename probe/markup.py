@@ -78,9 +78,12 @@ class Html:
         self.text = text
 
 
-def document(title: str, body: str, *, styles: Sequence[str] = (), script: str = "") -> str:
+def document(
+    title: str, body: str, *, styles: Sequence[str] = (), script: str = "", metric: str = SHOWN[0]
+) -> str:
     """A whole HTML file. It may fetch nothing, and no script but `script` runs in it: its policy says so.
 
+    metric : the one that is shown first where a page shows one of several
     body : HTML; styles : style sheets after style.css; script : JavaScript, run when the body is there
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -91,7 +94,7 @@ def document(title: str, body: str, *, styles: Sequence[str] = (), script: str =
     )
     sheets = "\n".join([STYLE.read_text("utf-8"), *styles])
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!doctype html>\n<html lang="en" data-metric="{metric}"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'

@@ -3,7 +3,6 @@
 const root = document.documentElement, by = (id) => document.getElementById(id);
 const all = (query, from = document) => [...from.querySelectorAll(query)];
 root.classList.add("on");
-root.dataset.metric = "balanced_accuracy";
 
 // --- one metric on all of the page
 const switched = [];

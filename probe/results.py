@@ -127,9 +127,9 @@ class ProbeResult:
 
     def leaderboard(self) -> list[dict[str, Any]]:
         """Whole-set records: train rows out of fold, evaluation sets by the refit (by the ensemble where
-        there is none), without duplicates where a set has any (subset "dedup"); in the order of the data sets, best
-        criterion on the folds first, but the sweep as a whole before all: its score alone has the choice of
-        the feature set in it."""
+        there is none), without duplicates where a set has any (subset "dedup"); in the order of the data
+        sets, best criterion on the folds first, but the sweep as a whole before all: its score alone has the
+        choice of the feature set in it."""
         order = {m["features"]: -m["criterion"] for m in self.document["models"]}
         order[SWEEP] = -float("inf")
         sets = [d["dataset"] for d in self.document["data"]]

@@ -16,6 +16,7 @@ from ..errors import InvalidRequest
 from ..settings import read_toml
 from .config import ProbeConfig
 from .projection import Projection
+from .results import SHOWN
 
 STAGES = ("probe", "lora", "full")
 OF_TRAINING = {"train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir"}
@@ -56,6 +57,9 @@ class Study:
     folds, probe : settings of all probes, see ProbeConfig; extract : options of all extractions, see
         extract/options.py; finetune : of all trainings, see finetune.run.run_finetune (engine, workers, ...)
     published : figures to set beside ours, see probe/published.py
+    primary_set, primary_metric : the evaluation set ("ami-br:test", or a data set's name) and the metric
+        (balanced_accuracy, auroc, average_precision) that the question is about, named before the results are
+        seen; the page leads with them
     map : of the embeddings on the page, "pca" or "umap" (pip install 'patchbank[map]')
     folder : where the study file is
     """
@@ -72,6 +76,8 @@ class Study:
     extract: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] = field(default_factory=dict)
     published: str = ""
+    primary_set: str = ""
+    primary_metric: str = ""
     map: Projection = "pca"
     systems: tuple[System, ...] = ()
     folder: Path = Path()
@@ -151,6 +157,7 @@ def load_study(name: str | os.PathLike[str]) -> Study:
             )
     if values.get("map", "pca") not in get_args(Projection):
         faults.append(f"map {values['map']!r} is not one of {', '.join(get_args(Projection))}")
+    faults += _faults_of_primary(values)
     for option in OF_SYSTEMS & set(values.get("extract", {})):
         faults.append(f"[extract] {option}: a system says that, or the command")
     trained = [(f"system {s.name}", s.settings) for s in systems if s.stage != "probe"]
@@ -198,6 +205,18 @@ def _kind(wanted: Any) -> str:
         return " or ".join(_kind(one) for one in get_args(wanted) if one is not NoneType)
     origin = get_origin(wanted) or wanted
     return "a text" if origin is Literal else KINDS[origin]
+
+
+def _faults_of_primary(values: Mapping[str, Any]) -> Iterable[str]:
+    metric, name = values.get("primary_metric", ""), values.get("primary_set", "")
+    if metric and metric not in SHOWN:
+        near = difflib.get_close_matches(metric, SHOWN, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        yield f"primary_metric {metric!r} is not one of {', '.join(SHOWN)}{hint}"
+    known = [values.get("train", ""), *values.get("tests", ())]
+    files = any(str(one).endswith(".toml") for one in known)  # their data sets' names are in the files
+    if name and not files and name.partition(":")[0] not in known:
+        yield f"primary_set {name!r} is of none of the study's data sets ({', '.join(known)})"
 
 
 def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[System]) -> Iterable[str]:
