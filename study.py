@@ -763,6 +763,8 @@ class _Work:
             about=self.study.about,
             result=merged,
             systems=tuple(self.rows()),
+            primary_set=self.study.primary_set,
+            primary_metric=self.study.primary_metric,
             published=tuple(published),
             published_source=f"{source_of(self.figures)}. {HOW}" if published else "",
             log=tuple((step.kind, step.title, step.state, step.seconds) for step in steps),

@@ -25,16 +25,6 @@ METRIC_NAMES = {name: text[:1].upper() + text[1:] for name, text in TITLES.items
 RANKED = 4  # systems from which on a rank correlation says something
 
 
-def metric_buttons(shown: str = SHOWN[0]) -> str:
-    """The same buttons in every section that shows one metric; they work together. shown : at first."""
-    buttons = "".join(
-        f'<button type="button" data-metric="{m}" aria-pressed="{"true" if m == shown else "false"}">'
-        f"{METRIC_NAMES[m]}</button>"
-        for m in SHOWN
-    )
-    return f'<span class="metrics" role="group" aria-label="Metric">{buttons}</span>'
-
-
 def each_metric(cell: Callable[[str], str], *, tag: str = "div") -> str:
     """One element a metric, of which one is shown."""
     return "".join(f'<{tag} class="m {m}">{cell(m)}</{tag}>' for m in SHOWN)
@@ -58,8 +48,11 @@ class Standing:
 class Board:
     """What the tables have in common: the records, the scales, who can be told from whom."""
 
-    def __init__(self, view: Sections | None, systems: Sequence[SystemRow]) -> None:
-        self.view, self.systems = view, systems
+    def __init__(
+        self, view: Sections | None, systems: Sequence[SystemRow], *, first: str = "", metric: str = ""
+    ) -> None:
+        """first, metric : the evaluation set and the metric to lead with"""
+        self.view, self.systems, self.metric = view, systems, metric or SHOWN[0]
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self.sets: list[str] = []
         if view is None:
@@ -68,8 +61,18 @@ class Board:
         known = {dataset for dataset, _ in self.records}
         # what the reader came for first: sets that had no part in training or choosing
         self.sets = [s for s in [*view.sets[1:], view.train] if s in known]
+        self.sets.sort(key=lambda s: s != first)
         self.alpha = 1 - view.level / 100
         self.standings = {(s, m): self._standing(s, m) for s in self.sets for m in SHOWN}
+
+    def metric_buttons(self) -> str:
+        """The same buttons in every section that shows one metric; they work together."""
+        pressed = {m: "true" if m == self.metric else "false" for m in SHOWN}
+        buttons = "".join(
+            f'<button type="button" data-metric="{m}" aria-pressed="{pressed[m]}">{METRIC_NAMES[m]}</button>'
+            for m in SHOWN
+        )
+        return f'<span class="metrics" role="group" aria-label="Metric">{buttons}</span>'
 
     @property
     def held_out(self) -> list[str]:
@@ -193,7 +196,7 @@ class Board:
             heads.append(_sort_head(s, "number", note=note, sort="" if i else "descending"))
         done = [s for s in self.systems if s.state == "done"]
         if self.sets:
-            done.sort(key=lambda s: -self._value(s.name, self.sets[0], SHOWN[0]))
+            done.sort(key=lambda s: -self._value(s.name, self.sets[0], self.metric))
         blocked = [s for s in self.systems if s.state != "done"]
         body = "".join(map(self._done_row, done)) + "".join(map(self._blocked_row, blocked))
         return (
@@ -355,7 +358,7 @@ class Board:
         systems = _options([(n, n + (" ★" if n == view.chosen else "")) for n in view.names], view.chosen)
         of = _options([("", "all domains"), *((d, d) for d in domains)], "")
         return (
-            f'<div class="controls js">{metric_buttons()}<label>System <select id="by-system">'
+            f'<div class="controls js">{self.metric_buttons()}<label>System <select id="by-system">'
             f'<option value="">all systems</option>{systems}</select></label>'
             f'<label>Domain <select id="by-domain">{of}</select></label>'
             f'<span class="count" role="status" id="domain-count">{len(places)} rows</span></div>'

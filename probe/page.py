@@ -12,10 +12,10 @@ from typing import Any
 
 from ..files import write_text
 from . import clinical
-from .board import FAMILIES, RANKED, Board, cost_table, metric_buttons, prose, published_table
+from .board import FAMILIES, RANKED, Board, cost_table, prose, published_table
 from .entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
 from .maps import maps_html
-from .markup import Html, Table, content, document, marked, png_uri
+from .markup import TITLES, Html, Table, content, document, marked, png_uri
 from .sections import Sections
 
 __all__ = ["EmbeddingMap", "Picture", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
@@ -34,7 +34,7 @@ def write_page(path: Path, page: StudyPage) -> Path:
 def page_html(page: StudyPage) -> str:
     """The whole file."""
     view = Sections(page.result, noun="system") if page.result else None
-    board = Board(view, page.systems)
+    board = Board(view, page.systems, first=page.primary_set, metric=page.primary_metric)
     sections = [(name, title, parts) for name, title, parts in _sections(page, view, board) if parts]
     links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     main = "\n".join(
@@ -46,13 +46,25 @@ def page_html(page: StudyPage) -> str:
     answers = board.answers()
     answer = f'<div class="answer">{answers}</div>' if answers else ""
     lead = f"<p class=lead>{marked(page.about)}</p>" if page.about else ""
+    if view and (page.primary_set or page.primary_metric):
+        lead += f"<p>{marked(_primary(page, board))}</p>"
     body = (
         f"<header><h1>{escape(page.title)}</h1>{lead}"
         f'{answer}<p class="facts">{escape(_facts(page, view))}</p>'
         f'<nav aria-label="Sections">{links}</nav></header><main>{main}</main>'
         f"<footer>{escape('patchbank ' + foot if foot else 'patchbank')}</footer>"
     )
-    return document(page.title, body, styles=[CSS.read_text("utf-8")], script=SCRIPT.read_text("utf-8"))
+    styles, script = [CSS.read_text("utf-8")], SCRIPT.read_text("utf-8")
+    return document(page.title, body, styles=styles, script=script, metric=board.metric)
+
+
+def _primary(page: StudyPage, board: Board) -> str:
+    """What the study file named as its question, before the results were seen."""
+    first = page.primary_set
+    if first and first not in board.sets:
+        return f"The study's primary set, **{first}**, has no scores here; the others are secondary."
+    where = f" on **{first}**" if first else ""
+    return f"Primary, as the study file says: **{TITLES[board.metric]}**{where}. All else is secondary."
 
 
 def _facts(page: StudyPage, view: Sections | None) -> str:
@@ -82,7 +94,7 @@ def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tupl
             ("differences", "Paired differences", [*view.differences(), *clinical.precision(view)]),
             ("experts", "Agreement of the experts", view.votes()),
         ]
-    found.append(("published", "Beside the published figures", _published(page, view)))
+    found.append(("published", "Beside the published figures", _published(page, view, board)))
     found.append(("costs", "Costs", _costs(page)))
     if page.maps:
         positive = view.positive if view else "positive"
@@ -106,7 +118,7 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
         for i, s in enumerate(board.sets)
     )
     controls = (
-        f'<div class="controls js" id="filters">{metric_buttons() if view else ""}'
+        f'<div class="controls js" id="filters">{board.metric_buttons() if view else ""}'
         '<label>Find <input type="search" id="find" placeholder="name, view, licence" autocomplete="off">'
         f'</label><label>Kind <select id="family"><option value="">all</option>{kinds}</select></label>'
         '<label>State <select id="state"><option value="">all</option><option value="done">finished</option>'
@@ -146,7 +158,7 @@ def _across(view: Sections, board: Board) -> list[Any]:
         )
     return [
         text,
-        Html(f'<div class="controls js">{metric_buttons()}</div>{board.matrix()}'),
+        Html(f'<div class="controls js">{board.metric_buttons()}</div>{board.matrix()}'),
     ]
 
 
@@ -171,14 +183,14 @@ def _domains(view: Sections, board: Board) -> list[Any]:
     return out
 
 
-def _published(page: StudyPage, view: Sections | None) -> list[Any]:
+def _published(page: StudyPage, view: Sections | None, board: Board) -> list[Any]:
     out: list[Any] = []
     if page.published:
         out = [
             "Filled: ours, with its interval. Diamond: the published figure; small dots, the published "
             "values of the single folds. Right, ours minus published: where the interval crosses the tick at "
             "zero, these patches show no significant difference.",
-            Html(f'<div class="controls js">{metric_buttons()}</div>{published_table(page.published)}'),
+            Html(f'<div class="controls js">{board.metric_buttons()}</div>{published_table(page.published)}'),
             Html('<p class="m average_precision">No average precision was published for the rare class.</p>'),
         ]
         if page.published_source:

@@ -162,7 +162,7 @@ def test_one_file_with_every_section(page: StudyPage, tmp_path: Path) -> None:
         "Across data sets",
         "Domains",
         "Curves",
-        "Thresholds and calibration",
+        "Threshold",
         "Paired differences",
         "Agreement of the experts",
         "Beside the published figures",

@@ -24,7 +24,7 @@ from sklearn.metrics import auc, average_precision_score, roc_auc_score
 SECTIONS = (
     "Results",
     "Curves",
-    "Threshold and calibration",
+    "Threshold",
     "How the penalty was chosen",
     "Models of the folds",
     "Differences between feature sets",
@@ -95,7 +95,7 @@ def test_a_threshold_stands_beside_a_probability_of_its_scale(result: ProbeResul
     page = html_report(result)
     table = result.predictions
     shown = 0
-    for title, called in (("Atypical, called not", 0), ("not Atypical, called so", 1)):
+    for title, called in (("Atypical, called Normal", 0), ("Normal, called Atypical", 1)):
         for block in re.findall(rf"<h4>{title}</h4><div class=cards>(.*?)</div></div>", page):
             for p, name in re.findall(r"<b>p = ([\d.]+)</b><br>(\d+)<br>", block):
                 rows = table[(table["patch_id"].str.endswith(name)) & (table["features"] == result.chosen)]
