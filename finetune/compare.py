@@ -34,8 +34,9 @@ def compare_results(
     (the probe's refit where one fold alone was fine-tuned, which has no ensemble to match).
 
     One record a set and metric, tested as the probes of one sweep are (`probe.scoring.compare_models`, with
-    the settings of `theirs`): n, ours, theirs, value_ours, value_theirs (at probability 0.5), difference,
-    low, high, p, p_method, reason (why there is no interval, or ""); p_holm over all records.
+    the settings of `theirs`, repeated content counting once): n, ours, theirs, value_ours, value_theirs (at
+    probability 0.5), difference, low, high, p, p_method, reason (why there is no interval, or ""); p_holm
+    over all records.
     Raises InvalidRequest where the two have no patch in common, or disagree on a label.
     """
     mine, other = ProbeResult.load(ours), ProbeResult.load(theirs)
@@ -59,6 +60,7 @@ def compare_results(
         rows, columns = from_predictions(
             dataset, {"ours": left, "theirs": right}, role=role, groups_known=known
         )
+        rows, columns = rows.select(rows.distinct), [c.select(rows.distinct) for c in columns]
         if not len(rows):
             continue
         whole = estimate_set(rows, columns, config=config)

@@ -706,7 +706,7 @@ def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> 
         "n": len(rows),
         "n_positive": int(rows.y.sum()),
         "groups_known": rows.groups_known,
-        "n_groups": manifest.table["group"].replace("", np.nan).nunique(),
+        "n_groups": int(manifest.table.loc[manifest.table["group"] != "", "group"].nunique()),
         "left_out": dict(rows.left_out),
         "n_distinct": int(rows.distinct.sum()),
         "domains": {d: int((rows.domain == d).sum()) for d in dict.fromkeys(rows.domain) if d},

@@ -36,7 +36,7 @@ there is no interval, and a reason stands beside it. All shares, probabilities a
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from statistics import median
 from typing import Any, cast
 
@@ -121,6 +121,10 @@ class Column:
         """What the rows are ranked by, float64 (n,)."""
         return self.score if self.ranking is None else self.ranking
 
+    def select(self, mask: np.ndarray) -> "Column":
+        """The scores of some of the rows; mask : bool (n,)."""
+        return Column(self.features, self.role, **_selected(self, mask))
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -152,10 +156,19 @@ class Rows:
     def __len__(self) -> int:
         return len(self.y)
 
+    def select(self, mask: np.ndarray) -> "Rows":
+        """Some of the rows; mask : bool (n,)."""
+        return replace(self, **_selected(self, mask))
+
     def vote_share(self) -> np.ndarray:
         """Share of positive votes, float64 (n,); NaN where there are none."""
         known = self.votes_total > 0
         return np.where(known, self.votes_positive / np.where(known, self.votes_total, 1), np.nan)
+
+
+def _selected(one: "Column | Rows", mask: np.ndarray) -> dict[str, Any]:
+    arrays = {f.name: getattr(one, f.name) for f in fields(one)}
+    return {name: array[mask] for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
 def specificity_cuts(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -491,7 +504,10 @@ def compare_models(
     and test. All pairs up to 12 models, above that each against `reference` (a feature set, the one chosen
     on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
 
-    whole : what `estimate_set` gave for these columns (None: DeLong only)
+    Repeated content counts once, and content with both labels not at all (`Rows.distinct`), as in the scores
+    that lead.
+
+    whole : what `estimate_set` gave for these columns on all rows (None: DeLong only)
     A record has dataset, role, metric, test (PAIRED or "DeLong"), a, b, difference (a less b), low, high,
     standard_error, degrees_of_freedom (None: no t), p, p_holm, p_method, reason (why there is no interval,
     or ""), groups_known (False: rows were taken as independent and may not be, so that p is too small: no
@@ -499,6 +515,10 @@ def compare_models(
     """
     records: list[dict[str, Any]] = []
     names = [c.features for c in columns]
+    if not rows.distinct.all():
+        columns = [c.select(rows.distinct) for c in columns]
+        rows = rows.select(rows.distinct)
+        whole = None if whole is None else estimate_set(rows, columns, config=config)
     score, order = _tables(columns)
     for role in dict.fromkeys(c.role for c in columns):
         mine = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
@@ -572,9 +592,11 @@ def precision(
     sets, usually more: basis "unpaired".
     """
     found = []
-    whole = [r for r in records if r["subset"] == "raw" and not r["domain"]]
+    whole = [r for r in records if not r["domain"]]
     for dataset, role in dict.fromkeys((r["dataset"], r["role"]) for r in whole):
         mine = [r for r in whole if (r["dataset"], r["role"]) == (dataset, role)]
+        leading = "dedup" if any(r["subset"] == "dedup" for r in mine) else "raw"
+        mine = [r for r in mine if r["subset"] == leading]
         for metric in COMPARED:
             paired = [
                 (c["standard_error"], c["degrees_of_freedom"])

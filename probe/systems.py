@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..errors import InvalidRequest
 from .config import ProbeConfig
+from .leaks import deduplicate
 from .results import SWEEP, TRAIN_ROLES, ProbeResult
 from .run import provenance
 from .scoring import Column, Rows, compare_models, estimate_set, precision
@@ -183,7 +184,7 @@ def from_predictions(
         y=base["label"].to_numpy(np.int64),
         group=base["group"].to_numpy(object),
         domain=base["domain"].to_numpy(object),
-        distinct=np.ones(len(base), bool),
+        distinct=deduplicate(base.reset_index()).keep,
         votes_positive=about,
         votes_total=about,
         path=base["path"].to_numpy(object),
