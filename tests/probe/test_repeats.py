@@ -85,10 +85,13 @@ def test_as_many_folds_as_a_class_has_groups(study: Any) -> None:
     ):
         run_probe(folds=4, **common)
     with pytest.raises(
-        InvalidRequest, match=r"3 inner folds of outer fold 1.*'Atypical' occurs in 2 groups \(.*--inner-folds 2"
+        InvalidRequest,
+        match=r"3 inner folds of outer fold 1.*'Atypical' occurs in 2 groups \(.*--inner-folds 2",
     ):
         run_probe(inner_folds=3, **common)
-    with pytest.raises(InvalidRequest, match=r"2 folds of inner .*'Atypical' occurs in 1 groups? \('slide\d+'\)"):
+    with pytest.raises(
+        InvalidRequest, match=r"2 folds of inner .*'Atypical' occurs in 1 groups? \('slide\d+'\)"
+    ):
         run_probe(**{**common, "train": few_groups(study, 1)})
     with pytest.raises(InvalidRequest, match=r"2 inner folds.*'Atypical' occurs in 1 .*label more groups"):
         run_probe(**{**common, "train": few_groups(study, 2)})
