@@ -66,14 +66,10 @@ def best_threshold(
 
 
 def _cut(labels: NDArray[np.bool_], scores: Floats, sensitivity: float | None) -> float:
-    order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # cuts fall between distinct scores
-    sensitivities = np.cumsum(labels[order])[last] / labels.sum()
+    falling, last, sensitivities, false_positives = _rates(labels, scores)
     if sensitivity is None:
-        false_alarms = np.cumsum(~labels[order])[last] / (~labels).sum()
         # rounded, so that of cuts that are equal on paper the first is taken
-        k = int(np.argmax(np.round(sensitivities - false_alarms, 12)))
+        k = int(np.argmax(np.round(sensitivities - false_positives, 12)))
     else:
         k = int(np.argmax(sensitivities >= sensitivity - 1e-12))
     return _between(falling, last, k)
@@ -81,14 +77,21 @@ def _cut(labels: NDArray[np.bool_], scores: Floats, sensitivity: float | None) -
 
 def _cut_above(labels: NDArray[np.bool_], scores: Floats, specificity: float) -> float:
     """The smallest cut that calls at most 1 - specificity of the negatives."""
-    order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
-    false_positives = np.cumsum(~labels[order])[last] / (~labels).sum()
+    falling, last, _, false_positives = _rates(labels, scores)
     allowed = np.flatnonzero(false_positives <= 1 - specificity + 1e-12)
     return (
         _between(falling, last, int(allowed[-1])) if len(allowed) else float(np.nextafter(falling[0], np.inf))
     )
+
+
+def _rates(labels: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Codes, Floats, Floats]:
+    """Scores falling (n,), the last place of each distinct one (k,), and the sensitivity and false positive
+    rate of the calls down to it, each (k,)."""
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # cuts fall between distinct scores
+    hits, false = np.cumsum(labels[order])[last], np.cumsum(~labels[order])[last]
+    return falling, last, hits / labels.sum(), false / (~labels).sum()
 
 
 def _between(falling: Floats, last: Codes, k: int) -> float:

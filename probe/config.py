@@ -130,10 +130,11 @@ class ProbeConfig:
                      5, or as many as can be made)
     repeats          how often the protocol is run, each time with folds of another seed; the first one is
                      reported, and the standard deviation over all
-    bootstrap        resamples of whole groups (slides) for every interval; 0: no intervals
-    interval, level  "jackknife" (over groups, Student's t: covers as it says, see tests/benchmarks/
-                     stats_coverage.py), bootstrap "bca" (percentiles below 20 groups) or "percentile"; level
-                     in [0.5, 1)
+    bootstrap        resamples of whole groups (slides) for the intervals "bca" and "percentile"; 0: no
+                     intervals of any kind
+    interval, level  "jackknife" (over groups, Student's t, nothing is resampled; tests/benchmarks/
+                     stats_coverage.py has what it covers), bootstrap "bca" (percentiles below 20 groups) or
+                     "percentile", which are narrower than they say; level in [0.5, 1)
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy

@@ -202,7 +202,9 @@ def estimate(
     There is no interval (NaN), and `Interval.reason` says why, where a value is undefined, where there are
     fewer than two clusters, where a metric is undefined without one of them (a class sits in one cluster),
     where more than UNDEFINED_DRAWS of the draws are undefined, and where no cluster changes the value.
-    Simulated coverage: tests/benchmarks/stats_coverage.py.
+    Simulated coverage of 95 % (tests/benchmarks/stats_coverage.py, 150 studies a design, 20 to 300 slides):
+    AUROC .92-.99, average precision .91-.98, sensitivity .95-.99, balanced accuracy .97-.99; the lowest are
+    with positives in a few of 30 slides and a true AUROC of .994.
     Raises as `metrics.evaluate`.
     """
     names = check_names(metrics)
