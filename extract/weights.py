@@ -7,15 +7,16 @@ embedding's identity: "pypi:NAME==VERSION", "sha256:DIGEST" for a file of the us
 
 import hashlib
 import importlib.util
-import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from ..errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency, WeightsNotHere
+from ..errors import EncoderError, InvalidRequest, MissingDependency, WeightsNotHere
 from ..files import sha256
 from .cards import UNPINNED, Card
+from .hub import NotTheHubError, explained, gated, has_token
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 INSTALL = "pip install 'patchbank[extract]'"
@@ -164,8 +165,7 @@ def _model_in(card: Card, place: Path) -> Path | None:
 
 def _on_hub(card: Card, download: bool) -> Weights:
     try:
-        import huggingface_hub as hub
-        from huggingface_hub import constants, errors
+        from huggingface_hub import constants
     except ImportError as error:
         raise MissingDependency(f"the hub client is not installed: {INSTALL}") from error
     revision = None if card.revision == UNPINNED else card.revision
@@ -173,7 +173,6 @@ def _on_hub(card: Card, download: bool) -> Weights:
     cached = _cached(card, revision)
     if cached is not None:
         return cached
-    page = f"https://huggingface.co/{card.hub}"
     offline = (
         f"On a machine without a network, copy the files to DIR/{card.id}/ and add --weights-dir DIR, "
         "or name one file with --checkpoint."
@@ -191,37 +190,37 @@ def _on_hub(card: Card, download: bool) -> Weights:
             f"the weights of {card.id} ({card.hub}) are not on this disk; a run downloads them. {offline}"
         )
     try:
+        return _download(card, revision, wanted)
+    except Exception as error:
+        reason = explained(card, revision, wanted, error)
+        if reason is None:
+            raise
+        raise reason from error
+
+
+def _download(card: Card, revision: str | None, wanted: Sequence[str]) -> Weights:
+    """From the hub into its cache. What it raises is the hub client's; see `explained`.
+
+    The hub is asked once, plainly, before the client downloads: where it refuses, the client would ask six
+    times more, wait half a minute between and print each of them.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    for number, name in enumerate(wanted, start=1):
+        try:
+            seen = hub.get_hf_file_metadata(hub.hf_hub_url(card.hub, name, revision=revision))
+        except errors.EntryNotFoundError:
+            if number == len(wanted):
+                raise
+            continue
+        if not seen.commit_hash:
+            raise NotTheHubError
         if card.kind == "transformers":
             folder = Path(hub.snapshot_download(card.hub, revision=revision, allow_patterns=_PATTERNS))
             return Weights(f"hub:{card.hub}@{folder.name}", folder, folder.name)
-        for number, name in enumerate(wanted, start=1):
-            try:
-                path = Path(hub.hf_hub_download(card.hub, name, revision=revision))
-                return Weights(f"hub:{card.hub}@{_commit_of(path)}", path, _commit_of(path))
-            except errors.EntryNotFoundError as error:
-                # the offline form of this error is "not in the cache", which is no reason to try the next
-                if isinstance(error, errors.LocalEntryNotFoundError) or number == len(wanted):
-                    raise
-    except errors.GatedRepoError as error:
-        raise gated(card, logged_in=hub.get_token() is not None) from error
-    except errors.RepositoryNotFoundError as error:
-        if card.gated:  # without a login the hub denies that a private repository exists
-            raise gated(card, logged_in=hub.get_token() is not None) from error
-        raise EncoderError(
-            f"the hub has no model {card.hub} (or it is private: `hf auth login`): {page}"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise EncoderError(f"{card.hub} has no revision {revision}: see {page}/commits/main") from error
-    except errors.EntryNotFoundError as error:
-        if not isinstance(error, errors.LocalEntryNotFoundError):
-            raise EncoderError(
-                f"{card.hub} has none of the files {', '.join(wanted)}: see {page}/tree/main"
-            ) from error
-        raise EncoderError(f"the hub cannot be reached for {card.hub}. {offline}") from error
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise EncoderError(
-            f"downloading {card.hub} failed: {type(error).__name__}. Try again, or: {offline}"
-        ) from error
+        path = Path(hub.hf_hub_download(card.hub, name, revision=revision))
+        return Weights(f"hub:{card.hub}@{_commit_of(path)}", path, _commit_of(path))
     raise EncoderError(f"the card of {card.id} names no weight files")
 
 
@@ -251,28 +250,3 @@ def _commit_of(path: Path) -> str:
     """CACHE/models--ORG--NAME/snapshots/COMMIT/FILE -> COMMIT."""
     parts = path.parts
     return parts[parts.index("snapshots") + 1] if "snapshots" in parts else ""
-
-
-def gated(card: Card, *, logged_in: bool) -> GatedEncoder:
-    """The error that explains how to get at gated weights. Never holds a token."""
-    page = f"https://huggingface.co/{card.hub}"
-    login = (
-        "you are logged in, so the licence is not accepted yet, or the request is still waiting"
-        if logged_in
-        else "then log in once with `hf auth login` (or set HF_TOKEN)"
-    )
-    return GatedEncoder(
-        f"the weights of {card.id} are gated ({card.licence}): accept the licence at {page} and {login}. "
-        f"Where there is no network: --weights-dir DIR (files in DIR/{card.id}/), or --checkpoint FILE."
-    )
-
-
-def has_token() -> bool:
-    """Is there a hub token on this machine? Its value is never read into a message."""
-    if os.environ.get("HF_TOKEN"):
-        return True
-    try:
-        import huggingface_hub as hub
-    except ImportError:
-        return False
-    return hub.get_token() is not None

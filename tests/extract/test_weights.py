@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 import hashlib
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +24,7 @@ from safetensors.torch import save_file
 hub = pytest.importorskip("huggingface_hub")
 SECRET = "hf_thisMustNeverBePrinted"
 COMMIT = "c" * 40
+INVALID = "Invalid credentials in Authorization header"  # as the hub says it
 
 
 @pytest.fixture
@@ -311,28 +315,94 @@ def test_offline_says_what_to_do(cache: Path, tiny: Card, monkeypatch: pytest.Mo
         assert part in str(error.value)
 
 
-def failing(error: Exception) -> Any:
-    def download(*_: Any, **__: Any) -> str:
-        raise error
+class Answer(BaseHTTPRequestHandler):
+    """What `server.script(method, path)` says: status, headers, body."""
 
-    return download
+    def answer(self) -> None:
+        server: Any = self.server
+        server.asked.append((self.command, self.path))
+        status, headers, body = server.script(self.command, self.path)
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = answer  # noqa: N815  the names that the server looks for
+
+    def log_message(self, *_: Any) -> None:
+        pass
 
 
-def hub_error(kind: str) -> Exception:
-    from huggingface_hub import errors
+@pytest.fixture
+def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A hub on the loopback that answers what the test scripts; the real client asks it."""
+    folder = tmp_path / "hub-cache"
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server.asked, address = [], f"http://127.0.0.1:{server.server_port}"
+    for name, value in {
+        "HF_HUB_CACHE": str(folder),
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
 
-    # its HTTP library's own class has changed between the hub client's releases
-    response: Any = SimpleNamespace(status_code=403, headers={}, request=None)
-    return getattr(errors, kind)(f"403 with {SECRET}", response=response)
+
+def log_in(monkeypatch: pytest.MonkeyPatch, logged_in: bool) -> None:
+    for place in ("huggingface_hub.get_token", "huggingface_hub.utils._headers.get_token"):
+        monkeypatch.setattr(place, lambda: SECRET if logged_in else None)
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "logged_in", "says"),
+    [
+        (401, {"X-Error-Message": INVALID}, True, "refuses this machine's token"),
+        (401, {}, False, r"wants a login for lab/tiny \(401\)\. Fix: `hf auth login`"),
+        (403, {}, True, r"forbids .* read lab/tiny \(403\)\. Fix: give the token the right"),
+        (404, {"X-Error-Code": "RepoNotFound"}, True, "no model lab/tiny"),
+        (404, {"X-Error-Code": "RevisionNotFound"}, False, "has no revision"),
+        (404, {"X-Error-Code": "EntryNotFound"}, False, "none of the files model.safetensors, pyt"),
+        (404, {}, False, r"there is no lab/tiny at http://127\.0\.0\.1:\d+ \(404\)"),
+        (429, {"Retry-After": "9"}, False, r"too many requests from here \(429\)\. Fix: wait"),
+        (500, {}, False, r"the hub itself fails \(500"),
+        (503, {}, False, r"the hub itself fails \(503"),
+        (418, {}, False, "the hub answers 418"),
+        (200, {"Content-Type": "text/html"}, False, "is not the hub, but a proxy or a login page"),
+    ],
+)  # fmt: skip
+def test_each_answer_of_the_hub_has_its_own_reason_and_fix(
+    fake_hub: Any,
+    tiny: Card,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    status: int,
+    headers: dict[str, str],
+    logged_in: bool,
+    says: str,
+) -> None:
+    log_in(monkeypatch, logged_in)
+    fake_hub.script = lambda *_: (status, headers, b"<!DOCTYPE html>")
+    with pytest.raises(EncoderError, match=says) as error:
+        locate(dataclasses.replace(tiny, gated=False))
+    assert SECRET not in str(error.value)
+    assert len(fake_hub.asked) <= 2, "no retries: the answer would be the same"
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("logged_in", [False, True])
-@pytest.mark.parametrize("kind", ["GatedRepoError", "RepositoryNotFoundError"])
+@pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (404, "RepoNotFound")])
 def test_gated_weights_name_the_licence_page_and_the_login(
-    cache: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch, kind: str, logged_in: bool
+    fake_hub: Any, tiny: Card, monkeypatch: pytest.MonkeyPatch, status: int, code: str, logged_in: bool
 ) -> None:
-    monkeypatch.setattr(hub, "hf_hub_download", failing(hub_error(kind)))
-    monkeypatch.setattr(hub, "get_token", lambda: SECRET if logged_in else None)
+    log_in(monkeypatch, logged_in)
+    fake_hub.script = lambda *_: (status, {"X-Error-Code": code}, b"")
     with pytest.raises(GatedEncoder) as error:
         locate(tiny)
     message = str(error.value)
@@ -342,48 +412,55 @@ def test_gated_weights_name_the_licence_page_and_the_login(
     assert SECRET not in message
 
 
-def test_other_answers_of_the_hub(cache: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import errors
-
+def test_a_hub_that_is_not_there_and_a_cache_that_cannot_be_written(
+    fake_hub: Any, tiny: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_card = dataclasses.replace(tiny, gated=False)
-    answers = {
-        "no model lab/tiny": hub_error("RepositoryNotFoundError"),
-        "has none of the files model.safetensors, pytorch_model.bin": hub_error("RemoteEntryNotFoundError"),
-        "has no revision": hub_error("RevisionNotFoundError"),
-        "cannot be reached for lab/tiny.*--weights-dir": errors.LocalEntryNotFoundError("no network"),
-        "downloading lab/tiny failed: OSError": OSError("disk quota"),
-    }
-    for says, error in answers.items():
-        monkeypatch.setattr(hub, "hf_hub_download", failing(error))
-        with pytest.raises(EncoderError, match=says):
-            locate(open_card)
+    fake_hub.script = lambda *_: (
+        200,
+        {"X-Repo-Commit": COMMIT, "ETag": '"e"', "Content-Length": "4"},
+        b"abcd",
+    )
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    with pytest.raises(EncoderError, match=r"cannot be kept in the hub's cache .*file/hub: .* set HF_HOME"):
+        locate(open_card)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    fake_hub.server_close()
+    with pytest.raises(EncoderError, match=r"the hub cannot be reached for lab/tiny .*--weights-dir"):
+        locate(open_card)
+
+
+def test_weights_are_downloaded_and_the_second_file_name_is_tried(
+    fake_hub: Any, tiny: Card, state: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    torch.save(state, tmp_path / "weights.bin")
+    content = (tmp_path / "weights.bin").read_bytes()
+
+    def script(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if path.endswith("model.safetensors"):
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": '"one"'}, content
+
+    fake_hub.script = script
+    found = locate(dataclasses.replace(tiny, gated=False))
+    assert (found.commit, found.identity) == (COMMIT, f"hub:lab/tiny@{COMMIT}")
+    assert found.path is not None
+    assert found.path.read_bytes() == content
+    fake_hub.asked.clear()
+    assert locate(dataclasses.replace(tiny, gated=False)) == found
+    assert fake_hub.asked == [], "what the cache holds is not asked for again"
 
 
 def test_gated_weights_without_a_login_are_refused_without_a_network(
     cache: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("patchbank.extract.weights.has_token", lambda: False)
-    monkeypatch.setattr(hub, "hf_hub_download", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda *_, **__: pytest.fail("asked the hub"))
     with pytest.raises(
-        GatedEncoder, match=r"https://huggingface.co/lab/tiny and then log in once with `hf auth"
+        GatedEncoder, match=r"https://huggingface.co/lab/tiny\. Then log in once with `hf auth"
     ):
         locate(tiny)
-
-
-def test_the_second_file_name_is_tried(
-    cache: Path, tmp_path: Path, tiny: Card, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = []
-
-    def download(repo: str, name: str, *, revision: str | None) -> str:
-        asked.append(name)
-        if name == "model.safetensors":
-            raise hub_error("RemoteEntryNotFoundError")
-        return str(tmp_path / "models--lab--tiny" / "snapshots" / COMMIT / name)
-
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    assert locate(dataclasses.replace(tiny, gated=False)).commit == COMMIT
-    assert asked == ["model.safetensors", "pytorch_model.bin"]
 
 
 @pytest.mark.parametrize("layout", ["tiny", "lab/tiny", "lab--tiny"])
