@@ -4,6 +4,7 @@ No token is ever in a message, nor what stands before the host in HF_ENDPOINT.
 """
 
 import os
+import socket
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
@@ -104,7 +105,8 @@ def _status_of(error: BaseException) -> int | None:
 def _is_of_network(error: BaseException) -> bool:
     """Whether an error is the HTTP library's (which one it is depends on the client's release)."""
     library = type(error).__module__.partition(".")[0]
-    return library in ("httpx", "httpcore", "requests", "urllib3") or isinstance(error, ConnectionError)
+    of_http = library.startswith(("httpx", "httpcore", "requests", "urllib3"))
+    return of_http or isinstance(error, ConnectionError | TimeoutError | socket.gaierror)
 
 
 def endpoint() -> str:

@@ -137,7 +137,7 @@ def test_gated_weights_end_in_one_sentence(
         response: Any = SimpleNamespace(status_code=401, headers={}, request=None)
         raise errors.GatedRepoError("401", response=response)
 
-    monkeypatch.setattr(hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", refuse)
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda *_, **__: None)
     monkeypatch.setenv("HF_TOKEN", SECRET)
     make_manifest(1)

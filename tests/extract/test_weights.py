@@ -18,6 +18,7 @@ from patchbank.errors import EncoderError, GatedEncoder, InvalidRequest, Missing
 from patchbank.extract import weights
 from patchbank.extract.cards import Card, Transform, load_card, with_revision
 from patchbank.extract.encoders import build_encoder
+from patchbank.extract.hub import explained
 from patchbank.extract.weights import locate
 from safetensors.torch import save_file
 
@@ -429,6 +430,10 @@ def test_a_hub_that_is_not_there_and_a_cache_that_cannot_be_written(
     fake_hub.server_close()
     with pytest.raises(EncoderError, match=r"the hub cannot be reached for lab/tiny .*--weights-dir"):
         locate(open_card)
+    for name in ("httpx2", "requests.exceptions"):  # which library it is depends on the client
+        no_name = type("ConnectError", (Exception,), {"__module__": name})
+        assert "cannot be reached" in str(explained(open_card, None, ["a"], no_name("-2: not known")))
+    assert explained(open_card, None, ["a"], KeyError("a fault of ours")) is None
 
 
 def test_weights_are_downloaded_and_the_second_file_name_is_tried(
