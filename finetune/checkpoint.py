@@ -9,7 +9,7 @@ When it is done:    LoRA: adapter_model.safetensors, adapter_config.json, as PEF
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ FORMAT_VERSION = 1
 STATE = "state.safetensors"
 CARD = "card.json"
 SCORES = "scores.parquet"
+SHAPE = {
+    "name": str,
+    "run_key": dict,
+    "encoder": {"spec": str, "id": str, "weights": str, "dim": int, "tokens": str, "view": str},
+    "base_weights": dict,
+    "recipe": dict,
+    "data": {"name": str, "positive": str, "classes": list, "fold": int},
+    "training": dict,
+    "validation": dict,
+    "files": {},
+}  # of a card: what is read of it
 _STATE_FORMAT = "patchbank-training-state-1"
 
 
@@ -147,12 +158,37 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise TrainingError(f"{file.parent} holds no fine-tuned model: there is no {CARD}{state}") from None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{file} cannot be read: {error}") from error
+    if not isinstance(card, dict):
+        raise TrainingError(f"{file} is not the card of a model: it is no object")
     if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
         raise TrainingError(
             f"{file} is {card.get('format')!r} version {card.get('format_version')!r}; this patchbank reads "
             f"{FORMAT!r} version {FORMAT_VERSION}"
         )
+    if faults := list(_faults(card, SHAPE)):
+        raise TrainingError(f"{file} is not the card of a model: {'; '.join(faults)}")
     return card
+
+
+def _faults(value: Any, shape: Any, where: str = "") -> Iterator[str]:
+    """What in a card is missing or of another type, and files that would lie elsewhere."""
+    if not isinstance(shape, dict):
+        if not isinstance(value, shape):
+            yield f"{where} is {value!r}"
+        return
+    if not isinstance(value, dict):
+        yield f"{where or 'the whole'} is no object"
+        return
+    for key, kind in shape.items():
+        if key not in value:
+            yield f"{where}{'.' if where else ''}{key} is missing"
+        else:
+            yield from _faults(value[key], kind, f"{where}{'.' if where else ''}{key}")
+    if where == "files":
+        for name, said in value.items():
+            yield from _faults(said, {"bytes": int, "sha256": str}, f"files {name!r}")
+            if Path(name).name != name or name in (".", ".."):
+                yield f"files {name!r} lies outside its folder"
 
 
 def check_files(folder: Path, card: Mapping[str, Any]) -> None:

@@ -68,8 +68,10 @@ def plan_command(
       patchbank finetune plan results --train ami-br.toml --test atnorm-br.toml -o plan.toml
       patchbank finetune plan results --train ami-br.toml --target 0.8 --max-hours 4 --gain-per-hour 0.02
     """
+    from ..files import check_writable
     from .plan import Rule, make_plan
 
+    check_writable(out)
     plan = make_plan(
         results,
         train=train,

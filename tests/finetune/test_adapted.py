@@ -169,3 +169,26 @@ def test_a_python_card_is_trained_with_consent_only(tiny: SimpleNamespace, tmp_p
             train=tiny.manifest(tmp_path / "images"), encoder=str(card), out=tmp_path / "out", folds=3
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_card_of_wrong_types_is_a_sentence(trained: SimpleNamespace) -> None:
+    file = trained.folder / "card.json"
+    whole = json.loads(file.read_text())
+    changes: list[object] = [[], {**whole, "format": 3}]
+    for key in ("name", "run_key", "encoder", "base_weights", "recipe", "data", "training", "files"):
+        changes += [{**whole, key: 3}, {k: v for k, v in whole.items() if k != key}]
+    changes += [
+        {**whole, key: {**whole[key], name: None}}
+        for key in ("encoder", "data")
+        for name in whole[key]
+        if (key, name) in {("encoder", "spec"), ("encoder", "weights"), ("data", "classes")}
+    ]
+    changes += [
+        {**whole, "files": {"../../secret": {"bytes": 1, "sha256": ""}}},
+        {**whole, "files": {"a": 1}},
+    ]
+    for change in changes:
+        file.write_text(json.dumps(change))
+        with pytest.raises(TrainingError, match=r"card\.json"):
+            load_model(trained.folder)
+    assert len(changes) > 20

@@ -1,5 +1,8 @@
 """Reports: every section is there, the file needs nothing else, chromium shows it without a complaint."""
 
+import errno
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,7 +15,7 @@ from click.testing import CliRunner
 from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Manifest
 from patchbank.datasets.thumbnails import thumbnail_of
-from patchbank.errors import InvalidRequest
+from patchbank.errors import InvalidRequest, OutputError, ProbeError
 from patchbank.probe.cli import probe_group
 from patchbank.probe.plots import Plot, pr_points, roc_points, unit_ticks
 from patchbank.probe.report import html_report, markdown_report, write_report
@@ -134,6 +137,56 @@ def test_the_command_writes_both_kinds_and_refuses_others(result: ProbeResult, t
         assert (tmp_path / name).stat().st_size > 3000
     with pytest.raises(InvalidRequest, match=r"\.html or \.md"):
         write_report(result, tmp_path / "report.pdf")
+
+
+def test_results_that_were_changed_or_mixed_are_a_sentence(result: ProbeResult, tmp_path: Path) -> None:
+    folder = result.save(tmp_path / "out")
+    file = folder / "results.json"
+    whole = json.loads(file.read_text())
+    old = write_report(folder, tmp_path / "report.html").read_bytes()
+
+    def refused(message: str) -> None:
+        with pytest.raises(ProbeError, match=message):
+            write_report(folder, tmp_path / "report.html")
+        assert (tmp_path / "report.html").read_bytes() == old
+
+    changed = [
+        {**whole, key: value} for key in whole for value in (3, None, "x", [], {}) if whole[key] != value
+    ]
+    changed += [{k: v for k, v in whole.items() if k != key} for key in whole]
+    for document in [*changed, [], 3]:
+        file.write_text(json.dumps(document))
+        refused(r"results\.json")
+    assert len(changed) > 60
+    for text in ("", "{", "[" * 100_000, json.dumps(whole).replace("0.", "NaN, 0.", 1)):
+        file.write_text(text)
+        refused(r"results\.json")
+    file.write_text(json.dumps(whole))
+    other = ProbeResult(result.document, result.predictions.iloc[1:], result.probes).save(tmp_path / "other")
+    for name in ("predictions.parquet", "probes.npz"):
+        mine = (folder / name).read_bytes()
+        (folder / name).write_bytes(b"x" + (other / name).read_bytes())
+        refused(rf"{name} is not the one that results\.json was written with")
+        (folder / name).write_bytes(mine)
+    assert write_report(folder, tmp_path / "report.html").read_bytes() == old
+
+
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    result: ProbeResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_report(result, tmp_path / "report.html")
+    old = file.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match=r"report\.html cannot be written: No space left on device"):
+            write_report(result, file)
+    assert file.read_bytes() == old
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_report(result, file / "below" / "report.html")
 
 
 def test_one_feature_set_without_intervals_is_enough(study: Any) -> None:
