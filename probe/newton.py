@@ -57,7 +57,9 @@ class Rows:
         n, d = A.shape
         self.A, self.y, self.weights, self.n_classes = A, y, weights, n_classes
         self.outputs = 1 if n_classes == 2 else n_classes
-        self.basis = np.linalg.qr(A.T)[0] if n < d else None  # (d, n)
+        # (d, n); without it the columns keep their own scales, which small problems can afford
+        reduce = n < d and self.outputs * (d + 1) > LARGE
+        self.basis = np.linalg.qr(A.T)[0] if reduce else None
         reduced = A if self.basis is None else A @ self.basis
         self.reduced = np.concatenate([reduced, np.ones((n, 1))], axis=1)
         self.wrong = np.ones((n, n_classes), dtype=bool)
@@ -89,16 +91,19 @@ class Rows:
         g[:, :-1] += lam * theta[:, :-1]
         return g, p
 
-    def step(self, g: Array, p: Array, lam: float) -> tuple[Array, bool]:
-        """-H^-1 g (m, d + 1), and whether it is to be trusted. Outside the span of the rows H is lam."""
+    def step(self, theta: Array, g: Array, p: Array, lam: float) -> tuple[Array, bool]:
+        """-H^-1 g (m, d + 1), and whether it is to be trusted.
+
+        Outside the span of the rows H is lam and g is lam theta: the step there is -theta.
+        """
         system = _System(self.reduced, self.weights, p, lam)
         if self.basis is None:
             return -system.solve(g), system.trusted
         inside = g[:, :-1] @ self.basis
-        outside = g[:, :-1] - inside @ self.basis.T
+        outside = theta[:, :-1] - (theta[:, :-1] @ self.basis) @ self.basis.T
         inner = np.concatenate([inside, g[:, -1:]], axis=1)
         d = -system.solve(inner)
-        step = np.concatenate([d[:, :-1] @ self.basis.T - outside / lam, d[:, -1:]], axis=1)
+        step = np.concatenate([d[:, :-1] @ self.basis.T - outside, d[:, -1:]], axis=1)
         return step, system.trusted
 
 
@@ -129,12 +134,15 @@ def newton(rows: Rows, lam: float, *, start: Array, tol: float, max_iter: int = 
     g, p = rows.gradient(theta, lam)
     f, best, k, idle = rows.value(theta, lam), (np.inf, np.inf), 0, 0
     while True:
-        step, trusted = rows.step(g, p, lam)
+        step, trusted = rows.step(theta, g, p, lam)
         slope = float(np.sum(g * step))
         decrement = -slope / 2
+        if not decrement >= 0:  # rounding: not a way down, and no measure of what is left
+            decrement, trusted = np.inf, False
+            break
         idle = 0 if decrement < 0.5 * best[0] or f < (1 - 1e-3) * best[1] else idle + 1
         best = min(best[0], decrement), min(best[1], f)
-        if decrement <= tol * f or not slope < 0 or k == max_iter:
+        if decrement <= tol * f or k == max_iter:
             break
         if idle > (IDLE if decrement <= FLOAT64 * f else 5 * IDLE):
             break

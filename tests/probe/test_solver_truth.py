@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from patchbank.probe import estimator, logistic
+from patchbank.probe import estimator, logistic, newton
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.design import Design
 from patchbank.probe.estimator import BatchedLogisticRegression, BatchedLogisticRegressionCV
@@ -45,6 +45,16 @@ def test_random_hard_problems(first):
     assert len(verdicts) >= 18
     assert [fault for v in verdicts for fault in v.faults] == []
     assert sum(v.status == "capped" for v in verdicts) <= 1
+
+
+@pytest.mark.parametrize("seed", [1014, 1419, 1599])
+def test_a_step_that_rounding_turned_uphill_is_no_sign_of_an_optimum(seed, monkeypatch):
+    """Its decrement is negative, and so below any tolerance: called newton at a gap of 1."""
+    for large in (newton.LARGE, 60):  # 60: also the ways of large problems
+        monkeypatch.setattr(newton, "LARGE", large)
+        verdicts = TORTURE["check"](seed)[1]
+        assert verdicts
+        assert [fault for v in verdicts for fault in v.faults] == []
 
 
 def test_a_dozen_rows_of_five_classes_at_a_weak_penalty():
