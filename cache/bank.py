@@ -3,9 +3,11 @@
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import InvalidRequest, StoreError, StoreNotFound
 from .files import TEMPORARY, Files, LocalFiles, explained, open_files
@@ -159,8 +161,12 @@ class Bank:
         tokens: str | None = None,
         precision: str | None = None,
         dtype: str | None = None,
+        needed: Callable[[], np.ndarray] | None = None,
     ) -> Store:
         """The one store of an encoder (its readable id) that fits.
+
+        needed: gives the keys, uint8 (n, 16), that are to be read; asked only where several stores fit, of
+            which the one that holds all of them is taken.
 
         Raises StoreNotFound, listing what there is and what to add, where none or several fit.
         """
@@ -173,6 +179,10 @@ class Bank:
             for store in stores
             if all(value is None or getattr(store.identity, part) == value for part, value in wanted.items())
         ]
+        if len(fits) > 1 and needed is not None:
+            keys = needed()
+            complete = [store for store in fits if store.contains(keys).all()]
+            fits = complete if len(complete) == 1 else fits
         if len(fits) == 1:
             return fits[0]
         if not stores:

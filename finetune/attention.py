@@ -154,6 +154,8 @@ def run_attention(
     encoder: str,
     bank: str | os.PathLike[str],
     view: str = "full",
+    precision: str | None = None,
+    dtype: str | None = None,
     token_dim: int | None = None,
     folds: str | int = "balanced",
     only_folds: Sequence[int] | None = None,
@@ -169,6 +171,7 @@ def run_attention(
     Scored : fold k by its own model; evaluation sets by every fold's model and by their mean probability.
     As `run_finetune` otherwise.
 
+    precision, dtype : of the store to read, where the bank has several
     token_dim : width of one token; None: of the encoder's card
     Raises StoreNotFound, RowsMissing (the message has the command that makes the tokens), InvalidRequest,
     ProbeError.
@@ -193,12 +196,12 @@ def run_attention(
         positive=positive,
         allow_leaks=tuple(allow_leaks),
     )
-    bank = open_bank(os.fspath(bank))
+    opened = open_bank(os.fspath(bank), precision=precision, dtype=dtype, manifests=[train, *tests])
     data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
     study = data.study
 
     def tokens_of(manifest: Manifest) -> np.ndarray:
-        flat = load(manifest, encoder=encoder, bank=bank, view=view, tokens="patches", dtype="float16")
+        flat = load(manifest, encoder=encoder, bank=opened, view=view, tokens="patches", dtype="float16")
         if flat.shape[1] % token_dim:
             raise InvalidRequest(
                 f"vectors of {flat.shape[1]} numbers are no whole number of tokens of {token_dim}"

@@ -185,6 +185,8 @@ def run_command(
 @click.option("-e", "--encoder", required=True, help="Encoder id, as the bank has it.")
 @click.option("--bank", required=True, help="Folder that `patchbank extract --tokens patches` wrote.")
 @click.option("--view", default="full", show_default=True, help="As extracted.")
+@click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
+@click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
 @click.option("--token-dim", type=int, help="Width of one token (default: of the encoder's card).")
 @click.option("-o", "--out", type=_PATH, help="Folder for the models and results.")
 @click.option(

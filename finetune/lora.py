@@ -36,11 +36,15 @@ def target_layers(
     """Full names of the layers that the patterns choose.
 
     patterns : fnmatch patterns of a linear or convolutional layer's name inside its block ("attn.qkv",
-        "mlp.*") or of its last part ("qkv"). Every pattern has to choose something.
+        "mlp.*") or of its last part ("qkv"). Every pattern has to choose something. Convolutions in groups
+        are left out.
     suffix_match : PEFT's rule instead (see Recipe.suffix_match): such layers of the whole model
     Raises InvalidRequest that lists what there is.
     """
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    # PEFT has no adapter for a convolution in groups (PVTv2's mlp.dwconv) but for ranks that they divide
+    grouped = [n for n, m in found if isinstance(m, nn.Conv2d) and m.groups > 1]
+    layers = [(n, m) for n, m in found if n not in grouped]
     if suffix_match:
         chosen = {p: [n for n, _ in layers if n == p or n.endswith(f".{p}")] for p in patterns}
         inside = {n: n for n, _ in layers}
@@ -76,9 +80,16 @@ def target_layers(
             counts[short] = counts.get(short, 0) + 1
         there = ", ".join(f"{short} (x{count})" for short, count in counts.items())
         outside = [n for n, _ in layers if n not in inside and any(fnmatchcase(n, f"*{p}") for p in empty)]
+        in_groups = [n for n in grouped if any(fnmatchcase(n, f"*{p}") for p in empty)]
         raise InvalidRequest(
             f"targets {empty} choose no layer. Inside the attention blocks there are: {there}"
             + (f". Outside the blocks, and never adapted: {', '.join(outside)}" if outside else "")
+            + (
+                f". Convolutions in groups, and never adapted: {', '.join(in_groups[:3])}"
+                + (f" and {len(in_groups) - 3} more" if len(in_groups) > 3 else "")
+                if in_groups
+                else ""
+            )
         )
     wanted = {n for names in chosen.values() for n in names}
     return [n for n, _ in layers if n in wanted]

@@ -121,6 +121,8 @@ def run_command(
 @click.option("--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated.")
 @click.option("--tokens", multiple=True, help="Token policy (default: the only one in the bank).")
 @click.option("--features", multiple=True, help="A feature set written out, as for `probe run`.")
+@click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
+@click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
 @click.option("--probe", default="centroid", show_default=True, help="centroid, knn, ridge, svm or mlp.")
 @click.option("--preprocess", help="standardize, l2, whiten, none (default: as in `probe run`).")
 @click.option("--shots", default="1,2,4,8,16,32,64", show_default=True, help="Patches of each class.")

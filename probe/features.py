@@ -1,6 +1,7 @@
 """Cached embeddings as a matrix whose rows are a manifest's rows."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ def load(
     """The embeddings of a manifest's patches, one row a patch, in the manifest's order.
 
     encoder, view, tokens, precision : the store to read, as `Bank.find` takes them (None: the only one there
-        is)
+        is, or the only one that holds all of the patches)
     bank : the folder that `patchbank extract` wrote, or an open Bank
     dtype : of the result; stores hold float16 or float32
     Returns float array (len(manifest), dim).
     Raises StoreNotFound (no such store, or several) and RowsMissing (patches without an embedding; the
     message has the command that makes them).
     """
-    store = open_bank(bank).find(encoder, view=view, tokens=tokens, precision=precision)
+    # an open bank that was told which data are read has chosen for all of them
+    opened = bank if isinstance(bank, _Narrowed) else open_bank(bank, manifests=[manifest])
+    store = opened.find(encoder, view=view, tokens=tokens, precision=precision)
     source = Source(encoder, view, tokens)
     keys = content_keys(manifest, bank, source)
     _check(store, keys, manifest, bank, source)
@@ -67,32 +70,58 @@ def check_rows(manifest: Manifest, source: Source, *, bank: Any) -> None:
     _check(store, content_keys(manifest, bank, source), manifest, bank, source)
 
 
-def open_bank(bank: Any, *, precision: str | None = None, dtype: str | None = None) -> Any:
+def open_bank(
+    bank: Any,
+    *,
+    precision: str | None = None,
+    dtype: str | None = None,
+    manifests: Sequence[Manifest] = (),
+) -> Any:
     """A Bank from a path; an open one (anything with `find`) stays as it is.
 
     precision, dtype : of the stores to find in it, where it has several that differ in nothing else
+    manifests : of several stores that fit, the one that holds all of their patches is found
     """
     if isinstance(bank, str) or not hasattr(bank, "find"):
         from ..cache.bank import Bank
 
         bank = Bank(bank)
-    return _Narrowed(bank, precision, dtype) if precision or dtype else bank
+    narrow = precision or dtype or manifests
+    return _Narrowed(bank, precision, dtype, tuple(manifests)) if narrow else bank
 
 
 @dataclass(frozen=True)
 class _Narrowed:
-    """A bank in which only stores of one precision or dtype are found."""
+    """A bank in which only stores of one precision or dtype are found, and those that hold all of the data.
+
+    notes : what was chosen because it alone is complete, a sentence each
+    """
 
     bank: Any
     precision: str | None
     dtype: str | None
+    manifests: tuple[Manifest, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def path(self) -> Any:
         return self.bank.path
 
     def find(self, encoder: str, *, precision: str | None = None, **parts: Any) -> Any:
-        return self.bank.find(encoder, precision=precision or self.precision, dtype=self.dtype, **parts)
+        parts |= {"precision": precision or self.precision, "dtype": parts.get("dtype") or self.dtype}
+        if not self.manifests or "needed" in parts:
+            return self.bank.find(encoder, **parts)
+        asked = []
+
+        def needed() -> np.ndarray:
+            asked.append(True)
+            return np.concatenate([content_keys(manifest, self.bank) for manifest in self.manifests])
+
+        store = self.bank.find(encoder, **parts, needed=needed)
+        if asked:
+            name = store.identity.name
+            self.notes[name] = f"of several stores of {encoder}, {name} is read: it alone holds all patches"
+        return store
 
 
 def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) -> np.ndarray:

@@ -31,19 +31,21 @@ def run_few_shot(
     seed: int = 0,
     positive: str | None = None,
     allow_leaks: Sequence[str] = (),
+    precision: str | None = None,
+    dtype: str | None = None,
 ) -> pd.DataFrame:
     """Few-shot curves of every feature set.
 
     Fitted on : k rows of each class of the train split, drawn slide by slide (`others.few_shot_rows`), the
         same draws for every feature set. Chosen : nothing. Scored : the other splits of `train` and `tests`.
 
-    train, tests, bank, encoders, views, tokens, features : as for `run_probe`
+    train, tests, bank, encoders, views, tokens, features, precision, dtype : as for `run_probe`
     probe : of `others.PROBES`; "knn" takes as many neighbours as the smallest k
     preprocess : of `transforms`, as for `run_probe` (None: the probe's default)
     Returns columns features, shots, repeat, evaluation, metric ("balanced_accuracy", "auroc"), value.
     Raises what `run_probe` raises, and InvalidRequest where there is nothing to score on.
     """
-    bank = open_bank(bank)
+    bank = open_bank(bank, precision=precision, dtype=dtype, manifests=[train, *tests])
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
     names = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))
     config = ProbeConfig(

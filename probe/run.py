@@ -96,7 +96,7 @@ def run_probe(
     narrow = {key: settings.get(key) for key in ("precision", "dtype")}
     if config is not None:
         narrow = {"precision": config.precision, "dtype": config.dtype}
-    bank = open_bank(bank, **narrow)
+    bank = open_bank(bank, **narrow, manifests=[train, *tests])
     if config is None:
         resolved = [resolve_set(one, bank) for one in asked]
         config = ProbeConfig.from_dict({**settings, "features": list(dict.fromkeys(map(str, resolved)))})
@@ -149,7 +149,12 @@ def run_probe(
                 [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
             )
         ],
-        "notes": [*config.notes, *fold_notes(folds, plan, config), *leak_notes(leaks, config)],
+        "notes": [
+            *config.notes,
+            *bank.notes.values(),
+            *fold_notes(folds, plan, config),
+            *leak_notes(leaks, config),
+        ],
         "folds": {
             "name": folds.name,
             "n_splits": folds.n_splits,

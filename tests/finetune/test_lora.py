@@ -61,6 +61,18 @@ def test_other_architectures(name: str, options: dict, blocks: int, tiny: Simple
     assert len(names) == 2 * blocks
 
 
+def test_convolutions_in_groups_are_never_adapted(tiny: SimpleNamespace) -> None:
+    """PEFT raises for them, whatever it is that asks: "mlp.*" of a PVT has one in every block."""
+    model = timm.create_model("pvt_v2_b0", pretrained=False, num_classes=0)
+    named = target_layers(model, ["mlp.*"])
+    assert named
+    assert not [name for name in named if "dwconv" in name]
+    add_lora(model, tiny.recipe(targets=("mlp.*",), rank=3), seed=0)
+    assert sorted(adapters(model)) == sorted(named)
+    with pytest.raises(InvalidRequest, match=r"in groups, and never adapted: \S+dwconv\S*, .* and \d+ more"):
+        target_layers(model, ["dwconv"])
+
+
 def test_a_network_without_attention_is_told_to_train_fully(tiny: SimpleNamespace) -> None:
     with pytest.raises(InvalidRequest, match="--recipe full"):
         add_lora(timm.create_model("resnet10t", pretrained=False), tiny.recipe(), seed=0)

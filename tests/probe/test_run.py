@@ -13,6 +13,7 @@ import pytest
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, ProbeError, RowsMissing, StoreNotFound
 from patchbank.probe.features import load
+from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.results import SWEEP, ProbeResult
 from patchbank.probe.run import run_probe
 
@@ -234,6 +235,27 @@ def test_a_precision_names_one_of_two_stores(study: Any, tmp_path: Path) -> None
         run_probe(**common)
     found = run_probe(precision="bf16", **common)
     assert found.document["stores"]["e/full/cls"]["identity"]["precision"] == "bf16"
+
+
+def test_of_two_stores_the_one_that_is_complete_is_read_and_named(study: Any, tmp_path: Path) -> None:
+    from patchbank.cache.bank import Bank
+    from patchbank.cache.identity import Identity
+
+    table = study.external.table
+    keys = np.frombuffer(bytes.fromhex("".join(table["content_hash"])), np.uint8).reshape(-1, 16)
+    X = np.random.default_rng(0).standard_normal((len(keys), 3))
+    for dtype, rows in (("float16", len(keys) - 1), ("float32", len(keys))):
+        parts = {"view": "full", "tokens": "cls", "precision": "fp32", "dtype": dtype, "dim": 3}
+        identity = Identity(encoder={"id": "e"}, preprocess={}, **parts)
+        with Bank(tmp_path).open_store(identity, create=True).writer() as writer:
+            writer.append(keys[:rows], X[:rows].astype(dtype), table["patch_id"].tolist()[:rows])
+    found = run_probe(train=study.external, bank=tmp_path, encoders=["e"], **QUICK).document
+    about = found["stores"]["e/full/cls"]
+    assert about["identity"]["dtype"] == "float32"
+    assert f"{about['store']} is read: it alone holds all patches" in " ".join(found["notes"])
+    np.testing.assert_array_equal(load(study.external, encoder="e", bank=tmp_path), X.astype(np.float32))
+    with pytest.raises(StoreNotFound, match="dtype=float64; there are"):
+        run_few_shot(train=study.external, bank=tmp_path, encoders=["e"], dtype="float64")
 
 
 def test_missing_rows_say_what_to_type(study: Any) -> None:
