@@ -73,7 +73,9 @@ class Plan:
 
     def stores(self) -> list[StoreReport]:
         """The stores as they are now; those that are not made yet have no path."""
-        return [StoreReport.of(t.identity, str(t.opened.path) if t.opened else "") for t in self.targets]
+        return [
+            StoreReport.of(t.identity, "" if t.opened is None else str(t.opened.path)) for t in self.targets
+        ]
 
     @property
     def targets(self) -> list[Target]:

@@ -132,9 +132,11 @@ def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) ->
     path = getattr(bank, "path", bank)
     found = hashes.look_up(manifest, Path(path) / "hashes" if _is_local(path) else None)
     if found.changed.any():
-        what = "have other files now than when they were embedded (size or time changed)"
-        hint = " Where the manifest holds their hashes, build it again first."
-        raise RowsMissing(_missing(manifest, bank, source, found.changed, what) + hint)
+        what = (
+            "have other files now than when they were embedded: size or time changed; a manifest that holds "
+            "their hashes is to be built again first"
+        )
+        raise RowsMissing(_missing(manifest, bank, source, found.changed, what))
     if not found.known.all():
         raise RowsMissing(_missing(manifest, bank, source, ~found.known, "have never been read"))
     return found.hashes

@@ -49,6 +49,7 @@ def test_vectors_are_right_and_keyed_by_content(
     report = extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8)
     assert (report.patches, report.unique, report.embedded, report.cached) == (37, 37, 37, 0)
     assert (report.forwards, report.forwards_avoided) == (37, 0)
+    assert Path(report.stores[0].path).is_dir(), "made during the run, and named all the same"
     store = Bank(tmp_path / "bank").find("mean-rgb")
     np.testing.assert_allclose(store.load(keys_of(manifest)), expected_rgb(manifest), atol=1e-3)
     identity = store.identity
