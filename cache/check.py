@@ -16,14 +16,16 @@ from .finish import (
     finalize_under_lease,
     give_own_files,
     publish_order,
+    replace_blocks,
     restore_arrays,
+    written,
 )
 from .index import KEY_BYTES
 from .layout import SEGMENT_ROWS, bad_segments, read_raw
-from .leases import Lease, hold, holder, sweepable
+from .leases import Found, Lease, hold, holder, sweepable
 from .leftovers import Leftover, Rows, held_keys, leftovers, proven, publish
 from .log import Block
-from .store import Store, StoreWriter, make_folders
+from .store import Store, StoreWriter, make_folders, write_block
 
 PATIENCE = 100  # looks at a block that others keep moving
 STEP = 8192  # rows in memory at a time
@@ -83,19 +85,7 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
             else:
                 found.damage.append(Damage("log", bad.file, f"line {bad.line}: {bad.kind}"))
         _verify_blocks(store, found, progress=progress)
-        for leftover, rows, new in _unpublished(store, found):
-            if new.any():
-                what = f"no published block holds {int(new.sum())} of its {len(new)} rows, which are whole"
-                if leftover.kind == "pending":
-                    found.notes.append(f"{leftover.files[0]}: its writer was killed, or is at it; {what}")
-                elif leftover.kind == "retired" and any(damage.rows for damage in found.damage):
-                    found.notes.append(f"{leftover.files[0]}: {what}; `cache repair` takes them from there")
-                else:
-                    keys = rows.keys[new] if rows else np.empty((0, KEY_BYTES), np.uint8)
-                    found.damage.append(Damage("unpublished", leftover.files[0], what, keys=keys))
-            else:
-                what = "was packed or replaced" if leftover.kind == "retired" else "is no published block"
-                found.notes += [f"{name} {what}; `cache gc` sweeps it after a day" for name in leftover.files]
+        _verify_leftovers(store, found)
         _verify_arrays(store, found)
     return found
 
@@ -118,6 +108,47 @@ def _verify_blocks(store: Store, found: Verified, *, progress: bool = False) -> 
         found.rows += block.rows
         found.bytes += block.rows * (store.layout.row_bytes + KEY_BYTES)
         found.damage += faults
+
+
+def _verify_leftovers(store: Store, found: Verified) -> None:
+    damage, notes = [], []
+    lossy = any(fault.rows for fault in found.damage)
+    for _ in range(PATIENCE):
+        damage, notes, seen = [], [], store.state()
+        try:
+            for leftover, rows, new in _unpublished(store, found):
+                fault = _fault_of(leftover, rows, new, notes, lossy=lossy)
+                damage += [fault] if fault else []
+            if not damage:
+                break
+        except FileNotFoundError:  # a block was packed and swept meanwhile, as all of this may have been
+            store.catalog.read(strict=False)
+            if store.state() == seen:
+                raise
+            continue
+        store.catalog.read(strict=False)
+        if store.state() == seen:
+            break
+    found.damage += damage
+    found.notes += notes
+
+
+def _fault_of(
+    leftover: Leftover, rows: Rows | None, new: np.ndarray, notes: list[str], *, lossy: bool
+) -> Damage | None:
+    file = leftover.files[0]
+    if rows is None or not new.any():
+        what = "was packed or replaced" if leftover.kind == "retired" else "is no published block"
+        notes += [f"{name} {what}; `cache gc` sweeps it after a day" for name in leftover.files]
+        return None
+    what = f"no published block holds {int(new.sum())} of its {len(new)} rows, which are whole"
+    if leftover.kind == "pending":
+        notes.append(f"{file}: its writer was killed, or is at it; {what}")
+    elif leftover.kind == "retired" and lossy:
+        notes.append(f"{file}: {what}; `cache repair` takes them from there")
+    else:
+        return Damage("unpublished", file, what, keys=rows.keys[new])
+    return None
 
 
 def _unpublished(store: Store, found: Verified) -> Iterator[tuple[Leftover, Rows | None, np.ndarray]]:
@@ -154,9 +185,11 @@ def _verify_descriptions(store: Store, found: Verified) -> None:
 
 def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
     everything = ((0, block.rows - 1),)
+    vectors, keys = store.empty_block(block.rows)
     try:
         vectors_at, keys_at = store.spot_of(block)
         other = store.layout.other_bytes(block, vectors_at, keys_at)
+        read_raw(store.files, (vectors_at, keys_at), vectors, keys)
     except FileNotFoundError as error:
         try:
             keys = store.keys_of(block)
@@ -164,8 +197,6 @@ def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
             keys = np.empty((0, KEY_BYTES), np.uint8)
         yield Damage("rows", str(error.filename), "is missing", block.id, everything, keys)
         return
-    vectors, keys = store.empty_block(block.rows)
-    read_raw(store.files, (vectors_at, keys_at), vectors, keys)
     bad = bad_segments(block, vectors, keys)
     if bad:
         rows = tuple((s * SEGMENT_ROWS, min((s + 1) * SEGMENT_ROWS, block.rows) - 1) for s in bad)
@@ -179,20 +210,27 @@ def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
 
 def _verify_arrays(store: Store, found: Verified) -> None:
     """The files of a finalised store beside its blocks."""
-    faults = list(_faults_of_arrays(store))
+    faults: list[Damage] = []
     for _ in range(PATIENCE):
+        other, seen = _builder(store), store.state()
+        faults = list(_faults_of_arrays(store))
         if not faults:
             return
-        seen = store.state()
+        if other is not None:
+            found.notes.append(
+                f"the arrays are being built by {other}; if it is no more, finalise once again"
+            )
+            return
         store.catalog.read(strict=False)
-        faults = list(_faults_of_arrays(store))
-        if store.state() == seen:
+        if store.state() == seen and _builder(store) is None:
             break
-    other = holder(store.files, "finalize") if faults else None
-    if other is None or other.is_gone or other.pid == os.getpid():
-        found.damage += faults
-    else:
-        found.notes.append(f"the arrays are being built by {other}; if it is no more, finalise once again")
+    found.damage += faults
+
+
+def _builder(store: Store) -> Found | None:
+    """Who is finalising the store now, as far as can be seen; not this process."""
+    other = holder(store.files, "finalize")
+    return None if other is None or other.is_gone or other.pid == os.getpid() else other
 
 
 def _faults_of_arrays(store: Store) -> Iterator[Damage]:
@@ -269,6 +307,7 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
         _repair_descriptions(store, found, done)
         store.catalog.read(strict=False)
         _excuse(store, writer, done)
+        generation = store.catalog.next_generation  # of what is read from here on
         given = give_own_files(store)
         _verify_blocks(store, found, progress=progress)
         faulty = {damage.block for damage in found.damage if damage.rows}
@@ -290,9 +329,12 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
         saved = done.saved
         store.catalog.read()
         damaged = {damage.block: damage for damage in found.damage if damage.block}
-        for name, damage in damaged.items():
-            lease.check()
-            _replace(store, writer, store.catalog.published[name], damage, done)
+        if damaged:
+            with written(store) as new:
+                for name, damage in damaged.items():
+                    _rescue(store, store.catalog.published[name], damage, new, done)
+                retired = {name: f"damaged: {damage}" for name, damage in damaged.items()}
+                replace_blocks(store, lease, generation, new, retired)
         store.reopen()
         _count_lost(store, list(damaged.values()), saved, done)
         _repair_arrays(store, lease, done)
@@ -343,8 +385,8 @@ def _excuse(store: Store, writer: StoreWriter, done: Repaired) -> None:
     store.catalog.read()
 
 
-def _replace(store: Store, writer: StoreWriter, block: Block, damage: Damage, done: Repaired) -> None:
-    """Retires a damaged block after its good rows went to a new one."""
+def _rescue(store: Store, block: Block, damage: Damage, new: list[Block], done: Repaired) -> None:
+    """Writes the good rows of a damaged block to a new one, which `new` gets."""
     good = np.ones(block.rows, dtype=bool)
     for first, last in damage.rows:
         good[first : last + 1] = False
@@ -354,9 +396,7 @@ def _replace(store: Store, writer: StoreWriter, block: Block, damage: Damage, do
         bad = {row // SEGMENT_ROWS for row in np.flatnonzero(~good).tolist()}
         if bad.symmetric_difference(bad_segments(block, vectors, keys)):
             raise StoreError(f"{damage.file} is being written to by something else; run this again")
-        writer.publish(vectors[good], keys[good])
-    reason = f"damaged: {damage}"
-    writer.log().append({"type": "retire", "blocks": [block.id], "time": time.time(), "reason": reason})
+        new.append(write_block(store, vectors[good], keys[good], writer="repair"))
     kept = int(good.sum())
     done.saved += kept
     done.actions.append(f"{damage}: {kept} rows kept, {block.rows - kept} taken out")

@@ -13,10 +13,11 @@ import os
 import secrets
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -449,43 +450,58 @@ class RemoteFiles:
 
 
 class LocalReader:
-    """A file that is open for reading; `stamp` changes whenever the file is replaced or written to."""
+    """A file that stays open for reading: the very file, whatever becomes of its name. For any thread."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def stamp(self) -> object:
+        """Changes whenever the file is written to; another file has another one."""
         about = os.fstat(self._file.fileno())
-        self.stamp = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
-        self._scratch = np.empty(0, np.uint8)
+        return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
     def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         """The bytes of each (start, length); fewer where the file ends. Each is good until the next."""
-        longest = max((length for _, length in ranges), default=0)
-        if longest > len(self._scratch):
-            self._scratch = np.empty(longest, np.uint8)
+        scratch = np.empty(max((length for _, length in ranges), default=0), np.uint8)
         for start, length in ranges:
-            piece, done = self._scratch[:length].data, 0
-            self._file.seek(start)
+            piece, done = scratch[:length].data, 0
             while done < length:
-                step = self._file.readinto(piece[done:])
+                step = self._read_into(piece[done:], start + done)
                 if not step:
                     break
                 done += step
             yield piece[:done]
 
-    def __enter__(self) -> Self:
-        return self
+    def joined(self, starts: Sequence[int], length: int) -> bytes:
+        """Many short pieces of one length, one after the other; fewer bytes where the file ends."""
+        if not hasattr(os, "preadv"):  # Windows
+            return b"".join(map(bytes, self.pieces([(start, length) for start in starts])))
+        read, descriptor = os.pread, self._file.fileno()
+        return b"".join([read(descriptor, length, start) for start in starts])
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    def _read_into(self, out: memoryview, start: int) -> int:
+        """Reads at a place without moving there, if possible: threads and forks share where a file is."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [out], start)
+        with self._lock:
+            self._file.seek(start)
+            return self._file.readinto(out) or 0
 
 
 class RemoteReader:
     """The same for an object; several pieces are asked for at the same time where the file system can."""
 
-    stamp = None  # nothing tells whether it was replaced
-
     def __init__(self, ask: Callable[..., Any], path: str) -> None:
         self._ask, self._path = ask, path
+
+    def stamp(self) -> object:
+        """Nothing tells whether an object was replaced."""
+        return None
 
     def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
         start = 0
@@ -497,15 +513,11 @@ class RemoteReader:
             part = ranges[start:end]
             names, begins = [self._path] * len(part), [begin for begin, _ in part]
             ends = [begin + length for begin, length in part]
-            found = self._ask("cat_ranges", names, begins, ends, on_error="raise")
-            yield from map(memoryview, found)
+            yield from map(memoryview, self._ask("cat_ranges", names, begins, ends, on_error="raise"))
             start = end
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
+    def joined(self, starts: Sequence[int], length: int) -> bytes:
+        return b"".join(self.pieces([(start, length) for start in starts]))
 
 
 Files = LocalFiles | RemoteFiles

@@ -12,9 +12,11 @@ what replaces it, under a generation that is taken once. The slower one learns t
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product, takewhile
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,8 +68,7 @@ def finalize_under_lease(store: Store, lease: Lease, table: pd.DataFrame | None 
     generation = store.catalog.next_generation  # of what is read from here on; nobody else can take it then
     if len(store) == 0:
         raise InvalidRequest(f"{store.files} has no rows yet: nothing to finalise")
-    packed: list[Block] = []
-    try:
+    with written(store) as packed:
         with explained("finalise", store.files):
             give_own_files(store)
             order, loose = _pack(store, f"finalize-{generation}", packed)
@@ -75,15 +76,53 @@ def finalize_under_lease(store: Store, lease: Lease, table: pd.DataFrame | None 
                 _require_files(store, block)
             columns = {} if table is None else _columns(store, order, table)
         publish_order(store, lease, generation, order, columns, packed=packed, loose=loose)
+    return Finalized(sum(block.rows for block in order), len(order), sum(block.rows for block in packed))
+
+
+@contextmanager
+def written(store: Store) -> Iterator[list[Block]]:
+    """A list for blocks that are written to be published together; after an error those that were not go."""
+    blocks: list[Block] = []
+    try:
+        yield blocks
     except BaseException:
         with explained("sweep", store.files):
             store.refresh()
-            for block in packed:
+            for block in blocks:
                 if block.id not in store.catalog.published:
                     for name in (*store.layout.files_of(block.id), pending(block.id)):
                         store.files.remove(name)
         raise
-    return Finalized(sum(block.rows for block in order), len(order), sum(block.rows for block in packed))
+
+
+def replace_blocks(
+    store: Store,
+    lease: Lease,
+    generation: int,
+    new: Sequence[Block],
+    retired: Mapping[str, str],
+    order: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Publishes blocks and takes back those that they replace (id -> why), in one step.
+
+    generation: `Catalog.next_generation` from before it was decided that nothing else holds these rows.
+
+    Raises StoreError, and changes nothing, where another process took the generation or the lease.
+    """
+    records = [block.record() for block in new]
+    reasons: dict[str, list[str]] = {}
+    for block, reason in retired.items():
+        reasons.setdefault(reason, []).append(block)
+    for reason, blocks in reasons.items():  # twice: a damaged byte must not lose what no file proves
+        records += [{"type": "retire", "blocks": blocks, "time": time.time(), "reason": reason}] * 2
+    records += [record for record in order for _ in range(2)]
+    lease.check()
+    if not commit(store.files, generation, records, {"provenance": store.session}):
+        raise StoreError(
+            f"{store.files}: another process finalised or repaired the store meanwhile; nothing was changed, "
+            "run this again"
+        )
+    settle(store, [block.id for block in new])
 
 
 def _require_files(store: Store, block: Block) -> None:
@@ -113,24 +152,14 @@ def publish_order(
     view = layout.view(order, columns) if order else {}
     sums = {name: xxhash.xxh3_64_hexdigest(content) for name, content in view.items()}
     former, former_view = list(catalog.order), dict(catalog.order_record.get("view", {}))
-    now, names = time.time(), [block.id for block in order]
+    names = [block.id for block in order]
     if not packed and not loose and names == former and sums == former_view:
         generation = catalog.generation
     else:
-        records = [block.record() for block in packed]
-        if loose:
-            reason = f"packed by finalize-{generation}"
-            blocks = [block.id for block in loose]
-            records.append({"type": "retire", "blocks": blocks, "time": now, "reason": reason})
-        line = {"type": "order", "generation": generation, "blocks": names, "view": sums, "time": now}
-        records += [line, line]  # twice: a damaged byte must not lose which chunk is which block
-        lease.check()
-        if not commit(files, generation, records, {"provenance": store.session}):
-            raise StoreError(
-                f"{files}: another process finalised or repaired the store meanwhile; nothing was changed, "
-                "run this again"
-            )
-        settle(store, [block.id for block in packed])
+        reason = f"packed by finalize-{generation}"
+        line = {"type": "order", "generation": generation, "blocks": names, "view": sums, "time": time.time()}
+        retired = {block.id: reason for block in loose}
+        replace_blocks(store, lease, generation, packed, retired, [line])
     try:
         with explained("finalise", files):
             _build(

@@ -12,7 +12,7 @@ blocks, in which order, make up the finalised array (the highest generation coun
 twice), `excuse` tells readers to pass over damaged lines that `repair` has dealt with. `n` counts a log's
 lines from 0.
 
-What `finalize` says (blocks that it packed, what they replace, the order) is a log of its own that appears
+What `finalize` and `repair` say (new blocks, what they replace, the order) is a log of its own that appears
 whole: finalize-GENERATION.jsonl (on object stores one object with all lines), ten digits, made with an
 exclusive create, so that no two can follow the same generation. `lines` in its first line counts its lines.
 """

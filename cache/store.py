@@ -71,6 +71,7 @@ from .log import Block, Catalog, LogWriter
 
 BLOCK_ROWS = 8192
 BACKENDS = ("zarr", "hdf5")
+READERS = 128  # files that stay open
 RUN_BYTES = 1 << 20  # read and checked at a time: stays in the processor's cache
 REMOTE_RUN_BYTES = 16 << 20
 
@@ -141,6 +142,7 @@ class Store:
         self.catalog = Catalog(files)
         self._lock = threading.RLock()
         self._sound: dict[str, tuple[object, np.ndarray]] = {}
+        self._readers: dict[str, LocalReader | RemoteReader] = {}
         self._forget()
         if not lenient:
             self.refresh()
@@ -231,6 +233,7 @@ class Store:
         self._starts = np.zeros(1, dtype=np.int64)  # first row of each block, and the end
         self._rows = KeyIndex()  # counted over all blocks
         self._version = 0  # of the catalog that all this is made from
+        self._readers.clear()
         self._sound.clear()  # block -> (the file as it was, bool a segment: it was compared)
 
     def refresh(self) -> None:
@@ -267,6 +270,7 @@ class Store:
 
     def _look_again(self, seen: tuple[int, int], tries: int) -> bool:
         """Whether what could not be read in the state `seen` may be somewhere now: once in any case."""
+        self._readers.clear()
         self.refresh()
         return tries == 0 or self.state() != seen
 
@@ -337,14 +341,21 @@ class Store:
             spots = [self._first(spots)]
         for spot in spots[:-1]:
             with suppress(FileNotFoundError):
-                return spot, self._files.reader(spot.file)
-        return spots[-1], self._files.reader(spots[-1].file)
+                return spot, self._reader(spot.file)
+        return spots[-1], self._reader(spots[-1].file)
+
+    def _reader(self, file: str) -> LocalReader | RemoteReader:
+        known = self._readers.get(file)
+        if known is None:
+            if len(self._readers) >= READERS:
+                self._readers.clear()
+            known = self._readers[file] = self._files.reader(file)
+        return known
 
     def keys_of(self, block: Block) -> np.ndarray:
         """uint8, (rows, 16)."""
         spot, reader = self._open(self._spots(block)[1])
-        with reader:
-            (content,) = map(bytes, reader.pieces([(spot.offset, block.rows * KEY_BYTES)]))
+        content = reader.joined([spot.offset], block.rows * KEY_BYTES)
         if xxhash.xxh3_64_hexdigest(content) != block.keys_sum:
             raise _damaged(f"{self._files}/{spot.file}", "its keys are not what was written")
         return np.frombuffer(content, np.uint8).reshape(block.rows, KEY_BYTES)
@@ -463,41 +474,43 @@ class Store:
         """
         vector_spots, key_spots = self._spots(block)
         spot, reader = self._open(vector_spots)
-        with reader:
-            sound = self._sound_of(block, spot, reader.stamp)
-            segments, at = np.unique(local // SEGMENT_ROWS, return_index=True)
-            counts = np.diff(np.append(at, len(local)))
-            whole = ~sound[segments] | (counts >= SEGMENT_ROWS // (32 if self._files.remote else 4))
-            if whole.any():
-                keys_at, key_reader = self._open(key_spots)
-                with key_reader:
-                    spans = [
-                        (first * SEGMENT_ROWS, min((last + 1) * SEGMENT_ROWS, block.rows))
-                        for first, last in self._runs(segments[whole].tolist())
-                    ]
-                    pieces = zip(
-                        spans,
-                        reader.pieces(_ranges(spot, spans, self.layout.row_bytes)),
-                        key_reader.pieces(_ranges(keys_at, spans, KEY_BYTES)),
-                        strict=True,
-                    )
-                    for (begin, end), vectors, keys in pieces:
-                        self._compare(block, spot, begin, end, vectors, keys)
-                        sound[begin // SEGMENT_ROWS : -(-end // SEGMENT_ROWS)] = True
-                        first, last = np.searchsorted(local, [begin, end])
-                        some = local[first:last] - begin
-                        pick = slice(int(some[0]), int(some[-1]) + 1) if _is_run(some) else some
-                        rows = np.frombuffer(vectors, self.layout.dtype).reshape(end - begin, self.dim)
-                        out[_part_of(into, slice(int(first), int(last)))] = rows[pick]
-            if not whole.all():
-                few = np.flatnonzero(np.repeat(~whole, counts))
-                out[_part_of(into, few)] = self._read_each(spot, reader, local[few])
+        sound = self._sound_of(block, spot, reader.stamp())
+        numbers = local // SEGMENT_ROWS
+        if len(local) < SEGMENT_ROWS // 4 and not self._files.remote and sound[numbers].all():
+            out[into] = self._read_each(spot, reader, local)  # what is below, for the most frequent case
+            return
+        segments, at = np.unique(numbers, return_index=True)
+        counts = np.diff(np.append(at, len(local)))
+        whole = ~sound[segments] | (counts >= SEGMENT_ROWS // (32 if self._files.remote else 4))
+        if whole.any():
+            keys_at, key_reader = self._open(key_spots)
+            spans = [
+                (first * SEGMENT_ROWS, min((last + 1) * SEGMENT_ROWS, block.rows))
+                for first, last in self._runs(segments[whole].tolist())
+            ]
+            pieces = zip(
+                spans,
+                reader.pieces(_ranges(spot, spans, self.layout.row_bytes)),
+                key_reader.pieces(_ranges(keys_at, spans, KEY_BYTES)),
+                strict=True,
+            )
+            for (begin, end), vectors, keys in pieces:
+                self._compare(block, spot, begin, end, vectors, keys)
+                sound[begin // SEGMENT_ROWS : -(-end // SEGMENT_ROWS)] = True
+                first, last = np.searchsorted(local, [begin, end])
+                some = local[first:last] - begin
+                pick = slice(int(some[0]), int(some[-1]) + 1) if _is_run(some) else some
+                rows = np.frombuffer(vectors, self.layout.dtype).reshape(end - begin, self.dim)
+                out[_part_of(into, slice(int(first), int(last)))] = rows[pick]
+        if not whole.all():  # compared before, in this very file
+            few = np.flatnonzero(np.repeat(~whole, counts))
+            out[_part_of(into, few)] = self._read_each(spot, reader, local[few])
 
     def _read_each(self, spot: Spot, reader: LocalReader | RemoteReader, local: np.ndarray) -> np.ndarray:
         """Rows of a block one by one, without a comparison: (len(local), dim)."""
-        spans = [(row, row + 1) for row in local.tolist()]
-        content = b"".join(map(bytes, reader.pieces(_ranges(spot, spans, self.layout.row_bytes))))
-        if len(content) != len(local) * self.layout.row_bytes:
+        width = self.layout.row_bytes
+        content = reader.joined((spot.offset + local * width).tolist(), width)
+        if len(content) != len(local) * width:
             raise _damaged(f"{self._files}/{spot.file}", "it is shorter than its record says")
         return np.frombuffer(content, self.layout.dtype).reshape(len(local), self.dim)
 

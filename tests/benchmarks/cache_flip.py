@@ -102,9 +102,10 @@ def main() -> None:
                     writer.append(keys[gone], vectors[gone], ["again"] * int(gone.sum()))
                 store.refresh()
                 same = np.array_equal(store.load(keys).view(np.uint16), vectors.view(np.uint16))
-                if not same or not verify(store).good:
+                left = verify(store).damage
+                if not same or left:
                     broken += 1
-                    print(f"not repaired: {backend} {place}")
+                    print(f"not repaired: {backend} {place}: {'; '.join(map(str, left)) or 'other vectors'}")
                 if dice.random() < 0.3:
                     finalize(store, table)
                 gc(store, grace=0)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,107 @@ def test_a_store_of_format_version_1_stays_readable(tmp_path: Path, make_rows: A
         with store.writer() as writer:
             writer.append(*make_rows(5, seed=1)[:])
         assert finalize(store).rows == 45
+
+
+def test_finalised_blocks_without_files_of_their_own(filled: tuple[Store, Any]) -> None:
+    """parts/blocks is gone: the arrays hold the rows (Zarr), or nothing does and the store can be used."""
+    store, rows = filled
+    finalize(store, rows.table())
+    gc(store, grace=0)
+    shutil.rmtree(Path(store.path) / "parts/blocks")
+    if store.backend == "zarr":
+        assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+    done = repair(again(store, lenient=True))
+    assert done.lost == (0 if store.backend == "zarr" else 150)
+    assert verify(again(store)).good
+    assert again(store).contains(rows.keys).sum() == 150 - done.lost
+    with again(store).writer() as writer:
+        writer.append(*rows[:])
+    fresh = again(store)
+    finalize(fresh)
+    assert fresh.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    assert verify(again(store)).good
+
+
+def test_arrays_of_0_1_0_without_the_log_of_finalize(tmp_path: Path, make_rows: Any) -> None:
+    """Blocks were renamed to chunks then; those whose line is left are found by their keys."""
+    shutil.unpack_archive(Path(__file__).parent.parent / "data/cache-v1.zip", tmp_path)
+    (store,) = [store for store in Bank(tmp_path).stores() if store.backend == "zarr"]
+    (order,) = [record for record in [store.catalog.order_record] if record]
+    full = [b for b in store.catalog.live() if b.rows == store.block_rows and b.id in order["blocks"]]
+    log = Path(store.path) / "parts/log"
+    for file in log.iterdir():
+        lines = file.read_bytes().splitlines(keepends=True)
+        kept = [line for line in lines if b'"type":"order"' not in line]
+        if len(kept) < len(lines):
+            file.write_bytes(b"".join(kept))
+    done = repair(again(store, lenient=True))
+    fresh = again(store)
+    assert verify(fresh).good
+    assert done.lost == 40 - len(fresh)
+    rows = make_rows(40)
+    here = fresh.contains(rows.keys)
+    assert here.sum() >= sum(block.rows for block in full)
+    assert fresh.load(rows.keys[here]).tobytes() == rows.vectors[here].astype(fresh.dtype).tobytes()
+
+
+@pytest.mark.parametrize("line", ["block", "retire", "order", "writer"])
+def test_a_flip_in_any_line_of_finalize_loses_nothing(filled: tuple[Store, Any], line: str) -> None:
+    store, rows = filled
+    finalize(store)
+    gc(store, grace=0)
+    (log,) = (Path(store.path) / "parts/log").glob("finalize-*")
+    change(log, log.read_bytes().index(b'{"type":"%s"' % line.encode()) + 20)
+    done = repair(again(store, lenient=True))
+    assert done.lost == 0
+    assert verify(again(store)).good
+    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+
+
+def test_gc_never_removes_the_last_copy_of_a_row(filled: tuple[Store, Any]) -> None:
+    """The block that others were packed into is damaged or gone: theirs stay, and repair takes the rows."""
+    store, rows = filled
+    finalize(store)
+    store.refresh()
+    packed = store.catalog.published[store.catalog.order[-1]]
+    spot, _ = store.spot_of(packed)
+    change(Path(store.path) / spot.file, spot.offset + 3)
+    gc(again(store), grace=0)
+    done = repair(again(store, lenient=True))
+    assert done.lost == 0
+    assert verify(again(store)).good
+    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+
+
+def test_grace_counts_from_retirement(filled: tuple[Store, Any]) -> None:
+    """A block written a week ago and packed just now is still read by those who opened the store before."""
+    store, rows = filled
+    week_ago = time.time() - 7 * 86_400
+    for path in (Path(store.path) / "parts/blocks").iterdir():
+        os.utime(path, (week_ago, week_ago))
+    finalize(store)
+    assert not gc(again(store)).files
+    assert gc(again(store), grace=0).files
+    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_rows_that_change_on_disk_are_refused(filled: tuple[Store, Any], when: str) -> None:
+    """Few rows or all of them; before the first look, or between two (its stamps tell)."""
+    store, rows = filled
+    reader = again(store)
+    if when == "after":
+        reader.load(rows.keys)
+    for block in store.catalog.live():
+        spot, _ = store.spot_of(block)
+        change(Path(store.path) / spot.file, spot.offset + (block.rows - 1) * store.layout.row_bytes)
+    for part in (slice(0, 1), slice(3, 150, 40), slice(0, 150)):
+        with pytest.raises(
+            StoreError, match=r"rows 0-\d+ of block .* are not what was written.*cache repair"
+        ):
+            reader.load(rows.keys[part])
+    with pytest.raises(StoreError, match="not what was written"):
+        list(reader.scan())
 
 
 class Failing:
