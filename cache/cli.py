@@ -31,6 +31,10 @@ def _show(as_json: bool, document: Any, text: str) -> None:
     echo(json.dumps(document, indent=2) if as_json else text)
 
 
+def _say(text: str) -> None:
+    echo(text, err=True)
+
+
 def _open(bank: str, name: str, *, lenient: bool = False) -> "Store":
     from .bank import Bank
 
@@ -199,7 +203,7 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
     """
     from .check import repair
 
-    done = repair(_open(bank, name, lenient=True), progress=not as_json)
+    done = repair(_open(bank, name, lenient=True), progress=not as_json, say=_say)
     text = [*done.actions, f"{done.lost} rows have to be embedded again: run the same `patchbank extract`"]
     keys = [key.tobytes().hex() for key in done.lost_keys]
     document = {"lost": done.lost, "saved": done.saved, "actions": done.actions, "lost_keys": keys}
@@ -233,6 +237,9 @@ def gc_command(names: tuple[str, ...], bank: str, grace: int, dry_run: bool) -> 
         swept = gc(store, grace=grace, dry_run=dry_run)
         verb = "would go" if dry_run else "removed"
         echo(f"{store.name}: {len(swept.files)} files, {swept.bytes / 2**20:.1f} MB {verb}")
+        if swept.published:
+            also = "would be" if dry_run else "were"
+            echo(f"  {swept.published} rows whose lines in a log were lost {also} published again")
     if not names:
         opened = Bank(bank)
         for name in opened.empty_names():  # runs that failed before their first row
@@ -282,7 +289,7 @@ def finalize_command(name: str, bank: str, table: Path | None) -> None:
     frame = None if table is None else _table(table, bank)
     if frame is not None and len(with_hash(frame)):  # what was never read is in no store
         frame = with_hash(frame)
-    done = finalize(store, frame)
+    done = finalize(store, frame, say=_say)
     file = store.path if store.backend == "zarr" else f"{store.path}/embeddings.h5"
     echo(f"{done.rows} rows in {done.blocks} chunks ({done.packed} rows were packed): {file}")
 

@@ -399,7 +399,7 @@ def test_finalize_and_repair_can_be_cut_off_anywhere(
         stale = again(store)
         if work is repair:  # a damaged chunk of the arrays: everything has to move
             name = store.spot_of(store.catalog.published[store.catalog.order[0]])[0].file
-            change(Path(store.path) / name, 3000 if store.backend == "hdf5" else 9)
+            change(Path(store.path) / name, 1100 if store.backend == "hdf5" else 9)
         with monkeypatch.context() as patch:
             failing = Failing(turn)
             for name in ("put", "create", "move", "duplicate", "remove", "sync"):
