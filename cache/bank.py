@@ -99,16 +99,20 @@ class Bank:
     def remove_empty(self, name: str, *, grace: float | None = None) -> bool:
         """Removes the folder of a store that never came into being. Says whether it did.
 
-        Folder by folder, only while each is empty, and that of the leases first: a run that begins there now
-        loses nothing. What is made without a lease is told by its age alone.
+        Folder by folder, only while each is empty, and that of the leases first: a run that works there holds
+        one. What is made without a lease is told by its age alone.
 
-        grace: seconds since the last change after which it is nobody's; None: only what had leases.
+        grace: seconds since its last change after which a folder is nobody's; None: at once, for the run that
+            made it, where it had leases.
         """
         files = self.files.at(f"{STORES}/{name}")
         if not isinstance(files, LocalFiles) or not files.root.is_dir() or not is_empty(files):
             return False
-        old = grace is not None and time.time() - files.root.stat().st_mtime > grace
-        if not old and not (files.root / "parts/leases").is_dir():
+        if grace is None:
+            over = (files.root / "parts/leases").is_dir()
+        else:
+            over = time.time() - files.root.stat().st_mtime > grace
+        if not over:
             return False
         for folder in ("parts/leases", "parts/log", "parts/blocks", "parts", ""):
             try:

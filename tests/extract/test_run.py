@@ -425,6 +425,7 @@ def test_empty_folders_of_killed_runs_are_swept(tmp_path: Path, make_manifest: M
     (made / "parts" / "log").mkdir(parents=True)  # something is being made there without a lease
     assert bank.names() == [name]
     assert sorted(bank.empty_names()) == ["free", "held", "made"]
+    assert not any(bank.remove_empty(word, grace=3600) for word in (name, "held", "free", "made"))
     assert [bank.remove_empty(word) for word in (name, "held", "free", "made")] == [False, False, True, False]
     assert bank.remove_empty("made", grace=-1)
     assert held.exists()
