@@ -1,6 +1,7 @@
 """The attacks of tests/benchmarks/cache_attack.py, a few cases of each kind; run the script for all."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,39 @@ def test_size_limit_and_read_refusal_are_sentences(tmp_path: Path) -> None:
         explained("read", tmp_path),
     ):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_both_descriptions_are_synced(tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.add(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    store = attack.make(tmp_path, backend)
+    root = Path(store.path)
+    for name in store.layout.descriptions:
+        assert {(root / name).stat().st_ino, (root / name).parent.stat().st_ino} <= synced
+
+
+@pytest.mark.parametrize("backend", ["zarr", "hdf5"])
+def test_a_limit_on_the_size_of_files(tmp_path: Path, backend: str) -> None:
+    """A sentence, no traceback, and the rows are published once the limit is gone."""
+    resource = pytest.importorskip("resource")
+    store = attack.make(tmp_path, backend)
+    keys, vectors = attack.rows(512, 9)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    writer = store.writer()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    try:
+        with pytest.raises(StoreError, match=r"may not become that large here .*ulimit -f"):
+            writer.append(keys, vectors, ["x"] * 512)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    writer.close()
+    assert not attack.faults(store, keys, vectors)
+    found = verify(attack.again(store))
+    assert (found.damage, found.notes) == ([], [])
