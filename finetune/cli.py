@@ -433,11 +433,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _scores(records: list[dict[str, Any]]) -> None:
-    def cell(value: list[float | None]) -> str:
-        v, low, high = value
-        if v is None:
-            return "-"
-        return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+    from ..probe.markup import interval
 
     shown = [r for r in records if r["subset"] == "raw" and not r["domain"]]
     print_table(
@@ -448,8 +444,8 @@ def _scores(records: list[dict[str, Any]]) -> None:
                 r["features"],
                 r["role"],
                 r["n"],
-                cell(r["metrics"]["balanced_accuracy"]),
-                cell(r["metrics"]["auroc"]),
+                interval(r["metrics"]["balanced_accuracy"]),
+                interval(r["metrics"]["auroc"]),
             )
             for r in shown
         ],

@@ -10,8 +10,8 @@ import pandas as pd
 from ..errors import InvalidRequest
 from ..probe.config import ProbeConfig
 from ..probe.intervals import holm
-from ..probe.results import ProbeResult
-from ..probe.scoring import PAIRED, compare_models, estimate_set
+from ..probe.results import ProbeResult, groups_known
+from ..probe.scoring import PAIRED, compare_models, estimate_set, without_duplicates
 from ..probe.systems import from_predictions
 from .scores import OOF
 
@@ -56,11 +56,9 @@ def compare_results(
         )
         role = "oof" if roles[0] == OOF else "both"
         about = next(d for d in other.document["data"] if d["dataset"] == dataset)
-        known = bool(about.get("groups_known", about["n_groups"]))
-        rows, columns = from_predictions(
-            dataset, {"ours": left, "theirs": right}, role=role, groups_known=known
-        )
-        rows, columns = rows.select(rows.distinct), [c.select(rows.distinct) for c in columns]
+        known = groups_known(about)
+        every = from_predictions(dataset, {"ours": left, "theirs": right}, role=role, groups_known=known)
+        rows, columns = without_duplicates(*every)
         if not len(rows):
             continue
         whole = estimate_set(rows, columns, config=config)

@@ -271,23 +271,33 @@ def by_agreement(
     total: ArrayLike,
     *,
     metrics: Iterable[str] = ("balanced_accuracy", "auroc", "average_precision"),
-    threshold: ArrayLike = 0.5,
+    threshold: ArrayLike | None = None,
+    logits: bool = False,
+    order: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Metrics by how many votes the winning side has (5 of 5, 4 of 5, 3 of 5): hard cases by themselves.
 
-    y : (n,) 0 or 1; scores : (n,) or (n, m); threshold : one number or (m,)
+    y : (n,) 0 or 1; scores : (n,) or (n, m); threshold, logits, order : as for `metrics.evaluate`
     A row for each stratum, highest agreement first, and model. Columns: votes_agreeing, votes_total, model,
     rows, positives, then the metrics (NaN where one class is missing in the stratum).
     """
     p, t = check_votes(positive, total)
     labels = check_labels(y)
     table = np.asarray(scores, np.float64).reshape(len(p), -1)
+    ranked = table if order is None else np.asarray(order, np.float64).reshape(table.shape)
     agreeing = np.maximum(p, t - p)
     found = []
     names = list(metrics)
     for of, a in sorted({*zip(t.tolist(), agreeing.tolist(), strict=True)}, reverse=True):
         rows = (agreeing == a) & (t == of)
-        values = evaluate(labels[rows], table[rows], metrics=names, threshold=threshold)
+        values = evaluate(
+            labels[rows],
+            table[rows],
+            metrics=names,
+            threshold=threshold,
+            logits=logits,
+            order=ranked[rows],
+        )
         found += [
             {
                 "votes_agreeing": a,

@@ -8,7 +8,7 @@ Reloaded). Read from the records that scoring.py documents; results without them
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .markup import TITLES, Html, Table, interval, number, p_value
+from .markup import TITLES, Html, Table, interval, number, p_value, signed
 from .plots import Plot, unit_ticks
 
 if TYPE_CHECKING:
@@ -184,7 +184,9 @@ def decision_curve(view: "Sections") -> list[Any]:
 
 
 def precision(view: "Sections") -> list[Any]:
-    """What differences the sets could have shown."""
+    """What differences the sets could have shown; by the ensemble only where there is no refit."""
+    found = view.doc.get("precision", [])
+    refitted = {p["dataset"] for p in found if p["role"] == "refit"}
     rows = [
         [
             p["dataset"],
@@ -194,8 +196,8 @@ def precision(view: "Sections") -> list[Any]:
             f"± {p['half_width']:.3f}" if p["half_width"] is not None else "-",
             number(p["detectable"]),
         ]
-        for p in view.doc.get("precision", [])
-        if p["role"] != "ensemble" or p["dataset"] not in {q["dataset"] for q in _refits(view)}
+        for p in found
+        if not (p["role"] == "ensemble" and p["dataset"] in refitted)
     ]
     if not rows:
         return []
@@ -209,10 +211,6 @@ def precision(view: "Sections") -> list[Any]:
             left=2,
         ),
     ]
-
-
-def _refits(view: "Sections") -> list[dict[str, Any]]:
-    return [p for p in view.doc.get("precision", []) if p["role"] == "refit"]
 
 
 def between_domains(view: "Sections") -> list[Any]:
@@ -262,7 +260,7 @@ def human(view: "Sections", votes: Mapping[str, Any]) -> list[Any]:
     if not line:
         return []
     rows = [
-        [m["features"], interval(m["value"]), _signed(m["difference"]), p_value(m["p"])]
+        [m["features"], interval(m["value"]), signed(m["difference"]), p_value(m["p"])]
         for m in line["models"]
         if m["features"] in view.names
     ]
@@ -287,13 +285,6 @@ def human(view: "Sections", votes: Mapping[str, Any]) -> list[Any]:
             Table([view.noun, "balanced accuracy", "difference", "p"], rows),
         ]
     return out
-
-
-def _signed(value: Sequence[float | None]) -> str:
-    v, low, high = value
-    if v is None:
-        return "-"
-    return f"{v:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def no_interval(view: "Sections", metrics: Sequence[str]) -> list[Any]:

@@ -129,6 +129,14 @@ def interval(value: Sequence[float | None]) -> str:
     return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
 
 
+def signed(value: Sequence[float | None]) -> str:
+    """A difference [value, low, high], with its sign."""
+    v, low, high = value
+    if v is None:
+        return "-"
+    return f"{v:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
+
+
 def interval_html(value: Sequence[float | None]) -> str:
     text, _, rest = interval(value).partition(" ")
     return f"<b>{text}</b> <small>{rest}</small>"

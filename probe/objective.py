@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import cores
 from .design import Design, Segment
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -235,11 +236,11 @@ class Objective:
 def default_threads(numbers: int) -> int:
     """The cores of this process, fewer where OMP_NUM_THREADS or OPENBLAS_NUM_THREADS say so (joblib does), or
     where the features are so few numbers (n d) that the threads would mostly wait for each other."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         if os.environ.get(name, "").isdigit():
-            cores = min(cores, max(1, int(os.environ[name])))
-    return min(cores, max(1, round(numbers / NUMBERS_A_THREAD)))
+            threads = min(threads, max(1, int(os.environ[name])))
+    return min(threads, max(1, round(numbers / NUMBERS_A_THREAD)))
 
 
 def _deal(blocks: list[Segment], threads: int) -> list[list[Segment]]:

@@ -14,6 +14,7 @@ from ..errors import ProbeError
 from ..files import sha256, write_atomically, write_text
 from ..terminal import print_table, say
 from ..texts import write_csv
+from .markup import SHOWN, interval
 from .model import ProbeModel, load_probes, save_probes
 
 FORMAT = "patchbank-probe-results"
@@ -28,7 +29,6 @@ OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
     "simulations of 10 to 40 feature sets on 20 to 40 slides."
 )
 KINDS = ("metrics", "at_threshold", "temperature", "platt")  # of scores, in a record
-SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 
 
 class ProbeResult:
@@ -58,7 +58,7 @@ class ProbeResult:
     @property
     def ungrouped(self) -> list[str]:
         """Evaluation sets of which no slides or patients are known: nothing is significant there."""
-        return [d["dataset"] for d in self.document["data"] if not d["n_groups"]]
+        return [d["dataset"] for d in self.document["data"] if not groups_known(d)]
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
@@ -163,7 +163,7 @@ class ProbeResult:
                 record["dataset"],
                 record["features"] + (" *" if record["features"] == self.chosen else ""),
                 record["n"],
-                *(_cell(record["metrics"][name]) for name in SHOWN),
+                *(interval(record["metrics"][name]) for name in SHOWN),
             )
             for record in self.leaderboard()
         ]
@@ -255,11 +255,9 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def _cell(value: list[float | None]) -> str:
-    v, low, high = value
-    if v is None:
-        return "-"
-    return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+def groups_known(about: Mapping[str, Any]) -> bool:
+    """Whether slides or patients of a set are known; about : its entry in `data`, also of an older result."""
+    return bool(about.get("groups_known", about["n_groups"]))
 
 
 def _mean_sd(of: Mapping[str, Any]) -> str:

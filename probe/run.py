@@ -320,11 +320,13 @@ def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeCon
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
     out. Near-duplicates of a file of pairs are refused; those that embeddings hint at are reported.
     """
-    train = hashed(data.train_manifest, bank)
-    evaluations = {
-        rows.dataset: hashed(manifest, bank)
-        for rows, manifest in zip(data.tests, data.test_manifests, strict=True)
-    }
+    train, *others = (
+        manifest.table.assign(content_hash=rows.content_hash)
+        for rows, manifest in zip(
+            [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
+        )
+    )
+    evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
     pairs: Sequence[Sequence[str]] | None = ()
     told = config.near_duplicates not in (None, *NEAR_BY)
     if told:

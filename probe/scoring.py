@@ -171,6 +171,11 @@ def _selected(one: "Column | Rows", mask: np.ndarray) -> dict[str, Any]:
     return {name: array[mask] for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 
+def without_duplicates(rows: Rows, columns: Sequence[Column]) -> tuple[Rows, list[Column]]:
+    """One row of each content, none of contents with both labels."""
+    return rows.select(rows.distinct), [column.select(rows.distinct) for column in columns]
+
+
 def specificity_cuts(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The cut on held-out scores (n,) for each of SPECIFICITIES: float64 (2,)."""
     return np.array([best_threshold(y, scores, rule="specificity", specificity=s) for s in SPECIFICITIES])
@@ -516,8 +521,7 @@ def compare_models(
     records: list[dict[str, Any]] = []
     names = [c.features for c in columns]
     if not rows.distinct.all():
-        columns = [c.select(rows.distinct) for c in columns]
-        rows = rows.select(rows.distinct)
+        rows, columns = without_duplicates(rows, columns)
         whole = None if whole is None else estimate_set(rows, columns, config=config)
     score, order = _tables(columns)
     for role in dict.fromkeys(c.role for c in columns):
@@ -643,21 +647,19 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
     positive votes; `soft`: scores against the share of positive votes.
 
     `human_line` : balanced accuracy of an expert against the majority of the others, all votes pooled, rows
-    where the
-        others tie counting half each way (None: no row has three votes)
+        where the others tie counting half each way (None: no row has three votes)
     `human` : the same as value [value, low, high], with standard_error, degrees_of_freedom, reason; n (rows
-    with
-        three votes), n_left_out (rows of the set with fewer), n_votes and n_tied (votes of which the others
-        tie), without_ties (the line if those were left out, which is higher: they are the hardest); models:
-        features, role, value (the model against the same references on the same rows), difference (expert
-        less model), p
+        with three votes), n_left_out (rows of the set with fewer), n_votes and n_tied (votes of which the
+        others tie), without_ties (the line if those were left out, which is higher: they are the hardest);
+        models: features, role, value (the model against the same references on the same rows), difference
+        (expert less model), p
     None where no row has two votes.
     """
     known = rows.votes_total > 1
     if not known.any():
         return None
     positive, total, y = rows.votes_positive[known], rows.votes_total[known], rows.y[known]
-    score = np.stack([c.score[known] for c in columns], axis=1)
+    score, order = _tables(columns, known)
     p = expit(score)
     names = [{"features": c.features, "role": c.role} for c in columns]
     same = len(np.unique(total)) == 1
@@ -679,7 +681,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
         "unanimous": agreement.unanimous_share(positive, total),
         "human_line": human["value"][0] if human else None,
         "human": human,
-        "strata": records(agreement.by_agreement(y, p, positive, total)),
+        "strata": records(agreement.by_agreement(y, score, positive, total, logits=True, order=order)),
         "by_votes": records(agreement.by_votes(p, positive, total)),
         "soft": [
             {**name, **{metric: number(values[i]) for metric, values in soft.items()}}

@@ -15,8 +15,8 @@ from ..cache.identity import safe_name
 from ..errors import InvalidRequest
 from ..settings import read_toml
 from .config import ProbeConfig
+from .markup import SHOWN
 from .projection import Projection
-from .results import SHOWN
 
 STAGES = ("probe", "lora", "full")
 OF_TRAINING = {"train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir"}

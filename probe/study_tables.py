@@ -1,6 +1,5 @@
 """The tables of a study, from what its page is told: for a terminal, as Markdown, as CSV."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,6 +7,7 @@ import pandas as pd
 from ..terminal import print_table, say
 from ..texts import markdown_table, prose
 from .entries import StudyPage
+from .markup import interval, signed
 from .report import markdown_report
 from .results import UNGROUPED
 
@@ -74,10 +74,10 @@ def markdown(page: StudyPage) -> str:
     if page.published:
         lines = [
             (
-                *(p.system, p.dataset, p.metric.replace("_", " "), with_interval(p.ours)),
+                *(p.system, p.dataset, p.metric.replace("_", " "), interval(p.ours)),
                 *(
                     f"{p.published:.3f} ({p.against})",
-                    _signed(p.difference, p.low, p.high),
+                    signed((p.difference, p.low, p.high)),
                     p.verdict,
                 ),
             )
@@ -88,18 +88,6 @@ def markdown(page: StudyPage) -> str:
     if page.result is not None:
         out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
     return "\n\n".join(part for part in out if part) + "\n"
-
-
-def with_interval(values: Sequence[float | None]) -> str:
-    """[value, low, high] as "0.693 [0.638, 0.743]"."""
-    value, low, high = values
-    if value is None:
-        return "-"
-    return f"{value:.3f}" + ("" if low is None or high is None else f" [{low:.3f}, {high:.3f}]")
-
-
-def _signed(value: float, low: float | None, high: float | None) -> str:
-    return f"{value:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
 def _board(page: StudyPage) -> list[dict[str, Any]]:
@@ -117,6 +105,6 @@ def _rows(page: StudyPage, between: str) -> list[tuple[str, str, list[str]]]:
     for row in page.systems:
         if row.state == "done":
             every = [found.get((row.name, dataset)) for dataset in _sets(page)]
-            cells = ["-" if m is None else between.join(with_interval(m[s]) for s in SHOWN) for m in every]
+            cells = ["-" if m is None else between.join(interval(m[s]) for s in SHOWN) for m in every]
             rows.append((row.name, row.chosen, cells))
     return rows

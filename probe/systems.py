@@ -13,9 +13,9 @@ import pandas as pd
 from ..errors import InvalidRequest
 from .config import ProbeConfig
 from .leaks import deduplicate
-from .results import SWEEP, TRAIN_ROLES, ProbeResult
+from .results import SWEEP, TRAIN_ROLES, ProbeResult, groups_known
 from .run import provenance
-from .scoring import Column, Rows, compare_models, estimate_set, precision
+from .scoring import Column, Rows, compare_models, estimate_set, precision, without_duplicates
 
 TEST_ROLES = ("refit", "ensemble")  # of the others, the first that there is
 REPORTED = "refit"  # the role under which a merged result lists what a system reports on evaluation sets
@@ -53,7 +53,7 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     config = ProbeConfig.from_dict(first["config"])
     comparisons = []
     for dataset in data:
-        known = bool(data[dataset].get("groups_known", data[dataset]["n_groups"]))
+        known = groups_known(data[dataset])
         comparisons += _compare(dataset, frames, config, reference=ranked[0], groups_known=known)
     scores = [record for name, result in results.items() for record in _scores(name, result)]
     votes = [one for dataset in data if (one := _votes(dataset, documents))]
@@ -158,7 +158,8 @@ def _compare(
         return []
     base = next(iter(tables.values()))
     role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
-    rows, columns = from_predictions(dataset, tables, role=role, groups_known=groups_known)
+    every = from_predictions(dataset, tables, role=role, groups_known=groups_known)
+    rows, columns = without_duplicates(*every)
     whole = estimate_set(rows, columns, config=config)
     return compare_models(rows, columns, config=config, reference=reference, whole=whole)
 

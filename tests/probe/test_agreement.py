@@ -194,6 +194,23 @@ def test_strata_by_votes_and_by_agreement():
     assert row.balanced_accuracy == pytest.approx(balanced_accuracy_score(y[split], scores[split, 1] >= 0.3))
 
 
+def test_strata_rank_logits_that_saturate_and_scores_of_several_models():
+    """Probabilities of logits above 36.7 are all 1; scores of several folds are ranked on one scale."""
+    y = np.array([0, 1] * 20)
+    p, t = np.where(y, 5, 0), np.full(40, 5)
+    logits = 40.0 + np.arange(40)
+    expected = metrics.auroc(y, logits)
+    assert metrics.auroc(y, 1 / (1 + np.exp(-logits))) == 0.5
+    [row] = agreement.by_agreement(y, logits, p, t, logits=True).to_dict("records")
+    assert row["auroc"] == pytest.approx(expected)
+    assert expected > 0.5
+    assert row["balanced_accuracy"] == 0.5  # all are called positive
+    order = np.where(y, 1.0, 0.0)
+    [row] = agreement.by_agreement(y, logits, p, t, logits=True, order=order).to_dict("records")
+    assert row["auroc"] == 1
+    assert row["balanced_accuracy"] == 0.5
+
+
 def test_soft_scores():
     votes = ballots()
     p, t = counts(votes)

@@ -247,7 +247,7 @@ def test_no_winner_is_named_where_no_slides_are_known(page: StudyPage) -> None:
     assert board.view
     document = copy.deepcopy(board.view.doc)
     for entry in document["data"]:
-        entry["n_groups"] *= entry["dataset"] != "outer"
+        entry["groups_known"] = entry["dataset"] != "outer"
     board = Board(Sections(ProbeResult(document, page.result.predictions)), page.systems)
     assert "is the best" in board.answers()  # on the set whose slides are known
     on_outer = [part for part in board.answers().split("<p>") if "On <b>outer</b>" in part]

@@ -225,7 +225,7 @@ def test_what_lies_far_apart_is_distinguished(
 def test_nothing_is_called_significant_where_no_slides_are_known(results: dict[str, ProbeResult]) -> None:
     merged = copy.deepcopy(merge_systems({"Good": results["Good"]}))
     for entry in merged.document["data"]:
-        entry["n_groups"] *= entry["dataset"] != "outer"
+        entry["groups_known"] = entry["dataset"] != "outer"
     found = beside_published(
         merged, [published_entry([0.05] * 5)], {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"}
     )
