@@ -110,10 +110,11 @@ def quickstart_command(out: Path, as_json: bool) -> None:
         f"the second run made {second.forwards} forward passes in {done.seconds['extract again']:.1f} s."
     )
     done.result.show()
-    echo("The patches are synthetic: the numbers show that the pipeline works, not how good an encoder is.")
-    echo(f"Data sets   {out}/data         (look at the images; `patchbank datasets check {out}/data/*.toml`)")
-    echo(f"Embeddings  {out}/bank         (`patchbank cache ls --bank {out}/bank`)")
-    echo(f"Results     {out}/results      (`patchbank probe report {out}/results -o report.html`)")
+    echo("The patches are synthetic: they show that the pipeline works, not what it is worth.")
+    echo("Next:")
+    echo(f"  patchbank datasets check {out}/data/*.toml")
+    echo(f"  patchbank cache ls --bank {out}/bank")
+    echo(f"  patchbank probe report {out}/results -o report.html")
 
 
 @click.command("run")

@@ -37,9 +37,12 @@ class Bank:
         Not of folders in which nothing has been written: a store is being made there now, or its run was
         killed at that moment, and the next one makes it.
         """
+        return self._folders(empty=False)
+
+    def _folders(self, *, empty: bool) -> list[str]:
         with explained("read", self.files):
             names = [name for name in self.files.at(STORES).names("") if not name.startswith(TEMPORARY)]
-            return [name for name in names if not is_empty(self.files.at(f"{STORES}/{name}"))]
+            return [name for name in names if is_empty(self.files.at(f"{STORES}/{name}")) == empty]
 
     def require(self) -> None:
         """Raises StoreNotFound where there is no bank: a name that was typed wrong is not an empty bank."""
@@ -127,8 +130,7 @@ class Bank:
 
     def empty_names(self) -> list[str]:
         """Folders in which runs began and wrote nothing; `gc` removes those that nobody holds."""
-        names = [name for name in self.files.names(STORES) if not name.startswith(TEMPORARY)]
-        return [name for name in names if is_empty(self.files.at(f"{STORES}/{name}"))]
+        return self._folders(empty=True)
 
     def open_store(
         self,

@@ -62,7 +62,7 @@ def run_few_shot(
     options = {"k": min(shots)} if probe == "knn" else {}
     curves = []
     for name in names:
-        X, *others = [load_set(one, name, bank=bank) for one in [data.train_manifest, *data.test_manifests]]
+        X, *others = [load_set(one, name, bank=bank) for one in data.manifests]
         curve = few_shot_curve(
             lambda: make_probe(probe, **options),
             X,

@@ -119,16 +119,14 @@ def run_probe(
     lap = time.perf_counter()
     chosen, columns = columns_of(data, plan, runs)
     scores, comparisons = [], []
-    for rows in [data.train, *data.tests]:
+    for rows in data.rows:
         mine = columns[rows.dataset]
         whole = estimate_set(rows, mine, config=config)
         scores += score_set(rows, mine, config=config, whole=whole)
         comparisons += compare_models(rows, mine, config=config, reference=chosen, whole=whole)
     again = [(chosen, columns), *(columns_of(data, repeats[i + 1][0], one) for i, one in enumerate(others))]
     votes = [
-        found
-        for rows in [data.train, *data.tests]
-        if (found := score_votes(rows, columns[rows.dataset], config=config))
+        found for rows in data.rows if (found := score_votes(rows, columns[rows.dataset], config=config))
     ]
     seconds["score"] = time.perf_counter() - lap
     lap = time.perf_counter()
@@ -145,9 +143,7 @@ def run_probe(
         "stores": describe_stores(bank, config),
         "data": [
             describe(rows, manifest, positive=config.positive)
-            for rows, manifest in zip(
-                [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
-            )
+            for rows, manifest in zip(data.rows, data.manifests, strict=True)
         ],
         "notes": [
             *config.notes,
@@ -177,7 +173,7 @@ def run_probe(
         "repeats": {
             "seeds": [one.seed for _, one in repeats],
             "chosen": [name for name, _ in again],
-            "scores": spread_over_repeats([data.train, *data.tests], [one for _, one in again]),
+            "scores": spread_over_repeats(data.rows, [one for _, one in again]),
         }
         if others
         else None,
@@ -204,6 +200,16 @@ class StudyData:
     test_manifests: list[Manifest]
     train: Rows
     tests: list[Rows]
+
+    @property
+    def rows(self) -> list[Rows]:
+        """Train rows, then those of the evaluation sets."""
+        return [self.train, *self.tests]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """In the order of `rows`."""
+        return [self.train_manifest, *self.test_manifests]
 
 
 def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeConfig) -> StudyData:
@@ -322,9 +328,7 @@ def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeCon
     """
     train, *others = (
         manifest.table.assign(content_hash=rows.content_hash)
-        for rows, manifest in zip(
-            [data.train, *data.tests], [data.train_manifest, *data.test_manifests], strict=True
-        )
+        for rows, manifest in zip(data.rows, data.manifests, strict=True)
     )
     evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
     pairs: Sequence[Sequence[str]] | None = ()
@@ -334,7 +338,7 @@ def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeCon
     elif config.near_duplicates == "embeddings" and bank is not None:
         tables = [train, *evaluations.values()]
         source = FeatureSet(parse_features(config.features[0]).sources[:1])
-        X = [load_set(one, source, bank=bank) for one in [data.train_manifest, *data.test_manifests]]
+        X = [load_set(one, source, bank=bank) for one in data.manifests]
         content = np.concatenate([table["content_hash"].to_numpy(dtype=str) for table in tables])
         patch_id = np.concatenate([table["patch_id"].to_numpy(dtype=object) for table in tables])
         near = near_embeddings(np.concatenate(X), len(train), content)
@@ -365,7 +369,7 @@ def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
 def _check_rows(data: StudyData, bank: Any, config: ProbeConfig) -> None:
     """Every embedding that will be needed is there; else RowsMissing, before any work."""
     for source in dict.fromkeys(s for name in config.features for s in parse_features(name).sources):
-        for manifest in [data.train_manifest, *data.test_manifests]:
+        for manifest in data.manifests:
             check_rows(manifest, source, bank=bank)
 
 
@@ -459,7 +463,7 @@ def _probe_all(
     features = repeats[0][1].features
     jobs = min(jobs or cores(), len(features))
     threads = max(1, cores() // jobs)
-    manifests = [data.train_manifest, *data.test_manifests]
+    manifests = data.manifests
     names = [rows.dataset for rows in data.tests]
     tasks = [
         joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, repeats, threads)
@@ -511,7 +515,7 @@ def _probe_one(
 
 
 def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> dict[str, Any] | None:
-    manifests = [data.train_manifest, *data.test_manifests]
+    manifests = data.manifests
     X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
     tests = {
         rows.dataset: DomainRows(Z, rows.y, rows.domain) for rows, Z in zip(data.tests, others, strict=True)
@@ -620,7 +624,7 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
     (Platt); threshold on this probability, chosen on folds; call, int8: probability >= threshold.
     """
     frames = []
-    for rows in [data.train, *data.tests]:
+    for rows in data.rows:
         fold = plan.folds if rows.dataset == data.train.dataset else np.zeros(len(rows), int)
         about = pd.DataFrame(
             {
