@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -291,7 +292,8 @@ def test_weights_of_the_hub_are_downloaded_by_the_run_not_by_the_plan(
     (place / "tiny.toml").write_text('hub = "someone/tiny"\nfiles = ["model.safetensors"]' + TINY)
     file = write_study(place, [system("Tiny", "tiny.toml")])
     where = Places(data=place, bank=place / "bank", out=place / "out", trust_code=True)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", no_network)
+    for asked in ("get_hf_file_metadata", "hf_hub_download"):
+        monkeypatch.setattr(f"huggingface_hub.{asked}", no_network)
     planned = {step.kind: step for step in plan_study(load_study(file), where)}
     assert planned["extract"].state == planned["probe"].state == "to do"
     assert "a run downloads them" in planned["extract"].line()
@@ -301,6 +303,8 @@ def test_weights_of_the_hub_are_downloaded_by_the_run_not_by_the_plan(
 
     commit = "0123456789abcdef0123456789abcdef01234567"
     weights = tiny_weights(place / "models--someone--tiny" / "snapshots" / commit / "model.safetensors")
+    seen = SimpleNamespace(commit_hash=commit)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: seen)
     monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: str(weights))
     online = run(file)
     assert not online.failed
