@@ -107,10 +107,10 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     first, second = done.first, done.second
     echo(
         f"Extracted {first.embedded} embeddings in {done.seconds['extract']:.1f} s; "
-        f"the second run made {second.forwards} forward passes in {done.seconds['extract again']:.1f} s."
+        f"a second run: {second.forwards} forward passes, {done.seconds['extract again']:.1f} s."
     )
     done.result.show()
-    echo("The patches are synthetic: they show that the pipeline works, not what it is worth.")
+    echo("The patches are synthetic: they show that the pipeline works, no more.")
     echo("Next:")
     echo(f"  patchbank datasets check {out}/data/*.toml")
     echo(f"  patchbank cache ls --bank {out}/bank")
