@@ -257,7 +257,7 @@ def reliability_curve(
     edges = bin_edges(p, bins=bins, strategy=strategy)
     which = bin_of(p, edges)
     count = np.bincount(which, minlength=bins)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):  # of empty bins
         share = np.bincount(which, labels, bins) / count
         mean = np.bincount(which, p, bins) / count
         z2 = stats.norm.ppf((1 + confidence) / 2) ** 2

@@ -152,11 +152,11 @@ def decision_curve(view: "Sections") -> list[Any]:
         curve = [(float(t), v) for t, v in r["net_benefit"].items() if t != "reasons"]
         model = [(t, v["model"]) for t, v in curve if v["model"][0] is not None]
         every = [(t, v["all"][0]) for t, v in curve if v["all"][0] is not None]
-        if not model:
-            continue
         share = r["n_positive"] / r["n"]
+        if not model or not 0 < share < 1:  # with one class, acting on all or on none is right
+            continue
         ends = [v for _, m in model for v in m if v is not None]
-        low, high = min(-0.05 * share, *(v for v in ends if v > -share)), 1.05 * max(share, *ends)
+        low, high = min([-0.05 * share, *(v for v in ends if v > -share)]), 1.05 * max([share, *ends])
         plot = Plot(x=(0, 1), y=(low, high), title=f"decision curve, {r['dataset']}")
         plot.text(46, 10, r["dataset"], kind="label")
         ticks = unit_ticks(low, high)
@@ -222,7 +222,7 @@ def between_domains(view: "Sections") -> list[Any]:
             if not worst:
                 continue
             shown = interval([worst["value"], worst["low"], worst["high"]])
-            i2 = b["i2"]
+            i2 = b.get("i2")  # from two domains with a standard error on
             rows.append(
                 [
                     _counted(view, r),
@@ -230,7 +230,7 @@ def between_domains(view: "Sections") -> list[Any]:
                     worst["domain"],
                     shown,
                     b["k"],
-                    p_value(b["p"]),
+                    p_value(b.get("p")),
                     "-" if i2 is None or i2[0] is None else f"{i2[0]:.0%}{_range(i2)}",
                 ]
             )
@@ -238,9 +238,9 @@ def between_domains(view: "Sections") -> list[Any]:
         return []
     return [
         "The lowest domain of each set, and heterogeneity between domains: p of Cochran's Q (all domains "
-        "have "
-        "the same value), I² the share of the variation between domains that is not chance. The lowest of "
-        "several is lower than its true value on average.",
+        "have the same value), I² the share of the variation between domains that is not chance. The "
+        "interval "
+        "of the lowest domain allows for its having been picked among all.",
         Table(
             ["set", "metric", "lowest domain", "value", "domains", "p, heterogeneity", "I²"],
             rows,

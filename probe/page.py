@@ -131,9 +131,8 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
         human = " The dashed line is an expert against the other experts." if view.human else ""
         out.append(
             "Dots are values, bars their intervals, the grey tick the chance level. A hollow dot marks a "
-            "system that is significantly below the highest of its column (paired test, Holm-adjusted over "
-            "the "
-            f"column's comparisons, {view.level} %); filled ones may be as good.{human}"
+            "system that is significantly below the highest of its column (paired test, Holm-adjusted "
+            f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
     out += [Html(controls), Html(board.leaderboard())]
     return [*out, view.meaning()] if view else out

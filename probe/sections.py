@@ -217,9 +217,9 @@ class Sections:
         return (
             f"In brackets: {self.level} % intervals, by {how}. Balanced "
             "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is "
-            f"chance level. AUROC is the chance that a random {self.positive} patch scores above a random "
-            "other "
-            f"one. Average precision is for the class {self.positive}; chance level is the class's share. ★ "
+            f"chance level. AUROC is the chance that a random {self.positive} patch scores above a "
+            f"random other one. Average precision is for the class {self.positive}; chance level is the "
+            "class's share. ★ "
             "marks what the folds of the training set chose; no choice of any kind was made on the test "
             "sets."
         )

@@ -14,7 +14,7 @@ from patchbank.probe import clinical
 from patchbank.probe.board import Board
 from patchbank.probe.entries import StudyPage, SystemRow
 from patchbank.probe.page import page_html
-from patchbank.probe.report import markdown_report
+from patchbank.probe.report import html_report, markdown_report
 from patchbank.probe.results import ProbeResult
 from patchbank.probe.run import run_probe
 from patchbank.probe.sections import Sections
@@ -249,3 +249,50 @@ def test_results_without_these_records_have_no_such_sections(result: ProbeResult
     assert clinical.human(view, document["votes"][0]) == []
     assert isinstance(markdown_report(view.result), str)
     assert np.isfinite(pd.DataFrame(view.result.scores())["value"].astype(float)).any()
+
+
+def one_class(table: pd.DataFrame) -> pd.DataFrame:
+    return table[table["label"] == "Normal"]
+
+
+def one_domain_with_both(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["domain"] == table["domain"].iloc[0]) | (table["label"] == "Normal")]
+
+
+def two_rows(table: pd.DataFrame) -> pd.DataFrame:
+    return table.groupby("label").head(1)
+
+
+def one_slide_of_the_rare_class(table: pd.DataFrame) -> pd.DataFrame:
+    slide = table.loc[table["label"] == "Atypical", "group"].iloc[0]
+    return table[(table["label"] == "Normal") | (table["group"] == slide)]
+
+
+@pytest.mark.parametrize("bootstrap", [100, 0])
+@pytest.mark.parametrize("rows", [one_class, one_domain_with_both, two_rows, one_slide_of_the_rare_class])
+def test_sets_that_say_little_are_shown(study: Any, rows: Any, bootstrap: int) -> None:
+    """Where a number cannot be had its place says so; nothing fails, and no interval is made up."""
+    external = Manifest(study.external.header, rows(study.external.table), study.external.root)
+    result = run_probe(
+        train=study.train,
+        tests=[external],
+        bank=study.bank,
+        encoders=["good", "poor"],
+        C=[1e-2],
+        folds=3,
+        inner_folds=3,
+        bootstrap=bootstrap,
+        jobs=1,
+        progress=False,
+    )
+    text = markdown_report(result)
+    html = html_report(result)
+    assert "nan" not in re.sub(r"[a-z]*nan[a-z]+|[a-z]+nan[a-z]*", "", text.lower())
+    assert ">nan" not in html.lower()
+    assert ">None<" not in html
+    assert "| None" not in text
+    for record in result.leaderboard():
+        if record["dataset"] == "outer" and record["metrics"]["auroc"][0] is None:
+            assert record["metrics"]["auroc"] == [None, None, None]
+    if bootstrap == 0:
+        assert all(r["metrics"]["auroc"][1] is None for r in result.leaderboard())
