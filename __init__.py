@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from .probe.estimator import BatchedLogisticRegression as BatchedLogisticRegression
     from .probe.estimator import BatchedLogisticRegressionCV as BatchedLogisticRegressionCV
     from .probe.features import load as load
-    from .probe.logistic import fit_logistic as fit_logistic
     from .probe.run import run_probe as run_probe
+    from .probe.solver.logistic import fit_logistic as fit_logistic
 
 _EXPORTS = {
     "Bank": ".cache.bank",
@@ -33,7 +33,7 @@ _EXPORTS = {
     "BatchedLogisticRegressionCV": ".probe.estimator",
     "Manifest": ".datasets.manifest",
     "build_manifest": ".datasets.builders",
-    "fit_logistic": ".probe.logistic",
+    "fit_logistic": ".probe.solver.logistic",
     "load": ".probe.features",
     "load_manifest": ".datasets.manifest",
     "run_extract": ".extract.run",

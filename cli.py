@@ -183,8 +183,8 @@ def run_command(
       patchbank run mine.toml --only "UNI" --checkpoint uni=uni.bin -o results
     """
     from .cache.identity import safe_name
+    from .probe.report.study_tables import frame, show
     from .probe.study_file import load_study
-    from .probe.study_tables import frame, show
     from .study import Places, plan_study, run_study
 
     wanted = load_study(study).only(only)

@@ -1,4 +1,4 @@
-"""Reading TOML files as editors write them."""
+"""Where the shipped files are, and reading TOML files as editors write them."""
 
 import codecs
 import tomllib
@@ -12,6 +12,9 @@ _MARKS = (  # the 32-bit mark begins as the 16-bit one does
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+
+
+SHIPPED = Path(__file__).resolve().parent / "manifests"  # what comes with the package, a folder a kind
 
 
 def encoding_of(head: bytes) -> str:

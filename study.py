@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from .extract.cards import Card
     from .extract.report import ExtractReport, StoreReport
     from .finetune.plan import FinetunePlan
-    from .probe.entries import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
-    from .probe.results import ProbeResult
+    from .probe.report.model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
+    from .probe.results.files import ProbeResult
 
 FINETUNE = ("none", "plan", "all")
 STATE_FORMAT, STATE_VERSION = "patchbank-study", 1
@@ -237,8 +237,8 @@ class _Work:
 
     def __init__(self, study: Study, where: Places) -> None:
         from .extract.options import ExtractOptions
-        from .probe.published import load_published
-        from .probe.results import ProbeResult
+        from .probe.report.published import load_published
+        from .probe.results.files import ProbeResult
 
         ExtractOptions.of(**study.extract)
         self.study, self.where = study, where
@@ -483,7 +483,7 @@ class _Work:
 
     def _has(self, folder: Path, request: str) -> bool:
         """A folder holds the result of this very request, as the result itself says, not a list beside it."""
-        from .probe.results import complete_for
+        from .probe.results.files import complete_for
 
         return complete_for(folder, request)
 
@@ -542,7 +542,7 @@ class _Work:
 
         def plan() -> None:
             from .finetune.plan import make_plan
-            from .probe.systems import merge_systems
+            from .probe.results.merge import merge_systems
 
             loaded = [
                 self._load(self.results[s.name]) for s in self.study.of("probe") if s.name in self.results
@@ -692,7 +692,7 @@ class _Work:
         return step
 
     def merged(self) -> "ProbeResult | None":
-        from .probe.systems import merge_systems
+        from .probe.results.merge import merge_systems
 
         order = [system.name for system in self.study.systems if system.name in self.results]
         if self._merged is None and order:
@@ -702,7 +702,7 @@ class _Work:
     def published(self, merged: "ProbeResult | None") -> "list[PublishedRow]":
         if merged is None or not self.figures:
             return []
-        from .probe.published import beside_published
+        from .probe.report.published import beside_published
 
         systems = {s.name: [(name, s.stage) for name in s.published or (s.name,)] for s in self.study.systems}
         # AMi-Br's own test split is called "ami-br:test"; other sets have the name of their manifest
@@ -711,8 +711,8 @@ class _Work:
         return beside_published(merged, self.figures["published"], systems, datasets=datasets)
 
     def rows(self) -> "list[SystemRow]":
-        from .probe.entries import SystemRow
-        from .probe.published import in_words
+        from .probe.report.model import SystemRow
+        from .probe.report.published import in_words
 
         merged = self.merged()
         models = {} if merged is None else {m["features"]: m for m in merged.document["models"]}
@@ -753,8 +753,8 @@ class _Work:
         return (merged.document["folds"]["n_splits"] - 1) * spent["forwards"]
 
     def page(self, steps: Sequence[Step]) -> "StudyPage":
-        from .probe.entries import StudyPage
-        from .probe.published import HOW, source_of
+        from .probe.report.model import StudyPage
+        from .probe.report.published import HOW, source_of
 
         merged = self.merged()
         published = self.published(merged)
@@ -771,8 +771,8 @@ class _Work:
         )
 
     def _write_report(self, steps: Sequence[Step]) -> None:
-        from .probe.page import write_page
-        from .probe.study_tables import frame, markdown
+        from .probe.report.page import write_page
+        from .probe.report.study_tables import frame, markdown
 
         page = self.page(steps)
         maps, contradictions = tuple(self._maps(page.result)), tuple(self._contradictions(page.result))
@@ -792,9 +792,9 @@ class _Work:
         from .datasets.sources import open_source
         from .datasets.thumbnails import sprite_sheet
         from .probe.config import parse_features
-        from .probe.entries import EmbeddingMap
         from .probe.features import load, open_bank
-        from .probe.projection import project
+        from .probe.report.model import EmbeddingMap
+        from .probe.report.projection import project
 
         ranked = sorted(merged.document["models"], key=lambda m: -m["criterion"])
         # feature set -> a store of the system that chose it, for its precision and dtype
@@ -845,7 +845,7 @@ class _Work:
         from .datasets.sources import open_source
         from .datasets.thumbnails import thumbnail
         from .errors import ImageError
-        from .probe.entries import Picture
+        from .probe.report.model import Picture
 
         where = {p: (m, i) for m in self.data.values() for i, p in enumerate(m.table["patch_id"])}
         for leak in merged.document.get("leaks", {}).get("leaks", []):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidRequest, StoreError, StoreNotFound
-from .files import TEMPORARY, Files, LocalFiles, explained, open_files
+from .filesystem import TEMPORARY, Files, LocalFiles, explained, open_files
 from .identity import Identity, safe_name
 from .store import BLOCK_ROWS, Store, is_empty, layout_class
 

@@ -103,7 +103,7 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
       patchbank cache ls --bank s3://bucket/bank --json
     """
     from .bank import Bank
-    from .report import listing
+    from .listing import listing
 
     entries = listing(Bank(bank), {path.stem: _table(path, bank) for path in tables})
     if as_json:
@@ -136,7 +136,7 @@ def info_command(name: str, bank: str, as_json: bool) -> None:
       patchbank cache info efficientnet-lite0.full --bank bank
       patchbank cache info dinov2-s.full.cls --bank bank --json
     """
-    from .report import information
+    from .listing import information
 
     document = information(_open(bank, name))
     _show(as_json, document, "\n".join(f"{key:12} {_indented(value)}" for key, value in document.items()))
@@ -161,7 +161,7 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
       patchbank cache verify --bank bank
       patchbank cache verify efficientnet-lite0.full --bank bank
     """
-    from .check import verify
+    from .verify import verify
 
     documents = []
     for name in names or _all_names(bank):
@@ -201,7 +201,7 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
     Examples:
       patchbank cache repair efficientnet-lite0.full --bank bank
     """
-    from .check import repair
+    from .verify import repair
 
     done = repair(_open(bank, name, lenient=True), progress=not as_json, say=_say)
     text = [*done.actions, f"{done.lost} rows have to be embedded again: run the same `patchbank extract`"]
@@ -230,7 +230,7 @@ def gc_command(names: tuple[str, ...], bank: str, grace: int, dry_run: bool) -> 
       patchbank cache gc efficientnet-lite0.full --bank bank --grace 3600
     """
     from .bank import Bank
-    from .check import gc
+    from .verify import gc
 
     for name in names or _all_names(bank):
         store = _open(bank, name)
@@ -282,7 +282,7 @@ def finalize_command(name: str, bank: str, table: Path | None) -> None:
       patchbank cache finalize efficientnet-lite0.full --bank bank
       patchbank cache finalize dinov2-s.full.cls --bank bank --table ami-br.toml
     """
-    from .finish import finalize
+    from .finalize import finalize
     from .table import with_hash
 
     store = _open(bank, name)
@@ -306,7 +306,7 @@ def merge_command(sources: tuple[str, ...], into: str, name: str | None) -> None
       patchbank cache merge node1/bank node2/bank --into bank
       patchbank cache merge s3://bucket/bank --into bank --store dinov2-s.full
     """
-    from .report import merge_banks
+    from .listing import merge_banks
 
     for store, copied in merge_banks(into, sources, name):
         echo(f"{store}: {copied} rows copied")
@@ -329,7 +329,7 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
       patchbank cache subset dinov2-s.full.cls -b bank --to small -t all.csv --where "split == 'train'"
     """
     from .bank import Bank
-    from .combine import subset
+    from .merge import subset
 
     target = subset(_open(bank, name), _keys(table, bank, where), Bank(to), progress=True)
     echo(f"{target.path}: {len(target)} rows")
@@ -354,7 +354,7 @@ def diff_command(
     """
     from dataclasses import asdict
 
-    from .combine import diff
+    from .merge import diff
 
     keys = None if table is None else _keys(table, bank)
     found = diff(_open(bank, first), _open(other_bank or bank, second), keys, progress=not as_json)

@@ -31,7 +31,7 @@ import pandas as pd
 
 from ..errors import InvalidRequest, MissingDependency
 from .columns import written_columns, written_name
-from .files import TEMPORARY, explained
+from .filesystem import TEMPORARY, explained
 from .identity import safe_name
 from .store import Store
 from .table import keys_of_table

@@ -19,12 +19,12 @@ import xxhash
 from ..errors import InvalidRequest, MissingDependency, StoreError, StoreNotFound
 from ..texts import markdown
 from .bank import STORES, Bank
-from .check import verify
-from .files import TEMPORARY, LocalFiles, explained, parts_of
+from .filesystem import TEMPORARY, LocalFiles, explained, parts_of
 from .identity import safe_name
 from .log import FOLDER as LOGS
 from .log import Catalog, encode
 from .store import Store
+from .verify import verify
 
 CARD = """---
 license: other

@@ -20,7 +20,7 @@ from ..errors import InvalidRequest
 from .bank import Bank
 from .columns import read_columns
 from .export import FORMAT, LAYOUTS, SAFETENSORS, STEP, VERSION, Rows, anndata_module
-from .files import LocalFiles, explained
+from .filesystem import LocalFiles, explained
 from .identity import Identity
 from .index import KEY_BYTES, KeyIndex, as_keys
 from .store import Store

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from ..errors import InvalidRequest, StoreError
-from .files import Files, explained
+from .filesystem import Files, explained
 from .index import as_keys
 
 if TYPE_CHECKING:

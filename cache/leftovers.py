@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .backend import BLOCKS, SEGMENT_ROWS, bad_segments, name_fits, read_raw, segments_of
 from .index import KeyIndex
-from .layout import BLOCKS, SEGMENT_ROWS, bad_segments, name_fits, read_raw, segments_of
 from .log import Block
 from .store import Store, StoreWriter, block_of, pending, settle
 

@@ -29,7 +29,7 @@ from typing import Any
 import xxhash
 
 from ..errors import StoreError
-from .files import Files, LocalFiles, explained, sync_folder
+from .filesystem import Files, LocalFiles, explained, sync_folder
 from .identity import safe_name
 from .records import check_record
 

@@ -49,10 +49,7 @@ import numpy as np
 import xxhash
 
 from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
-from .files import TEMPORARY, Files, LocalFiles, LocalReader, RemoteReader, as_bytes, explained
-from .identity import Identity
-from .index import BATCH, KEY_BYTES, KeyIndex, as_keys
-from .layout import (
+from .backend import (
     BLOCKS,
     FORMAT,
     SEGMENT_ROWS,
@@ -65,6 +62,9 @@ from .layout import (
     segments_of,
     sums_of,
 )
+from .filesystem import TEMPORARY, Files, LocalFiles, LocalReader, RemoteReader, as_bytes, explained
+from .identity import Identity
+from .index import BATCH, KEY_BYTES, KeyIndex, as_keys
 from .leases import TTL, Claims
 from .log import FOLDER as LOGS
 from .log import Block, Catalog, LogWriter
@@ -78,11 +78,11 @@ REMOTE_RUN_BYTES = 16 << 20
 
 def layout_class(backend: str) -> type[Layout]:
     if backend == "zarr":
-        from .zarr_layout import ZarrLayout
+        from .zarr_backend import ZarrLayout
 
         return ZarrLayout
     if backend == "hdf5":
-        from .hdf5_layout import Hdf5Layout
+        from .hdf5_backend import Hdf5Layout
 
         return Hdf5Layout
     raise InvalidRequest(f"there is no backend {backend!r}; there are {' and '.join(BACKENDS)}")

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InvalidRequest, PatchbankError
-from .files import LocalFiles
+from .filesystem import LocalFiles
 
 if TYPE_CHECKING:
     import h5py

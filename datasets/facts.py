@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ManifestError
+from ..settings import SHIPPED
 from .manifest import Header, Manifest, read_toml, unknown_keys
 
 FORMAT = "patchbank-dataset"
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).resolve().parent.parent / "manifests" / "datasets"
 UNPINNED = "unpinned"
 
 
@@ -61,12 +61,12 @@ class Facts:
 
     def table_file(self, what: str) -> Path:
         """A table of facts that is shipped beside the TOML: NAME.WHAT.csv."""
-        return SHIPPED / f"{self.name}.{what}.csv"
+        return SHIPPED / "datasets" / f"{self.name}.{what}.csv"
 
 
 def names() -> list[str]:
     """The data sets that have a file of facts."""
-    return sorted(file.stem for file in SHIPPED.glob("*.toml"))
+    return sorted(file.stem for file in (SHIPPED / "datasets").glob("*.toml"))
 
 
 def load_facts(name: str) -> Facts:
@@ -75,7 +75,7 @@ def load_facts(name: str) -> Facts:
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names())}."
         raise ManifestError(f"no data set is called {name!r}; {hint}")
-    return read_facts(SHIPPED / f"{name}.toml")
+    return read_facts(SHIPPED / "datasets" / f"{name}.toml")
 
 
 def read_facts(path: Path) -> Facts:

@@ -16,11 +16,11 @@ import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
 from ..files import write_text
+from ..settings import SHIPPED
 from .manifest import Manifest, listed, read_toml, toml_value, unknown_keys
 
 FORMAT = "patchbank-folds"
 FORMAT_VERSION = 1
-SHIPPED = Path(__file__).resolve().parent.parent / "manifests" / "folds"
 REFINED_GROUPS = 500  # above this many groups the greedy start is even enough and swaps are slow
 
 
@@ -104,12 +104,12 @@ def load_folds(name_or_path: str | os.PathLike[str]) -> Folds:
     text = os.fspath(name_or_path)
     path = Path(text)
     if path.suffix != ".toml" and not path.exists():
-        shipped = sorted(file.stem for file in SHIPPED.glob("*.toml"))
+        shipped = sorted(file.stem for file in (SHIPPED / "folds").glob("*.toml"))
         if text not in shipped:
             raise ManifestError(
                 f"no folds are called {text!r}; shipped are {shipped}, or give the path of a .toml."
             )
-        path = SHIPPED / f"{text}.toml"
+        path = SHIPPED / "folds" / f"{text}.toml"
     document = read_toml(path, FORMAT, FORMAT_VERSION, "a fold file")
     keys = {"format", "format_version", "name", "dataset", "made_with", "n_splits", "fold_of_group"}
     faults = unknown_keys(document, keys, "")

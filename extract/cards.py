@@ -13,13 +13,13 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
-from importlib import import_module, metadata, resources
+from importlib import import_module, metadata
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
-from ..settings import toml_text
+from ..settings import SHIPPED, toml_text
 
 KINDS = ("timm", "transformers", "conch", "python")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
@@ -307,12 +307,11 @@ def _key_faults(table: Mapping[str, Any], kind: type, skip: tuple[str, ...] = ()
 
 def shipped_cards() -> dict[str, Card]:
     """The cards that come with the package, by id, sorted."""
-    folder = resources.files(str(__package__).rpartition(".")[0]) / "manifests" / "encoders"
     cards: dict[str, Card] = {}
-    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
-        if entry.name.endswith(".toml"):
+    for entry in sorted((SHIPPED / "encoders").glob("*.toml")):
+        if entry.is_file():
             card = parse_card(entry.read_text("utf-8"), origin=f"manifests/encoders/{entry.name}")
-            if card.id != entry.name.removesuffix(".toml"):
+            if card.id != entry.stem:
                 raise InvalidRequest(
                     f"manifests/encoders/{entry.name} has id {card.id!r}: the two must agree"
                 )
@@ -423,7 +422,7 @@ def _find(spec: str) -> Card:
     if spec.endswith(".toml"):
         return read_card(spec)
     if spec.startswith("timm:"):
-        from .timm_models import card_of_timm
+        from .models.timm import card_of_timm
 
         return card_of_timm(spec.removeprefix("timm:"))
     repository = re.sub(r"^(hf|hf-hub|hf_hub):", "", spec, flags=re.IGNORECASE)
@@ -436,7 +435,7 @@ def _find(spec: str) -> Card:
             ):
                 return card
     if spec.startswith("hf:"):
-        from .transformers_models import card_of_hub
+        from .models.transformers import card_of_hub
 
         return card_of_hub(repository)
     scheme, colon, rest = spec.partition(":")

@@ -13,7 +13,7 @@ from torch.nn import functional
 from ..errors import EncoderError, InvalidRequest
 from .cards import Card, load_card
 from .devices import resolve_devices
-from .models import Features, build_network
+from .models.network import Features, build_network
 from .precision import choose_precision
 from .tokens import Policy, layers_of, parse_policy, select, vector_dim
 from .views import prepare, resized_shape

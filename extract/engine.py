@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..cache.bank import Bank
-from ..cache.files import Files
+from ..cache.filesystem import Files
 from ..cache.identity import Identity
 from ..cache.leases import Lease
 from ..cache.store import Store, StoreWriter

@@ -27,7 +27,7 @@ from ..errors import InvalidRequest, UnknownEncoder
 from ..files import check_folder_writable, locked
 from ..probe.config import ProbeConfig
 from ..probe.features import load, open_bank
-from ..probe.results import ProbeResult
+from ..probe.results.files import ProbeResult
 from .augment import draw
 from .data import chosen_folds, gather_rows
 from .recipe import Recipe

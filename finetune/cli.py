@@ -384,7 +384,7 @@ def predict_command(
       patchbank predict results images --bank bank -o predictions.csv
     """
     from ..files import check_writable
-    from ..probe.results import PROBES
+    from ..probe.results.files import PROBES
     from ..texts import write_csv
     from .predict import predict_finetuned, predict_probe
 
@@ -433,7 +433,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _scores(records: list[dict[str, Any]]) -> None:
-    from ..probe.markup import interval
+    from ..probe.report.markup import interval
 
     shown = [r for r in records if r["subset"] == "raw" and not r["domain"]]
     print_table(

@@ -9,10 +9,10 @@ import pandas as pd
 
 from ..errors import InvalidRequest
 from ..probe.config import ProbeConfig
-from ..probe.intervals import holm
-from ..probe.results import ProbeResult, groups_known
-from ..probe.scoring import PAIRED, compare_models, estimate_set, without_duplicates
-from ..probe.systems import from_predictions
+from ..probe.results.files import ProbeResult, groups_known
+from ..probe.results.merge import from_predictions
+from ..probe.results.scoring import PAIRED, compare_models, estimate_set, without_duplicates
+from ..probe.statistics.intervals import holm
 from .scores import OOF
 
 PREFERRED = (OOF, "ensemble", "refit")  # the role that stands for a model, whichever it has first

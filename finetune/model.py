@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder
 from ..extract.cards import Card, Transform, load_card
-from ..extract.models import Network, build_network
+from ..extract.models.network import Network, build_network
 from ..extract.tokens import parse_policy, select, vector_dim
 from ..extract.views import parse_views, prepare
 from ..extract.weights import Weights

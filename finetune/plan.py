@@ -31,8 +31,8 @@ from ..datasets.manifest import toml_value
 from ..errors import InvalidRequest, PatchbankError
 from ..files import write_text
 from ..probe.config import parse_features
-from ..probe.results import ProbeResult
-from ..probe.scoring import PAIRED
+from ..probe.results.files import ProbeResult
+from ..probe.results.scoring import PAIRED
 from ..settings import read_toml
 
 FORMAT = "patchbank-finetune-plan"
@@ -238,7 +238,7 @@ def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
     """
     import torch
 
-    from ..extract.models import build_network
+    from ..extract.models.network import build_network
     from .lora import attention_blocks, target_layers
     from .model import base_card
     from .recipe import load_recipe

@@ -14,7 +14,7 @@ from ..datasets.manifest import Header, Manifest
 from ..errors import InvalidRequest, ManifestError
 from ..probe.config import parse_features
 from ..probe.model import calibrated, mean_logit
-from ..probe.results import ProbeResult
+from ..probe.results.files import ProbeResult
 from .scores import UNADJUSTED
 
 

@@ -7,12 +7,11 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..settings import read_toml
+from ..settings import SHIPPED, read_toml
 from .augment import step_faults
 
 METHODS = ("lora", "full")
@@ -154,12 +153,12 @@ def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with patchbank."""
-    return sorted(p.name.removesuffix(".toml") for p in _folder().iterdir() if p.name.endswith(".toml"))
+    return sorted(path.stem for path in (SHIPPED / "recipes").glob("*.toml"))
 
 
 def paper_models() -> list[str]:
     """Encoders for which `paper` says what was done."""
-    return sorted(_read(_folder() / "paper.toml")["models"])
+    return sorted(_read(SHIPPED / "recipes" / "paper.toml")["models"])
 
 
 def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: Any) -> Recipe:
@@ -174,7 +173,7 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
     if path.suffix == ".toml":
         values, where = _read(path), str(path)
     elif str(spec) in shipped_recipes():
-        values, where = _read(_folder() / f"{spec}.toml"), f"recipe {spec!r}"
+        values, where = _read(SHIPPED / "recipes" / f"{spec}.toml"), f"recipe {spec!r}"
     else:
         near = difflib.get_close_matches(str(spec), shipped_recipes(), n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -194,10 +193,6 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
     else:
         values = {"name": path.stem, **values}
     return recipe_from({**values, **overrides}, where=where)
-
-
-def _folder() -> Any:
-    return resources.files(str(__package__).rpartition(".")[0]) / "manifests" / "recipes"
 
 
 def _read(path: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ..extract.devices import resolve_devices
 from ..extract.weights import Weights, locate
 from ..files import check_folder_writable, locked, write_atomically, write_text
 from ..probe.config import ProbeConfig
-from ..probe.results import ProbeResult
+from ..probe.results.files import ProbeResult
 from . import checkpoint as files
 from .data import TrainingData, chosen_folds, gather_rows, patches_of
 from .engines import run_all

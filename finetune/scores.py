@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from ..probe import metrics
 from ..probe.config import ProbeConfig
 from ..probe.model import mean_logit
 from ..probe.protocol import adjustment
-from ..probe.results import ProbeResult
+from ..probe.results.files import ProbeResult
+from ..probe.results.scoring import (
+    Column,
+    Rows,
+    mean_of_models,
+    out_of_fold_cuts,
+    score_set,
+    specificity_cuts,
+)
 from ..probe.run import StudyData, describe, describe_adjusted, predictions_table, score_fold_models
 from ..probe.run import provenance as probe_provenance
-from ..probe.scoring import Column, Rows, mean_of_models, out_of_fold_cuts, score_set, specificity_cuts
+from ..probe.statistics import metrics
 from .data import TrainingData
 
 OOF = "oof"

@@ -200,7 +200,7 @@ def report_command(results: Path, out: Path, no_images: bool) -> None:
       patchbank probe report results -o report.html
       patchbank probe report results -o report.md
     """
-    from .report import write_report
+    from .report.write import write_report
 
     echo(f"Wrote {write_report(results, out, images=not no_images)}.")
 

@@ -8,12 +8,12 @@ import numpy as np
 
 from ..datasets.folds import make_folds
 from ..errors import InvalidRequest
+from .classifiers.grid import Fitted, Part, Setting, fit_parts, sum_facts
 from .config import ProbeConfig
-from .fitting import Fitted, Part, Setting, fit_parts, sum_facts
-from .metrics import evaluate
 from .protocol import MOST_FOLDS, criterion_path
-from .scoring import intervals_of
+from .results.scoring import intervals_of
 from .selection import best
+from .statistics.metrics import evaluate
 
 METRICS = ("balanced_accuracy", "auroc", "average_precision")
 GRID = 20  # values of the probe's parameter at most, about

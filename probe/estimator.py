@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from ..errors import InvalidRequest
-from .logistic import LogisticFits, fit_logistic
+from .solver.logistic import LogisticFits, fit_logistic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DTYPES = [np.float64, np.float32, np.float16]

@@ -7,9 +7,9 @@ import pandas as pd
 
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest
+from .classifiers.simple import few_shot_curve, make_probe
 from .config import FeatureSet, ProbeConfig, feature_sets
 from .features import load_set, open_bank, resolve_set
-from .others import few_shot_curve, make_probe
 from .run import audit, gather
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64)

@@ -12,12 +12,12 @@ from scipy.special import logit
 
 from ..datasets.folds import Folds, make_folds, too_few
 from ..errors import InvalidRequest, ProbeError
-from .calibration import best_threshold, fit_platt, fit_temperature
+from .classifiers.grid import Part, Setting, fit_parts
+from .classifiers.recipes import fit_eva, fit_paper_sgd, fit_thunder
 from .config import ProbeConfig
-from .fitting import Part, Setting, fit_parts
 from .model import ProbeModel
-from .rivals import fit_eva, fit_paper_sgd, fit_thunder
 from .selection import best, criterion
+from .statistics.calibration import best_threshold, fit_platt, fit_temperature
 
 MOST_FOLDS = 5  # that are made where no number is given
 LEAST_SCALE = 1e-6  # of a Platt scaling, times the standard deviation of the scores

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from .metrics import evaluate
-from .scoring import Column, Rows
+from .results.scoring import Column, Rows
+from .statistics.metrics import evaluate
 
 METRICS = ("balanced_accuracy", "auroc", "average_precision")
 

@@ -24,9 +24,7 @@ from ..files import cores, holding_out
 from .config import BACKENDS, NEAR_BY, FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
-from .intervals import DEFAULT_METRICS
 from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
-from .metrics import evaluate
 from .model import calibrated, mean_logit
 from .protocol import (
     MOST_FOLDS,
@@ -39,8 +37,8 @@ from .protocol import (
     run_published,
 )
 from .repeats import spread_over_repeats
-from .results import SWEEP, ProbeResult
-from .scoring import (
+from .results.files import SWEEP, ProbeResult
+from .results.scoring import (
     Column,
     Rows,
     compare_models,
@@ -52,6 +50,8 @@ from .scoring import (
     score_votes,
     specificity_cuts,
 )
+from .statistics.intervals import DEFAULT_METRICS
+from .statistics.metrics import evaluate
 
 
 @holding_out

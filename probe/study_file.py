@@ -6,17 +6,16 @@ import tomllib
 from collections import abc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
 from ..cache.identity import safe_name
 from ..errors import InvalidRequest
-from ..settings import read_toml
+from ..settings import SHIPPED, read_toml
 from .config import ProbeConfig
-from .markup import SHOWN
-from .projection import Projection
+from .report.markup import SHOWN
+from .report.projection import Projection
 
 STAGES = ("probe", "lora", "full")
 OF_TRAINING = {"train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir"}
@@ -56,7 +55,7 @@ class Study:
     views, tokens : of the probes whose system names none
     folds, probe : settings of all probes, see ProbeConfig; extract : options of all extractions, see
         extract/options.py; finetune : of all trainings, see finetune.run.run_finetune (engine, workers, ...)
-    published : figures to set beside ours, see probe/published.py
+    published : figures to set beside ours, see probe/report/published.py
     primary_set, primary_metric : the evaluation set ("ami-br:test", or a data set's name) and the metric
         (balanced_accuracy, auroc, average_precision) that the question is about, named before the results are
         seen; the page leads with them
@@ -99,8 +98,7 @@ class Study:
 
 def shipped_studies() -> dict[str, Path]:
     """Studies that come with patchbank, by name."""
-    folder = Path(str(resources.files(str(__package__).rpartition(".")[0]) / "manifests" / "studies"))
-    files = sorted(folder.glob("*.toml"))
+    files = sorted((SHIPPED / "studies").glob("*.toml"))
     return {file.stem: file for file in files if not file.stem.startswith("published")}
 
 

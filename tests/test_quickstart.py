@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.results.files import ProbeResult
 
 pytestmark = pytest.mark.xdist_group("quickstart")
 

@@ -22,7 +22,7 @@ from patchbank.datasets.manifest import load_manifest
 from patchbank.datasets.synthetic import generate_manifests
 from patchbank.errors import InvalidRequest, OutputError
 from patchbank.files import locked
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.study_file import load_study, shipped_studies
 from patchbank.study import Places, Step, StudyResult, plan_study, run_study
 
@@ -403,9 +403,9 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(place: Path) -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe of the same settings is computed once, and the page is short: what is left are the files."""
-    import patchbank.probe.page
+    import patchbank.probe.report.page
+    import patchbank.probe.report.study_tables
     import patchbank.probe.run
-    import patchbank.probe.study_tables
     import patchbank.study
 
     real, known = patchbank.probe.run.run_probe, {}
@@ -416,8 +416,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return ProbeResult({**one.document}, one.predictions, one.probes)
 
     monkeypatch.setattr(patchbank.probe.run, "run_probe", run_probe)
-    monkeypatch.setattr(patchbank.probe.page, "page_html", lambda page: page.title)
-    monkeypatch.setattr(patchbank.probe.study_tables, "markdown", lambda page: page.title)
+    monkeypatch.setattr(patchbank.probe.report.page, "page_html", lambda page: page.title)
+    monkeypatch.setattr(patchbank.probe.report.study_tables, "markdown", lambda page: page.title)
     monkeypatch.setattr(patchbank.study._Work, "_maps", lambda *_: ())
     monkeypatch.setattr(patchbank.study._Work, "_contradictions", lambda *_: ())
 
@@ -643,7 +643,7 @@ def test_unknown_studies_and_systems_are_answered_with_the_near_name() -> None:
 def test_the_shipped_studies_have_every_published_system() -> None:
     from patchbank.extract.cards import load_card
     from patchbank.finetune.recipe import load_recipe
-    from patchbank.probe.published import load_published
+    from patchbank.probe.report.published import load_published
 
     assert set(shipped_studies()) == {"ami-br", "ami-br-2025"}
     entries = load_published("published-2506.21444")["published"]
@@ -669,7 +669,7 @@ def test_the_shipped_studies_have_every_published_system() -> None:
 
 
 def test_the_published_figures_are_those_of_the_reference(shared: Path) -> None:
-    from patchbank.probe.published import load_published
+    from patchbank.probe.report.published import load_published
 
     reference = json.loads((shared / "reference/paper_numbers.json").read_text())
     families = {"probe": "LP", "lora": "LoRA", "full": "E2E"}

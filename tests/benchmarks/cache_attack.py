@@ -32,15 +32,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from patchbank.cache import finish, leases
+from patchbank.cache import finalize as finish
+from patchbank.cache import leases
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import gc, repair, verify
-from patchbank.cache.combine import merge, subset
-from patchbank.cache.files import LocalFiles
-from patchbank.cache.finish import finalize
+from patchbank.cache.filesystem import LocalFiles
+from patchbank.cache.finalize import finalize
 from patchbank.cache.identity import Identity
 from patchbank.cache.leases import FOLDER as LEASES
+from patchbank.cache.merge import merge, subset
 from patchbank.cache.store import Store
+from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import RowsMissing, StoreError
 
 DIM = 8

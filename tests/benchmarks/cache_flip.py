@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import gc, repair, verify
-from patchbank.cache.finish import finalize
+from patchbank.cache.finalize import finalize
 from patchbank.cache.identity import Identity
+from patchbank.cache.verify import gc, repair, verify
 
 DIM = 32
 ROWS = 3000

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import verify
 from patchbank.cache.identity import Identity
+from patchbank.cache.verify import verify
 from patchbank.errors import StoreError
 
 DIM = 32

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.metrics import auroc
 from patchbank.probe.protocol import ProtocolRun, make_plan, run_protocol
 from patchbank.probe.selection import criterion
+from patchbank.probe.statistics.metrics import auroc
 
 C = tuple(10.0**k for k in range(-6, 2))
 

@@ -3,8 +3,8 @@
     python tests/benchmarks/solver_rivals.py --npz FEATURES.npz        # X (n, d), y (n,) 0/1, fold (n,) 1..5
 
 Without --npz the features are synthetic, as in solver_vs_sklearn.py. All are re-implemented in numpy
-(probe/rivals.py); every fold is held out once and validates (chooses the epoch and the head) as in their
-recipes, so their scores are the best of many looks at it. The batched solver's are its best C's.
+(probe/classifiers/recipes.py); every fold is held out once and validates (chooses the epoch and the head)
+as in their recipes, so their scores are the best of many looks at it. The batched solver's are its best C's.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
-from patchbank.probe.logistic import fit_logistic
-from patchbank.probe.rivals import fit_eva, fit_paper_sgd, fit_thunder
+from patchbank.probe.classifiers.recipes import fit_eva, fit_paper_sgd, fit_thunder
+from patchbank.probe.solver.logistic import fit_logistic
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from solver_vs_sklearn import fold_weights, synthetic
 from threadpoolctl import threadpool_limits

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
-from patchbank.probe.logistic import LogisticFits, fit_logistic
+from patchbank.probe.solver.logistic import LogisticFits, fit_logistic
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HONEST = 1e-5  # the largest true gap, relative to the objective, of what is not called capped

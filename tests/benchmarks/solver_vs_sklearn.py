@@ -28,7 +28,7 @@ import warnings
 
 import numpy as np
 from joblib import Parallel, delayed
-from patchbank.probe.logistic import fit_logistic
+from patchbank.probe.solver.logistic import fit_logistic
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits

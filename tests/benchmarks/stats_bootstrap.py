@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from patchbank.probe.intervals import (
+from patchbank.probe.statistics.intervals import (
     cluster_codes,
     cluster_weights,
     delong,
@@ -29,7 +29,7 @@ from patchbank.probe.intervals import (
     estimate_function,
     permutation_test,
 )
-from patchbank.probe.metrics import evaluate
+from patchbank.probe.statistics.metrics import evaluate
 from sklearn import metrics as sk
 
 LOOP: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

@@ -30,9 +30,9 @@ from joblib import Parallel, delayed
 from patchbank.datasets.folds import make_folds
 from patchbank.errors import PatchbankError
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.intervals import compare_paired, delong, estimate, permutation_test
 from patchbank.probe.protocol import make_plan, run_protocol
-from patchbank.probe.scoring import OOF_INFLATION
+from patchbank.probe.results.scoring import OOF_INFLATION
+from patchbank.probe.statistics.intervals import compare_paired, delong, estimate, permutation_test
 from scipy import stats
 from sklearn.metrics import average_precision_score
 

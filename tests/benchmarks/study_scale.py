@@ -25,8 +25,8 @@ from patchbank.cache.identity import Identity
 from patchbank.cache.store import Store
 from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.extract.cards import load_card
-from patchbank.extract.models import build_network
-from patchbank.probe.logistic import fit_logistic
+from patchbank.extract.models.network import build_network
+from patchbank.probe.solver.logistic import fit_logistic
 
 ENCODERS = ("uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h-optimus-1", "h0-mini",
             "phikon", "dinov2-l")  # fmt: skip

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from patchbank.cache import leases
-from patchbank.cache.check import repair, verify
-from patchbank.cache.files import LocalFiles
-from patchbank.cache.finish import finalize, replace_blocks, written
+from patchbank.cache.filesystem import LocalFiles
+from patchbank.cache.finalize import finalize, replace_blocks, written
 from patchbank.cache.leases import Lease, Watch, hold, holder
 from patchbank.cache.store import Store, write_block
+from patchbank.cache.verify import repair, verify
 from patchbank.errors import StoreError
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -200,7 +200,7 @@ def test_a_sweep_between_temporary_file_and_rename(store: Store, monkeypatch: py
 def test_size_limit_and_read_refusal_are_sentences(tmp_path: Path) -> None:
     import errno
 
-    from patchbank.cache.files import explained
+    from patchbank.cache.filesystem import explained
 
     with pytest.raises(StoreError, match=r"may not become that large here"), explained("write to", tmp_path):
         raise OSError(errno.EFBIG, "File too large")

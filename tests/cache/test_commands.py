@@ -124,7 +124,7 @@ def test_diff(bank: Path) -> None:
 
 
 def test_the_verdict_of_diff(tmp_path: Path, identity: Any, make_rows: Any) -> None:
-    from patchbank.cache.combine import diff
+    from patchbank.cache.merge import diff
 
     rows = make_rows(200, dtype="float32")
     plain = Bank(tmp_path / "0").open_store(identity(dtype="float32"), create=True)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patchbank.cache.backend import seal
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import gc, repair, verify
-from patchbank.cache.files import LocalFiles
-from patchbank.cache.finish import finalize
-from patchbank.cache.layout import seal
+from patchbank.cache.filesystem import LocalFiles
+from patchbank.cache.finalize import finalize
 from patchbank.cache.leases import FOLDER
 from patchbank.cache.log import Catalog, encode
 from patchbank.cache.store import Store, pending
+from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import StoreError, StoreNotFound
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -512,7 +512,7 @@ def test_a_line_that_was_not_written_whole_is_taken_back(
 def test_one_damaged_store_does_not_hide_the_others(
     filled: tuple[Store, Any], make: Make, tmp_path: Path
 ) -> None:
-    from patchbank.cache.report import listing
+    from patchbank.cache.listing import listing
 
     store, _ = filled
     make(encoder={"id": "other"})

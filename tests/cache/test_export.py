@@ -11,13 +11,13 @@ import pandas as pd
 import pyarrow.parquet
 import pytest
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import verify
 from patchbank.cache.columns import TAKEN, written_name
 from patchbank.cache.export import LAYOUTS, export
-from patchbank.cache.finish import finalize
+from patchbank.cache.finalize import finalize
 from patchbank.cache.importing import import_export, layout_of
 from patchbank.cache.store import Store
 from patchbank.cache.table import first_of_key, keys_of_table, read_table, select
+from patchbank.cache.verify import verify
 from patchbank.errors import InvalidRequest, RowsMissing, StoreError
 
 NAMES = {"trident": "x.h5", "stamp": "x.h5", "npy": "x", "zarr": "x.zarr"}

@@ -12,14 +12,14 @@ import h5py
 import numpy as np
 import pytest
 import xxhash
+from patchbank.cache.backend import seal
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import gc, repair, verify
-from patchbank.cache.combine import merge
-from patchbank.cache.files import LocalFiles, RemoteFiles, open_files
-from patchbank.cache.finish import finalize
-from patchbank.cache.layout import seal
+from patchbank.cache.filesystem import LocalFiles, RemoteFiles, open_files
+from patchbank.cache.finalize import finalize
 from patchbank.cache.log import encode
+from patchbank.cache.merge import merge
 from patchbank.cache.store import Store
+from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import PatchbankError, StoreError
 
 SUM = "0123456789abcdef"

@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import verify
-from patchbank.cache.combine import merge
-from patchbank.cache.finish import finalize
+from patchbank.cache.finalize import finalize
 from patchbank.cache.hub import pull, push
+from patchbank.cache.merge import merge
 from patchbank.cache.store import Store
+from patchbank.cache.verify import verify
 from patchbank.errors import InvalidRequest, StoreError, StoreNotFound
 
 pytest.importorskip("huggingface_hub")

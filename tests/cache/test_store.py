@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import zarr
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import gc, repair, verify
-from patchbank.cache.combine import diff, merge, subset
-from patchbank.cache.finish import finalize
+from patchbank.cache.finalize import finalize
 from patchbank.cache.identity import Identity
+from patchbank.cache.merge import diff, merge, subset
 from patchbank.cache.store import Store
+from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import InvalidRequest, RowsMissing, StoreNotFound, VectorRefused
 
 MakeIdentity = Callable[..., Identity]

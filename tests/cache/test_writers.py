@@ -14,11 +14,11 @@ import pytest
 from patchbank.cache import index as index_module
 from patchbank.cache import leases
 from patchbank.cache.bank import Bank
-from patchbank.cache.check import gc, repair, verify
-from patchbank.cache.finish import finalize
+from patchbank.cache.finalize import finalize
 from patchbank.cache.index import KeyIndex
 from patchbank.cache.leases import Lease
 from patchbank.cache.store import Store
+from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import StoreError
 
 FORK = multiprocessing.get_context("fork")

@@ -22,7 +22,7 @@ from patchbank.extract.cards import (
 )
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.listing import describe, policies_of, to_toml
-from patchbank.extract.models import build_network
+from patchbank.extract.models.network import build_network
 from patchbank.extract.tokens import parse_policy, vector_dim
 from patchbank.extract.views import prepare
 from PIL import Image

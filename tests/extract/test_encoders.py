@@ -15,7 +15,7 @@ from patchbank.extract.cards import Card, Transform, load_card
 from patchbank.extract.check import check_encoder
 from patchbank.extract.devices import batch_size_for, compute_threads, resolve_devices, single_threaded
 from patchbank.extract.encoders import build_encoder
-from patchbank.extract.models import build_network
+from patchbank.extract.models.network import build_network
 
 SMALL = {"img_size": 32, "depth": 3, "num_classes": 0}
 

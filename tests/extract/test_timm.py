@@ -9,7 +9,7 @@ import torch
 from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder
 from patchbank.extract.cards import Transform, load_card
 from patchbank.extract.encoders import build_encoder
-from patchbank.extract.timm_models import _transform
+from patchbank.extract.models.timm import _transform
 from patchbank.extract.views import prepare
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -60,7 +60,7 @@ def test_inputs_that_cannot_be_reproduced_are_refused(changes: dict, says: str) 
 def test_registers_without_a_class_token_are_no_class_token() -> None:
     card = load_card("timm:vit_wee_patch16_reg1_gap_256")
     assert (card.prefix, card.class_token, card.tokens) == (1, False, "pooled")
-    encoder = build_encoder(card, device="cpu", random_weights=True)
+    encoder = build_encoder(card, device="cpu", precision="fp32", random_weights=True)
     found = encoder.embed(torch.zeros(2, 256, 256, 3, dtype=torch.uint8), ["registers", "mean"])
     tokens = encoder.network.features(encoder.normalise(torch.zeros(2, 256, 256, 3))).tokens
     assert tokens is not None
@@ -90,7 +90,7 @@ def test_class_tokens_that_no_flag_counts_leave_the_pooled_vector_only() -> None
 
 def test_features_that_are_a_list_are_pooled() -> None:
     card = load_card("timm:crossvit_tiny_240")
-    vectors = build_encoder(card, device="cpu", random_weights=True).embed(
+    vectors = build_encoder(card, device="cpu", precision="fp32", random_weights=True).embed(
         torch.zeros(1, 240, 240, 3, dtype=torch.uint8)
     )
     assert vectors["pooled"].shape == (1, card.dim)

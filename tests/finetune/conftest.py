@@ -10,7 +10,7 @@ import pytest
 import torch
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.extract.cards import Card, Transform
-from patchbank.extract.models import TimmNetwork
+from patchbank.extract.models.network import TimmNetwork
 from patchbank.finetune.model import classifier
 from patchbank.finetune.recipe import Recipe, load_recipe
 from patchbank.finetune.train import Patches

@@ -15,7 +15,7 @@ from patchbank.finetune.attention import (
     fit_attention,
     run_attention,
 )
-from patchbank.probe import metrics
+from patchbank.probe.statistics import metrics
 from sklearn.linear_model import LogisticRegression
 
 

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from patchbank.errors import InvalidRequest
 from patchbank.finetune.compare import compare_results
-from patchbank.probe import metrics
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.intervals import holm
-from patchbank.probe.results import ProbeResult
-from patchbank.probe.scoring import PAIRED, compare_models, estimate_set
-from patchbank.probe.systems import from_predictions
+from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.merge import from_predictions
+from patchbank.probe.results.scoring import PAIRED, compare_models, estimate_set
+from patchbank.probe.statistics import metrics
+from patchbank.probe.statistics.intervals import holm
 
 
 def saved(

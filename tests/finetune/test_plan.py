@@ -10,7 +10,7 @@ from patchbank.errors import InvalidRequest
 from patchbank.finetune import plan as plan_module
 from patchbank.finetune.plan import Cost, Rule, fitting_recipe, load_plan, make_plan, measure_cost
 from patchbank.finetune.run import run_plan
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.results.files import ProbeResult
 
 SLOW = Cost(1.0, 2.0, 10, "a slow machine")
 FAST = Cost(1000.0, 3000.0, 10, "a fast machine")

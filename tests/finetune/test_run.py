@@ -13,7 +13,7 @@ from patchbank.errors import InvalidRequest, ProbeError, TrainingError, UnknownE
 from patchbank.files import LOCK
 from patchbank.finetune import checkpoint
 from patchbank.finetune.run import prepare_jobs, run_finetune, train_fold
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.results.files import ProbeResult
 from scipy.special import expit
 
 

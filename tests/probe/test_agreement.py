@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import agreement, intervals, metrics
+from patchbank.probe.statistics import agreement, intervals, metrics
 from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, log_loss
 from statsmodels.stats.inter_rater import fleiss_kappa as reference_kappa

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import calibration, metrics
+from patchbank.probe.statistics import calibration, metrics
 from scipy import special, stats
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression

@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest
-from patchbank.probe import clinical
-from patchbank.probe.board import Board
-from patchbank.probe.entries import StudyPage, SystemRow
-from patchbank.probe.page import page_html
-from patchbank.probe.report import html_report, markdown_report
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.report import clinical
+from patchbank.probe.report.board import Board
+from patchbank.probe.report.model import StudyPage, SystemRow
+from patchbank.probe.report.page import page_html
+from patchbank.probe.report.sections import Sections
+from patchbank.probe.report.write import html_report, markdown_report
+from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.merge import from_predictions, merge_systems
 from patchbank.probe.run import run_probe
-from patchbank.probe.sections import Sections
 from patchbank.probe.study_file import load_study
-from patchbank.probe.systems import from_predictions, merge_systems
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest
-from patchbank.probe import others
+from patchbank.probe.classifiers import simple as others
+from patchbank.probe.classifiers.transforms import Scaling, fit_transform
 from patchbank.probe.config import PARAMETERS, PREPROCESSING, ProbeConfig
 from patchbank.probe.model import apply
 from patchbank.probe.protocol import ProtocolRun, make_plan, run_protocol
-from patchbank.probe.transforms import Scaling, fit_transform
 from sklearn.linear_model import LogisticRegression
 
 GRIDS: dict[str, dict[str, Any]] = {

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest
-from patchbank.probe.heterogeneity import heterogeneity
+from patchbank.probe.statistics.heterogeneity import heterogeneity
 from scipy import stats
 from statsmodels.stats.meta_analysis import combine_effects
 

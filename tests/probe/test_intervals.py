@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import intervals, metrics
+from patchbank.probe.statistics import intervals, metrics
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint

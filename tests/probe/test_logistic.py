@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import dual, logistic, newton
-from patchbank.probe.logistic import fit_logistic
-from patchbank.probe.path import ladder
+from patchbank.probe.solver import dual, logistic, newton
+from patchbank.probe.solver.logistic import fit_logistic
+from patchbank.probe.solver.path import ladder
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 from patchbank.errors import ProbeError
-from patchbank.probe.rivals import Adam, Plateau, _bce_gradient, fit_eva, fit_paper_sgd, fit_thunder
+from patchbank.probe.classifiers.recipes import (
+    Adam,
+    Plateau,
+    _bce_gradient,
+    fit_eva,
+    fit_paper_sgd,
+    fit_thunder,
+)
 
 
 def data(n=300, d=10, seed=0):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import metrics
+from patchbank.probe.statistics import metrics
 from sklearn import metrics as reference
 
 REFERENCE = {  # name -> (y, scores, sample_weight) -> value, at threshold .5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.protocol import adjustment, make_plan, run_protocol
-from patchbank.probe.scoring import Column, Rows, compare_models, mean_of_models, score_set
+from patchbank.probe.results.scoring import Column, Rows, compare_models, mean_of_models, score_set
 from patchbank.probe.selection import criterion
 from scipy.special import expit
 from sklearn.metrics import average_precision_score, roc_auc_score

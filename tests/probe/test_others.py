@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe import metrics, others
-from patchbank.probe.transforms import Scaling
+from patchbank.probe.classifiers import simple as others
+from patchbank.probe.classifiers.transforms import Scaling
+from patchbank.probe.statistics import metrics
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid

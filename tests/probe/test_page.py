@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from patchbank.datasets.thumbnails import sprite_sheet, thumbnail
-from patchbank.probe.board import Board, prose
-from patchbank.probe.maps import caption, json_script
-from patchbank.probe.page import (
+from patchbank.probe.report.board import Board, prose
+from patchbank.probe.report.maps import caption, json_script
+from patchbank.probe.report.page import (
     EmbeddingMap,
     Picture,
     PublishedRow,
@@ -30,10 +30,10 @@ from patchbank.probe.page import (
     page_html,
     write_page,
 )
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.report.sections import Sections
+from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.scoring import PAIRED
 from patchbank.probe.run import run_probe
-from patchbank.probe.scoring import PAIRED
-from patchbank.probe.sections import Sections
 from PIL import Image
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>\"'&"

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, MissingDependency
-from patchbank.probe.projection import project
+from patchbank.probe.report.projection import project
 
 
 def vectors(n: int = 60, dim: int = 7, *, seed: int = 0) -> np.ndarray:

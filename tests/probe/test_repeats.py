@@ -11,8 +11,8 @@ from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe.leaks import near_embeddings
-from patchbank.probe.report import html_report
-from patchbank.probe.results import OPTIMISM, SWEEP, ProbeResult
+from patchbank.probe.report.write import html_report
+from patchbank.probe.results.files import OPTIMISM, SWEEP, ProbeResult
 from patchbank.probe.run import run_probe
 
 QUICK: dict[str, Any] = {

@@ -17,9 +17,9 @@ from patchbank.datasets.manifest import Manifest
 from patchbank.datasets.thumbnails import thumbnail_of
 from patchbank.errors import InvalidRequest, OutputError, ProbeError
 from patchbank.probe.cli import probe_group
-from patchbank.probe.plots import Plot, pr_points, roc_points, unit_ticks
-from patchbank.probe.report import html_report, markdown_report, write_report
-from patchbank.probe.results import ProbeResult
+from patchbank.probe.report.plots import Plot, pr_points, roc_points, unit_ticks
+from patchbank.probe.report.write import html_report, markdown_report, write_report
+from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.run import run_probe
 from PIL import Image
 from sklearn.metrics import auc, average_precision_score, roc_auc_score

@@ -14,7 +14,7 @@ from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, ProbeError, RowsMissing, StoreNotFound
 from patchbank.probe.features import load
 from patchbank.probe.fewshot import run_few_shot
-from patchbank.probe.results import SWEEP, ProbeResult
+from patchbank.probe.results.files import SWEEP, ProbeResult
 from patchbank.probe.run import run_probe
 
 QUICK: dict[str, Any] = {
@@ -349,7 +349,7 @@ def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
 def test_published_recipes_are_kept_apart(study: Any, solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folds that choose the epoch give no out-of-fold estimate: "validation", and on no leaderboard."""
     from patchbank.probe import protocol
-    from patchbank.probe.report import html_report
+    from patchbank.probe.report.write import html_report
 
     limit = {"thunder": {"epochs": 3}, "eva": {"max_steps": 50}}.get(solver, {"epochs": 3, "lr": 1e-2})
     recipe = protocol.RECIPES[solver]

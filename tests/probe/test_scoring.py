@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from patchbank.probe import agreement, intervals, metrics, scoring
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.results import ProbeResult
-from patchbank.probe.scoring import Column, Rows
+from patchbank.probe.results import scoring
+from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.scoring import Column, Rows
+from patchbank.probe.statistics import agreement, intervals, metrics
 from scipy import special, stats
 
 CONFIG = ProbeConfig(features=("a",))

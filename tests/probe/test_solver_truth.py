@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from patchbank.probe import estimator, logistic, newton
+from patchbank.probe import estimator
+from patchbank.probe.classifiers.grid import fit_logistic_grid
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.design import Design
 from patchbank.probe.estimator import BatchedLogisticRegression, BatchedLogisticRegressionCV
-from patchbank.probe.fitting import fit_logistic_grid
-from patchbank.probe.logistic import fit_logistic
-from patchbank.probe.objective import Objective
+from patchbank.probe.solver import logistic, newton
+from patchbank.probe.solver.design import Design
+from patchbank.probe.solver.logistic import fit_logistic
+from patchbank.probe.solver.objective import Objective
 from sklearn.exceptions import ConvergenceWarning
 
 TORTURE = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "solver_torture.py"))
@@ -155,7 +156,7 @@ def test_a_bound_holds_at_any_point(monkeypatch):
         design = Design(X, y, v, n_classes=k, standardize=False, memory=1e9)
         objective = Objective(design, np.arange(2), np.full(2, 2.0))
         for steps in (0, 1, 50):
-            monkeypatch.setattr("patchbank.probe.objective.PROFILE_STEPS", steps)
+            monkeypatch.setattr("patchbank.probe.solver.objective.PROFILE_STEPS", steps)
             for size in (1e-3, 0.1, 1, 30):
                 theta = size * rng.standard_normal((2, design.outputs, 5))
                 at = objective.exact(np.arange(2), theta)

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from patchbank.errors import InvalidRequest
-from patchbank.probe.entries import StudyPage, SystemRow
-from patchbank.probe.published import beside_published, load_published
-from patchbank.probe.report import html_report
-from patchbank.probe.results import SWEEP, ProbeResult
+from patchbank.probe.report.model import StudyPage, SystemRow
+from patchbank.probe.report.published import beside_published, load_published
+from patchbank.probe.report.study_tables import frame, markdown
+from patchbank.probe.report.write import html_report
+from patchbank.probe.results.files import SWEEP, ProbeResult
+from patchbank.probe.results.merge import merge_systems
+from patchbank.probe.results.scoring import Rows, mean_of_models
 from patchbank.probe.run import run_probe
-from patchbank.probe.scoring import Rows, mean_of_models
-from patchbank.probe.study_tables import frame, markdown
-from patchbank.probe.systems import merge_systems
 from scipy import stats
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score

@@ -1,0 +1,1 @@
+"""Networks from cards: how each library builds one, and how its weights are read."""

@@ -1,0 +1,170 @@
+"""Networks behind one interface: an image batch in, tokens and pooled vectors out.
+
+Each kind of card has one adapter class. All of them answer with `Features`; token policies, autocast and
+views are applied above, in one place for all.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import EncoderError, InvalidRequest
+from ..cards import Card, untrusted
+from ..weights import Weights
+
+
+@dataclass
+class Features:
+    """What one forward pass gave.
+
+    Attributes:
+        tokens: (b, prefix + grid, dim) after the final norm, CLS first, then registers; None without tokens.
+        pooled: (b, dim) of the network's own pooling; None if not asked for or not there.
+        layers: the same as `tokens` after block K, final norm applied, by K = 1...
+    """
+
+    tokens: Tensor | None = None
+    pooled: Tensor | None = None
+    layers: dict[int, Tensor] = field(default_factory=dict)
+
+
+class Network(nn.Module):
+    """Base of the adapters.
+
+    Attributes:
+        depth: the number of blocks that intermediate layers may name, 0 for none.
+        origin: where in its file the weights were found, in words; "" for the top.
+    """
+
+    depth: int = 0
+    origin: str = ""
+
+    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+        """Run the network on (b, 3, s, s), normalised."""
+        raise NotImplementedError
+
+
+class TimmNetwork(Network):
+    """Any timm model: `forward_features` gives tokens, `forward_head(pre_logits=True)` the pooled vector."""
+
+    def __init__(self, model: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.model = model
+        self.has_tokens = card.grid > 0
+        self.depth = len(model.blocks) if self.has_tokens and hasattr(model, "blocks") else 0  # pyright: ignore[reportArgumentType]
+
+    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+        model: Any = self.model
+        found: dict[int, Tensor] = {}
+        if layers:
+            last, blocks = model.forward_intermediates(
+                batch,
+                indices=[layer - 1 for layer in layers],
+                return_prefix_tokens=True,
+                norm=True,
+                output_fmt="NLC",
+            )
+            for layer, block in zip(layers, blocks, strict=True):
+                patches, prefix = block if isinstance(block, tuple) else (block, block[:, :0])
+                found[layer] = torch.cat([prefix, patches], dim=1)
+        else:
+            last = model.forward_features(batch)
+        return Features(
+            tokens=last if self.has_tokens else None,
+            pooled=model.forward_head(last, pre_logits=True) if pooled else None,
+            layers=found,
+        )
+
+
+class TransformersNetwork(Network):
+    """A transformers vision model, or the vision tower of a two-tower one."""
+
+    def __init__(self, model: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.model: Any = getattr(model, "vision_model", model)
+        self.norm = next(
+            (
+                getattr(self.model, name)
+                for name in ("layernorm", "post_layernorm", "norm")
+                if hasattr(self.model, name)
+            ),
+            nn.Identity(),
+        )
+        config = self.model.config
+        self.depth = int(getattr(config, "num_hidden_layers", 0))
+
+    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+        out = self.model(pixel_values=batch, output_hidden_states=bool(layers), return_dict=True)
+        states = out.hidden_states if layers else ()
+        pooled_output = getattr(out, "pooler_output", None) if pooled else None
+        if pooled and pooled_output is None:
+            raise InvalidRequest("this transformers model has no pooled output; use cls or mean")
+        return Features(
+            tokens=out.last_hidden_state,
+            pooled=pooled_output,
+            layers={layer: self.norm(states[layer]) for layer in layers},
+        )
+
+
+class CallableNetwork(Network):
+    """A user's callable: float32 (b, 3, s, s) in, (b, dim) out, or (b, prefix + grid, dim) with a grid."""
+
+    def __init__(self, function: Callable[..., Any], card: Card) -> None:
+        super().__init__()
+        self.function = function  # registered as a submodule by torch if it is one
+        self.card_id, self.has_tokens = card.id, card.grid > 0
+
+    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+        if layers:
+            raise InvalidRequest(f"{self.card_id} is a Python callable and has no intermediate layers")
+        out = self.function(batch)
+        wanted = 3 if self.has_tokens else 2
+        if not isinstance(out, Tensor) or out.ndim != wanted:
+            got = f"{tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+            raise EncoderError(
+                f"the callable of {self.card_id} gave {got}; its card says a tensor of {wanted} dimensions"
+            )
+        if self.has_tokens:
+            return Features(tokens=out, pooled=out.mean(dim=1) if pooled else None)
+        return Features(pooled=out)
+
+
+def build_network(card: Card, weights: Weights | None, *, remote_code: bool = False) -> Network:
+    """Build a card's network in float32 on the CPU and load its weights.
+
+    Args:
+        weights: None builds the architecture with random weights (checks and tests).
+        remote_code: run code from the hub repository where the card needs it.
+
+    Raises:
+        EncoderError: the weights do not fit the architecture.
+        MissingDependency: timm or transformers is not installed.
+        InvalidRequest: the card needs code from its hub repository and `remote_code` is False.
+        UntrustedCode: the card names Python code that nobody trusted (`load_card`).
+    """
+    if card.kind == "timm":
+        from .timm import build_timm
+
+        model, origin = build_timm(card, weights)
+        network = TimmNetwork(model, card)
+        network.origin = origin
+        return network
+    if card.kind == "transformers":
+        from .transformers import build_transformers
+
+        return TransformersNetwork(build_transformers(card, weights, remote_code=remote_code), card)
+    if card.kind == "conch":
+        from .conch import build_conch
+
+        return build_conch(card, weights)
+    if card.factory is None:
+        raise untrusted(card, "the card")
+    function = card.factory(**card.arguments)
+    if not callable(function):
+        raise EncoderError(
+            f"the factory of {card.id} gave a {type(function).__name__}, which cannot be called"
+        )
+    return CallableNetwork(function, card)

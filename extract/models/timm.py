@@ -1,0 +1,201 @@
+"""timm models: built from a card's arguments, filled from a file that was found before."""
+
+import difflib
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import EncoderError, InvalidRequest, MissingDependency, UnknownEncoder
+from ..cards import INTERPOLATIONS, MODES, Card, Transform
+from ..weights import INSTALL, Weights
+from .state import load_file_into
+
+try:
+    import timm
+    from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
+    from timm.layers import SwiGLUPacked  # pyright: ignore[reportPrivateImportUsage]
+except ImportError as missing:
+    raise MissingDependency(f"timm is not installed: {INSTALL}") from missing
+
+# what a card's arguments may name; TOML cannot hold a class
+_CLASSES: dict[str, Any] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
+
+
+def create(card: Card) -> nn.Module:
+    """The architecture with timm's random weights. Raises InvalidRequest for arguments it does not take."""
+    arguments = {
+        key: _CLASSES.get(value, value) if isinstance(value, str) else value
+        for key, value in card.arguments.items()
+    }
+    try:
+        model = timm.create_model(card.model, pretrained=False, **arguments)
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InvalidRequest(f"timm cannot build {card.model!r} for {card.id}: {error}") from error
+    return model.eval()
+
+
+def build_timm(card: Card, weights: Weights | None) -> tuple[nn.Module, str]:
+    """The model in float32 on the CPU, weights loaded by key, or random where `weights` is None.
+
+    Returns:
+        The model, and where in the file its tensors were (see `checkpoints.load_file_into`).
+    """
+    if weights is None:
+        return create(card), ""
+    with torch.device("meta"):  # no time spent on random numbers that are overwritten
+        model = create(card)
+    path = weights.path
+    if path is None or not path.is_file():
+        raise EncoderError(f"{card.id} wants one file of weights, not {path}")
+    origin = _fill(model, card, path)
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if left:  # buffers that no checkpoint holds: build once more, for real, and fill that
+        model = create(card)
+        _fill(model, card, path)
+    return model.requires_grad_(False), origin
+
+
+def _fill(model: nn.Module, card: Card, path: Path) -> str:
+    """With timm's own conversion for the family (position grids, old names), the classifier left out."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    return load_file_into(model, path, card, convert=convert, heads=heads)
+
+
+def card_of_timm(name: str) -> Card:
+    """A card for any timm model with pretrained weights, from timm's own configuration and flags.
+
+    Raises:
+        UnknownEncoder: timm has no such model, or no weights for it; suggests near names.
+        EncoderError: its input or its output is none that a card can describe; says which.
+    """
+    config = _configuration(name)
+    data = resolve_data_config({}, pretrained_cfg=config.to_dict())
+    transform = _transform(name, data)
+    arguments: dict[str, Any] = {"num_classes": 0}
+    refuse = f"timm:{name} cannot be used as an encoder: "
+    try:
+        with torch.device("meta"):
+            model = _sized(str(config.architecture), arguments, transform.size)
+            with torch.no_grad():
+                features: Any = model.forward_features(torch.empty(1, 3, transform.size, transform.size))
+                pooled: Any = model.forward_head(features, pre_logits=True)
+    except Exception as error:  # timm's models fail in any way: asserts, missing methods, other arguments
+        reason = str(error).strip().split("\n")[0]
+        raise EncoderError(
+            f"{refuse}it does not run on 3 x {transform.size} x {transform.size} pixels without a classifier "
+            f"({type(error).__name__}{f': {reason}' if reason else ''})"
+        ) from error
+    if not isinstance(pooled, torch.Tensor) or pooled.ndim != 2:
+        got = (
+            f"a {type(pooled).__name__}" if not isinstance(pooled, torch.Tensor) else f"{tuple(pooled.shape)}"
+        )
+        raise EncoderError(f"{refuse}its pooled output is {got}, not one vector a patch")
+    grid, prefix, class_token = _layout(model, features)
+    hub, files = _place(config)
+    return Card(
+        id=f"timm:{name}",
+        model=str(config.architecture),
+        hub=hub,
+        files=files,
+        licence=config.license or "unknown",
+        source=f"timm {timm.__version__}",
+        dim=int(features.shape[-1] if grid else pooled.shape[-1]),
+        grid=grid,
+        prefix=prefix,
+        class_token=class_token,
+        tokens="cls" if grid and prefix and class_token else "pooled",
+        arguments=arguments,
+        transform=transform,
+    )
+
+
+def _configuration(name: str) -> Any:
+    """timm's configuration of a name with or without a tag. Raises UnknownEncoder."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(architecture):
+        tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{architecture}.*")]
+        if tag in tags or (not tag and tags):
+            return timm.get_pretrained_cfg(name, allow_unregistered=False)
+        if tags:
+            raise UnknownEncoder(
+                f"timm {timm.__version__} has no weights {tag!r} of {architecture}; "
+                f"there are {', '.join(f'timm:{architecture}.{one}' for one in tags)}"
+            )
+    known = timm.list_models(pretrained=True)
+    near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {', '.join(f'timm:{one}' for one in near)}?" if near else ""
+    raise UnknownEncoder(f"timm {timm.__version__} has no weights for {name!r}{hint}")
+
+
+def _transform(name: str, data: Mapping[str, Any]) -> Transform:
+    """timm's own evaluation transform (timm.data.transforms_imagenet_eval). Raises EncoderError."""
+    (channels, height, width), crop = data["input_size"], data["crop_pct"]
+    fault = ""
+    if channels != 3 or len(data["mean"]) != 3:
+        fault = f"it takes {channels} channels"
+    elif height != width:
+        fault = f"its input is {height} x {width}, and only square ones are supported"
+    elif crop > 1:
+        fault = f"its crop_pct of {crop} puts a frame around the patch, which is not supported"
+    elif data["interpolation"] not in INTERPOLATIONS:
+        fault = f"its interpolation {data['interpolation']!r} is not supported"
+    elif data["crop_mode"] not in MODES:
+        fault = f"its crop_mode {data['crop_mode']!r} is not supported"
+    if fault:
+        raise EncoderError(f"timm:{name} cannot be used as an encoder: {fault}")
+    return Transform(
+        size=height,
+        resize=math.floor(height / crop),
+        mode=data["crop_mode"],
+        interpolation=data["interpolation"],
+        mean=data["mean"],
+        std=data["std"],
+    )
+
+
+def _sized(architecture: str, arguments: dict[str, Any], size: int) -> Any:
+    """The architecture for this input; `arguments` gains img_size where it is built for another one."""
+    model = timm.create_model(architecture, pretrained=False, **arguments).eval()
+    built_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if built_for is not None and tuple(built_for) != (size, size):
+        arguments["img_size"] = size
+        model = timm.create_model(architecture, pretrained=False, **arguments).eval()
+    return model
+
+
+def _layout(model: Any, features: Any) -> tuple[int, int, bool]:
+    """(patch tokens, tokens before them, whether the first of those is a CLS token), by the model's flags.
+
+    (0, 0, True) where it gives no tokens, or none whose place the flags tell.
+    """
+    if not isinstance(features, torch.Tensor) or features.ndim != 3:
+        return 0, 0, True
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    named = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    # CoaT and others have class tokens and no flag that counts them: their patch tokens cannot be told apart
+    has_class = any(name.startswith(("cls_token", "class_token")) for name in named)
+    registers = int(getattr(model, "num_reg_tokens", 0) or 0)
+    grid = features.shape[1] - prefix
+    if grid < 1 or (has_class and prefix < 1) or (not has_class and prefix != registers):
+        return 0, 0, True
+    return int(grid), int(prefix), has_class or not prefix
+
+
+def _place(config: Any) -> tuple[str, tuple[str, ...]]:
+    """The hub repository of the weights, and the names that their file may have there."""
+    hub = config.hf_hub_id or ""
+    if hub.endswith("/"):
+        hub = f"{hub}{config.architecture}{f'.{config.tag}' if config.tag else ''}"
+    names = ("model.safetensors", "pytorch_model.bin")
+    named = getattr(config, "hf_hub_filename", None)
+    if named:  # a safetensors file of the same name is preferred, as timm does
+        safe = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}
+        names = (safe.get(named, f"{named.rpartition('.')[0]}.safetensors"), named)
+    return hub, tuple(dict.fromkeys(names))

@@ -1,0 +1,414 @@
+"""Probes other than logistic regression, behind one interface, and few-shot curves.
+
+Every probe has `fit(X, y, *, sample_weight=None, groups=None)`, which returns itself, `decision(X)`, one
+score a row, larger meaning more positive, `steps()`, the same as plain numbers (see `model`), and
+`threshold`, the score at which it changes its call.
+X is (n, d) float, finite; y (n,) 0 or 1, both present; sample_weight (n,) not negative, 0 leaving the row
+out; groups (n,) as `intervals.cluster_codes` reads them, used only where a probe chooses something itself.
+Probes take features as they are: `transforms` has what is done to them before.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from ...errors import InvalidRequest, ProbeError
+from ..model import Steps, apply, unit
+from ..statistics.intervals import cluster_codes
+from ..statistics.metrics import check_labels, evaluate
+from .transforms import Scaling, fit_transform
+
+Floats = NDArray[np.float64]
+
+
+class Probe(Protocol):
+    """What the module's docstring says."""
+
+    threshold: ClassVar[float]
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self: ...
+
+    def decision(self, X: ArrayLike) -> Floats: ...
+
+    def steps(self) -> Steps: ...
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Checked training rows of positive weight."""
+
+    X: Floats
+    y: NDArray[np.bool_]
+    weight: Floats
+    codes: NDArray[np.intp]
+
+
+def _rows(X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> _Rows:
+    labels = check_labels(y)
+    table = np.asarray(X, np.float64)
+    if table.ndim != 2 or len(table) != len(labels):
+        raise InvalidRequest(f"features {table.shape} for {len(labels)} labels: have to be (n, d)")
+    if not np.isfinite(table).all():
+        bad = int((~np.isfinite(table).all(axis=1)).argmax())
+        raise ProbeError(f"features that are not finite cannot be fitted; the first are in row {bad}")
+    weight = np.ones(len(labels)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+    if weight.shape != labels.shape or not (np.isfinite(weight).all() and weight.min() >= 0):
+        raise InvalidRequest("sample_weight: one finite number >= 0 a row")
+    codes = cluster_codes(groups, len(labels))
+    used = weight > 0
+    if labels[used].all() or not labels[used].any():
+        raise ProbeError("a probe needs training rows of both classes")
+    return _Rows(table[used], labels[used], weight[used], codes[used])
+
+
+@dataclass
+class KNN:
+    """k nearest neighbours, exact, in blocks of rows.
+
+    The score is the weighted share of positives among the k: weights are the sample weights, times
+    exp((similarity - 1) / temperature) if a temperature is given (cosine only; .07 in DINO). Which of several
+    training rows at the very same distance count as the k-th is not defined.
+    """
+
+    k: int = 20
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    temperature: float | None = None
+    threshold: ClassVar[float] = 0.5
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        if self.metric not in ("cosine", "euclidean"):
+            raise InvalidRequest(f"metric is 'cosine' or 'euclidean', not {self.metric!r}")
+        if self.temperature is not None and (self.metric != "cosine" or self.temperature <= 0):
+            raise InvalidRequest("a temperature is positive and goes with metric='cosine'")
+        rows = _rows(X, y, sample_weight, groups)
+        if not 1 <= self.k <= len(rows.X):
+            raise InvalidRequest(f"k is {self.k}, and there are {len(rows.X)} training rows")
+        # distances do not change with the origin, and small numbers lose less in |a|^2 - 2ab + |b|^2
+        self._origin = rows.X.mean(axis=0) if self.metric == "euclidean" else np.zeros(rows.X.shape[1])
+        self._train = self._place(rows.X)
+        self._y, self._weight = rows.y, rows.weight
+        return self
+
+    def _place(self, X: Floats) -> Floats:
+        if self.metric == "cosine":
+            return unit(X)
+        return X - self._origin
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        place = ("unit", {}) if self.metric == "cosine" else ("shift", {"value": self._origin})
+        return (place, ("neighbours", {
+            "train": self._train,
+            "positive": self._y,
+            "weight": self._weight,
+            "k": np.array(self.k),
+            "temperature": np.array(np.nan if self.temperature is None else self.temperature),
+            "euclidean": np.array(self.metric == "euclidean"),
+        }))  # fmt: skip
+
+
+@dataclass
+class NearestCentroid:
+    """SimpleShot (Wang et al. 2019, CL2N): centre on the training mean, scale to length 1, compare with
+    the class means. The score is |x - c0|^2 - |x - c1|^2. Sample weights act within a class only."""
+
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        rows = _rows(X, y, sample_weight, groups)
+        self._mean = np.average(rows.X, axis=0, weights=rows.weight)
+        placed = unit(rows.X - self._mean)
+        self._negative, self._positive = (
+            np.average(placed[of], axis=0, weights=rows.weight[of]) for of in (~rows.y, rows.y)
+        )
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        middle = (self._positive + self._negative) / 2
+        weight = 2 * (self._positive - self._negative)[:, None]
+        return (
+            ("shift", {"value": self._mean}),
+            ("unit", {}),
+            ("shift", {"value": middle}),
+            ("affine", {"weight": weight, "bias": np.zeros(1)}),
+        )
+
+
+@dataclass
+class Ridge:
+    """Least squares on targets -1 and 1 with an L2 penalty alpha, closed form for all alphas at once.
+
+    Of `alphas` the one with the least weighted squared error with one group left out is taken (of equals
+    the first). That costs no refits: held-out residuals are (I - H_gg)^-1 r_g with the hat matrix H.
+    The intercept is free. One alpha alone needs no groups.
+    After `fit`: alpha_, group_errors_ (len(alphas),; 0 of one alpha alone), coef_ (d,) and intercept_.
+    """
+
+    alphas: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-4, 15))
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        if not len(self.alphas) or min(self.alphas) <= 0:
+            raise InvalidRequest("alphas are positive, at least one")
+        rows = _rows(X, y, sample_weight, groups)
+        root = np.sqrt(rows.weight)
+        centre = np.average(rows.X, axis=0, weights=rows.weight)
+        target = np.where(rows.y, 1.0, -1.0)
+        level = np.average(target, weights=rows.weight)
+        search = len(self.alphas) > 1
+        if search and len(np.unique(rows.codes)) < 2:
+            raise ProbeError("ridge leaves groups out to choose alpha: it needs at least two")
+        # weighted rows; centring makes the free intercept orthogonal to them
+        z = root[:, None] * (rows.X - centre)
+        aim = root * (target - level)
+        wide = z.shape[1] > z.shape[0]
+        curvature, vectors = np.linalg.eigh(z @ z.T if wide else z.T @ z)
+        curvature = np.maximum(curvature, 0.0)
+        turned = vectors * np.sqrt(curvature) if wide else z @ vectors  # z in its principal axes
+        projected = turned.T @ aim
+        intercept_root = root / np.sqrt(rows.weight.sum())
+        errors = []
+        for alpha in self.alphas if search else ():
+            residual = aim - turned @ (projected / (curvature + alpha))
+            hat_root = np.column_stack([turned / np.sqrt(curvature + alpha), intercept_root])
+            errors.append(_left_out_error(hat_root, residual, rows.codes))
+        self.group_errors_ = np.array(errors or [0.0]) / rows.weight.sum()
+        self.alpha_ = float(self.alphas[int(self.group_errors_.argmin())])
+        if wide:
+            weights = z.T @ (vectors @ (vectors.T @ aim / (curvature + self.alpha_)))
+        else:
+            weights = vectors @ (projected / (curvature + self.alpha_))
+        self.coef_ = weights
+        self.intercept_ = float(level - centre @ weights)
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        return (("affine", {"weight": self.coef_[:, None], "bias": np.array([self.intercept_])}),)
+
+
+def _left_out_error(hat_root: Floats, residual: Floats, codes: NDArray[np.intp]) -> float:
+    """Sum over groups of the squared residuals (n,) that they have when left out; H = hat_root hat_root'."""
+    order = np.argsort(codes, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    total = 0.0
+    for size in {len(m) for m in members}:  # groups of one size are solved as one stack
+        stack = np.stack([m for m in members if len(m) == size])  # (groups, size)
+        step = max(1, (1 << 22) // (size * (size + hat_root.shape[1])))
+        for start in range(0, len(stack), step):
+            block = stack[start : start + step]
+            h = hat_root[block]
+            outside = np.eye(size) - h @ h.transpose(0, 2, 1)
+            total += float((np.linalg.solve(outside, residual[block][..., None]) ** 2).sum())
+    return total
+
+
+@dataclass
+class LinearSVM:
+    """scikit-learn's LinearSVC (squared hinge, L2); the score is the margin."""
+
+    C: float = 1e-3
+    max_iter: int = 10_000
+    seed: int = 0
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        from sklearn.svm import LinearSVC
+
+        rows = _rows(X, y, sample_weight, groups)
+        svm = LinearSVC(C=self.C, dual="auto", max_iter=self.max_iter, random_state=self.seed)
+        self._svm = svm.fit(rows.X, rows.y, sample_weight=rows.weight)
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        return (_affine(np.asarray(self._svm.coef_).T, np.asarray(self._svm.intercept_)),)
+
+
+@dataclass
+class MLP:
+    """scikit-learn's MLPClassifier (one hidden layer, Adam); the score is a logit.
+
+    It runs its epochs without early stopping, whose random validation rows would ignore the groups.
+    Sample weights need scikit-learn 1.7.
+    """
+
+    hidden: int = 128
+    alpha: float = 1e-2
+    epochs: int = 30
+    seed: int = 0
+    threshold: ClassVar[float] = 0.0
+
+    def fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> Self:
+        import warnings
+
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.neural_network import MLPClassifier
+
+        rows = _rows(X, y, sample_weight, groups)
+        mlp = MLPClassifier((self.hidden,), alpha=self.alpha, max_iter=self.epochs, random_state=self.seed)
+        weight = {} if sample_weight is None else {"sample_weight": rows.weight}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the choice here
+            self._mlp = mlp.fit(rows.X.astype(np.float32), rows.y, **weight)
+        return self
+
+    def decision(self, X: ArrayLike) -> Floats:
+        return apply(self.steps(), np.asarray(X))
+
+    def steps(self) -> Steps:
+        hidden, out = zip(self._mlp.coefs_, self._mlp.intercepts_, strict=True)
+        return (
+            _affine(*hidden),
+            ("relu", {}),
+            _affine(*out),
+        )
+
+
+def _affine(weight: np.ndarray, bias: np.ndarray) -> tuple[str, dict[str, np.ndarray]]:
+    return "affine", {"weight": weight.astype(np.float64), "bias": bias.astype(np.float64)}
+
+
+PROBES: MappingProxyType[str, type[Probe]] = MappingProxyType(
+    {"knn": KNN, "centroid": NearestCentroid, "ridge": Ridge, "svm": LinearSVM, "mlp": MLP}
+)
+
+
+def make_probe(name: str, **options: Any) -> Probe:
+    """A new probe of `PROBES` by name. Raises InvalidRequest for an unknown name or option."""
+    if name not in PROBES:
+        raise InvalidRequest(f"no probe is called {name!r}; there are: {', '.join(PROBES)}")
+    try:
+        return PROBES[name](**options)
+    except TypeError as e:
+        raise InvalidRequest(f"probe {name!r}: {e}") from e
+
+
+def few_shot_rows(
+    y: ArrayLike, *, shots: Sequence[int], repeats: int, groups: ArrayLike | None = None, seed: int
+) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
+    """(k, repeat, rows): k training rows of each class, for every k of shots and repeat 0 .. repeats-1.
+
+    The draws depend on y, groups and seed only, so probes and encoders see the same ones; within a repeat
+    the rows of a smaller k are among those of a larger. With groups (slides), a class's rows are drawn in
+    rounds, one a group, so that k shots come from as many slides as there are.
+    Raises ProbeError if a class has fewer rows than the largest k.
+    """
+    labels = check_labels(y)
+    codes = cluster_codes(groups, len(labels))
+    most = max(shots)
+    if min(shots) < 1 or most > min(labels.sum(), (~labels).sum()):
+        raise ProbeError(
+            f"{most} shots a class: there are {labels.sum()} positive and {(~labels).sum()} negative rows"
+        )
+    for repeat in range(repeats):
+        rng = np.random.default_rng([seed, repeat])
+        queues = [_in_rounds(np.flatnonzero(labels == value), codes, rng)[:most] for value in (False, True)]
+        for k in shots:
+            yield k, repeat, np.concatenate([queue[:k] for queue in queues])
+
+
+def _in_rounds(rows: NDArray[np.intp], codes: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
+    """A random order of rows in which every group's first row comes before any group's second."""
+    shuffled = rng.permutation(rows)
+    mixed = codes[shuffled]
+    by_group = np.argsort(mixed, kind="stable")
+    _, start, size = np.unique(mixed[by_group], return_index=True, return_counts=True)
+    turn = np.empty(len(rows), np.intp)
+    turn[by_group] = np.arange(len(rows)) - np.repeat(start, size)
+    return shuffled[np.argsort(turn, kind="stable")]
+
+
+def few_shot_curve(
+    make: Callable[[], Probe],
+    X: ArrayLike,
+    y: ArrayLike,
+    evaluations: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    *,
+    shots: Sequence[int] = (1, 2, 4, 8, 16, 32, 64),
+    repeats: int = 20,
+    groups: ArrayLike | None = None,
+    metrics: Sequence[str] = ("balanced_accuracy", "auroc"),
+    preprocess: str = "none",
+    seed: int,
+) -> pd.DataFrame:
+    """Scores of a probe that is fitted on k rows of each class.
+
+    make : gives a fresh probe, which is given the groups of its rows where they have more than one
+    preprocess : of `transforms`, learned from the rows that are drawn
+    X, y, groups : the training rows that are drawn from, see `few_shot_rows`
+    evaluations : name -> (X, y) to score on; metrics : of `metrics.METRICS`, not those of probabilities
+    Returns columns shots, repeat, evaluation, metric, value: one row each. The spread over repeats is that of
+    the draw of the shots; that of the evaluation rows comes on top.
+    """
+    table = np.asarray(X)
+    labels = np.asarray(y)
+    found = []
+    for k, repeat, rows in few_shot_rows(labels, shots=shots, repeats=repeats, groups=groups, seed=seed):
+        transform = fit_transform(preprocess, table[rows])
+        shot = transform(table[rows])
+        scaling = Scaling.fit(shot, standardize=preprocess == "standardize")
+        of = None if groups is None else np.asarray(groups)[rows]
+        of = None if of is None or len(set(of.tolist())) < 2 else of
+        probe = make().fit(scaling(shot), labels[rows], groups=of)
+        for name, (test_X, test_y) in evaluations.items():
+            found_scores = probe.decision(scaling(transform(np.asarray(test_X))))
+            scores = evaluate(test_y, found_scores, metrics=metrics, threshold=probe.threshold)
+            found += [(k, repeat, name, metric, float(value)) for metric, value in scores.items()]
+    return pd.DataFrame(found, columns=pd.Index(["shots", "repeat", "evaluation", "metric", "value"]))

@@ -1,0 +1,255 @@
+"""The page of a study: everything it found, as one HTML file that needs nothing else.
+
+The sections of a report (sections.py) and what only a study has: rows that wait for weights, published
+figures, costs, maps, a log. page.js makes the tables sort and the maps speak; without it all but the maps is
+there.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ...files import write_text
+from . import clinical
+from .board import FAMILIES, RANKED, Board, cost_table, prose, published_table
+from .maps import maps_html
+from .markup import TITLES, Html, Table, content, document, marked, png_uri
+from .model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
+from .sections import Sections
+
+__all__ = ["EmbeddingMap", "Picture", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
+
+CSS = Path(__file__).with_name("page.css")
+SCRIPT = Path(__file__).with_name("page.js")
+
+
+def write_page(path: Path, page: StudyPage) -> Path:
+    """Write the page; `path` then holds the whole file or what it held before. Returns `path`."""
+    text = page_html(page)
+    write_text(path, text)
+    return path
+
+
+def page_html(page: StudyPage) -> str:
+    """The whole file."""
+    view = Sections(page.result, noun="system") if page.result else None
+    board = Board(view, page.systems, first=page.primary_set, metric=page.primary_metric)
+    sections = [(name, title, parts) for name, title, parts in _sections(page, view, board) if parts]
+    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
+    main = "\n".join(
+        f'<section id="{name}"><h2>{escape(title)}</h2>{content(parts)}</section>'
+        for name, title, parts in sections
+    )
+    made = view.doc["provenance"] if view else {}
+    foot = ", ".join(str(made[key]) for key in ("patchbank", "finished") if made.get(key))
+    answers = board.answers()
+    answer = f'<div class="answer">{answers}</div>' if answers else ""
+    lead = f"<p class=lead>{marked(page.about)}</p>" if page.about else ""
+    if view and (page.primary_set or page.primary_metric):
+        lead += f"<p>{marked(_primary(page, board))}</p>"
+    body = (
+        f"<header><h1>{escape(page.title)}</h1>{lead}"
+        f'{answer}<p class="facts">{escape(_facts(page, view))}</p>'
+        f'<nav aria-label="Sections">{links}</nav></header><main>{main}</main>'
+        f"<footer>{escape('patchbank ' + foot if foot else 'patchbank')}</footer>"
+    )
+    styles, script = [CSS.read_text("utf-8")], SCRIPT.read_text("utf-8")
+    return document(page.title, body, styles=styles, script=script, metric=board.metric)
+
+
+def _primary(page: StudyPage, board: Board) -> str:
+    """What the study file named as its question, before the results were seen."""
+    first = page.primary_set
+    if first and first not in board.sets:
+        return f"The study's primary set, **{first}**, has no scores here; the others are secondary."
+    where = f" on **{first}**" if first else ""
+    return f"Primary, as the study file says: **{TITLES[board.metric]}**{where}. All else is secondary."
+
+
+def _facts(page: StudyPage, view: Sections | None) -> str:
+    done = sum(s.state == "done" for s in page.systems)
+    parts = [f"{done} of {len(page.systems)} systems finished" if page.systems else ""]
+    if view:
+        for d in view.doc["data"]:
+            groups = f", {d['n_groups']} {d['group_kind']}s" if d["n_groups"] else ""
+            parts.append(f"{d['dataset']}: {d['n']:,} patches{groups}")
+    return " · ".join(p for p in parts if p)
+
+
+def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tuple[str, str, list[Any]]]:
+    """(anchor, title, content), those that have content."""
+    found: list[tuple[str, str, list[Any]]] = [
+        ("leaderboard", "Leaderboard", _leaderboard(page, view, board))
+    ]
+    if view and page.result:
+        found += [
+            ("across", "Across data sets", _across(view, board)),
+            ("domains", "Domains", _domains(view, board)),
+            ("curves", "Curves", view.curves()),
+            ("thresholds", "Threshold", view.thresholds()),
+            ("calibration", "Calibration", clinical.calibration(view)),
+            ("operating", "Operating points", clinical.operating_points(view)),
+            ("decision", "Decision curve", clinical.decision_curve(view)),
+            ("differences", "Paired differences", [*view.differences(), *clinical.precision(view)]),
+            ("experts", "Agreement of the experts", view.votes()),
+        ]
+    found.append(("published", "Beside the published figures", _published(page, view, board)))
+    found.append(("costs", "Costs", _costs(page)))
+    if page.maps:
+        positive = view.positive if view else "positive"
+        text = "Each point is a patch, placed by its embedding. What is near here is alike to the encoder."
+        found.append(("maps", "Embedding map", [text, Html(maps_html(page.maps, positive=positive))]))
+    if view:
+        found.append(("errors", "Most confident errors", view.errors()))
+    found.append(("contradictions", "Contradictory labels", _contradictions(page.contradictions)))
+    if view:
+        found.append(("data", "Data and leaks", view.data()))
+        found.append(("provenance", "Provenance", view.provenance()))
+    found.append(("log", "Log of the run", _log(page)))
+    return found
+
+
+def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[Any]:
+    families = list(dict.fromkeys(s.family for s in page.systems))
+    kinds = "".join(f'<option value="{escape(f)}">{escape(FAMILIES.get(f, f))}</option>' for f in families)
+    orders = "".join(
+        f'<option value="{i + 2}"{"" if i else " selected"}>{escape(s)}</option>'
+        for i, s in enumerate(board.sets)
+    )
+    controls = (
+        f'<div class="controls js" id="filters">{board.metric_buttons() if view else ""}'
+        '<label>Find <input type="search" id="find" placeholder="name, view, licence" autocomplete="off">'
+        f'</label><label>Kind <select id="family"><option value="">all</option>{kinds}</select></label>'
+        '<label>State <select id="state"><option value="">all</option><option value="done">finished</option>'
+        '<option value="blocked">not run</option></select></label><label class="narrow">Sort by '
+        f'<select id="order"><option value="0">system</option><option value="1">kind</option>{orders}'
+        '</select></label><span class="count" role="status" id="count"></span></div>'
+    )
+    out: list[Any] = []
+    if view:
+        human = " The dashed line is an expert against the other experts." if view.human else ""
+        out.append(
+            "Dots are values, bars their intervals, the grey tick the chance level. A hollow dot marks a "
+            "system that is significantly below the highest of its column (paired test, Holm-adjusted "
+            f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
+        )
+    out += [Html(controls), Html(board.leaderboard())]
+    return [*out, view.meaning()] if view else out
+
+
+def _across(view: Sections, board: Board) -> list[Any]:
+    if not board.held_out:
+        return []
+    text = (
+        f"Every system was trained on {view.train} alone; each column is another set that it was scored on, "
+        "best on the folds first. The darker, the further above 0.5."
+    )
+    if len(view.names) >= RANKED:
+        text += (
+            " The last row says whether the order of the systems on the folds is that on the set: 1 the "
+            "same, 0 unrelated."
+        )
+    if any(s.state == "done" and s.family != "probe" for s in board.systems):
+        text += (
+            " Fine-tuned systems chose when to stop on the fold itself, which makes their values out of "
+            "fold too high; those on other sets are not touched by it."
+        )
+    return [
+        text,
+        Html(f'<div class="controls js">{board.metric_buttons()}</div>{board.matrix()}'),
+    ]
+
+
+def _domains(view: Sections, board: Board) -> list[Any]:
+    bars = board.domains()
+    if not bars:
+        return []
+    out = [
+        "Scanners, centres or tumour types by themselves: one system on all of them, or all systems on one.",
+        Html(bars),
+    ]
+    left_out = view.left_out()
+    if left_out:
+        out += [Html("<h3>One domain left out</h3>"), *left_out]
+    matrices = view.domain_matrices()
+    if matrices:
+        out += [Html("<h3>Trained on one domain, scored on another</h3>"), *matrices[:2]]
+    if len(matrices) > 2:
+        others = len(matrices) // 2 - 1
+        rest = content(matrices[2:])
+        out.append(Html(f"<details><summary>The same for {others} other systems</summary>{rest}</details>"))
+    return out
+
+
+def _published(page: StudyPage, view: Sections | None, board: Board) -> list[Any]:
+    out: list[Any] = []
+    if page.published:
+        out = [
+            "Filled: ours, with its interval. Diamond: the published figure; small dots, the published "
+            "values of the single folds. Right, ours minus published: where the interval crosses the tick at "
+            "zero, these patches show no significant difference.",
+            Html(f'<div class="controls js">{board.metric_buttons()}</div>{published_table(page.published)}'),
+            Html('<p class="m average_precision">No average precision was published for the rare class.</p>'),
+        ]
+        if page.published_source:
+            out.append(Html(f"<p>{prose(page.published_source)}</p>"))
+    models = view.fold_models() if view else []
+    if models and out:
+        more = f"<details><summary>Each fold's model by itself</summary>{content(models)}</details>"
+        return [*out, Html(more)]
+    return out
+
+
+def _costs(page: StudyPage) -> list[Any]:
+    table = cost_table(page.systems)
+    if not table:
+        return []
+    done = [s for s in page.systems if s.state == "done"]
+    made, saved = sum(s.forwards for s in done), sum(s.forwards_saved for s in done)
+    text = (
+        "A forward pass is one patch through one encoder. Extraction and training are seconds by the clock "
+        "on the device that is named, the probe's are CPU seconds. Each column has its own scale."
+    )
+    if saved:
+        times = (made + saved) / max(made, 1)
+        text += (
+            " Rows of one encoder share its passes. Saved are those of embedding all anew for each fold, "
+            f"as scripts without a cache do: that takes {times:,.1f} times as many."
+        )
+    return [text, Html(table)]
+
+
+def _contradictions(groups: Sequence[Sequence[Picture]]) -> list[Any]:
+    if not groups:
+        return []
+    out = []
+    for members in groups:
+        cards = []
+        for one in members:
+            image = '<div class="noimage">no image</div>'
+            if one.png:
+                image = f'<img src="{png_uri(one.png)}" alt="" width="112" height="112">'
+            cards.append(
+                f"<figure class=card>{image}<figcaption><b>{escape(one.label)}</b><br>"
+                f"{escape(one.patch_id)}</figcaption></figure>"
+            )
+        labels = ", ".join(
+            f"{sum(m.label == label for m in members)} {label}"
+            for label in dict.fromkeys(m.label for m in members)
+        )
+        title = f"{members[0].dataset}: one picture, {len(members)} files ({labels})"
+        out.append(f'<h4>{escape(title)}</h4><div class="cards">{"".join(cards)}</div>')
+    return [
+        "These files hold the same picture, pixel for pixel, under different labels. At most one label can "
+        "be right; no system can score well on all of them.",
+        Html("".join(out)),
+    ]
+
+
+def _log(page: StudyPage) -> list[Any]:
+    rows = [
+        [kind, title, state, "-" if seconds is None else f"{seconds:,.1f}"]
+        for kind, title, state, seconds in page.log
+    ]
+    return [Table(["step", "what", "state", "s"], rows, left=3)] if rows else []

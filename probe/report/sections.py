@@ -1,0 +1,948 @@
+"""What a report says: sections of sentences, tables and plots, read from the results of a study."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from ..results.files import ProbeResult
+from ..results.scoring import FEW_GROUPS, PAIRED
+from ..statistics.calibration import reliability_curve
+from . import clinical
+from .markup import (
+    SHOWN,
+    TITLES,
+    Html,
+    Table,
+    interval,
+    interval_html,
+    mean_sd,
+    number,
+    p_value,
+    png_uri,
+    span,
+    tint,
+    whisker,
+)
+from .plots import SERIES, Plot, pr_points, roc_points, unit_ticks
+
+PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
+ERRORS = 6  # thumbnails of each kind
+
+# the parameter that the folds choose: its name in words, and what it does
+PARAMETER_WORDS = {
+    "C": ("C, the inverse penalty", "The penalty 1/C guards against overfitting."),
+    "alpha": ("alpha, the penalty", "The penalty alpha guards against overfitting."),
+    "k": ("k, the number of neighbours", "More neighbours guard against overfitting."),
+    "": ("parameter", "This probe has no parameter to choose."),
+}
+MIXED_WORDS = ("parameter", "Each probe has a parameter of its own, which guards against overfitting.")
+
+Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
+
+
+class Sections:
+    """The document, read for a report.
+
+    noun : what the result calls `features` is to the reader, "feature set" or "system"
+    """
+
+    def __init__(self, result: ProbeResult, *, noun: str = "feature set") -> None:
+        self.result, self.doc, self.noun = result, result.document, noun
+        self.predictions = result.predictions
+        self.positive = self.doc["data"][0]["positive"]
+        others = [c for c in self.doc["data"][0].get("classes", []) if c != self.positive]
+        self.negative = others[0] if len(others) == 1 else f"not {self.positive}"
+        self.level = round(100 * self.doc["config"]["level"])
+        self.sets = [d["dataset"] for d in self.doc["data"]]
+        self.train = self.sets[0]
+        ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
+        self.names = [m["features"] for m in ranked]
+        self.groups = f"{self.doc['data'][0]['group_kind']}s"  # that intervals take as independent
+        self.ungrouped = result.ungrouped
+        if self.ungrouped:
+            self.groups += " (single patches where none are known)"
+        self.chosen = self.doc["chosen"]
+        self.models = {m["features"]: m for m in self.doc["models"]}
+        self.series = {name: i for i, name in enumerate(self.names[:PLOTTED])}
+        human = {v["dataset"]: v["human_line"] for v in self.doc.get("votes", [])}
+        self.human = {k: v for k, v in human.items() if v is not None}
+
+    @property
+    def title(self) -> str:
+        return f"Probe report: {self.doc['data'][0]['name']}"
+
+    @property
+    def lead(self) -> str:
+        first, others = self.doc["data"][0], self.doc["data"][1:]
+        groups = f"{first['n_groups']} {first['group_kind']}s" if first["n_groups"] else "no known groups"
+        many = f"{len(self.names)} {self.noun}s" if len(self.names) > 1 else f"one {self.noun}"
+        sets = (
+            " and ".join([", ".join(d["dataset"] for d in others[:-1]), others[-1]["dataset"]]).removeprefix(
+                " and "
+            )
+            if others
+            else "no other set"
+        )
+        config, model = self.doc["config"], self.models[self.chosen]
+        what = f"probe {config.get('probe')!r}"
+        if config.get("probe", "logistic") == "logistic":
+            what = "linear classifier on frozen embeddings"
+        if "recipe" in model:
+            what = "fine-tuned network"
+        return (
+            f"How well does a {what} tell **{self.positive}** patches from the others? It was trained on "
+            f"{first['n']} patches ({first['n_positive']} {self.positive}) from {groups}, for {many}, and "
+            f"tested on {sets}. Chosen on the folds: **{self.chosen}**."
+        )
+
+    def sections(self, *, images: bool) -> list[Section]:
+        found = [
+            ("Results", self.leaderboard()),
+            ("Curves", self.curves()),
+            ("Threshold", self.thresholds()),
+            ("Calibration", clinical.calibration(self)),
+            ("Operating points", clinical.operating_points(self)),
+            ("Decision curve", clinical.decision_curve(self)),
+            ("How the penalty was chosen", self.paths()),
+            ("Models of the folds", self.fold_models()),
+            (f"Differences between {self.noun}s", [*self.differences(), *clinical.precision(self)]),
+            ("Domains", self.domains()),
+            ("Agreement of the experts", self.votes()),
+            ("Most confident errors", self.errors() if images else []),
+            ("Data and leaks", self.data()),
+            ("Provenance and cost", self.provenance()),
+        ]
+        return [(title, content) for title, content in found if content]
+
+    # --- results
+
+    def leaderboard(self) -> list[Any]:
+        records = self.result.leaderboard()
+        scale = {m: span([r["metrics"][m] for r in records]) for m in SHOWN}
+        solver = self.doc["config"].get("solver", "exact")
+        out: list[Any] = []
+        if solver != "exact":
+            out.append(
+                f"These are models of the published recipe {solver!r}, for comparison: each fold chose the "
+                "epoch of its own model, so that scores on the training set would be no estimate and are "
+                "left out."
+            )
+        out.append(self.meaning())
+        for dataset in self.sets:
+            mine = [r for r in records if r["dataset"] == dataset]
+            if not mine:
+                continue
+            n, positive = mine[0]["n"], mine[0]["n_positive"]
+            what = "different patches" if mine[0]["subset"] == "dedup" else "patches"
+            how = "scored out of fold" if dataset == self.train else "never used in training or choosing"
+            share = positive / n
+            line = (
+                f"; an expert against the other experts: balanced accuracy {self.human[dataset]:.3f} (dashed)"
+                if dataset in self.human
+                else ""
+            )
+            out.append(
+                f"**{dataset}**: {n:,} {what}, {share:.1%} {self.positive}, "
+                f"{clinical.independence(self, mine[0])}; "
+                f"{how}{line}."
+            )
+            rows = []
+            for r in mine:
+                star = " ★" if r["features"] == self.chosen else ""
+                name = r["features"] + star
+                cells: list[Any] = [(name, self._swatch(r["features"]) + escape(name))]
+                for m in SHOWN:
+                    chance = share if m == "average_precision" else 0.5
+                    human = self.human.get(dataset) if m == "balanced_accuracy" else None
+                    series = self.series.get(r["features"], SERIES - 1)
+                    cells.append(
+                        (
+                            interval(r["metrics"][m]),
+                            interval_html(r["metrics"][m])
+                            + whisker(r["metrics"][m], scale[m], chance=chance, human=human, series=series),
+                        )
+                    )
+                cells += [number(r["metrics"]["sensitivity"][0]), number(r["metrics"]["specificity"][0])]
+                rows.append(cells)
+            out.append(
+                Table(
+                    [self.noun, *(TITLES[m] for m in SHOWN), "sensitivity", "specificity"],
+                    rows,
+                    kind="board",
+                )
+            )
+            out += clinical.if_clustered(self, mine, SHOWN)
+        return [*out, *clinical.no_interval(self, SHOWN), *self.with_duplicates()]
+
+    def with_duplicates(self) -> list[Any]:
+        """The chosen system on all files of the sets that hold duplicates, beside the figures that lead."""
+        raw = {
+            (r["dataset"], r["role"]): r
+            for r in self.doc["scores"]
+            if r["subset"] == "raw" and not r["domain"] and r["features"] == self.chosen
+        }
+        dedup = [r for r in self.result.leaderboard() if r["subset"] == "dedup"]
+        rows = [
+            [r["dataset"], raw[r["dataset"], r["role"]]["n"], r["n"]]
+            + [
+                interval(one["metrics"][m])
+                for m in ("balanced_accuracy", "auroc")
+                for one in (raw[r["dataset"], r["role"]], r)
+            ]
+            for r in dedup
+            if r["features"] == self.chosen
+        ]
+        if not rows:
+            return []
+        heads = ["balanced accuracy, all files", "different", "AUROC, all files", "different"]
+        return [
+            "Some images occur more than once. The figures above count each once, and none that carries both "
+            f"labels; on all files {self.chosen} (★) has:",
+            Table(["set", "files", "different", *heads], rows),
+        ]
+
+    def meaning(self) -> str:
+        """What the numbers of the leaderboard are."""
+        kind = self.groups
+        how = {
+            "jackknife": f"the jackknife over whole {kind} with Student's t",
+            "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} of them",
+            "percentile": f"percentiles of the bootstrap of whole {kind}",
+        }[self.doc["config"]["interval"]]
+        return (
+            f"In brackets: {self.level} % intervals, by {how}. Balanced "
+            "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is "
+            f"chance level. AUROC is the chance that a random {self.positive} patch scores above a "
+            f"random other one. Average precision is for the class {self.positive}; chance level is the "
+            "class's share. ★ "
+            "marks what the folds of the training set chose; no choice of any kind was made on the test "
+            "sets."
+        )
+
+    def _swatch(self, name: str) -> str:
+        return (
+            f'<i class="swatch" style="background:var(--s{self.series[name]})"></i>'
+            if name in self.series
+            else '<i class="swatch"></i>'
+        )
+
+    def _legend(self) -> Html:
+        items = "".join(
+            f"<span>{self._swatch(n)}{escape(n)}{' ★' if n == self.chosen else ''}</span>"
+            for n in self.series
+        )
+        more = len(self.names) - len(self.series)
+        rest = f"<span>and {more} more, in the tables only</span>" if more else ""
+        return Html(f'<div class="legend">{items}{rest}</div>')
+
+    def _scores(self, dataset: str, name: str) -> pd.DataFrame:
+        table = self.predictions
+        rows = table[(table["dataset"] == dataset) & (table["features"] == name)]
+        for role in ("oof", "refit", "ensemble"):
+            mine = rows[rows["role"] == role]
+            if len(mine):
+                return mine
+        return rows.iloc[:0]
+
+    # --- curves
+
+    def curves(self) -> list[Any]:
+        out: list[Any] = [
+            "Left: ROC, sensitivity against the false positive rate. Middle: precision against "
+            "sensitivity; dashed, "
+            f"the share of {self.positive} patches. Right: observed frequency of {self.positive} by "
+            f"predicted probability (★ only; filled: calibrated on the folds with Platt's method, hollow: "
+            f"as fitted; {self.level} % intervals for independent patches). On the dashed diagonal the "
+            "probabilities are calibrated.",
+            self._legend(),
+        ]
+        for dataset in dict.fromkeys(r["dataset"] for r in self.result.leaderboard()):
+            plots = [self._roc(dataset), self._pr(dataset), self._reliability(dataset)]
+            out.append(Html(f'<h3>{escape(dataset)}</h3><div class="row">{"".join(plots)}</div>'))
+        return out
+
+    def _roc(self, dataset: str) -> str:
+        plot = Plot(x=(0, 1), y=(0, 1), title=f"ROC curves, {dataset}")
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        plot.axes("false positive rate (1 - specificity)", "sensitivity", xticks=ticks, yticks=ticks)
+        plot.line([0, 1], [0, 1], dashed=True)
+        for name in reversed(self.series):
+            rows = self._scores(dataset, name)
+            if rows["label"].nunique() == 2:
+                plot.line(
+                    *roc_points(rows["label"].to_numpy(), rows["ranking"].to_numpy()),
+                    series=self.series[name],
+                    thick=name == self.chosen,
+                )
+        return plot.svg()
+
+    def _pr(self, dataset: str) -> str:
+        plot = Plot(x=(0, 1), y=(0, 1), title=f"precision-recall curves, {dataset}")
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        plot.axes("sensitivity (recall)", "precision", xticks=ticks, yticks=ticks)
+        for name in reversed(self.series):
+            rows = self._scores(dataset, name)
+            if rows["label"].nunique() == 2:
+                share = float(rows["label"].mean())
+                plot.line(
+                    *pr_points(rows["label"].to_numpy(), rows["ranking"].to_numpy()),
+                    series=self.series[name],
+                    thick=name == self.chosen,
+                )
+                if name == self.chosen:
+                    plot.line([0, 1], [share, share], dashed=True)
+        return plot.svg()
+
+    def _reliability(self, dataset: str) -> str:
+        plot = Plot(x=(0, 1), y=(0, 1), title=f"calibration, {dataset}")
+        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+        plot.axes(
+            "predicted probability", f"observed frequency of {self.positive}", xticks=ticks, yticks=ticks
+        )
+        plot.line([0, 1], [0, 1], dashed=True)
+        rows = self._scores(dataset, self.chosen)
+        series = self.series.get(self.chosen, 0)
+        fitted, calibrated = expit(rows["score"].to_numpy()), rows["probability"].to_numpy()
+        for probability, hollow in ((fitted, True), (calibrated, False)):
+            curve = reliability_curve(
+                rows["label"].to_numpy(),
+                probability,
+                bins=8,
+                strategy="mass",
+                confidence=self.level / 100,
+            )
+            filled = np.flatnonzero(curve.count > 0)
+            if not hollow:
+                plot.line(curve.mean_probability[filled], curve.share_positive[filled], series=series)
+            for b in filled:
+                x = float(curve.mean_probability[b])
+                if not hollow:
+                    plot.bar((x, x), (float(curve.low[b]), float(curve.high[b])), series=series)
+                plot.dot(
+                    x,
+                    float(curve.share_positive[b]),
+                    series=series,
+                    hollow=hollow,
+                    tip=f"{curve.count[b]} patches",
+                )
+        return plot.svg()
+
+    # --- thresholds
+
+    def thresholds(self) -> list[Any]:
+        rows = []
+        for r in self._whole(self.chosen):
+            if "at_threshold" not in r:
+                continue
+            at, cal, plain = r["at_threshold"], r["platt"], r["metrics"]
+            rows.append(
+                [
+                    r["dataset"],
+                    r["role"],
+                    interval(plain["balanced_accuracy"]),
+                    f"{number(plain['sensitivity'][0])} / {number(plain['specificity'][0])}",
+                    interval(at["balanced_accuracy"]),
+                    f"{number(at['sensitivity'][0])} / {number(at['specificity'][0])}",
+                    number(plain.get("ece", [None])[0]),
+                    number(r["temperature"]["ece"][0]),
+                    number(cal["ece"][0]),
+                    number(cal["brier"][0]),
+                ]
+            )
+        model = self.models[self.chosen]
+        return (
+            [
+                f"For {self.chosen} (★). The threshold that gives the best balanced accuracy, and the "
+                "calibration, were chosen on out-of-fold scores of the training set and then kept: "
+                f"calibrated probability {number(model['threshold'])} or more, temperature "
+                f"{number(model['temperature'])}. ECE is the mean distance between probability and share; a "
+                "probe that is trained with balanced classes overstates the rare class until it is "
+                "calibrated. By: oof, out of fold; refit, one model on all training patches; ensemble, the "
+                "mean probability of the folds' models.",
+                Table(
+                    [
+                        "set",
+                        "by",
+                        "balanced accuracy at 0.5",
+                        "sens. / spec.",
+                        "at the chosen threshold",
+                        "sens. / spec.",
+                        "ECE as fitted",
+                        "ECE, temperature",
+                        "ECE, Platt",
+                        "Brier, Platt",
+                    ],
+                    rows,
+                    left=2,
+                ),
+            ]
+            if rows
+            else []
+        )
+
+    def fold_models(self) -> list[Any]:
+        """As published tables put it: mean over the folds' models and standard deviation (ddof 0)."""
+        rows = []
+        for name in self.names:
+            for dataset, values in self.doc.get("fold_models", {}).get(name, {}).items():
+                rows.append([name, dataset, *(mean_sd(values[m]) for m in ("balanced_accuracy", "auroc"))])
+        if not rows:
+            return []
+        return [
+            "Each outer fold's model by itself on the sets that none was trained on: mean (standard "
+            "deviation) over the folds, as published tables often have it. The deviation is between "
+            "trainings and says nothing about other patches.",
+            Table([self.noun, "set", "balanced accuracy", "AUROC"], rows, left=2),
+        ]
+
+    def _whole(self, name: str) -> list[dict[str, Any]]:
+        found = [
+            r
+            for r in self.doc["scores"]
+            if r["features"] == name
+            and not r["domain"]
+            and r["subset"] == "raw"
+            and r["role"] in ("oof", "refit", "ensemble")
+        ]
+        return sorted(found, key=lambda r: self.sets.index(r["dataset"]))
+
+    # --- the C path
+
+    def paths(self) -> list[Any]:
+        models = [self.models[n] for n in self.names if self.models[n].get("path")]
+        if not models:
+            return []
+        criterion = self.doc["config"].get("select") or (
+            "log_loss" if self.doc["config"]["probe"] in ("logistic", "mlp") else "auroc"
+        )
+        sign, label = (
+            (-1, "balanced log-loss (lower is better)")
+            if criterion == "log_loss"
+            else (1, f"{TITLES[criterion]} (higher is better)")
+        )
+        rows, lines = [], []
+        owns = list(dict.fromkeys(m["choice"]["parameter"] for m in models))
+        for m in models:
+            choice = m["choice"]
+            own = choice["parameter"]
+            values = np.array(m["path"][own] if own else [0.0])
+            p = self.doc["config"]["preprocess"].index(choice["preprocess"])
+            w = self.doc["config"]["class_weight"].index(choice["class_weight"])
+            y = np.array([np.nan if v is None else sign * v for v in m["path"]["criterion"][p][w]])
+            lines.append((m["features"], values, y, choice, m["fold_choices"]))
+            folds = ", ".join(f"{c[own]:.3g}" for c in m["fold_choices"]) if own else ""
+            edge = " (edge of the grid)" if len(values) > 1 and choice[own] in (values[0], values[-1]) else ""
+            rows.append(
+                [
+                    (m["features"], self._swatch(m["features"]) + escape(m["features"])),
+                    choice["preprocess"],
+                    choice["class_weight"],
+                    f"{f'{own} = ' if len(owns) > 1 else ''}{choice[own]:.3g}{edge}" if own else "none",
+                    folds,
+                    f"{sign * m['criterion']:.4f}",
+                ]
+            )
+        own = owns[0] if len(owns) == 1 else ""
+        name, meaning = PARAMETER_WORDS[own] if len(owns) == 1 else MIXED_WORDS
+        out: list[Any] = [
+            f"{meaning} Each setting was scored on held-out folds of whole groups; the dot is the choice for "
+            "the refit, the ticks below are those of the inner folds, one for each outer fold.",
+        ]
+        if own and len(lines[0][1]) > 2:
+            shown = [one for one in lines if one[0] in self.series]
+            ys = np.concatenate([y[np.isfinite(y)] for _, _, y, _, _ in shown])
+            low, high = float(ys.min()), float(np.quantile(ys, 0.9) if sign < 0 else ys.max())
+            pad = 0.06 * (high - low or 1)
+            logs = np.log10(lines[0][1])
+            plot = Plot(
+                x=(logs.min(), logs.max()),
+                y=(low - 2.5 * pad, high + pad),
+                width=720,
+                height=320,
+                left=60,
+                title=f"criterion by {name}",
+            )
+            exponents = list(range(math.ceil(logs.min()), math.floor(logs.max()) + 1))
+            plot.axes(
+                name,
+                label,
+                xticks=exponents,
+                yticks=unit_ticks(low, high),
+                xformat=lambda v: f"1e{v:g}",
+            )
+            for features, values, y, choice, fold_choices in reversed(shown):
+                x, keep = np.log10(values), np.isfinite(y) & (y <= high + pad) & (y >= low - pad)
+                series = self.series[features]
+                plot.line(x[keep], y[keep], series=series, thick=features == self.chosen)
+                at = int(np.argmin(np.abs(values - choice[own])))
+                plot.dot(
+                    float(x[at]),
+                    float(y[at]),
+                    series=series,
+                    radius=4.5,
+                    tip=f"{features}: {own} = {choice[own]:.3g}",
+                )
+                for c in fold_choices:
+                    v = math.log10(c[own])
+                    plot.bar((v, v), (low - 2.4 * pad, low - 1.4 * pad), series=series, thick=True)
+            out += [self._legend(), Html(f'<div class="row">{plot.svg()}</div>')]
+        out.append(
+            Table(
+                [
+                    self.noun,
+                    "preprocessing",
+                    "class weight",
+                    name,
+                    "in the folds",
+                    label.split(" (")[0],
+                ],
+                rows,
+                left=3,
+            )
+        )
+        return out
+
+    # --- differences
+
+    def differences(self) -> list[Any]:
+        found = [c for c in self.doc["comparisons"] if self.chosen in (c["a"], c["b"])]
+        if not found:
+            return []
+        out: list[Any] = [
+            f"Each line is another {self.noun} minus {self.chosen} (★) on the same patches: left of zero, ★ "
+            f"is better. Bars are {self.level} % intervals of paired differences over whole groups; where an "
+            "interval crosses zero, these patches show no significant difference. p-values are "
+            "adjusted for the number of comparisons (Holm).",
+            self._legend(),
+        ]
+        table = []
+        plots = []
+        for dataset in self.sets:
+            role = "oof" if dataset == self.train else "refit"
+            for metric in ("auroc", "balanced_accuracy"):
+                mine = [
+                    c
+                    for c in found
+                    if c["dataset"] == dataset and c["role"] == role and c["metric"] == metric
+                ]
+                boot = [self._against(c) for c in mine if c["test"] == PAIRED]
+                delong = {self._against(c)["name"]: c["p_holm"] for c in mine if c["test"] == "DeLong"}
+                boot = [b for b in boot if b["difference"] is not None]
+                if not boot:
+                    continue
+                boot.sort(key=lambda b: self.names.index(b["name"]))
+                plots.append(self._forest(dataset, metric, boot))
+                table += [
+                    [
+                        dataset,
+                        b["name"],
+                        TITLES[metric],
+                        f"{b['difference']:+.3f}",
+                        "-" if b["low"] is None else f"[{b['low']:+.3f}, {b['high']:+.3f}]",
+                        p_value(b["p_holm"]),
+                        p_value(delong.get(b["name"])) if metric == "auroc" else "-",
+                    ]
+                    for b in boot
+                ]
+        if self.ungrouped:
+            out.append(
+                f"Of {' and '.join(self.ungrouped)} no slides are known: patches are taken as independent "
+                "there, p is too small, and no difference is called significant."
+            )
+        out.append(Html(f'<div class="row">{"".join(plots)}</div>'))
+        out.append(
+            Table(
+                ["set", self.noun, "metric", "difference", "interval", "p, groups", "p, DeLong"],
+                table,
+                left=3,
+            )
+        )
+        return out
+
+    def _against(self, c: dict[str, Any]) -> dict[str, Any]:
+        if c["b"] == self.chosen:
+            return {**c, "name": c["a"]}
+        turned = {"difference": c["difference"], "low": c["high"], "high": c["low"]}
+        return {**c, "name": c["b"], **{k: None if v is None else -v for k, v in turned.items()}}
+
+    def _forest(self, dataset: str, metric: str, rows: Sequence[dict[str, Any]]) -> str:
+        rows = list(rows)[:12]
+        ends = [v for b in rows for v in (b["low"], b["high"], 0.0) if v is not None]
+        span = max(max(ends) - min(ends), 0.02)
+        plot = Plot(
+            x=(min(ends) - 0.05 * span, max(ends) + 0.05 * span),
+            y=(len(rows) - 0.4, -0.6),
+            width=330,
+            height=70 + 22 * len(rows),
+            left=14,
+            top=24,
+            title=f"{metric}, {dataset}",
+        )
+        plot.text(14, 14, f"{dataset}: {TITLES[metric]}", kind="label")
+        ticks = unit_ticks(min(ends), max(ends))
+        plot.axes("difference from ★", "", xticks=ticks, yticks=[])
+        plot.line([0, 0], [-0.6, len(rows) - 0.4], dashed=True)
+        for i, b in enumerate(rows):
+            series = self.series.get(b["name"], SERIES - 1)
+            if b["low"] is not None:
+                plot.bar((b["low"], b["high"]), (i, i), series=series, thick=True)
+            plot.dot(b["difference"], i, series=series, tip=f"{b['name']}: {b['difference']:+.3f}")
+        return plot.svg()
+
+    # --- domains
+
+    def domains(self) -> list[Any]:
+        """The chosen features by domain, and where it was asked for, trained on other domains."""
+        left_out, out = self._left_out(), []
+        by_domain = [
+            r
+            for r in self.doc["scores"]
+            if r["domain"] and r["features"] == self.chosen and r["role"] in ("oof", "refit")
+        ]
+        scale = self._domain_scale(by_domain)
+        for dataset in self.sets:
+            mine = [r for r in by_domain if r["dataset"] == dataset]
+            if mine and not (dataset == self.train and left_out):
+                out.append(f"**{dataset}**, {self.chosen} (★) by scanner, centre or tumour type.")
+                out.append(self._domain_table(mine, scale))
+            elif mine:
+                out += self.left_out()
+        return out + clinical.between_domains(self) + self.domain_matrices()
+
+    def left_out(self) -> list[Any]:
+        """Domains of the training set, out of fold and left out of training altogether."""
+        left_out = self._left_out()
+        if not left_out:
+            return []
+        mine = [
+            r
+            for r in self.doc["scores"]
+            if r["domain"]
+            and r["features"] == self.chosen
+            and (r["dataset"], r["role"]) == (self.train, "oof")
+        ]
+        return [
+            f"**{self.train}**, {self.chosen} (★) by scanner, centre or tumour type. Out of fold, other "
+            "patches of the domain are in training; left out, the model was trained and tuned on the other "
+            "domains alone, as if this one were another hospital's.",
+            self._domain_table(mine, self._domain_scale(mine), left_out),
+        ]
+
+    def _left_out(self) -> dict[str, dict[str, Any]]:
+        """Domain -> record of the chosen features trained without it; {} where that was not asked for."""
+        found = self.doc.get("domains", {}).get(self.chosen, {}).get("leave_one_out", [])
+        return {d["domain"]: d for d in found}
+
+    def _domain_scale(self, records: Sequence[dict[str, Any]]) -> tuple[float, float]:
+        left_out = [d["metrics"]["auroc"] for d in self._left_out().values() if d["metrics"]]
+        return span([*(r["metrics"]["auroc"] for r in records), *left_out])
+
+    def _domain_table(
+        self,
+        records: Sequence[dict[str, Any]],
+        scale: tuple[float, float],
+        left_out: dict[str, dict[str, Any]] | None = None,
+    ) -> Table:
+        def cells(metrics: dict[str, Any] | None) -> list[Any]:
+            if metrics is None:
+                return ["-", "-"]
+            value = metrics["auroc"]
+            bar = whisker(value, scale, chance=0.5, series=self.series.get(self.chosen, 0))
+            return [interval(metrics["balanced_accuracy"]), (interval(value), interval_html(value) + bar)]
+
+        heads = ["domain", "patches", self.positive, "balanced accuracy", "AUROC"]
+        if left_out:
+            heads += ["balanced accuracy, left out", "AUROC, left out"]
+        rows = []
+        for r in records:
+            row = [r["domain"], r["n"], r["n_positive"], *cells(r["metrics"])]
+            rows.append(row + cells(left_out.get(r["domain"], {}).get("metrics")) if left_out else row)
+        return Table(heads, rows, kind="board")
+
+    def domain_matrices(self) -> list[Any]:
+        """Trained on one domain, scored on another: sentence and table of each, the chosen one's first."""
+        out: list[Any] = []
+        domains = self.doc.get("domains", {})
+        for name, found in sorted(domains.items(), key=lambda item: item[0] != self.chosen):
+            out += [
+                f"{name}: trained on one domain (rows), scored on another (columns), AUROC. Tuned inside "
+                f"the row's domain; framed, the domain itself, out of fold. In brackets, {self.positive} of "
+                "all patches.",
+                self._matrix(found["matrix"]),
+            ]
+        return out
+
+    def _matrix(self, matrix: dict[str, Any]) -> Table:
+        rows = []
+        for name, values in zip(matrix["train"], matrix["auroc"], strict=True):
+            cells: list[Any] = [name]
+            for column, v in zip(matrix["test"], values, strict=True):
+                if v is None:
+                    cells.append("-")
+                    continue
+                own = " class=own" if column == f"train / {name}" else ""
+                cells.append((f"{v:.2f}", f'<span{own} style="{tint(v)}">{v:.2f}</span>'))
+            rows.append(cells)
+        places = [column.partition(" / ") for column in matrix["test"]]
+        over: list[tuple[str, int]] = [("", 1)]
+        for dataset, _, _ in places:
+            text = self.train if dataset == "train" else dataset
+            over = [*over[:-1], (text, over[-1][1] + 1)] if over[-1][0] == text else [*over, (text, 1)]
+        heads = [
+            f"{domain or 'all'} ({p}/{n})"
+            for (_, _, domain), n, p in zip(places, matrix["n"], matrix["n_positive"], strict=True)
+        ]
+        return Table(["trained on", *heads], rows, kind="matrix", over=over)
+
+    # --- votes
+
+    def votes(self) -> list[Any]:
+        out: list[Any] = []
+        for v in self.doc.get("votes", []):
+            # fine-tuned systems have no strata: then the best on the folds of those that have
+            there = {s["features"] for s in v["strata"]}
+            name = next((n for n in (self.chosen, *self.names) if n in there), "")
+            called = f"{name} (★)" if name == self.chosen else name
+            kappa = "" if v["kappa"] is None else f", Fleiss' kappa {v['kappa']:.3f}"
+            out.append(
+                f"**{v['dataset']}**: {v['n']} patches with votes, {v['unanimous']:.1%} unanimous{kappa}."
+            )
+            out += clinical.human(self, v)
+            if name:
+                out.append(f"{called} by how many experts agree:")
+            if not name:
+                continue
+            role = "oof" if v["dataset"] == self.train else "refit"
+            mine = [s for s in v["strata"] if s["features"] == name and s["role"] == role] or [
+                s for s in v["strata"] if s["features"] == name
+            ]
+            rows = [
+                [
+                    f"{s['votes_agreeing']} of {s['votes_total']}",
+                    s["rows"],
+                    s["positives"],
+                    *(number(s[m]) for m in ("balanced_accuracy", "auroc", "average_precision")),
+                ]
+                for s in mine
+            ]
+            out.append(
+                Table(
+                    [
+                        "experts that agree",
+                        "patches",
+                        self.positive,
+                        "balanced accuracy",
+                        "AUROC",
+                        "average precision",
+                    ],
+                    rows,
+                )
+            )
+            probability = [s for s in v["by_votes"] if s["features"] == name and s["role"] == role]
+            if probability:
+                text = "; ".join(
+                    f"{s['votes_positive']} of {s['votes_total']}: {s['mean_score']:.2f} ({s['rows']})"
+                    for s in probability
+                )
+                soft = next((s for s in v["soft"] if s["features"] == name and s["role"] == role), None)
+                tail = (
+                    f" Correlation with the share of votes: {soft['pearson']:.2f}."
+                    if soft and soft["pearson"] is not None
+                    else ""
+                )
+                out.append(
+                    f"Mean probability by votes for {self.positive} (patches in brackets): {text}.{tail}"
+                )
+        return out
+
+    # --- errors
+
+    def errors(self) -> list[Any]:
+        from ...datasets.thumbnails import thumbnail_of
+
+        out: list[Any] = []
+        missing = 0
+        others = len(self.names) - 1
+        for entry in self.doc["data"]:
+            table = self._scores(entry["dataset"], self.chosen)
+            if "path" not in table or not len(table):
+                continue
+            table = table.assign(margin=table["probability"] - table["threshold"])
+            missed = table[(table["label"] == 1) & (table["margin"] < 0)].nsmallest(ERRORS, "margin")
+            alarms = table[(table["label"] == 0) & (table["margin"] >= 0)].nlargest(ERRORS, "margin")
+            wrong = self._also_wrong(entry["dataset"], [*missed["patch_id"], *alarms["patch_id"]])
+            figures = []
+            for title, rows in (
+                (f"{self.positive}, called {self.negative}", missed),
+                (f"{self.negative}, called {self.positive}", alarms),
+            ):
+                cards = []
+                for row in rows.to_dict("records"):
+                    image = thumbnail_of(entry["root"], row["path"], row["content_hash"], 112)
+                    missing += image is None
+                    picture = (
+                        f'<img src="{png_uri(image)}" alt="" width="112" height="112">'
+                        if image
+                        else '<div class="noimage">no image</div>'
+                    )
+                    about = " · ".join(str(row[c]) for c in ("domain", "group") if row[c])
+                    name = escape(str(row["patch_id"]).split("/", 1)[-1])
+                    caption = f"<b>p = {row['probability']:.2f}</b><br>{name}<br>{escape(about)}"
+                    if others:
+                        caption += f"<br>{wrong.get(row['patch_id'], 0)} of {others} others wrong too"
+                    cards.append(f"<figure class=card>{picture}<figcaption>{caption}</figcaption></figure>")
+                if cards:
+                    figures.append(
+                        f"<div><h4>{escape(title)}</h4><div class=cards>{''.join(cards)}</div></div>"
+                    )
+            if figures:
+                out.append(Html(f"<h3>{escape(entry['dataset'])}</h3>{''.join(figures)}"))
+        if out:
+            note = f" {missing} images could not be shown (moved or changed)." if missing else ""
+            out.insert(
+                0,
+                f"Where {self.chosen} (★) is wrong with the highest confidence, at the chosen threshold; p "
+                "is the calibrated "
+                f"probability of {self.positive}. Look for wrong labels, figures cut off, and "
+                f"artefacts.{note}",
+            )
+        return out
+
+    def _also_wrong(self, dataset: str, patches: Sequence[str]) -> dict[str, int]:
+        """Patch -> how many of the others call it wrongly at their own thresholds."""
+        found: dict[str, int] = {}
+        for name in self.names:
+            if name == self.chosen:
+                continue
+            rows = self._scores(dataset, name)
+            rows = rows[rows["patch_id"].isin(patches)]
+            calls = rows["call"] != rows["label"]
+            for patch in rows["patch_id"][calls]:
+                found[patch] = found.get(patch, 0) + 1
+        return found
+
+    # --- data and provenance
+
+    def data(self) -> list[Any]:
+        rows = [
+            [
+                d["dataset"],
+                d["licence"],
+                ", ".join(f"{k} ({v})" for k, v in d["domains"].items()) or "-",
+                d["n"],
+                d["n_positive"],
+                d["n_groups"] or "-",
+                d["n_distinct"],
+            ]
+            for d in self.doc["data"]
+        ]
+        out: list[Any] = [
+            Table(
+                ["set", "licence", "domains", "patches", self.positive, "groups", "distinct images"],
+                rows,
+                left=3,
+            )
+        ]
+        leaks = self.doc.get("leaks")
+        if leaks:
+            found = {k: n for k, n in leaks["found"].items() if n}
+            texts = {
+                "labels": "images with contradictory labels",
+                "content": "images on both sides of a split",
+                "group": "groups on both sides of a split",
+                "near-duplicate": "near-duplicates on both sides",
+                "reused": "training rows that are reported on",
+            }
+            out.append(
+                "Leak audit, before anything was fitted: "
+                + (
+                    "; ".join(f"{n} {texts.get(k, k)}" for k, n in found.items()) + "."
+                    if found
+                    else "nothing found."
+                )
+            )
+            for leak in leaks["leaks"][:20]:
+                out.append(
+                    f"{texts.get(leak['kind'], leak['kind'])}: "
+                    + ", ".join(f"{p} ({s}, {label})" for p, s, label in leak["rows"][:8])
+                    + (" ..." if len(leak["rows"]) > 8 else "")
+                )
+        return out
+
+    def provenance(self) -> list[Any]:
+        config, seconds = self.doc["config"], self.doc.get("seconds", {})
+        out: list[Any] = []
+        cost = []
+        for name in self.names:
+            m = self.models[name]
+            s = m["seconds"]
+            if "fits" not in m:
+                cost.append([name, m["dim"], "-", "-", "-", "-", f"{s['all']:.1f}"])
+                continue
+            status = ", ".join(f"{v} {k}" for k, v in m["fits"]["status"].items())
+            gap = m["fits"]["worst_gap_bound"]
+            cost.append(
+                [
+                    name,
+                    m["dim"],
+                    m["fits"]["fits"],
+                    status,
+                    "-" if gap is None else f"{gap:.0e}",
+                    f"{s['fit']:.1f}",
+                    f"{s['all'] + s['load']:.1f}",
+                ]
+            )
+        out.append(
+            Table(
+                [
+                    self.noun,
+                    "columns",
+                    "fits",
+                    "how they ended",
+                    "worst gap bound",
+                    "s, fitting",
+                    "s, in all",
+                ],
+                cost,
+            )
+        )
+        if seconds:
+            out.append("Wall time: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()) + ".")
+        for name, store in self.doc.get("stores", {}).items():
+            identity, made = store["identity"], store["provenance"]
+            about = ", ".join(
+                f"{k} {v}" for k, v in made.items() if isinstance(v, str | int | float) and v != ""
+            )
+            out.append(
+                f"**{name}**: store {store['store']}, {identity['precision']} arithmetic, stored as "
+                f"{identity['dtype']}" + (f"; {about}" if about else "") + "."
+            )
+        folds = self.doc["folds"]
+        own = next((m["choice"]["parameter"] for m in self.doc["models"] if "choice" in m), "")
+        skip = {own, "features"}
+        settings = ", ".join(
+            f"{k} {_setting(v)}" for k, v in config.items() if k not in skip and v not in (None, [])
+        )
+        grid = config.get(own) or []
+        of_grid = f"Grid of {own}: {len(grid)} from {min(grid):.2g} to {max(grid):.2g}. " if grid else ""
+        out.append(
+            f"Folds: {folds['name']}, {folds['n_splits']} outer ({folds['made_with'] or 'from a file'}). "
+            f"{of_grid}Settings: {settings}."
+        )
+        out.append(
+            "Made with "
+            + ", ".join(
+                f"{k} {v}" for k, v in self.doc["provenance"].items() if v and not isinstance(v, list)
+            )
+            + "."
+        )
+        return out
+
+
+def _setting(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)

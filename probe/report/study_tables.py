@@ -1,0 +1,110 @@
+"""The tables of a study, from what its page is told: for a terminal, as Markdown, as CSV."""
+
+from typing import Any
+
+import pandas as pd
+
+from ...terminal import print_table, say
+from ...texts import markdown_table, prose
+from ..results.files import UNGROUPED
+from .markup import interval, signed
+from .model import StudyPage
+from .write import markdown_report
+
+SHOWN = ("balanced_accuracy", "auroc")
+
+
+def frame(page: StudyPage) -> pd.DataFrame:
+    """One row a system x evaluation set x metric, with the published figure where there is one; one row for a
+    system without results, saying why."""
+    beside = {(p.system, p.dataset, p.metric): p for p in reversed(page.published)}  # the first of several
+    records: list[dict[str, Any]] = []
+    for row in page.systems:
+        about = {"system": row.name, "family": row.family, "encoder": row.encoder, "state": row.state}
+        mine = [record for record in _board(page) if record["features"] == row.name]
+        if not mine:
+            records.append({**about, "why": row.why})
+        for record in mine:
+            for metric, (value, low, high) in record["metrics"].items():
+                one: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record["dataset"]}
+                one |= {"metric": metric, "value": value, "low": low, "high": high}
+                there = beside.get((row.name, record["dataset"], metric))
+                if there is not None:
+                    one |= {"published": there.published, "against": there.against}
+                    one |= {"fold_mean": there.ours[0]}
+                    one |= {"difference": there.difference, "difference_low": there.low}
+                    one |= {"difference_high": there.high, "p_holm": there.p_holm, "verdict": there.verdict}
+                records.append(one)
+    return pd.DataFrame(records)
+
+
+def show(page: StudyPage) -> None:
+    """Print the systems on the terminal: balanced accuracy, below it AUROC, on each evaluation set."""
+    caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
+    absent = [row.name for row in page.systems if row.state != "done"]
+    if absent:
+        caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
+    sets = _sets(page)
+    print_table(
+        ("system", "chosen on the folds", *sets),
+        [(name, chosen, *cells) for name, chosen, cells in _rows(page, "\n")],
+        lead=2,
+        right=range(2, 2 + len(sets)),
+        title=page.title,
+        caption=caption,
+    )
+    if page.result is not None and page.result.ungrouped:
+        say(f"{', '.join(page.result.ungrouped)}: {UNGROUPED}.", style="yellow")
+
+
+def markdown(page: StudyPage) -> str:
+    """Systems, what is missing, published figures, and then the details of the merged result."""
+    out = [f"# {prose(page.title)}", prose(page.about)]
+    rows = _rows(page, " / ")
+    if rows:
+        lines = [[name, chosen, *cells] for name, chosen, cells in rows]
+        out += ["Balanced accuracy / AUROC, with intervals over whole groups."]
+        out += [markdown_table(["system", "chosen on the folds", *_sets(page)], lines)]
+    absent = [row for row in page.systems if row.state != "done"]
+    if absent:
+        out += [
+            "## Not run",
+            "\n".join(prose(f"* {row.name}: {row.why} {row.published}") for row in absent),
+        ]
+    if page.published:
+        lines = [
+            (
+                *(p.system, p.dataset, p.metric.replace("_", " "), interval(p.ours)),
+                *(
+                    f"{p.published:.3f} ({p.against})",
+                    signed((p.difference, p.low, p.high)),
+                    p.verdict,
+                ),
+            )
+            for p in page.published
+        ]
+        heads = ["system", "set", "metric", "ours, mean of fold models", "published", "difference", "verdict"]
+        out += ["## Beside published figures", markdown_table(heads, lines), prose(page.published_source)]
+    if page.result is not None:
+        out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
+    return "\n\n".join(part for part in out if part) + "\n"
+
+
+def _board(page: StudyPage) -> list[dict[str, Any]]:
+    return [] if page.result is None else page.result.leaderboard()
+
+
+def _sets(page: StudyPage) -> list[str]:
+    return list(dict.fromkeys(record["dataset"] for record in _board(page)))
+
+
+def _rows(page: StudyPage, between: str) -> list[tuple[str, str, list[str]]]:
+    """Finished systems: name, what the folds chose, a cell for each set."""
+    found = {(record["features"], record["dataset"]): record["metrics"] for record in _board(page)}
+    rows = []
+    for row in page.systems:
+        if row.state == "done":
+            every = [found.get((row.name, dataset)) for dataset in _sets(page)]
+            cells = ["-" if m is None else between.join(interval(m[s]) for s in SHOWN) for m in every]
+            rows.append((row.name, row.chosen, cells))
+    return rows

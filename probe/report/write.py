@@ -1,0 +1,65 @@
+"""`patchbank probe report`: the results of a study as one self-contained HTML file, or as Markdown."""
+
+import os
+from html import escape
+from pathlib import Path
+
+from ...errors import InvalidRequest
+from ...files import write_text
+from ...texts import prose
+from ..results.files import ProbeResult
+from .markup import Html, content, document, marked
+from .sections import Sections
+
+
+def write_report(
+    result: ProbeResult | str | os.PathLike[str], output: str | os.PathLike[str], *, images: bool = True
+) -> Path:
+    """Write a report of results (or of the folder that has them): .html or .md, by the output's name.
+
+    images : put the most confident errors into the HTML as thumbnails, where the image files are still there
+    Raises ProbeError (no results), InvalidRequest (another ending).
+    """
+    result = result if isinstance(result, ProbeResult) else ProbeResult.load(result)
+    output = Path(output)
+    if output.suffix.lower() in (".html", ".htm"):
+        text = html_report(result, images=images)
+    elif output.suffix.lower() in (".md", ".markdown"):
+        text = markdown_report(result)
+    else:
+        raise InvalidRequest(f"{output}: a report is written as .html or .md")
+    return write_text(output, text)
+
+
+def html_report(result: ProbeResult, *, images: bool = True) -> str:
+    """The whole page."""
+    view = Sections(result)
+    sections = view.sections(images=images)
+    links = "".join(f'<a href="#s{i}">{escape(title)}</a>' for i, (title, _) in enumerate(sections))
+    parts = "\n".join(
+        f'<section id="s{i}"><h2>{escape(title)}</h2>{content(found)}</section>'
+        for i, (title, found) in enumerate(sections)
+    )
+    made = view.doc["provenance"]
+    title = escape(view.title)
+    return document(
+        view.title,
+        f"<header><h1>{title}</h1><p class=lead>{marked(view.lead)}</p><nav>{links}</nav></header>"
+        f"<main>{parts}</main><footer>patchbank {escape(str(made.get('patchbank', '')))}, "
+        f"{escape(str(made.get('finished', '')))}</footer>",
+    )
+
+
+def markdown_report(result: ProbeResult) -> str:
+    """The same tables and sentences without the plots."""
+    view = Sections(result)
+    out = [f"# {prose(view.title)}", prose(view.lead)]
+    for title, found in view.sections(images=False):
+        shown = [
+            prose(one) if isinstance(one, str) else one.markdown()
+            for one in found
+            if not isinstance(one, Html)
+        ]
+        if shown:
+            out += [f"## {title}", *shown]
+    return "\n\n".join(out) + "\n"

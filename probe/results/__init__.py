@@ -1,0 +1,1 @@
+"""The results of a probe study: made from scores, merged, written and read."""

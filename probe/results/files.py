@@ -1,0 +1,264 @@
+"""The result of a probe study: one document and one table of predictions; written, read, shown."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from ...errors import ProbeError
+from ...files import sha256, write_atomically, write_text
+from ...terminal import print_table, say
+from ...texts import write_csv
+from ..model import ProbeModel, load_probes, save_probes
+from ..report.markup import SHOWN, interval
+
+FORMAT = "patchbank-probe-results"
+FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
+PREDICTIONS, PROBES = "predictions.parquet", "probes.npz"
+UNGROUPED = "no slides or patients are known, the intervals take patches as independent and are too narrow"
+SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
+TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
+OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
+    f"Out of fold, {SWEEP!r} is the estimate of what was chosen: what scores a fold was chosen without it. "
+    "The score of * is that of the winner of a comparison on these same rows, too high by .03 to .08 in "
+    "simulations of 10 to 40 feature sets on 20 to 40 slides."
+)
+KINDS = ("metrics", "at_threshold", "temperature", "platt")  # of scores, in a record
+
+
+class ProbeResult:
+    """What `run_probe` returns.
+
+    document : dict of plain JSON values: config, provenance, data, folds, chosen, models, scores,
+        comparisons, ...
+    predictions : DataFrame, one row a prediction; see `run.predictions_table`
+    probes : feature set -> what predicts further patches (the refit); none where networks were trained
+    """
+
+    def __init__(
+        self,
+        document: dict[str, Any],
+        predictions: pd.DataFrame,
+        probes: Mapping[str, ProbeModel] | None = None,
+    ) -> None:
+        self.document = document
+        self.predictions = predictions
+        self.probes = dict(probes or {})
+
+    @property
+    def chosen(self) -> str:
+        """The feature set that the folds choose."""
+        return self.document["chosen"]
+
+    @property
+    def ungrouped(self) -> list[str]:
+        """Evaluation sets of which no slides or patients are known: nothing is significant there."""
+        return [d["dataset"] for d in self.document["data"] if not groups_known(d)]
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
+
+        Each appears whole or not at all. results.json has the digests of the others and of itself: files of
+        two runs, or changed ones, are not read as one result.
+        """
+        folder = Path(folder)
+        write_atomically(
+            folder / PREDICTIONS,
+            lambda part: self.predictions.to_parquet(part, index=False, compression="zstd"),
+        )
+        names = [PREDICTIONS]
+        if self.probes:
+            save_probes(folder / PROBES, self.probes)
+            names.append(PROBES)
+        write_csv(folder / "results.csv", self.scores())
+        digests = {name: sha256(folder / name) for name in names}
+        document = {**self.to_json(), "files": digests}
+        text = json.dumps({**document, "digest": _digest(document)}, indent=1, allow_nan=False)
+        write_text(folder / "results.json", text)
+        return folder
+
+    def to_json(self) -> dict[str, Any]:
+        """The document with the format's name and version in front."""
+        return {"format": FORMAT, "version": FORMAT_VERSION, **self.document}
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "ProbeResult":
+        """Read what `save` wrote. Raises ProbeError for anything else, naming what is wrong."""
+        folder = Path(folder)
+        folder = folder.parent if folder.name == "results.json" else folder
+        document = read_document(folder)
+        digests = document.pop("files")
+        _check_files(folder, digests)
+        try:
+            predictions = pd.read_parquet(folder / PREDICTIONS)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ProbeError(f"{folder / PREDICTIONS} cannot be read: {error}") from error
+        probes = load_probes(folder / PROBES) if PROBES in digests else {}
+        return cls(document, predictions, probes)
+
+    def scores(self) -> pd.DataFrame:
+        """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
+        low, high, standard_error, degrees_of_freedom, design_effect, method, reason. kind: "metrics" at
+        probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. `scoring` has all keys."""
+        records = []
+        for record in self.document["scores"]:
+            about = {k: v for k, v in record.items() if not isinstance(v, dict)}
+            for kind, values in record.items():
+                if kind in KINDS:
+                    unsure = record.get("uncertainty", {}).get(kind, {})  # older results have none
+                    records += [
+                        {
+                            **about,
+                            "kind": kind,
+                            "metric": metric,
+                            "value": v,
+                            "low": low,
+                            "high": high,
+                            **unsure.get(metric, {}),
+                        }
+                        for metric, (v, low, high) in values.items()
+                    ]
+        return pd.DataFrame(records)
+
+    def leaderboard(self) -> list[dict[str, Any]]:
+        """Whole-set records: train rows out of fold, evaluation sets by the refit (by the ensemble where
+        there is none), without duplicates where a set has any (subset "dedup"); in the order of the data
+        sets, best criterion on the folds first, but the sweep as a whole before all: its score alone has the
+        choice of the feature set in it."""
+        order = {m["features"]: -m["criterion"] for m in self.document["models"]}
+        order[SWEEP] = -float("inf")
+        sets = [d["dataset"] for d in self.document["data"]]
+        found: dict[tuple[int, str], dict[str, Any]] = {}
+        for role in ("ensemble", "refit", "oof"):  # later ones go first
+            for record in self.document["scores"]:
+                if record["features"] == SWEEP and role != "oof":
+                    continue  # on other sets it is the chosen feature set's refit
+                if record["role"] == role and not record["domain"]:  # "dedup" comes after "raw"
+                    found[sets.index(record["dataset"]), record["features"]] = record
+        return [found[key] for key in sorted(found, key=lambda k: (k[0], order[k[1]]))]
+
+    def optimism(self) -> str:
+        """What is to be said of the out-of-fold score of the feature set that the same folds chose; "" where
+        there was one feature set."""
+        if all(record["features"] != SWEEP for record in self.document["scores"]):
+            return ""
+        return f" {OPTIMISM}"
+
+    def show(self) -> None:
+        """Print the leaderboard on the terminal, in the form that its width allows."""
+        level = round(100 * self.document["config"]["level"])
+        how = "Scored by the mean probability of the folds' models, each stopped where its own fold was best."
+        if any("choice" in model for model in self.document["models"]):
+            how = (
+                "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
+                f"folds of the train rows, * by the folds as a whole.{self.optimism()}"
+            )
+        rows = [
+            (
+                record["dataset"],
+                record["features"] + (" *" if record["features"] == self.chosen else ""),
+                record["n"],
+                *(interval(record["metrics"][name]) for name in SHOWN),
+            )
+            for record in self.leaderboard()
+        ]
+        print_table(
+            ("scored on", "features", "patches", "balanced accuracy", "AUROC", "average precision"),
+            rows,
+            lead=2,
+            right=(3, 4, 5),
+            title="Probe results",
+            caption=f"In brackets: {level} % intervals over whole groups. {how}",
+        )
+        if repeats := self.document.get("repeats"):
+            of = {(r["dataset"], r["features"], r["role"]): r for r in repeats["scores"]}
+            spread = [
+                (
+                    r["dataset"],
+                    r["features"],
+                    *(_mean_sd(of[r["dataset"], r["features"], r["role"]][m]) for m in SHOWN),
+                )
+                for r in self.leaderboard()
+            ]
+            print_table(
+                ("scored on", "features", "balanced accuracy", "AUROC", "average precision"),
+                spread,
+                lead=2,
+                right=(2, 3, 4),
+                title=f"Mean and standard deviation over {len(repeats['seeds'])} runs with other folds",
+            )
+        for note in self.document.get("notes", []):
+            say(f"Note: {note}.", style="yellow")
+        if self.ungrouped:
+            say(f"{', '.join(self.ungrouped)}: {UNGROUPED}.", style="yellow")
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """results.json without format, version and digest, as it was written. Raises ProbeError."""
+    path = folder / "results.json"
+    try:
+        document = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ProbeError(f"{path} cannot be read as results of `patchbank probe run`: {error}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ProbeError(f"{path} is not a results.json of `patchbank probe run` (format {FORMAT})")
+    version = document.get("version")
+    if version != FORMAT_VERSION:
+        older = isinstance(version, int) and version < FORMAT_VERSION
+        raise ProbeError(
+            f"{path} has version {version!r} of {FORMAT}; this patchbank reads version {FORMAT_VERSION}: "
+            + ("run the probe again" if older else "upgrade patchbank")
+        )
+    if document.pop("digest", None) != _digest(document):
+        raise ProbeError(
+            f"{path} was changed after it was written, so its numbers are those of no run. "
+            "Fix: run the probe again"
+        )
+    return {key: value for key, value in document.items() if key not in ("format", "version")}
+
+
+def complete_for(folder: Path, request: str) -> bool:
+    """Whether a folder has the whole result of one request (`document["request"]`), and of no other."""
+    try:
+        document = read_document(folder)
+        _check_files(folder, document["files"])
+    except ProbeError:
+        return False
+    return document.get("request") == request
+
+
+def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
+    for name in {PREDICTIONS, *digests}:
+        if name not in (PREDICTIONS, PROBES):
+            raise ProbeError(f"{folder / 'results.json'} lists a file {name!r} that no result has")
+        file = folder / name
+        if not file.is_file():
+            raise ProbeError(f"{file} is missing: it belongs to results.json")
+        if sha256(file) != digests.get(name):
+            raise ProbeError(
+                f"{file} is not the one that results.json was written with: a run was interrupted while it "
+                "wrote, or the file was changed. Fix: run the same command again"
+            )
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(document)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def groups_known(about: Mapping[str, Any]) -> bool:
+    """Whether slides or patients of a set are known; about : its entry in `data`, also of an older result."""
+    return bool(about.get("groups_known", about["n_groups"]))
+
+
+def _mean_sd(of: Mapping[str, Any]) -> str:
+    return "-" if of["mean"] is None else f"{of['mean']:.3f} ± {of['sd']:.3f}"

@@ -1,0 +1,738 @@
+"""From scores to numbers with intervals: by data set and domain, raw and deduplicated, model by model.
+
+What results.json has of them. A number with an interval is [value, low, high]; low and high are null where
+there is no interval, and a reason stands beside it. All shares, probabilities and metrics are in [0, 1].
+
+`scores` : one record for each model x subset (`score_set`)
+    features, role, dataset, domain, subset ("raw", "dedup": without repeated content), n, n_positive
+    n_groups : clusters that intervals are over
+    clusters : known (whether any row says which slide or patient it is of), n, with_positive, with_negative,
+        effective_positive, effective_negative (Kish's number: the independent rows of the class if those of
+        a cluster were copies of one)
+    inflation : factor of the variance: OOF_INFLATION for out-of-fold scores, else 1
+    metrics, at_threshold, temperature, platt : metric -> [value, low, high]; calls at probability 0.5, at
+        the threshold that the folds chose, and probabilities after temperature and after Platt scaling.
+        Domains have `metrics` only
+    uncertainty : kind (as above) -> metric -> standard_error, degrees_of_freedom (null: normal),
+        design_effect, method (how the interval was made, see `intervals.estimate`), reason ("" where there
+        is an interval)
+    design_effect_2 : metric -> [value, low, high] if the design effect were 2. Only where clusters.known is
+        false: there the interval in `metrics` takes rows as independent, and nothing says that they are
+    Whole sets (domain ""), raw and dedup:
+    calibration : "probability" (as the fit gives it; absent for probes without), "platt" -> slope, intercept
+        (in the large), observed_expected, ece_floor (mean, high, p), reasons
+    calls : "metrics" (probability 0.5), "at_threshold" -> confusion (tp, fp, fn, tn: rows), sensitivity,
+        specificity, predictive_values: prevalence ("0.05", ..., "observed") -> ppv, npv; reasons
+    at_specificity : "0.9", "0.95" -> sensitivity, specificity at the cut that has that specificity out of
+        fold; reasons. Absent where no cut was chosen
+    net_benefit : threshold probability ("0.05" ... "0.95") -> model, all (of calling every row positive), in
+        true positives a row, on Platt-scaled probabilities; reasons
+    Whole raw sets with several domains:
+    between_domains : metric -> worst, q, p, sd, i2, k, scale, left_out (`assess.between_domains`)
+`fold_means` : `mean_of_models`. `comparisons` : `compare_models`. `precision` : `precision`. `votes` :
+`score_votes`. `data` : `run.describe`, with groups_known, n_groups and left_out (why -> rows).
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from statistics import median
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from scipy.special import expit
+
+from ...errors import ProbeError
+from ..config import PROBABILISTIC, ProbeConfig
+from ..statistics import agreement
+from ..statistics import metrics as metrics_module
+from ..statistics.calibration import best_threshold
+from ..statistics.intervals import (
+    DEFAULT_METRICS,
+    Clusters,
+    Estimates,
+    Interval,
+    Method,
+    cluster_codes,
+    compare_paired,
+    compare_to_zero,
+    delong,
+    estimate,
+    estimate_function,
+)
+from .assess import SPECIFICITIES, Assessment, between_domains, number, triple
+from .files import SWEEP, TRAIN_ROLES
+
+# at probability 0.5, as the fit gives it
+METRICS = (
+    "balanced_accuracy",
+    "auroc",
+    "average_precision",
+    "f1",
+    "mcc",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "ece",
+    "log_loss",
+)
+THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
+CALIBRATION_METRICS = ("brier", "ece", "log_loss")
+COMPARED = ("balanced_accuracy", "auroc")
+PAIRED = "paired over groups"  # the name of that test in results; its p_method says how
+FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
+# Of the variance of out-of-fold scores. The models of K folds share most of their training rows, and each
+# held-out row has trained the others. In 300 simulated studies each of 20 and 40 slides (tests/benchmarks/
+# stats_coverage.py), intervals of out-of-fold AUROC hold what the models are worth in .91 to .96 with the
+# jackknife's own variance, in .94 to .97 with this factor, which is K / (K - 1) at 5 folds
+OOF_INFLATION = 1.25
+NO_INTERVALS = "no intervals were asked for"
+MEAN_FIELDS = ("value", "low", "high", "standard_error", "degrees_of_freedom", "design_effect")
+POWER = 0.8  # of the detectable difference
+ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model's scores of one evaluation set's rows.
+
+    score : float64 (n,), logits; a model calls positive what is at or above 0
+    adjusted : float64 (n, 4), what was chosen on held-out scores for each row's model, as
+        `protocol.adjustment` gives it: threshold on the score, 1 / temperature, Platt's scale and offset
+    role : "oof" (train rows, by models that have not seen them), "refit", "ensemble"
+    ranking : float64 (n,), logits that are on one scale where the rows are scored by several models; what
+        AUROC and average precision are taken on. None: one model has scored all rows, so `score` itself
+    cuts : float64 (n, 2) on the scale of `order`, at or above which a row is called positive at specificity
+        .90 and .95 (SPECIFICITIES) of held-out rows; None: none were chosen, see `specificity_cuts`
+    """
+
+    features: str
+    role: str
+    score: np.ndarray
+    adjusted: np.ndarray
+    ranking: np.ndarray | None = None
+    cuts: np.ndarray | None = None
+
+    @property
+    def order(self) -> np.ndarray:
+        """What the rows are ranked by, float64 (n,)."""
+        return self.score if self.ranking is None else self.ranking
+
+    def select(self, mask: np.ndarray) -> "Column":
+        """The scores of some of the rows; mask : bool (n,)."""
+        return Column(self.features, self.role, **_selected(self, mask))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The labelled rows of one evaluation set.
+
+    group : str (n,), clusters that are resampled as one, `datasets.folds.effective_groups`; "" is a row by
+        itself
+    groups_known : whether any group is a slide or patient. If not, groups are at most clusters of equal
+        content, intervals are too narrow, and no two models are called different
+    left_out : why -> how many rows of the manifest are not here
+    distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
+    votes_positive, votes_total : int (n,), -1 where they are not known
+    path : str (n,), of the image under the manifest's root; content_hash : str (n,), of its pixels, hex
+    """
+
+    dataset: str
+    patch_id: np.ndarray
+    y: np.ndarray
+    group: np.ndarray
+    domain: np.ndarray
+    distinct: np.ndarray
+    votes_positive: np.ndarray
+    votes_total: np.ndarray
+    path: np.ndarray
+    content_hash: np.ndarray
+    groups_known: bool = True
+    left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def select(self, mask: np.ndarray) -> "Rows":
+        """Some of the rows; mask : bool (n,)."""
+        return replace(self, **_selected(self, mask))
+
+    def vote_share(self) -> np.ndarray:
+        """Share of positive votes, float64 (n,); NaN where there are none."""
+        known = self.votes_total > 0
+        return np.where(known, self.votes_positive / np.where(known, self.votes_total, 1), np.nan)
+
+
+def _selected(one: "Column | Rows", mask: np.ndarray) -> dict[str, Any]:
+    arrays = {f.name: getattr(one, f.name) for f in fields(one)}
+    return {name: array[mask] for name, array in arrays.items() if isinstance(array, np.ndarray)}
+
+
+def without_duplicates(rows: Rows, columns: Sequence[Column]) -> tuple[Rows, list[Column]]:
+    """One row of each content, none of contents with both labels."""
+    return rows.select(rows.distinct), [column.select(rows.distinct) for column in columns]
+
+
+def specificity_cuts(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """The cut on held-out scores (n,) for each of SPECIFICITIES: float64 (2,)."""
+    return np.array([best_threshold(y, scores, rule="specificity", specificity=s) for s in SPECIFICITIES])
+
+
+def out_of_fold_cuts(y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    """`specificity_cuts` of each row from the rows of the other folds: float64 (n, 2).
+
+    scores : float64 (n,), out of fold and on one scale; folds : int (n,). NaN for the only fold."""
+    cuts = np.full((len(y), len(SPECIFICITIES)), np.nan)
+    for k in np.unique(folds):
+        rows = folds == k
+        if not rows.all():
+            cuts[rows] = specificity_cuts(y[~rows], scores[~rows])
+    return cuts
+
+
+def estimate_set(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> Estimates | None:
+    """Intervals of METRICS on all rows at probability 0.5, for scores and comparisons; None: none are asked
+    for."""
+    if not config.bootstrap:
+        return None
+    score, order = _tables(columns)
+    return _estimate(rows.y, score, order, rows.group, _metrics(config), config, _inflation(columns, config))
+
+
+def _tables(
+    columns: Sequence[Column], mask: np.ndarray | slice = slice(None)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and what ranks, float64 (n, m) each."""
+    return (
+        np.stack([c.score[mask] for c in columns], axis=1),
+        np.stack([c.order[mask] for c in columns], axis=1),
+    )
+
+
+def _metrics(config: ProbeConfig) -> list[str]:
+    """METRICS, without those of probabilities where sigmoid(score) is none (margins, distances)."""
+    return [m for m in METRICS if config.probe in PROBABILISTIC or m not in CALIBRATION_METRICS]
+
+
+def _inflation(columns: Sequence[Column], config: ProbeConfig) -> float:
+    """OOF_INFLATION for scores out of fold; 1 for the bootstrap, which has no variance to be multiplied."""
+    out_of_fold = any(c.role in TRAIN_ROLES for c in columns)
+    return OOF_INFLATION if out_of_fold and config.interval == "jackknife" else 1.0
+
+
+def score_set(
+    rows: Rows,
+    columns: Sequence[Column],
+    *,
+    config: ProbeConfig,
+    whole: Estimates | None = None,
+) -> list[dict[str, Any]]:
+    """One record for each model x subset of the rows: all ("raw"), without repeated content ("dedup", only
+    where there is any), and each domain where there are several. The module's docstring has the keys.
+
+    whole : what `estimate_set` gave for these columns, if it is there already
+    """
+    records = _Subset(rows, columns, config).records(full=True, whole=whole)
+    whole_raw = list(records)
+    if not rows.distinct.all():
+        records += _Subset(rows, columns, config, mask=rows.distinct, subset="dedup").records(full=True)
+    domains = [d for d in dict.fromkeys(rows.domain) if d]
+    if len(domains) < 2:
+        return records
+    parts = {d: _Subset(rows, columns, config, mask=rows.domain == d, domain=d) for d in domains}
+    found = {d: part.estimates(DEFAULT_METRICS) for d, part in parts.items()}
+    for d, part in parts.items():
+        records += part.records(full=False, whole=found[d])
+    if config.bootstrap:
+        level = 1 - (1 - config.level) / len(domains)
+        wide = {d: part.estimates(DEFAULT_METRICS, level=level) for d, part in parts.items()}
+        for j, record in enumerate(whole_raw):
+            record["between_domains"] = {
+                metric: between_domains(
+                    {d: one[metric] for d, one in found.items() if one is not None},
+                    {d: one[metric] for d, one in wide.items() if one is not None},
+                    j,
+                )
+                for metric in DEFAULT_METRICS
+            }
+    return records
+
+
+class _Subset:
+    """Some rows of an evaluation set, and all its columns."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        columns: Sequence[Column],
+        config: ProbeConfig,
+        *,
+        mask: np.ndarray | slice = slice(None),
+        subset: str = "raw",
+        domain: str = "",
+    ) -> None:
+        self.rows, self.columns, self.config, self.mask = rows, columns, config, mask
+        self.y, self.group = rows.y[mask], rows.group[mask]
+        self.score, self.order = _tables(columns, mask)
+        self.inflation = _inflation(columns, config)
+        self.about = {"dataset": rows.dataset, "domain": domain, "subset": subset}
+
+    def estimates(
+        self, names: Sequence[str], *, score: np.ndarray | None = None, level: float | None = None
+    ) -> Estimates | None:
+        """Intervals of these metrics; score : calls at 0 (None: at probability 0.5)."""
+        if not self.config.bootstrap:
+            return None
+        score = self.score if score is None else score
+        return _estimate(
+            self.y, score, self.order, self.group, names, self.config, self.inflation, level=level
+        )
+
+    def records(self, *, full: bool, whole: Estimates | None = None) -> list[dict[str, Any]]:
+        """One record a model; full : with all that whole sets have."""
+        names = _metrics(self.config) if full else DEFAULT_METRICS
+        scores, kinds = {"metrics": self.score}, {"metrics": names}
+        if full:
+            adjusted = np.stack([c.adjusted[self.mask] for c in self.columns], axis=1)
+            cut, slope, scale, offset = adjusted.transpose(2, 0, 1)
+            scores |= {
+                "at_threshold": self.score - cut,
+                "temperature": self.score * slope,
+                "platt": self.score * scale + offset,
+            }
+            kinds |= {
+                "at_threshold": THRESHOLD_METRICS,
+                "temperature": CALIBRATION_METRICS,
+                "platt": CALIBRATION_METRICS,
+            }
+        clusters = Clusters.of(self.y == 1, cluster_codes(self.group, len(self.y)))
+        about = {
+            **self.about,
+            "n": len(self.y),
+            "n_positive": int(self.y.sum()),
+            "n_groups": clusters.n,
+            "clusters": {
+                "known": self.rows.groups_known,
+                "n": clusters.n,
+                "with_positive": clusters.holding[1],
+                "with_negative": clusters.holding[0],
+                "effective_positive": clusters.effective[1],
+                "effective_negative": clusters.effective[0],
+            },
+            "inflation": self.inflation,
+        }
+        records = [{"features": c.features, "role": c.role, **about, "uncertainty": {}} for c in self.columns]
+        for kind, wanted in kinds.items():
+            found = whole if kind == "metrics" and whole else self.estimates(wanted, score=scores[kind])
+            self._put(records, kind, wanted, scores[kind], found)
+        if not self.rows.groups_known and self.config.bootstrap:
+            wide = _estimate(
+                self.y,
+                self.score,
+                self.order,
+                self.group,
+                DEFAULT_METRICS,
+                self.config,
+                2 * self.inflation,
+                method="jackknife",
+            )
+            for j, record in enumerate(records):
+                record["design_effect_2"] = {name: triple(one, j) for name, one in wide.items()}
+        if full:
+            self._assess(records, scores)
+        return records
+
+    def _put(
+        self,
+        records: Sequence[dict[str, Any]],
+        kind: str,
+        names: Sequence[str],
+        score: np.ndarray,
+        found: Estimates | None,
+    ) -> None:
+        if found is None:
+            about = {"logits": True, "order": self.order}
+            values = metrics_module.evaluate(self.y, score, metrics=names, **about)
+            nothing = dict.fromkeys(UNCERTAINTY) | {"method": "none", "reason": NO_INTERVALS}
+            for j, record in enumerate(records):
+                record[kind] = {name: [number(values[name][j]), None, None] for name in names}
+                record["uncertainty"][kind] = {name: dict(nothing) for name in names}
+            return
+        for j, record in enumerate(records):
+            record[kind] = {name: triple(found[name], j) for name in names}
+            record["uncertainty"][kind] = {name: _uncertainty(found[name], j) for name in names}
+
+    def _assess(self, records: Sequence[dict[str, Any]], scores: Mapping[str, np.ndarray]) -> None:
+        level = self.config.level if self.config.bootstrap else None
+        made = Assessment(self.y, self.group, level=level, inflation=self.inflation)
+        calibrated = {"platt": made.calibration(scores["platt"])}
+        if self.config.probe in PROBABILISTIC:
+            calibrated = {"probability": made.calibration(self.score), **calibrated}
+        calls = {kind: made.calls(scores[kind]) for kind in ("metrics", "at_threshold")}
+        benefit = made.benefit(scores["platt"])
+        for j, record in enumerate(records):
+            record["calibration"] = {kind: found[j] for kind, found in calibrated.items()}
+            record["calls"] = {kind: found[j] for kind, found in calls.items()}
+            record["net_benefit"] = benefit[j]
+        with_cuts = [
+            j for j, c in enumerate(self.columns) if c.cuts is not None and np.isfinite(c.cuts).all()
+        ]
+        if with_cuts:
+            cuts = np.stack([np.asarray(self.columns[j].cuts)[self.mask] for j in with_cuts], axis=1)
+            for k, specificity in enumerate(SPECIFICITIES):
+                found = made.at_cut(self.order[:, with_cuts] - cuts[:, :, k])
+                for j, one in zip(with_cuts, found, strict=True):
+                    records[j].setdefault("at_specificity", {})[f"{specificity:g}"] = one
+
+
+UNCERTAINTY = ("standard_error", "degrees_of_freedom", "design_effect")
+
+
+def _uncertainty(interval: Interval, j: int) -> dict[str, Any]:
+    numbers = {key: number(getattr(interval, key)[j]) for key in UNCERTAINTY}
+    return {**numbers, "method": str(interval.method[j]), "reason": interval.reason[j]}
+
+
+def intervals_of(
+    y: np.ndarray,
+    score: np.ndarray,
+    order: np.ndarray,
+    group: np.ndarray,
+    names: Sequence[str],
+    config: ProbeConfig,
+) -> dict[str, list[list[float | None]]]:
+    """metric -> for each column of scores (n, m) [value, low, high]; None where undefined or where there is
+    no interval. score : logits, calls at 0; order : (n, m), what the ranking metrics are taken on."""
+    if config.bootstrap:
+        found = _estimate(y, score, order, group, names, config)
+        return {name: [triple(one, j) for j in range(score.shape[1])] for name, one in found.items()}
+    values = metrics_module.evaluate(y, score, metrics=names, logits=True, order=order)
+    return {name: [[number(v), None, None] for v in values[name]] for name in names}
+
+
+def _method(group: np.ndarray, config: ProbeConfig) -> Method:
+    method = cast("Method", config.interval)  # one of config.INTERVALS
+    few = method == "bca" and int(cluster_codes(group, len(group)).max()) + 1 < FEW_GROUPS
+    return "percentile" if few else method
+
+
+def _estimate(
+    y: np.ndarray,
+    score: np.ndarray,
+    order: np.ndarray,
+    group: np.ndarray,
+    names: Sequence[str],
+    config: ProbeConfig,
+    inflation: float = 1.0,
+    *,
+    level: float | None = None,
+    method: Method | None = None,
+) -> Estimates:
+    options = _options(group, config)
+    options |= {"method": method or options["method"], "confidence": level or config.level}
+    return estimate(
+        y, score, groups=group, metrics=names, logits=True, order=order, inflation=inflation, **options
+    )
+
+
+def _options(group: np.ndarray, config: ProbeConfig) -> dict[str, Any]:
+    """How intervals are made, for `estimate` and `compare_paired`."""
+    return {
+        "method": _method(group, config),
+        "confidence": config.level,
+        "n_resamples": config.bootstrap,
+        "seed": config.seed,
+    }
+
+
+def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, dict[str, Any]]:
+    """What published tables report, with an interval: the mean over K models of each one's metric.
+
+    scores : float64 (n, K), logits of the models of K folds; calls at probability 0.5
+    Returns metric -> value, low, high, standard_error, degrees_of_freedom, design_effect (None where there
+    is no interval) and reason (why there is none). All K are scored on the same resamples, so their
+    correlation is in the interval; that other trainings would give other models is not.
+    """
+
+    names = (*DEFAULT_METRICS, "sensitivity", "specificity")  # of which balanced accuracy's interval is made
+
+    def mean(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: np.mean(values[name], axis=-1, keepdims=True) for name in names}
+
+    def score(weights: np.ndarray | None, codes: np.ndarray | None) -> dict[str, np.ndarray]:
+        return mean(
+            metrics_module.evaluate(rows.y, scores, metrics=names, logits=True, weights=weights, groups=codes)
+        )
+
+    def without(codes: np.ndarray | None) -> dict[str, np.ndarray]:
+        return mean(metrics_module.leave_one_out(rows.y, scores, metrics=names, logits=True, groups=codes))
+
+    if not config.bootstrap:
+        values = score(None, None)
+        return {
+            name: dict.fromkeys(MEAN_FIELDS) | {"value": number(values[name][0]), "reason": NO_INTERVALS}
+            for name in DEFAULT_METRICS
+        }
+    intervals = estimate_function(
+        score,
+        without=without,
+        labels=rows.y == 1,
+        n_rows=len(rows),
+        groups=rows.group,
+        scales={name: metrics_module.METRICS[name].scale for name in names},
+        **_options(rows.group, config),
+    )
+    return {
+        name: {
+            **{key: number(getattr(intervals[name], key)[0]) for key in MEAN_FIELDS},
+            "reason": intervals[name].reason[0],
+        }
+        for name in DEFAULT_METRICS
+    }
+
+
+def compare_models(
+    rows: Rows,
+    columns: Sequence[Column],
+    *,
+    config: ProbeConfig,
+    reference: str,
+    whole: Estimates | None,
+) -> list[dict[str, Any]]:
+    """Paired differences between the models of one evaluation set that have the same role.
+
+    balanced_accuracy (at 0.5) and auroc by `intervals.compare_paired`, auroc also by DeLong's test (clustered
+    where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set, role, metric
+    and test. All pairs up to 12 models, above that each against `reference` (a feature set, the one chosen
+    on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
+
+    Repeated content counts once, and content with both labels not at all (`Rows.distinct`), as in the scores
+    that lead.
+
+    whole : what `estimate_set` gave for these columns on all rows (None: DeLong only)
+    A record has dataset, role, metric, test (PAIRED or "DeLong"), a, b, difference (a less b), low, high,
+    standard_error, degrees_of_freedom (None: no t), p, p_holm, p_method, reason (why there is no interval,
+    or ""), groups_known (False: rows were taken as independent and may not be, so that p is too small: no
+    claim is made of it) and inflation.
+    """
+    records: list[dict[str, Any]] = []
+    names = [c.features for c in columns]
+    if not rows.distinct.all():
+        rows, columns = without_duplicates(rows, columns)
+        whole = None if whole is None else estimate_set(rows, columns, config=config)
+    score, order = _tables(columns)
+    for role in dict.fromkeys(c.role for c in columns):
+        mine = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
+        pairs = list(itertools.combinations(mine, 2))
+        if len(mine) > ALL_PAIRS_UP_TO:
+            pairs = [(i, j) for i in mine for j in mine if names[j] == reference and i != j]
+        if not pairs:
+            continue
+        found = []
+        inflation = _inflation([columns[i] for i in mine], config)
+        if whole is not None:
+            paired = compare_paired(
+                rows.y,
+                score,
+                groups=rows.group,
+                metrics=COMPARED,
+                pairs=pairs,
+                logits=True,
+                order=order,
+                estimates=whole,
+                **_options(rows.group, config),
+            )
+            found += [(PAIRED, differences) for differences in paired.values()]
+        try:
+            test = delong(rows.y, order, groups=rows.group)
+            found.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
+        except ProbeError:  # fewer than two clusters of a class: no test there, the paired one says as much
+            pass
+        for test_name, differences in found:
+            for k, (i, j) in enumerate(differences.pairs):
+                records.append(
+                    {
+                        "dataset": rows.dataset,
+                        "role": role,
+                        "metric": differences.metric,
+                        "test": test_name,
+                        "p_method": differences.p_method[k],
+                        "a": names[i],
+                        "b": names[j],
+                        **{
+                            key: number(getattr(differences, key)[k])
+                            for key in (
+                                "difference",
+                                "low",
+                                "high",
+                                "standard_error",
+                                "degrees_of_freedom",
+                                "p",
+                                "p_holm",
+                            )
+                        },
+                        "reason": differences.reason[k],
+                        "groups_known": rows.groups_known,
+                        "inflation": inflation if test_name == PAIRED else 1.0,
+                    }
+                )
+    return records
+
+
+def precision(
+    records: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], *, level: float
+) -> list[dict[str, Any]]:
+    """How small a difference each evaluation set can show, for each role and metric that models are compared
+    by.
+
+    records, comparisons : of `score_set` and `compare_models`, of all sets
+    A record has dataset, role, metric, n, n_groups, half_width (of the interval of a difference) and
+    detectable (the true difference that is found at this level with a probability of POWER: (t of the level
+    + t of the power) x standard error), from the median standard_error and degrees_of_freedom of the paired
+    differences; basis says of how many. With one model the error is that of two models scored on two such
+    sets, usually more: basis "unpaired".
+    """
+    found = []
+    whole = [r for r in records if not r["domain"]]
+    for dataset, role in dict.fromkeys((r["dataset"], r["role"]) for r in whole):
+        mine = [r for r in whole if (r["dataset"], r["role"]) == (dataset, role)]
+        leading = "dedup" if any(r["subset"] == "dedup" for r in mine) else "raw"
+        mine = [r for r in mine if r["subset"] == leading]
+        for metric in COMPARED:
+            paired = [
+                (c["standard_error"], c["degrees_of_freedom"])
+                for c in comparisons
+                if (c["dataset"], c["role"], c["metric"], c["test"]) == (dataset, role, metric, PAIRED)
+                and c["standard_error"]
+            ]
+            basis = f"paired, median of {len(paired)}"
+            if not paired:
+                basis = "unpaired"
+                about = [r["uncertainty"]["metrics"][metric] for r in mine if "uncertainty" in r]
+                paired = [
+                    (math.sqrt(2) * a["standard_error"], a["degrees_of_freedom"])
+                    for a in about
+                    if a["standard_error"]
+                ]
+            if not paired:
+                continue
+            error = median(e for e, _ in paired)
+            freedom = median(math.inf if f is None else f for _, f in paired)
+            reach = float(stats.t.ppf((1 + level) / 2, freedom))
+            found.append(
+                {
+                    "dataset": dataset,
+                    "role": role,
+                    "metric": metric,
+                    "n": mine[0]["n"],
+                    "n_groups": mine[0]["n_groups"],
+                    "standard_error": error,
+                    "degrees_of_freedom": number(freedom),
+                    "half_width": reach * error,
+                    "detectable": (reach + float(stats.t.ppf(POWER, freedom))) * error,
+                    "basis": basis,
+                }
+            )
+    return found
+
+
+def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> dict[str, Any] | None:
+    """What the experts' votes say about the models of one evaluation set, at probability 0.5.
+
+    The rows with votes: Fleiss' kappa (None where the number of votes differs), share of unanimous rows,
+    `strata`: metrics by how many votes the winning side has; `by_votes`: mean probability by number of
+    positive votes; `soft`: scores against the share of positive votes.
+
+    `human_line` : balanced accuracy of an expert against the majority of the others, all votes pooled, rows
+        where the others tie counting half each way (None: no row has three votes)
+    `human` : the same as value [value, low, high], with standard_error, degrees_of_freedom, reason; n (rows
+        with three votes), n_left_out (rows of the set with fewer), n_votes and n_tied (votes of which the
+        others tie), without_ties (the line if those were left out, which is higher: they are the hardest);
+        models: features, role, value (the model against the same references on the same rows), difference
+        (expert less model), p
+    None where no row has two votes.
+    """
+    known = rows.votes_total > 1
+    if not known.any():
+        return None
+    positive, total, y = rows.votes_positive[known], rows.votes_total[known], rows.y[known]
+    score, order = _tables(columns, known)
+    p = expit(score)
+    names = [{"features": c.features, "role": c.role} for c in columns]
+    same = len(np.unique(total)) == 1
+    soft = agreement.soft_scores(positive, total, p)
+
+    def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+        return [
+            {**names[int(row.pop("model"))], **{str(k): _plain(v) for k, v in row.items()}}
+            for row in table.to_dict("records")
+        ]
+
+    human = _human(rows, columns, config)
+    return {
+        "dataset": rows.dataset,
+        "n": int(known.sum()),
+        "kappa": number(agreement.fleiss_kappa(np.stack([positive, total - positive], axis=1)))
+        if same
+        else None,
+        "unanimous": agreement.unanimous_share(positive, total),
+        "human_line": human["value"][0] if human else None,
+        "human": human,
+        "strata": records(agreement.by_agreement(y, score, positive, total, logits=True, order=order)),
+        "by_votes": records(agreement.by_votes(p, positive, total)),
+        "soft": [
+            {**name, **{metric: number(values[i]) for metric, values in soft.items()}}
+            for i, name in enumerate(names)
+        ],
+    }
+
+
+def _human(rows: Rows, columns: Sequence[Column], config: ProbeConfig) -> dict[str, Any] | None:
+    voted = rows.votes_total > 2
+    if not voted.any():
+        return None
+    called = np.stack([c.score[voted] >= 0 for c in columns], axis=1)
+    codes = cluster_codes(rows.group[voted], int(voted.sum()))
+    votes = rows.votes_positive[voted], rows.votes_total[voted], called
+    line = agreement.human_line(*votes, codes)
+    dropped = agreement.human_line(*votes, codes, ties="drop")
+    found = estimate_function(
+        lambda weights, codes: line.values,
+        without=lambda codes: {} if codes is None else line.left_out,
+        n_rows=int(voted.sum()),
+        groups=rows.group[voted],
+        scales={"expert": "logit", "model": "logit"},
+        confidence=config.level,
+    )
+    p = compare_to_zero(found["difference"])
+
+    def shown(name: str, j: int) -> list[float | None]:
+        return triple(found[name], j) if config.bootstrap else [number(found[name].value[j]), None, None]
+
+    return {
+        "value": shown("expert", 0),
+        **{key: number(getattr(found["expert"], key)[0]) for key in ("standard_error", "degrees_of_freedom")},
+        "reason": found["expert"].reason[0] if config.bootstrap else NO_INTERVALS,
+        "n": int(voted.sum()),
+        "n_left_out": len(rows) - int(voted.sum()),
+        "n_votes": line.votes,
+        "n_tied": line.tied,
+        "without_ties": number(dropped.values["expert"][0]),
+        "models": [
+            {
+                "features": c.features,
+                "role": c.role,
+                "value": shown("model", j),
+                "difference": shown("difference", j),
+                "p": number(p[j]),
+            }
+            for j, c in enumerate(columns)
+        ],
+    }
+
+
+def _plain(value: Any) -> Any:
+    return int(value) if isinstance(value, int | np.integer) else number(value)

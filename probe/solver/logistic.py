@@ -1,0 +1,228 @@
+"""All the L2 logistic regressions of one encoder at once: every set of rows at every strength.
+
+    fits = fit_logistic(X, y, C=np.logspace(-6, 1, 40), weights=weights)      # weights (S, n): S x 40 fits
+    scores = fits.decision(X_test)                                            # (n_test, S, 40)
+
+How: all fits share X, so they are solved together, as columns of one matrix of coefficients. A round of the
+descent is two matrix products for all of them (objective.py), the preconditioner is shared
+(preconditioner.py), every fit keeps its own pace (lbfgs.py), nothing is copied a set (design.py). Every
+result is checked in float64 on X as it was given; what did not converge is finished by float64 Newton, and
+sets of few rows are solved by Newton alone (dual.py).
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits
+
+from ...errors import InvalidRequest, ProbeError
+from .design import Design
+from .dual import solve_few
+from .lbfgs import CERTIFIED, Minimum, minimise
+from .newton import Rows, solve
+from .objective import Objective, default_threads
+from .path import follow, follows, ladder
+from .preconditioner import Preconditioner
+
+Array = np.ndarray[Any, np.dtype[Any]]
+MAX_ROUNDS = 300  # of the descent, then Newton takes over
+SMALL = 2e7  # sets x rows x features: passes are short and best full, so the path begins with more strengths
+ROUNDING = 1e-13  # of an objective, relative
+MEMORY = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class LogisticFits:
+    """S sets at L strengths. Scores: `X @ coef + intercept` with the X that was given, not standardised.
+
+    coef : float64 (S, L, d), or (S, L, K, d) for K > 2 classes
+    intercept : float64 (S, L) or (S, L, K)
+    objective : float64 (S, L), sum of weighted log-losses + 1/(2C) |w|^2, w in the set's standardised units
+    gradient_norm : float64 (S, L), Euclidean norm of its gradient, the intercept's entry included
+    gap_bound : float64 (S, L), upper bound of (objective - optimum) / objective
+    n_iter : int (S, L), passes over the rows (rounds of the descent; Newton steps are counted as well)
+    status : str (S, L)
+        "converged"  the float32 descent ended, and float64 agreed
+        "polished"   float64 steps of the descent were needed
+        "newton"     float64 Newton: sets of few rows, and what the descent could not finish
+        "capped"     the tolerance was not reached; gap_bound says how far off it may be
+        What is not capped has a gap_bound of at most 100 tol, or its Newton decrement in float64 is below tol
+        (rounding may keep the bound from showing it).
+    C : float64 (L,)
+    """
+
+    coef: Array
+    intercept: Array
+    objective: Array
+    gradient_norm: Array
+    gap_bound: Array
+    n_iter: Array
+    status: Array
+    C: Array
+
+    def decision(self, X: Array) -> Array:
+        """Scores of rows X (n, d): float64 (n, S, L), or (n, S, L, K) for K > 2 classes."""
+        d = self.coef.shape[-1]
+        if X.ndim != 2 or X.shape[1] != d:
+            raise InvalidRequest(f"X has the shape {X.shape}; these fits need (n, {d})")
+        scores = np.asarray(X, dtype=np.float64) @ self.coef.reshape(-1, d).T
+        return scores.reshape(X.shape[0], *self.intercept.shape) + self.intercept
+
+
+def fit_logistic(
+    X: Any,
+    y: Array,
+    *,
+    C: Sequence[float] | Array,
+    weights: Array | None = None,
+    standardize: bool | Literal["overall"] = True,
+    tol: float = 1e-7,
+    max_rounds: int = MAX_ROUNDS,
+    memory: float = MEMORY,
+    threads: int | None = None,
+) -> LogisticFits:
+    """Fit every set at every strength.
+
+    X : float16, float32 or float64 (n, d): an array, a np.memmap, or anything with .shape, .dtype and
+        X[lo:hi] (HDF5, Zarr)
+    y : int (n,), classes 0..K-1
+    C : (L,) inverse strengths, each > 0
+    weights : (S, n) >= 0, a row a set; 0 = the row is not in the set. None: one set of all rows, weight 1
+    standardize : scale features by each set's own mean and standard deviation (over its rows with
+        weight > 0, unweighted, ddof 0; constant columns get scale 1), as a StandardScaler in a pipeline
+        would; "overall": all features by one number, the root of the mean of these variances
+    tol : relative distance of the objective to its optimum at which a fit stops, estimated by g' H g / 2
+    max_rounds : rounds of the descent, before float64 Newton takes over
+    memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round
+    threads : default: the cores, or OMP_NUM_THREADS where that is less; one for a few million numbers
+
+    Warns with scikit-learn's ConvergenceWarning where a status is "capped".
+    Raises InvalidRequest for shapes and values that make no sense, ProbeError for NaN or Inf in X and for
+    a set that lacks a class (it names the set).
+    """
+    y, strengths, v, K = _checked(X, y, C, weights, tol)
+    grid, of = np.unique(strengths, return_inverse=True)
+    S, L, m = len(v), len(grid), 1 if K == 2 else K
+    sets, lam = np.repeat(np.arange(S), L), np.tile(1 / grid, S)
+    # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
+    with threadpool_limits(1, user_api="blas"):
+        design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
+        objective = Objective(design, sets, lam, threads=threads or default_threads(design.n * design.d))
+        try:
+            found = Minimum.nothing(S * L, m, design.d + 1)
+            few = solve_few(objective, found, tol=tol)
+            if len(ids := np.flatnonzero(~few)):
+                H0 = Preconditioner(objective)
+                stride = 4 if S * design.n * design.d > SMALL else 2
+                steps = ladder(grid, stride=stride)
+                parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
+                options = {"tol": tol, "max_rounds": max_rounds}
+                found.put(ids, minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options))
+                if m == 1:  # with more classes its factors cost more than Newton
+                    follow(objective, H0, found, **options)
+            status = np.where(found.polished, "polished", np.where(few, "newton", "converged")).astype("<U9")
+            done = found.converged & (found.gap <= CERTIFIED * tol * found.value)
+            _finish(objective, found, status, np.flatnonzero(~done), tol)
+            _warn(status, found.gap / found.value)
+        finally:
+            objective.close()
+    coef, intercept = design.to_raw(found.theta, sets)
+    shape = (S, L) if m == 1 else (S, L, m)
+    # every strength as it was asked for: in that order, equal ones more than once
+    return LogisticFits(
+        coef=coef.reshape(*shape, design.d)[:, of],
+        intercept=intercept.reshape(shape)[:, of],
+        objective=found.value.reshape(S, L)[:, of],
+        gradient_norm=np.linalg.norm(found.gradient, axis=(1, 2)).reshape(S, L)[:, of],
+        gap_bound=(found.gap / found.value).reshape(S, L)[:, of],
+        n_iter=found.rounds.reshape(S, L)[:, of],
+        status=status.reshape(S, L)[:, of],
+        C=strengths,
+    )
+
+
+def _warn(status: Array, bound: Array) -> None:
+    """Say what did not converge, as scikit-learn does."""
+    capped = status == "capped"
+    if capped.any():
+        warnings.warn(
+            f"{capped.sum()} of {len(status)} logistic regressions did not converge (status 'capped'): their "
+            f"objectives may be up to {bound[capped].max():.1e} (relative) above the optimum. "
+            "Fix: standardize the features, or use a smaller C",
+            ConvergenceWarning,
+            stacklevel=3,
+        )
+
+
+def _checked(
+    X: Any, y: Array, C: Sequence[float] | Array, weights: Array | None, tol: float
+) -> tuple[Array, Array, Array, int]:
+    """y, C as float64, weights as float64 (S, n), and K; raises what `fit_logistic` says."""
+    if len(getattr(X, "shape", ())) != 2 or not np.issubdtype(X.dtype, np.floating):
+        raise InvalidRequest("X must be a floating-point matrix (n, d)")
+    n = X.shape[0]
+    y = np.asarray(y)
+    if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer) or not n or y.min() < 0:
+        raise InvalidRequest(f"y must be {n} integers 0..K-1, one a row of X, not {y.dtype} {y.shape}")
+    strengths = np.asarray(C, dtype=np.float64)
+    if strengths.ndim != 1 or not len(strengths) or not (np.isfinite(strengths) & (strengths > 0)).all():
+        raise InvalidRequest("C must be a list of positive numbers")
+    if not 0 < tol < 1:
+        raise InvalidRequest(f"tol is relative, between 0 and 1, not {tol}")
+    v = np.ones((1, n)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if v.ndim != 2 or v.shape[1] != n or not len(v) or not np.isfinite(v).all() or (v < 0).any():
+        raise InvalidRequest(f"weights must be finite and >= 0, of the shape (sets, {n}), not {v.shape}")
+    K = max(2, int(y.max()) + 1)
+    present = (v > 0).astype(np.float32) @ (y[:, None] == np.arange(K)).astype(np.float32) > 0
+    if not present.all():
+        s, k = np.argwhere(~present)[0]
+        raise ProbeError(f"set {s} has no row of class {k}: a fit needs every class in every set")
+    return y, strengths, v, K
+
+
+def _finish(objective: Objective, found: Minimum, status: Array, ids: Array, tol: float) -> None:
+    """Newton for the problems `ids`, in place, and their statuses."""
+    design = objective.design
+    for p in ids[~np.isfinite(found.value[ids])]:
+        _record(objective, found, int(p), found.theta[p])
+    status[ids] = "capped"
+    if design.in_memory:
+        sets = objective.sets[ids]
+        objective.share(
+            lambda s: _finish_set(objective, found, status, ids[sets == s], tol), np.unique(sets).tolist()
+        )
+
+
+def _finish_set(objective: Objective, found: Minimum, status: Array, ids: Array, tol: float) -> None:
+    """The problems of one set, strong penalties first: each may start from the last one's solution."""
+    design, s = objective.design, objective.sets[ids[0]]
+    used = np.flatnonzero(design.weights[s] > 0)
+    rows = Rows(
+        design.unsigned(used) * design.factor[s, :-1], design.y[used], design.weights[s, used],
+        n_classes=design.n_classes,
+    )  # fmt: skip
+    last = np.zeros((design.outputs, design.d + 1))
+    for p in ids[np.argsort(-objective.lam[ids])]:
+        lam = float(objective.lam[p])
+        starts = [found.theta[p], last, np.zeros_like(last)]
+        fit = solve(rows, lam, starts, tol=1e-3 * tol)
+        found.rounds[p] += fit.n_iter
+        kept = _record(objective, found, int(p), fit.theta)
+        sure = fit.trusted and fit.decrement <= tol * fit.objective
+        if kept and (sure or found.gap[p] <= CERTIFIED * tol * found.value[p]):
+            status[p] = "newton"
+        last = found.theta[p]
+
+
+def _record(objective: Objective, found: Minimum, p: int, theta: Array) -> bool:
+    """Evaluate theta (m, d + 1) in float64 and keep it for problem p unless what is there is better."""
+    at = objective._exact(np.array([p]), theta[None])
+    if at.theta is None or at.gap is None or not at.value[0] <= found.value[p] * (1 + ROUNDING):
+        return False
+    found.theta[p], found.value[p], found.gradient[p] = at.theta[0], at.value[0], at.gradient[0]
+    found.curvature[p], found.gap[p] = at.curvature[0], at.gap[0]
+    return True

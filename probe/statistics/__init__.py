@@ -1,0 +1,1 @@
+"""Metrics, intervals, comparisons, calibration and agreement. Arrays in, arrays out; knows of no study."""

@@ -1,0 +1,703 @@
+"""Scores of classifiers: vectorised over models and over bootstrap weights, numpy and scipy only.
+
+Binary metrics take `y` (n,), 1 for the positive (rare) class and 0 else, and `scores`, (n,) for one
+model or (n, m) for m models, larger meaning more positive. `weights` None scores the sample as it is;
+(B, G) are B reweightings of G clusters (a resample counts how often each cluster was drawn), and
+`groups` (n,) are the clusters of the rows, codes 0 .. G-1 (None: every row is its own, G = n). The
+result has the shape (B, m), less the axes that were not given.
+
+`leave_one_out` scores the sample without each of its clusters in turn, which the jackknife needs, in
+O(n log n): counts and losses are the total less the cluster's own, ranking metrics are moved by what each row
+adds to them.
+
+Scores may be logits (`logits=True`): then the order is taken on them as they are, calls are made at a
+threshold on them, and only what needs probabilities sees expit(score). expit makes ties of all logits above
+36.7, so a ranking metric must not be taken on it.
+
+NaN always means "undefined here", most often because a class is missing; `Metric.undefined` says when.
+`intervals.estimate` gives no interval there, and says why.
+
+Two sums carry everything. The counts and losses are one matrix product, weights @ values. The ranking
+metrics need the weight of each positive's distinct score and of the negatives between and at these
+scores; one sparse product per model gives both for all B at once, and no (B, n) array is ever sorted.
+Counts are summed in float64 and so exactly: AUROC and AP do not depend on how the work is cut up.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse, special, stats
+
+from ...errors import InvalidRequest, ProbeError
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Strategy = Literal["width", "mass"]
+Scale = Literal["linear", "logit", "fisher", "log"]
+
+BINS = 15  # of the calibration errors: Guo et al., ICML 2017
+# what the ranking metrics hold at once: float64 (positives x resamples) for the second-level cache, but never
+# so few resamples that the loop over positives costs more than the sums
+_BLOCK_CELLS = 1 << 16
+_BLOCK_RESAMPLES = 128
+# positives' distinct scores x clusters up to which AUROC and AP without a cluster of several rows are counted
+# afresh; above, what its rows change one by one is added up (an error of second order in the cluster's share)
+_EXACT_CELLS = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Weights of true positives, false positives, false negatives, true negatives, each (B, m)."""
+
+    tp: Floats
+    fp: Floats
+    fn: Floats
+    tn: Floats
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Checked inputs and the sums that several metrics share, each made when it is first used."""
+
+    y: Bools  # (n,)
+    scores: Floats  # (n, m)
+    threshold: Floats  # (m,)
+    weights: Floats | None  # (B, G); None: each of the G clusters is left out in turn, B = G
+    groups: NDArray[np.intp] | None  # (n,)
+    logits: bool = False
+    order: Floats | None = None  # (n, m), what ranking metrics are taken on; None: scores
+
+    @cached_property
+    def codes(self) -> NDArray[np.intp]:
+        return np.arange(len(self.y)) if self.groups is None else self.groups
+
+    @cached_property
+    def n_clusters(self) -> int:
+        return int(self.codes.max()) + 1 if self.weights is None else self.weights.shape[1]
+
+    @property
+    def n_samples(self) -> int:
+        """B."""
+        return self.n_clusters if self.weights is None else len(self.weights)
+
+    def sums(self, values: NDArray[Any]) -> Floats:
+        """(n, k) -> (B, k): the weighted sums over rows."""
+        if self.groups is not None:
+            values = self.indicator(self.codes, len(self.y), self.n_clusters) @ values
+        values = np.asarray(values, np.float64)
+        return values.sum(axis=0) - values if self.weights is None else self.weights @ values
+
+    @staticmethod
+    def indicator(codes: NDArray[np.intp], n_rows: int, n_codes: int) -> sparse.csr_array:
+        """(codes, rows), 1 where a row has the code."""
+        return sparse.csr_array((np.ones(n_rows), (codes, np.arange(n_rows))), shape=(n_codes, n_rows))
+
+    @cached_property
+    def probabilities(self) -> Floats:
+        if self.logits:
+            return special.expit(self.scores)
+        if self.scores.size and (self.scores.min() < 0 or self.scores.max() > 1):
+            raise InvalidRequest(
+                "this metric needs probabilities in [0, 1], and the scores run from "
+                f"{self.scores.min():g} to {self.scores.max():g}: pass probabilities, or logits with "
+                "logits=True, or leave the metric out"
+            )
+        return self.scores
+
+    @cached_property
+    def class_weights(self) -> tuple[Floats, Floats]:
+        """Weight of the positives and of the negatives, each (B, 1)."""
+        both = self.sums(np.stack([self.y, ~self.y], axis=1))
+        return both[:, :1], both[:, 1:]
+
+    @cached_property
+    def confusion(self) -> Confusion:
+        predicted = self.scores >= self.threshold
+        positive, negative = self.class_weights
+        tp, fp = self.sums(predicted & self.y[:, None]), self.sums(predicted & ~self.y[:, None])
+        return Confusion(tp=tp, fp=fp, fn=positive - tp, tn=negative - fp)
+
+    @cached_property
+    def log_losses(self) -> tuple[Floats, Floats]:
+        """Summed log-loss of the positives and of the negatives, each (B, m)."""
+        tiny = np.finfo(np.float64).eps  # scikit-learn's clip
+        p = np.clip(self.probabilities, tiny, 1 - tiny)
+        loss = np.where(self.y[:, None], -np.log(p), -np.log1p(-p))
+        return self.sums(loss * self.y[:, None]), self.sums(loss * ~self.y[:, None])
+
+    def calibration_error(self, strategy: Strategy) -> Floats:
+        total = sum(self.class_weights)[:, 0]  # pyright: ignore[reportIndexIssue]
+        columns = []
+        for model in self.probabilities.T:
+            bins = bin_of(model, bin_edges(model, strategy=strategy))
+            gaps = self.indicator(bins, len(self.y), BINS).multiply(self.y - model)
+            summed = np.abs(self.sums(gaps.T.toarray())).sum(axis=1)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            columns.append(_divide(summed, total))
+        return np.stack(columns, axis=1)
+
+    @cached_property
+    def ranking(self) -> tuple[Floats, Floats]:
+        """AUROC and average precision, each (B, m)."""
+        order = self.scores if self.order is None else self.order
+        auroc = np.full((self.n_samples, order.shape[1]), np.nan)
+        precision = auroc.copy()
+        if self.y.any() and not self.y.all():
+            for j, model in enumerate(order.T):
+                auroc[:, j], precision[:, j] = self._rank(model)
+        return auroc, precision
+
+    def _rank(self, scores: Floats) -> tuple[Floats, Floats]:
+        """AUROC and average precision of one model, each (B,)."""
+        cuts, place = np.unique(scores[self.y], return_inverse=True)  # the positives' distinct scores, rising
+        if self.weights is None:
+            alone = self.n_clusters == len(self.y) == len(np.unique(self.codes))
+            if alone or len(cuts) * self.n_clusters > _EXACT_CELLS:
+                return self._without_rows(scores, alone)
+        negatives = scores[~self.y]
+        # cell 2k: strictly between cut k-1 and cut k; cell 2k+1: tied with cut k
+        cell = np.searchsorted(cuts, negatives, "left") + np.searchsorted(cuts, negatives, "right")
+
+        def counts(cells: NDArray[np.intp], of: Bools, n_cells: int) -> sparse.csc_array:
+            where = (cells, self.codes[of])
+            return sparse.csc_array((np.ones(len(cells)), where), shape=(n_cells, self.n_clusters))
+
+        at_cut, in_cell = counts(place, self.y, len(cuts)), counts(cell, ~self.y, 2 * len(cuts) + 1)
+        step = max(_BLOCK_RESAMPLES, _BLOCK_CELLS // max(1, int(self.y.sum())))
+        parts = []
+        for start in range(0, self.n_samples, step):
+            if self.weights is None:
+                positive, negative = (
+                    np.asarray(one.sum(axis=1))[:, None] - one[:, start : start + step].toarray()
+                    for one in (at_cut, in_cell)
+                )
+            else:
+                drawn = np.ascontiguousarray(self.weights[start : start + step].T)
+                positive, negative = at_cut @ drawn, in_cell @ drawn  # (T, b), (2T + 1, b)
+            parts.append(_areas(positive, negative))
+        auroc, precision = zip(*parts, strict=True)
+        return np.concatenate(auroc), np.concatenate(precision)
+
+    def _without_rows(self, scores: Floats, alone: bool) -> tuple[Floats, Floats]:
+        """`_rank` with each cluster left out, from what each row changes when it alone is left out.
+
+        alone : every cluster is one row, and this is exact
+        """
+        (all_rows,), (precise,) = _areas(*_counted(self.y, scores))
+        auroc, precision = _without_each_row(self.y, scores)
+        if alone:
+            found = np.empty((2, len(self.y)))
+            found[:, self.codes] = auroc, precision
+            return found[0], found[1]
+        positive, negative = self.class_weights
+        defined = ((positive > 0) & (negative > 0))[:, 0]
+        changes = [
+            whole + np.bincount(self.codes, np.nan_to_num(each - whole), self.n_clusters)
+            for whole, each in ((all_rows, auroc), (precise, precision))
+        ]
+        first, second = (np.where(defined, one, np.nan) for one in changes)
+        return first, second
+
+
+def _counted(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
+    """The two arguments of `_areas` for the sample as it is: (T, 1), (2T + 1, 1)."""
+    cuts, place = np.unique(scores[y], return_inverse=True)
+    cell = np.searchsorted(cuts, scores[~y], "left") + np.searchsorted(cuts, scores[~y], "right")
+    counts = np.bincount(place, minlength=len(cuts)), np.bincount(cell, minlength=2 * len(cuts) + 1)
+    return counts[0][:, None].astype(np.float64), counts[1][:, None].astype(np.float64)
+
+
+def _areas(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
+    """AUROC and average precision, each (b,), of b reweighted samples.
+
+    positive : (T, b), weight of the positives at each of their distinct scores (cuts), rising
+    negative : (2T + 1, b), of the negatives strictly between cut k-1 and cut k (2k), and at cut k (2k + 1)
+    """
+    n_positive, n_negative = positive.sum(axis=0), negative.sum(axis=0)
+    tied = negative[1::2]
+    below = negative[:-1:2].copy()
+    below[1:] += tied[:-1]
+    _accumulate(below)  # negatives strictly below each cut
+    u = (positive * (below + 0.5 * tied)).sum(axis=0)
+    reached = positive[::-1].copy()
+    _accumulate(reached)
+    reached = reached[::-1]  # positives at or above each cut
+    called = np.where(positive > 0, reached + (n_negative - below), 1.0)
+    areas = (positive * reached / called).sum(axis=0)
+    # without negatives every ranking is perfect: no statement, as for AUROC
+    return _divide(u, n_positive * n_negative), _divide(areas, np.where(n_negative > 0, n_positive, 0.0))
+
+
+def _without_each_row(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
+    """AUROC and average precision without each row, (n,) each, exactly; NaN without the last of a class.
+
+    AUROC loses the row's placement value (the share of the other class that it beats, DeLong 1988). In the
+    sum of precision over positives, a row takes 1 from the calls (and a positive 1 from the true ones) of
+    every cut at or below its score: two running sums over the cuts.
+    """
+    n_positive, n_negative = int(y.sum()), int((~y).sum())
+    u = placements(y, scores[:, None])[:, 0] * np.where(y, n_negative, n_positive)  # pairs that a row wins
+    auroc = _divide(
+        u[y].sum() - u,
+        np.where(y, (n_positive - 1) * n_negative, n_positive * (n_negative - 1)).astype(float),
+    )
+    cuts, at = np.unique(-scores[y], return_counts=True)  # falling scores
+    true = np.cumsum(at)  # positives at or above each cut
+    called = true + np.searchsorted(np.sort(-scores[~y]), cuts, "right")
+    fewer = np.maximum(called - 1, 1)  # where it is 0, nothing is multiplied by it
+
+    def above(terms: Floats) -> Floats:
+        """(T + 1,): the sum over the cuts before each."""
+        return np.concatenate([[0.0], np.cumsum(terms)])
+
+    plain, negative, positive = (
+        above(t) for t in (at * true / called, at * true / fewer, at * (true - 1) / fewer)
+    )
+    first = np.searchsorted(cuts, -scores, "left")  # the first cut at or below the row's score
+    summed = plain[first] + negative[-1] - negative[first]
+    own, after = first[y], first[y] + 1
+    summed[y] = plain[own] + ((at - 1) * (true - 1) / fewer)[own] + positive[-1] - positive[after]
+    left = np.where(y, n_positive - 1, n_positive if n_negative > 1 else 0).astype(float)
+    return auroc, _divide(summed, left)
+
+
+def placements(y: Bools, scores: Floats) -> Floats:
+    """Share of pairs with the other class that each row wins, ties half: float64 (n, m).
+
+    Their mean over the rows of either class is the AUROC (DeLong, DeLong & Clarke-Pearson, Biometrics 1988);
+    by midranks (Sun & Xu, IEEE Signal Processing Letters 2014).
+    """
+    ranks = stats.rankdata(scores, axis=0)
+    found = np.empty_like(ranks)
+    for of, flip in ((y, False), (~y, True)):
+        share = (ranks[of] - stats.rankdata(scores[of], axis=0)) / (~of).sum()
+        found[of] = 1 - share if flip else share
+    return found
+
+
+def _accumulate(rows: Floats) -> None:
+    """np.cumsum(axis=0) in place; row by row, which is several times faster than numpy's column by column."""
+    for above, row in pairwise(rows):
+        row += above
+
+
+def _divide(a: Floats, b: Floats) -> Floats:
+    """a / b, NaN where b is 0."""
+    return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
+
+
+def _balanced(s: _Sample) -> Floats:
+    positive, negative = s.class_weights
+    return (_divide(s.confusion.tp, positive) + _divide(s.confusion.tn, negative)) / 2
+
+
+def _f1(s: _Sample) -> Floats:
+    c = s.confusion
+    return _divide(2 * c.tp, 2 * c.tp + c.fp + c.fn)
+
+
+def _mcc(s: _Sample) -> Floats:
+    c = s.confusion
+    positive, negative = s.class_weights
+    spread = positive * negative * (c.tp + c.fp) * (c.tn + c.fn)
+    value = (c.tp * c.tn - c.fp * c.fn) / np.sqrt(np.where(spread > 0, spread, 1.0))
+    return np.where((positive > 0) & (negative > 0), np.where(spread > 0, value, 0.0), np.nan)
+
+
+def _log_loss(s: _Sample) -> Floats:
+    return _divide(sum(s.log_losses), sum(s.class_weights))  # pyright: ignore[reportArgumentType]
+
+
+def _balanced_log_loss(s: _Sample) -> Floats:
+    return sum(_divide(loss, w) for loss, w in zip(s.log_losses, s.class_weights, strict=True)) / 2  # pyright: ignore[reportReturnType]
+
+
+def _brier(s: _Sample) -> Floats:
+    return _divide(s.sums((s.probabilities - s.y[:, None]) ** 2), sum(s.class_weights))  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """What a binary metric is called, needs and means."""
+
+    name: str
+    title: str
+    needs: Literal["score", "probability", "threshold"]
+    """score: the order alone; probability: scores in [0, 1]; threshold: calls score >= threshold positive."""
+    higher_is_better: bool
+    undefined: str
+    """When the value is NaN."""
+    definition: str
+    scale: Scale = "logit"
+    """On which symmetric intervals are made: "logit" for [0, 1], "fisher" for [-1, 1], "log" for [0, inf)."""
+    compute: Callable[[_Sample], Floats] = field(repr=False)
+
+
+_NO_CLASS = "a class is missing"
+_EMPTY = "no rows"
+
+METRICS: MappingProxyType[str, Metric] = MappingProxyType(
+    {
+        m.name: m
+        for m in (
+            Metric(
+                name="balanced_accuracy",
+                title="Balanced accuracy",
+                needs="threshold",
+                higher_is_better=True,
+                undefined=_NO_CLASS,
+                definition="mean of sensitivity and specificity",
+                compute=_balanced,
+            ),
+            Metric(
+                name="auroc",
+                title="AUROC",
+                needs="score",
+                higher_is_better=True,
+                undefined=_NO_CLASS,
+                definition="P(positive above negative) + P(tie) / 2 (Mann-Whitney)",
+                compute=lambda s: s.ranking[0],
+            ),
+            Metric(
+                name="average_precision",
+                title="Average precision",
+                needs="score",
+                higher_is_better=True,
+                undefined=_NO_CLASS,
+                definition="sum of precision x step of recall over distinct scores, no interpolation",
+                compute=lambda s: s.ranking[1],
+            ),
+            Metric(
+                name="f1",
+                title="F1",
+                needs="threshold",
+                higher_is_better=True,
+                undefined="no positive row and none called positive",
+                definition="2 tp / (2 tp + fp + fn)",
+                compute=_f1,
+            ),
+            Metric(
+                name="mcc",
+                title="MCC",
+                needs="threshold",
+                higher_is_better=True,
+                undefined=_NO_CLASS,
+                definition="correlation of label and call; 0 where all calls are the same",
+                scale="fisher",
+                compute=_mcc,
+            ),
+            Metric(
+                name="sensitivity",
+                title="Sensitivity",
+                needs="threshold",
+                higher_is_better=True,
+                undefined="no positive row",
+                definition="tp / (tp + fn)",
+                compute=lambda s: _divide(s.confusion.tp, s.class_weights[0]),
+            ),
+            Metric(
+                name="specificity",
+                title="Specificity",
+                needs="threshold",
+                higher_is_better=True,
+                undefined="no negative row",
+                definition="tn / (tn + fp)",
+                compute=lambda s: _divide(s.confusion.tn, s.class_weights[1]),
+            ),
+            Metric(
+                name="brier",
+                title="Brier score",
+                needs="probability",
+                higher_is_better=False,
+                undefined=_EMPTY,
+                definition="mean of (probability - y)^2",
+                compute=_brier,
+            ),
+            Metric(
+                name="log_loss",
+                title="Log-loss",
+                needs="probability",
+                higher_is_better=False,
+                undefined=_EMPTY,
+                definition="mean of -log(probability of the label), probabilities clipped at 2.2e-16",
+                scale="log",
+                compute=_log_loss,
+            ),
+            Metric(
+                name="balanced_log_loss",
+                title="Balanced log-loss",
+                needs="probability",
+                higher_is_better=False,
+                undefined=_NO_CLASS,
+                definition="mean of the two classes' mean log-losses",
+                scale="log",
+                compute=_balanced_log_loss,
+            ),
+            Metric(
+                name="ece",
+                title="ECE (equal width)",
+                needs="probability",
+                higher_is_better=False,
+                undefined=_EMPTY,
+                definition=f"expected calibration error, {BINS} bins of equal width",
+                compute=lambda s: s.calibration_error("width"),
+            ),
+            Metric(
+                name="ece_mass",
+                title="ECE (equal mass)",
+                needs="probability",
+                higher_is_better=False,
+                undefined=_EMPTY,
+                definition=f"expected calibration error, {BINS} bins of equal mass in the unweighted sample",
+                compute=lambda s: s.calibration_error("mass"),
+            ),
+        )
+    }
+)
+
+
+def evaluate(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    metrics: Iterable[str] | None = None,
+    threshold: ArrayLike | None = None,
+    logits: bool = False,
+    order: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """Several binary metrics at once, by name; what they share is computed once.
+
+    y : int or bool, (n,), 0 or 1; at least one row
+    scores : float, (n,) or (n, m), finite
+    metrics : names of `METRICS`; None: all that these scores allow (without those that need
+        probabilities if a score lies outside [0, 1])
+    threshold : float or (m,), in the unit of the scores; score >= threshold is called positive. None: 0.5,
+        or 0 for logits
+    logits : scores are logits; their probabilities are expit(score)
+    order : as scores, taken by the ranking metrics instead of them (None: scores); for scores of several
+        models in one column, which are on one scale only after calibration
+    weights : (B, G) or (G,), not negative; groups : int, (n,), 0 .. G-1 (see the module's docstring)
+
+    Returns {name: float64 array of shape (B, m) without the axes that were not given}; NaN where
+    undefined. Raises InvalidRequest (unknown names, shapes, no probabilities) and ProbeError (labels
+    other than 0 and 1, scores that are not finite, no rows).
+    """
+    sample, squeeze = _sample(y, scores, threshold, weights, groups, logits=logits, order=order)
+    if metrics is None:
+        outside = not logits and bool((sample.scores < 0).any() or (sample.scores > 1).any())
+        names = [m.name for m in METRICS.values() if not (outside and m.needs == "probability")]
+    else:
+        names = check_names(metrics)
+    return {name: METRICS[name].compute(sample)[squeeze] for name in names}
+
+
+def leave_one_out(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    metrics: Iterable[str],
+    threshold: ArrayLike | None = None,
+    logits: bool = False,
+    order: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+) -> dict[str, Floats]:
+    """The metrics without each of the G clusters in turn: {name: float64 (G, m)}, NaN where undefined.
+
+    Arguments and errors as for `evaluate`; groups None: each row is a cluster. The same numbers as
+    `evaluate` gives for G rows of weights with one 0 in each, in O(n log n) instead of O(n G). Exact, but for
+    AUROC and AP of clusters of several rows where positives x clusters exceed 1.7e7 (see `_EXACT_CELLS`).
+    """
+    sample, _ = _sample(y, scores, threshold, None, groups, logits=logits, order=order)
+    sample = replace(sample, weights=None)
+    return {name: METRICS[name].compute(sample) for name in check_names(metrics)}
+
+
+def check_names(metrics: Iterable[str]) -> list[str]:
+    """The names as a list. Raises InvalidRequest if one is no binary metric."""
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    unknown = [name for name in names if name not in METRICS]
+    if unknown:
+        raise InvalidRequest(f"no metric is called {', '.join(unknown)}; there are: {', '.join(METRICS)}")
+    return names
+
+
+def confusion(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    threshold: ArrayLike | None = None,
+    logits: bool = False,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+) -> Confusion:
+    """Counts (or weights) of the four outcomes; arguments, shapes and errors as for `evaluate`."""
+    sample, squeeze = _sample(y, scores, threshold, weights, groups, logits=logits)
+    c = sample.confusion
+    return Confusion(tp=c.tp[squeeze], fp=c.fp[squeeze], fn=c.fn[squeeze], tn=c.tn[squeeze])
+
+
+def _sample(
+    y: ArrayLike,
+    scores: ArrayLike,
+    threshold: ArrayLike | None,
+    weights: ArrayLike | None,
+    groups: ArrayLike | None,
+    *,
+    logits: bool = False,
+    order: ArrayLike | None = None,
+) -> tuple[_Sample, tuple[Any, ...]]:
+    """The checked arrays, and the index that takes the axes out again that were not given."""
+    labels = check_labels(y)
+    table, one_model = _columns(scores, len(labels))
+    by = None if order is None else _columns(order, len(labels))[0]
+    if by is not None and by.shape != table.shape:
+        raise InvalidRequest(f"order {by.shape} and scores {table.shape} have to be of one shape")
+    if threshold is None:
+        threshold = 0.0 if logits else 0.5
+    cut = np.asarray(threshold, np.float64)
+    if cut.ndim > 1 or (cut.ndim == 1 and len(cut) != table.shape[1]):
+        raise InvalidRequest(f"threshold {cut.shape}: one number, or one for each of {table.shape[1]} models")
+    codes, n_groups = None, len(labels)
+    if groups is not None:
+        codes = np.asarray(groups)
+        if codes.shape != labels.shape or codes.dtype.kind not in "iu" or codes.min() < 0:
+            raise InvalidRequest("groups are integer codes 0 .. G-1, one a row: see intervals.cluster_codes")
+        codes, n_groups = codes.astype(np.intp), int(codes.max()) + 1
+    if weights is None:
+        drawn, axis = np.ones((1, n_groups)), 0
+    else:
+        drawn = np.asarray(weights, np.float64)
+        axis = 0 if drawn.ndim == 1 else slice(None)
+        drawn = np.atleast_2d(drawn)
+        if drawn.ndim != 2 or drawn.shape[1] < n_groups or (groups is None and drawn.shape[1] != n_groups):
+            raise InvalidRequest(
+                f"weights {np.shape(weights)}: (resamples, {n_groups}), one column a cluster"
+            )
+        if not (np.isfinite(drawn).all() and drawn.min(initial=0) >= 0):
+            raise InvalidRequest("weights are finite and not negative")
+    sample = _Sample(labels, table, np.broadcast_to(cut, table.shape[1:]), drawn, codes, logits, by)
+    return sample, (axis, 0 if one_model else slice(None))
+
+
+def _columns(scores: ArrayLike, n: int) -> tuple[Floats, bool]:
+    """Scores as (n, m), and whether they were (n,)."""
+    table = np.asarray(scores, np.float64)
+    one_model = table.ndim == 1
+    if one_model:
+        table = table[:, None]
+    if table.ndim != 2 or len(table) != n:
+        raise InvalidRequest(f"scores {np.shape(scores)} do not fit {n} labels: (n,) or (n, models)")
+    bad = ~np.isfinite(table).all(axis=1)
+    if bad.any():
+        raise ProbeError(f"{bad.sum()} rows have a score that is not finite, the first is row {bad.argmax()}")
+    return table, one_model
+
+
+def check_labels(y: ArrayLike) -> Bools:
+    """(n,) labels 0 and 1 as booleans. Raises ProbeError."""
+    labels = np.asarray(y)
+    if labels.ndim != 1 or not len(labels):
+        raise ProbeError(f"labels are one column with at least one row, not {labels.shape}")
+    if not np.isin(labels, (0, 1)).all():
+        raise ProbeError(f"labels are 0 or 1, not {np.setdiff1d(labels, (0, 1))[:5].tolist()}")
+    return labels.astype(bool)
+
+
+def bin_edges(p: ArrayLike, *, bins: int = BINS, strategy: Strategy = "width") -> Floats:
+    """Edges (bins + 1,) of calibration bins (a, b], the first one closed: equal in width over [0, 1], or
+    in mass (quantiles of p, (n,); equal probabilities stay together, so bins may be empty)."""
+    if strategy == "width":
+        return np.linspace(0.0, 1.0, bins + 1)
+    if strategy == "mass":
+        return np.quantile(np.asarray(p, np.float64), np.linspace(0.0, 1.0, bins + 1))
+    raise InvalidRequest(f"bins are equal in 'width' or in 'mass', not {strategy!r}")
+
+
+def bin_of(p: ArrayLike, edges: Floats) -> NDArray[np.intp]:
+    """The bin, 0 .. bins-1, of every p (n,)."""
+    return np.searchsorted(edges[1:-1], np.asarray(p, np.float64), "left")
+
+
+def balanced_accuracy(
+    y: ArrayLike, scores: ArrayLike, *, threshold: ArrayLike | None = None, **sample: Any
+) -> Any:
+    """Mean of sensitivity and specificity; keywords, shapes and errors as for `evaluate`."""
+    return evaluate(y, scores, metrics=["balanced_accuracy"], threshold=threshold, **sample)[
+        "balanced_accuracy"
+    ]
+
+
+def auroc(y: ArrayLike, scores: ArrayLike, **sample: Any) -> Any:
+    """Area under the ROC curve, ties counting half; keywords, shapes and errors as for `evaluate`."""
+    return evaluate(y, scores, metrics=["auroc"], **sample)["auroc"]
+
+
+def average_precision(y: ArrayLike, scores: ArrayLike, **sample: Any) -> Any:
+    """Average precision, scikit-learn's definition; keywords, shapes and errors as for `evaluate`."""
+    return evaluate(y, scores, metrics=["average_precision"], **sample)["average_precision"]
+
+
+MULTICLASS_METRICS = ("balanced_accuracy", "auroc", "log_loss", "balanced_log_loss", "accuracy")
+
+
+def evaluate_multiclass(
+    y: ArrayLike,
+    probabilities: ArrayLike,
+    *,
+    metrics: Sequence[str] = MULTICLASS_METRICS,
+    weights: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+) -> dict[str, Any]:
+    """K-class metrics: the call is the most probable class (the first of equals).
+
+    y : int, (n,), 0 .. K-1; probabilities : float, (n, K) or (n, m, K), rows summing to 1
+    metrics : balanced_accuracy (mean recall), auroc (macro mean of one class against the rest),
+        log_loss, balanced_log_loss (mean of the classes' means), accuracy
+    weights, groups, result and errors as for `evaluate`. NaN where one of the K classes is missing
+    (log_loss and accuracy: where there are no rows).
+    """
+    unknown = [name for name in metrics if name not in MULTICLASS_METRICS]
+    if unknown:
+        raise InvalidRequest(f"no multiclass metric is called {unknown}; there are {MULTICLASS_METRICS}")
+    p = np.asarray(probabilities, np.float64)
+    one_model = p.ndim == 2
+    if one_model:
+        p = p[:, None, :]
+    labels = np.asarray(y)
+    if p.ndim != 3 or labels.shape != p.shape[:1]:
+        raise InvalidRequest(
+            f"probabilities {np.shape(probabilities)}, labels {labels.shape}: (n, [m,] K) and (n,)"
+        )
+    n_classes = p.shape[2]
+    if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() >= n_classes:
+        raise ProbeError(f"labels are integers from 0 to {n_classes - 1}")
+    if not np.allclose(p.sum(axis=2), 1, atol=1e-4):
+        raise InvalidRequest("the probabilities of a row do not sum to 1")
+    one_hot = labels[:, None] == np.arange(n_classes)  # (n, K)
+    rest = [_sample(one_hot[:, k], p[:, :, k], 0.5, weights, groups)[0] for k in range(n_classes)]
+    class_weights = np.stack([s.class_weights[0] for s in rest], axis=2)  # (B, 1, K)
+    total = class_weights.sum(axis=2)
+    tiny = np.finfo(np.float64).eps
+    loss = -np.log(np.clip(np.take_along_axis(p, labels[:, None, None], axis=2)[:, :, 0], tiny, 1 - tiny))
+    right = p.argmax(axis=2) == labels[:, None]
+
+    def by_class(values: NDArray[Any]) -> Floats:  # (n, m) -> (B, m, K)
+        return np.stack([s.sums(values * s.y[:, None]) for s in rest], axis=2)
+
+    compute: dict[str, Callable[[], Floats]] = {
+        "balanced_accuracy": lambda: _divide(by_class(right), class_weights).mean(axis=2),
+        "auroc": lambda: np.mean([s.ranking[0] for s in rest], axis=0),
+        "log_loss": lambda: _divide(rest[0].sums(loss), total),
+        "balanced_log_loss": lambda: _divide(by_class(loss), class_weights).mean(axis=2),
+        "accuracy": lambda: _divide(rest[0].sums(right), total),
+    }
+    no_weights = weights is None or np.ndim(weights) == 1
+    squeeze = (0 if no_weights else slice(None), 0 if one_model else slice(None))
+    return {name: compute[name]()[squeeze] for name in metrics}
