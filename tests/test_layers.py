@@ -19,6 +19,7 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "finetune": LEAVES | {"cache", "datasets", "extract", "probe"},
     "study": LEAVES | {"cache", "datasets", "extract", "probe", "finetune"},
 }
+WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
 FORBIDDEN = {"probe": GPU_STACK, "cache": GPU_STACK}
 
@@ -57,6 +58,22 @@ def test_imports_point_downwards(place: str) -> None:
             else:
                 assert name != "patchbank", f"{path}: imports inside the package are relative"
                 assert name not in FORBIDDEN.get(place, set()), f"{path}: {place} must not import {name}"
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_imports_its_own_modules_and_what_its_rule_names(wing: str) -> None:
+    parts = len(Path(wing).parts)
+    files = sources(wing)
+    assert len(files) > 1, f"{wing}: no files were checked"
+    for path in files:
+        inside = len(path.relative_to(ROOT).parts) - parts  # dots that reach the wing's own folder
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level > inside:
+                assert node.level == inside + parts, (
+                    f"{path}: {wing} must not import from the folders around it"
+                )
+        ours = {name for name, inside_package in imports(path) if inside_package}
+        assert ours <= WINGS[wing], f"{path}: {wing} must not import {ours - WINGS[wing]}"
 
 
 def test_every_folder_with_code_has_a_rule() -> None:

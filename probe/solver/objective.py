@@ -20,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import joblib
 import numpy as np
 
-from ...files import cores
 from .design import Design, Segment
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -236,7 +236,7 @@ class Objective:
 def default_threads(numbers: int) -> int:
     """The cores of this process, fewer where OMP_NUM_THREADS or OPENBLAS_NUM_THREADS say so (joblib does), or
     where the features are so few numbers (n d) that the threads would mostly wait for each other."""
-    threads = cores()
+    threads = joblib.cpu_count()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         if os.environ.get(name, "").isdigit():
             threads = min(threads, max(1, int(os.environ[name])))

@@ -150,7 +150,11 @@ def reference(
     for _ in range(steps):
         g, H = derivatives(theta, A, y, v, lam)
         scale = 1 / np.sqrt(np.maximum(np.diag(H), 1e-290))
-        values, V = scipy.linalg.eigh(H * scale[:, None] * scale, check_finite=False, driver="evd")
+        scaled = H * scale[:, None] * scale
+        try:
+            values, V = scipy.linalg.eigh(scaled, check_finite=False, driver="evd")
+        except np.linalg.LinAlgError:  # divide and conquer gives up on a few matrices, QR iterations do not
+            values, V = scipy.linalg.eigh(scaled, check_finite=False, driver="ev")
         values = np.maximum(values, 1e-16 * values[-1])
         inner = V.T @ (g * scale)
         moved = False

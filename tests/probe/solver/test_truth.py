@@ -19,7 +19,7 @@ from patchbank.probe.solver.logistic import fit_logistic
 from patchbank.probe.solver.objective import Objective
 from sklearn.exceptions import ConvergenceWarning
 
-TORTURE = runpy.run_path(str(Path(__file__).parent.parent / "benchmarks" / "solver_torture.py"))
+TORTURE = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "solver_torture.py"))
 
 
 def optimum(X, y, C, v=None):
