@@ -150,6 +150,7 @@ def run_probe(
             *bank.notes.values(),
             *fold_notes(folds, plan, config),
             *leak_notes(leaks, config),
+            *fit_notes(runs),
         ],
         "folds": {
             "name": folds.name,
@@ -407,6 +408,15 @@ def fold_notes(folds: Folds, plan: Plan, config: ProbeConfig) -> list[str]:
         most = max(plan.inner_folds)
         notes.append(f"{least}{f' to {most}' if most > least else ''} inner folds: {few} {MOST_FOLDS}")
     return notes
+
+
+def fit_notes(runs: Mapping[str, ProtocolRun]) -> list[str]:
+    """Fits that did not reach the tolerance; the warning of the solver may have been in another process."""
+    capped = {name: n for name, run in runs.items() if (n := run.fits["status"].get("capped", 0))}
+    return [
+        f"{n} of {runs[name].fits['fits']} fits of {name} did not reach the tolerance (status 'capped')"
+        for name, n in capped.items()
+    ]
 
 
 def plan_of(data: StudyData, fold_of_row: np.ndarray, config: ProbeConfig) -> Plan:

@@ -5,7 +5,7 @@ Colours, sizes and the drawing of whiskers are in style.css. Whatever comes from
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,11 @@ def interval_html(value: Sequence[float | None]) -> str:
 def mean_sd(values: Sequence[float | None]) -> str:
     known = [v for v in values if v is not None]
     return f"{np.mean(known):.3f} ({np.std(known):.3f})" if known else "-"
+
+
+def mean_and_sd(of: Mapping[str, Any]) -> str:
+    """Of a metric over repeated runs, see `repeats.spread_over_repeats`."""
+    return "-" if of["mean"] is None else f"{of['mean']:.3f} ± {of['sd']:.3f}"
 
 
 def number(value: float | None) -> str:

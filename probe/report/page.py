@@ -85,6 +85,7 @@ def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tupl
     if view and page.result:
         found += [
             ("across", "Across data sets", _across(view, board)),
+            ("repeats", "Repeated with other folds", view.repeats()),
             ("domains", "Domains", _domains(view, board)),
             ("curves", "Curves", view.curves()),
             ("thresholds", "Threshold", view.thresholds()),
@@ -135,7 +136,7 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
             f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
     out += [Html(controls), Html(board.leaderboard())]
-    return [*out, view.meaning()] if view else out
+    return [*out, view.meaning(), *view.notes()] if view else out
 
 
 def _across(view: Sections, board: Board) -> list[Any]:

@@ -20,6 +20,7 @@ from .markup import (
     Table,
     interval,
     interval_html,
+    mean_and_sd,
     mean_sd,
     number,
     p_value,
@@ -41,6 +42,13 @@ PARAMETER_WORDS = {
     "": ("parameter", "This probe has no parameter to choose."),
 }
 MIXED_WORDS = ("parameter", "Each probe has a parameter of its own, which guards against overfitting.")
+
+GAPS = (
+    "The gap bound is an upper bound of how far an objective is above its optimum, relative; the worst of "
+    "all fits is shown. Fits that are converged or polished have a small one. For newton, the decrement of a "
+    "float64 Newton step is below the tolerance, and where rounding keeps the bound from showing it, the "
+    "bound may be near 1 for a right fit. Capped fits did not reach the tolerance."
+)
 
 Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
 
@@ -103,6 +111,7 @@ class Sections:
     def sections(self, *, images: bool) -> list[Section]:
         found = [
             ("Results", self.leaderboard()),
+            ("Repeated with other folds", self.repeats()),
             ("Curves", self.curves()),
             ("Threshold", self.thresholds()),
             ("Calibration", clinical.calibration(self)),
@@ -177,7 +186,33 @@ class Sections:
                 )
             )
             out += clinical.if_clustered(self, mine, SHOWN)
-        return [*out, *clinical.no_interval(self, SHOWN), *self.with_duplicates()]
+        return [*out, *clinical.no_interval(self, SHOWN), *self.with_duplicates(), *self.notes()]
+
+    def notes(self) -> list[Any]:
+        """What the run found that bears on its numbers: settings not used, fewer folds, near-duplicates."""
+        return [f"Note: {note}." for note in self.doc.get("notes", [])]
+
+    def repeats(self) -> list[Any]:
+        """How far the scores depend on how the folds happened to be made."""
+        repeats = self.doc.get("repeats")
+        if not repeats:
+            return []
+        found = {(r["dataset"], r["features"], r["role"]): r for r in repeats["scores"]}
+        rows = []
+        for record in self.result.leaderboard():
+            one = found.get((record["dataset"], record["features"], record["role"]))
+            if one is not None:
+                star = " ★" if record["features"] == self.chosen else ""
+                rows.append(
+                    [record["dataset"], record["features"] + star, *(mean_and_sd(one[m]) for m in SHOWN)]
+                )
+        return [
+            f"Mean ± standard deviation over {len(repeats['seeds'])} runs of the whole protocol, each with "
+            "folds of another seed; the first run is the one that all other figures are of. The deviation "
+            "is that of the choice of folds, on all files of these same patches: it is no interval for other "
+            "patients.",
+            Table(["set", self.noun, *(TITLES[m] for m in SHOWN)], rows, left=2),
+        ]
 
     def with_duplicates(self) -> list[Any]:
         """The chosen system on all files of the sets that hold duplicates, beside the figures that lead."""
@@ -214,6 +249,9 @@ class Sections:
             "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} of them",
             "percentile": f"percentiles of the bootstrap of whole {kind}",
         }[self.doc["config"]["interval"]]
+        return " ".join(part for part in (self._meaning(how), self.result.optimism("★")) if part)
+
+    def _meaning(self, how: str) -> str:
         return (
             f"In brackets: {self.level} % intervals, by {how}. Balanced "
             "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is "
@@ -911,6 +949,8 @@ class Sections:
                 cost,
             )
         )
+        if any(m.get("fits", {}).get("worst_gap_bound") is not None for m in self.models.values()):
+            out.append(GAPS)
         if seconds:
             out.append("Wall time: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()) + ".")
         for name, store in self.doc.get("stores", {}).items():

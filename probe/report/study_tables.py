@@ -53,6 +53,8 @@ def show(page: StudyPage) -> None:
         title=page.title,
         caption=caption,
     )
+    for note in [] if page.result is None else page.result.document.get("notes", []):
+        say(f"Note: {note}.", style="yellow")
     if page.result is not None and page.result.ungrouped:
         say(f"{', '.join(page.result.ungrouped)}: {UNGROUPED}.", style="yellow")
 

@@ -15,7 +15,7 @@ from ...files import sha256, write_atomically, write_text
 from ...terminal import print_table, say
 from ...texts import write_csv
 from ..model import ProbeModel, load_probes, save_probes
-from ..report.markup import SHOWN, interval
+from ..report.markup import SHOWN, interval, mean_and_sd
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
@@ -23,10 +23,12 @@ PREDICTIONS, PROBES = "predictions.parquet", "probes.npz"
 UNGROUPED = "no slides or patients are known, the intervals take patches as independent and are too narrow"
 SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
 TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
-OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
+NESTED = (
     f"Out of fold, {SWEEP!r} is the estimate of what was chosen: what scores a fold was chosen without it. "
-    "The score of * is that of the winner of a comparison on these same rows, too high by .03 to .08 in "
-    "simulations of 10 to 40 feature sets on 20 to 40 slides."
+)
+OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
+    "Out of fold, the score of * is that of the winner of a comparison on these same rows, too high by .03 "
+    "to .08 in simulations of 10 to 40 candidates on 20 to 40 slides."
 )
 KINDS = ("metrics", "at_threshold", "temperature", "platt")  # of scores, in a record
 
@@ -142,12 +144,15 @@ class ProbeResult:
                     found[sets.index(record["dataset"]), record["features"]] = record
         return [found[key] for key in sorted(found, key=lambda k: (k[0], order[k[1]]))]
 
-    def optimism(self) -> str:
-        """What is to be said of the out-of-fold score of the feature set that the same folds chose; "" where
-        there was one feature set."""
-        if all(record["features"] != SWEEP for record in self.document["scores"]):
+    def optimism(self, mark: str = "*") -> str:
+        """What is to be said of the out-of-fold score of what the same folds chose (marked by `mark`): ""
+        where there was nothing to choose from, or no score out of fold is shown."""
+        train = self.document["data"][0]["dataset"]
+        shown = {r["features"] for r in self.leaderboard() if r["dataset"] == train}
+        if self.chosen not in shown or len(shown) < 2:
             return ""
-        return f" {OPTIMISM}"
+        nested = NESTED if SWEEP in shown else ""
+        return nested + OPTIMISM.replace("*", mark)
 
     def show(self) -> None:
         """Print the leaderboard on the terminal, in the form that its width allows."""
@@ -156,8 +161,8 @@ class ProbeResult:
         if any("choice" in model for model in self.document["models"]):
             how = (
                 "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
-                f"folds of the train rows, * by the folds as a whole.{self.optimism()}"
-            )
+                f"folds of the train rows, * by the folds as a whole. {self.optimism()}"
+            ).strip()
         rows = [
             (
                 record["dataset"],
@@ -181,7 +186,7 @@ class ProbeResult:
                 (
                     r["dataset"],
                     r["features"],
-                    *(_mean_sd(of[r["dataset"], r["features"], r["role"]][m]) for m in SHOWN),
+                    *(mean_and_sd(of[r["dataset"], r["features"], r["role"]][m]) for m in SHOWN),
                 )
                 for r in self.leaderboard()
             ]
@@ -258,7 +263,3 @@ def _no_constant(name: str) -> None:
 def groups_known(about: Mapping[str, Any]) -> bool:
     """Whether slides or patients of a set are known; about : its entry in `data`, also of an older result."""
     return bool(about.get("groups_known", about["n_groups"]))
-
-
-def _mean_sd(of: Mapping[str, Any]) -> str:
-    return "-" if of["mean"] is None else f"{of['mean']:.3f} ± {of['sd']:.3f}"

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import InvalidRequest
+from ..classifiers.grid import sum_facts
 from ..config import ProbeConfig
 from ..leaks import deduplicate
 from ..run import provenance
@@ -67,7 +68,9 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
         "chosen": ranked[0],
         "models": [_model(name, result, criteria[name]) for name, result in results.items()],
         "scores": scores,
+        "notes": _notes(documents),
         "comparisons": comparisons,
+        "repeats": _repeats(results),
         "precision": precision(scores, comparisons, level=config.level),
         "votes": votes,
         "seconds": {"all": sum(d.get("seconds", {}).get("all", 0.0) for d in documents.values())},
@@ -122,6 +125,34 @@ def _scores(name: str, result: ProbeResult) -> list[dict[str, Any]]:
     ]
 
 
+def _notes(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Each note once, with the systems that it is of unless it is of all."""
+    found: dict[str, list[str]] = {}
+    for name, document in documents.items():
+        for note in dict.fromkeys(document.get("notes", [])):
+            found.setdefault(note, []).append(name)
+    return [
+        note if len(names) == len(documents) else f"{', '.join(names)}: {note}"
+        for note, names in found.items()
+    ]
+
+
+def _repeats(results: Mapping[str, ProbeResult]) -> dict[str, Any] | None:
+    """Spread over runs with other folds, of the systems that have as many runs as the one with the most."""
+    found = {name: one for name, r in results.items() if (one := r.document.get("repeats"))}
+    if not found:
+        return None
+    seeds = max((one["seeds"] for one in found.values()), key=len)
+    scores = []
+    for name, one in found.items():
+        train = results[name].document["data"][0]["dataset"]
+        for record in one["scores"] if one["seeds"] == seeds else ():
+            if (record["features"], record["role"]) == reported_by(results[name], record["dataset"]):
+                role = record["role"] if record["dataset"] == train else REPORTED
+                scores.append({**record, "features": name, "role": role})
+    return {"seeds": seeds, "scores": scores}
+
+
 def _folds_auroc(result: ProbeResult) -> float:
     train = result.document["data"][0]["dataset"]
     wanted = reported_by(result, train)
@@ -138,7 +169,7 @@ def _model(name: str, result: ProbeResult, criterion: float) -> dict[str, Any]:
     found = {k: v for k, v in about.items() if k != "path"}  # criteria of the systems are not on one scale
     found |= {"features": name, "criterion": criterion, "chosen": result.chosen}
     if "fits" in about:  # a probe's, over all the feature sets that it chose from
-        found["fits"] = {**about["fits"], "fits": sum(m["fits"]["fits"] for m in models)}
+        found["fits"] = sum_facts([m["fits"] for m in models])
         found["seconds"] = {**about["seconds"], "cpu": sum(m["seconds"]["cpu"] for m in models)}
     return found
 

@@ -1,6 +1,9 @@
 """Runs with other folds; numbers of folds chosen automatically; the row that leads; near-duplicates."""
 
+import re
+from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +14,11 @@ from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe.leaks import near_embeddings
-from patchbank.probe.report.write import html_report
+from patchbank.probe.report.page import StudyPage, SystemRow, page_html
+from patchbank.probe.report.write import html_report, markdown_report
 from patchbank.probe.results.files import OPTIMISM, SWEEP, ProbeResult
-from patchbank.probe.run import run_probe
+from patchbank.probe.results.merge import merge_systems
+from patchbank.probe.run import fit_notes, run_probe
 
 QUICK: dict[str, Any] = {
     "C": [1e-3, 1e-1], "bootstrap": 0, "jobs": 1, "progress": False, "domains": "none"
@@ -189,3 +194,52 @@ def test_the_report_names_what_was_swept(study: Any, probe: str, words: str) -> 
     assert "Grid of C" not in text
     assert "inverse penalty" not in text
     assert ("Grid of k: 2 from 5 to 20" in text) == (probe == "knn")
+
+
+def test_the_report_shows_notes_repeats_and_the_optimism_of_the_star(study: Any) -> None:
+    """In the report of a sweep, and on the page of a study, where the chosen one is a system."""
+    common = {"train": study.train, "tests": [study.external], "bank": study.bank, "folds": 2, **QUICK}
+    both = run_probe(encoders=["good", "poor"], repeats=2, select="auroc", class_weight=["none", "balanced"],
+                     **common)  # fmt: skip
+    merged = merge_systems(
+        {"Good": both, "Poor": run_probe(encoders=["poor"], repeats=2, class_weight=["none"], **common)}
+    )
+    record = next(r for r in merged.document["repeats"]["scores"] if r["features"] == "Good")
+    assert record == {
+        **next(r for r in both.document["repeats"]["scores"] if r["features"] == SWEEP), "features": "Good"
+    }  # fmt: skip
+    shown = f"{record['auroc']['mean']:.3f} ± {record['auroc']['sd']:.3f}"
+    rows = tuple(SystemRow(name=n, encoder="x", family="probe", state="done") for n in ("Good", "Poor"))
+    pages = {
+        "report": html_report(both, images=False),
+        "markdown": markdown_report(both),
+        "page": page_html(StudyPage(title="A study", about="", result=merged, systems=rows)),
+    }
+    for name, text in pages.items():
+        plain = " ".join(re.sub("<[^>]+>", " ", text).split())
+        assert "AUROC, which chooses, cannot tell class weights apart" in unescape(plain), name
+        assert "over 2 runs of the whole protocol" in plain, name
+        assert shown in plain, name
+        assert "Out of fold, the score of ★ is that of the winner" in plain, name
+        assert ("is the estimate of what was chosen" in plain) == (name != "page"), name
+    assert merged.document["notes"] == [f"Good: {both.document['notes'][0]}"]
+    note = run_probe(encoders=["poor"], repeats=1, **common)
+    alone = html_report(note, images=False)
+    assert "Repeated with other folds" not in alone
+    assert "winner of a comparison" not in alone
+    assert "Note:" not in alone
+
+
+def test_fits_that_did_not_converge_are_said(study: Any) -> None:
+    common = {"train": study.train, "bank": study.bank, "encoders": ["good"], "folds": 2, **QUICK}
+    fine = run_probe(**common)
+    assert fine.document["notes"] == []
+    page = html_report(fine, images=False)
+    status = fine.document["models"][0]["fits"]["status"]
+    assert sum(status.values()) == fine.document["models"][0]["fits"]["fits"]
+    assert ", ".join(f"{n} {name}" for name, n in status.items()) in page
+    assert "the bound may be near 1 for a right fit" in page
+    run = SimpleNamespace(fits={"fits": 40, "status": {"newton": 37, "capped": 3}})
+    assert fit_notes({"good": run}) == [  # pyright: ignore[reportArgumentType]
+        "3 of 40 fits of good did not reach the tolerance (status 'capped')"
+    ]
