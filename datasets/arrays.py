@@ -3,7 +3,8 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
@@ -13,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import ImageError, InvalidRequest, ManifestError
-from .containers import NpzArrays, hdf5_array, open_container
+from .containers import DAMAGE, NpzArrays, hdf5_array, open_container
 from .images import open_regular
 from .layouts import natural, refuse_unknown_columns
 from .sources import MARK
-from .tables import Say, is_hidden, read_user_table
+from .tables import Lose, Say, is_hidden, read_user_table
 from .values import SPLITS
 
 _SPLIT = re.compile(r"(?P<split>[A-Za-z0-9_]+?)-\d{5}-of-\d{5}|(?P<word>[A-Za-z]+)(?:[-_]?\d+)?\Z")
@@ -37,6 +38,7 @@ def hdf5_table(
     group_by_file: bool = False,
     classes: Sequence[str] = (),
     say: Say,
+    lose: Lose,
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in HDF5 arrays, as PCam has them.
 
@@ -45,14 +47,14 @@ def hdf5_table(
     `labels_array`, n integers or texts (further axes of length 1); without an entry the images' file is asked
     for that array, and without it the labels are not known. meta: split -> as many CSVs of n rows; `columns`
     (ours -> its name) then says which are group, domain, x, y. group_by_file: each file is a group (a slide),
-    named by it. classes: the names of the labels 0, 1, ...; -1 is not known.
+    named by it. classes: the names of the labels 0, 1, ...; -1 is not known. lose: called with each file
+    (of images or labels) that cannot be read, and what is wrong with it; its patches are left out.
 
-    Raises ManifestError: missing files or arrays, arrays of other files (see `containers.hdf5_array`), row
-    counts that differ, labels without a class.
+    Raises ManifestError: no readable file, row counts that differ, labels without a class.
     """
     if group_by_file and "group" in (columns or {}):
         raise InvalidRequest("a group is either a file or a column: leave out one of them.")
-    parts = []
+    parts, faults = [], []
     for split, given in images.items():
         names = _files(root, given)
         beside = {
@@ -63,18 +65,21 @@ def hdf5_table(
                 raise ManifestError(f"{split}: {len(names)} files of images, but {len(found)} of {what}.")
         stems = [os.path.splitext(name)[0] for name in names]  # noqa: PTH122
         for k, name in enumerate(names):
-            part = pd.DataFrame({"path": _rows_of(root / name, name, array), "split": split})
+            of_labels = beside["labels"][k] if beside["labels"] else name
+            try:
+                paths = _rows_of(root / name, name, array)
+                found = _labels_of(root / of_labels, labels_array, required=bool(beside["labels"]))
+            except _UnreadableError as error:
+                faults.append(error)
+                continue
+            part = pd.DataFrame({"path": paths, "split": split})
             n = len(part)
             prefix = split if len(names) == 1 else f"{split}/{stems[k]}"
             part["patch_id"] = [f"{prefix}/{i}" for i in range(n)]
             if group_by_file:
                 part["group"] = stems[k]
-            of_labels = root / (beside["labels"][k] if beside["labels"] else name)
-            found = _labels_of(of_labels, labels_array)
             if found is not None:
-                part["label"] = _named(found, classes, n, of_labels)
-            elif beside["labels"]:
-                raise ManifestError(f"{of_labels}: there is no array {labels_array!r}.")
+                part["label"] = _named(found, classes, n, root / of_labels)
             if beside["meta"]:
                 file = root / beside["meta"][k]
                 frame = read_user_table(file, say=say)
@@ -83,7 +88,25 @@ def hdf5_table(
                     raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {name}.")
                 part = part.assign(**{ours: frame[theirs] for ours, theirs in (columns or {}).items()})
             parts.append(part)
-    return pd.concat(parts, ignore_index=True), root
+    return _together(parts, faults, root, lose), root
+
+
+class _UnreadableError(ManifestError):
+    """One of several files cannot be read; the others can still be used."""
+
+    def __init__(self, file: Path, fault: str) -> None:
+        super().__init__(f"{file}: {fault}.")
+        self.file, self.fault = file, fault
+
+
+def _together(
+    parts: Sequence[pd.DataFrame], faults: Sequence[_UnreadableError], root: Path, lose: Lose
+) -> pd.DataFrame:
+    if not parts and faults:
+        raise faults[0]
+    for error in faults:
+        lose(error.file.relative_to(root).as_posix(), error.fault)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _files(root: Path, given: str | Sequence[str]) -> list[str]:
@@ -105,25 +128,36 @@ def _files(root: Path, given: str | Sequence[str]) -> list[str]:
 
 
 def _rows_of(file: Path, name: str, array: str) -> list[str]:
-    with _open_hdf5(file) as store:
-        found = _array(store, array, file)
+    with _reading(file, "HDF5"), h5py.File(file, "r") as store:
+        found = hdf5_array(store, array, file)
         if found.dtype != np.uint8 or found.ndim not in (3, 4):
-            raise ManifestError(
-                f"{file}: {array!r} is no array uint8 (n, h, w[, 3]) but {found.dtype} {found.shape}."
+            raise _UnreadableError(
+                file, f"{array!r} is no array uint8 (n, h, w[, 3]) but {found.dtype} {found.shape}"
             )
         return [f"{name}{MARK}{array}[{i}]" for i in range(found.shape[0])]
 
 
-def _labels_of(file: Path, array: str) -> np.ndarray | None:
-    with _open_hdf5(file) as store:
-        return np.asarray(_array(store, array, file)[()]) if array in store else None
+def _labels_of(file: Path, array: str, *, required: bool) -> np.ndarray | None:
+    """The labels beside images; None where the file has no such array and needs none."""
+    with _reading(file, "HDF5"), h5py.File(file, "r") as store:
+        if array not in store and not required:
+            return None
+        return np.asarray(hdf5_array(store, array, file)[()])
 
 
-def _array(store: h5py.File, key: str, file: Path) -> h5py.Dataset:
+@contextmanager
+def _reading(file: Path, kind: str) -> Iterator[None]:
+    """Whatever is wrong with a file is said of it."""
     try:
-        return hdf5_array(store, key, file)
+        open_regular(file).close()
+        yield
+    except _UnreadableError:
+        raise
     except ImageError as error:
-        raise ManifestError(str(error)) from error
+        raise _UnreadableError(file, str(error).removeprefix(f"{file}: ").rstrip(".")) from error
+    except DAMAGE as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise _UnreadableError(file, f"cannot be read as {kind}: {said}") from error
 
 
 def npz_table(root: Path, *, classes: Sequence[str] = (), say: Say) -> tuple[pd.DataFrame, Path]:
@@ -161,6 +195,7 @@ def parquet_table(
     columns: Mapping[str, str] | None = None,
     classes: Sequence[str] = (),
     say: Say,
+    lose: Lose,
 ) -> tuple[pd.DataFrame, Path]:
     """Patches in parquet files as Hugging Face's image data sets have them; embedded images only.
 
@@ -169,27 +204,29 @@ def parquet_table(
     image: the column (by default the one that is a struct with `bytes`). columns: ours -> its name, by
     default label = "label"; whole numbers become the names that a file's Hugging Face header gives them,
     or `classes`; -1 is not known. Other columns of numbers and texts are kept.
+    lose: called with each file that cannot be read, and what is wrong with it; its patches are left out.
 
-    Raises ManifestError: no files, no image column, columns that are not there, labels without a class, files
-    that name the classes differently.
+    Raises ManifestError: no readable files, no image column, columns that are not there, labels without a
+    class, files that name the classes differently.
     """
     files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))
     base = root.parent if root.is_file() else root
     if not files:
         raise ManifestError(f"{root} holds no .parquet file.")
     wanted = {"label": "label", **(columns or {})}
-    schemas = [_schema(file) for file in files]
-    named = {
-        file: names
-        for file, s in zip(files, schemas, strict=True)
-        if (names := _class_names(s, wanted["label"]))
-    }
+    schemas: dict[Path, pa.Schema] = {}
+    parts, faults = [], []
+    for file in files:
+        try:
+            schemas[file] = _schema(file)
+        except _UnreadableError as error:
+            faults.append(error)
+    named = {file: names for file, s in schemas.items() if (names := _class_names(s, wanted["label"]))}
     if len(set(map(tuple, named.values()))) > 1 and not classes:
         shown = "; ".join(f"{file}: {names}" for file, names in named.items())
         raise ManifestError(f"files name the classes differently: {shown}. Fix: give --classes.")
     names = classes or next(iter(named.values()), [])
-    parts = []
-    for file, schema in zip(files, schemas, strict=True):
+    for file, schema in schemas.items():
         column = image or next((field.name for field in schema if _is_image(field.type)), "")
         if column not in schema.names:
             raise ManifestError(
@@ -198,7 +235,11 @@ def parquet_table(
         plain = [f.name for f in schema if f.name != column and not pa.types.is_nested(f.type)]
         plain = [name for name in plain if not pa.types.is_binary(schema.field(name).type)]
         plain = [name for name in plain if not name.startswith("__index_level_")]  # what pandas calls it
-        table = _read_columns(file, plain)
+        try:
+            table = _read_columns(file, plain)
+        except _UnreadableError as error:
+            faults.append(error)
+            continue
         n = pyarrow.parquet.read_metadata(file).num_rows
         frame = pd.DataFrame({name: _series(table[name]) for name in plain}, index=range(n))
         mine = {ours: theirs for ours, theirs in wanted.items() if ours in (columns or {}) or theirs in plain}
@@ -214,22 +255,17 @@ def parquet_table(
         if "patch_id" not in frame.columns:
             frame["patch_id"] = [f"{os.path.splitext(relative)[0]}/{i}" for i in range(n)]  # noqa: PTH122
         parts.append(frame)
-    return pd.concat(parts, ignore_index=True), base
+    return _together(parts, faults, base, lose), base
 
 
 def _schema(file: Path) -> pa.Schema:
-    try:
-        open_regular(file).close()
+    with _reading(file, "parquet"):
         return pyarrow.parquet.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{file} cannot be read as parquet: {str(error).rstrip('.')}.") from error
 
 
 def _read_columns(file: Path, columns: list[str]) -> pa.Table:
-    try:
-        return pyarrow.parquet.read_table(file, columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{file} is damaged: {' '.join(str(error).split())}.") from error
+    with _reading(file, "parquet"):
+        return pyarrow.parquet.ParquetFile(file).read(columns=columns)
 
 
 def _series(column: pa.ChunkedArray) -> pd.Series:
@@ -286,11 +322,3 @@ def _named(labels: np.ndarray, classes: Sequence[str], n: int, file: Path) -> li
             f"{file}: labels {odd[:8]} have no name; the classes are {list(classes)}, from 0."
         )
     return ["" if label == HIDDEN else classes[label] for label in numbers]
-
-
-def _open_hdf5(file: Path) -> h5py.File:
-    try:
-        open_regular(file).close()
-        return h5py.File(file, "r")
-    except OSError as error:
-        raise ManifestError(f"{file} cannot be read as HDF5: {str(error).rstrip('.')}.") from error

@@ -110,7 +110,9 @@ def build_manifest(
         manifest = BUILDERS[name](Path(root))
     else:
         describing = [one.name for one in fields(Description)]
-        own = [key for key in inspect.signature(TABLES[name]).parameters if key not in ("root", "say")]
+        own = [
+            key for key in inspect.signature(TABLES[name]).parameters if key not in ("root", "say", "lose")
+        ]
         _refuse_unknown(name, options, [*describing, *own])
         if not options.get("dataset"):
             raise InvalidRequest(
@@ -118,8 +120,11 @@ def build_manifest(
             )
         description = Description(**{key: options[key] for key in describing if key in options})
         given = {key: options[key] for key in own if key in options}
+        lost: list[tuple[str, str]] = []
+        if "lose" in inspect.signature(TABLES[name]).parameters:
+            given["lose"] = lambda *one: lost.append(one)
         table, base = TABLES[name](Path(root), say=say, **given)
-        table = _without_faulty(table, description.dataset, on_error, on_skip)
+        table = _without_faulty(table, lost, description.dataset, on_error, on_skip)
         manifest = _describe(table, base, description, _group_column(name, table, options), say)
     if hashes is None:
         hashes = name != "wsi"
@@ -333,26 +338,36 @@ def _tell_skipped(messages: Sequence[tuple[str, str]], on_skip: Callable[[str, s
 
 
 def _without_faulty(
-    table: pd.DataFrame, name: str, on_error: str, on_skip: Callable[[str, str], None] | None
+    table: pd.DataFrame,
+    lost: Sequence[tuple[str, str]],
+    name: str,
+    on_error: str,
+    on_skip: Callable[[str, str], None] | None,
 ) -> pd.DataFrame:
-    """The rows that can be used. Raises ManifestError where others are not to be left out, naming them."""
+    """The rows that can be used. Raises ManifestError where others are not to be left out, naming them.
+
+    lost : (file, fault) of files of many patches, of which the table has no rows
+    """
     faults = table[FAULT] if FAULT in table.columns else pd.Series("", index=table.index)
     unwritable = ~(table["path"].map(is_text) & table["patch_id"].map(is_text))
     faults = faults.mask(unwritable, "the name is not UTF-8; rename the file")
     table = table.drop(columns=FAULT, errors="ignore")
     bad = np.flatnonzero(faults != "").tolist()
-    if not bad:
+    if not bad and not lost:
         return table
     if on_error == "fail" or len(bad) == len(table):
         families: dict[str, list[str]] = {}
         for i in bad:
             families.setdefault(str(faults.iat[i]), []).append(f"row {i + 1} ({table['path'].iat[i]!r})")
-        found = "; ".join(f"{len(rows)} rows: {fault}: {listed(rows)}" for fault, rows in families.items())
-        raise ManifestError(f"{name!r}: {found}. Fix them, or leave them out with --on-error skip.")
+        found = [f"{len(rows)} rows: {fault}: {listed(rows)}" for fault, rows in families.items()]
+        found += [f"the file {file!r}: {fault}" for file, fault in lost]
+        raise ManifestError(
+            f"{name!r}: {'; '.join(found)}. Fix them, or leave them out with --on-error skip."
+        )
     ids = table["patch_id"].astype(str)
-    _tell_skipped(
-        [(f"{name}/{ids.iat[i]}", f"{table['path'].iat[i]!r}: {faults.iat[i]}") for i in bad], on_skip
-    )
+    skipped = [(f"{name}/{file}", f"the whole file {file!r}: {fault}") for file, fault in lost]
+    skipped += [(f"{name}/{ids.iat[i]}", f"{table['path'].iat[i]!r}: {faults.iat[i]}") for i in bad]
+    _tell_skipped(skipped, on_skip)
     return table[(faults == "").to_numpy()].reset_index(drop=True)
 
 

@@ -164,7 +164,7 @@ def state_of(file: str | os.PathLike[str]) -> tuple[int, int, int]:
     """(size, modification time, change time) of a file, the times in ns; (-1, -1, -1) if it is not there."""
     try:
         status = os.stat(file)  # noqa: PTH116  the hot path
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with NUL
         return -1, -1, -1
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -244,7 +244,7 @@ def _names(manifest: Manifest, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
             try:
                 status = os.stat(path)  # noqa: PTH116
                 states[file] = f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0".encode()
-            except OSError:
+            except (OSError, ValueError):
                 states[file] = None
         state = states[file]
         if state is not None:

@@ -16,7 +16,7 @@ from .images import open_regular
 from .layouts import refuse_unknown_columns
 from .manifest import listed
 from .sources import MARK
-from .tables import FAULT, Say, is_hidden, read_user_table, walk_files
+from .tables import FAULT, Lose, Say, is_hidden, read_user_table, walk_files
 
 _USUAL = {  # our name -> the names that other tools give the column
     "slide": {"slide", "slide_id", "slide_name", "wsi", "wsi_id", "wsi_name"},
@@ -42,6 +42,7 @@ def wsi_table(
     columns: Mapping[str, str] | None = None,
     slides: str | os.PathLike[str] = "",
     say: Say,
+    lose: Lose,
 ) -> tuple[pd.DataFrame, Path]:
     """Square regions of the slides under the root; slides.py says how they are read.
 
@@ -59,15 +60,15 @@ def wsi_table(
 
     Raises ManifestError: coordinates that are no numbers, missing columns, .h5 files that do not say what
     they must. Rows of slides without a file (or with several, or that cannot be opened), and regions that lie
-    beside their slide, have a message in the column FAULT. `say` is called with empty .h5 files, which are
-    left out.
+    beside their slide, have a message in the column FAULT. `say` is called with empty .h5 files, and `lose`
+    with those among several that cannot be used; both are left out.
     """
     place = Path(coordinates)
     if level is not None and mpp is not None:
         raise InvalidRequest("give level or mpp, not both.")
     scale = f",level={level}" if level else f",mpp={mpp}" if mpp is not None else ""
     if place.is_dir() or place.suffix.lower() in (".h5", ".hdf5"):
-        table = _h5_table(place, size, scale, say)
+        table = _h5_table(place, size, scale, say, lose)
     else:
         if size < 1:
             raise InvalidRequest("regions from a CSV need size, and at most one of level and mpp.")
@@ -175,8 +176,8 @@ def _check_regions(root: Path, table: pd.DataFrame, say: Say) -> None:
     table[FAULT] = fault
 
 
-def _h5_table(place: Path, size: int, scale: str, say: Say) -> pd.DataFrame:
-    """The regions of one .h5 file or of all in a folder. Raises ManifestError with the faults of all."""
+def _h5_table(place: Path, size: int, scale: str, say: Say, lose: Lose) -> pd.DataFrame:
+    """The regions of one .h5 file or of all in a folder. Raises ManifestError where no file has any."""
     files = (
         sorted(file for file in place.glob("*.h5") if not is_hidden(file.name)) if place.is_dir() else [place]
     )
@@ -194,11 +195,14 @@ def _h5_table(place: Path, size: int, scale: str, say: Say) -> pd.DataFrame:
             parts.append(part)
         else:
             empty.append(file.name)
-    if faults:
+    if faults and not parts:
         found = [f"{reason} ({len(names)} files: {listed(names)})" for reason, names in faults.items()]
         raise ManifestError(f"{place}: {'; '.join(found)}.")
     if not parts:
         raise ManifestError(f"{place}: no file holds a region ({listed(empty)}).")
+    for reason, names in faults.items():
+        for name in names:
+            lose(name, reason)
     if empty:
         say(f"files without regions were left out: {listed(empty)}")
     return pd.concat(parts, ignore_index=True)

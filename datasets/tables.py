@@ -20,6 +20,7 @@ from .manifest import read_table
 from .sources import MARK
 
 Say = Callable[[str], None]
+Lose = Callable[[str, str], None]  # (a file of many patches, what is wrong with it)
 FAULT = "_fault"  # a column of builders' tables: what is wrong with the row, "" = nothing
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLOCK = 1 << 20  # bytes

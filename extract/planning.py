@@ -42,7 +42,9 @@ class Plan:
         patches, unique, cached: as in the report.
         states, young: int64 (., 3), bool: of the work: the state of a file before it was read (see
             datasets/hashes.py), and whether that was too young to tell.
-        state, read: the state of a patch's file now, and its pixels.
+        state, read: the state of a patch's file and whether it is too young to tell (of a container: when it
+            was opened), and the patch's pixels.
+        reopen: containers are opened anew from now on.
         unentered: of each manifest the rows whose hash it gives itself and the index has not, with those
             hashes and the states of their files.
     """
@@ -56,8 +58,9 @@ class Plan:
     cached: int
     states: np.ndarray
     young: np.ndarray
-    state: Callable[[int], tuple[int, int, int]]
+    state: Callable[[int], tuple[tuple[int, int, int], bool]]
     read: Callable[[int], np.ndarray]
+    reopen: Callable[[], None]
     unentered: Sequence[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]
 
     @property
@@ -108,11 +111,13 @@ class Plan:
         young = np.flatnonzero(self.young[hashed])
         if len(young):
             time.sleep(max(tick_of(state) for state in states[young]) / 1e9)
+            self.reopen()
         for k in young.tolist():
-            states[k] = -1  # not entered where it cannot be read any more
+            states[k] = -1  # not entered where it cannot be read any more, or was written once more
             with suppress(ImageError):
-                before, pixels = self.state(int(hashed[k])), self.read(int(hashed[k]))
-                keys[k], states[k] = np.frombuffer(content_hash(pixels), np.uint8), before
+                (before, again), pixels = self.state(int(hashed[k])), self.read(int(hashed[k]))
+                if not again:
+                    keys[k], states[k] = np.frombuffer(content_hash(pixels), np.uint8), before
         start = 0
         for manifest, (entered, there) in zip(self.manifests, self.unentered, strict=True):
             mine = (rows >= start) & (rows < start + len(manifest))
@@ -216,21 +221,30 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
 
     young = np.zeros(len(rows), bool)
     states = np.full((len(rows), 3), -1, np.int64)
-    containers: dict[str, tuple[int, int, int]] = {}  # open since their first patch: the state is of then
+    # open since their first patch: state and age are of then
+    containers: dict[str, tuple[tuple[int, int, int], bool]] = {}
 
-    def state(i: int) -> tuple[int, int, int]:
+    def state(i: int) -> tuple[tuple[int, int, int], bool]:
         number, row = at(i)
         file, mark, _ = sources[number].paths[row].partition(MARK)
         file = os.path.join(sources[number].root, file)  # noqa: PTH118
-        return containers.setdefault(file, containers.get(file) or state_of(file)) if mark else state_of(file)
+        if mark and file in containers:
+            return containers[file]
+        found = state_of(file)
+        answer = found, is_young(found, time.time_ns())
+        return containers.setdefault(file, answer) if mark else answer
+
+    def reopen() -> None:
+        containers.clear()
+        for source in sources:
+            source.close()
 
     def pixels_of(i: int) -> np.ndarray:
         number, row = at(i)
         return sources[number].read(row)
 
     def read(i: int) -> np.ndarray:
-        states[i] = before = state(i)
-        young[i] = is_young(before, time.time_ns())
+        states[i], young[i] = state(i)
         pixels = pixels_of(i)
         if int(rows[i]) in claimed and (key := content_hash(pixels)) != keys[rows[i]].tobytes():
             raise work.contradict(i, key)
@@ -262,6 +276,7 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
         young=young,
         state=state,
         read=pixels_of,
+        reopen=reopen,
         unentered=unentered,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from ..errors import InvalidRequest
-from ..terminal import echo, print_table
+from ..terminal import echo, print_table, say
 
 _PATH = click.Path(path_type=Path)
 
@@ -359,6 +359,9 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
 @click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
 @click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
 @click.option("--trust-code", is_flag=True, help="Run the Python code that an encoder's card names.")
+@click.option(
+    "--suffixes", default="", metavar=".A,.B,...", help="Files of these are images too, such as .jp2,.gif."
+)
 def predict_command(
     model: Path,
     images: Path,
@@ -369,6 +372,7 @@ def predict_command(
     encoders: tuple[str, ...],
     batch_size: int,
     workers: int,
+    suffixes: str,
     **options: Any,
 ) -> None:
     """Predict a folder of IMAGES with a fine-tuned MODEL or a probe's results, to a CSV.
@@ -386,9 +390,14 @@ def predict_command(
     from ..files import check_writable
     from ..probe.results.files import PROBES
     from ..texts import write_csv
-    from .predict import predict_finetuned, predict_probe
+    from .predict import manifest_of, predict_finetuned, predict_probe
 
     check_writable(out)
+    found = manifest_of(
+        images,
+        suffixes=tuple(filter(None, suffixes.split(","))),
+        on_note=lambda note: say(f"{images}: {note}.", style="yellow"),
+    )
     if (model / PROBES).exists():
         from ..datasets.manifest import load_manifest
 
@@ -396,7 +405,7 @@ def predict_command(
             raise InvalidRequest("a probe needs --bank: the images are embedded into it")
         table = predict_probe(
             model,
-            images,
+            found,
             train=None if train is None else load_manifest(train),
             bank=bank,
             features=features,
@@ -409,7 +418,7 @@ def predict_command(
             f"{model} has no {PROBES}"
         )
     else:
-        table = predict_finetuned(model, images, batch_size=batch_size, workers=workers, **options)
+        table = predict_finetuned(model, found, batch_size=batch_size, workers=workers, **options)
     write_csv(out, table)
     counts = table["prediction"].value_counts()
     echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))

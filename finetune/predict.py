@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +166,24 @@ def _check_identity(name: str, fitted: Mapping[str, Any], source: str) -> None:
         )
 
 
-def manifest_of(folder: str | os.PathLike[str]) -> Manifest:
+def manifest_of(
+    folder: str | os.PathLike[str],
+    *,
+    suffixes: Sequence[str] = (),
+    on_note: Callable[[str], None] | None = None,
+) -> Manifest:
     """The images below a folder, or in a zip or tar, as an unlabelled manifest, by path.
 
-    The rules are those of `datasets build`. Raises InvalidRequest if there are none.
+    The rules are those of `datasets build folder`.
+    suffixes : of files that are images too, beside `layouts.SUFFIXES`
+    on_note : called with a sentence for files that were left out (or warns)
+    Raises InvalidRequest if there are none.
     """
+    say = on_note or (lambda note: warnings.warn(note, stacklevel=3))
     root = Path(folder)
     try:
         # any path; no labels
-        table, base = folder_table(
-            root, pattern="(?P<label>)", say=lambda note: warnings.warn(note, stacklevel=3)
-        )
+        table, base = folder_table(root, pattern="(?P<label>)", suffixes=suffixes, say=say)
     except ManifestError as error:
         raise InvalidRequest(str(error)) from error
     header = Header(

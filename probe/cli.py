@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from ..terminal import echo
+from ..terminal import echo, say
 
 
 @click.group("probe")
@@ -129,6 +129,9 @@ def run_command(
 @click.option("--repeats", type=int, default=20, show_default=True, help="Draws of the shots.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+@click.option(
+    "--near-duplicates", help="embeddings (default), none, or the CSV of `datasets check --near --pairs`."
+)
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="CSV of every draw.")
 @click.option("--json", "as_json", is_flag=True, help="Print means and deviations as JSON.")
@@ -154,6 +157,7 @@ def few_shot_command(
         train=load_manifest(train),
         tests=[load_manifest(path) for path in tests],
         shots=[int(k) for k in _numbers(shots)],
+        on_note=lambda note: say(f"Note: {note}.", style="yellow", err=as_json),
         **options,
     )
     if out is not None:

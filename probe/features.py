@@ -1,5 +1,6 @@
 """Cached embeddings as a matrix whose rows are a manifest's rows."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,12 +31,16 @@ def load(
     bank : the folder that `patchbank extract` wrote, or an open Bank
     dtype : of the result; stores hold float16 or float32
     Returns float array (len(manifest), dim).
+    Warns of a store that was chosen because it alone holds all of the patches.
     Raises StoreNotFound (no such store, or several) and RowsMissing (patches without an embedding; the
     message has the command that makes them).
     """
     # an open bank that was told which data are read has chosen for all of them
     opened = bank if isinstance(bank, _Narrowed) else open_bank(bank, manifests=[manifest])
     store = opened.find(encoder, view=view, tokens=tokens, precision=precision)
+    if opened is not bank and isinstance(opened, _Narrowed):
+        for note in opened.notes.values():
+            warnings.warn(note, stacklevel=2)
     source = Source(encoder, view, tokens)
     keys = content_keys(manifest, bank, source)
     _check(store, keys, manifest, bank, source)

@@ -1,6 +1,7 @@
 """How many labelled patches does a feature set need: probes fitted on k rows of each class."""
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +11,7 @@ from ..errors import InvalidRequest
 from .classifiers.simple import few_shot_curve, make_probe
 from .config import FeatureSet, ProbeConfig, feature_sets
 from .features import load_set, open_bank, resolve_set
-from .run import audit, gather
+from .run import audit, gather, leak_notes
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -31,17 +32,22 @@ def run_few_shot(
     seed: int = 0,
     positive: str | None = None,
     allow_leaks: Sequence[str] = (),
+    near_duplicates: str = "embeddings",
     precision: str | None = None,
     dtype: str | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> pd.DataFrame:
     """Few-shot curves of every feature set.
 
     Fitted on : k rows of each class of the train split, drawn slide by slide (`others.few_shot_rows`), the
         same draws for every feature set. Chosen : nothing. Scored : the other splits of `train` and `tests`.
 
-    train, tests, bank, encoders, views, tokens, features, precision, dtype : as for `run_probe`
+    train, tests, bank, encoders, views, tokens, features, near_duplicates, precision, dtype : as for
+        `run_probe`
     probe : of `others.PROBES`; "knn" takes as many neighbours as the smallest k
     preprocess : of `transforms`, as for `run_probe` (None: the probe's default)
+    on_note : called with a sentence for each of the notes of `run_probe` (or warns): which of several stores
+        is read, near-duplicates on both sides of a split
     Returns columns features, shots, repeat, evaluation, metric ("balanced_accuracy", "auroc"), value.
     Raises what `run_probe` raises, and InvalidRequest where there is nothing to score on.
     """
@@ -54,11 +60,15 @@ def run_few_shot(
         preprocess=(preprocess,) if preprocess else (),
         positive=positive,
         allow_leaks=tuple(allow_leaks),
+        near_duplicates=near_duplicates,
     )
     data = gather(train, tests, bank, config)
     if not data.tests:
         raise InvalidRequest(f"{train.header.name} has no split but 'train': give a manifest to score on")
-    audit(data, None, bank, config)
+    leaks = audit(data, None, bank, config)
+    say = on_note or (lambda note: warnings.warn(note, stacklevel=3))
+    for note in (*config.notes, *bank.notes.values(), *leak_notes(leaks, config)):
+        say(note)
     options = {"k": min(shots)} if probe == "knn" else {}
     curves = []
     for name in names:

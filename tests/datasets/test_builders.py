@@ -302,7 +302,7 @@ class TestHdf5:
             ({"labels": {"train": "train_x.h5"}}, "there is no array 'y'"),
             ({"meta": {"train": "test_meta.csv"}}, "has 3 rows for the 6 patches"),
             ({"classes": ("bad",)}, r"labels \[1\] have no name"),
-            ({"images": {"train": "lost.h5"}}, "cannot be read as HDF5"),
+            ({"images": {"train": "lost.h5"}}, "lost.h5: no such file"),
             ({"columns": {"group": "slide"}}, "no column 'slide'"),
         ],
     )

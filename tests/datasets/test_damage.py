@@ -261,3 +261,47 @@ def test_cut_files_are_refused_in_a_sentence(tmp_path: Path, pixels: Pixels, nam
     with pytest.raises(ImageError, match=name) as caught:
         PatchSource(tmp_path, [f"{name}::{member}"]).read(0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["images", "labels", "chunk of labels", "parquet", "coordinates"])
+def test_one_damaged_file_of_several_is_left_out_and_named(
+    tmp_path: Path, pixels: Pixels, write_slide: Callable[..., None], kind: str
+) -> None:
+    for k, name in enumerate("abc"):
+        if kind == "parquet":
+            rows = [{"bytes": png(pixels(4 * k + i)), "path": ""} for i in range(4)]
+            table = pa.table({"image": rows, "label": ["t", "n"] * 2, "age": [40, 41, 42, 43]})
+            pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        elif kind == "coordinates":
+            write_slide(tmp_path / f"{name}.tiff", np.full((128, 128, 3), 9 + k, np.uint8))
+            with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+                file.create_dataset("coords", data=[[0, 0], [64, 0], [0, 64], [64, 64]])
+        else:
+            with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+                file["x"] = np.stack([pixels(4 * k + i) for i in range(4)])
+            with h5py.File(tmp_path / f"{name}.y.h5", "w") as file:
+                file.create_dataset("y", data=[0, 1, 0, 1], chunks=(4,), compression="gzip")
+    damaged = tmp_path / {"parquet": "b.parquet", "images": "b.h5", "coordinates": "b.h5"}.get(kind, "b.y.h5")
+    if kind == "chunk of labels":
+        with h5py.File(damaged) as file:
+            at = file["y"].id.get_chunk_info(0).byte_offset
+        flip(damaged, at, 8)
+    else:
+        damaged.write_bytes(damaged.read_bytes()[:-200])
+    how, options = "hdf5", {"images": {"train": "?.h5"}, "labels": {"train": "*.y.h5"}, "positive": "1"}
+    if kind == "parquet":
+        how, options = "parquet", {"positive": "t"}
+    elif kind == "coordinates":
+        how, options = "wsi", {"coordinates": tmp_path, "size": 32, "hashes": True}
+    options = {"dataset": "toy", "progress": False, "on_note": lambda note: None, **options}
+    with pytest.raises(ManifestError, match=rf"the file '{damaged.name}': .*--on-error skip"):
+        build_manifest(how, tmp_path, **options)
+    skipped: list[tuple[str, str]] = []
+    built = build_manifest(
+        how, tmp_path, on_error="skip", on_skip=lambda *one: skipped.append(one), **options
+    )
+    assert [name for name, _ in skipped] == [f"toy/{damaged.name}"]
+    assert len(built) == 8
+    assert {str(path)[0] for path in built.table["path"]} == {"a", "c"}
+    if kind == "parquet":
+        assert built.table["age"].tolist() == [40, 41, 42, 43] * 2  # whole numbers, with nothing missing

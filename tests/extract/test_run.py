@@ -4,17 +4,22 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from patchbank.cache.bank import Bank
 from patchbank.cache.store import StoreWriter
+from patchbank.datasets import hashes
+from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import (
     EncoderError,
@@ -25,7 +30,7 @@ from patchbank.errors import (
     StoreError,
     VectorRefused,
 )
-from patchbank.extract import engine, run
+from patchbank.extract import engine, planning, run
 from patchbank.extract.cards import Transform
 from patchbank.extract.run import run_extract
 from patchbank.extract.weights import Weights
@@ -712,6 +717,77 @@ def test_an_image_replaced_while_a_run_computes_is_noticed(
     if not hashed:
         assert extract(manifest, rgb_card(), bank).embedded == 1
         assert load(manifest, encoder="mean-rgb", bank=bank).shape == (4, 3)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "h5"])
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_container_replaced_within_a_tick_is_read_again(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, monkeypatch: pytest.MonkeyPatch,
+    kind: str, hashed: bool,
+) -> None:  # fmt: skip
+    """Same size, same times; the run still holds the old file open when it looks again."""
+    loose, bank, file = make_manifest(4, hashed=hashed), tmp_path / "bank", tmp_path / f"all.{kind}"
+    images = np.random.default_rng(5).integers(0, 256, (2, 4, SIDE, SIDE, 3), dtype=np.uint8)
+
+    def pack(to: Path, pixels: np.ndarray) -> None:
+        if kind == "h5":
+            with h5py.File(to, "w") as store:
+                store["x"] = pixels
+            return
+        for i in range(4):
+            Image.fromarray(pixels[i]).save(tmp_path / f"{i}.bmp")
+        if kind == "zip":
+            with zipfile.ZipFile(to, "w") as archive:
+                for i in range(4):
+                    archive.write(tmp_path / f"{i}.bmp", f"{i}.bmp")
+        else:
+            with tarfile.open(to, "w") as archive:
+                for i in range(4):
+                    archive.add(tmp_path / f"{i}.bmp", f"{i}.bmp")
+
+    other = tmp_path / f"other.{kind}"
+    pack(other, images[1])
+    pack(file, images[0])
+    assert other.stat().st_size == file.stat().st_size
+    paths = [f"{file}::x[{i}]" if kind == "h5" else f"{file}::{i}.bmp" for i in range(4)]
+    table = loose.table.assign(path=paths)
+    if hashed:
+        table["content_hash"] = [content_hash(one).hex() for one in images[0]]
+    manifest = Manifest(loose.header, table, loose.root)
+    now = time.time_ns()
+    one_tick = lambda path: (os.stat(path).st_size, now, now)  # noqa: E731, PTH116
+    monkeypatch.setattr(hashes, "state_of", one_tick)
+    monkeypatch.setattr(planning, "state_of", one_tick)
+    monkeypatch.setattr(hashes, "TICK", 500_000_000)
+
+    def replace(batch: torch.Tensor) -> None:
+        rgb.before = lambda _: None
+        other.replace(file)
+
+    rgb.before = replace
+    extract(manifest, rgb_card(), bank)
+    if hashed:
+        with pytest.raises(RowsMissing, match=r"4 of 4 patches .* other files now"):
+            load(manifest, encoder="mean-rgb", bank=bank)
+        return
+    with pytest.raises(RowsMissing, match="4 of 4 patches"):
+        load(manifest, encoder="mean-rgb", bank=bank)
+    assert extract(manifest, rgb_card(), bank).embedded == 4
+    found = load(manifest, encoder="mean-rgb", bank=bank)
+    np.testing.assert_allclose(found, images[1].mean((1, 2)), rtol=1e-5)
+
+
+def test_a_path_with_nul_is_named(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
+    whole = make_manifest(3, hashed=False)
+    manifest = Manifest(
+        whole.header, whole.table.assign(path=["a\0b.png", *whole.table["path"][1:]]), whole.root
+    )
+    with pytest.raises(ImageError, match="embedded null byte"):
+        extract(manifest, rgb_card(), tmp_path / "bank")
+    report = extract(manifest, rgb_card(), tmp_path / "bank", on_error="skip")
+    assert [name for name, _ in report.failed] == ["toy/0"]
+    with pytest.raises(RowsMissing, match="1 of 3 patches"):
+        load(manifest, encoder="mean-rgb", bank=tmp_path / "bank")
 
 
 def test_a_duplicate_that_was_not_decoded_is_watched_too(

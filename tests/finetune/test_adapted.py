@@ -1,12 +1,14 @@
 """A fine-tuned model is an encoder: identity, merged and unmerged, and what its store must never hold."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from patchbank.cache.bank import Bank
 from patchbank.errors import (
     EncoderError,
@@ -20,9 +22,18 @@ from patchbank.extract.cards import load_card
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.run import run_extract
 from patchbank.finetune.adapted import admit, card_of, load_model, unseen
+from patchbank.finetune.cli import finetune_group, predict_command
 from patchbank.finetune.predict import predict_finetuned
 from patchbank.finetune.run import run_finetune
 from patchbank.probe.features import load
+
+PYTHON_ENCODER = """
+import torch
+
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 16))
+"""
 
 
 @pytest.fixture
@@ -169,6 +180,41 @@ def test_a_python_card_is_trained_with_consent_only(tiny: SimpleNamespace, tmp_p
             train=tiny.manifest(tmp_path / "images"), encoder=str(card), out=tmp_path / "out", folds=3
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_a_python_card_on_the_command_line(
+    tiny: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused without --trust-code, before its module is imported; with it, trained and used."""
+    (tmp_path / "own_encoder.py").write_text(PYTHON_ENCODER)
+    monkeypatch.syspath_prepend(tmp_path)
+    card = tmp_path / "own.toml"
+    card.write_text(
+        'id = "own"\nkind = "python"\nmodel = "own_encoder:make"\nrevision = "1"\ndim = 16\n'
+        'tokens = "pooled"\n[transform]\nsize = 32\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n'
+    )
+    manifest = tiny.manifest(tmp_path / "images", n=60).save(tmp_path / "images" / "tiny.toml")
+    out = tmp_path / "out"
+    words = [
+        "run", manifest, "-e", card, "-o", out, "--recipe", "full", "--folds", 3, "--fold", 1,
+        "--bootstrap", 0, "--device", "cpu", "--set", "epochs=1", "--set", "warmup=0.0",
+        "--set", "batch_size=8",
+    ]  # fmt: skip
+    refused = CliRunner().invoke(finetune_group, [str(word) for word in words])
+    assert isinstance(refused.exception, UntrustedCode)
+    assert "own_encoder" not in sys.modules
+    assert not out.exists()
+    done = CliRunner().invoke(
+        finetune_group, [str(word) for word in [*words, "--trust-code"]], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    fold = next(out.glob("*/fold-1"))
+    ask = [str(word) for word in (fold, tmp_path / "images", "-o", tmp_path / "p.csv", "--device", "cpu")]
+    refused = CliRunner().invoke(predict_command, ask)
+    assert isinstance(refused.exception, UntrustedCode)
+    done = CliRunner().invoke(predict_command, [*ask, "--trust-code"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 61
 
 
 def test_a_card_of_wrong_types_is_a_sentence(trained: SimpleNamespace) -> None:

@@ -16,6 +16,7 @@ from patchbank.finetune.predict import predict_finetuned, predict_probe
 from patchbank.finetune.run import run_finetune
 from patchbank.probe.run import run_probe
 from patchbank.texts import write_csv
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.special import expit
 
@@ -177,6 +178,14 @@ def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: t
     assert "60 images" in call(
         predict_command, fold, tmp_path / "images", "-o", tmp_path / "p.csv", "--device", "cpu"
     )
+    (tmp_path / "more").mkdir()
+    for name in ("a.png", "b.ppm"):
+        Image.new("RGB", (32, 32), "pink").save(tmp_path / "more" / name)
+    words = (predict_command, fold, tmp_path / "more", "-o", tmp_path / "p.csv", "--device", "cpu")
+    said = " ".join(call(*words).split())
+    assert "left out: 1 .ppm; --suffixes takes those that are images." in said
+    assert "1 images" in said
+    assert "2 images" in call(*words, "--suffixes", ".ppm")
     with pytest.raises(InvalidRequest, match="KEY=VALUE"):
         call(finetune_group, "run", toml, "-e", "x", "-o", out, "--set", "epochs")
     with pytest.raises(InvalidRequest, match="or a --plan"):

@@ -13,6 +13,7 @@ from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
+from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.leaks import near_embeddings
 from patchbank.probe.report.page import StudyPage, SystemRow, page_html
 from patchbank.probe.report.write import html_report, markdown_report
@@ -153,6 +154,13 @@ def test_near_duplicates_are_seen_in_the_embeddings(tmp_path: Path, changed: flo
             run_probe(near_duplicates=str(pairs), **common)
     else:
         assert result.document["notes"] == []
+    few: dict[str, Any] = {key: common[key] for key in ("train", "tests", "bank", "encoders")}
+    notes: list[str] = []
+    run_few_shot(**few, shots=[1], repeats=1, on_note=notes.append)
+    assert [note.count("train/3 and test/87") for note in notes] == [1] * found
+    if found:
+        with pytest.raises(ProbeError, match="Near-duplicate"):
+            run_few_shot(**few, near_duplicates=str(tmp_path / "near.csv"))
 
 
 def test_near_embeddings_are_sets_of_rows() -> None:

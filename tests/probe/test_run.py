@@ -253,7 +253,14 @@ def test_of_two_stores_the_one_that_is_complete_is_read_and_named(study: Any, tm
     about = found["stores"]["e/full/cls"]
     assert about["identity"]["dtype"] == "float32"
     assert f"{about['store']} is read: it alone holds all patches" in " ".join(found["notes"])
-    np.testing.assert_array_equal(load(study.external, encoder="e", bank=tmp_path), X.astype(np.float32))
+    with pytest.warns(UserWarning, match=f"{about['store']} is read: it alone holds all patches"):
+        np.testing.assert_array_equal(load(study.external, encoder="e", bank=tmp_path), X.astype(np.float32))
+    notes: list[str] = []
+    run_few_shot(
+        train=study.external, tests=[study.external.select(np.arange(4))], bank=tmp_path, encoders=["e"],
+        shots=[1], repeats=1, allow_leaks=["all"], on_note=notes.append,
+    )  # fmt: skip
+    assert f"{about['store']} is read: it alone holds all patches" in notes[0]
     with pytest.raises(StoreNotFound, match="dtype=float64; there are"):
         run_few_shot(train=study.external, bank=tmp_path, encoders=["e"], dtype="float64")
 
