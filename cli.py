@@ -184,8 +184,8 @@ def run_command(
     """
     from .cache.identity import safe_name
     from .probe.report.study_tables import frame, show
-    from .probe.study_file import load_study
     from .study import Places, plan_study, run_study
+    from .study_file import load_study
 
     wanted = load_study(study).only(only)
     named = {}

@@ -32,7 +32,7 @@ from .errors import (
 )
 from .files import locked, sha256, write_text
 from .probe.config import NEAR_BY
-from .probe.study_file import Study, System
+from .study_file import Study, System
 from .texts import write_csv
 
 if TYPE_CHECKING:

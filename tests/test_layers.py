@@ -17,7 +17,8 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "extract": LEAVES | {"cache", "datasets"},
     "probe": LEAVES | {"cache", "datasets"},
     "finetune": LEAVES | {"cache", "datasets", "extract", "probe"},
-    "study": LEAVES | {"cache", "datasets", "extract", "probe", "finetune"},
+    "study_file": LEAVES | {"cache", "probe"},
+    "study": LEAVES | {"cache", "datasets", "extract", "probe", "finetune", "study_file"},
 }
 WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}

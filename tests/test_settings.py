@@ -17,8 +17,8 @@ from patchbank.finetune.plan import FinetunePlan, Rule, load_plan
 from patchbank.finetune.recipe import load_recipe
 from patchbank.probe.config import read_settings
 from patchbank.probe.report.published import load_published
-from patchbank.probe.study_file import load_study
 from patchbank.settings import read_toml
+from patchbank.study_file import load_study
 
 SHIPPED = Path(__file__).resolve().parent.parent / "manifests"
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32"]

@@ -23,8 +23,8 @@ from patchbank.datasets.synthetic import generate_manifests
 from patchbank.errors import InvalidRequest, OutputError
 from patchbank.files import locked
 from patchbank.probe.results.files import ProbeResult
-from patchbank.probe.study_file import load_study, shipped_studies
 from patchbank.study import Places, Step, StudyResult, plan_study, run_study
+from patchbank.study_file import load_study, shipped_studies
 
 PROBE = "[probe]\nC = [1e-4, 1e-2]\nclass_weight = ['balanced']\ninner_folds = 2\nbootstrap = 200\n"
 

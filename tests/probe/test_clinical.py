@@ -19,7 +19,7 @@ from patchbank.probe.report.write import html_report, markdown_report
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.merge import from_predictions, merge_systems
 from patchbank.probe.run import run_probe
-from patchbank.probe.study_file import load_study
+from patchbank.study_file import load_study
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin
 
-from ..cache.identity import safe_name
-from ..errors import InvalidRequest
-from ..settings import SHIPPED, read_toml
-from .config import ProbeConfig
-from .report.markup import SHOWN
-from .report.projection import Projection
+from .cache.identity import safe_name
+from .errors import InvalidRequest
+from .probe.config import ProbeConfig
+from .probe.report.markup import SHOWN
+from .probe.report.projection import Projection
+from .settings import SHIPPED, read_toml
 
 STAGES = ("probe", "lora", "full")
 OF_TRAINING = {"train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir"}
