@@ -1,20 +1,7 @@
-"""The commit log: which blocks of a store exist. Nothing else does.
+"""The commit log: which blocks of a store exist. Nothing else does. FORMAT.md has its lines in words.
 
-Every writer has a file of its own, parts/log/WRITER.jsonl, and only ever appends to it; on object stores,
-which cannot append, a folder parts/log/WRITER/ with one object a line. A line is a JSON object whose last
-member is the checksum of everything before it:
-
-    {"type":"block","block":"...","rows":8192,...,"sum":"0123456789abcdef"}
-
-Types: `writer` opens a log (who, when, with which library versions), `block` publishes a block, `retire`
-takes blocks back (they were packed into others, or were damaged; `time` says when), `order` says which
-blocks, in which order, make up the finalised array (the highest generation counts; the line is written
-twice), `excuse` tells readers to pass over damaged lines that `repair` has dealt with. `n` counts a log's
-lines from 0.
-
-What `finalize` and `repair` say (new blocks, what they replace, the order) is a log of its own that appears
-whole: finalize-GENERATION.jsonl (on object stores one object with all lines), ten digits, made with an
-exclusive create, so that no two can follow the same generation. `lines` in its first line counts its lines.
+Every writer appends to a file of its own. What `finalize` and `repair` say (new blocks, what they replace,
+the order) is a log of its own that appears whole, under a generation that only one can take.
 """
 
 import json

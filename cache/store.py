@@ -1,38 +1,7 @@
 """An embedding store: rows of one identity, keyed by the content hashes of patches.
 
-Format "patchbank-store", version 1, in words (enough to write a reader in another language):
-
-A store is a folder, BANK/stores/NAME, or a prefix of an object store. Its description is a JSON document
-found in `zarr.json` (at attributes.patchbank; backend zarr) or `store.json` (at patchbank; backend hdf5),
-with a copy in `parts/`: format, version, backend, identity, block_rows, created, provenance, and `sum`,
-the xxh3-64 of the document without it as JSON with sorted keys and no spaces. All checksums are XXH3 in
-hexadecimal; numbers in files are little endian.
-
-Rows come in immutable blocks of at most block_rows rows: the vectors, (rows, dim), and the keys, (rows, 16)
-bytes, both plain arrays in C order. A block exists when a line of a log in `parts/log/` says so (log.py) and
-no line retires it. Where the arrays lie:
-
-  zarr  parts/blocks/BLOCK.vectors and .keys from byte 0 or, where there is no such file (patchbank 0.1.0
-        renamed it), the chunks embeddings/c/I/0 and content_hash/c/I/0, I being the block's place in the
-        newest `order` line. The last block of the order may be padded with `padding` rows of zeros.
-  hdf5  parts/blocks/BLOCK.h5 from the bytes `vectors_at` and `keys_at` of the block's line.
-
-`segments` in the block's line holds a 64-bit checksum of every 256 rows: of their vectors' bytes followed by
-their keys' bytes. A reader compares them when it first reads of these rows, and again when the file is
-another one or was written to (a chunk may hold another block after the arrays were built anew), and gives no
-row that does not fit. `keys` is the checksum of all keys, `first` that of the first vector. BLOCK is 12
-random hex digits, "-", and the 128-bit checksum of the text "ROWS:SEGMENTS".
-A key may stand in several blocks (two machines embedded the same patch); any of its rows is good, readers
-take the first by the time, then the name of the block.
-
-Writing: an empty file parts/blocks/.tmp-BLOCK; the files of the block under a temporary name, fsync, rename,
-fsync of the folder; the line in the writer's own log, fsync; then the empty file goes. So a kill at any
-moment leaves either the block or files beside their .tmp-BLOCK that no reader sees. A whole block without
-both has lost its line, which its name makes good: `repair` and `gc` publish it again.
-
-Taking back: a line retires blocks only after others that hold their rows were published, and what `finalize`
-retires it says together with what replaces it, under a generation that only one can take. The files stay
-for a day (`gc`), and go only if every row of theirs stands in a block that is not retired.
+FORMAT.md has the format on disk in words, with a reader, and the order in which files are written
+and removed.
 """
 
 import errno

@@ -1,0 +1,40 @@
+"""probe/METHODS.md names every metric, and the numbers in it are those of the code."""
+
+import re
+from pathlib import Path
+
+from patchbank.probe import leaks
+from patchbank.probe.config import C_GRID, SELECTION
+from patchbank.probe.protocol import MOST_FOLDS
+from patchbank.probe.statistics import intervals, metrics
+
+TEXT = (Path(__file__).resolve().parents[2] / "probe" / "METHODS.md").read_text("utf-8")
+WORDS = " ".join(TEXT.split())
+
+
+def test_every_metric_is_defined() -> None:
+    section = TEXT.partition("## Metrics")[2].partition("\n## ")[0].casefold()
+    for metric in metrics.METRICS.values():
+        name = metric.title.casefold().removeprefix("balanced ").partition(" (")[0]
+        assert name in section, metric.name
+
+
+def test_the_numbers_are_those_of_the_code() -> None:
+    assert f"K = {MOST_FOLDS} outer folds" in WORDS
+    assert f"{len(C_GRID)} values of C from {C_GRID[0]:.0e} to {C_GRID[-1]:.0f}".replace("e-0", "e-") in WORDS
+    assert f"{metrics.BINS} bins" in WORDS
+    assert f"fewer than {intervals.FEW_CLUSTERS} groups" in WORDS
+    assert f"more than {100 * intervals.UNDEFINED_DRAWS:.0f} % of the draws" in WORDS
+    assert f"closer than {leaks.NEAR} of the median distance" in WORDS
+    for name in SELECTION:
+        assert name.replace("_", " ").replace("log loss", "log-loss").replace("auroc", "AUROC") in WORDS
+
+
+def test_what_it_points_to_exists() -> None:
+    root = Path(__file__).resolve().parents[2]
+    files = set(re.findall(r"`((?:probe|finetune|datasets)/[\w/]+\.py)`", TEXT))
+    benchmarks = set(re.findall(r"`(?:python tests/benchmarks/)?(\w+\.py)`", TEXT))
+    assert len(files) > 5
+    assert len(benchmarks) > 2
+    assert [name for name in files if not (root / name).exists()] == []
+    assert [name for name in benchmarks if not (root / "tests" / "benchmarks" / name).exists()] == []
