@@ -6,25 +6,24 @@ Reloaded). Read from the records that scoring.py documents; results without them
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .charts import decision
 from .markup import TITLES, Html, Table, interval, number, p_value, signed
-from .plots import Plot, unit_ticks
-
-if TYPE_CHECKING:
-    from .sections import Sections
+from .plots import svg
+from .view import View
 
 PREVALENCES = ("0.05", "0.1", "0.2", "0.3", "observed")
 CALLED = {"metrics": "probability 0.5", "at_threshold": "threshold of the folds"}
 
 
-def _records(view: "Sections", key: str) -> list[dict[str, Any]]:
+def _records(view: View, key: str) -> list[dict[str, Any]]:
     """Records of the chosen system that lead on each set and have `key`."""
     found = [r for r in view.result.leaderboard() if r["features"] == view.chosen]
     return [r for r in found if key in r]
 
 
-def _counted(view: "Sections", record: Mapping[str, Any]) -> str:
+def _counted(view: View, record: Mapping[str, Any]) -> str:
     return record["dataset"] + (", out of fold" if record["dataset"] == view.train else "")
 
 
@@ -37,7 +36,7 @@ def _reasons(records: Sequence[tuple[str, Mapping[str, str]]]) -> list[Any]:
     return [f"No interval ({why}): {'; '.join(places)}." for why, places in found.items()]
 
 
-def calibration(view: "Sections") -> list[Any]:
+def calibration(view: View) -> list[Any]:
     """Slope, intercept, observed over expected, and the calibration error beside its floor."""
     rows, reasons = [], []
     for r in _records(view, "calibration"):
@@ -79,7 +78,7 @@ def calibration(view: "Sections") -> list[Any]:
     ]
 
 
-def operating_points(view: "Sections") -> list[Any]:
+def operating_points(view: View) -> list[Any]:
     """Counts of calls, predictive values at prevalences, sensitivity at a required specificity."""
     counts, values, cuts, reasons = [], [], [], []
     for r in _records(view, "calls"):
@@ -145,33 +144,10 @@ def operating_points(view: "Sections") -> list[Any]:
     return out + _reasons(reasons)
 
 
-def decision_curve(view: "Sections") -> list[Any]:
+def decision_curve(view: View) -> list[Any]:
     """Net benefit over threshold probabilities, beside calling all patches and calling none."""
-    plots = []
-    for r in _records(view, "net_benefit"):
-        curve = [(float(t), v) for t, v in r["net_benefit"].items() if t != "reasons"]
-        model = [(t, v["model"]) for t, v in curve if v["model"][0] is not None]
-        every = [(t, v["all"][0]) for t, v in curve if v["all"][0] is not None]
-        share = r["n_positive"] / r["n"]
-        if not model or not 0 < share < 1:  # with one class, acting on all or on none is right
-            continue
-        ends = [v for _, m in model for v in m if v is not None]
-        low, high = min([-0.05 * share, *(v for v in ends if v > -share)]), 1.05 * max([share, *ends])
-        plot = Plot(x=(0, 1), y=(low, high), title=f"decision curve, {r['dataset']}")
-        plot.text(46, 10, r["dataset"], kind="label")
-        ticks = unit_ticks(low, high)
-        plot.axes("threshold probability", "net benefit", xticks=unit_ticks(), yticks=ticks)
-        plot.line([0, 1], [0, 0], dashed=True)
-        seen = [(t, v) for t, v in every if v >= low]
-        if seen:
-            plot.line(*zip(*seen, strict=True), dashed=True)
-        series = view.series.get(view.chosen, 0)
-        for t, (_, lower, upper) in model:
-            if lower is not None and upper is not None:
-                plot.bar((t, t), (max(lower, low), min(upper, high)), series=series)
-        plot.line([t for t, _ in model], [m[0] for _, m in model], series=series, thick=True)
-        plots.append(plot.svg())
-    if not plots:
+    charts = [chart for dataset in view.sets if (chart := decision(view, dataset))]
+    if not charts:
         return []
     return [
         f"Net benefit of acting on the calibrated probabilities of {view.chosen} (★): true positives a "
@@ -179,11 +155,11 @@ def decision_curve(view: "Sections") -> list[Any]:
         "less the false positives weighted by the odds of the threshold probability, at which a reader would "
         "just act (Vickers and Elkin 2006). Falling dashed line: act on every patch; dashed line at zero: on "
         f"none. Bars are {view.level} % intervals.",
-        Html(f'<div class="row">{"".join(plots)}</div>'),
+        Html(f'<div class="row">{"".join(map(svg, charts))}</div>'),
     ]
 
 
-def precision(view: "Sections") -> list[Any]:
+def precision(view: View) -> list[Any]:
     """What differences the sets could have shown; by the ensemble only where there is no refit."""
     found = view.doc.get("precision", [])
     refitted = {p["dataset"] for p in found if p["role"] == "refit"}
@@ -213,7 +189,7 @@ def precision(view: "Sections") -> list[Any]:
     ]
 
 
-def between_domains(view: "Sections") -> list[Any]:
+def between_domains(view: View) -> list[Any]:
     """The worst domain, and whether domains differ by more than chance."""
     rows = []
     for r in _records(view, "between_domains"):
@@ -254,7 +230,7 @@ def _range(values: Sequence[float | None]) -> str:
     return "" if low is None or high is None else f" [{low:.0%}, {high:.0%}]"
 
 
-def human(view: "Sections", votes: Mapping[str, Any]) -> list[Any]:
+def human(view: View, votes: Mapping[str, Any]) -> list[Any]:
     """Experts and models on the same rows against the same references."""
     line = votes.get("human")
     if not line:
@@ -287,7 +263,7 @@ def human(view: "Sections", votes: Mapping[str, Any]) -> list[Any]:
     return out
 
 
-def no_interval(view: "Sections", metrics: Sequence[str]) -> list[Any]:
+def no_interval(view: View, metrics: Sequence[str]) -> list[Any]:
     """Why values of the leaderboard stand without an interval."""
     found = [
         (
@@ -303,7 +279,7 @@ def _uncertainty(record: Mapping[str, Any], metric: str) -> Mapping[str, Any] | 
     return record.get("uncertainty", {}).get("metrics", {}).get(metric)
 
 
-def independence(view: "Sections", record: Mapping[str, Any]) -> str:
+def independence(view: View, record: Mapping[str, Any]) -> str:
     """What the intervals of a set take as independent: groups, design effect, degrees of freedom."""
     if record["dataset"] in view.ungrouped:
         return "slides unknown (the intervals take patches as independent and are too narrow)"
@@ -318,7 +294,7 @@ def independence(view: "Sections", record: Mapping[str, Any]) -> str:
     return text
 
 
-def if_clustered(view: "Sections", records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[Any]:
+def if_clustered(view: View, records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[Any]:
     """Intervals of sets without known groups, were the design effect 2."""
     found = [r for r in records if r.get("design_effect_2")]
     if not found:

@@ -1,18 +1,28 @@
 """What a report says: sections of sentences, tables and plots, read from the results of a study."""
 
-import math
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.special import expit
 
-from ..results.files import ProbeResult
-from ..results.scoring import FEW_GROUPS, PAIRED
-from ..statistics.calibration import reliability_curve
+from ..results.scoring import FEW_GROUPS
 from . import clinical
+from .charts import (
+    OTHERS,
+    PARAMETERS,
+    Matrix,
+    against_chosen,
+    choice_path,
+    criterion,
+    differences,
+    matrices,
+    parameter,
+    precision_recall,
+    reliability,
+    roc,
+)
 from .markup import (
     SHOWN,
     TITLES,
@@ -29,19 +39,19 @@ from .markup import (
     tint,
     whisker,
 )
-from .plots import SERIES, Plot, pr_points, roc_points, unit_ticks
+from .plots import svg
+from .view import View
 
-PLOTTED = 6  # feature sets in one plot: the best on the folds; the tables have all
 ERRORS = 6  # thumbnails of each kind
 
-# the parameter that the folds choose: its name in words, and what it does
+# the parameter that the folds choose (charts.PARAMETERS): what it does
 PARAMETER_WORDS = {
-    "C": ("C, the inverse penalty", "The penalty 1/C guards against overfitting."),
-    "alpha": ("alpha, the penalty", "The penalty alpha guards against overfitting."),
-    "k": ("k, the number of neighbours", "More neighbours guard against overfitting."),
-    "": ("parameter", "This probe has no parameter to choose."),
+    "C": "The penalty 1/C guards against overfitting.",
+    "alpha": "The penalty alpha guards against overfitting.",
+    "k": "More neighbours guard against overfitting.",
+    "": "This probe has no parameter to choose.",
+    None: "Each probe has a parameter of its own, which guards against overfitting.",
 }
-MIXED_WORDS = ("parameter", "Each probe has a parameter of its own, which guards against overfitting.")
 
 GAPS = (
     "The gap bound is an upper bound of how far an objective is above its optimum, relative; the worst of "
@@ -53,32 +63,8 @@ GAPS = (
 Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
 
 
-class Sections:
-    """The document, read for a report.
-
-    noun : what the result calls `features` is to the reader, "feature set" or "system"
-    """
-
-    def __init__(self, result: ProbeResult, *, noun: str = "feature set") -> None:
-        self.result, self.doc, self.noun = result, result.document, noun
-        self.predictions = result.predictions
-        self.positive = self.doc["data"][0]["positive"]
-        others = [c for c in self.doc["data"][0].get("classes", []) if c != self.positive]
-        self.negative = others[0] if len(others) == 1 else f"not {self.positive}"
-        self.level = round(100 * self.doc["config"]["level"])
-        self.sets = [d["dataset"] for d in self.doc["data"]]
-        self.train = self.sets[0]
-        ranked = sorted(self.doc["models"], key=lambda m: -m["criterion"])
-        self.names = [m["features"] for m in ranked]
-        self.groups = f"{self.doc['data'][0]['group_kind']}s"  # that intervals take as independent
-        self.ungrouped = result.ungrouped
-        if self.ungrouped:
-            self.groups += " (single patches where none are known)"
-        self.chosen = self.doc["chosen"]
-        self.models = {m["features"]: m for m in self.doc["models"]}
-        self.series = {name: i for i, name in enumerate(self.names[:PLOTTED])}
-        human = {v["dataset"]: v["human_line"] for v in self.doc.get("votes", [])}
-        self.human = {k: v for k, v in human.items() if v is not None}
+class Sections(View):
+    """The sections of a report: paragraphs, tables and plots."""
 
     @property
     def title(self) -> str:
@@ -168,7 +154,7 @@ class Sections:
                 for m in SHOWN:
                     chance = share if m == "average_precision" else 0.5
                     human = self.human.get(dataset) if m == "balanced_accuracy" else None
-                    series = self.series.get(r["features"], SERIES - 1)
+                    series = self.series.get(r["features"], OTHERS)
                     cells.append(
                         (
                             interval(r["metrics"][m]),
@@ -278,15 +264,6 @@ class Sections:
         rest = f"<span>and {more} more, in the tables only</span>" if more else ""
         return Html(f'<div class="legend">{items}{rest}</div>')
 
-    def _scores(self, dataset: str, name: str) -> pd.DataFrame:
-        table = self.predictions
-        rows = table[(table["dataset"] == dataset) & (table["features"] == name)]
-        for role in ("oof", "refit", "ensemble"):
-            mine = rows[rows["role"] == role]
-            if len(mine):
-                return mine
-        return rows.iloc[:0]
-
     # --- curves
 
     def curves(self) -> list[Any]:
@@ -300,75 +277,9 @@ class Sections:
             self._legend(),
         ]
         for dataset in dict.fromkeys(r["dataset"] for r in self.result.leaderboard()):
-            plots = [self._roc(dataset), self._pr(dataset), self._reliability(dataset)]
+            plots = [svg(chart(self, dataset)) for chart in (roc, precision_recall, reliability)]
             out.append(Html(f'<h3>{escape(dataset)}</h3><div class="row">{"".join(plots)}</div>'))
         return out
-
-    def _roc(self, dataset: str) -> str:
-        plot = Plot(x=(0, 1), y=(0, 1), title=f"ROC curves, {dataset}")
-        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-        plot.axes("false positive rate (1 - specificity)", "sensitivity", xticks=ticks, yticks=ticks)
-        plot.line([0, 1], [0, 1], dashed=True)
-        for name in reversed(self.series):
-            rows = self._scores(dataset, name)
-            if rows["label"].nunique() == 2:
-                plot.line(
-                    *roc_points(rows["label"].to_numpy(), rows["ranking"].to_numpy()),
-                    series=self.series[name],
-                    thick=name == self.chosen,
-                )
-        return plot.svg()
-
-    def _pr(self, dataset: str) -> str:
-        plot = Plot(x=(0, 1), y=(0, 1), title=f"precision-recall curves, {dataset}")
-        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-        plot.axes("sensitivity (recall)", "precision", xticks=ticks, yticks=ticks)
-        for name in reversed(self.series):
-            rows = self._scores(dataset, name)
-            if rows["label"].nunique() == 2:
-                share = float(rows["label"].mean())
-                plot.line(
-                    *pr_points(rows["label"].to_numpy(), rows["ranking"].to_numpy()),
-                    series=self.series[name],
-                    thick=name == self.chosen,
-                )
-                if name == self.chosen:
-                    plot.line([0, 1], [share, share], dashed=True)
-        return plot.svg()
-
-    def _reliability(self, dataset: str) -> str:
-        plot = Plot(x=(0, 1), y=(0, 1), title=f"calibration, {dataset}")
-        ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
-        plot.axes(
-            "predicted probability", f"observed frequency of {self.positive}", xticks=ticks, yticks=ticks
-        )
-        plot.line([0, 1], [0, 1], dashed=True)
-        rows = self._scores(dataset, self.chosen)
-        series = self.series.get(self.chosen, 0)
-        fitted, calibrated = expit(rows["score"].to_numpy()), rows["probability"].to_numpy()
-        for probability, hollow in ((fitted, True), (calibrated, False)):
-            curve = reliability_curve(
-                rows["label"].to_numpy(),
-                probability,
-                bins=8,
-                strategy="mass",
-                confidence=self.level / 100,
-            )
-            filled = np.flatnonzero(curve.count > 0)
-            if not hollow:
-                plot.line(curve.mean_probability[filled], curve.share_positive[filled], series=series)
-            for b in filled:
-                x = float(curve.mean_probability[b])
-                if not hollow:
-                    plot.bar((x, x), (float(curve.low[b]), float(curve.high[b])), series=series)
-                plot.dot(
-                    x,
-                    float(curve.share_positive[b]),
-                    series=series,
-                    hollow=hollow,
-                    tip=f"{curve.count[b]} patches",
-                )
-        return plot.svg()
 
     # --- thresholds
 
@@ -455,87 +366,44 @@ class Sections:
         models = [self.models[n] for n in self.names if self.models[n].get("path")]
         if not models:
             return []
-        criterion = self.doc["config"].get("select") or (
-            "log_loss" if self.doc["config"]["probe"] in ("logistic", "mlp") else "auroc"
-        )
-        sign, label = (
-            (-1, "balanced log-loss (lower is better)")
-            if criterion == "log_loss"
-            else (1, f"{TITLES[criterion]} (higher is better)")
-        )
-        rows, lines = [], []
-        owns = list(dict.fromkeys(m["choice"]["parameter"] for m in models))
+        own, (sign, label) = parameter(self), criterion(self)
+        rows = []
         for m in models:
-            choice = m["choice"]
-            own = choice["parameter"]
-            values = np.array(m["path"][own] if own else [0.0])
-            p = self.doc["config"]["preprocess"].index(choice["preprocess"])
-            w = self.doc["config"]["class_weight"].index(choice["class_weight"])
-            y = np.array([np.nan if v is None else sign * v for v in m["path"]["criterion"][p][w]])
-            lines.append((m["features"], values, y, choice, m["fold_choices"]))
-            folds = ", ".join(f"{c[own]:.3g}" for c in m["fold_choices"]) if own else ""
-            edge = " (edge of the grid)" if len(values) > 1 and choice[own] in (values[0], values[-1]) else ""
+            choice, mine = m["choice"], m["choice"]["parameter"]
+            folds, shown = "", "none"
+            if mine:
+                values = m["path"][mine]
+                folds = ", ".join(f"{c[mine]:.3g}" for c in m["fold_choices"])
+                edge = len(values) > 1 and choice[mine] in (values[0], values[-1])
+                shown = f"{choice[mine]:.3g}{' (edge of the grid)' if edge else ''}"
+                if own is None:
+                    shown = f"{mine} = {shown}"
             rows.append(
                 [
                     (m["features"], self._swatch(m["features"]) + escape(m["features"])),
                     choice["preprocess"],
                     choice["class_weight"],
-                    f"{f'{own} = ' if len(owns) > 1 else ''}{choice[own]:.3g}{edge}" if own else "none",
+                    shown,
                     folds,
                     f"{sign * m['criterion']:.4f}",
                 ]
             )
-        own = owns[0] if len(owns) == 1 else ""
-        name, meaning = PARAMETER_WORDS[own] if len(owns) == 1 else MIXED_WORDS
         out: list[Any] = [
-            f"{meaning} Each setting was scored on held-out folds of whole groups; the dot is the choice for "
-            "the refit, the ticks below are those of the inner folds, one for each outer fold.",
+            f"{PARAMETER_WORDS[own]} Each setting was scored on held-out folds of whole groups; the dot is "
+            "the choice for the refit, the ticks below are those of the inner folds, one for each "
+            "outer fold.",
         ]
-        if own and len(lines[0][1]) > 2:
-            shown = [one for one in lines if one[0] in self.series]
-            ys = np.concatenate([y[np.isfinite(y)] for _, _, y, _, _ in shown])
-            low, high = float(ys.min()), float(np.quantile(ys, 0.9) if sign < 0 else ys.max())
-            pad = 0.06 * (high - low or 1)
-            logs = np.log10(lines[0][1])
-            plot = Plot(
-                x=(logs.min(), logs.max()),
-                y=(low - 2.5 * pad, high + pad),
-                width=720,
-                height=320,
-                left=60,
-                title=f"criterion by {name}",
-            )
-            exponents = list(range(math.ceil(logs.min()), math.floor(logs.max()) + 1))
-            plot.axes(
-                name,
-                label,
-                xticks=exponents,
-                yticks=unit_ticks(low, high),
-                xformat=lambda v: f"1e{v:g}",
-            )
-            for features, values, y, choice, fold_choices in reversed(shown):
-                x, keep = np.log10(values), np.isfinite(y) & (y <= high + pad) & (y >= low - pad)
-                series = self.series[features]
-                plot.line(x[keep], y[keep], series=series, thick=features == self.chosen)
-                at = int(np.argmin(np.abs(values - choice[own])))
-                plot.dot(
-                    float(x[at]),
-                    float(y[at]),
-                    series=series,
-                    radius=4.5,
-                    tip=f"{features}: {own} = {choice[own]:.3g}",
-                )
-                for c in fold_choices:
-                    v = math.log10(c[own])
-                    plot.bar((v, v), (low - 2.4 * pad, low - 1.4 * pad), series=series, thick=True)
-            out += [self._legend(), Html(f'<div class="row">{plot.svg()}</div>')]
+        chart = choice_path(self)
+        if chart:
+            plot = svg(chart, width=720, height=320, left=60)
+            out += [self._legend(), Html(f'<div class="row">{plot}</div>')]
         out.append(
             Table(
                 [
                     self.noun,
                     "preprocessing",
                     "class weight",
-                    name,
+                    PARAMETERS[own or ""],
                     "in the folds",
                     label.split(" (")[0],
                 ],
@@ -561,31 +429,23 @@ class Sections:
         table = []
         plots = []
         for dataset in self.sets:
-            role = "oof" if dataset == self.train else "refit"
             for metric in ("auroc", "balanced_accuracy"):
-                mine = [
-                    c
-                    for c in found
-                    if c["dataset"] == dataset and c["role"] == role and c["metric"] == metric
-                ]
-                boot = [self._against(c) for c in mine if c["test"] == PAIRED]
-                delong = {self._against(c)["name"]: c["p_holm"] for c in mine if c["test"] == "DeLong"}
-                boot = [b for b in boot if b["difference"] is not None]
-                if not boot:
+                chart = differences(self, dataset, metric)
+                if chart is None:
                     continue
-                boot.sort(key=lambda b: self.names.index(b["name"]))
-                plots.append(self._forest(dataset, metric, boot))
+                plots.append(svg(chart, height=84 + 22 * len(chart.rows), left=14))
+                delong = {c["name"]: c["p_holm"] for c in against_chosen(self, dataset, metric, "DeLong")}
                 table += [
                     [
                         dataset,
-                        b["name"],
+                        c["name"],
                         TITLES[metric],
-                        f"{b['difference']:+.3f}",
-                        "-" if b["low"] is None else f"[{b['low']:+.3f}, {b['high']:+.3f}]",
-                        p_value(b["p_holm"]),
-                        p_value(delong.get(b["name"])) if metric == "auroc" else "-",
+                        f"{c['difference']:+.3f}",
+                        "-" if c["low"] is None else f"[{c['low']:+.3f}, {c['high']:+.3f}]",
+                        p_value(c["p_holm"]),
+                        p_value(delong.get(c["name"])) if metric == "auroc" else "-",
                     ]
-                    for b in boot
+                    for c in against_chosen(self, dataset, metric)
                 ]
         if self.ungrouped:
             out.append(
@@ -601,36 +461,6 @@ class Sections:
             )
         )
         return out
-
-    def _against(self, c: dict[str, Any]) -> dict[str, Any]:
-        if c["b"] == self.chosen:
-            return {**c, "name": c["a"]}
-        turned = {"difference": c["difference"], "low": c["high"], "high": c["low"]}
-        return {**c, "name": c["b"], **{k: None if v is None else -v for k, v in turned.items()}}
-
-    def _forest(self, dataset: str, metric: str, rows: Sequence[dict[str, Any]]) -> str:
-        rows = list(rows)[:12]
-        ends = [v for b in rows for v in (b["low"], b["high"], 0.0) if v is not None]
-        span = max(max(ends) - min(ends), 0.02)
-        plot = Plot(
-            x=(min(ends) - 0.05 * span, max(ends) + 0.05 * span),
-            y=(len(rows) - 0.4, -0.6),
-            width=330,
-            height=70 + 22 * len(rows),
-            left=14,
-            top=24,
-            title=f"{metric}, {dataset}",
-        )
-        plot.text(14, 14, f"{dataset}: {TITLES[metric]}", kind="label")
-        ticks = unit_ticks(min(ends), max(ends))
-        plot.axes("difference from ★", "", xticks=ticks, yticks=[])
-        plot.line([0, 0], [-0.6, len(rows) - 0.4], dashed=True)
-        for i, b in enumerate(rows):
-            series = self.series.get(b["name"], SERIES - 1)
-            if b["low"] is not None:
-                plot.bar((b["low"], b["high"]), (i, i), series=series, thick=True)
-            plot.dot(b["difference"], i, series=series, tip=f"{b['name']}: {b['difference']:+.3f}")
-        return plot.svg()
 
     # --- domains
 
@@ -705,36 +535,28 @@ class Sections:
     def domain_matrices(self) -> list[Any]:
         """Trained on one domain, scored on another: sentence and table of each, the chosen one's first."""
         out: list[Any] = []
-        domains = self.doc.get("domains", {})
-        for name, found in sorted(domains.items(), key=lambda item: item[0] != self.chosen):
+        for matrix in matrices(self):
             out += [
-                f"{name}: trained on one domain (rows), scored on another (columns), AUROC. Tuned inside "
-                f"the row's domain; framed, the domain itself, out of fold. In brackets, {self.positive} of "
-                "all patches.",
-                self._matrix(found["matrix"]),
+                f"{matrix.of}: trained on one domain (rows), scored on another (columns), AUROC. Tuned "
+                "inside the row's domain; framed, the domain itself, out of fold. In brackets, "
+                f"{self.positive} of all patches.",
+                self._matrix(matrix),
             ]
         return out
 
-    def _matrix(self, matrix: dict[str, Any]) -> Table:
+    def _matrix(self, matrix: Matrix) -> Table:
         rows = []
-        for name, values in zip(matrix["train"], matrix["auroc"], strict=True):
+        for i, name in enumerate(matrix.rows):
             cells: list[Any] = [name]
-            for column, v in zip(matrix["test"], values, strict=True):
-                if v is None:
-                    cells.append("-")
-                    continue
-                own = " class=own" if column == f"train / {name}" else ""
-                cells.append((f"{v:.2f}", f'<span{own} style="{tint(v)}">{v:.2f}</span>'))
+            for j, v in enumerate(matrix.values[i].tolist()):
+                own = " class=own" if matrix.own(i, j) else ""
+                cells.append(
+                    "-" if np.isnan(v) else (f"{v:.2f}", f'<span{own} style="{tint(v)}">{v:.2f}</span>')
+                )
             rows.append(cells)
-        places = [column.partition(" / ") for column in matrix["test"]]
-        over: list[tuple[str, int]] = [("", 1)]
-        for dataset, _, _ in places:
-            text = self.train if dataset == "train" else dataset
-            over = [*over[:-1], (text, over[-1][1] + 1)] if over[-1][0] == text else [*over, (text, 1)]
-        heads = [
-            f"{domain or 'all'} ({p}/{n})"
-            for (_, _, domain), n, p in zip(places, matrix["n"], matrix["n_positive"], strict=True)
-        ]
+        sets = [self.train if dataset == "train" else dataset for dataset, *_ in matrix.columns]
+        over = [("", 1), *((name, len(list(same))) for name, same in groupby(sets))]
+        heads = [f"{domain or 'all'} ({p}/{n})" for _, domain, p, n in matrix.columns]
         return Table(["trained on", *heads], rows, kind="matrix", over=over)
 
     # --- votes
@@ -807,7 +629,7 @@ class Sections:
         missing = 0
         others = len(self.names) - 1
         for entry in self.doc["data"]:
-            table = self._scores(entry["dataset"], self.chosen)
+            table = self.predicted(entry["dataset"], self.chosen)
             if "path" not in table or not len(table):
                 continue
             table = table.assign(margin=table["probability"] - table["threshold"])
@@ -857,7 +679,7 @@ class Sections:
         for name in self.names:
             if name == self.chosen:
                 continue
-            rows = self._scores(dataset, name)
+            rows = self.predicted(dataset, name)
             rows = rows[rows["patch_id"].isin(patches)]
             calls = rows["call"] != rows["label"]
             for patch in rows["patch_id"][calls]:

@@ -17,7 +17,8 @@ from patchbank.datasets.manifest import Manifest
 from patchbank.datasets.thumbnails import thumbnail_of
 from patchbank.errors import InvalidRequest, OutputError, ProbeError
 from patchbank.probe.cli import probe_group
-from patchbank.probe.report.plots import Plot, pr_points, roc_points, unit_ticks
+from patchbank.probe.report.charts import Chart, Part, pr_points, roc_points, unit_ticks
+from patchbank.probe.report.plots import svg
 from patchbank.probe.report.write import html_report, markdown_report, write_report
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.run import run_probe
@@ -212,11 +213,13 @@ def test_curves_have_the_areas_of_the_scores() -> None:
 
 
 def test_plot_coordinates() -> None:
-    plot = Plot(
-        x=(0, 10), y=(0, 1), width=120, height=100, left=10, right=10, top=0, bottom=20, title="a & b"
-    )
-    assert (plot.px(0), plot.px(10), plot.py(0), plot.py(1)) == (10, 110, 80, 0)
-    assert "a &amp; b" in plot.svg()
+    line = Part(x=(0, 10), y=(0, 1), series=0, low=(0.5, np.nan), high=(1, np.nan))
+    chart = Chart(kind="k", of="o", title="a & b", xlabel="x", ylabel="y", x=(0, 10), parts=[line])
+    drawn = svg(chart, width=120, height=110, left=10, right=10, bottom=20)
+    assert 'points="10.0,90.0 110.0,10.0"' in drawn
+    assert '<line x1="10.0" x2="10.0" y1="50.0" y2="10.0" stroke="var(--s0)"' in drawn
+    assert drawn.count('stroke="var(--s0)"') == 2  # no bar where there is no interval
+    assert "a &amp; b" in drawn
     assert unit_ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
     assert unit_ticks(-0.013, 0.021) == [-0.01, 0, 0.01, 0.02]
 

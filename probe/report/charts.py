@@ -1,0 +1,462 @@
+"""What each plot shows, as data: the page draws it as SVG (plots.py), `--figures` for print (figures.py)."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import expit
+
+from ..results.scoring import PAIRED
+from ..statistics.calibration import reliability_curve
+from .markup import TITLES, interval, signed
+from .view import View
+
+UNIT = (0.0, 1.0)
+SERIES = 7  # colours there are
+OTHERS = SERIES - 1  # of systems that have none of their own
+FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
+PARAMETERS = {
+    "C": "C, the inverse penalty",
+    "alpha": "alpha, the penalty",
+    "k": "k, the number of neighbours",
+    "": "parameter",
+}
+BINS = 8  # of a calibration plot, equally full
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Points of one thing: joined, as dots, with bars."""
+
+    x: ArrayLike
+    y: ArrayLike
+    series: int | None = None
+    """Number of its colour. None: a reference, drawn as a dashed line."""
+    label: str = ""
+    """In the legend of a printed figure."""
+    line: bool = True
+    dots: bool = False
+    hollow: bool = False
+    thick: bool = False
+    low: ArrayLike | None = None
+    high: ArrayLike | None = None
+    """Ends of bars, one for each point; NaN: no bar."""
+    across: bool = False
+    """Bars go along x, not along y."""
+    tips: Sequence[str] = ()
+
+    def bars(self) -> Iterator[tuple[float, float, float]]:
+        """(where, low, high) of each bar there is."""
+        if self.low is None or self.high is None:
+            return
+        at = np.asarray(self.y if self.across else self.x, float)
+        for where, low, high in zip(
+            at, np.asarray(self.low, float), np.asarray(self.high, float), strict=True
+        ):
+            if low == low and high == high:
+                yield float(where), float(low), float(high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One pair of axes and what is drawn on them, the parts that matter most first."""
+
+    kind: str
+    """What it is, for the name of its file."""
+    of: str
+    """What it is of, for the name of its file: a set, a system."""
+    title: str
+    head: str = ""
+    """Above the axes on the page, where the title is not seen."""
+    note: str = ""
+    """What a printed figure says beside its legend: of how many patches it is."""
+    xlabel: str
+    ylabel: str
+    x: tuple[float, float] = UNIT
+    y: tuple[float, float] = UNIT
+    xticks: Sequence[float] = FIFTHS
+    yticks: Sequence[float] = FIFTHS
+    xformat: str = "{:g}"
+    rows: Sequence[str] = ()
+    """Of a forest plot: the names of y = 0, 1, ..., from the top."""
+    values: Sequence[str] = ()
+    """Of a forest plot: each row's value with its interval."""
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """AUROC of one system, trained on one domain (rows) and scored on another (columns)."""
+
+    of: str
+    rows: Sequence[str]
+    columns: Sequence[tuple[str, str, int, int]]
+    """Set, domain, positive patches, patches."""
+    values: np.ndarray
+    """float64 (rows, columns); NaN: undefined."""
+
+    def own(self, i: int, j: int) -> bool:
+        """Whether the column is the row's own domain, out of fold."""
+        return self.columns[j][:2] == ("train", self.rows[i])
+
+
+def roc(view: View, dataset: str) -> Chart:
+    """Sensitivity over the false positive rate."""
+    parts = _curves(view, dataset, roc_points, "auroc", "AUROC")
+    return Chart(
+        kind="roc",
+        of=dataset,
+        title=f"ROC curves, {dataset}",
+        note=counted(view, dataset),
+        xlabel="false positive rate (1 - specificity)",
+        ylabel="sensitivity",
+        parts=[*parts, Part(x=UNIT, y=UNIT, label="chance level")],
+    )
+
+
+def precision_recall(view: View, dataset: str) -> Chart:
+    """Precision over sensitivity."""
+    parts = _curves(view, dataset, pr_points, "average_precision", "AP")
+    share = view.scored(dataset, view.chosen)["label"].mean()
+    if parts:
+        label = f"chance level: share of {view.positive}"
+        parts.append(Part(x=UNIT, y=(share, share), label=label))
+    return Chart(
+        kind="precision-recall",
+        of=dataset,
+        title=f"precision-recall curves, {dataset}",
+        note=counted(view, dataset),
+        xlabel="sensitivity (recall)",
+        ylabel="precision",
+        parts=parts,
+    )
+
+
+def _curves(view: View, dataset: str, points: Any, metric: str, short: str) -> list[Part]:
+    parts = []
+    for name, series in view.series.items():
+        rows = view.scored(dataset, name)
+        if rows["label"].nunique() == 2:
+            x, y = points(rows["label"].to_numpy(), rows["ranking"].to_numpy())
+            value = interval(view.records[dataset, name]["metrics"][metric])
+            label = f"{view.starred(name)}: {short} {value}"
+            parts.append(Part(x=x, y=y, series=series, thick=name == view.chosen, label=label))
+    return parts
+
+
+def reliability(view: View, dataset: str) -> Chart:
+    """Observed frequency by predicted probability of the chosen system, as fitted and calibrated."""
+    rows = view.scored(dataset, view.chosen)
+    series = view.series.get(view.chosen, 0)
+    parts = []
+    for probability, how in (
+        (rows["probability"].to_numpy(), "calibrated (Platt, on the folds)"),
+        (expit(rows["score"].to_numpy()), "as fitted"),
+    ):
+        if not len(rows):
+            continue
+        curve = reliability_curve(
+            rows["label"].to_numpy(), probability, bins=BINS, strategy="mass", confidence=view.level / 100
+        )
+        filled = np.flatnonzero(curve.count > 0)
+        calibrated = not parts
+        parts.append(
+            Part(
+                x=curve.mean_probability[filled],
+                y=curve.share_positive[filled],
+                series=series,
+                label=how,
+                line=calibrated,
+                dots=True,
+                hollow=not calibrated,
+                low=curve.low[filled] if calibrated else None,
+                high=curve.high[filled] if calibrated else None,
+                tips=[f"{n} patches" for n in curve.count[filled]],
+            )
+        )
+    return Chart(
+        kind="calibration",
+        of=dataset,
+        title=f"calibration, {dataset}",
+        note=f"{view.starred(view.chosen)}\n{counted(view, dataset)}",
+        xlabel="predicted probability",
+        ylabel=f"observed frequency of {view.positive}",
+        parts=[*parts, Part(x=UNIT, y=UNIT, label="perfect calibration")],
+    )
+
+
+def decision(view: View, dataset: str) -> Chart | None:
+    """Net benefit of the chosen system over threshold probabilities, beside acting on all patches or none.
+
+    None where the set has one class, since acting on all or on none is right there.
+    """
+    record = view.records.get((dataset, view.chosen), {})
+    curve = [(float(t), v) for t, v in record.get("net_benefit", {}).items() if t != "reasons"]
+    model = np.array([(t, *v["model"]) for t, v in curve if v["model"][0] is not None], float)
+    share = record["n_positive"] / record["n"] if curve else 0
+    if not len(model) or not 0 < share < 1:
+        return None
+    ends = model[:, 1:][np.isfinite(model[:, 1:])]
+    low, high = min([-0.05 * share, *ends[ends > -share]]), 1.05 * max(share, *ends)
+    every = [(t, v["all"][0]) for t, v in curve if v["all"][0] is not None and v["all"][0] >= low]
+    t, value, lower, upper = model.T
+    parts = [
+        Part(
+            x=t,
+            y=value,
+            series=view.series.get(view.chosen, 0),
+            thick=True,
+            low=np.maximum(lower, low),
+            high=np.minimum(upper, high),
+            label=f"{view.starred(view.chosen)}, calibrated",
+        )
+    ]
+    if every:
+        parts.append(Part(x=[t for t, _ in every], y=[v for _, v in every], label="act on every patch"))
+    return Chart(
+        kind="decision-curve",
+        of=dataset,
+        title=f"decision curve, {dataset}",
+        head=dataset,
+        note=counted(view, dataset),
+        xlabel="threshold probability",
+        ylabel="net benefit",
+        y=(low, high),
+        yticks=unit_ticks(low, high),
+        parts=[*parts, Part(x=UNIT, y=(0, 0), label="act on none")],
+    )
+
+
+def against_chosen(view: View, dataset: str, metric: str, test: str = PAIRED) -> list[dict[str, Any]]:
+    """Paired comparisons of a set: each `name` minus the chosen system, best on the folds first."""
+    role = "oof" if dataset == view.train else "refit"
+    found = []
+    for c in view.doc["comparisons"]:
+        wanted = (c["dataset"], c["role"], c["metric"], c["test"]) == (dataset, role, metric, test)
+        if not wanted or view.chosen not in (c["a"], c["b"]) or c["difference"] is None:
+            continue
+        if c["b"] == view.chosen:
+            found.append({**c, "name": c["a"]})
+        else:
+            turned = {"difference": c["difference"], "low": c["high"], "high": c["low"]}
+            found.append({**c, "name": c["b"], **{k: None if v is None else -v for k, v in turned.items()}})
+    return sorted(found, key=lambda c: view.names.index(c["name"]))
+
+
+def differences(view: View, dataset: str, metric: str) -> Chart | None:
+    """The other systems minus the chosen one on the same patches."""
+    rows = against_chosen(view, dataset, metric)[:12]
+    if not rows:
+        return None
+    return _forest(
+        view,
+        "differences",
+        dataset,
+        metric,
+        [c["name"] for c in rows],
+        [(c["difference"], c["low"], c["high"]) for c in rows],
+        xlabel="difference from ★",
+        reference=(0.0, "no difference"),
+        text=signed,
+    )
+
+
+def forest(view: View, dataset: str, metric: str) -> Chart | None:
+    """All systems on one set, best on the folds first, with their intervals and the chance level."""
+    records = [r for (of, _), r in view.records.items() if of == dataset]
+    records = [r for r in records if r["metrics"][metric][0] is not None]
+    if not records:
+        return None
+    first = records[0]
+    chance = first["n_positive"] / first["n"] if metric == "average_precision" else 0.5
+    return _forest(
+        view,
+        "systems",
+        dataset,
+        metric,
+        [r["features"] for r in records],
+        [r["metrics"][metric] for r in records],
+        xlabel=TITLES[metric],
+        reference=(chance, "chance level"),
+        text=interval,
+    )
+
+
+def _forest(
+    view: View,
+    kind: str,
+    dataset: str,
+    metric: str,
+    names: Sequence[str],
+    values: Sequence[Sequence[float | None]],
+    *,
+    xlabel: str,
+    reference: tuple[float, str],
+    text: Any,
+) -> Chart:
+    at, what = reference
+    ends = [v for triple in values for v in triple if v is not None] + [at]
+    low, high = min(ends), max(ends)
+    pad = 0.05 * max(high - low, 0.02)
+    bottom, top = len(names) - 0.4, -0.6
+    parts = [
+        Part(
+            x=np.array([v], float),
+            y=[i],
+            series=view.series.get(name, OTHERS),
+            dots=True,
+            line=False,
+            thick=True,
+            low=np.array([lower], float),  # None: NaN
+            high=np.array([upper], float),
+            across=True,
+            tips=[f"{name}: {text((v, None, None))}"],
+        )
+        for i, (name, (v, lower, upper)) in enumerate(zip(names, values, strict=True))
+    ]
+    return Chart(
+        kind=f"{kind}-{metric.replace('_', '-')}",
+        of=dataset,
+        title=f"{TITLES[metric]}, {dataset}",
+        head=f"{dataset}: {TITLES[metric]}",
+        note=counted(view, dataset),
+        xlabel=xlabel,
+        ylabel="",
+        x=(low - pad, high + pad),
+        y=(bottom, top),
+        xticks=unit_ticks(low, high),
+        yticks=[],
+        rows=[view.starred(name) for name in names],
+        values=[text(v) for v in values],
+        parts=[*parts, Part(x=(at, at), y=(top, bottom), label=what)],
+    )
+
+
+def criterion(view: View) -> tuple[int, str]:
+    """What the folds choose by: 1, or -1 where less is better and the result has it negated; and its name."""
+    config = view.doc["config"]
+    name = config.get("select") or ("log_loss" if config["probe"] in ("logistic", "mlp") else "auroc")
+    if name == "log_loss":
+        return -1, "balanced log-loss (lower is better)"
+    return 1, f"{TITLES[name]} (higher is better)"
+
+
+def parameter(view: View) -> str | None:
+    """The parameter that all probes have ("": they have none); None: each has its own."""
+    owns = {m["choice"]["parameter"] for m in view.models.values() if m.get("path")}
+    return owns.pop() if len(owns) == 1 else None
+
+
+def choice_path(view: View) -> Chart | None:
+    """The criterion over the grid of the parameter; dots: chosen for the refit, ticks: in the folds."""
+    own = parameter(view)
+    models = [view.models[name] for name in view.series if view.models[name].get("path")]
+    if not own or not models or len(models[0]["path"][own]) < 3:
+        return None
+    sign, label = criterion(view)
+    config = view.doc["config"]
+    lines = []
+    for m in models:
+        p = config["preprocess"].index(m["choice"]["preprocess"])
+        w = config["class_weight"].index(m["choice"]["class_weight"])
+        lines.append(sign * np.array(m["path"]["criterion"][p][w], float))
+    known = np.concatenate([y[np.isfinite(y)] for y in lines])
+    low, high = float(known.min()), float(np.quantile(known, 0.9) if sign < 0 else known.max())
+    pad = 0.06 * (high - low or 1)
+    parts = []
+    for m, y in zip(models, lines, strict=True):
+        name, series = m["features"], view.series[m["features"]]
+        values = np.array(m["path"][own])
+        x, chosen = np.log10(values), m["choice"][own]
+        keep = np.isfinite(y) & (y <= high + pad) & (y >= low - pad)
+        at = int(np.argmin(np.abs(values - chosen)))
+        tip = f"{name}: {own} = {chosen:.3g}"
+        folds = np.log10([c[own] for c in m["fold_choices"]])
+        nothing = np.full(len(folds), low - 2.4 * pad)
+        parts += [
+            Part(x=x[at : at + 1], y=y[at : at + 1], series=series, line=False, dots=True, tips=[tip]),
+            Part(x=folds, y=nothing, low=nothing, high=nothing + pad, series=series, line=False, thick=True),
+            Part(x=x[keep], y=y[keep], series=series, thick=name == view.chosen, label=view.starred(name)),
+        ]
+    logs = np.log10(models[0]["path"][own])
+    return Chart(
+        kind="choice",
+        of=own,
+        title=f"criterion by {PARAMETERS[own]}",
+        note=f"{view.train}, folds of the training set",
+        xlabel=PARAMETERS[own],
+        ylabel=label,
+        x=(float(logs.min()), float(logs.max())),
+        y=(low - 2.5 * pad, high + pad),
+        xticks=range(math.ceil(logs.min()), math.floor(logs.max()) + 1),
+        yticks=unit_ticks(low, high),
+        xformat="1e{:g}",
+        parts=parts,
+    )
+
+
+def counted(view: View, dataset: str) -> str:
+    """Of how many patches, positive ones and groups the leading figures of a set are."""
+    r = next(r for (of, _), r in view.records.items() if of == dataset)
+    about = next(d for d in view.doc["data"] if d["dataset"] == dataset)
+    groups = f"{r['n_groups']:,} {about['group_kind']}s"
+    if dataset in view.ungrouped:
+        groups = "slides unknown, patches taken as independent"
+    how = ", out of fold" if dataset == view.train else ""
+    return f"{dataset}{how}: {r['n']:,} patches, {r['n_positive']:,} {view.positive}, {groups}"
+
+
+def matrices(view: View) -> list[Matrix]:
+    """Scores across domains, the chosen system's first; none where the study did not ask for them."""
+    found = view.doc.get("domains", {})
+    out = []
+    for name in sorted(found, key=lambda name: name != view.chosen):
+        m = found[name]["matrix"]
+        places = [column.partition(" / ") for column in m["test"]]
+        columns = zip(places, m["n_positive"], m["n"], strict=True)
+        out.append(
+            Matrix(
+                of=name,
+                rows=m["train"],
+                columns=[(dataset, domain, p, n) for (dataset, _, domain), p, n in columns],
+                values=np.array(m["auroc"], float).reshape(len(m["train"]), len(places)),
+            )
+        )
+    return out
+
+
+def unit_ticks(low: float = 0.0, high: float = 1.0) -> list[float]:
+    """Round ticks inside [low, high], about five."""
+    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5):
+        first = np.ceil(low / step - 1e-9)
+        ticks = [float(round(k * step, 6)) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
+        if len(ticks) <= 6:
+            return ticks
+    return [low, high]
+
+
+def roc_points(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the ROC curve: (1 - specificity, sensitivity), float64 (k,); y int (n,), p float (n,)."""
+    tp, fp = _counts(y, p)
+    x, s = np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])
+    corner = np.ones(len(x), bool)  # points on a straight piece say nothing
+    corner[1:-1] = np.diff(x[:-1]) * np.diff(s[1:]) != np.diff(x[1:]) * np.diff(s[:-1])
+    return x[corner], s[corner]
+
+
+def pr_points(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision over recall as steps, whose area is the average precision: float64 (k,) each."""
+    tp, fp = _counts(y, p)
+    keep = np.append(True, np.diff(tp) > 0) & (tp > 0)
+    recall, precision = tp[keep] / tp[-1], tp[keep] / (tp[keep] + fp[keep])
+    left = np.append(0, recall[:-1])
+    return np.stack([left, recall], axis=1).ravel(), np.repeat(precision, 2)
+
+
+def _counts(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    order = np.argsort(-p, kind="stable")
+    last = np.append(np.diff(p[order]) != 0, True)
+    return np.cumsum(y[order])[last].astype(float), np.cumsum(1 - y[order])[last].astype(float)
