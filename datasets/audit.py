@@ -5,6 +5,7 @@ An audit changes nothing. Its findings are tables: a report can show them, a lea
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import ImageError
-from .builders import decode_all
+from .builders import decode_all, read_pictures
+from .clusters import SMALL, candidates, confirmed, small_picture
 from .facts import Facts, contents_digest, load_facts, names
 from .hashes import hex_hashes
 from .images import content_hash
@@ -38,6 +40,8 @@ class Audit:
     groups among the rows that folds are made of, where `probe` refuses them. sizes: height, width, rows.
     counts: as `Manifest.counts`. note: what to know where groups are missing (`groups_note`).
     facts: fact, expected, found, ok; empty where no facts are known.
+    hashes, small: of every row uint8 (n, 16), the content hash, and (n, 16, 16), a grey picture; zeros where
+    it is unreadable.
     """
 
     name: str
@@ -52,6 +56,8 @@ class Audit:
     sizes: pd.DataFrame
     counts: pd.DataFrame
     facts: pd.DataFrame
+    hashes: np.ndarray
+    small: np.ndarray
     note: str = ""
 
     @property
@@ -104,8 +110,10 @@ def audit(
     table = manifest.table
     hashes = np.zeros((len(manifest), 16), np.uint8)
     shape = np.zeros((len(manifest), 2), np.int64)
+    small = np.zeros((len(manifest), SMALL, SMALL), np.uint8)
 
     def use(i: int, pixels: np.ndarray) -> None:
+        small[i] = small_picture(pixels)
         hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
         shape[i] = pixels.shape[:2]
 
@@ -141,6 +149,8 @@ def audit(
         sizes=_sizes(shape[readable]),
         counts=manifest.counts(),
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
+        hashes=hashes,
+        small=small,
         note=groups_note(manifest),
     )
     if facts is None:
@@ -202,6 +212,84 @@ def _against_facts(manifest: Manifest, found: Audit, facts: Facts) -> pd.DataFra
     return pd.DataFrame(checks, columns=["fact", "expected", "found", "ok"])
 
 
+def near_identical(
+    manifests: Sequence[Manifest],
+    audits: Sequence[Audit],
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Pairs of images that show the same thing on two sides: of splits, data sets, labels or groups.
+
+    Found are copies that were saved again, with another compression, size or brightness (see clusters.py);
+    those that are shifted as well take `near_duplicates`, and much longer.
+
+    manifests, audits : what `audit` said of each of them
+    Returns the table of `near_duplicates` with the column `between` (see `between`); pairs with the same
+    pixels only where they are of two data sets: those of one are in its Audit.
+    Raises TooManyAlikeError.
+    """
+    rows = _rows_of(manifests)
+    small, hashes = (np.concatenate([getattr(one, key) for one in audits]) for key in ("small", "hashes"))
+    seen = hashes.any(axis=1)
+    names = pd.factorize(np.array(hex_hashes(hashes)))[0]
+    apart = rows[["set", "split", "label", "group"]].apply(lambda column: pd.factorize(column)[0]).to_numpy()
+    pairs = candidates(small, apart)
+    pairs = pairs[names[pairs[:, 0]] != names[pairs[:, 1]]]
+    starts = np.cumsum([0, *map(len, manifests)])
+    wanted = np.unique(pairs)
+    parts = [wanted[(wanted >= a) & (wanted < b)] - a for a, b in pairwise(starts.tolist())]
+    pictures = [
+        read_pictures(manifest, part, workers=workers, progress=progress)
+        for manifest, part in zip(manifests, parts, strict=True)
+        if len(part)
+    ]
+    if pictures:
+        pairs = confirmed(pairs, wanted, np.concatenate(pictures))
+    # of each picture the first row of each set, beside the first of all
+    firsts = pd.DataFrame({"picture": names, "set": apart[:, 0]})[seen].drop_duplicates()
+    leading = firsts.index.to_series().groupby(firsts["picture"]).transform("first")
+    others = leading[leading != leading.index]
+    same = zip(others.tolist(), others.index.tolist(), strict=True)
+    found = pd.DataFrame([*map(tuple, pairs.tolist()), *same], columns=["a", "b"], dtype=np.intp)
+    table = _named(rows, found).assign(identical=np.arange(len(found)) >= len(pairs))
+    return between(table)
+
+
+def between(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs that lie on two sides, with the column `between`: which sides, the gravest first.
+
+    "splits" (train beside test is trained on and scored), "data sets", "labels", "groups" (which folds may
+    part). Values that are not known are on no side.
+    """
+    kinds = pd.Series("", index=pairs.index)
+    for kind, column in (("groups", "group"), ("labels", "label"), ("data sets", "set"), ("splits", "split")):
+        a, b = pairs[f"{column}_a"], pairs[f"{column}_b"]
+        kinds = kinds.mask((a != b) & (a != "") & (b != ""), kind)
+    return pairs.assign(between=kinds)[kinds.ne("")].reset_index(drop=True)
+
+
+def _rows_of(manifests: Sequence[Manifest]) -> pd.DataFrame:
+    tables = [
+        manifest.table[["patch_id", "label", "group", "split"]].assign(set=manifest.header.name)
+        for manifest in manifests
+    ]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _named(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    """patch_a, patch_b, label_a, ... of pairs of row numbers a, b."""
+    return pd.DataFrame(
+        {
+            f"{column.removesuffix('_id')}_{side}": rows[column].to_numpy()[
+                pairs[side].to_numpy(dtype=np.intp)
+            ]
+            for column in rows.columns
+            for side in "ab"
+        }
+    )
+
+
 def near_duplicates(
     manifests: Manifest | Sequence[Manifest],
     *,
@@ -218,26 +306,21 @@ def near_duplicates(
     crops of one slide (shifted further), flips and rotations are not found.
 
     Returns a table, best first: patch_a, patch_b, label_a, label_b, group_a, group_b, split_a, split_b,
-    shift_y, shift_x (pixels of 128: b's picture lies that far down and right of a's), score, identical (the
-    same pixels). Raises ImageError where images cannot be read.
+    set_a, set_b (data sets), shift_y, shift_x (pixels of 128: b's picture lies that far down and right of
+    a's), score, identical (the same pixels). Raises ImageError where images cannot be read.
     """
     sets = [manifests] if isinstance(manifests, Manifest) else list(manifests)
     grey = np.concatenate([_grey(manifest, workers, progress) for manifest in sets])
-    rows = pd.concat([manifest.table[["patch_id", "label", "group", "split"]] for manifest in sets])
+    rows = _rows_of(sets)
     found = []
     for i, j, down, right in _candidates(grey):
         score, down, right = _best_shift(grey[i], grey[j], down, right)
         if score >= threshold:
             found.append((i, j, down, right, score))
     pairs = pd.DataFrame(found, columns=["a", "b", "shift_y", "shift_x", "score"])
-    named = {
-        f"{column.removesuffix('_id')}_{side}": rows[column].to_numpy()[pairs[side].to_numpy(dtype=np.intp)]
-        for column in rows.columns
-        for side in "ab"
-    }
     same = [(grey[a] == grey[b]).all() for a, b in zip(pairs["a"], pairs["b"], strict=True)]
     pairs["identical"] = np.array(same, dtype=bool)
-    pairs = pd.concat([pd.DataFrame(named), pairs.drop(columns=["a", "b"])], axis=1)
+    pairs = pd.concat([_named(rows, pairs), pairs.drop(columns=["a", "b"])], axis=1)
     return pairs.sort_values(
         ["score", "patch_a", "patch_b"], ascending=[False, True, True], ignore_index=True
     )

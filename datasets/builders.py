@@ -23,7 +23,18 @@ from tqdm import tqdm
 from ..errors import ImageError, InvalidRequest, ManifestError
 from ..files import cores
 from .arrays import hdf5_table, npz_table, parquet_table
-from .clusters import MOST, SIDE, SMALL, candidates, clusters, confirmed, picture, small_picture
+from .clusters import (
+    MOST,
+    MOST_PAIRS,
+    SIDE,
+    SMALL,
+    TooManyAlikeError,
+    candidates,
+    clusters,
+    confirmed,
+    picture,
+    small_picture,
+)  # fmt: skip
 from .hashes import hex_hashes
 from .images import content_hash
 from .layouts import csv_table, folder_table
@@ -292,16 +303,15 @@ def _with_clusters(
     if len(manifest) > MOST:
         say(f"near-identical images were not looked for: {len(manifest)} rows are more than {MOST}")
         return manifest
-    pairs = candidates(small)
+    try:
+        pairs = candidates(small)
+    except TooManyAlikeError:
+        say(f"near-identical images were not looked for: more than {MOST_PAIRS} pairs are alike from afar")
+        return manifest
     if not len(pairs):
         return manifest
     rows = np.unique(pairs)
-    pictures = np.zeros((len(rows), SIDE, SIDE), np.uint8)
-
-    def use(i: int, pixels: np.ndarray) -> None:
-        pictures[np.searchsorted(rows, i)] = picture(pixels)
-
-    decode_all(manifest, use, rows=rows.tolist(), workers=workers, progress=progress)
+    pictures = read_pictures(manifest, rows, workers=workers, progress=progress)
     first = clusters(confirmed(pairs, rows, pictures), len(manifest))
     together = np.bincount(first, minlength=len(first))[first] > 1
     if not together.any():
@@ -313,6 +323,19 @@ def _with_clusters(
         f"{len(set(first[together]))} clusters are kept together in folds"
     )
     return Manifest(manifest.header, manifest.table.assign(content_cluster=names), manifest.root)
+
+
+def read_pictures(
+    manifest: Manifest, rows: np.ndarray, *, workers: int | None = None, progress: bool = True
+) -> np.ndarray:
+    """uint8 (len(rows), 128, 128): `clusters.picture` of each of these rows (sorted); 0 where unreadable."""
+    pictures = np.zeros((len(rows), SIDE, SIDE), np.uint8)
+
+    def use(i: int, pixels: np.ndarray) -> None:
+        pictures[np.searchsorted(rows, i)] = picture(pixels)
+
+    decode_all(manifest, use, rows=rows.tolist(), workers=workers, progress=progress)
+    return pictures
 
 
 def fault_lines(faults: Sequence[tuple[str, str]]) -> list[str]:

@@ -356,7 +356,7 @@ def wsi(columns: Sequence[str], **options: Any) -> None:
 @click.argument("manifests", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--root", type=click.Path(exists=True, file_okay=False), help="Where the images are now.")
 @click.option(
-    "--near", is_flag=True, help="Also look for near-duplicates (shifted, re-encoded), within and across."
+    "--near", is_flag=True, help="Look for shifted near-duplicates too, and list them all: n^2, slow."
 )
 @click.option(
     "--pairs",
@@ -378,7 +378,9 @@ def check(
 ) -> None:
     """Look at every image: unreadable and changed files, duplicates, contradictions, leaks, known facts.
 
-    Ends with status 1 where images are lost or changed, splits leak, or known facts are not met.
+    Images that are nearly identical are named where they lie in several splits, data sets (all MANIFESTS are
+    compared), labels or groups. Ends with status 1 where images are lost or changed, splits leak, or known
+    facts are not met.
 
     \b
     Examples:
@@ -387,27 +389,53 @@ def check(
       patchbank datasets check ami-br.toml atnorm-br.toml --near --pairs near.csv
     """
     from ..texts import write_csv
-    from .audit import audit, near_duplicates
+    from .audit import audit, between, near_duplicates, near_identical
+    from .clusters import MOST, MOST_PAIRS, TooManyAlikeError
     from .manifest import load_manifest
 
     if file and not near:
         raise click.UsageError("--pairs writes what --near finds: add --near")
     loaded = [load_manifest(path, root=root) for path in manifests]
     audits = [audit(manifest, workers=workers) for manifest in loaded]
-    pairs = near_duplicates(loaded, workers=workers) if near else None
+    unsought = ""
+    pairs = across = None
+    if near:
+        pairs = near_duplicates(loaded, workers=workers)
+        across = between(pairs)
+    elif sum(map(len, loaded)) > MOST:
+        unsought = f"these are more than {MOST} rows"
+    else:
+        try:
+            across = near_identical(loaded, audits, workers=workers)
+        except TooManyAlikeError:
+            unsought = f"more than {MOST_PAIRS} pairs are alike from afar"
+    if unsought:
+        unsought = f"near-identical images were not looked for: {unsought}; --near does, slowly"
+    if across is not None:  # identical images of one set are in its audit
+        across = across[~across["identical"] | (across["set_a"] != across["set_b"])]
+    leaking = across is not None and bool(
+        (across["identical"] & across[["split_a", "split_b"]].isin(["train", ""]).any(axis=1)).any()
+    )
     if file and pairs is not None:
         write_csv(file, pairs)
     if as_json:
         found: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
         if pairs is not None:
             found["near_duplicates"] = pairs.to_dict(orient="records")
+        if across is not None:
+            found["across"] = across.to_dict(orient="records")
+        if unsought:
+            found["note"] = unsought
         _json(found)
     else:
         for item in audits:
             _show_audit(item)
         if pairs is not None:
-            _finding("near-duplicates", pairs[~pairs["identical"]])
-    if not all(item.ok for item in audits):
+            _finding("near-duplicates", pairs[~pairs["identical"]].drop(columns=["set_a", "set_b"]))
+        if across is not None:
+            _show_across(across)
+        _note(", ".join(item.name for item in audits), unsought)
+    if leaking or not all(item.ok for item in audits):
         ctx.exit(1)
 
 
@@ -598,6 +626,24 @@ def _show_audit(audit: "Audit") -> None:
     _note(audit.name, audit.note)
     say(f"{audit.name}: {audit.rows} patches, {audit.unique} distinct images{found}.")
     say(f"{audit.name}: {'ok' if audit.ok else 'NOT ok'}")
+
+
+_ACROSS = {  # of `audit.between`: what is shown beside the ids, what it means
+    "splits": ("split", "what is trained on is scored too; remove one side"),
+    "data sets": ("set", "do not train on one and score the other; remove one side"),
+    "labels": ("label", "one of them is wrong; correct or remove it"),
+    "groups": ("group", "folds may part them; give both one group"),
+}
+
+
+def _show_across(pairs: "pd.DataFrame") -> None:
+    for identical, what in ((True, "identical"), (False, "nearly identical")):
+        for kind, (column, meaning) in _ACROSS.items():
+            of_kind = pairs[(pairs["between"] == kind) & (pairs["identical"] == identical)]
+            columns = ["patch_a", "patch_b", f"{column}_a", f"{column}_b"]
+            _finding(f"{what} images in two {kind}", of_kind[columns])
+            if len(of_kind):
+                say(f"{len(of_kind)} pairs of {what} images in two {kind}: {meaning}.", style="yellow")
 
 
 def _show_folds(assigned: Any, rows: "Manifest") -> None:

@@ -14,6 +14,8 @@ SMALL = 16  # pixels a side at which pairs to compare are looked for
 ALIKE = 0.97  # correlation of grey pixels from which two images are near-identical
 MOST = 30_000  # rows that are compared with each other: 10 s
 BLOCK = 1024  # rows of one matrix product
+MOST_PAIRS = 500_000  # that are compared in full
+PAIR_BLOCK = 256  # pairs of full pictures at once: 32 MiB
 FLAT = 1.0  # standard deviation, in grey levels, below which an image shows nothing that could be compared
 
 
@@ -39,14 +41,28 @@ def _unit(pictures: np.ndarray) -> np.ndarray:
     return np.where(length > FLAT * np.sqrt(rows.shape[1]), rows / np.maximum(length, 1e-6), 0)
 
 
-def candidates(small: np.ndarray) -> np.ndarray:
-    """int (m, 2), i < j: the pairs whose small pictures (uint8, (n, 16, 16)) correlate above ALIKE."""
+def candidates(small: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
+    """int (m, 2), i < j: the pairs whose small pictures (uint8, (n, 16, 16)) correlate above ALIKE.
+
+    apart : (n, k); only pairs that differ in at least one of its columns
+    Raises TooManyAlikeError.
+    """
     unit = _unit(small)
-    found = [np.zeros((0, 2), np.int64)]
+    found, count = [np.zeros((0, 2), np.int64)], 0
     for start in range(0, len(unit), BLOCK):
         alike = unit[start : start + BLOCK] @ unit[start:].T
-        found.append(np.argwhere(np.triu(alike, 1) > ALIKE) + start)
+        pairs = np.argwhere(np.triu(alike, 1) > ALIKE) + start
+        if apart is not None:
+            pairs = pairs[(apart[pairs[:, 0]] != apart[pairs[:, 1]]).any(axis=1)]
+        found.append(pairs)
+        count += len(pairs)
+        if count > MOST_PAIRS:
+            raise TooManyAlikeError
     return np.concatenate(found)
+
+
+class TooManyAlikeError(Exception):
+    """More than MOST_PAIRS pairs of small pictures are alike: one background, say, under all of them."""
 
 
 def confirmed(pairs: np.ndarray, rows: np.ndarray, pictures: np.ndarray) -> np.ndarray:
@@ -55,8 +71,12 @@ def confirmed(pairs: np.ndarray, rows: np.ndarray, pictures: np.ndarray) -> np.n
     rows : int, sorted, all that occur in the pairs; pictures : uint8, (len(rows), 128, 128), theirs
     """
     unit = _unit(pictures)
-    a, b = (unit[np.searchsorted(rows, pairs[:, side])] for side in (0, 1))
-    return pairs[np.einsum("ij,ij->i", a, b) > ALIKE]
+    alike = np.zeros(len(pairs), np.float32)
+    for start in range(0, len(pairs), PAIR_BLOCK):
+        part = pairs[start : start + PAIR_BLOCK]
+        a, b = (unit[np.searchsorted(rows, part[:, side])] for side in (0, 1))
+        alike[start : start + PAIR_BLOCK] = np.einsum("ij,ij->i", a, b)
+    return pairs[alike > ALIKE]
 
 
 def clusters(pairs: np.ndarray, n: int) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The audit finds what was planted, and says nothing where nothing is."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from patchbank.datasets.audit import audit, near_duplicates
+from click.testing import CliRunner
+from patchbank.datasets import clusters
+from patchbank.datasets.audit import audit, near_duplicates, near_identical
 from patchbank.datasets.builders import build_manifest
+from patchbank.datasets.cli import datasets_group
 from patchbank.datasets.facts import Facts
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import ImageError
@@ -206,3 +210,82 @@ def test_the_known_near_duplicates_of_atnorm_br(shared: Path) -> None:
     ]
     # 27 groups of identical images give 46 pairs
     assert int(pairs["identical"].sum()) == 46
+
+
+# --- near-identical images on two sides -------------------------------------------------------------
+
+
+def lightly_changed(pixels: np.ndarray) -> np.ndarray:
+    return np.clip(pixels.astype(float) * 0.9 + 12, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("splits", {"split": ["train", "test"]}),
+        ("labels", {"label": ["bad", "good"]}),
+        ("groups", {"group": ["s1", "s2"]}),
+        ("splits", {"split": ["train", "test"], "label": ["bad", "good"], "group": ["s1", "s2"]}),
+        ("", {"split": ["train", "train"], "label": ["bad", "bad"], "group": ["s1", "s1"]}),
+        ("", {"split": ["train", ""], "label": ["bad", ""], "group": ["s1", ""]}),
+    ],
+)
+def test_near_identical_images_on_two_sides_are_named(
+    scenes: Callable[[dict[str, np.ndarray]], Manifest],
+    tmp_path: Path,
+    kind: str,
+    changes: dict[str, list[str]],
+) -> None:
+    pictures = {f"other{k}": scene(100 + k)[:128, :128] for k in range(4)}
+    pictures |= {"a": scene(0)[:128, :128], "b": lightly_changed(scene(0)[:128, :128])}
+    manifest = scenes(pictures)
+    table = manifest.table.assign(**{column: ["", "", "", "", *values] for column, values in changes.items()})
+    manifest = Manifest(dataclasses.replace(manifest.header, group_kind="slide"), table, manifest.root)
+    pairs = near_identical([manifest], [audit(manifest, progress=False)], progress=False)
+    found = pairs[["patch_a", "patch_b", "between", "identical"]].to_numpy().tolist()
+    assert found == ([["toy/a", "toy/b", kind, False]] if kind else [])
+    out = manifest.save(tmp_path / "toy.toml")
+    result = CliRunner().invoke(datasets_group, ["check", str(out)], catch_exceptions=False)
+    said = " ".join(result.output.split())
+    assert (f"1 pairs of nearly identical images in two {kind}:" in said) == bool(kind)
+    assert result.exit_code == 0
+
+
+def test_identical_and_near_identical_images_of_two_sets(
+    scenes: Callable[[dict[str, np.ndarray]], Manifest], tmp_path: Path
+) -> None:
+    """Blank ones are identical too; `probe` refuses equal images beside training rows only."""
+    pictures = {f"{k}": scene(k)[:128, :128] for k in range(3)} | {
+        "blank": np.full((128, 128, 3), 240, np.uint8)
+    }
+    first = scenes(pictures)
+    others = {"x": pictures["1"], "y": pictures["blank"], "z": lightly_changed(pictures["2"])}
+    table = scenes(others).table.assign(patch_id=[f"more/{name}" for name in others])
+    for split, status in (("", 1), ("train", 1), ("test", 0)):
+        train = Manifest(first.header, first.table.assign(split=split), first.root)
+        test = Manifest(
+            dataclasses.replace(first.header, name="more"), table.assign(split="test"), first.root
+        )
+        pairs = near_identical(
+            [train, test], [audit(one, progress=False) for one in (train, test)], progress=False
+        )
+        found = {
+            (a, b): same for a, b, same in pairs[["patch_a", "patch_b", "identical"]].to_numpy().tolist()
+        }
+        assert found == {
+            ("toy/1", "more/x"): True, ("toy/blank", "more/y"): True, ("toy/2", "more/z"): False,
+        }  # fmt: skip
+        files = [str(one.save(tmp_path / f"{one.header.name}.toml")) for one in (train, test)]
+        result = CliRunner().invoke(datasets_group, ["check", *files], catch_exceptions=False)
+        assert "2 pairs of identical images in two" in " ".join(result.output.split())
+        assert result.exit_code == status
+        for file in tmp_path.glob("*.csv"):
+            file.unlink()
+
+
+def test_images_that_are_all_alike_fill_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = np.tile(np.arange(256, dtype=np.uint8).reshape(16, 16), (3000, 1, 1))
+    monkeypatch.setattr(clusters, "MOST_PAIRS", 1000)
+    with pytest.raises(clusters.TooManyAlikeError):
+        clusters.candidates(small)
+    assert len(clusters.candidates(small, np.zeros((3000, 1)))) == 0
