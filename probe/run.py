@@ -37,7 +37,8 @@ from .protocol import (
     run_published,
 )
 from .repeats import spread_over_repeats
-from .results.files import SWEEP, ProbeResult
+from .results.files import ProbeResult
+from .results.schema import SWEEP
 from .results.scoring import (
     Column,
     Rows,

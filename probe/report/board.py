@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from ..results.files import TRAIN_ROLES
+from ..results.schema import TRAIN_ROLES
 from ..results.scoring import PAIRED
 from .markup import SHOWN, TITLES, at, interval, interval_html, mark, p_value, span, tint, whisker
 from .model import PublishedRow, SystemRow

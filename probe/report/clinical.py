@@ -2,7 +2,7 @@
 
 Calibration, counts of right and wrong calls, predictive values, sensitivity at a required specificity, net
 benefit, what the sets could have shown, and how much domains differ (STARD-AI, TRIPOD+AI, CLAIM, Metrics
-Reloaded). Read from the records that scoring.py documents; results without them have no such sections.
+Reloaded). Read from the scores that FORMAT.md documents; results without them have no such sections.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@ Each function takes labels (n,), logits (n, m) of m models and the cluster of ea
 JSON values, one dict a model. Every number is [value, low, high]; low and high are None where there is no
 interval, and then `reasons` of the model's dict says why, by the place of the number ("platt.slope").
 Intervals are of the jackknife over clusters with Student's t, or of `intervals.proportion_interval` for
-proportions, whatever method the other scores have. `scoring` says where the results stand in a record, and
+proportions, whatever method the other scores have. FORMAT.md says where the results stand in a record, and
 what they are called.
 """
 

@@ -4,11 +4,13 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from pydantic import ValidationError
 
 from ...errors import ProbeError
 from ...files import sha256, write_atomically, write_text
@@ -16,13 +18,13 @@ from ...terminal import print_table, say
 from ...texts import write_csv
 from ..model import ProbeModel, load_probes, save_probes
 from ..report.markup import SHOWN, interval, mean_and_sd
+from .older import document_of_version_1, predictions_of_version_1
+from .schema import KINDS, SWEEP, Results
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
 PREDICTIONS, PROBES = "predictions.parquet", "probes.npz"
 UNGROUPED = "no slides or patients are known, the intervals take patches as independent and are too narrow"
-SWEEP = "chosen on folds"  # the name of the sweep as a whole, the choice of features being part of it
-TRAIN_ROLES = ("oof", "validation")  # of the train rows' scores
 NESTED = (
     f"Out of fold, {SWEEP!r} is the estimate of what was chosen: what scores a fold was chosen without it. "
 )
@@ -30,7 +32,6 @@ OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
     "Out of fold, the score of * is that of the winner of a comparison on these same rows, too high by .03 "
     "to .08 in simulations of 10 to 40 candidates on 20 to 40 slides."
 )
-KINDS = ("metrics", "at_threshold", "temperature", "platt")  # of scores, in a record
 
 
 class ProbeResult:
@@ -52,15 +53,24 @@ class ProbeResult:
         self.predictions = predictions
         self.probes = dict(probes or {})
 
+    @cached_property
+    def results(self) -> Results:
+        """The document as frozen classes with queries. Raises ProbeError where it is none."""
+        try:
+            return Results.model_validate(self.document)
+        except ValidationError as error:
+            faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
+            raise ProbeError(f"these are no results of a probe: {'; '.join(faults)}") from error
+
     @property
     def chosen(self) -> str:
         """The feature set that the folds choose."""
-        return self.document["chosen"]
+        return self.results.chosen
 
     @property
     def ungrouped(self) -> list[str]:
         """Evaluation sets of which no slides or patients are known: nothing is significant there."""
-        return [d["dataset"] for d in self.document["data"] if not groups_known(d)]
+        return self.results.ungrouped
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
@@ -94,19 +104,29 @@ class ProbeResult:
         folder = Path(folder)
         folder = folder.parent if folder.name == "results.json" else folder
         document = read_document(folder)
-        digests = document.pop("files")
-        _check_files(folder, digests)
+        digests = document.pop("files", None)
+        if digests is None and not (folder / PREDICTIONS).is_file():  # version 1 has no digests
+            raise ProbeError(f"{folder / PREDICTIONS} is missing: it belongs to results.json")
+        if digests is not None:
+            _check_files(folder, digests)
         try:
             predictions = pd.read_parquet(folder / PREDICTIONS)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ProbeError(f"{folder / PREDICTIONS} cannot be read: {error}") from error
-        probes = load_probes(folder / PROBES) if PROBES in digests else {}
-        return cls(document, predictions, probes)
+        if digests is None:
+            predictions = predictions_of_version_1(predictions)
+        probes = load_probes(folder / PROBES) if PROBES in (digests or {}) else {}
+        result = cls(document, predictions, probes)
+        try:
+            result.results  # noqa: B018, what is not a result is refused here
+        except ProbeError as error:
+            raise ProbeError(f"{folder / 'results.json'}: {error}") from error
+        return result
 
     def scores(self) -> pd.DataFrame:
         """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
         low, high, standard_error, degrees_of_freedom, design_effect, method, reason. kind: "metrics" at
-        probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. `scoring` has all keys."""
+        probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. FORMAT.md has all keys."""
         records = []
         for record in self.document["scores"]:
             about = {k: v for k, v in record.items() if not isinstance(v, dict)}
@@ -204,7 +224,8 @@ class ProbeResult:
 
 
 def read_document(folder: Path) -> dict[str, Any]:
-    """results.json without format, version and digest, as it was written. Raises ProbeError."""
+    """results.json without format, version and digest, as it was written; of version 1 in today's form and
+    without `files`. Raises ProbeError."""
     path = folder / "results.json"
     try:
         document = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)
@@ -213,13 +234,17 @@ def read_document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ProbeError(f"{path} is not a results.json of `patchbank probe run` (format {FORMAT})")
     version = document.get("version")
-    if version != FORMAT_VERSION:
-        older = isinstance(version, int) and version < FORMAT_VERSION
+    if version not in (1, FORMAT_VERSION):
         raise ProbeError(
-            f"{path} has version {version!r} of {FORMAT}; this patchbank reads version {FORMAT_VERSION}: "
-            + ("run the probe again" if older else "upgrade patchbank")
+            f"{path} has version {version!r} of {FORMAT}; this patchbank reads versions 1 and "
+            f"{FORMAT_VERSION}: upgrade patchbank"
         )
-    if document.pop("digest", None) != _digest(document):
+    if version == 1:
+        try:
+            document = document_of_version_1(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProbeError(f"{path} is not a results.json of version 1: {error!r}") from error
+    elif document.pop("digest", None) != _digest(document):
         raise ProbeError(
             f"{path} was changed after it was written, so its numbers are those of no run. "
             "Fix: run the probe again"
@@ -231,7 +256,7 @@ def complete_for(folder: Path, request: str) -> bool:
     """Whether a folder has the whole result of one request (`document["request"]`), and of no other."""
     try:
         document = read_document(folder)
-        _check_files(folder, document["files"])
+        _check_files(folder, document.get("files", {}))
     except ProbeError:
         return False
     return document.get("request") == request

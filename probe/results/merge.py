@@ -15,10 +15,10 @@ from ..classifiers.grid import sum_facts
 from ..config import ProbeConfig
 from ..leaks import deduplicate
 from ..run import provenance
-from .files import SWEEP, TRAIN_ROLES, ProbeResult, groups_known
+from .files import ProbeResult, groups_known
+from .schema import SWEEP, TEST_ROLES, TRAIN_ROLES
 from .scoring import Column, Rows, compare_models, estimate_set, precision, without_duplicates
 
-TEST_ROLES = ("refit", "ensemble")  # of the others, the first that there is
 REPORTED = "refit"  # the role under which a merged result lists what a system reports on evaluation sets
 
 

@@ -1,36 +1,6 @@
 """From scores to numbers with intervals: by data set and domain, raw and deduplicated, model by model.
 
-What results.json has of them. A number with an interval is [value, low, high]; low and high are null where
-there is no interval, and a reason stands beside it. All shares, probabilities and metrics are in [0, 1].
-
-`scores` : one record for each model x subset (`score_set`)
-    features, role, dataset, domain, subset ("raw", "dedup": without repeated content), n, n_positive
-    n_groups : clusters that intervals are over
-    clusters : known (whether any row says which slide or patient it is of), n, with_positive, with_negative,
-        effective_positive, effective_negative (Kish's number: the independent rows of the class if those of
-        a cluster were copies of one)
-    inflation : factor of the variance: OOF_INFLATION for out-of-fold scores, else 1
-    metrics, at_threshold, temperature, platt : metric -> [value, low, high]; calls at probability 0.5, at
-        the threshold that the folds chose, and probabilities after temperature and after Platt scaling.
-        Domains have `metrics` only
-    uncertainty : kind (as above) -> metric -> standard_error, degrees_of_freedom (null: normal),
-        design_effect, method (how the interval was made, see `intervals.estimate`), reason ("" where there
-        is an interval)
-    design_effect_2 : metric -> [value, low, high] if the design effect were 2. Only where clusters.known is
-        false: there the interval in `metrics` takes rows as independent, and nothing says that they are
-    Whole sets (domain ""), raw and dedup:
-    calibration : "probability" (as the fit gives it; absent for probes without), "platt" -> slope, intercept
-        (in the large), observed_expected, ece_floor (mean, high, p), reasons
-    calls : "metrics" (probability 0.5), "at_threshold" -> confusion (tp, fp, fn, tn: rows), sensitivity,
-        specificity, predictive_values: prevalence ("0.05", ..., "observed") -> ppv, npv; reasons
-    at_specificity : "0.9", "0.95" -> sensitivity, specificity at the cut that has that specificity out of
-        fold; reasons. Absent where no cut was chosen
-    net_benefit : threshold probability ("0.05" ... "0.95") -> model, all (of calling every row positive), in
-        true positives a row, on Platt-scaled probabilities; reasons
-    Whole raw sets with several domains:
-    between_domains : metric -> worst, q, p, sd, i2, k, scale, left_out (`assess.between_domains`)
-`fold_means` : `mean_of_models`. `comparisons` : `compare_models`. `precision` : `precision`. `votes` :
-`score_votes`. `data` : `run.describe`, with groups_known, n_groups and left_out (why -> rows).
+FORMAT.md says what results.json has of them; a number with an interval is [value, low, high].
 """
 
 import itertools
@@ -64,7 +34,7 @@ from ..statistics.intervals import (
     estimate_function,
 )
 from .assess import SPECIFICITIES, Assessment, between_domains, number, triple
-from .files import SWEEP, TRAIN_ROLES
+from .schema import PAIRED, SWEEP, TRAIN_ROLES
 
 # at probability 0.5, as the fit gives it
 METRICS = (
@@ -82,7 +52,6 @@ METRICS = (
 THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
 CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 COMPARED = ("balanced_accuracy", "auroc")
-PAIRED = "paired over groups"  # the name of that test in results; its p_method says how
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
 # Of the variance of out-of-fold scores. The models of K folds share most of their training rows, and each
 # held-out row has trained the others. In 300 simulated studies each of 20 and 40 slides (tests/benchmarks/
@@ -231,7 +200,7 @@ def score_set(
     whole: Estimates | None = None,
 ) -> list[dict[str, Any]]:
     """One record for each model x subset of the rows: all ("raw"), without repeated content ("dedup", only
-    where there is any), and each domain where there are several. The module's docstring has the keys.
+    where there is any), and each domain where there are several. FORMAT.md has the keys.
 
     whole : what `estimate_set` gave for these columns, if it is there already
     """
