@@ -1,6 +1,6 @@
 """Does a probe carry over to another scanner or centre: leave-one-domain-out, train on A and test on B."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,21 +11,27 @@ from ..errors import InvalidRequest
 from .classifiers.grid import Fitted, Part, Setting, fit_parts, sum_facts
 from .config import ProbeConfig
 from .protocol import MOST_FOLDS, criterion_path
-from .results.scoring import intervals_of
+from .results.scoring import OOF_INFLATION, scores_of
 from .selection import best
-from .statistics.metrics import evaluate
+from .statistics.intervals import cluster_codes
 
 METRICS = ("balanced_accuracy", "auroc", "average_precision")
+NO_MODEL = "no model: the domain's rows, or their folds, have one class only"
 GRID = 20  # values of the probe's parameter at most, about
 
 
 @dataclass(frozen=True)
 class DomainRows:
-    """Rows of an evaluation set for the matrix: features float (n, d), y int (n,), domain str (n,)."""
+    """Rows of an evaluation set for the matrix: features float (n, d), y int (n,), domain, group str (n,)."""
 
     X: np.ndarray
     y: np.ndarray
     domain: np.ndarray
+    group: np.ndarray
+
+    def select(self, mask: np.ndarray) -> "DomainRows":
+        """Some of the rows; mask : bool (n,)."""
+        return DomainRows(self.X[mask], self.y[mask], self.domain[mask], self.group[mask])
 
 
 def analyse_domains(
@@ -49,8 +55,14 @@ def analyse_domains(
 
     X : float (n, d); y : int (n,); groups : str (n,); domain : str (n,), "" takes part in training only
     votes : float (n,), see `fitting.Targets`
-    Returns {"leave_one_out": [...], "matrix": {"train": names, "test": [...], "auroc": [[...]], ...}} of
-    plain values, or None where the train rows have fewer than two domains.
+    Returns, as plain values, or None where the train rows have fewer than two domains:
+    leave_one_out : a record a domain: domain, n, n_positive, n_groups, choice, metrics (metric -> [value,
+        low, high]), uncertainty (metric -> standard_error, degrees_of_freedom, design_effect, method,
+        reason); these are None where nothing could be fitted
+    matrix : train (domains trained on), test (scored on), n, n_positive, n_groups (of each scored on), each
+        metric as values [[...]]; intervals and reasons : metric -> [[...]] of [low, high], and why they are
+        None ("" where they are not). Intervals are over groups; those of the diagonal are inflated by
+        OOF_INFLATION
     """
     names = [d for d in dict.fromkeys(domain) if d and len(np.unique(y[domain == d])) == 2]
     if len(names) < 2:
@@ -139,48 +151,55 @@ class _Study:
         setting = self._choose(held)
         rows = self.domain == d
         record: dict[str, Any] = {"domain": d, "n": int(rows.sum()), "n_positive": int(self.y[rows].sum())}
-        record["n_groups"] = len(set(self.groups[rows]))
+        record["n_groups"] = n_clusters(self.groups[rows])
         if setting is None or ("out", d) not in self.models:
-            return {**record, "choice": None, "metrics": None}
+            return {**record, "choice": None, "metrics": None, "uncertainty": None}
         scores = self.models["out", d].scores(rows)[setting.index].astype(np.float64)
-        column = scores[:, None]
-        found = intervals_of(self.y[rows], column, column, self.groups[rows], METRICS, self.config)
-        metrics = {name: values[0] for name, values in found.items()}
-        return {**record, "choice": setting.to_dict(), "metrics": metrics}
+        found = scores_of(self.y[rows], scores, scores, self.groups[rows], METRICS, self.config)
+        return {**record, "choice": setting.to_dict(), **found}
 
     def matrix(self, tests: Mapping[str, DomainRows]) -> dict[str, Any]:
         """Rows: the domain trained on; columns: the domains scored on."""
-        columns = [
-            (f"train / {d}", self.X[rows], self.y[rows]) for d in self.names for rows in [self.domain == d]
-        ]
+        mine = DomainRows(self.X, self.y, self.domain, self.groups)
+        columns = {f"train / {d}": mine.select(self.domain == d) for d in self.names}
         for name, test in tests.items():
-            columns += [
-                (f"{name} / {d}" if d else name, test.X[rows], test.y[rows])
-                for d in dict.fromkeys(test.domain)
-                for rows in [test.domain == d]
-            ]
+            for d in dict.fromkeys(test.domain):
+                columns[f"{name} / {d}" if d else name] = test.select(test.domain == d)
         chosen = {d: self._choose(self._inside(d)) for d in self.names}
-        values: dict[str, list[list[float | None]]] = {m: [[] for _ in self.names] for m in METRICS}
-        for i, d in enumerate(self.names):
-            setting, model = chosen[d], self.models.get(("in", d))
-            for position, (_, X, y) in enumerate(columns):
-                if setting is None or model is None:
-                    found: Mapping[str, Any] = dict.fromkeys(METRICS, np.nan)
-                elif position == i:
-                    found = self._diagonal(d, setting)
-                else:
-                    scores = model.fitted.scorer(X)(model.part, setting)
-                    found = evaluate(y, scores, metrics=METRICS, threshold=0.0)
-                for metric in METRICS:
-                    value = float(found[metric])
-                    values[metric][i].append(value if np.isfinite(value) else None)
+        cells = [[self._cell(d, chosen[d], name, rows) for name, rows in columns.items()] for d in self.names]
+
+        def table(of: Callable[[list[float | None], str], Any]) -> dict[str, list[list[Any]]]:
+            return {
+                m: [[of(c["metrics"][m], c["uncertainty"][m]["reason"]) for c in row] for row in cells]
+                for m in METRICS
+            }
+
         return {
             "train": self.names,
-            "test": [name for name, _, _ in columns],
-            "n": [len(y) for _, _, y in columns],
-            "n_positive": [int(y.sum()) for _, _, y in columns],
-            **values,
+            "test": list(columns),
+            "n": [len(rows.y) for rows in columns.values()],
+            "n_positive": [int(rows.y.sum()) for rows in columns.values()],
+            "n_groups": [n_clusters(rows.group) for rows in columns.values()],
+            **table(lambda value, _: value[0]),
+            "intervals": table(lambda value, _: value[1:]),
+            "reasons": table(lambda _, reason: reason),
         }
+
+    def _cell(self, d: str, setting: Setting | None, name: str, rows: DomainRows) -> dict[str, Any]:
+        """The model of domain d on the rows of a column, metrics and uncertainty; on its own, out of fold."""
+        model = self.models.get(("in", d))
+        if setting is None or model is None:
+            return {
+                "metrics": {metric: [None, None, None] for metric in METRICS},
+                "uncertainty": {metric: {"reason": NO_MODEL} for metric in METRICS},
+            }
+        if name != f"train / {d}":
+            scores = model.fitted.scorer(rows.X)(model.part, setting)
+            return scores_of(rows.y, scores, scores, rows.group, METRICS, self.config)
+        held = [(fold.scores(mask)[setting.index], mask) for fold, mask in self._inside(d)]
+        scores = np.concatenate([score for score, _ in held]).astype(np.float64)
+        y, group = (np.concatenate([of[mask] for _, mask in held]) for of in (self.y, self.groups))
+        return scores_of(y, scores, scores, group, METRICS, self.config, inflation=OOF_INFLATION)
 
     def _inside(self, d: str) -> list[tuple[_Model, np.ndarray]]:
         """The models of the folds inside one domain, with the rows that each holds out."""
@@ -199,12 +218,6 @@ class _Study:
         path = criterion_path(self.config, y, np.concatenate(scores, axis=-1), folds)
         return held[0][0].fitted.setting(best(path))
 
-    def _diagonal(self, d: str, setting: Setting) -> dict[str, Any]:
-        held = self._inside(d)
-        y = np.concatenate([self.y[rows] for _, rows in held])
-        scores = np.concatenate([model.scores(rows)[setting.index] for model, rows in held])
-        return evaluate(y, scores.astype(np.float64), metrics=METRICS, threshold=0.0)
-
 
 def _folds_inside(y: np.ndarray, groups: np.ndarray, rows: np.ndarray, config: ProbeConfig) -> np.ndarray:
     """Grouped folds of some rows: int (n,), 1..J, 0 elsewhere and everywhere if not even two can be made."""
@@ -217,3 +230,8 @@ def _folds_inside(y: np.ndarray, groups: np.ndarray, rows: np.ndarray, config: P
         folds[rows] = made.assign(groups[rows])
         break
     return folds
+
+
+def n_clusters(groups: np.ndarray) -> int:
+    """How many clusters intervals are over; a row without a group is one by itself."""
+    return int(cluster_codes(groups, len(groups)).max(initial=-1)) + 1

@@ -529,7 +529,8 @@ def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> 
     manifests = data.manifests
     X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
     tests = {
-        rows.dataset: DomainRows(Z, rows.y, rows.domain) for rows, Z in zip(data.tests, others, strict=True)
+        rows.dataset: DomainRows(Z, rows.y, rows.domain, rows.group)
+        for rows, Z in zip(data.tests, others, strict=True)
     }
     groups = effective_groups(data.train_manifest)
     votes = data.train.vote_share()

@@ -97,6 +97,10 @@ class Matrix:
     """Set, domain, positive patches, patches."""
     values: np.ndarray
     """float64 (rows, columns); NaN: undefined."""
+    intervals: np.ndarray
+    """float64 (rows, columns, 2): low and high; NaN: none."""
+    reasons: Sequence[Sequence[str]]
+    """Why there is no interval, by row and column; "" where there is one. (): not recorded."""
 
     def own(self, i: int, j: int) -> bool:
         """Whether the column is the row's own domain, out of fold."""
@@ -417,12 +421,16 @@ def matrices(view: View) -> list[Matrix]:
         m = found[name]["matrix"]
         places = [column.partition(" / ") for column in m["test"]]
         columns = zip(places, m["n_positive"], m["n"], strict=True)
+        shape = len(m["train"]), len(places)
+        ends = m.get("intervals", {}).get("auroc", np.full((*shape, 2), np.nan))  # older results have none
         out.append(
             Matrix(
                 of=name,
                 rows=m["train"],
                 columns=[(dataset, domain, p, n) for (dataset, _, domain), p, n in columns],
-                values=np.array(m["auroc"], float).reshape(len(m["train"]), len(places)),
+                values=np.array(m["auroc"], float).reshape(shape),
+                intervals=np.array(ends, float).reshape(*shape, 2),
+                reasons=m.get("reasons", {}).get("auroc", ()),
             )
         )
     return out

@@ -5,7 +5,7 @@ benefit, what the sets could have shown, and how much domains differ (STARD-AI, 
 Reloaded). Read from the scores that FORMAT.md documents; results without them have no such sections.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from .charts import decision
@@ -27,18 +27,18 @@ def _counted(view: View, record: Mapping[str, Any]) -> str:
     return record["dataset"] + (", out of fold" if record["dataset"] == view.train else "")
 
 
-def _reasons(records: Sequence[tuple[str, Mapping[str, str]]]) -> list[Any]:
+def reasons(records: Iterable[tuple[str, Mapping[str, str]]]) -> list[Any]:
     """Why some numbers have no interval, each reason once."""
     found: dict[str, list[str]] = {}
-    for where, reasons in records:
-        for what, why in reasons.items():
+    for where, each in records:
+        for what, why in each.items():
             found.setdefault(why, []).append(f"{where}, {what.replace('_', ' ')}")
     return [f"No interval ({why}): {'; '.join(places)}." for why, places in found.items()]
 
 
 def calibration(view: View) -> list[Any]:
     """Slope, intercept, observed over expected, and the calibration error beside its floor."""
-    rows, reasons = [], []
+    rows, missing = [], []
     for r in _records(view, "calibration"):
         for kind, title in (("probability", "as fitted"), ("platt", "calibrated (Platt, on the folds)")):
             c = r["calibration"].get(kind)
@@ -61,7 +61,7 @@ def calibration(view: View) -> list[Any]:
                     p_value(floor["p"]) if floor else "-",
                 ]
             )
-            reasons.append((f"{r['dataset']}, {title}", c["reasons"]))
+            missing.append((f"{r['dataset']}, {title}", c["reasons"]))
     if not rows:
         return []
     return [
@@ -74,13 +74,13 @@ def calibration(view: View) -> list[Any]:
             rows,
             left=2,
         ),
-        *_reasons(reasons),
+        *reasons(missing),
     ]
 
 
 def operating_points(view: View) -> list[Any]:
     """Counts of calls, predictive values at prevalences, sensitivity at a required specificity."""
-    counts, values, cuts, reasons = [], [], [], []
+    counts, values, cuts, missing = [], [], [], []
     for r in _records(view, "calls"):
         for kind, title in CALLED.items():
             c = r["calls"].get(kind)
@@ -96,7 +96,7 @@ def operating_points(view: View) -> list[Any]:
                     interval(c["specificity"]),
                 ]
             )
-            reasons.append((f"{r['dataset']}, {title}", c["reasons"]))
+            missing.append((f"{r['dataset']}, {title}", c["reasons"]))
         called = "at_threshold" if "at_threshold" in r["calls"] else "metrics"
         table = r["calls"][called]["predictive_values"]
         for prevalence in PREVALENCES:
@@ -108,7 +108,7 @@ def operating_points(view: View) -> list[Any]:
         for specificity, at in r.get("at_specificity", {}).items():
             row = [_counted(view, r), f"{float(specificity):.2f}"]
             cuts.append([*row, interval(at["specificity"]), interval(at["sensitivity"])])
-            reasons.append((f"{r['dataset']}, specificity {specificity}", at["reasons"]))
+            missing.append((f"{r['dataset']}, specificity {specificity}", at["reasons"]))
     if not counts:
         return []
     out: list[Any] = [
@@ -141,7 +141,7 @@ def operating_points(view: View) -> list[Any]:
             "of true others among the rest (NPV).",
             Table(["set", f"prevalence of {view.positive}", "PPV", "NPV"], values, left=2),
         ]
-    return out + _reasons(reasons)
+    return out + reasons(missing)
 
 
 def decision_curve(view: View) -> list[Any]:
@@ -272,7 +272,7 @@ def no_interval(view: View, metrics: Sequence[str]) -> list[Any]:
         )
         for r in view.result.leaderboard()
     ]
-    return _reasons([one for one in found if one[1]])
+    return reasons([one for one in found if one[1]])
 
 
 def _uncertainty(record: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:

@@ -175,10 +175,10 @@ def _domains(view: Sections, board: Board) -> list[Any]:
         out += [Html("<h3>One domain left out</h3>"), *left_out]
     matrices = view.domain_matrices()
     if matrices:
-        out += [Html("<h3>Trained on one domain, scored on another</h3>"), *matrices[:2]]
-    if len(matrices) > 2:
-        others = len(matrices) // 2 - 1
-        rest = content(matrices[2:])
+        out += [Html("<h3>Trained on one domain, scored on another</h3>"), *matrices[0]]
+    if len(matrices) > 1:
+        others = len(matrices) - 1
+        rest = content([part for one in matrices[1:] for part in one])
         out.append(Html(f"<details><summary>The same for {others} other systems</summary>{rest}</details>"))
     return out
 

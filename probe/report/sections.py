@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..results.scoring import FEW_GROUPS
+from ..results.scoring import FEW_GROUPS, NO_INTERVALS
 from . import clinical
 from .charts import (
     OTHERS,
@@ -480,7 +480,7 @@ class Sections(View):
                 out.append(self._domain_table(mine, scale))
             elif mine:
                 out += self.left_out()
-        return out + clinical.between_domains(self) + self.domain_matrices()
+        return out + clinical.between_domains(self) + [part for one in self.domain_matrices() for part in one]
 
     def left_out(self) -> list[Any]:
         """Domains of the training set, out of fold and left out of training altogether."""
@@ -499,6 +499,18 @@ class Sections(View):
             "patches of the domain are in training; left out, the model was trained and tuned on the other "
             "domains alone, as if this one were another hospital's.",
             self._domain_table(mine, self._domain_scale(mine), left_out),
+            *clinical.reasons(
+                (
+                    d,
+                    {
+                        m: u[m]["reason"]
+                        for m in ("balanced_accuracy", "auroc")
+                        if u[m]["reason"] not in ("", NO_INTERVALS)
+                    },
+                )
+                for d, record in left_out.items()
+                if (u := record.get("uncertainty"))
+            ),
         ]
 
     def _left_out(self) -> dict[str, dict[str, Any]]:
@@ -532,17 +544,19 @@ class Sections(View):
             rows.append(row + cells(left_out.get(r["domain"], {}).get("metrics")) if left_out else row)
         return Table(heads, rows, kind="board")
 
-    def domain_matrices(self) -> list[Any]:
-        """Trained on one domain, scored on another: sentence and table of each, the chosen one's first."""
-        out: list[Any] = []
-        for matrix in matrices(self):
-            out += [
-                f"{matrix.of}: trained on one domain (rows), scored on another (columns), AUROC. Tuned "
-                "inside the row's domain; framed, the domain itself, out of fold. In brackets, "
-                f"{self.positive} of all patches.",
+    def domain_matrices(self) -> list[list[Any]]:
+        """Trained on one domain, scored on another: the content of each, the chosen one's first."""
+        return [
+            [
+                f"{matrix.of}: trained on one domain (rows), scored on another (columns), AUROC with its "
+                f"{self.level} % interval over {self.groups}. Tuned inside the row's domain; framed, the "
+                "domain itself, out of fold at the setting that the same folds chose, a little too high. In "
+                f"brackets in the heads, {self.positive} of all patches.",
                 self._matrix(matrix),
+                *clinical.reasons(_matrix_reasons(matrix)),
             ]
-        return out
+            for matrix in matrices(self)
+        ]
 
     def _matrix(self, matrix: Matrix) -> Table:
         rows = []
@@ -550,8 +564,13 @@ class Sections(View):
             cells: list[Any] = [name]
             for j, v in enumerate(matrix.values[i].tolist()):
                 own = " class=own" if matrix.own(i, j) else ""
+                low, high = matrix.intervals[i, j].tolist()
+                around = "" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]"
+                shown = f'<span{own} style="{tint(v)}">{v:.2f}</span>'
                 cells.append(
-                    "-" if np.isnan(v) else (f"{v:.2f}", f'<span{own} style="{tint(v)}">{v:.2f}</span>')
+                    "-"
+                    if np.isnan(v)
+                    else (f"{v:.2f} {around}".strip(), shown + (around and f"<br><small>{around}</small>"))
                 )
             rows.append(cells)
         sets = [self.train if dataset == "train" else dataset for dataset, *_ in matrix.columns]
@@ -804,6 +823,18 @@ class Sections(View):
             + "."
         )
         return out
+
+
+def _matrix_reasons(matrix: Matrix) -> list[tuple[str, dict[str, str]]]:
+    """Why cells have no interval: (trained on, scored on -> reason)."""
+    names = [f"scored on {domain or dataset}" for dataset, domain, *_ in matrix.columns]
+    return [
+        (
+            f"trained on {name}",
+            {c: why for c, why in zip(names, row, strict=True) if why not in ("", NO_INTERVALS)},
+        )
+        for name, row in zip(matrix.rows, matrix.reasons, strict=False)
+    ]
 
 
 def _setting(value: Any) -> str:

@@ -322,17 +322,9 @@ class _Subset:
         score: np.ndarray,
         found: Estimates | None,
     ) -> None:
-        if found is None:
-            about = {"logits": True, "order": self.order}
-            values = metrics_module.evaluate(self.y, score, metrics=names, **about)
-            nothing = dict.fromkeys(UNCERTAINTY) | {"method": "none", "reason": NO_INTERVALS}
-            for j, record in enumerate(records):
-                record[kind] = {name: [number(values[name][j]), None, None] for name in names}
-                record["uncertainty"][kind] = {name: dict(nothing) for name in names}
-            return
-        for j, record in enumerate(records):
-            record[kind] = {name: triple(found[name], j) for name in names}
-            record["uncertainty"][kind] = {name: _uncertainty(found[name], j) for name in names}
+        both = _with_uncertainty(found, self.y, score, self.order, names)
+        for record, (metrics, uncertainty) in zip(records, both, strict=True):
+            record[kind], record["uncertainty"][kind] = metrics, uncertainty
 
     def _assess(self, records: Sequence[dict[str, Any]], scores: Mapping[str, np.ndarray]) -> None:
         level = self.config.level if self.config.bootstrap else None
@@ -365,21 +357,49 @@ def _uncertainty(interval: Interval, j: int) -> dict[str, Any]:
     return {**numbers, "method": str(interval.method[j]), "reason": interval.reason[j]}
 
 
-def intervals_of(
+def scores_of(
     y: np.ndarray,
     score: np.ndarray,
     order: np.ndarray,
     group: np.ndarray,
     names: Sequence[str],
     config: ProbeConfig,
-) -> dict[str, list[list[float | None]]]:
-    """metric -> for each column of scores (n, m) [value, low, high]; None where undefined or where there is
-    no interval. score : logits, calls at 0; order : (n, m), what the ranking metrics are taken on."""
-    if config.bootstrap:
-        found = _estimate(y, score, order, group, names, config)
-        return {name: [triple(one, j) for j in range(score.shape[1])] for name, one in found.items()}
-    values = metrics_module.evaluate(y, score, metrics=names, logits=True, order=order)
-    return {name: [[number(v), None, None] for v in values[name]] for name in names}
+    *,
+    inflation: float = 1.0,
+) -> dict[str, Any]:
+    """`metrics` (metric -> [value, low, high]) and `uncertainty` (metric -> standard_error, ..., method,
+    reason) of one model. score : logits (n,), calls at 0; order : (n,), what the ranking metrics are taken
+    on; inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses."""
+    score, order = score[:, None], order[:, None]
+    inflation = inflation if config.interval == "jackknife" else 1.0
+    found = _estimate(y, score, order, group, names, config, inflation) if config.bootstrap else None
+    [(metrics, uncertainty)] = _with_uncertainty(found, y, score, order, names)
+    return {"metrics": metrics, "uncertainty": uncertainty}
+
+
+def _with_uncertainty(
+    found: Estimates | None, y: np.ndarray, score: np.ndarray, order: np.ndarray, names: Sequence[str]
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Of each column of scores (n, m), metric -> [value, low, high] and metric -> uncertainty; without
+    intervals where none were asked for (None)."""
+    columns = range(score.shape[1])
+    if found is None:
+        values = metrics_module.evaluate(y, score, metrics=names, logits=True, order=order)
+        nothing = dict.fromkeys(UNCERTAINTY) | {"method": "none", "reason": NO_INTERVALS}
+        return [
+            (
+                {name: [number(values[name][j]), None, None] for name in names},
+                {name: dict(nothing) for name in names},
+            )
+            for j in columns
+        ]
+    return [
+        (
+            {name: triple(found[name], j) for name in names},
+            {name: _uncertainty(found[name], j) for name in names},
+        )
+        for j in columns
+    ]
 
 
 def _method(group: np.ndarray, config: ProbeConfig) -> Method:

@@ -208,9 +208,35 @@ def test_criteria(data: dict[str, Any]) -> None:
     assert best(np.array([[0.1, 0.7], [0.7, 0.2]])) == (0, 1)
 
 
+T_SLIDES = np.repeat([f"t{i}" for i in range(10)], 5).astype(object)
+
+
+def check_intervals_of_domains(found: dict[str, Any], domain: np.ndarray, groups: np.ndarray) -> None:
+    """Every value has an interval over groups, or a reason."""
+    for record in found["leave_one_out"]:
+        assert record["n_groups"] == len(set(groups[domain == record["domain"]]))
+        for metric, (value, low, high) in record["metrics"].items():
+            about = record["uncertainty"][metric]
+            assert bool(about["reason"]) == (low is None), "an interval, or why there is none"
+            if low is not None and about["method"] == "jackknife":
+                assert low < value < high
+                assert about["degrees_of_freedom"] <= record["n_groups"] - 1
+    matrix, intervals = found["matrix"], 0
+    assert matrix["n_groups"][-1] == 10
+    for metric in ("balanced_accuracy", "auroc", "average_precision"):
+        for i, row in enumerate(matrix["intervals"][metric]):
+            for j, (low, high) in enumerate(row):
+                reason = matrix["reasons"][metric][i][j]
+                assert bool(reason) == (low is None)
+                if low is not None:
+                    intervals += 1
+                    assert low <= matrix[metric][i][j] <= high
+    assert intervals > 30
+
+
 def test_leave_one_domain_out_is_fitted_and_chosen_on_the_others(data: dict[str, Any]) -> None:
     X, y, domain = data["X"], data["y"], data["domain"]
-    tests = {"T": DomainRows(data["T"], np.arange(50) % 2, np.full(50, "x", dtype=object))}
+    tests = {"T": DomainRows(data["T"], np.arange(50) % 2, np.full(50, "x", dtype=object), T_SLIDES)}
     found = analyse_domains(X, y, data["groups"], domain, tests, config=config(class_weight=["balanced"]))
     assert found is not None
     for record in found["leave_one_out"]:
@@ -223,6 +249,14 @@ def test_leave_one_domain_out_is_fitted_and_chosen_on_the_others(data: dict[str,
     assert matrix["train"] == list(dict.fromkeys(domain))
     assert matrix["test"] == [*(f"train / {d}" for d in matrix["train"]), "T / x"]
     assert np.array(matrix["auroc"]).shape == (4, 5)
+    bare = {reason for row in matrix["reasons"]["auroc"] for reason in row}
+    assert bare == {"no intervals were asked for"}
+    with_intervals = analyse_domains(
+        X, y, data["groups"], domain, tests, config=config(class_weight=["balanced"], bootstrap=100)
+    )
+    assert with_intervals is not None
+    assert with_intervals["matrix"]["auroc"] == matrix["auroc"]
+    check_intervals_of_domains(with_intervals, domain, data["groups"])
 
     changed = y.copy()  # labels of one domain do not matter for what is chosen for it
     first = domain == matrix["train"][0]
