@@ -10,6 +10,8 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import xxhash
 
 from ..errors import InvalidRequest, MissingDependency, StoreError, StoreNotFound
+from ..hub import reason
 from ..texts import markdown
 from .bank import STORES, Bank
 from .filesystem import TEMPORARY, LocalFiles, explained, parts_of
@@ -176,18 +179,18 @@ def _api(endpoint: str | None, token: str | None) -> Any:
     return HfApi(endpoint=endpoint, token=token)
 
 
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises: its own errors and those of the HTTP library below it."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    return (*(base for base in HfHubHTTPError.__bases__ if base is not OSError), HFValidationError, OSError)
-
-
-def _failed(what: str, error: Exception) -> StoreError:
-    words = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-    return StoreError(
-        f"{what}: {words}. Log in with `hf auth login`, check the repository's name and the network"
-    )
+@contextmanager
+def _asking(what: str, repo: str, **details: Any) -> Iterator[None]:
+    """Turns what the hub's client raises into one StoreError: what failed, why, and what to do."""
+    try:
+        yield
+    except (StoreError, InvalidRequest):
+        raise
+    except Exception as error:
+        why = reason(error, repo, kind="data set", **details)
+        if why is None:
+            raise
+        raise StoreError(f"{what}: {why}") from error
 
 
 def push(
@@ -224,7 +227,8 @@ def push(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     folder = f"{STORES}/{store.name}"
-    try:
+    asked = {"act": "write", "url": endpoint, "token": token is not None}
+    with _asking(f"{store.name} was not pushed to {repo}", repo, **asked):
         url = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         there = api.list_repo_files(repo, repo_type="dataset")
         if not replace:
@@ -243,10 +247,6 @@ def push(
             repo_type="dataset",
             commit_message=f"{store.name}: {len(store)} rows",
         )
-    except hub_errors() as error:
-        if isinstance(error, StoreError | InvalidRequest):
-            raise
-        raise _failed(f"{store.name} was not pushed to {repo}", error) from error
     return Pushed(str(url), [] if with_table else columns, gone)
 
 
@@ -293,7 +293,13 @@ def pull(
         raise InvalidRequest(f"{bank.path} is not a local folder")
     api = _api(endpoint, token)
     interim = bank.files.path(f"{TEMPORARY}pull-{safe_name(repo)}")
-    try:
+    asked = {
+        "files": f"{STORES}/{name or ''}",
+        "revision": revision,
+        "url": endpoint,
+        "into": bank.files.root,
+    }
+    with _asking(f"{repo} was not pulled", repo, token=token is not None, **asked):
         listing = api.list_repo_files(repo, repo_type="dataset", revision=revision)
         names = sorted({parts[1] for f in listing if len(parts := f.split("/")) > 2 and parts[0] == STORES})
         names = [known for known in names if NAME.fullmatch(known)]
@@ -315,10 +321,6 @@ def pull(
             allow_patterns=[f"{STORES}/{near[0]}/*"],
             local_dir=interim,
         )
-    except hub_errors() as error:
-        if isinstance(error, StoreError | InvalidRequest):
-            raise
-        raise _failed(f"{repo} was not pulled", error) from error
     with explained("write", target):
         store = Store(LocalFiles(interim / STORES / near[0]), lenient=True)
         if store.name != near[0]:

@@ -10,10 +10,9 @@ same file (the same nonce and the same beat) for a time to live by its own monot
 never compared: machines that share a file system disagree about the time.
 
 No lease is trusted with data. A wrong guess costs a second embedding of the same patches; two that finalise
-or repair at once are kept apart by the generation (finish.py), and what counts is what the log says.
+or repair at once are kept apart by the generation (finalize.py), and what counts is what the log says.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -21,18 +20,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-import numpy as np
-
-from ..errors import InvalidRequest, StoreError
+from ..errors import StoreError
 from .filesystem import Files, explained
-from .index import as_keys
-
-if TYPE_CHECKING:
-    from .store import Store, StoreWriter
 
 FOLDER = "parts/leases"
 TTL = 600.0  # seconds
@@ -316,76 +309,3 @@ def sweepable(files: Files, grace: float) -> list[str]:
         except FileNotFoundError:  # released this moment
             continue
     return found
-
-
-class Claims:
-    """Hands out what is still missing, unit by unit, each under a lease. See `Store.claim`."""
-
-    def __init__(
-        self,
-        store: "Store",
-        keys: np.ndarray,
-        writer: "StoreWriter",
-        *,
-        rows: int,
-        ttl: float,
-        wait: bool,
-        poll: float,
-    ) -> None:
-        if rows < 1:
-            raise InvalidRequest(f"rows is {rows}; a unit of work has at least one row")
-        self._store = store
-        self._keys = as_keys(keys)
-        self._writer = writer
-        self._ttl, self._wait, self._poll = ttl, wait, poll
-        self._rows = rows
-        self._lease: Lease | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._finish()
-
-    def _finish(self) -> None:
-        """Publishes what was appended for the unit, then gives its lease back."""
-        if self._lease is not None:
-            lease, self._lease = self._lease, None
-            try:
-                self._writer.flush()
-            finally:
-                lease.release()
-
-    def _missing(self, unit: int) -> np.ndarray:
-        """Positions of the unit's keys without a row, each key once: int64."""
-        part = self._keys[unit * self._rows : (unit + 1) * self._rows]
-        here = np.flatnonzero(~self._store.contains(part))
-        _, first = np.unique(part[here].view("V16").ravel(), return_index=True)
-        return here[np.sort(first)] + unit * self._rows
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        left = list(range(-(-len(self._keys) // self._rows)))
-        while left:
-            self._store.refresh()
-            busy = []
-            for unit in left:
-                if not len(self._missing(unit)):
-                    continue
-                part = self._keys[unit * self._rows : (unit + 1) * self._rows]
-                name = hashlib.blake2b(part.tobytes(), digest_size=12).hexdigest()
-                self._lease = Lease.acquire(
-                    self._store.files, name, ttl=self._ttl, owner=str(self._writer.name)
-                )
-                if self._lease is None:
-                    busy.append(unit)
-                    continue
-                self._store.refresh()  # what its last holder published before giving it back
-                missing = self._missing(unit)
-                if len(missing):
-                    yield missing
-                self._finish()
-            if busy and not self._wait:
-                return
-            if len(busy) == len(left):
-                time.sleep(self._poll)
-            left = busy

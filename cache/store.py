@@ -34,7 +34,6 @@ from .backend import (
 from .filesystem import TEMPORARY, Files, LocalFiles, LocalReader, RemoteReader, as_bytes, explained
 from .identity import Identity
 from .index import BATCH, KEY_BYTES, KeyIndex, as_keys
-from .leases import TTL, Claims
 from .log import FOLDER as LOGS
 from .log import Block, Catalog, LogWriter
 
@@ -372,24 +371,6 @@ class Store:
             part = slice(start, min(start + rows, len(keys)))
             yield part, self.load(keys[part], dtype=dtype)
 
-    def scan(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Block by block as stored: (keys (rows, 16), vectors (rows, dim)), one block in memory at a time.
-
-        A key that was embedded twice, or packed while this went on, comes twice.
-        """
-        done: set[str] = set()
-        while left := [block for block in self.catalog.live() if block.id not in done]:
-            for block in left:
-                done.add(block.id)
-                with explained("read", self._files):
-                    found = self._again(lambda block=block: self._unless_retired(block))
-                if found is None:
-                    break  # its rows are in blocks that were published since
-                yield found
-
-    def _unless_retired(self, block: Block) -> tuple[np.ndarray, np.ndarray] | None:
-        return None if block.id in self.catalog.retired else self.read_block(block)
-
     def require(self, keys: np.ndarray) -> None:
         """Raises RowsMissing unless every key has a row (after a look at what was published meanwhile)."""
         self._locate(as_keys(keys))
@@ -527,31 +508,6 @@ class Store:
         block_rows: publish after so many rows, the store's block length at most (and by default).
         """
         return StoreWriter(self, name=name, block_rows=block_rows or self.block_rows)
-
-    def claim(
-        self,
-        keys: np.ndarray,
-        writer: "StoreWriter",
-        *,
-        rows: int = BLOCK_ROWS,
-        ttl: float = TTL,
-        wait: bool = True,
-        poll: float = 2.0,
-    ) -> Claims:
-        """Shares the missing keys out among machines that run the same job at the same time.
-
-            with store.writer() as writer, store.claim(keys, writer) as claims:
-                for index in claims:  # positions in `keys` to embed now: int64, at most `rows`
-                    writer.append(keys[index], embed(index), ids[index])
-
-        Every machine gives the same keys in the same order; units are runs of `rows` of them. A unit is under
-        a lease while its loop body runs and is published before the lease is given back. The leases of dead
-        processes and of machines silent for `ttl` seconds are taken over.
-
-        wait: when the rest is under other machines' leases, look every `poll` seconds until it is published
-        or given up; otherwise stop.
-        """
-        return Claims(self, keys, writer, rows=rows, ttl=ttl, wait=wait, poll=poll)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..files import cores
+from ..hub import has_token
 from ..terminal import print_table
 from .cards import Card, plugged_cards, shipped_cards
 from .precision import cpu_has_bf16
-from .weights import INSTALL, has_token
+from .weights import INSTALL
 
 CORE = ("numpy", "pandas", "pillow", "scikit-learn", "zarr", "h5py")
 EXTRAS = {  # package -> (extra, what it is for)

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ..errors import EncoderError, InvalidRequest, MissingDependency, WeightsNotHere
 from ..files import sha256
+from ..hub import NotTheHubError, has_token
 from .cards import UNPINNED, Card
-from .hub import NotTheHubError, explained, gated, has_token
+from .hub import explained, gated
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 INSTALL = "pip install 'patchbank[extract]'"

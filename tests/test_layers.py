@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "settings", "terminal", "texts"}
+LEAVES = {"errors", "files", "hub", "settings", "terminal", "texts"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
+    "hub": {"files"},
     "settings": set(),
     "terminal": set(),
     "texts": {"errors", "files", "terminal"},

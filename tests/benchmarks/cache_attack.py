@@ -9,7 +9,7 @@
     skew       time stamps of leases five minutes off, in both directions
     damage     flips, zeroed halves, swapped rows, in blocks that finalize, merge, subset or load then read
     logs       cut at a line, cut inside one, emptied, deleted; then verify, repair, gc
-    readers    load, scan and verify beside processes that write, finalise and sweep
+    readers    load, iter_blocks and verify beside processes that write, finalise and sweep
 
 After each: every row that was published is loaded and compared, the files are read once more by their
 format alone, and Zarr arrays are compared pair by pair. Exit code 1 unless all counts of faults are 0.
@@ -258,10 +258,21 @@ def steps_of_create(folder: Path, backend: str) -> Counter[str]:
     return found
 
 
-def work_slowly(store: Store, work: str, seed: int) -> None:
-    """In a process of its own; sleeps at its changes, so that a random moment is one of all of them."""
+def work_slowly(store: Store, work: str, seed: int, taken: Any) -> None:
+    """In a process of its own; sleeps at its changes, so that a random moment is one of all of them.
+
+    taken: is raised when it gets the lease of one that had not given it back.
+    """
     dice = random.Random(seed)
     leases.machine = lambda: ""  # as on another machine: its death cannot be seen from here
+    acquire = leases.Lease.acquire
+
+    def note(*arguments: Any, **options: Any) -> leases.Lease | None:
+        lease = acquire(*arguments, **options)
+        taken.value += lease is not None and lease._number > 0
+        return lease
+
+    leases.Lease.acquire = note
 
     def pause(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
@@ -291,30 +302,36 @@ def takeovers(folder: Path, count: int, seed: int) -> Counter[str]:
     dice = random.Random(seed)
     finish.LEASE = 0.4
     leases.machine = lambda: ""
-    for turn in range(count):
+    turn = 0
+    taken = FORK.Value("i", 0)
+    while found["taken over"] < count:
+        turn += 1
+        found["tries"] += 1
         backend = ("zarr", "hdf5")[turn % 2]
         first, second = dice.choice(["finalize", "repair"]), dice.choice(["finalize", "repair"])
         damaged = "repair" in (first, second) and dice.random() < 0.5
         store, keys, vectors = half_done(folder / f"{turn}", backend, damaged=damaged)
         lost = 256 * damaged
-        process = FORK.Process(target=work_slowly, args=(store, first, dice.random()))
+        before = taken.value
+        process = FORK.Process(target=work_slowly, args=(store, first, dice.random(), taken))
         process.start()
-        time.sleep(dice.uniform(0.02, 0.35))
+        while leases.holder(store.files, "finalize") is None and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(dice.uniform(0.0, 0.15))
         tell(process, signal.SIGSTOP)
-        begun = time.monotonic()
-        other = FORK.Process(target=work_slowly, args=(store, second, dice.random()))
+        other = FORK.Process(target=work_slowly, args=(store, second, dice.random(), taken))
         other.start()
         if dice.random() < 0.5:
             other.join(60)
         else:  # it wakes up while its successor is at it
-            time.sleep(dice.uniform(0.4, 0.9))
+            time.sleep(dice.uniform(0.45, 1.0))
         tell(process, signal.SIGCONT)
         for one in (other, process):
             one.join(60)
             found["hung"] += one.exitcode is None
             found["stopped with an error"] += one.exitcode == 3
             found["crashed"] += one.exitcode not in (0, 3, None)
-        found["taken over"] += time.monotonic() - begun > 0.4
+        found["taken over"] += taken.value > before
         found.update(faults(store, keys, vectors, lost=lost))
         repair(again(store, lenient=True))
         finalize(again(store))
@@ -362,7 +379,7 @@ def damage(folder: Path, stride: int = 1) -> Counter[str]:
     """A damaged row is given by nothing, copied by nothing, and named by verify after anything."""
     found: Counter[str] = Counter()
     keys, vectors = rows(1500, 3)
-    copies = ("load", "rows", "scan", "finalize", "merge", "subset", "reader")
+    copies = ("load", "rows", "blocks", "finalize", "merge", "subset", "reader")
     cases = list(product(("zarr", "hdf5"), ("flip", "zeros", "swap"), copies))
     for turn, (backend, how, copy) in enumerate(cases[::stride]):
         store = make(folder / f"{turn}", backend)
@@ -414,8 +431,8 @@ def use(store: Store, how: str, keys: np.ndarray, vectors: np.ndarray, to: Path,
     elif how == "rows":
         for i in range(600, 900, 7):
             found["rows wrong"] += store.load(keys[i : i + 1]).tobytes() != vectors[i].tobytes()
-    elif how == "scan":
-        list(store.scan())
+    elif how == "blocks":
+        list(store.iter_blocks(keys, 400))
     elif how == "finalize":
         finalize(store)
     elif how == "merge":
@@ -474,7 +491,7 @@ def shorten(log: Path, how: str) -> None:
 
 
 def readers(folder: Path, seconds: float) -> Counter[str]:
-    """Load, scan and verify while others write, finalise and sweep without grace."""
+    """Load, iter_blocks and verify while others write, finalise and sweep without grace."""
     found: Counter[str] = Counter()
     for backend in ("zarr", "hdf5"):
         store = make(folder / backend, backend)
@@ -485,21 +502,22 @@ def readers(folder: Path, seconds: float) -> Counter[str]:
         writer.start()
         reader = again(store)
         while time.time() < end:
-            for what in ("load", "scan", "verify"):
+            for what in ("load", "blocks", "verify"):
                 found[what] += 1
                 try:
                     if what == "load":
                         got = reader.load(keys)
                         found["rows wrong (load)"] += int((got.view("u2") != vectors.view("u2")).any(1).sum())
-                    elif what == "scan":
+                    elif what == "blocks":
+                        every = reader.keys()
                         seen = {
-                            key.tobytes(): v.tobytes()
-                            for ks, vs in reader.scan()
-                            for key, v in zip(ks, vs, strict=True)
+                            every[i].tobytes(): v.tobytes()
+                            for part, vs in reader.iter_blocks(every, 200)
+                            for i, v in zip(range(part.start, part.stop), vs, strict=True)
                         }
                         missed = [k for k in keys if k.tobytes() not in seen]
-                        found["rows not scanned"] += len(missed)
-                        found["rows wrong (scan)"] += sum(
+                        found["rows missed (blocks)"] += len(missed)
+                        found["rows wrong (blocks)"] += sum(
                             seen.get(k.tobytes(), v.tobytes()) != v.tobytes()
                             for k, v in zip(keys, vectors, strict=True)
                         )
@@ -527,7 +545,17 @@ def keep_busy(store: Store, end: float) -> None:
         seed += 1
 
 
-HARMLESS = {"steps", "stores", "stopped with an error", "taken over", "looks", "load", "scan", "verify"}
+HARMLESS = {
+    "steps",
+    "stores",
+    "stopped with an error",
+    "tries",
+    "taken over",
+    "looks",
+    "load",
+    "blocks",
+    "verify",
+}
 
 
 def main() -> None:

@@ -76,7 +76,9 @@ def check(folder: Path, acknowledged: dict[bytes, None]) -> str:
     try:
         store = Bank(folder).find("hash")
         seen = {}
-        for keys, vectors in store.scan():
+        every = store.keys()
+        for part, vectors in store.iter_blocks(every, BLOCK_ROWS):
+            keys = every[part]
             if not np.array_equal(vectors.view(np.uint16), vectors_of(keys).view(np.uint16)):
                 return "garbage visible"
             seen |= dict.fromkeys(map(bytes, keys))

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,29 +37,42 @@ def make():
 """
 
 
-def stop_twice(folder: Path, command: list[str], numbers: list[signal.Signals]) -> tuple[bool, int]:
-    """(whether it hung, its exit status) of a run that is stopped twice."""
+def holds_lease(bank: Path, pid: int) -> bool:
+    """Whether a process is at work: it holds a lease (those of runs before it lie there too)."""
+    for path in bank.rglob("leases/*.json"):
+        with suppress(OSError):
+            if f'"pid": {pid},' in path.read_text():
+                return True
+    return False
+
+
+def stop_twice(folder: Path, command: list[str], numbers: list[signal.Signals]) -> tuple[bool, int, str]:
+    """(whether it hung, its exit status, what it said) of a run that is stopped twice."""
     paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    quiet = subprocess.DEVNULL
-    running = subprocess.Popen(command, stdout=quiet, stderr=quiet, env=environment, start_new_session=True)
-    bank = Path(command[command.index("--bank") + 1])
-    while running.poll() is None and not list(bank.rglob("leases/*.json")):
-        time.sleep(0.005)
-    time.sleep(random.uniform(0, 1.0))
-    for number in numbers:
-        if running.poll() is None:
-            running.send_signal(number)
-            time.sleep(random.uniform(0, 0.3))
-    try:
-        return False, running.wait(LIMIT)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        return True, running.wait()
+    with (folder / "said").open("w+") as said:
+        running = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=said, env=environment, start_new_session=True
+        )
+        bank = Path(command[command.index("--bank") + 1])
+        while running.poll() is None and not holds_lease(bank, running.pid):
+            time.sleep(0.005)
+        time.sleep(random.uniform(0, 1.0))
+        for number in numbers:
+            if running.poll() is None:
+                running.send_signal(number)
+                time.sleep(random.uniform(0, 0.3))
+        try:
+            hung, status = False, running.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            hung, status = True, running.wait()
+        said.seek(0)
+        return hung, status, said.read()
 
 
 def main(runs: int) -> None:
-    hung = wrong = left = done_before = 0
+    hung = wrong = left = done_before = tracebacks = 0
     statuses: dict[int, int] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -74,13 +88,19 @@ def main(runs: int) -> None:
             command += ["--card", str(folder / "slow.toml"), "--bank", str(bank), "--batch-size", "8"]
             command += ["--device", "cpu", "--no-progress"]
             kinds = [random.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]) for _ in range(2)]
-            one, status = stop_twice(folder, command, kinds)
+            one, status, said = stop_twice(folder, command, kinds)
             hung += one
+            if "Traceback" in said:
+                tracebacks += 1
+                print(said[-2000:], flush=True)
             statuses[status] = statuses.get(status, 0) + 1
+            if number % 20 == 19:
+                print(f"{number + 1} runs: {hung} hung, {statuses}", flush=True)
             stores = Bank(bank).stores()
             for store in stores:
-                for found, vectors in store.scan():
-                    wrong += not np.isfinite(vectors).all() or len(found) != len(vectors)
+                found = store.keys()
+                wrong += int((~np.isfinite(store.load(found))).any(axis=1).sum())
+                wrong += sum(key.tobytes() not in keys for key in found)
             if stores and len(stores[0]) == len(keys):
                 done_before += 1
                 shutil.rmtree(bank)  # there has to be something to stop
@@ -94,12 +114,14 @@ def main(runs: int) -> None:
             if done.returncode or len(store) != len(keys):
                 left += 1
                 print(f"{bank.name}: {len(store)} of {len(keys)} rows; {done.stderr.decode()}")
-    print(f"{runs} double stops: {hung} hung, exit statuses {statuses}; {wrong} wrong blocks;")
+    print(f"{runs} double stops: {hung} hung, exit statuses {statuses}; {wrong} wrong rows;")
+    print(f"{tracebacks} said a traceback;")
     print(f"{done_before} of them had done all of the work;")
     print(f"{left} banks that the same command did not finish")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started this with `&`
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
     main(parser.parse_args().runs)

@@ -360,7 +360,7 @@ def test_rows_that_change_on_disk_are_refused(filled: tuple[Store, Any], when: s
         ):
             reader.load(rows.keys[part])
     with pytest.raises(StoreError, match="not what was written"):
-        list(reader.scan())
+        list(reader.iter_blocks(rows.keys))
 
 
 class Failing:

@@ -29,6 +29,7 @@ class Hub(BaseHTTPRequestHandler):
     """Data set repositories in memory: create, preupload (everything inline), commit, list, resolve."""
 
     repositories: dict[str, dict[str, bytes]]
+    refusal: tuple[int, bytes] | None = None  # the answer to everything
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -51,6 +52,8 @@ class Hub(BaseHTTPRequestHandler):
         return "a" * 40
 
     def do_POST(self) -> None:
+        if self.refusal is not None:
+            return self.refuse()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         path = urlsplit(self.path).path
         if self.headers.get("Authorization") != "Bearer secret":
@@ -83,7 +86,15 @@ class Hub(BaseHTTPRequestHandler):
             return self.json({"errors": [], "warnings": []})
         return self.answer(404)
 
+    def refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        assert self.refusal is not None
+        code, content = self.refusal
+        self.answer(code, content, Content_Type="text/html")
+
     def do_GET(self) -> None:
+        if self.refusal is not None:
+            return self.refuse()
         path = unquote(urlsplit(self.path).path)
         if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/revision/.+)?", path):
             files = self.repositories.get(found[1])
@@ -122,6 +133,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, 
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    monkeypatch.setattr(Hub, "refusal", None)
     yield f"http://127.0.0.1:{server.server_port}", handler.repositories
     server.shutdown()
     server.server_close()
@@ -349,15 +361,66 @@ def test_refusals_are_one_sentence(
     endpoint, _ = hub
     monkeypatch.setattr(time, "sleep", lambda _: None)  # the client tries five times
     bank = Bank(tmp_path / "pulled")
-    with pytest.raises(StoreError, match=r"was not pushed to org/ami: .*hf auth login"):
+    with pytest.raises(StoreError, match=r"was not pushed to org/ami: .*token \(401\).*hf auth login"):
         push(filled[0], "org/ami", endpoint=endpoint, token="wrong")
-    with pytest.raises(StoreError, match=r"org/none was not pulled"):
+    with pytest.raises(StoreError, match=r"org/none was not pulled: the hub has no data set org/none"):
         pull("org/none", bank, endpoint=endpoint)
-    with pytest.raises(StoreError, match="was not pulled"):
+    with pytest.raises(StoreError, match=r"was not pulled: the hub cannot be reached .*127.0.0.1:9.*network"):
         pull("org/ami", bank, endpoint="http://127.0.0.1:9")
-    with pytest.raises(StoreError, match="was not pulled"):
+    with pytest.raises(StoreError, match="was not pulled: 'not/a/name' is no name of a data set"):
         pull("not/a/name", bank, endpoint=endpoint)
     with pytest.raises(InvalidRequest, match="not local"):
         push(Bank("memory://hub").open_store(filled[0].identity, create=True), "org/ami", endpoint=endpoint)
     with pytest.raises(InvalidRequest, match="not a local folder"):
         pull("org/ami", Bank("memory://hub"), endpoint=endpoint)
+
+
+@pytest.mark.parametrize(
+    ("code", "content", "why"),
+    [
+        (401, b"", r"401\).*hf auth login"),
+        (403, b"", r"forbids this machine's token to (read|write) org/ami \(403\).*settings/tokens"),
+        (404, b"", r"(404|no data set org/ami)"),
+        (418, b"", r"answers 418 for org/ami"),
+        (429, b"", r"too many requests.*429"),
+        (500, b"", r"hub itself fails \(500.*status.huggingface.co"),
+        (503, b"", r"hub itself fails \(503"),
+        (200, b"<html><title>Log in</title></html>", "is not the hub, but a proxy or a login page"),
+    ],
+)
+def test_each_answer_of_the_hub_has_its_reason(
+    hub: Any,
+    filled: tuple[Store, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    content: bytes,
+    why: str,
+) -> None:
+    endpoint, repositories = hub
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    monkeypatch.setattr(Hub, "refusal", (code, content))
+    for work in (
+        lambda: push(filled[0], "org/ami", endpoint=endpoint, token="secret"),
+        lambda: pull("org/ami", Bank(tmp_path / "pulled"), endpoint=endpoint, token="secret"),
+    ):
+        with pytest.raises(StoreError, match=why) as caught:
+            work()
+        assert "secret" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert repositories == {}
+
+
+def test_a_place_that_cannot_be_written_is_not_the_hubs_fault(
+    hub: Any, filled: tuple[Store, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "pulled/x"))
+
+    endpoint, _ = hub
+    push(filled[0], "org/ami", endpoint=endpoint, token="secret")
+    monkeypatch.setattr(huggingface_hub.HfApi, "snapshot_download", full)
+    with pytest.raises(StoreError, match=r"cannot be written to .*pulled: No space left .*free some space"):
+        pull("org/ami", Bank(tmp_path / "pulled"), endpoint=endpoint)

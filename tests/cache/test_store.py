@@ -288,7 +288,6 @@ class StoreContract(Essentials):
         parts = list(store.iter_blocks(rows.keys[pick], 300))
         assert [part for part, _ in parts] == [slice(s, min(s + 300, 1001)) for s in range(0, 1001, 300)]
         assert same(np.concatenate([vectors for _, vectors in parts]), rows.vectors[pick])
-        assert same(np.concatenate([vectors for _, vectors in store.scan()]), rows.vectors)
 
 
 class TestZarr(StoreContract):

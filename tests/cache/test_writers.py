@@ -2,8 +2,6 @@
 
 import json
 import multiprocessing
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -120,55 +118,6 @@ def test_reading_goes_on_while_blocks_are_packed_and_swept(store: Store, make_ro
 
 
 # --- leases -----------------------------------------------------------------------------------------
-
-
-def test_machines_share_the_work(store: Store, make_rows: Any) -> None:
-    rows = make_rows(1000)
-    embedded = FORK.Array("i", 4, lock=False)
-
-    def machine(number: int) -> None:
-        mine = Store(store.files)
-        with mine.writer() as writer, mine.claim(rows.keys, writer, rows=64, poll=0.05) as claims:
-            for index in claims:
-                time.sleep(0.01)
-                writer.append(rows.keys[index], rows.vectors[index], [rows.ids[i] for i in index])
-                embedded[number] += len(index)
-
-    run(*(lambda number=number: machine(number) for number in range(4)))
-    store.refresh()
-    assert store.load(rows.keys).tobytes() == rows.vectors.tobytes()
-    assert sum(embedded) == 1000  # nothing twice
-    assert sum(count > 0 for count in embedded) > 1
-    assert not store.files.names(leases.FOLDER)
-
-
-def test_the_work_of_a_dead_writer_is_taken_over(store: Store, make_rows: Any) -> None:
-    rows = make_rows(300)
-    ready = FORK.Event()
-
-    def doomed() -> None:
-        with store.writer() as writer, store.claim(rows.keys, writer, rows=100) as claims:
-            for index in claims:
-                writer.append(rows.keys[index], rows.vectors[index], [""] * len(index))
-                if index[0] == 100:
-                    ready.set()
-                    time.sleep(60)
-
-    process = FORK.Process(target=doomed)
-    process.start()
-    assert ready.wait(30)
-    other = Store(store.files)
-    with other.writer() as writer, other.claim(rows.keys, writer, rows=100, wait=False) as claims:
-        assert [int(index[0]) for index in claims] == [200]  # 0 is published, 100 is held
-    os.kill(process.pid or 0, signal.SIGKILL)
-    process.join()
-    began = time.monotonic()
-    with other.writer() as writer, other.claim(rows.keys, writer, rows=100, poll=0.05) as claims:
-        for index in claims:
-            writer.append(rows.keys[index], rows.vectors[index], [""] * len(index))
-    other.refresh()
-    assert time.monotonic() - began < 10  # at once: the process is known to be gone
-    assert other.contains(rows.keys).all()
 
 
 def test_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: Any) -> None:
