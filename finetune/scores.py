@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from ..probe.config import ProbeConfig
 from ..probe.model import mean_logit
-from ..probe.protocol import adjustment
+from ..probe.protocol import adjustment, as_ensemble, standardized
 from ..probe.results.files import ProbeResult
 from ..probe.results.scoring import (
     Column,
@@ -51,9 +51,11 @@ def assemble(
     logits : fold number -> {OOF: of the fold's rows, evaluation set: of its rows}, float64, in the rows'
         order
     about : goes into the one entry of "models"
-    Threshold, temperature and Platt's scaling of a fold's own rows come from the other folds' out-of-fold
-    scores (none with one fold alone); those of the ensemble from all of them; single fold models on
-    evaluation sets have none.
+    Models of folds have scales of their own: each fold's scores are standardised by their own mean and
+    deviation, without labels (`protocol.standardized`), before anything is pooled. Threshold, temperature
+    and Platt's scaling of a fold's own rows come from the other folds' out-of-fold scores, put on its scale
+    (none with one fold alone); those of the ensemble from all of them; single fold models on evaluation sets
+    have none.
     """
     study, features, numbers = data.study, config.features[0], sorted(logits)
     keep = np.isin(data.fold, numbers)
@@ -62,15 +64,18 @@ def assemble(
     oof = np.empty(len(train))
     for k in numbers:
         oof[fold == k] = logits[k][OOF]
+    scales, order = standardized(oof, fold)
     adjusted = np.tile(UNADJUSTED, (len(train), 1))
     if len(numbers) > 1:
-        for k in numbers:
-            adjusted[fold == k] = adjustment(train.y[fold != k], oof[fold != k])
-    of_ensemble = adjustment(train.y, oof)
+        for k, (mean, deviation) in zip(numbers, scales, strict=True):
+            others = fold != k  # their scores as fold k's model would give them
+            adjusted[~others] = adjustment(train.y[others], order[others] * deviation + mean)
+    oof_ensemble = as_ensemble(order, scales)
+    of_ensemble = adjustment(train.y, oof_ensemble)
     columns = {
-        train.dataset: [Column(features, OOF, oof, adjusted, cuts=out_of_fold_cuts(train.y, oof, fold))]
+        train.dataset: [Column(features, OOF, oof, adjusted, order, out_of_fold_cuts(train.y, order, fold))]
     }
-    cuts = specificity_cuts(train.y, oof)
+    cuts = specificity_cuts(train.y, oof_ensemble)
     of_models: dict[str, np.ndarray] = {}
     for rows in study.tests:
         each = of_models[rows.dataset] = np.stack([logits[k][rows.dataset] for k in numbers], axis=1)

@@ -31,6 +31,7 @@ from .protocol import (
     Plan,
     ProtocolRun,
     adjustment,
+    as_ensemble,
     folds_of,
     make_plan,
     run_protocol,
@@ -580,7 +581,7 @@ def columns_of(
             if name != SWEEP and dataset in run.refit:  # the sweep's refit is that of the chosen features
                 refit = run.refit[dataset]
                 mine.append(_one_model(name, "refit", refit, run.adjusted, specificity_cuts(y, run.oof_flat)))
-            cuts = specificity_cuts(y, run.oof)
+            cuts = specificity_cuts(y, run.oof_ensemble)
             mine.append(_one_model(name, "ensemble", ensemble, run.ensemble_adjusted, cuts))
     return chosen, columns
 
@@ -600,12 +601,16 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
         rows, run = plan.folds == k, runs[pick[i]]
         oof[rows], adjusted[rows] = run.oof[rows], run.oof_adjusted[rows]
         ranking[rows] = run.oof_ranking[rows]
+    scales = np.stack([runs[p].scales[i] for i, p in enumerate(pick)])
+    oof_ensemble = as_ensemble(ranking, scales)
     return replace(
         chosen,
         oof=oof,
         oof_ranking=ranking,
+        scales=scales,
         oof_adjusted=adjusted,
-        ensemble_adjusted=adjustment(y, oof),
+        oof_ensemble=oof_ensemble,
+        ensemble_adjusted=adjustment(y, oof_ensemble),
         fold_models={
             name: np.stack([runs[p].fold_models[name][:, i] for i, p in enumerate(pick)], axis=1)
             for name in chosen.fold_models
@@ -632,8 +637,9 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
 
     Columns: patch_id, path, content_hash, dataset, domain, group, label (1: positive), fold (outer fold of a
     train row, else 0), features, role; score (logit, as fitted); ranking (the same on one scale over the
-    models of the folds: what AUROC and average precision are taken on); probability, calibrated on folds
-    (Platt); threshold on this probability, chosen on folds; call, int8: probability >= threshold.
+    models of the folds, see `protocol.ranking`: what AUROC and average precision are taken on); probability,
+    calibrated on folds (Platt); threshold on this probability, chosen on folds; call, int8: probability >=
+    threshold.
     """
     frames = []
     for rows in data.rows:

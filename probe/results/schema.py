@@ -565,10 +565,14 @@ class LeftOut(Part):
     n_groups: int | None = None
     choice: Choice | None
     metrics: dict[str, Triple] | None
+    uncertainty: dict[str, dict[str, Any]] | None = None
 
 
 class Matrix(Part):
-    """Trained on one domain (rows), scored on another (columns "SET / DOMAIN"; "train" is the train set)."""
+    """Trained on one domain (rows), scored on another (columns "SET / DOMAIN"; "train" is the train set).
+
+    intervals, reasons : metric -> [low, high] of each cell, and why there are none
+    """
 
     train: list[str]
     test: list[str]
@@ -577,6 +581,9 @@ class Matrix(Part):
     balanced_accuracy: list[list[float | None]]
     auroc: list[list[float | None]]
     average_precision: list[list[float | None]]
+    n_groups: list[int] = []
+    intervals: dict[str, list[list[list[float | None]]]] = {}
+    reasons: dict[str, list[list[str]]] = {}
 
 
 class Domains(Part):

@@ -72,8 +72,9 @@ class Column:
     adjusted : float64 (n, 4), what was chosen on held-out scores for each row's model, as
         `protocol.adjustment` gives it: threshold on the score, 1 / temperature, Platt's scale and offset
     role : "oof" (train rows, by models that have not seen them), "refit", "ensemble"
-    ranking : float64 (n,), logits that are on one scale where the rows are scored by several models; what
-        AUROC and average precision are taken on. None: one model has scored all rows, so `score` itself
+    ranking : float64 (n,), scores on one scale where the rows are scored by several models
+        (`protocol.ranking`); what AUROC and average precision are taken on. None: one model has scored all
+        rows, so `score` itself
     cuts : float64 (n, 2) on the scale of `order`, at or above which a row is called positive at specificity
         .90 and .95 (SPECIFICITIES) of held-out rows; None: none were chosen, see `specificity_cuts`
     """

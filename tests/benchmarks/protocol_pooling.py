@@ -6,7 +6,8 @@ Slides with effects of their own, 15 patches each, a fifth positive; five outer 
 is the AUROC of the folds' models on 200 new slides.
 
 1. One feature set, by what chooses and between which class weights: AUROC of the out-of-fold scores as they
-   are ("raw"), each fold's by its own Platt scaling ("one scale", reported), and within folds alone.
+   are ("raw"), each fold's standardised by what its inner folds scored ("one scale", reported, see
+   `protocol.ranking`), and within folds alone.
 2. Several feature sets of one quality: the AUROC of the one that the folds as a whole chose (*) and of the
    nested choice ("chosen on folds"), both out of fold, less the truth of what was chosen.
 """

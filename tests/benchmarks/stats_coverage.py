@@ -187,7 +187,7 @@ def scored_out_of_fold(rng: Any, seed: int, design: dict[str, Any], _: dict[str,
         one = estimate(
             y,
             run.oof,
-            order=run.oof_calibrated,
+            order=run.oof_ranking,
             logits=True,
             groups=groups,
             metrics=COMPARED,

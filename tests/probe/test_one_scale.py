@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.protocol import adjustment, make_plan, run_protocol
+from patchbank.probe.model import mean_logit
+from patchbank.probe.protocol import adjustment, as_ensemble, make_plan, run_protocol, standardized
 from patchbank.probe.results.scoring import Column, Rows, compare_models, mean_of_models, score_set
 from patchbank.probe.selection import criterion
 from scipy.special import expit
@@ -91,9 +92,45 @@ def test_out_of_fold_is_not_below_what_the_models_are_worth() -> None:
     assert pooled == pytest.approx(truth, abs=0.015)
 
 
+def test_the_ensemble_is_calibrated_on_scores_of_its_own_scale() -> None:
+    """Models of one quality whose scores differ by factors and offsets: rows that each was held out for say
+    where the mean probability of all has to be cut, once they are mapped to its scale, and not before."""
+    rng = np.random.default_rng(3)
+    n, K = 4000, 5
+    y, fold = (rng.random(n) < 0.3).astype(int), np.arange(n) % K + 1
+    quality = rng.standard_normal(n) + 1.5 * y
+    factor, shift = np.array([0.1, 0.3, 1, 3, 10]), np.array([-1, 0, 2, 0.5, -3])
+    held_out = quality * factor[fold - 1] + shift[fold - 1]
+    scales, order = standardized(held_out, fold)
+    np.testing.assert_allclose(scales[:, 1] / factor, scales[0, 1] / factor[0], rtol=0.1)
+    assert roc_auc_score(y, order) == pytest.approx(roc_auc_score(y, quality), abs=0.002)
+    assert roc_auc_score(y, held_out) < roc_auc_score(y, quality) - 0.05
+
+    labels = (rng.random(n) < 0.3).astype(int)
+    new = mean_logit((rng.standard_normal(n) + 1.5 * labels)[:, None] * factor + shift)  # the ensemble
+
+    def accuracy(threshold: float) -> float:
+        return ((new >= threshold) == labels)[labels == 1].mean() + ((new >= threshold) == labels)[
+            labels == 0
+        ].mean()
+
+    best = adjustment(labels, new)
+    found = adjustment(y, as_ensemble(order, scales))
+    pooled = adjustment(y, held_out)
+    assert accuracy(found[0]) == pytest.approx(accuracy(best[0]), abs=0.02)
+    assert accuracy(pooled[0]) < accuracy(best[0]) - 0.05
+
+    def log_loss(of: np.ndarray) -> float:
+        return float(np.logaddexp(0, (1 - 2 * labels) * (of[2] * new + of[3])).mean())
+
+    assert log_loss(found) == pytest.approx(log_loss(best), abs=0.01)
+    assert log_loss(pooled) > log_loss(best) + 0.02
+
+
 def test_without_a_signal_the_folds_prevalences_are_none() -> None:
-    """The offset of a fold's Platt scaling has the share of positives of the other folds in it. Left in, it
-    would put folds of many positives below the others: AUROC .43 where there is nothing to find."""
+    """A scale with labels in it has the share of positives of the other folds in it: by the offset of a
+    fold's Platt scaling, folds of many positives would be put below the others (AUROC .43 where there is
+    nothing to find)."""
     _, pooled, _ = np.mean([_out_of_fold(seed, signal=0) for seed in range(12)], axis=0)
     assert pooled == pytest.approx(0.5, abs=0.04)
 
