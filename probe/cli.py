@@ -192,21 +192,47 @@ def few_shot_command(
 
 @probe_group.command("report")
 @click.argument("results", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="File to write: .html or .md."
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write: .html or .md.")
 @click.option("--no-images", is_flag=True, help="Leave the thumbnails of errors out.")
-def report_command(results: Path, out: Path, no_images: bool) -> None:
+@click.option("--figures", type=click.Path(path_type=Path), help="Folder for the plots as files for print.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(["pdf", "svg", "png"]),
+    help="Of the figures; may be repeated (default: all three).",
+)
+def report_command(
+    results: Path, out: Path | None, no_images: bool, figures: Path | None, formats: tuple[str, ...]
+) -> None:
     """Write RESULTS (the folder of `probe run`) as one HTML file that needs nothing else, or as Markdown.
+
+    --figures writes ROC, precision-recall and calibration plots, decision curves, forest plots and domain
+    matrices, in the sizes and fonts of print (needs matplotlib: pip install 'patchbank[figures]').
 
     \b
     Examples:
       patchbank probe report results -o report.html
       patchbank probe report results -o report.md
+      patchbank probe report results --figures figures --format pdf
     """
     from .report.write import write_report
+    from .results.files import ProbeResult
 
-    echo(f"Wrote {write_report(results, out, images=not no_images)}.")
+    if out is None and figures is None:
+        raise click.UsageError(
+            "name a file to write (-o report.html), a folder for figures (--figures), or both"
+        )
+    if formats and figures is None:
+        raise click.UsageError("--format is of figures: name a folder for them with --figures")
+    result = ProbeResult.load(results)
+    if out is not None:
+        echo(f"Wrote {write_report(result, out, images=not no_images)}.")
+    if figures is not None:
+        from .report.figures import FORMATS, write_figures
+
+        files = write_figures(result, figures, formats=formats or FORMATS)
+        echo(f"Wrote {len(files)} files into {figures}.")
 
 
 def _numbers(text: str) -> list[float]:

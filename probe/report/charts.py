@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from ..results.scoring import PAIRED
 from ..statistics.calibration import reliability_curve
-from .markup import TITLES, interval, signed
+from .markup import SHOWN, TITLES, interval, signed
 from .view import View
 
 UNIT = (0.0, 1.0)
@@ -114,7 +114,7 @@ def roc(view: View, dataset: str) -> Chart:
         kind="roc",
         of=dataset,
         title=f"ROC curves, {dataset}",
-        note=counted(view, dataset),
+        note=_note(view, dataset),
         xlabel="false positive rate (1 - specificity)",
         ylabel="sensitivity",
         parts=[*parts, Part(x=UNIT, y=UNIT, label="chance level")],
@@ -132,7 +132,7 @@ def precision_recall(view: View, dataset: str) -> Chart:
         kind="precision-recall",
         of=dataset,
         title=f"precision-recall curves, {dataset}",
-        note=counted(view, dataset),
+        note=_note(view, dataset),
         xlabel="sensitivity (recall)",
         ylabel="precision",
         parts=parts,
@@ -185,7 +185,8 @@ def reliability(view: View, dataset: str) -> Chart:
         kind="calibration",
         of=dataset,
         title=f"calibration, {dataset}",
-        note=f"{view.starred(view.chosen)}\n{counted(view, dataset)}",
+        note=f"{view.starred(view.chosen)}. {counted(view, dataset)}\n"
+        f"Bars: {view.level} % intervals for independent patches, in {BINS} bins of equal count",
         xlabel="predicted probability",
         ylabel=f"observed frequency of {view.positive}",
         parts=[*parts, Part(x=UNIT, y=UNIT, label="perfect calibration")],
@@ -225,7 +226,7 @@ def decision(view: View, dataset: str) -> Chart | None:
         of=dataset,
         title=f"decision curve, {dataset}",
         head=dataset,
-        note=counted(view, dataset),
+        note=_note(view, dataset),
         xlabel="threshold probability",
         ylabel="net benefit",
         y=(low, high),
@@ -326,7 +327,7 @@ def _forest(
         of=dataset,
         title=f"{TITLES[metric]}, {dataset}",
         head=f"{dataset}: {TITLES[metric]}",
-        note=counted(view, dataset),
+        note=_note(view, dataset),
         xlabel=xlabel,
         ylabel="",
         x=(low - pad, high + pad),
@@ -411,6 +412,24 @@ def counted(view: View, dataset: str) -> str:
         groups = "slides unknown, patches taken as independent"
     how = ", out of fold" if dataset == view.train else ""
     return f"{dataset}{how}: {r['n']:,} patches, {r['n_positive']:,} {view.positive}, {groups}"
+
+
+def _note(view: View, dataset: str) -> str:
+    """`counted`, and what stars and intervals are."""
+    bars = f"Intervals: {view.level} %, over whole {view.groups}. " if view.doc["config"]["bootstrap"] else ""
+    return f"{counted(view, dataset)}\n{bars}★ chosen on the folds of the training set"
+
+
+def charts_of(view: View) -> Iterator[Chart]:
+    """Every chart of a result that shows something."""
+    for dataset in dict.fromkeys(dataset for dataset, _ in view.records):
+        for make in (roc, precision_recall, reliability, decision):
+            chart = make(view, dataset)
+            if chart and any(part.series is not None for part in chart.parts):
+                yield chart
+        for metric in SHOWN:
+            yield from filter(None, (forest(view, dataset, metric), differences(view, dataset, metric)))
+    yield from filter(None, [choice_path(view)])
 
 
 def matrices(view: View) -> list[Matrix]:
