@@ -57,6 +57,7 @@ STYLE: "dict[RcKeyType, Any]" = {
     "savefig.dpi": 600,
 }
 FRAME = np.array([[-1, 1, 1, -1, -1], [-1, -1, 1, 1, -1]]) * 0.47  # of a cell of a matrix
+CELL = (13, 8)  # mm
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
 
 
@@ -108,15 +109,15 @@ def draw(chart: Chart) -> "Figure":
     """A chart as a figure, its legend below the axes."""
     width = WIDE if chart.rows else COLUMN
     columns = int((width - 12) / CHARACTER)
-    note = "\n".join(fill(printable(line), columns + 5) for line in chart.note.split("\n"))
-    labels = [fill(printable(part.label), columns) for part in chart.parts if part.label]
+    note = "\n".join(_wrapped(line, columns + 5) for line in chart.note.split("\n"))
+    labels = [_wrapped(part.label, columns) for part in chart.parts if part.label]
     lines = sum(text.count("\n") + 1.15 for text in [*labels, note])
     height = 11 + 4.6 * len(chart.rows) if chart.rows else COLUMN * (0.9 if chart.x == chart.y else 0.7)
     figure, axes = _figure(width, height + LINE * lines + 3)
     axes.set(xlim=chart.x, ylim=chart.y, xlabel=printable(chart.xlabel), ylabel=printable(chart.ylabel))
     axes.set_xticks(list(chart.xticks), [chart.xformat.format(v) for v in chart.xticks])
     if chart.rows:
-        axes.set_yticks(range(len(chart.rows)), [fill(printable(row), 40) for row in chart.rows])
+        axes.set_yticks(range(len(chart.rows)), [_wrapped(row, 40) for row in chart.rows])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         for i, value in enumerate(chart.values):
@@ -168,27 +169,25 @@ def _part(axes: "Axes", part: Part, dashes: Any, *, zorder: float) -> Any:
 def draw_matrix(view: View, matrix: Matrix) -> "Figure":
     """AUROC of a system by the domain it was trained on and the one it was scored on."""
     rows, columns = matrix.values.shape
-    heads = [
-        fill(printable(f"{domain or 'all'} ({positive}/{n})"), 24)
-        for _, domain, positive, n in matrix.columns
-    ]
+    heads = [_wrapped(f"{domain or 'all'} ({positive}/{n})", 24) for _, domain, positive, n in matrix.columns]
     lead = CHARACTER * max(len(printable(row)) for row in matrix.rows)
     over = CHARACTER * max(map(len, heads)) + 2 * LINE
-    note = fill(
-        printable(
-            f"{view.starred(matrix.of)}: AUROC, trained on the rows, scored on the columns "
-            f"({view.positive} / patches); framed: the domain itself, out of fold. White: 0.5 (chance level) "
-            "or less"
-        ),
-        int((max(lead + 11 * columns, COLUMN)) / CHARACTER),
+    note = _wrapped(
+        f"{view.starred(matrix.of)}: AUROC, trained on the rows, scored on the columns "
+        f"({view.positive} / patches), below it the {view.level} % interval over {view.groups}; framed: "
+        "the domain itself, out of fold. White: 0.5 (chance level) or less",
+        int((max(lead + CELL[0] * columns, COLUMN)) / CHARACTER),
     )
     below = LINE * (note.count("\n") + 2)
-    width = max(lead + 11 * columns + 10, COLUMN)
-    figure, axes = _figure(width, over + 6 * rows + below + 4)
+    width = max(lead + CELL[0] * columns + 10, COLUMN)
+    figure, axes = _figure(width, over + CELL[1] * rows + below + 4)
     axes.imshow(matrix.values, cmap="Blues", vmin=0.5, vmax=1.05, aspect="auto")
     for i, j in np.argwhere(np.isfinite(matrix.values)):
         value = matrix.values[i, j]
-        axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value > 0.82 else "black")
+        low, high = matrix.intervals[i, j].tolist()
+        around = "" if np.isnan(low) else f"\n{low:.2f}-{high:.2f}"
+        ink = "white" if value > 0.82 else "black"
+        axes.text(j, i, f"{value:.2f}{around}", ha="center", va="center", color=ink, linespacing=1.05)
         if matrix.own(i, j):
             axes.plot(*np.add([[j], [i]], FRAME), color="black", linewidth=0.9)
     axes.set_xticks(range(columns), heads, rotation=90)
@@ -202,7 +201,7 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         end = start + len(list(same))
         ends, place = (start - 0.42, end - 0.58), axes.get_xaxis_transform()
         axes.plot(ends, (-0.03, -0.03), color=GREY, linewidth=0.7, transform=place, clip_on=False)
-        name = fill(printable(dataset), max(8, int(11 * (end - start) / CHARACTER)))
+        name = _wrapped(dataset, max(8, int(CELL[0] * (end - start) / CHARACTER)))
         axes.text(sum(ends) / 2, -0.06, name, ha="center", va="top", transform=place)
         start = end
     figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
@@ -215,3 +214,7 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
 
     figure = Figure(figsize=(width / 25.4, height / 25.4), layout="constrained")
     return figure, figure.subplots()
+
+
+def _wrapped(text: str, columns: int) -> str:
+    return fill(printable(text).replace(" %", "\u00a0%"), columns)

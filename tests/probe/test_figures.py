@@ -114,8 +114,14 @@ def test_a_figure_draws_what_the_chart_says(result: ProbeResult) -> None:
             assert axes.get_ylim() == pytest.approx(chart.y)
         (matrix,) = charts.matrices(view)
         shown = [text.get_text() for text in draw_matrix(view, matrix).axes[0].texts]
-    found = result.document["domains"]["good/full/cls"]["matrix"]["auroc"]
-    values = [f"{v:.2f}" for row in found for v in row if v is not None]
+    found = result.document["domains"]["good/full/cls"]["matrix"]
+    values = [
+        f"{v:.2f}" + (f"\n{low:.2f}-{high:.2f}" if low is not None else "")
+        for row, ends in zip(found["auroc"], found["intervals"]["auroc"], strict=True)
+        for v, (low, high) in zip(row, ends, strict=True)
+        if v is not None
+    ]
+    assert "\n" in "".join(values)
     assert shown[: len(values)] == values
     assert shown[len(values) :] == ["inner:train", "inner:test", "outer"]
 
