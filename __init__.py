@@ -13,7 +13,7 @@ CPU stage (cache, probe) never loads torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .cache.bank import Bank as Bank

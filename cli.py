@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from . import __version__
 from .errors import PatchbankError
 from .terminal import echo
+from .version import __version__
 
 # command -> (module, attribute); the modules import click alone at their top (held by tests/test_cli.py)
 COMMANDS = {

@@ -19,7 +19,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from . import __version__
 from .errors import (
     EncoderError,
     InvalidRequest,
@@ -34,6 +33,7 @@ from .files import locked, sha256, write_text
 from .probe.config import NEAR_BY
 from .study_file import Study, System
 from .texts import write_csv
+from .version import __version__
 
 if TYPE_CHECKING:
     from .cache.store import Store
@@ -327,7 +327,7 @@ class _Work:
         return str(self.study.folder / name) if name.endswith(".toml") else name
 
     def _card(self, name: str) -> "Card":
-        from .extract.cards import load_card
+        from .extract.registry import load_card
 
         return load_card(self._encoder(name), trust_code=self.where.trust_code)
 

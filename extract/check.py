@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from ..errors import EncoderError
-from .cards import load_card
 from .encoders import build_encoder
 from .listing import policies_of
+from .registry import load_card
 
 SPEED_BATCH_CPU, SPEED_BATCH = 8, 64
 

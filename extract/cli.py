@@ -161,8 +161,8 @@ def ls_command(as_json: bool) -> None:
       patchbank encoders ls
       patchbank encoders ls --json
     """
-    from .cards import plugged_cards, shipped_cards
     from .listing import describe, show_cards
+    from .registry import plugged_cards, shipped_cards
 
     cards = shipped_cards() | plugged_cards()
     if as_json:
@@ -183,8 +183,8 @@ def show_command(encoder: str, as_json: bool) -> None:
       patchbank encoders show timm:resnet50
       patchbank encoders show uni2-h > mine.toml
     """
-    from .cards import load_card
     from .listing import describe, to_toml
+    from .registry import load_card
 
     card = load_card(encoder, trust_code=True)  # nothing is built
     echo(json.dumps(describe(card), indent=2) if as_json else to_toml(card))

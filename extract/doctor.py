@@ -12,8 +12,9 @@ from typing import Any
 from ..files import cores
 from ..hub import has_token
 from ..terminal import print_table
-from .cards import Card, plugged_cards, shipped_cards
+from .cards import Card
 from .precision import cpu_has_bf16
+from .registry import plugged_cards, shipped_cards
 from .weights import INSTALL
 
 CORE = ("numpy", "pandas", "pillow", "scikit-learn", "zarr", "h5py")

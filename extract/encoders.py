@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import EncoderError, InvalidRequest
-from .cards import Card, load_card
+from .cards import Card
 from .devices import resolve_devices
-from .models.network import Features, build_network
+from .models.build import build_network
+from .models.network import Features
 from .precision import choose_precision
+from .registry import load_card
 from .tokens import Policy, layers_of, parse_policy, select, vector_dim
 from .views import prepare, resized_shape
 from .weights import Weights, locate

@@ -20,13 +20,14 @@ from ..datasets.images import content_hash
 from ..datasets.manifest import Manifest
 from ..datasets.sources import MARK, open_source
 from ..errors import EncoderError, ImageError, InvalidRequest
+from ..version import versions
 from .cards import UNPINNED, Card
-from .engine import Lane, Target, Work
 from .options import RESIZERS, ExtractOptions
 from .report import ExtractReport, StoreReport
 from .tokens import parse_policy, vector_dim
 from .views import parse_views
 from .weights import Weights
+from .work import Lane, Target, Work
 
 SMALLEST_UNIT, LARGEST_UNIT = 256, 8192  # patches that are leased and published together
 
@@ -317,19 +318,11 @@ def _same_commit(bank: Bank, identity: Identity) -> None:
 
 def _provenance(card: Card, weights: Weights) -> dict[str, Any]:
     """What does not change the numbers, and is good to know later."""
-    from importlib import metadata
-
-    versions: dict[str, str] = {}
-    for name in ("patchbank", "torch", "timm", "transformers", "pillow"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return {
         "licence": card.licence,
         "gated": card.gated,
         "hub": card.hub,
         "commit": weights.commit,
         "source": card.source,
-        "versions": versions,
+        "versions": versions(("patchbank", "torch", "timm", "transformers", "pillow")),
     }

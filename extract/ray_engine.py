@@ -62,11 +62,14 @@ class _Worker:
     """Runs the local engine in a process of its own."""
 
     def run(
-        self, manifests: Sequence[Manifest], cards: Sequence[Card], bank: str, options: ExtractOptions
+        self,
+        extract: Callable[..., Any],
+        manifests: Sequence[Manifest],
+        cards: Sequence[Card],
+        bank: str,
+        options: ExtractOptions,
     ) -> Any:
-        from .run import run_extract
-
-        return run_extract(manifests, encoder=cards, bank=bank, options=options, progress=False)
+        return extract(manifests, encoder=cards, bank=bank, options=options, progress=False)
 
 
 def run_actors(
@@ -75,12 +78,14 @@ def run_actors(
     bank: str,
     options: ExtractOptions,
     *,
+    extract: Callable[..., Any],
     look: Callable[[], object],
 ) -> tuple[list[Any], int]:
     """Embed with a cluster.
 
     Args:
         options: of the run; its actors are as many as there are GPUs (or machines) by default.
+        extract: `run_extract`, which every actor calls with the local engine.
         look: called about every second, for a progress bar.
 
     Returns:
@@ -100,7 +105,7 @@ def run_actors(
         actor = worker.remote()
         # the revision is in the cards by now
         own = replace(options, engine="local", revision=None, shift=number / cluster.actors)
-        running[actor.run.remote(shared, list(cards), bank, own)] = (actor, number)
+        running[actor.run.remote(extract, shared, list(cards), bank, own)] = (actor, number)
 
     for number in range(cluster.actors):
         start(number)

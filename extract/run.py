@@ -19,10 +19,11 @@ from ..cache.bank import Bank
 from ..datasets.manifest import Manifest, load_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
 from ..files import cores
-from .cards import Card, load_card, with_revision
+from .cards import Card, with_revision
 from .engine import Pipeline
 from .options import ExtractOptions
 from .planning import Plan, open_lanes, plan_work
+from .registry import load_card
 from .report import ExtractReport
 from .weights import Weights, locate
 
@@ -177,7 +178,8 @@ def _run_here(
     """Through the engine of this process."""
     from tqdm import tqdm
 
-    from .devices import batch_size_for, single_threaded
+    from .batch_size import batch_size_for
+    from .devices import single_threaded
 
     bar = tqdm(total=len(plan.work), unit="patch", disable=not progress, mininterval=1, desc=_title(cards))
     with bar, single_threaded([each[0].device for each in encoders]):
@@ -236,7 +238,9 @@ def _run_ray(
 
     missing = (report.unique - report.cached) * len(plan.targets)
     with tqdm(total=missing, unit="row", disable=not progress, mininterval=1, desc=_title(cards)) as bar:
-        parts, report.actors_lost = run_actors(plan.manifests, cards, bank, options, look=look)
+        parts, report.actors_lost = run_actors(
+            plan.manifests, cards, bank, options, extract=run_extract, look=look
+        )
     report.model_loaded = True
     report.embedded = sum(part.embedded for part in parts)
     report.forwards = sum(part.forwards for part in parts)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from ..datasets.hashes import hex_hashes, resolve
 from ..datasets.manifest import Manifest
 from ..errors import EncoderError, InvalidRequest, LeakRefused
-from ..extract.cards import Card, card_from, named_card, trusted, untrusted
+from ..extract.cards import Card, card_from, trusted, untrusted
+from ..extract.registry import named_card
 from ..extract.weights import Weights, locate
 from . import checkpoint
 from .data import with_hashes

@@ -181,7 +181,7 @@ def run_attention(
         check_folder_writable(out)
     chosen = settings if isinstance(settings, AttentionSettings) else settings_from(settings or {})
     if token_dim is None:
-        from ..extract.cards import load_card
+        from ..extract.registry import load_card
 
         try:
             token_dim = load_card(encoder).dim

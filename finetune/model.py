@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder
-from ..extract.cards import Card, Transform, load_card
-from ..extract.models.network import Network, build_network
+from ..extract.cards import Card, Transform
+from ..extract.models.build import build_network
+from ..extract.models.network import Network
+from ..extract.registry import load_card
 from ..extract.tokens import parse_policy, select, vector_dim
 from ..extract.views import parse_views, prepare
 from ..extract.weights import Weights

@@ -3,11 +3,8 @@
 import hashlib
 import json
 import os
-import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .. import __version__
 from ..cache.identity import safe_name
 from ..datasets.manifest import Manifest, load_manifest
 from ..errors import InvalidRequest, TrainingError
@@ -25,6 +21,7 @@ from ..extract.weights import Weights, locate
 from ..files import check_folder_writable, locked, write_atomically, write_text
 from ..probe.config import ProbeConfig
 from ..probe.results.files import ProbeResult
+from ..version import provenance
 from . import checkpoint as files
 from .data import TrainingData, chosen_folds, gather_rows, patches_of
 from .engines import run_all
@@ -331,7 +328,7 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
             "history": at.history,
         },
         "validation": at.history[at.best_epoch - 1],
-        "provenance": provenance(),
+        "provenance": _provenance(),
     }
     files.write_card(job.folder, about)
     return files.read_card(job.folder)
@@ -374,28 +371,9 @@ def _collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: 
         ],
         "seconds": {"all": sum(c["training"]["seconds"] for c in cards)},
     }
-    result = assemble(data, config, logits, about | {"provenance": provenance()})
+    result = assemble(data, config, logits, about | {"provenance": _provenance()})
     result.save(folder)
     return result
-
-
-def provenance() -> dict[str, Any]:
-    """What made the numbers, apart from the recipe."""
-    import peft
-    import timm
-
-    return {
-        "patchbank": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "peft": peft.__version__,
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv[1:] if Path(sys.argv[0]).stem == "patchbank" else [],
-    }
 
 
 def _is_done(job: FoldJob) -> bool:
@@ -470,3 +448,8 @@ def _write_model(network: Classifier, names: Sequence[str], job: FoldJob) -> Non
     files.save_tensors(job.folder / "adapter_model.safetensors", adapter_state(network.inner))
     text = json.dumps(adapter_config(job.recipe, names), indent=1) + "\n"
     write_text(job.folder / "adapter_config.json", text)
+
+
+def _provenance() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return provenance("torch", "timm", "peft") | {"gpu": gpu}

@@ -21,8 +21,8 @@ from ..probe.results.scoring import (
     specificity_cuts,
 )
 from ..probe.run import StudyData, describe, describe_adjusted, predictions_table, score_fold_models
-from ..probe.run import provenance as probe_provenance
 from ..probe.statistics import metrics
+from ..version import provenance
 from .data import TrainingData
 
 OOF = "oof"
@@ -94,7 +94,7 @@ def assemble(
     folds = data.folds
     document = {
         "config": config.to_dict(),
-        "provenance": probe_provenance(),
+        "provenance": provenance(),
         "data": [describe(rows, manifest) for rows, manifest in sets],
         "folds": {
             "name": folds.name,

@@ -2,13 +2,9 @@
 
 import hashlib
 import os
-import platform
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import joblib
@@ -16,11 +12,11 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits
 
-from .. import __version__
 from ..datasets.folds import Folds, effective_groups, folds_for
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency, ProbeError
 from ..files import cores, holding_out
+from ..version import provenance
 from .config import BACKENDS, NEAR_BY, FeatureSet, ProbeConfig, feature_sets, parse_features
 from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
@@ -748,24 +744,6 @@ def rows_digest(manifest: Manifest) -> str:
     for column in ("patch_id", "label"):
         digest.update("".join(f"{len(text)} {text}" for text in map(str, manifest.table[column])).encode())
     return digest.hexdigest()
-
-
-def provenance() -> dict[str, Any]:
-    """What made the numbers, apart from the settings."""
-    import scipy
-    import sklearn
-
-    return {
-        "patchbank": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "scikit-learn": sklearn.__version__,
-        "platform": platform.platform(),
-        "processors": os.cpu_count(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv[1:] if Path(sys.argv[0]).stem == "patchbank" else [],
-    }
 
 
 def finite(value: Any) -> Any:

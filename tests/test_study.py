@@ -641,7 +641,7 @@ def test_unknown_studies_and_systems_are_answered_with_the_near_name() -> None:
 
 
 def test_the_shipped_studies_have_every_published_system() -> None:
-    from patchbank.extract.cards import load_card
+    from patchbank.extract.registry import load_card
     from patchbank.finetune.recipe import load_recipe
     from patchbank.probe.report.published import load_published
 

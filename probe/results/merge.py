@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 
 from ...errors import InvalidRequest
+from ...version import provenance
 from ..classifiers.grid import sum_facts
 from ..config import ProbeConfig
 from ..leaks import deduplicate
-from ..run import provenance
 from .files import ProbeResult, groups_known
 from .schema import SWEEP, TEST_ROLES, TRAIN_ROLES
 from .scoring import Column, Rows, compare_models, estimate_set, precision, without_duplicates

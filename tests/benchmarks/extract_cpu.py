@@ -32,9 +32,10 @@ import torch
 from extract_inputs import Cost, default_images, manifest_of, random_checkpoint, timed, workspace
 from patchbank.datasets.images import content_hash, read_image
 from patchbank.datasets.manifest import Manifest
-from patchbank.extract.cards import Transform, load_card
+from patchbank.extract.cards import Transform
 from patchbank.extract.encoders import Encoder, build_encoder
 from patchbank.extract.engine import CHUNK
+from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
 from patchbank.extract.views import prepare
 from PIL import Image

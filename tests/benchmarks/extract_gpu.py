@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 from extract_inputs import default_images, manifest_of, workspace
 from patchbank.datasets.images import read_image
-from patchbank.extract.cards import load_card
-from patchbank.extract.devices import batch_size_for
+from patchbank.extract.batch_size import batch_size_for
 from patchbank.extract.encoders import Encoder, build_encoder
-from patchbank.extract.engine import Lane
+from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
+from patchbank.extract.work import Lane
 from safetensors.torch import save_file
 
 CARDS = ("virchow2", "uni")

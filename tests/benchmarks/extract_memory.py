@@ -34,9 +34,10 @@ def child(n: int, folder: str, hashed: bool) -> None:
     from patchbank.datasets.images import content_hash
     from patchbank.extract.cards import Card, Transform
     from patchbank.extract.encoders import build_encoder
-    from patchbank.extract.engine import Lane, Pipeline, Target, Work
+    from patchbank.extract.engine import Pipeline
     from patchbank.extract.tokens import Policy
     from patchbank.extract.views import View
+    from patchbank.extract.work import Lane, Target, Work
 
     def read(i: int) -> np.ndarray:
         pixels = np.zeros((8, 8, 3), np.uint8)

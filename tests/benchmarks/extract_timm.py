@@ -13,8 +13,8 @@ from collections import Counter
 import numpy as np
 import timm
 from patchbank.errors import EncoderError, PatchbankError
-from patchbank.extract.cards import load_card
 from patchbank.extract.models.timm import _transform
+from patchbank.extract.registry import load_card
 from patchbank.extract.views import prepare
 from PIL import Image
 from timm.data import create_transform, resolve_data_config

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.manifest import load_manifest
-from patchbank.extract.cards import load_card
+from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
 from patchbank.finetune.checkpoint import read_card
 from patchbank.finetune.compare import compare_results

@@ -24,8 +24,8 @@ from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.cache.store import Store
 from patchbank.datasets.manifest import Manifest, load_manifest
-from patchbank.extract.cards import load_card
-from patchbank.extract.models.network import build_network
+from patchbank.extract.models.build import build_network
+from patchbank.extract.registry import load_card
 from patchbank.probe.solver.logistic import fit_logistic
 
 ENCODERS = ("uni", "uni2-h", "virchow", "virchow2", "prov-gigapath", "h-optimus-0", "h-optimus-1", "h0-mini",

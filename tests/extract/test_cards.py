@@ -11,18 +11,11 @@ import pytest
 import torch
 from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
 from patchbank.extract import cards as module
-from patchbank.extract.cards import (
-    Card,
-    Transform,
-    load_card,
-    named_card,
-    plugged_cards,
-    read_card,
-    shipped_cards,
-)
+from patchbank.extract.cards import Card, Transform, read_card
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.listing import describe, policies_of, to_toml
-from patchbank.extract.models.network import build_network
+from patchbank.extract.models.build import build_network
+from patchbank.extract.registry import load_card, named_card, plugged_cards, shipped_cards
 from patchbank.extract.tokens import parse_policy, vector_dim
 from patchbank.extract.views import prepare
 from PIL import Image

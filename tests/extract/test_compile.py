@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from patchbank.cache.bank import Bank
-from patchbank.extract.cards import load_card
 from patchbank.extract.encoders import build_encoder
+from patchbank.extract.registry import load_card
 from safetensors.torch import save_file
 
 CARD = """

@@ -11,11 +11,13 @@ import pytest
 import torch
 from patchbank.errors import EncoderError, InvalidRequest, UntrustedCode
 from patchbank.extract import precision
-from patchbank.extract.cards import Card, Transform, load_card
+from patchbank.extract.batch_size import batch_size_for
+from patchbank.extract.cards import Card, Transform
 from patchbank.extract.check import check_encoder
-from patchbank.extract.devices import batch_size_for, compute_threads, resolve_devices, single_threaded
+from patchbank.extract.devices import compute_threads, resolve_devices, single_threaded
 from patchbank.extract.encoders import build_encoder
-from patchbank.extract.models.network import build_network
+from patchbank.extract.models.build import build_network
+from patchbank.extract.registry import load_card
 
 SMALL = {"img_size": 32, "depth": 3, "num_classes": 0}
 

@@ -11,9 +11,10 @@ from patchbank.cache.identity import Identity
 from patchbank.datasets.images import content_hash
 from patchbank.extract.cards import Card, Transform
 from patchbank.extract.encoders import build_encoder
-from patchbank.extract.engine import Lane, Pipeline, Target, Work
+from patchbank.extract.engine import Pipeline
 from patchbank.extract.tokens import Policy
 from patchbank.extract.views import View
+from patchbank.extract.work import Lane, Target, Work
 
 FEW, MANY = 10_000, 40_000
 CONSTANT = 100_000  # bytes: queues that are fuller in one run than in the other

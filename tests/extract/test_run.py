@@ -139,7 +139,7 @@ def test_batch_position_workers_and_resume_do_not_change_a_vector(
     tmp_path: Path, make_manifest: Make
 ) -> None:
     """A real network: what is promised is 1e-5 of a vector's length in fp32, whatever is around a patch."""
-    from patchbank.extract.cards import load_card
+    from patchbank.extract.registry import load_card
 
     manifest = make_manifest(11, side=40)
     card = load_card("efficientnet-lite0")

@@ -7,9 +7,10 @@ import pytest
 import timm
 import torch
 from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder
-from patchbank.extract.cards import Transform, load_card
+from patchbank.extract.cards import Transform
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.models.timm import _transform
+from patchbank.extract.registry import load_card
 from patchbank.extract.views import prepare
 from PIL import Image
 from timm.data import create_transform, resolve_data_config

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 from patchbank.errors import ImageError, InvalidRequest
-from patchbank.extract.cards import Transform, shipped_cards
+from patchbank.extract.cards import Transform
+from patchbank.extract.registry import shipped_cards
 from patchbank.extract.tokens import layers_of, parse_policy, select, vector_dim
 from patchbank.extract.views import View, crop_pixels, orient, parse_views, prepare
 

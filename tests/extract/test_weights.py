@@ -16,9 +16,10 @@ import torch
 from huggingface_hub import constants
 from patchbank.errors import EncoderError, GatedEncoder, InvalidRequest, MissingDependency, WeightsNotHere
 from patchbank.extract import weights
-from patchbank.extract.cards import Card, Transform, load_card, with_revision
+from patchbank.extract.cards import Card, Transform, with_revision
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.hub import explained
+from patchbank.extract.registry import load_card
 from patchbank.extract.weights import locate
 from safetensors.torch import save_file
 

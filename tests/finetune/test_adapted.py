@@ -18,8 +18,8 @@ from patchbank.errors import (
     TrainingError,
     UntrustedCode,
 )
-from patchbank.extract.cards import load_card
 from patchbank.extract.encoders import build_encoder
+from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
 from patchbank.finetune.adapted import admit, card_of, load_model, unseen
 from patchbank.finetune.cli import finetune_group, predict_command

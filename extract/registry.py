@@ -1,0 +1,158 @@
+"""Encoders by name: the shipped cards, those of other packages, timm:NAME, hf:ORG/NAME, and card files."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from ..errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
+from ..settings import SHIPPED
+from .cards import Card, parse_card, read_card, trusted, untrusted
+
+ENTRY_POINTS = "patchbank.encoders"
+SCHEMES = "patchbank.encoder_schemes"  # entry point NAME: a function that makes a Card of REST in "NAME:REST"
+
+
+def shipped_cards() -> dict[str, Card]:
+    """The cards that come with the package, by id, sorted."""
+    cards: dict[str, Card] = {}
+    for entry in sorted((SHIPPED / "encoders").glob("*.toml")):
+        if entry.is_file():
+            card = parse_card(entry.read_text("utf-8"), origin=f"manifests/encoders/{entry.name}")
+            if card.id != entry.stem:
+                raise InvalidRequest(
+                    f"manifests/encoders/{entry.name} has id {card.id!r}: the two must agree"
+                )
+            cards[card.id] = card
+    return cards
+
+
+def plugged_cards() -> dict[str, Card]:
+    """Cards from other installed packages: entry points of the group "patchbank.encoders".
+
+    An entry point is named as the card's id and resolves to a Card, to a function that returns one, or to
+    the path of a TOML file.
+
+    Raises:
+        EncoderError: an entry point does not load, or takes a name that is taken; names its package.
+    """
+    cards: dict[str, Card] = {}
+    shipped = shipped_cards()
+    for point in metadata.entry_points(group=ENTRY_POINTS):
+        owner = point.dist.name if point.dist else "?"
+        try:
+            found = point.load()
+            found = found() if callable(found) else found
+            card = read_card(found) if isinstance(found, str | Path) else found
+            if isinstance(card, Card) and card.kind == "python" and card.factory is None:
+                card = trusted(card)  # whoever installed the package trusts its code
+        except (ImportError, AttributeError, InvalidRequest, OSError) as error:
+            raise EncoderError(
+                f"the encoder {point.name!r} of the package {owner} does not load: {error}"
+            ) from error
+        if not isinstance(card, Card):
+            raise EncoderError(
+                f"the encoder {point.name!r} of the package {owner} gave a {type(card).__name__}, not a Card"
+            )
+        if card.id in shipped or card.id in cards:
+            raise EncoderError(f"the package {owner} brings an encoder {card.id!r}, a name that is taken")
+        cards[card.id] = card
+    return cards
+
+
+def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
+    """The card for a name. Imports no code that a file names, unless `trust_code` is given.
+
+    Args:
+        spec: the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
+            the path of a .toml file.
+        trust_code: allow a card of kind "python" that names its callable as text. The card that is returned
+            can then be built wherever it goes.
+
+    Raises:
+        UnknownEncoder: no card has this id; suggests near ones.
+        InvalidRequest: the TOML file is not a card.
+        UntrustedCode: the card names Python code, and `trust_code` is not given.
+    """
+    card = spec if isinstance(spec, Card) else _find(str(spec))
+    if card.kind != "python" or card.factory is not None:
+        return card
+    if not trust_code:
+        raise untrusted(card, str(spec) if not isinstance(spec, Card) else "it")
+    return trusted(card)
+
+
+def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
+    """The card for a name that stands in a file from elsewhere (a study, the folder of a model).
+
+    Such a file may name a card that is installed here, "timm:NAME" and "hf:ORG/NAME"; with `trust_code`
+    all that `load_card` takes.
+
+    Args:
+        named_by: what names it, for the message.
+
+    Raises:
+        UntrustedCode: a file or folder is named, and `trust_code` is not given.
+    """
+    public = re.fullmatch(r"timm:[\w.]+|((hf|hf-hub|hf_hub):)?\w[\w.-]*/\w[\w.-]*|[\w.+-]+", spec, re.ASCII)
+    place = Path(spec.rpartition(":")[2])
+    if not trust_code and (not public or spec.endswith(".toml") or ("/" in spec and place.exists())):
+        raise UntrustedCode(
+            f"{named_by} names the encoder {spec!r}, a file that may name code to run. Allowed are the names "
+            "of `patchbank encoders ls`, timm:NAME and hf:ORG/NAME. Fix: read the file, then add --trust-code"
+        )
+    return load_card(spec, trust_code=trust_code)
+
+
+def _find(spec: str) -> Card:
+    if spec.endswith(".toml"):
+        return read_card(spec)
+    if spec.startswith("timm:"):
+        from .models.timm import card_of_timm
+
+        return card_of_timm(spec.removeprefix("timm:"))
+    repository = re.sub(r"^(hf|hf-hub|hf_hub):", "", spec, flags=re.IGNORECASE)
+    shipped = shipped_cards()
+    if "/" in repository and not Path(repository).exists():  # as its model card writes it: MahmoodLab/UNI
+        for card in shipped.values():
+            # hf: asks for what transformers makes of a repository; timm's it cannot read
+            if card.hub.lower() == repository.lower() and not (
+                card.kind == "transformers" and spec.startswith("hf:")
+            ):
+                return card
+    if spec.startswith("hf:"):
+        from .models.transformers import card_of_hub
+
+        return card_of_hub(repository)
+    scheme, colon, rest = spec.partition(":")
+    for point in metadata.entry_points(group=SCHEMES, name=scheme) if colon else ():
+        return point.load()(rest)
+    cards = shipped | plugged_cards()
+    if spec in cards:
+        return cards[spec]
+    raise UnknownEncoder(_unknown(spec, repository, cards))
+
+
+def _unknown(spec: str, repository: str, cards: Mapping[str, Card]) -> str:
+    """The sentence about a name that no card has: near names, and the ways to others."""
+
+    def plain(name: str) -> str:
+        return name.lower().replace("_", "-")
+
+    lowered = {plain(name): name for name in cards}
+    lowered |= {plain(card.hub): card.id for card in cards.values() if card.hub}
+    lowered |= {plain(card.hub.partition("/")[2]): card.id for card in cards.values() if card.hub}
+    key = plain(repository)
+    words = dict.fromkeys([key, key.rpartition("/")[2]])
+    near = [name for name in cards for word in words if word and word in name]
+    for word in words:
+        near += [lowered[name] for name in difflib.get_close_matches(word, lowered, n=3, cutoff=0.45)]
+    near = list(dict.fromkeys(near))[:3]
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    if "/" in repository:
+        hint += f"A vision model of transformers on the hub is hf:{repository}. "
+    return (
+        f"no encoder is called {spec!r}: {hint}`patchbank encoders ls` lists the {len(cards)} cards; "
+        f"`timm:NAME`, `hf:ORG/NAME` and --card FILE bring others"
+    )
