@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import ImageError, InvalidRequest, ManifestError
-from .containers import DAMAGE, NpzArrays, hdf5_array, open_container
+from .container import DAMAGE
+from .containers import NpzArrays, hdf5_array, open_container
 from .images import open_regular
 from .layouts import natural, refuse_unknown_columns
 from .sources import MARK

@@ -3,20 +3,15 @@
 A container reads from several threads: the raw bytes under a lock, the decoding of images outside of it.
 """
 
-import lzma
 import math
 import os
 import re
-import struct
 import tarfile
 import zipfile
-import zlib
-from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import h5py
@@ -25,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from ..errors import ImageError
+from .container import DAMAGE, Container
 from .images import MAX_PIXELS, decode_image, open_regular
 
 MEMBER_BYTES = 1 << 29  # a member that claims more is no patch
@@ -32,11 +28,6 @@ HEADER_BYTES = 1 << 20  # of a tar: names and attributes of one file
 CHUNK_BYTES = 1 << 30  # of HDF5, read and decompressed as a whole
 HDF5_RATIO = 5000  # bytes claimed a byte stored; deflate reaches 1032
 LINKS = 16  # that lead to one array
-# what damaged files make their libraries raise
-DAMAGE = (
-    OSError, EOFError, ValueError, LookupError, RuntimeError, ArithmeticError, struct.error, zlib.error,
-    lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException,
-)  # fmt: skip
 _ABOUT_OTHERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -44,36 +35,6 @@ _ABOUT_OTHERS = (
 HDF5_CACHE = 64 << 20  # bytes; a chunk of many patches is then decompressed once for all of them
 ROW_GROUPS = 4  # of a parquet file, kept decoded
 _ROW = re.compile(r"(?P<name>.+)\[(?P<row>[0-9]+)\]\Z")
-
-
-class Container(ABC):
-    """One open file with patches in it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._lock = Lock()
-
-    def read(self, member: str) -> np.ndarray:
-        """The pixels of one patch, uint8 (h, w, 3) RGB. Raises ImageError; others can still be read."""
-        name = f"{self.path}::{member}"
-        try:
-            return self._read(member, name)
-        except ImageError:
-            raise
-        except DAMAGE as error:
-            self._reopen()
-            raise ImageError(f"{name}: cannot be read: {' '.join(str(error).split()) or error!r}.") from error
-
-    @abstractmethod
-    def _read(self, member: str, name: str) -> np.ndarray:
-        """The pixels; `name` is what an ImageError calls the patch. Anything of DAMAGE may be raised too."""
-
-    def _reopen(self) -> None:
-        """Forget the open file, so that the next read opens it: damage may have spoilt the reader."""
-        with self._lock:
-            for key, value in vars(type(self)).items():
-                if isinstance(value, cached_property):
-                    vars(self).pop(key, None)
 
 
 class ZipImages(Container):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import ImageError, MissingDependency
-from .containers import Container
+from .container import Container
 from .images import MAX_PIXELS
 
 try:

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from .containers import Container, open_container
+from .container import Container
+from .containers import open_container
 from .images import read_image
 from .manifest import Manifest
 

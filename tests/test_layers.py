@@ -1,16 +1,18 @@
 """Who imports whom: cli -> study -> extract | probe | finetune -> cache, datasets -> manifests, errors."""
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "hub", "settings", "terminal", "texts"}
+LEAVES = {"errors", "files", "hub", "settings", "terminal", "texts", "version"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "hub": {"files"},
     "settings": set(),
+    "version": set(),
     "terminal": set(),
     "texts": {"errors", "files", "terminal"},
     "cache": LEAVES,
@@ -54,9 +56,7 @@ def test_imports_point_downwards(place: str) -> None:
     for path in files:
         for name, ours in imports(path):
             if ours:
-                assert name in LAYERS[place] | {place, "__version__"}, (
-                    f"{path}: {place} must not import {name}"
-                )
+                assert name in LAYERS[place] | {place}, f"{path}: {place} must not import {name}"
             else:
                 assert name != "patchbank", f"{path}: imports inside the package are relative"
                 assert name not in FORBIDDEN.get(place, set()), f"{path}: {place} must not import {name}"
@@ -82,3 +82,27 @@ def test_every_folder_with_code_has_a_rule() -> None:
     folders = {p.parent.relative_to(ROOT).parts[0] for p in ROOT.glob("*/*.py")}
     assert {"cache", "datasets", "extract", "probe"} <= folders
     assert folders - set(LAYERS) <= {"tests", "build", "manifests"}
+
+
+def test_files_import_each_other_in_no_circle() -> None:
+    """Whichever file is imported first: imports inside functions and for type checkers count too."""
+    modules = {
+        path.relative_to(ROOT).with_suffix("").parts: path
+        for place in ("*.py", *(f"{place}/**/*.py" for place in LAYERS))
+        for path in ROOT.glob(place)
+    }
+    assert len(modules) > 140
+    graph: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for name, path in modules.items():
+        below = graph.setdefault(name, set())
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                base = (*name[: len(name) - node.level], *(node.module or "").split("."))
+                base = tuple(part for part in base if part)
+                for alias in node.names:
+                    below |= {found for found in ((*base, alias.name), base) if found in modules} - {name}
+    graph.pop(("__init__",))  # its exports are lazy
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join("/".join(name) for name in error.args[1]))
