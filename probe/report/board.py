@@ -9,13 +9,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
 
-from ..results.schema import TRAIN_ROLES
-from ..results.scoring import PAIRED
+from ..results.schema import PAIRED, TEST_ROLES, TRAIN_ROLES, Role, Score
 from .markup import SHOWN, TITLES, at, interval, interval_html, mark, p_value, span, tint, whisker
 from .model import PublishedRow, SystemRow
 from .sections import Sections
@@ -39,7 +37,7 @@ class Standing:
     tests take the patches as independent there, so that no difference is called significant.
     """
 
-    best: dict[str, Any]
+    best: Score
     worse: tuple[str, ...]
     similar: tuple[str, ...]
     others: int
@@ -53,11 +51,11 @@ class Board:
     ) -> None:
         """first, metric : the evaluation set and the metric to lead with"""
         self.view, self.systems, self.metric = view, systems, metric or SHOWN[0]
-        self.records: dict[tuple[str, str], dict[str, Any]] = {}
+        self.records: dict[tuple[str, str], Score] = {}
         self.sets: list[str] = []
         if view is None:
             return
-        self.records = {(r["dataset"], r["features"]): r for r in view.result.leaderboard()}
+        self.records = view.records
         known = {dataset for dataset, _ in self.records}
         # what the reader came for first: sets that had no part in training or choosing
         self.sets = [s for s in [*view.sets[1:], view.train] if s in known]
@@ -79,32 +77,31 @@ class Board:
         return [s for s in self.sets if self.view and s != self.view.train]
 
     def scale(self, metric: str) -> tuple[float, float]:
-        return span([r["metrics"][metric] for r in self.records.values()])
+        return span(r.estimate(metric) for r in self.records.values())
 
-    def chance(self, record: dict[str, Any], metric: str) -> float:
-        return record["n_positive"] / record["n"] if metric == "average_precision" else 0.5
+    def chance(self, record: Score, metric: str) -> float:
+        return record.share if metric == "average_precision" else 0.5
 
     def _standing(self, dataset: str, metric: str) -> Standing | None:
         assert self.view
         mine = [self.records[dataset, n] for n in self.view.names if (dataset, n) in self.records]
-        mine = [r for r in mine if r["metrics"][metric][0] is not None]
-        if not mine:
+        known = [(v, r) for r in mine if (v := r.estimate(metric).value) is not None]
+        if not known:
             return None
-        best = max(mine, key=lambda r: r["metrics"][metric][0])
-        found: dict[str, dict[str, Any]] = {}
-        for c in [] if dataset in self.view.ungrouped else self.view.doc.get("comparisons", []):
-            wanted = (c["dataset"], c["metric"], c["test"]) == (dataset, metric, PAIRED)
-            if not wanted or best["features"] not in (c["a"], c["b"]) or c["p_holm"] is None:
-                continue
-            name = c["b"] if c["a"] == best["features"] else c["a"]
-            if c["role"] == best["role"] or name not in found:
-                found[name] = c
-        names = [r["features"] for r in mine if r["features"] in found]
+        best = max(known, key=lambda one: one[0])[1]
+        found: dict[str, float] = {}
+        if dataset not in self.view.ungrouped:
+            for c in self.view.results.comparisons_of(best.features, dataset=dataset):
+                if (c.metric, c.test) != (metric, PAIRED) or c.p_holm is None:
+                    continue
+                if c.role == best.role or c.a not in found:
+                    found[c.a] = c.p_holm
+        names = [r.features for _, r in known if r.features in found]
         return Standing(
             best,
-            tuple(n for n in names if found[n]["p_holm"] < self.alpha),
-            tuple(n for n in names if found[n]["p_holm"] >= self.alpha),
-            len(mine) - 1,
+            tuple(n for n in names if found[n] < self.alpha),
+            tuple(n for n in names if found[n] >= self.alpha),
+            len(known) - 1,
         )
 
     # --- the answer
@@ -134,9 +131,9 @@ class Board:
         assert self.view
         found = [self.records.get((s, self.view.chosen)) for s in self.held_out]
         values = [
-            f"{interval(r['metrics'][metric])} on {r['dataset']}"
+            f"{interval(r.estimate(metric))} on {r.dataset}"
             for r in found
-            if r and r["metrics"][metric][0] is not None
+            if r and r.estimate(metric).value is not None
         ]
         if not values:
             return ""
@@ -152,7 +149,7 @@ class Board:
         if standing is None:
             return ""
         best = standing.best
-        name, value = f"<b>{escape(best['features'])}</b>", escape(interval(best["metrics"][metric]))
+        name, value = f"<b>{escape(best.features)}</b>", escape(interval(best.estimate(metric)))
         where, title = f"On <b>{escape(dataset)}</b>,", TITLES[metric]
         n_worse, n_similar, others = len(standing.worse), len(standing.similar), standing.others
         if not others:
@@ -190,9 +187,9 @@ class Board:
         heads = [_sort_head("system", "text"), _sort_head("kind", "text")]
         for i, s in enumerate(self.sets):
             record = next(r for (dataset, _), r in self.records.items() if dataset == s)
-            share = f"{record['n_positive'] / record['n']:.0%}"
+            share = f"{record.share:.0%}"
             how = "" if s in self.held_out else ", out of fold"
-            note = f"{record['n']:,} patches, {share} {self.view.positive if self.view else ''}{how}"
+            note = f"{record.n:,} patches, {share} {self.view.positive if self.view else ''}{how}"
             heads.append(_sort_head(s, "number", note=note, sort="" if i else "descending"))
         done = [s for s in self.systems if s.state == "done"]
         if self.sets:
@@ -206,7 +203,7 @@ class Board:
 
     def _value(self, name: str, dataset: str, metric: str) -> float:
         record = self.records.get((dataset, name))
-        value = record["metrics"][metric][0] if record else None
+        value = record.estimate(metric).value if record else None
         return -1.0 if value is None else value
 
     def _done_row(self, system: SystemRow) -> str:
@@ -227,8 +224,8 @@ class Board:
             return '<span class="none">not scored</span>'
 
         def cell(metric: str) -> str:
-            value = record["metrics"][metric]
-            if value[0] is None:
+            value = record.estimate(metric)
+            if value.value is None:
                 return "-"
             standing = self.standings[dataset, metric]
             worse = standing is not None and name in standing.worse
@@ -237,7 +234,7 @@ class Board:
                 value, self.scale(metric), chance=self.chance(record, metric), human=human, hollow=worse
             )
             tip = ' title="significantly below the highest of this column"' if worse else ""
-            return f'<data value="{value[0]:.6f}"{tip}>{interval_html(value)}</data>{bar}'
+            return f'<data value="{value.value:.6f}"{tip}>{interval_html(value)}</data>{bar}'
 
         return each_metric(cell)
 
@@ -271,7 +268,7 @@ class Board:
                 record = self.records.get((s, name))
 
                 def shown(metric: str) -> str:
-                    v = record["metrics"][metric][0] if record else None
+                    v = record.estimate(metric).value if record else None
                     return "-" if v is None else f'<span style="{tint(v)}">{v:.2f}</span>'
 
                 return f"<td>{each_metric(shown)}</td>"
@@ -314,24 +311,19 @@ class Board:
         """All systems on all domains of all sets: page.js shows the rows of one system or of one domain."""
         assert self.view
         view = self.view
-        found = [
-            r
-            for r in view.doc["scores"]
-            if r["domain"]
-            and r["subset"] == "raw"
-            and r["features"] in view.models
-            and r["role"] in (TRAIN_ROLES if r["dataset"] == view.train else ("refit", "ensemble"))
-        ]
-        records: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for r in found:  # the refit where there is one
-            key = (r["features"], r["dataset"], r["domain"])
-            if key not in records or records[key]["role"] == "ensemble":
+        records: dict[tuple[str, str, str], Score] = {}
+        for r in view.results.by_domain():  # the refit where there is one
+            roles = TRAIN_ROLES if r.dataset == view.train else TEST_ROLES
+            key = (r.features, r.dataset, r.domain)
+            if r.features not in view.models or r.role not in roles:
+                continue
+            if key not in records or records[key].role == Role.ENSEMBLE:
                 records[key] = r
         if not records:
             return ""
         domains = list(dict.fromkeys(domain for _, _, domain in records))
         places = {(s, d) for _, s, d in records}
-        scales = {m: span([r["metrics"][m] for r in records.values()]) for m in SHOWN}
+        scales = {m: span(r.estimate(m) for r in records.values()) for m in SHOWN}
         rows = []
         for name in view.names:
             for dataset in self.sets:
@@ -340,8 +332,8 @@ class Board:
                     if r is None:
                         continue
 
-                    def cell(metric: str, r: dict[str, Any] = r) -> str:
-                        value = r["metrics"][metric]
+                    def cell(metric: str, r: Score = r) -> str:
+                        value = r.estimate(metric)
                         bar = whisker(value, scales[metric], chance=self.chance(r, metric))
                         return interval_html(value) + bar
 
@@ -351,8 +343,8 @@ class Board:
                         f'<th scope="row" class="system">{escape(name)}</th>'
                         f'<th scope="row" class="domain">{escape(domain)}</th>'
                         f'<td data-head="set">{escape(dataset)}</td>'
-                        f'<td data-head="patches" class="n">{r["n"]:,}</td>'
-                        f'<td data-head="{escape(view.positive)}" class="n">{r["n_positive"]:,}</td>'
+                        f'<td data-head="patches" class="n">{r.n:,}</td>'
+                        f'<td data-head="{escape(view.positive)}" class="n">{r.n_positive:,}</td>'
                         f'<td class="bars">{each_metric(cell)}</td></tr>'
                     )
         systems = _options([(n, n + (" ★" if n == view.chosen else "")) for n in view.names], view.chosen)
@@ -372,7 +364,7 @@ class Board:
 
 def published_table(rows: Sequence[PublishedRow]) -> str:
     """Ours beside the published figures, a table for each evaluation set."""
-    scale = span([r.ours for r in rows] + [[r.published, *r.published_folds] for r in rows])
+    scale = span([*(r.ours for r in rows), *((r.published, *r.published_folds) for r in rows)])
     ends = [v for r in rows for v in (r.low, r.high, r.difference) if v is not None]
     reach = 1.05 * max(0.02, *map(abs, ends))
     out = []

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from ..results.scoring import PAIRED
+from ..results.schema import PAIRED, Comparison, Role
 from ..statistics.calibration import reliability_curve
-from .markup import SHOWN, TITLES, interval, signed
+from .markup import SHOWN, TITLES, Numbers, interval, signed
 from .view import View
 
 UNIT = (0.0, 1.0)
@@ -145,7 +145,7 @@ def _curves(view: View, dataset: str, points: Any, metric: str, short: str) -> l
         rows = view.scored(dataset, name)
         if rows["label"].nunique() == 2:
             x, y = points(rows["label"].to_numpy(), rows["ranking"].to_numpy())
-            value = interval(view.records[dataset, name]["metrics"][metric])
+            value = interval(view.records[dataset, name].estimate(metric))
             label = f"{view.starred(name)}: {short} {value}"
             parts.append(Part(x=x, y=y, series=series, thick=name == view.chosen, label=label))
     return parts
@@ -198,15 +198,15 @@ def decision(view: View, dataset: str) -> Chart | None:
 
     None where the set has one class, since acting on all or on none is right there.
     """
-    record = view.records.get((dataset, view.chosen), {})
-    curve = [(float(t), v) for t, v in record.get("net_benefit", {}).items() if t != "reasons"]
-    model = np.array([(t, *v["model"]) for t, v in curve if v["model"][0] is not None], float)
-    share = record["n_positive"] / record["n"] if curve else 0
+    record = view.records.get((dataset, view.chosen))
+    curve = [] if record is None else [(float(t), b) for t, b in record.net_benefit.items()]
+    model = np.array([(t, *b.model) for t, b in curve if b.model.value is not None], float)
+    share = record.share if record else 0
     if not len(model) or not 0 < share < 1:
         return None
     ends = model[:, 1:][np.isfinite(model[:, 1:])]
     low, high = min([-0.05 * share, *ends[ends > -share]]), 1.05 * max(share, *ends)
-    every = [(t, v["all"][0]) for t, v in curve if v["all"][0] is not None and v["all"][0] >= low]
+    every = [(t, b.all.value) for t, b in curve if b.all.value is not None and b.all.value >= low]
     t, value, lower, upper = model.T
     parts = [
         Part(
@@ -235,20 +235,15 @@ def decision(view: View, dataset: str) -> Chart | None:
     )
 
 
-def against_chosen(view: View, dataset: str, metric: str, test: str = PAIRED) -> list[dict[str, Any]]:
-    """Paired comparisons of a set: each `name` minus the chosen system, best on the folds first."""
-    role = "oof" if dataset == view.train else "refit"
-    found = []
-    for c in view.doc["comparisons"]:
-        wanted = (c["dataset"], c["role"], c["metric"], c["test"]) == (dataset, role, metric, test)
-        if not wanted or view.chosen not in (c["a"], c["b"]) or c["difference"] is None:
-            continue
-        if c["b"] == view.chosen:
-            found.append({**c, "name": c["a"]})
-        else:
-            turned = {"difference": c["difference"], "low": c["high"], "high": c["low"]}
-            found.append({**c, "name": c["b"], **{k: None if v is None else -v for k, v in turned.items()}})
-    return sorted(found, key=lambda c: view.names.index(c["name"]))
+def against_chosen(view: View, dataset: str, metric: str, test: str = PAIRED) -> list[Comparison]:
+    """Paired comparisons of a set: each `a` minus the chosen system, best on the folds first."""
+    roles = (Role.OOF if dataset == view.train else Role.REFIT,)
+    found = [
+        c
+        for c in view.results.comparisons_of(view.chosen, dataset=dataset, roles=roles)
+        if (c.metric, c.test) == (metric, test) and c.difference is not None
+    ]
+    return sorted(found, key=lambda c: view.names.index(c.a))
 
 
 def differences(view: View, dataset: str, metric: str) -> Chart | None:
@@ -261,8 +256,8 @@ def differences(view: View, dataset: str, metric: str) -> Chart | None:
         "differences",
         dataset,
         metric,
-        [c["name"] for c in rows],
-        [(c["difference"], c["low"], c["high"]) for c in rows],
+        [c.a for c in rows],
+        [c.estimate for c in rows],
         xlabel="difference from ★",
         reference=(0.0, "no difference"),
         text=signed,
@@ -272,18 +267,17 @@ def differences(view: View, dataset: str, metric: str) -> Chart | None:
 def forest(view: View, dataset: str, metric: str) -> Chart | None:
     """All systems on one set, best on the folds first, with their intervals and the chance level."""
     records = [r for (of, _), r in view.records.items() if of == dataset]
-    records = [r for r in records if r["metrics"][metric][0] is not None]
+    records = [r for r in records if r.estimate(metric).value is not None]
     if not records:
         return None
-    first = records[0]
-    chance = first["n_positive"] / first["n"] if metric == "average_precision" else 0.5
+    chance = records[0].share if metric == "average_precision" else 0.5
     return _forest(
         view,
         "systems",
         dataset,
         metric,
-        [r["features"] for r in records],
-        [r["metrics"][metric] for r in records],
+        [r.features for r in records],
+        [r.estimate(metric) for r in records],
         xlabel=TITLES[metric],
         reference=(chance, "chance level"),
         text=interval,
@@ -296,7 +290,7 @@ def _forest(
     dataset: str,
     metric: str,
     names: Sequence[str],
-    values: Sequence[Sequence[float | None]],
+    values: Sequence[Numbers],
     *,
     xlabel: str,
     reference: tuple[float, str],
@@ -342,8 +336,7 @@ def _forest(
 
 def criterion(view: View) -> tuple[int, str]:
     """What the folds choose by: 1, or -1 where less is better and the result has it negated; and its name."""
-    config = view.doc["config"]
-    name = config.get("select") or ("log_loss" if config["probe"] in ("logistic", "mlp") else "auroc")
+    name = view.results.config.criterion
     if name == "log_loss":
         return -1, "balanced log-loss (lower is better)"
     return 1, f"{TITLES[name]} (higher is better)"
@@ -351,42 +344,42 @@ def criterion(view: View) -> tuple[int, str]:
 
 def parameter(view: View) -> str | None:
     """The parameter that all probes have ("": they have none); None: each has its own."""
-    owns = {m["choice"]["parameter"] for m in view.models.values() if m.get("path")}
+    owns = {m.choice.parameter for m in view.models.values() if m.path and m.choice}
     return owns.pop() if len(owns) == 1 else None
 
 
 def choice_path(view: View) -> Chart | None:
     """The criterion over the grid of the parameter; dots: chosen for the refit, ticks: in the folds."""
     own = parameter(view)
-    models = [view.models[name] for name in view.series if view.models[name].get("path")]
-    if not own or not models or len(models[0]["path"][own]) < 3:
+    models = [(m, m.choice, m.path) for name in view.series if (m := view.models[name]).path and m.choice]
+    if not own or not models or len(models[0][2].values(own)) < 3:
         return None
     sign, label = criterion(view)
-    config = view.doc["config"]
+    config = view.results.config
     lines = []
-    for m in models:
-        p = config["preprocess"].index(m["choice"]["preprocess"])
-        w = config["class_weight"].index(m["choice"]["class_weight"])
-        lines.append(sign * np.array(m["path"]["criterion"][p][w], float))
+    for _, choice, path in models:
+        p = config.preprocess.index(choice.preprocess)
+        w = config.class_weight.index(choice.class_weight)
+        lines.append(sign * np.array(path.criterion[p][w], float))
     known = np.concatenate([y[np.isfinite(y)] for y in lines])
     low, high = float(known.min()), float(np.quantile(known, 0.9) if sign < 0 else known.max())
     pad = 0.06 * (high - low or 1)
     parts = []
-    for m, y in zip(models, lines, strict=True):
-        name, series = m["features"], view.series[m["features"]]
-        values = np.array(m["path"][own])
-        x, chosen = np.log10(values), m["choice"][own]
+    for (m, choice, path), y in zip(models, lines, strict=True):
+        name, series = m.features, view.series[m.features]
+        values = np.array(path.values(own))
+        x, chosen = np.log10(values), choice.value
         keep = np.isfinite(y) & (y <= high + pad) & (y >= low - pad)
         at = int(np.argmin(np.abs(values - chosen)))
         tip = f"{name}: {own} = {chosen:.3g}"
-        folds = np.log10([c[own] for c in m["fold_choices"]])
+        folds = np.log10([c.value for c in m.fold_choices])
         nothing = np.full(len(folds), low - 2.4 * pad)
         parts += [
             Part(x=x[at : at + 1], y=y[at : at + 1], series=series, line=False, dots=True, tips=[tip]),
             Part(x=folds, y=nothing, low=nothing, high=nothing + pad, series=series, line=False, thick=True),
             Part(x=x[keep], y=y[keep], series=series, thick=name == view.chosen, label=view.starred(name)),
         ]
-    logs = np.log10(models[0]["path"][own])
+    logs = np.log10(models[0][2].values(own))
     return Chart(
         kind="choice",
         of=own,
@@ -406,17 +399,16 @@ def choice_path(view: View) -> Chart | None:
 def counted(view: View, dataset: str) -> str:
     """Of how many patches, positive ones and groups the leading figures of a set are."""
     r = next(r for (of, _), r in view.records.items() if of == dataset)
-    about = next(d for d in view.doc["data"] if d["dataset"] == dataset)
-    groups = f"{r['n_groups']:,} {about['group_kind']}s"
+    groups = f"{r.n_groups:,} {view.results.data_set(dataset).group_kind}s"
     if dataset in view.ungrouped:
         groups = "slides unknown, patches taken as independent"
     how = ", out of fold" if dataset == view.train else ""
-    return f"{dataset}{how}: {r['n']:,} patches, {r['n_positive']:,} {view.positive}, {groups}"
+    return f"{dataset}{how}: {r.n:,} patches, {r.n_positive:,} {view.positive}, {groups}"
 
 
 def _note(view: View, dataset: str) -> str:
     """`counted`, and what stars and intervals are."""
-    bars = f"Intervals: {view.level} %, over whole {view.groups}. " if view.doc["config"]["bootstrap"] else ""
+    bars = f"Intervals: {view.level} %, over whole {view.groups}. " if view.results.config.bootstrap else ""
     return f"{counted(view, dataset)}\n{bars}★ chosen on the folds of the training set"
 
 
@@ -434,22 +426,22 @@ def charts_of(view: View) -> Iterator[Chart]:
 
 def matrices(view: View) -> list[Matrix]:
     """Scores across domains, the chosen system's first; none where the study did not ask for them."""
-    found = view.doc.get("domains", {})
+    found = view.results.domains
     out = []
     for name in sorted(found, key=lambda name: name != view.chosen):
-        m = found[name]["matrix"]
-        places = [column.partition(" / ") for column in m["test"]]
-        columns = zip(places, m["n_positive"], m["n"], strict=True)
-        shape = len(m["train"]), len(places)
-        ends = m.get("intervals", {}).get("auroc", np.full((*shape, 2), np.nan))  # older results have none
+        m = found[name].matrix
+        places = [column.partition(" / ") for column in m.test]
+        columns = zip(places, m.n_positive, m.n, strict=True)
+        shape = len(m.train), len(places)
+        ends = m.intervals.get("auroc", np.full((*shape, 2), np.nan))  # older results have none
         out.append(
             Matrix(
                 of=name,
-                rows=m["train"],
+                rows=m.train,
                 columns=[(dataset, domain, p, n) for (dataset, _, domain), p, n in columns],
-                values=np.array(m["auroc"], float).reshape(shape),
+                values=np.array(m.auroc, float).reshape(shape),
                 intervals=np.array(ends, float).reshape(*shape, 2),
-                reasons=m.get("reasons", {}).get("auroc", ()),
+                reasons=m.reasons.get("auroc", ()),
             )
         )
     return out

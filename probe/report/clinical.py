@@ -8,6 +8,7 @@ Reloaded). Read from the scores that FORMAT.md documents; results without them h
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ..results.schema import UNKNOWN, Estimate, Role, Score, Votes
 from .charts import decision
 from .markup import TITLES, Html, Table, interval, number, p_value, signed
 from .plots import svg
@@ -17,14 +18,13 @@ PREVALENCES = ("0.05", "0.1", "0.2", "0.3", "observed")
 CALLED = {"metrics": "probability 0.5", "at_threshold": "threshold of the folds"}
 
 
-def _records(view: View, key: str) -> list[dict[str, Any]]:
-    """Records of the chosen system that lead on each set and have `key`."""
-    found = [r for r in view.result.leaderboard() if r["features"] == view.chosen]
-    return [r for r in found if key in r]
+def _leading(view: View) -> list[Score]:
+    """The scores of the chosen system that lead on each set."""
+    return [r for (_, name), r in view.records.items() if name == view.chosen]
 
 
-def _counted(view: View, record: Mapping[str, Any]) -> str:
-    return record["dataset"] + (", out of fold" if record["dataset"] == view.train else "")
+def _counted(view: View, score: Score) -> str:
+    return score.dataset + (", out of fold" if score.dataset == view.train else "")
 
 
 def reasons(records: Iterable[tuple[str, Mapping[str, str]]]) -> list[Any]:
@@ -39,29 +39,29 @@ def reasons(records: Iterable[tuple[str, Mapping[str, str]]]) -> list[Any]:
 def calibration(view: View) -> list[Any]:
     """Slope, intercept, observed over expected, and the calibration error beside its floor."""
     rows, missing = [], []
-    for r in _records(view, "calibration"):
+    for r in _leading(view):
         for kind, title in (("probability", "as fitted"), ("platt", "calibrated (Platt, on the folds)")):
-            c = r["calibration"].get(kind)
+            c = r.calibration.get(kind)
             if c is None:
                 continue
-            error = (r["metrics"] if kind == "probability" else r["platt"]).get("ece", [None])[0]
-            floor = c["ece_floor"]
+            error = r.estimate("ece", "metrics" if kind == "probability" else "platt").value
+            floor = c.ece_floor
             beside = "-"
-            if floor and floor["mean"] is not None:
-                beside = f"{floor['mean']:.3f}, up to {floor['high']:.3f}"
+            if floor and floor.mean is not None:
+                beside = f"{floor.mean:.3f}, up to {floor.high:.3f}"
             rows.append(
                 [
                     _counted(view, r),
                     title,
-                    interval(c["slope"]),
-                    interval(c["intercept"]),
-                    interval(c["observed_expected"]),
+                    interval(c.slope),
+                    interval(c.intercept),
+                    interval(c.observed_expected),
                     number(error),
                     beside,
-                    p_value(floor["p"]) if floor else "-",
+                    p_value(floor.p) if floor else "-",
                 ]
             )
-            missing.append((f"{r['dataset']}, {title}", c["reasons"]))
+            missing.append((f"{r.dataset}, {title}", c.reasons))
     if not rows:
         return []
     return [
@@ -81,34 +81,26 @@ def calibration(view: View) -> list[Any]:
 def operating_points(view: View) -> list[Any]:
     """Counts of calls, predictive values at prevalences, sensitivity at a required specificity."""
     counts, values, cuts, missing = [], [], [], []
-    for r in _records(view, "calls"):
+    for r in _leading(view):
         for kind, title in CALLED.items():
-            c = r["calls"].get(kind)
+            c = r.calls.get(kind)
             if c is None:
                 continue
-            n = c["confusion"]
-            counts.append(
-                [
-                    _counted(view, r),
-                    title,
-                    *(n[k] for k in ("tp", "fn", "fp", "tn")),
-                    interval(c["sensitivity"]),
-                    interval(c["specificity"]),
-                ]
-            )
-            missing.append((f"{r['dataset']}, {title}", c["reasons"]))
-        called = "at_threshold" if "at_threshold" in r["calls"] else "metrics"
-        table = r["calls"][called]["predictive_values"]
+            n = c.confusion
+            rates = interval(c.sensitivity), interval(c.specificity)
+            counts.append([_counted(view, r), title, n.tp, n.fn, n.fp, n.tn, *rates])
+            missing.append((f"{r.dataset}, {title}", c.reasons))
+        called = r.calls.get("at_threshold") or r.calls.get("metrics")
         for prevalence in PREVALENCES:
-            if prevalence in table:
-                at = table[prevalence]
-                share = f"{r['n_positive'] / r['n']:.1%}, as in the set"
+            at = called.predictive_values.get(prevalence) if called else None
+            if at is not None:
+                share = f"{r.share:.1%}, as in the set"
                 shown = share if prevalence == "observed" else f"{float(prevalence):.0%}"
-                values.append([_counted(view, r), shown, interval(at["ppv"]), interval(at["npv"])])
-        for specificity, at in r.get("at_specificity", {}).items():
+                values.append([_counted(view, r), shown, interval(at.ppv), interval(at.npv)])
+        for specificity, at in r.at_specificity.items():
             row = [_counted(view, r), f"{float(specificity):.2f}"]
-            cuts.append([*row, interval(at["specificity"]), interval(at["sensitivity"])])
-            missing.append((f"{r['dataset']}, specificity {specificity}", at["reasons"]))
+            cuts.append([*row, interval(at.specificity), interval(at.sensitivity)])
+            missing.append((f"{r.dataset}, specificity {specificity}", at.reasons))
     if not counts:
         return []
     out: list[Any] = [
@@ -161,19 +153,19 @@ def decision_curve(view: View) -> list[Any]:
 
 def precision(view: View) -> list[Any]:
     """What differences the sets could have shown; by the ensemble only where there is no refit."""
-    found = view.doc.get("precision", [])
-    refitted = {p["dataset"] for p in found if p["role"] == "refit"}
+    found = view.results.precision
+    refitted = {p.dataset for p in found if p.role == Role.REFIT}
     rows = [
         [
-            p["dataset"],
-            TITLES[p["metric"]],
-            f"{p['n']:,}",
-            "unknown" if p["dataset"] in view.ungrouped else p["n_groups"],
-            f"± {p['half_width']:.3f}" if p["half_width"] is not None else "-",
-            number(p["detectable"]),
+            p.dataset,
+            TITLES[p.metric],
+            f"{p.n:,}",
+            "unknown" if p.dataset in view.ungrouped else p.n_groups,
+            f"± {p.half_width:.3f}" if p.half_width is not None else "-",
+            number(p.detectable),
         ]
         for p in found
-        if not (p["role"] == "ensemble" and p["dataset"] in refitted)
+        if not (p.role == Role.ENSEMBLE and p.dataset in refitted)
     ]
     if not rows:
         return []
@@ -192,22 +184,19 @@ def precision(view: View) -> list[Any]:
 def between_domains(view: View) -> list[Any]:
     """The worst domain, and whether domains differ by more than chance."""
     rows = []
-    for r in _records(view, "between_domains"):
-        for metric, b in r["between_domains"].items():
-            worst = b["worst"]
-            if not worst:
+    for r in _leading(view):
+        for metric, b in r.between_domains.items():
+            if not b.worst:
                 continue
-            shown = interval([worst["value"], worst["low"], worst["high"]])
-            i2 = b.get("i2")  # from two domains with a standard error on
             rows.append(
                 [
                     _counted(view, r),
                     TITLES[metric],
-                    worst["domain"],
-                    shown,
-                    b["k"],
-                    p_value(b.get("p")),
-                    "-" if i2 is None or i2[0] is None else f"{i2[0]:.0%}{_range(i2)}",
+                    b.worst.domain,
+                    interval(b.worst.estimate),
+                    b.k,
+                    p_value(b.p),
+                    _percent(b.i2 or UNKNOWN),  # from two domains with a standard error on
                 ]
             )
     if not rows:
@@ -225,34 +214,36 @@ def between_domains(view: View) -> list[Any]:
     ]
 
 
-def _range(values: Sequence[float | None]) -> str:
-    low, high = values[1:]
-    return "" if low is None or high is None else f" [{low:.0%}, {high:.0%}]"
+def _percent(share: Estimate) -> str:
+    if share.value is None:
+        return "-"
+    around = "" if share.low is None or share.high is None else f" [{share.low:.0%}, {share.high:.0%}]"
+    return f"{share.value:.0%}{around}"
 
 
-def human(view: View, votes: Mapping[str, Any]) -> list[Any]:
+def human(view: View, votes: Votes) -> list[Any]:
     """Experts and models on the same rows against the same references."""
-    line = votes.get("human")
+    line = votes.human
     if not line:
         return []
     rows = [
-        [m["features"], interval(m["value"]), signed(m["difference"]), p_value(m["p"])]
-        for m in line["models"]
-        if m["features"] in view.names
+        [m.features, interval(m.value), signed(m.difference), p_value(m.p)]
+        for m in line.models
+        if m.features in view.names
     ]
-    ties = line["n_tied"] / line["n_votes"] if line["n_votes"] else 0.0
+    ties = line.n_tied / line.n_votes if line.n_votes else 0.0
     text = (
-        f"An expert against the majority of the other experts: balanced accuracy {interval(line['value'])}, "
-        f"over {line['n_votes']:,} votes on {line['n']:,} patches"
+        f"An expert against the majority of the other experts: balanced accuracy {interval(line.value)}, "
+        f"over {line.n_votes:,} votes on {line.n:,} patches"
     )
-    text += f" ({line['n_left_out']:,} without enough votes left out)." if line["n_left_out"] else "."
-    if line["n_tied"]:
+    text += f" ({line.n_left_out:,} without enough votes left out)." if line.n_left_out else "."
+    if line.n_tied:
         text += (
             f" For {ties:.1%} of the votes the other experts are tied; these are the hardest, and they count "
-            f"half for each class. Without them the line would be {number(line['without_ties'])}."
+            f"half for each class. Without them the line would be {number(line.without_ties)}."
         )
-    if line["reason"]:
-        text += f" No interval: {line['reason']}."
+    if line.reason:
+        text += f" No interval: {line.reason}."
     out: list[Any] = [text]
     if rows:
         out += [
@@ -265,42 +256,31 @@ def human(view: View, votes: Mapping[str, Any]) -> list[Any]:
 
 def no_interval(view: View, metrics: Sequence[str]) -> list[Any]:
     """Why values of the leaderboard stand without an interval."""
-    found = [
-        (
-            f"{r['dataset']}, {r['features']}",
-            {m: u["reason"] for m in metrics if (u := _uncertainty(r, m)) and u["reason"]},
-        )
-        for r in view.result.leaderboard()
-    ]
-    return reasons([one for one in found if one[1]])
+    return reasons(
+        (f"{r.dataset}, {r.features}", {m: why for m in metrics if (why := r.estimate(m).reason)})
+        for r in view.records.values()
+    )
 
 
-def _uncertainty(record: Mapping[str, Any], metric: str) -> Mapping[str, Any] | None:
-    return record.get("uncertainty", {}).get("metrics", {}).get(metric)
-
-
-def independence(view: View, record: Mapping[str, Any]) -> str:
+def independence(view: View, score: Score) -> str:
     """What the intervals of a set take as independent: groups, design effect, degrees of freedom."""
-    if record["dataset"] in view.ungrouped:
+    if score.dataset in view.ungrouped:
         return "slides unknown (the intervals take patches as independent and are too narrow)"
-    kind = next(d["group_kind"] for d in view.doc["data"] if d["dataset"] == record["dataset"])
-    text = f"{record['n_groups']:,} {kind}s"
-    about = _uncertainty(record, "auroc")
-    if about and about["design_effect"] is not None and about["degrees_of_freedom"] is not None:
+    text = f"{score.n_groups:,} {view.results.data_set(score.dataset).group_kind}s"
+    auroc = score.estimate("auroc")
+    if auroc.design_effect is not None and auroc.degrees_of_freedom is not None:
         text += (
-            f" (AUROC: design effect {about['design_effect']:.1f}, "
-            f"{about['degrees_of_freedom']:.0f} degrees of freedom)"
+            f" (AUROC: design effect {auroc.design_effect:.1f}, "
+            f"{auroc.degrees_of_freedom:.0f} degrees of freedom)"
         )
     return text
 
 
-def if_clustered(view: View, records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> list[Any]:
+def if_clustered(view: View, scores: Sequence[Score], metrics: Sequence[str]) -> list[Any]:
     """Intervals of sets without known groups, were the design effect 2."""
-    found = [r for r in records if r.get("design_effect_2")]
+    found = [r for r in scores if r.design_effect_2]
     if not found:
         return []
-    rows = [
-        [r["features"], *(interval(r["design_effect_2"].get(m, [None] * 3)) for m in metrics)] for r in found
-    ]
+    rows = [[r.features, *(interval(r.estimate(m, "design_effect_2")) for m in metrics)] for r in found]
     text = "The same if patches were clustered so that the variance is twice as large (design effect 2):"
     return [text, Table([view.noun, *(TITLES[m] for m in metrics)], rows)]

@@ -5,7 +5,7 @@ Colours, sizes and the drawing of whiskers are in style.css. Whatever comes from
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from ...texts import markdown_table
+from ..results.schema import Spread
 
 STYLE = Path(__file__).with_name("style.css")
+Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 TITLES = {
     "balanced_accuracy": "balanced accuracy",
@@ -122,14 +124,15 @@ def marked(text: str) -> str:
     return "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
 
 
-def interval(value: Sequence[float | None]) -> str:
+def interval(value: Numbers) -> str:
+    """An Estimate, or (value, low, high)."""
     v, low, high = value
     if v is None:
         return "-"
     return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def signed(value: Sequence[float | None]) -> str:
+def signed(value: Numbers) -> str:
     """A difference [value, low, high], with its sign."""
     v, low, high = value
     if v is None:
@@ -137,7 +140,7 @@ def signed(value: Sequence[float | None]) -> str:
     return f"{v:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
 
 
-def interval_html(value: Sequence[float | None]) -> str:
+def interval_html(value: Numbers) -> str:
     text, _, rest = interval(value).partition(" ")
     return f"<b>{text}</b> <small>{rest}</small>"
 
@@ -147,9 +150,9 @@ def mean_sd(values: Sequence[float | None]) -> str:
     return f"{np.mean(known):.3f} ({np.std(known):.3f})" if known else "-"
 
 
-def mean_and_sd(of: Mapping[str, Any]) -> str:
+def mean_and_sd(of: Spread) -> str:
     """Of a metric over repeated runs, see `repeats.spread_over_repeats`."""
-    return "-" if of["mean"] is None else f"{of['mean']:.3f} ± {of['sd']:.3f}"
+    return "-" if of.mean is None else f"{of.mean:.3f} ± {of.sd:.3f}"
 
 
 def number(value: float | None) -> str:
@@ -160,7 +163,7 @@ def p_value(value: float | None) -> str:
     return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def span(values: Sequence[Sequence[float | None]]) -> tuple[float, float]:
+def span(values: Iterable[Numbers]) -> tuple[float, float]:
     """The scale that whiskers of one metric share."""
     known = [v for triple in values for v in triple if v is not None]
     return (min([0.45, *known]), max([0.8, *known]))
@@ -172,7 +175,7 @@ def at(x: float, scale: tuple[float, float]) -> str:
 
 
 def whisker(
-    value: Sequence[float | None],
+    value: Numbers,
     scale: tuple[float, float],
     *,
     chance: float | None = None,

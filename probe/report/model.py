@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..results.files import ProbeResult
+from ..results.schema import Estimate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,9 @@ class PublishedRow:
     dataset: str
     metric: str
     """ "balanced_accuracy" or "auroc"."""
-    ours: tuple[float, float | None, float | None]
-    """Value, low, high: the mean over the models of the folds."""
-    refit: tuple[float | None, float | None, float | None] | None = None
+    ours: Estimate
+    """The mean over the models of the folds."""
+    refit: Estimate | None = None
     """The same of the refit on all training rows, for information; None where there is none."""
     against: str
     """The published system, with its family: "UNI, probe"."""

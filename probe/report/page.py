@@ -41,8 +41,7 @@ def page_html(page: StudyPage) -> str:
         f'<section id="{name}"><h2>{escape(title)}</h2>{content(parts)}</section>'
         for name, title, parts in sections
     )
-    made = view.doc["provenance"] if view else {}
-    foot = ", ".join(str(made[key]) for key in ("patchbank", "finished") if made.get(key))
+    foot = view.results.made_by if view else ""
     answers = board.answers()
     answer = f'<div class="answer">{answers}</div>' if answers else ""
     lead = f"<p class=lead>{marked(page.about)}</p>" if page.about else ""
@@ -71,9 +70,9 @@ def _facts(page: StudyPage, view: Sections | None) -> str:
     done = sum(s.state == "done" for s in page.systems)
     parts = [f"{done} of {len(page.systems)} systems finished" if page.systems else ""]
     if view:
-        for d in view.doc["data"]:
-            groups = f", {d['n_groups']} {d['group_kind']}s" if d["n_groups"] else ""
-            parts.append(f"{d['dataset']}: {d['n']:,} patches{groups}")
+        for d in view.results.data:
+            groups = f", {d.n_groups} {d.group_kind}s" if d.n_groups else ""
+            parts.append(f"{d.dataset}: {d.n:,} patches{groups}")
     return " · ".join(p for p in parts if p)
 
 

@@ -14,6 +14,7 @@ from scipy import stats
 from ...errors import InvalidRequest
 from ...settings import SHIPPED, read_toml
 from ..results.files import ProbeResult
+from ..results.schema import Estimate
 from ..statistics.intervals import holm
 from .model import PublishedRow
 
@@ -125,18 +126,18 @@ def in_words(entries: Sequence[Mapping[str, Any]], system: str, family: str) -> 
 def _row(
     result: ProbeResult, system: str, dataset: str, metric: str, entry: Mapping[str, Any], level: float
 ) -> PublishedRow | None:
-    mean = result.document["fold_means"].get(system, {}).get(dataset, {}).get(metric)
-    if mean is None or mean["value"] is None:
+    mean = result.results.fold_means.get(system, {}).get(dataset, {}).get(metric)
+    if mean is None or mean.value is None:
         return None
-    models = result.document["fold_models"][system][dataset][metric]
+    models = np.array(result.results.fold_models[system][dataset][metric], float)
     values = np.asarray(entry[metric], np.float64)
     there, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     own = float(np.std(models, ddof=1)) if len(models) > 1 else 0.0
-    value, error = mean["value"], mean["standard_error"]
+    value, error = mean.value, mean.standard_error
     difference = value - there
     low = high = p = None
     if error and 0 < value < 1:
-        freedom = mean["degrees_of_freedom"] or math.inf
+        freedom = mean.degrees_of_freedom or math.inf
         scaled = error**2 * (1 + there * (1 - there) / (value * (1 - value)))
         total = math.sqrt(scaled + spread**2 / len(values) + own**2 / len(models))
         half = float(stats.t.ppf((1 + level) / 2, freedom)) * total
@@ -146,7 +147,7 @@ def _row(
         system=system,
         dataset=dataset,
         metric=metric,
-        ours=(value, mean["low"], mean["high"]),
+        ours=mean,
         refit=_refit(result, system, dataset, metric),
         against=f"{entry['system']}, {entry['family']}",
         published=there,
@@ -159,16 +160,9 @@ def _row(
     )
 
 
-def _refit(
-    result: ProbeResult, system: str, dataset: str, metric: str
-) -> tuple[float | None, float | None, float | None] | None:
-    """Value, low, high of the refit on all training rows; None where the system has models of folds only."""
-    model = next(m for m in result.document["models"] if m["features"] == system)
-    if "choice" not in model:  # a published recipe, or fine-tuning
+def _refit(result: ProbeResult, system: str, dataset: str, metric: str) -> Estimate | None:
+    """Of the refit on all training rows; None where the system has models of folds only."""
+    if result.results.model(system).choice is None:  # a published recipe, or fine-tuning
         return None
-    for record in result.document["scores"]:
-        whole = record["dataset"] == dataset and not record["domain"] and record["subset"] == "raw"
-        if whole and record["features"] == system:
-            value, low, high = record["metrics"][metric]
-            return value, low, high
-    return None
+    found = result.results.whole(features=system, dataset=dataset)
+    return found[0].estimate(metric) if found else None

@@ -1,12 +1,13 @@
 """What a report says: sections of sentences, tables and plots, read from the results of a study."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from ..results.schema import LeftOut, Role, Score
 from ..results.scoring import FEW_GROUPS, NO_INTERVALS
 from . import clinical
 from .charts import (
@@ -68,29 +69,22 @@ class Sections(View):
 
     @property
     def title(self) -> str:
-        return f"Probe report: {self.doc['data'][0]['name']}"
+        return f"Probe report: {self.results.train.name}"
 
     @property
     def lead(self) -> str:
-        first, others = self.doc["data"][0], self.doc["data"][1:]
-        groups = f"{first['n_groups']} {first['group_kind']}s" if first["n_groups"] else "no known groups"
+        first, others = self.results.train, self.sets[1:]
+        groups = f"{first.n_groups} {first.group_kind}s" if first.n_groups else "no known groups"
         many = f"{len(self.names)} {self.noun}s" if len(self.names) > 1 else f"one {self.noun}"
-        sets = (
-            " and ".join([", ".join(d["dataset"] for d in others[:-1]), others[-1]["dataset"]]).removeprefix(
-                " and "
-            )
-            if others
-            else "no other set"
-        )
-        config, model = self.doc["config"], self.models[self.chosen]
-        what = f"probe {config.get('probe')!r}"
-        if config.get("probe", "logistic") == "logistic":
+        sets = " and ".join(part for part in (", ".join(others[:-1]), *others[-1:]) if part) or "no other set"
+        what = f"probe {self.results.config.probe!r}"
+        if self.results.config.probe == "logistic":
             what = "linear classifier on frozen embeddings"
-        if "recipe" in model:
+        if self.models[self.chosen].recipe is not None:
             what = "fine-tuned network"
         return (
             f"How well does a {what} tell **{self.positive}** patches from the others? It was trained on "
-            f"{first['n']} patches ({first['n_positive']} {self.positive}) from {groups}, for {many}, and "
+            f"{first.n} patches ({first.n_positive} {self.positive}) from {groups}, for {many}, and "
             f"tested on {sets}. Chosen on the folds: **{self.chosen}**."
         )
 
@@ -117,9 +111,9 @@ class Sections(View):
     # --- results
 
     def leaderboard(self) -> list[Any]:
-        records = self.result.leaderboard()
-        scale = {m: span([r["metrics"][m] for r in records]) for m in SHOWN}
-        solver = self.doc["config"].get("solver", "exact")
+        records = list(self.records.values())
+        scale = {m: span([r.estimate(m) for r in records]) for m in SHOWN}
+        solver = self.results.config.solver
         out: list[Any] = []
         if solver != "exact":
             out.append(
@@ -129,40 +123,33 @@ class Sections(View):
             )
         out.append(self.meaning())
         for dataset in self.sets:
-            mine = [r for r in records if r["dataset"] == dataset]
+            mine = [r for r in records if r.dataset == dataset]
             if not mine:
                 continue
-            n, positive = mine[0]["n"], mine[0]["n_positive"]
-            what = "different patches" if mine[0]["subset"] == "dedup" else "patches"
+            what = "different patches" if mine[0].deduplicated else "patches"
             how = "scored out of fold" if dataset == self.train else "never used in training or choosing"
-            share = positive / n
+            share = mine[0].share
             line = (
                 f"; an expert against the other experts: balanced accuracy {self.human[dataset]:.3f} (dashed)"
                 if dataset in self.human
                 else ""
             )
             out.append(
-                f"**{dataset}**: {n:,} {what}, {share:.1%} {self.positive}, "
+                f"**{dataset}**: {mine[0].n:,} {what}, {share:.1%} {self.positive}, "
                 f"{clinical.independence(self, mine[0])}; "
                 f"{how}{line}."
             )
             rows = []
             for r in mine:
-                star = " ★" if r["features"] == self.chosen else ""
-                name = r["features"] + star
-                cells: list[Any] = [(name, self._swatch(r["features"]) + escape(name))]
+                name = self.starred(r.features)
+                cells: list[Any] = [(name, self._swatch(r.features) + escape(name))]
                 for m in SHOWN:
                     chance = share if m == "average_precision" else 0.5
                     human = self.human.get(dataset) if m == "balanced_accuracy" else None
-                    series = self.series.get(r["features"], OTHERS)
-                    cells.append(
-                        (
-                            interval(r["metrics"][m]),
-                            interval_html(r["metrics"][m])
-                            + whisker(r["metrics"][m], scale[m], chance=chance, human=human, series=series),
-                        )
-                    )
-                cells += [number(r["metrics"]["sensitivity"][0]), number(r["metrics"]["specificity"][0])]
+                    series, value = self.series.get(r.features, OTHERS), r.estimate(m)
+                    bar = whisker(value, scale[m], chance=chance, human=human, series=series)
+                    cells.append((interval(value), interval_html(value) + bar))
+                cells += [number(r.estimate(m).value) for m in ("sensitivity", "specificity")]
                 rows.append(cells)
             out.append(
                 Table(
@@ -176,24 +163,21 @@ class Sections(View):
 
     def notes(self) -> list[Any]:
         """What the run found that bears on its numbers: settings not used, fewer folds, near-duplicates."""
-        return [f"Note: {note}." for note in self.doc.get("notes", [])]
+        return [f"Note: {note}." for note in self.results.notes]
 
     def repeats(self) -> list[Any]:
         """How far the scores depend on how the folds happened to be made."""
-        repeats = self.doc.get("repeats")
+        repeats = self.results.repeats
         if not repeats:
             return []
-        found = {(r["dataset"], r["features"], r["role"]): r for r in repeats["scores"]}
-        rows = []
-        for record in self.result.leaderboard():
-            one = found.get((record["dataset"], record["features"], record["role"]))
-            if one is not None:
-                star = " ★" if record["features"] == self.chosen else ""
-                rows.append(
-                    [record["dataset"], record["features"] + star, *(mean_and_sd(one[m]) for m in SHOWN)]
-                )
+        found = {(r.dataset, r.features, r.role): r for r in repeats.scores}
+        rows = [
+            [r.dataset, self.starred(r.features), *(mean_and_sd(one.spread(m)) for m in SHOWN)]
+            for r in self.records.values()
+            if (one := found.get((r.dataset, r.features, r.role)))
+        ]
         return [
-            f"Mean ± standard deviation over {len(repeats['seeds'])} runs of the whole protocol, each with "
+            f"Mean ± standard deviation over {len(repeats.seeds)} runs of the whole protocol, each with "
             "folds of another seed; the first run is the one that all other figures are of. The deviation "
             "is that of the choice of folds, on all files of these same patches: it is no interval for other "
             "patients.",
@@ -202,21 +186,16 @@ class Sections(View):
 
     def with_duplicates(self) -> list[Any]:
         """The chosen system on all files of the sets that hold duplicates, beside the figures that lead."""
-        raw = {
-            (r["dataset"], r["role"]): r
-            for r in self.doc["scores"]
-            if r["subset"] == "raw" and not r["domain"] and r["features"] == self.chosen
-        }
-        dedup = [r for r in self.result.leaderboard() if r["subset"] == "dedup"]
+        raw = {(r.dataset, r.role): r for r in self.results.whole(features=self.chosen)}
         rows = [
-            [r["dataset"], raw[r["dataset"], r["role"]]["n"], r["n"]]
+            [r.dataset, raw[r.dataset, r.role].n, r.n]
             + [
-                interval(one["metrics"][m])
+                interval(one.estimate(m))
                 for m in ("balanced_accuracy", "auroc")
-                for one in (raw[r["dataset"], r["role"]], r)
+                for one in (raw[r.dataset, r.role], r)
             ]
-            for r in dedup
-            if r["features"] == self.chosen
+            for r in self.records.values()
+            if r.deduplicated and r.features == self.chosen
         ]
         if not rows:
             return []
@@ -234,7 +213,7 @@ class Sections(View):
             "jackknife": f"the jackknife over whole {kind} with Student's t",
             "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} of them",
             "percentile": f"percentiles of the bootstrap of whole {kind}",
-        }[self.doc["config"]["interval"]]
+        }[self.results.config.interval]
         return " ".join(part for part in (self._meaning(how), self.result.optimism("★")) if part)
 
     def _meaning(self, how: str) -> str:
@@ -276,7 +255,7 @@ class Sections(View):
             "probabilities are calibrated.",
             self._legend(),
         ]
-        for dataset in dict.fromkeys(r["dataset"] for r in self.result.leaderboard()):
+        for dataset in dict.fromkeys(dataset for dataset, _ in self.records):
             plots = [svg(chart(self, dataset)) for chart in (roc, precision_recall, reliability)]
             out.append(Html(f'<h3>{escape(dataset)}</h3><div class="row">{"".join(plots)}</div>'))
         return out
@@ -285,31 +264,27 @@ class Sections(View):
 
     def thresholds(self) -> list[Any]:
         rows = []
-        for r in self._whole(self.chosen):
-            if "at_threshold" not in r:
+        roles = (Role.OOF, Role.REFIT, Role.ENSEMBLE)
+        for r in self.results.whole(features=self.chosen, roles=roles):
+            if not r.at_threshold:
                 continue
-            at, cal, plain = r["at_threshold"], r["platt"], r["metrics"]
-            rows.append(
-                [
-                    r["dataset"],
-                    r["role"],
-                    interval(plain["balanced_accuracy"]),
-                    f"{number(plain['sensitivity'][0])} / {number(plain['specificity'][0])}",
-                    interval(at["balanced_accuracy"]),
-                    f"{number(at['sensitivity'][0])} / {number(at['specificity'][0])}",
-                    number(plain.get("ece", [None])[0]),
-                    number(r["temperature"]["ece"][0]),
-                    number(cal["ece"][0]),
-                    number(cal["brier"][0]),
-                ]
-            )
+            both = [
+                (
+                    interval(r.estimate("balanced_accuracy", kind)),
+                    " / ".join(number(r.estimate(m, kind).value) for m in ("sensitivity", "specificity")),
+                )
+                for kind in ("metrics", "at_threshold")
+            ]
+            errors = [r.estimate("ece", kind) for kind in ("metrics", "temperature", "platt")]
+            errors.append(r.estimate("brier", "platt"))
+            rows.append([r.dataset, r.role, *both[0], *both[1], *(number(e.value) for e in errors)])
         model = self.models[self.chosen]
         return (
             [
                 f"For {self.chosen} (★). The threshold that gives the best balanced accuracy, and the "
                 "calibration, were chosen on out-of-fold scores of the training set and then kept: "
-                f"calibrated probability {number(model['threshold'])} or more, temperature "
-                f"{number(model['temperature'])}. ECE is the mean distance between probability and share; a "
+                f"calibrated probability {number(model.threshold)} or more, temperature "
+                f"{number(model.temperature)}. ECE is the mean distance between probability and share; a "
                 "probe that is trained with balanced classes overstates the rare class until it is "
                 "calibrated. By: oof, out of fold; refit, one model on all training patches; ensemble, the "
                 "mean probability of the folds' models.",
@@ -338,7 +313,7 @@ class Sections(View):
         """As published tables put it: mean over the folds' models and standard deviation (ddof 0)."""
         rows = []
         for name in self.names:
-            for dataset, values in self.doc.get("fold_models", {}).get(name, {}).items():
+            for dataset, values in self.results.fold_models.get(name, {}).items():
                 rows.append([name, dataset, *(mean_sd(values[m]) for m in ("balanced_accuracy", "auroc"))])
         if not rows:
             return []
@@ -349,45 +324,29 @@ class Sections(View):
             Table([self.noun, "set", "balanced accuracy", "AUROC"], rows, left=2),
         ]
 
-    def _whole(self, name: str) -> list[dict[str, Any]]:
-        found = [
-            r
-            for r in self.doc["scores"]
-            if r["features"] == name
-            and not r["domain"]
-            and r["subset"] == "raw"
-            and r["role"] in ("oof", "refit", "ensemble")
-        ]
-        return sorted(found, key=lambda r: self.sets.index(r["dataset"]))
-
     # --- the C path
 
     def paths(self) -> list[Any]:
-        models = [self.models[n] for n in self.names if self.models[n].get("path")]
+        models = [m for m in self.results.ranked if m.path]
         if not models:
             return []
         own, (sign, label) = parameter(self), criterion(self)
         rows = []
         for m in models:
-            choice, mine = m["choice"], m["choice"]["parameter"]
+            choice, path = m.choice, m.path
+            if not choice or not path:
+                continue
             folds, shown = "", "none"
-            if mine:
-                values = m["path"][mine]
-                folds = ", ".join(f"{c[mine]:.3g}" for c in m["fold_choices"])
-                edge = len(values) > 1 and choice[mine] in (values[0], values[-1])
-                shown = f"{choice[mine]:.3g}{' (edge of the grid)' if edge else ''}"
+            if choice.parameter:
+                values = path.values(choice.parameter)
+                folds = ", ".join(f"{c.value:.3g}" for c in m.fold_choices)
+                edge = len(values) > 1 and choice.value in (values[0], values[-1])
+                shown = f"{choice.value:.3g}{' (edge of the grid)' if edge else ''}"
                 if own is None:
-                    shown = f"{mine} = {shown}"
-            rows.append(
-                [
-                    (m["features"], self._swatch(m["features"]) + escape(m["features"])),
-                    choice["preprocess"],
-                    choice["class_weight"],
-                    shown,
-                    folds,
-                    f"{sign * m['criterion']:.4f}",
-                ]
-            )
+                    shown = f"{choice.parameter} = {shown}"
+            name = (m.features, self._swatch(m.features) + escape(m.features))
+            criteria = f"{sign * m.criterion:.4f}"
+            rows.append([name, choice.preprocess, choice.class_weight, shown, folds, criteria])
         out: list[Any] = [
             f"{PARAMETER_WORDS[own]} Each setting was scored on held-out folds of whole groups; the dot is "
             "the choice for the refit, the ticks below are those of the inner folds, one for each "
@@ -416,8 +375,7 @@ class Sections(View):
     # --- differences
 
     def differences(self) -> list[Any]:
-        found = [c for c in self.doc["comparisons"] if self.chosen in (c["a"], c["b"])]
-        if not found:
+        if not self.results.comparisons_of(self.chosen):
             return []
         out: list[Any] = [
             f"Each line is another {self.noun} minus {self.chosen} (★) on the same patches: left of zero, ★ "
@@ -434,16 +392,16 @@ class Sections(View):
                 if chart is None:
                     continue
                 plots.append(svg(chart, height=84 + 22 * len(chart.rows), left=14))
-                delong = {c["name"]: c["p_holm"] for c in against_chosen(self, dataset, metric, "DeLong")}
+                delong = {c.a: c.p_holm for c in against_chosen(self, dataset, metric, "DeLong")}
                 table += [
                     [
                         dataset,
-                        c["name"],
+                        c.a,
                         TITLES[metric],
-                        f"{c['difference']:+.3f}",
-                        "-" if c["low"] is None else f"[{c['low']:+.3f}, {c['high']:+.3f}]",
-                        p_value(c["p_holm"]),
-                        p_value(delong.get(c["name"])) if metric == "auroc" else "-",
+                        f"{c.difference:+.3f}",
+                        "-" if c.low is None else f"[{c.low:+.3f}, {c.high:+.3f}]",
+                        p_value(c.p_holm),
+                        p_value(delong.get(c.a)) if metric == "auroc" else "-",
                     ]
                     for c in against_chosen(self, dataset, metric)
                 ]
@@ -467,14 +425,11 @@ class Sections(View):
     def domains(self) -> list[Any]:
         """The chosen features by domain, and where it was asked for, trained on other domains."""
         left_out, out = self._left_out(), []
-        by_domain = [
-            r
-            for r in self.doc["scores"]
-            if r["domain"] and r["features"] == self.chosen and r["role"] in ("oof", "refit")
-        ]
+        roles = (Role.OOF, Role.REFIT)
+        by_domain = self.results.by_domain(features=self.chosen, roles=roles)
         scale = self._domain_scale(by_domain)
         for dataset in self.sets:
-            mine = [r for r in by_domain if r["dataset"] == dataset]
+            mine = [r for r in by_domain if r.dataset == dataset]
             if mine and not (dataset == self.train and left_out):
                 out.append(f"**{dataset}**, {self.chosen} (★) by scanner, centre or tumour type.")
                 out.append(self._domain_table(mine, scale))
@@ -487,13 +442,7 @@ class Sections(View):
         left_out = self._left_out()
         if not left_out:
             return []
-        mine = [
-            r
-            for r in self.doc["scores"]
-            if r["domain"]
-            and r["features"] == self.chosen
-            and (r["dataset"], r["role"]) == (self.train, "oof")
-        ]
+        mine = self.results.by_domain(features=self.chosen, dataset=self.train, roles=(Role.OOF,))
         return [
             f"**{self.train}**, {self.chosen} (★) by scanner, centre or tumour type. Out of fold, other "
             "patches of the domain are in training; left out, the model was trained and tuned on the other "
@@ -501,47 +450,48 @@ class Sections(View):
             self._domain_table(mine, self._domain_scale(mine), left_out),
             *clinical.reasons(
                 (
-                    d,
+                    d.domain,
                     {
-                        m: u[m]["reason"]
+                        m: why
                         for m in ("balanced_accuracy", "auroc")
-                        if u[m]["reason"] not in ("", NO_INTERVALS)
+                        if (why := d.estimate(m).reason) not in ("", NO_INTERVALS)
                     },
                 )
-                for d, record in left_out.items()
-                if (u := record.get("uncertainty"))
+                for d in left_out.values()
             ),
         ]
 
-    def _left_out(self) -> dict[str, dict[str, Any]]:
+    def _left_out(self) -> dict[str, LeftOut]:
         """Domain -> record of the chosen features trained without it; {} where that was not asked for."""
-        found = self.doc.get("domains", {}).get(self.chosen, {}).get("leave_one_out", [])
-        return {d["domain"]: d for d in found}
+        found = self.results.domains.get(self.chosen)
+        return {d.domain: d for d in found.leave_one_out} if found else {}
 
-    def _domain_scale(self, records: Sequence[dict[str, Any]]) -> tuple[float, float]:
-        left_out = [d["metrics"]["auroc"] for d in self._left_out().values() if d["metrics"]]
-        return span([*(r["metrics"]["auroc"] for r in records), *left_out])
+    def _domain_scale(self, scores: Sequence[Score]) -> tuple[float, float]:
+        return span([one.estimate("auroc") for one in (*scores, *self._left_out().values())])
 
     def _domain_table(
         self,
-        records: Sequence[dict[str, Any]],
+        scores: Sequence[Score],
         scale: tuple[float, float],
-        left_out: dict[str, dict[str, Any]] | None = None,
+        left_out: Mapping[str, LeftOut] | None = None,
     ) -> Table:
-        def cells(metrics: dict[str, Any] | None) -> list[Any]:
-            if metrics is None:
+        def cells(one: Score | LeftOut | None) -> list[Any]:
+            if one is None or not one.metrics:
                 return ["-", "-"]
-            value = metrics["auroc"]
+            value = one.estimate("auroc")
             bar = whisker(value, scale, chance=0.5, series=self.series.get(self.chosen, 0))
-            return [interval(metrics["balanced_accuracy"]), (interval(value), interval_html(value) + bar)]
+            return [
+                interval(one.estimate("balanced_accuracy")),
+                (interval(value), interval_html(value) + bar),
+            ]
 
         heads = ["domain", "patches", self.positive, "balanced accuracy", "AUROC"]
         if left_out:
             heads += ["balanced accuracy, left out", "AUROC, left out"]
         rows = []
-        for r in records:
-            row = [r["domain"], r["n"], r["n_positive"], *cells(r["metrics"])]
-            rows.append(row + cells(left_out.get(r["domain"], {}).get("metrics")) if left_out else row)
+        for r in scores:
+            row = [r.domain, r.n, r.n_positive, *cells(r)]
+            rows.append(row + cells(left_out.get(r.domain)) if left_out else row)
         return Table(heads, rows, kind="board")
 
     def domain_matrices(self) -> list[list[Any]]:
@@ -582,58 +532,39 @@ class Sections(View):
 
     def votes(self) -> list[Any]:
         out: list[Any] = []
-        for v in self.doc.get("votes", []):
+        for v in self.results.votes:
             # fine-tuned systems have no strata: then the best on the folds of those that have
-            there = {s["features"] for s in v["strata"]}
+            there = {s.features for s in v.strata}
             name = next((n for n in (self.chosen, *self.names) if n in there), "")
-            called = f"{name} (★)" if name == self.chosen else name
-            kappa = "" if v["kappa"] is None else f", Fleiss' kappa {v['kappa']:.3f}"
-            out.append(
-                f"**{v['dataset']}**: {v['n']} patches with votes, {v['unanimous']:.1%} unanimous{kappa}."
-            )
+            kappa = "" if v.kappa is None else f", Fleiss' kappa {v.kappa:.3f}"
+            out.append(f"**{v.dataset}**: {v.n} patches with votes, {v.unanimous:.1%} unanimous{kappa}.")
             out += clinical.human(self, v)
-            if name:
-                out.append(f"{called} by how many experts agree:")
             if not name:
                 continue
-            role = "oof" if v["dataset"] == self.train else "refit"
-            mine = [s for s in v["strata"] if s["features"] == name and s["role"] == role] or [
-                s for s in v["strata"] if s["features"] == name
-            ]
+            out.append(f"{name}{' (★)' if name == self.chosen else ''} by how many experts agree:")
+            role = Role.OOF if v.dataset == self.train else Role.REFIT
+            mine = [s for s in v.strata if s.features == name]
             rows = [
                 [
-                    f"{s['votes_agreeing']} of {s['votes_total']}",
-                    s["rows"],
-                    s["positives"],
-                    *(number(s[m]) for m in ("balanced_accuracy", "auroc", "average_precision")),
+                    f"{s.votes_agreeing} of {s.votes_total}",
+                    s.rows,
+                    s.positives,
+                    *map(number, (s.balanced_accuracy, s.auroc, s.average_precision)),
                 ]
-                for s in mine
+                for s in [s for s in mine if s.role == role] or mine
             ]
-            out.append(
-                Table(
-                    [
-                        "experts that agree",
-                        "patches",
-                        self.positive,
-                        "balanced accuracy",
-                        "AUROC",
-                        "average precision",
-                    ],
-                    rows,
-                )
-            )
-            probability = [s for s in v["by_votes"] if s["features"] == name and s["role"] == role]
+            heads = ["experts that agree", "patches", self.positive, *(TITLES[m] for m in SHOWN)]
+            out.append(Table(heads, rows))
+            probability = [s for s in v.by_votes if s.features == name and s.role == role]
             if probability:
                 text = "; ".join(
-                    f"{s['votes_positive']} of {s['votes_total']}: {s['mean_score']:.2f} ({s['rows']})"
+                    f"{s.votes_positive} of {s.votes_total}: {s.mean_score:.2f} ({s.rows})"
                     for s in probability
                 )
-                soft = next((s for s in v["soft"] if s["features"] == name and s["role"] == role), None)
-                tail = (
-                    f" Correlation with the share of votes: {soft['pearson']:.2f}."
-                    if soft and soft["pearson"] is not None
-                    else ""
-                )
+                soft = next((s for s in v.soft if s.features == name and s.role == role), None)
+                tail = ""
+                if soft and soft.pearson is not None:
+                    tail = f" Correlation with the share of votes: {soft.pearson:.2f}."
                 out.append(
                     f"Mean probability by votes for {self.positive} (patches in brackets): {text}.{tail}"
                 )
@@ -647,14 +578,14 @@ class Sections(View):
         out: list[Any] = []
         missing = 0
         others = len(self.names) - 1
-        for entry in self.doc["data"]:
-            table = self.predicted(entry["dataset"], self.chosen)
+        for entry in self.results.data:
+            table = self.predicted(entry.dataset, self.chosen)
             if "path" not in table or not len(table):
                 continue
             table = table.assign(margin=table["probability"] - table["threshold"])
             missed = table[(table["label"] == 1) & (table["margin"] < 0)].nsmallest(ERRORS, "margin")
             alarms = table[(table["label"] == 0) & (table["margin"] >= 0)].nlargest(ERRORS, "margin")
-            wrong = self._also_wrong(entry["dataset"], [*missed["patch_id"], *alarms["patch_id"]])
+            wrong = self._also_wrong(entry.dataset, [*missed["patch_id"], *alarms["patch_id"]])
             figures = []
             for title, rows in (
                 (f"{self.positive}, called {self.negative}", missed),
@@ -662,7 +593,7 @@ class Sections(View):
             ):
                 cards = []
                 for row in rows.to_dict("records"):
-                    image = thumbnail_of(entry["root"], row["path"], row["content_hash"], 112)
+                    image = thumbnail_of(entry.root or "", row["path"], row["content_hash"], 112)
                     missing += image is None
                     picture = (
                         f'<img src="{png_uri(image)}" alt="" width="112" height="112">'
@@ -680,7 +611,7 @@ class Sections(View):
                         f"<div><h4>{escape(title)}</h4><div class=cards>{''.join(cards)}</div></div>"
                     )
             if figures:
-                out.append(Html(f"<h3>{escape(entry['dataset'])}</h3>{''.join(figures)}"))
+                out.append(Html(f"<h3>{escape(entry.dataset)}</h3>{''.join(figures)}"))
         if out:
             note = f" {missing} images could not be shown (moved or changed)." if missing else ""
             out.insert(
@@ -710,15 +641,15 @@ class Sections(View):
     def data(self) -> list[Any]:
         rows = [
             [
-                d["dataset"],
-                d["licence"],
-                ", ".join(f"{k} ({v})" for k, v in d["domains"].items()) or "-",
-                d["n"],
-                d["n_positive"],
-                d["n_groups"] or "-",
-                d["n_distinct"],
+                d.dataset,
+                d.licence,
+                ", ".join(f"{k} ({v})" for k, v in d.domains.items()) or "-",
+                d.n,
+                d.n_positive,
+                d.n_groups or "-",
+                d.n_distinct,
             ]
-            for d in self.doc["data"]
+            for d in self.results.data
         ]
         out: list[Any] = [
             Table(
@@ -727,9 +658,9 @@ class Sections(View):
                 left=3,
             )
         ]
-        leaks = self.doc.get("leaks")
+        leaks = self.results.leaks
         if leaks:
-            found = {k: n for k, n in leaks["found"].items() if n}
+            found = {k: n for k, n in leaks.found.items() if n}
             texts = {
                 "labels": "images with contradictory labels",
                 "content": "images on both sides of a split",
@@ -745,32 +676,30 @@ class Sections(View):
                     else "nothing found."
                 )
             )
-            for leak in leaks["leaks"][:20]:
+            for leak in leaks.leaks[:20]:
                 out.append(
-                    f"{texts.get(leak['kind'], leak['kind'])}: "
-                    + ", ".join(f"{p} ({s}, {label})" for p, s, label in leak["rows"][:8])
-                    + (" ..." if len(leak["rows"]) > 8 else "")
+                    f"{texts.get(leak.kind, leak.kind)}: "
+                    + ", ".join(f"{p} ({s}, {label})" for p, s, label in leak.rows[:8])
+                    + (" ..." if len(leak.rows) > 8 else "")
                 )
         return out
 
     def provenance(self) -> list[Any]:
-        config, seconds = self.doc["config"], self.doc.get("seconds", {})
+        config, seconds = self.results.config, self.results.seconds
         out: list[Any] = []
         cost = []
-        for name in self.names:
-            m = self.models[name]
-            s = m["seconds"]
-            if "fits" not in m:
-                cost.append([name, m["dim"], "-", "-", "-", "-", f"{s['all']:.1f}"])
+        for m in self.results.ranked:
+            s, fits = m.seconds, m.fits
+            if not fits:
+                cost.append([m.features, m.dim, "-", "-", "-", "-", f"{s['all']:.1f}"])
                 continue
-            status = ", ".join(f"{v} {k}" for k, v in m["fits"]["status"].items())
-            gap = m["fits"]["worst_gap_bound"]
+            gap = fits.worst_gap_bound
             cost.append(
                 [
-                    name,
-                    m["dim"],
-                    m["fits"]["fits"],
-                    status,
+                    m.features,
+                    m.dim,
+                    fits.fits,
+                    ", ".join(f"{v} {k}" for k, v in fits.status.items()),
                     "-" if gap is None else f"{gap:.0e}",
                     f"{s['fit']:.1f}",
                     f"{s['all'] + s['load']:.1f}",
@@ -790,38 +719,43 @@ class Sections(View):
                 cost,
             )
         )
-        if any(m.get("fits", {}).get("worst_gap_bound") is not None for m in self.models.values()):
+        if any(m.fits and m.fits.worst_gap_bound is not None for m in self.results.models):
             out.append(GAPS)
         if seconds:
             out.append("Wall time: " + ", ".join(f"{k} {v:.1f} s" for k, v in seconds.items()) + ".")
-        for name, store in self.doc.get("stores", {}).items():
-            identity, made = store["identity"], store["provenance"]
+        for name, store in self.results.stores.items():
             about = ", ".join(
-                f"{k} {v}" for k, v in made.items() if isinstance(v, str | int | float) and v != ""
+                f"{k} {v}"
+                for k, v in store.provenance.items()
+                if isinstance(v, str | int | float) and v != ""
             )
             out.append(
-                f"**{name}**: store {store['store']}, {identity['precision']} arithmetic, stored as "
-                f"{identity['dtype']}" + (f"; {about}" if about else "") + "."
+                f"**{name}**: store {store.store}, {store.precision} arithmetic, stored as {store.dtype}"
+                + (f"; {about}" if about else "")
+                + "."
             )
-        folds = self.doc["folds"]
-        own = next((m["choice"]["parameter"] for m in self.doc["models"] if "choice" in m), "")
-        skip = {own, "features"}
+        folds = self.results.folds
+        own = next((m.choice.parameter for m in self.results.models if m.choice), "")
         settings = ", ".join(
-            f"{k} {_setting(v)}" for k, v in config.items() if k not in skip and v not in (None, [])
+            f"{k} {_setting(v)}"
+            for k, v in config.items()
+            if k not in (own, "features") and v not in (None, [])
         )
-        grid = config.get(own) or []
+        grid = config.grid(own)
         of_grid = f"Grid of {own}: {len(grid)} from {min(grid):.2g} to {max(grid):.2g}. " if grid else ""
         out.append(
-            f"Folds: {folds['name']}, {folds['n_splits']} outer ({folds['made_with'] or 'from a file'}). "
+            f"Folds: {folds.name}, {folds.n_splits} outer ({folds.made_with or 'from a file'}). "
             f"{of_grid}Settings: {settings}."
         )
         out.append(
             "Made with "
             + ", ".join(
-                f"{k} {v}" for k, v in self.doc["provenance"].items() if v and not isinstance(v, list)
+                f"{k} {v}" for k, v in self.results.provenance.items() if v and not isinstance(v, list)
             )
             + "."
         )
+        if self.results.not_recorded:
+            out.append(f"Not recorded: {'; '.join(self.results.not_recorded)}.")
         return out
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from ...terminal import print_table, say
 from ...texts import markdown_table, prose
 from ..results.files import UNGROUPED
+from ..results.schema import Score
 from .markup import interval, signed
 from .model import StudyPage
 from .write import markdown_report
@@ -21,17 +22,17 @@ def frame(page: StudyPage) -> pd.DataFrame:
     records: list[dict[str, Any]] = []
     for row in page.systems:
         about = {"system": row.name, "family": row.family, "encoder": row.encoder, "state": row.state}
-        mine = [record for record in _board(page) if record["features"] == row.name]
+        mine = [record for record in _board(page) if record.features == row.name]
         if not mine:
             records.append({**about, "why": row.why})
         for record in mine:
-            for metric, (value, low, high) in record["metrics"].items():
-                one: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record["dataset"]}
+            for metric, (value, low, high) in record.metrics.items():
+                one: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record.dataset}
                 one |= {"metric": metric, "value": value, "low": low, "high": high}
-                there = beside.get((row.name, record["dataset"], metric))
+                there = beside.get((row.name, record.dataset, metric))
                 if there is not None:
                     one |= {"published": there.published, "against": there.against}
-                    one |= {"fold_mean": there.ours[0]}
+                    one |= {"fold_mean": there.ours.value}
                     one |= {"difference": there.difference, "difference_low": there.low}
                     one |= {"difference_high": there.high, "p_holm": there.p_holm, "verdict": there.verdict}
                 records.append(one)
@@ -53,7 +54,7 @@ def show(page: StudyPage) -> None:
         title=page.title,
         caption=caption,
     )
-    for note in [] if page.result is None else page.result.document.get("notes", []):
+    for note in [] if page.result is None else page.result.results.notes:
         say(f"Note: {note}.", style="yellow")
     if page.result is not None and page.result.ungrouped:
         say(f"{', '.join(page.result.ungrouped)}: {UNGROUPED}.", style="yellow")
@@ -92,21 +93,23 @@ def markdown(page: StudyPage) -> str:
     return "\n\n".join(part for part in out if part) + "\n"
 
 
-def _board(page: StudyPage) -> list[dict[str, Any]]:
-    return [] if page.result is None else page.result.leaderboard()
+def _board(page: StudyPage) -> list[Score]:
+    return [] if page.result is None else page.result.results.leaderboard()
 
 
 def _sets(page: StudyPage) -> list[str]:
-    return list(dict.fromkeys(record["dataset"] for record in _board(page)))
+    return list(dict.fromkeys(record.dataset for record in _board(page)))
 
 
 def _rows(page: StudyPage, between: str) -> list[tuple[str, str, list[str]]]:
     """Finished systems: name, what the folds chose, a cell for each set."""
-    found = {(record["features"], record["dataset"]): record["metrics"] for record in _board(page)}
+    found = {(record.features, record.dataset): record for record in _board(page)}
     rows = []
     for row in page.systems:
         if row.state == "done":
             every = [found.get((row.name, dataset)) for dataset in _sets(page)]
-            cells = ["-" if m is None else between.join(interval(m[s]) for s in SHOWN) for m in every]
+            cells = [
+                "-" if m is None else between.join(interval(m.estimate(s)) for s in SHOWN) for m in every
+            ]
             rows.append((row.name, row.chosen, cells))
     return rows

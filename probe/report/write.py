@@ -40,13 +40,11 @@ def html_report(result: ProbeResult, *, images: bool = True) -> str:
         f'<section id="s{i}"><h2>{escape(title)}</h2>{content(found)}</section>'
         for i, (title, found) in enumerate(sections)
     )
-    made = view.doc["provenance"]
     title = escape(view.title)
     return document(
         view.title,
         f"<header><h1>{title}</h1><p class=lead>{marked(view.lead)}</p><nav>{links}</nav></header>"
-        f"<main>{parts}</main><footer>patchbank {escape(str(made.get('patchbank', '')))}, "
-        f"{escape(str(made.get('finished', '')))}</footer>",
+        f"<main>{parts}</main><footer>patchbank {escape(view.results.made_by)}</footer>",
     )
 
 

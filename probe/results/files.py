@@ -19,7 +19,7 @@ from ...texts import write_csv
 from ..model import ProbeModel, load_probes, save_probes
 from ..report.markup import SHOWN, interval, mean_and_sd
 from .older import document_of_version_1, predictions_of_version_1
-from .schema import KINDS, SWEEP, Results
+from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Score
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
@@ -127,48 +127,33 @@ class ProbeResult:
         """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
         low, high, standard_error, degrees_of_freedom, design_effect, method, reason. kind: "metrics" at
         probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. FORMAT.md has all keys."""
-        records = []
-        for record in self.document["scores"]:
-            about = {k: v for k, v in record.items() if not isinstance(v, dict)}
-            for kind, values in record.items():
-                if kind in KINDS:
-                    unsure = record.get("uncertainty", {}).get(kind, {})  # older results have none
-                    records += [
-                        {
-                            **about,
-                            "kind": kind,
-                            "metric": metric,
-                            "value": v,
-                            "low": low,
-                            "high": high,
-                            **unsure.get(metric, {}),
-                        }
-                        for metric, (v, low, high) in values.items()
-                    ]
-        return pd.DataFrame(records)
+        about = ("dataset", "domain", "subset", "n", "n_positive", "n_groups", "inflation")
+        return pd.DataFrame(
+            {
+                "features": score.features,
+                "role": score.role_name,
+                **{key: getattr(score, key) for key in about},
+                "kind": kind,
+                "metric": metric,
+                "value": one.value,
+                "low": one.low,
+                "high": one.high,
+                **{key: getattr(one, key) for key in UNCERTAINTY},
+            }
+            for score in self.results.scores
+            for kind in KINDS
+            for metric, one in getattr(score, kind).items()
+        )
 
-    def leaderboard(self) -> list[dict[str, Any]]:
-        """Whole-set records: train rows out of fold, evaluation sets by the refit (by the ensemble where
-        there is none), without duplicates where a set has any (subset "dedup"); in the order of the data
-        sets, best criterion on the folds first, but the sweep as a whole before all: its score alone has the
-        choice of the feature set in it."""
-        order = {m["features"]: -m["criterion"] for m in self.document["models"]}
-        order[SWEEP] = -float("inf")
-        sets = [d["dataset"] for d in self.document["data"]]
-        found: dict[tuple[int, str], dict[str, Any]] = {}
-        for role in ("ensemble", "refit", "oof"):  # later ones go first
-            for record in self.document["scores"]:
-                if record["features"] == SWEEP and role != "oof":
-                    continue  # on other sets it is the chosen feature set's refit
-                if record["role"] == role and not record["domain"]:  # "dedup" comes after "raw"
-                    found[sets.index(record["dataset"]), record["features"]] = record
-        return [found[key] for key in sorted(found, key=lambda k: (k[0], order[k[1]]))]
+    def leaderboard(self) -> list[Score]:
+        """Scores that stand for each model on each whole set, see `Results.leaderboard`."""
+        return self.results.leaderboard()
 
     def optimism(self, mark: str = "*") -> str:
         """What is to be said of the out-of-fold score of what the same folds chose (marked by `mark`): ""
         where there was nothing to choose from, or no score out of fold is shown."""
-        train = self.document["data"][0]["dataset"]
-        shown = {r["features"] for r in self.leaderboard() if r["dataset"] == train}
+        train = self.results.train.dataset
+        shown = {one.features for one in self.leaderboard() if one.dataset == train}
         if self.chosen not in shown or len(shown) < 2:
             return ""
         nested = NESTED if SWEEP in shown else ""
@@ -176,21 +161,21 @@ class ProbeResult:
 
     def show(self) -> None:
         """Print the leaderboard on the terminal, in the form that its width allows."""
-        level = round(100 * self.document["config"]["level"])
+        level = round(100 * self.results.config.level)
         how = "Scored by the mean probability of the folds' models, each stopped where its own fold was best."
-        if any("choice" in model for model in self.document["models"]):
+        if any(model.choice for model in self.results.models):
             how = (
                 "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
                 f"folds of the train rows, * by the folds as a whole. {self.optimism()}"
             ).strip()
         rows = [
             (
-                record["dataset"],
-                record["features"] + (" *" if record["features"] == self.chosen else ""),
-                record["n"],
-                *(interval(record["metrics"][name]) for name in SHOWN),
+                one.dataset,
+                one.features + (" *" if one.features == self.chosen else ""),
+                one.n,
+                *(interval(one.estimate(name)) for name in SHOWN),
             )
-            for record in self.leaderboard()
+            for one in self.leaderboard()
         ]
         print_table(
             ("scored on", "features", "patches", "balanced accuracy", "AUROC", "average precision"),
@@ -200,25 +185,27 @@ class ProbeResult:
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
-        if repeats := self.document.get("repeats"):
-            of = {(r["dataset"], r["features"], r["role"]): r for r in repeats["scores"]}
+        if repeats := self.results.repeats:
+            of = {(r.dataset, r.features, r.role): r for r in repeats.scores}
             spread = [
                 (
-                    r["dataset"],
-                    r["features"],
-                    *(mean_and_sd(of[r["dataset"], r["features"], r["role"]][m]) for m in SHOWN),
+                    one.dataset,
+                    one.features,
+                    *(mean_and_sd(of[one.dataset, one.features, one.role].spread(m)) for m in SHOWN),
                 )
-                for r in self.leaderboard()
+                for one in self.leaderboard()
             ]
             print_table(
                 ("scored on", "features", "balanced accuracy", "AUROC", "average precision"),
                 spread,
                 lead=2,
                 right=(2, 3, 4),
-                title=f"Mean and standard deviation over {len(repeats['seeds'])} runs with other folds",
+                title=f"Mean and standard deviation over {len(repeats.seeds)} runs with other folds",
             )
-        for note in self.document.get("notes", []):
+        for note in self.results.notes:
             say(f"Note: {note}.", style="yellow")
+        if self.results.not_recorded:
+            say(f"Not recorded: {'; '.join(self.results.not_recorded)}.", style="yellow")
         if self.ungrouped:
             say(f"{', '.join(self.ungrouped)}: {UNGROUPED}.", style="yellow")
 

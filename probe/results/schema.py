@@ -126,6 +126,29 @@ class Part(BaseModel):
         return list(self.model_dump(mode="json", exclude_unset=True).items())
 
 
+def _measured(record: Mapping[str, Any], uncertainty: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
+    """The kinds of numbers of a score in a file, with what stands beside them: kind -> metric -> estimate."""
+    found, of = {}, {"n": record.get("n"), "groups": record.get("n_groups")}
+    for kind in KINDS:
+        if kind in record:
+            about = uncertainty.get(kind, {})
+            try:
+                found[kind] = {m: _triple(v, about.get(m, {}) | of) for m, v in record[kind].items()}
+            except ValueError as error:
+                raise ValueError(f"{kind}: {error}") from error
+    return found
+
+
+def _uncertainty(score: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    """What stands beside the numbers of a score, where it was recorded."""
+    kinds = {kind: values for kind in KINDS if (values := getattr(score, kind, None))}
+    return {
+        kind: {m: {key: getattr(one, key) for key in UNCERTAINTY} for m, one in values.items()}
+        for kind, values in kinds.items()
+        if any(one.method for one in values.values())
+    }
+
+
 # --- scores
 
 
@@ -266,14 +289,7 @@ class Score(Part):
         role, _, fold = str(found.get("role")).partition(" ")
         if role == Role.FOLD:
             found |= {"role": role, "fold": int(fold)}
-        of = {"n": found.get("n"), "groups": found.get("n_groups")}
-        for kind in KINDS:
-            if kind in found:
-                about = values.get("uncertainty", {}).get(kind, {})
-                try:
-                    found[kind] = {m: _triple(v, about.get(m, {}) | of) for m, v in found[kind].items()}
-                except ValueError as error:
-                    raise ValueError(f"{kind}: {error}") from error
+        found |= _measured(found, values.get("uncertainty", {}))
         if "net_benefit" in found:
             benefit = dict(found["net_benefit"])
             found["net_benefit_reasons"] = benefit.pop("reasons", {})
@@ -283,24 +299,20 @@ class Score(Part):
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         out = handler(self)
-        if (fold := out.pop("fold", None)) is not None:
-            out["role"] = f"{self.role} {fold}"
+        out["role"] = self.role_name
+        out.pop("fold", None)
         if (reasons := out.pop("net_benefit_reasons", None)) is not None:
             out["net_benefit"]["reasons"] = reasons
-        stored = [
-            kind for kind in KINDS if kind in out and any(e.method for e in getattr(self, kind).values())
-        ]
-        if not stored:
+        uncertainty = _uncertainty(self)
+        if not uncertainty:
             return out
-        uncertainty = {
-            kind: {
-                metric: {key: getattr(one, key) for key in UNCERTAINTY}
-                for metric, one in getattr(self, kind).items()
-            }
-            for kind in stored
-        }
         first = {key: out.pop(key) for key in list(out)[: list(out).index("metrics")]}
         return {**first, "uncertainty": uncertainty, **out}
+
+    @property
+    def role_name(self) -> str:
+        """As it is written: "fold 3" of a fold's model."""
+        return self.role if self.fold is None else f"{self.role} {self.fold}"
 
     @property
     def deduplicated(self) -> bool:
@@ -464,6 +476,10 @@ class RepeatScore(Part):
     auroc: Spread
     average_precision: Spread
 
+    def spread(self, metric: str) -> Spread:
+        """Of one metric."""
+        return getattr(self, metric)
+
 
 class Repeats(Part):
     """The protocol with other folds."""
@@ -565,25 +581,45 @@ class LeftOut(Part):
     n_groups: int | None = None
     choice: Choice | None
     metrics: dict[str, Triple] | None
-    uncertainty: dict[str, dict[str, Any]] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        found = {key: value for key, value in values.items() if key != "uncertainty"}
+        if not found.get("metrics"):
+            return found
+        return found | _measured(found, {"metrics": values.get("uncertainty", {})})
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        out = handler(self)
+        uncertainty = _uncertainty(self)
+        if uncertainty or not self.metrics:
+            out["uncertainty"] = uncertainty.get("metrics")
+        return out
+
+    def estimate(self, metric: str) -> Estimate:
+        """One number; one without a value where nothing could be fitted."""
+        return (self.metrics or {}).get(metric, UNKNOWN)
 
 
 class Matrix(Part):
-    """Trained on one domain (rows), scored on another (columns "SET / DOMAIN"; "train" is the train set).
-
-    intervals, reasons : metric -> [low, high] of each cell, and why there are none
-    """
+    """Trained on one domain (rows), scored on another (columns "SET / DOMAIN"; "train" is the train set)."""
 
     train: list[str]
     test: list[str]
     n: list[int]
     n_positive: list[int]
+    n_groups: list[int] = []
     balanced_accuracy: list[list[float | None]]
     auroc: list[list[float | None]]
     average_precision: list[list[float | None]]
-    n_groups: list[int] = []
-    intervals: dict[str, list[list[list[float | None]]]] = {}
+    intervals: dict[str, list[list[tuple[float | None, float | None]]]] = {}
+    """Metric -> low and high of each value."""
     reasons: dict[str, list[list[str]]] = {}
+    """Metric -> why a value has no interval, "" where it has one."""
 
 
 class Domains(Part):

@@ -59,20 +59,20 @@ def tables(parts: list[Any]) -> list[list[dict[str, Any]]]:
 
 
 def test_scores_without_duplicates_lead(result: ProbeResult) -> None:
-    outer = [r for r in result.leaderboard() if r["dataset"] == "outer"]
-    assert {(r["subset"], r["n"]) for r in outer} == {("dedup", 148)}  # 150 contents, 2 with both labels
-    assert {r["subset"] for r in result.leaderboard() if r["dataset"] != "outer"} == {"raw"}
+    outer = [r for r in result.leaderboard() if r.dataset == "outer"]
+    assert {(r.subset, r.n) for r in outer} == {("dedup", 148)}  # 150 contents, 2 with both labels
+    assert {r.subset for r in result.leaderboard() if r.dataset != "outer"} == {"raw"}
     text = markdown_report(result)
     assert "**outer**: 148 different patches" in text
     assert "| outer | 160 | 148 |" in text  # all files beside
 
 
 def test_models_are_compared_on_what_their_scores_are_of(result: ProbeResult) -> None:
-    lead = {(r["dataset"], r["features"]): r["metrics"] for r in result.leaderboard()}
+    lead = {(r.dataset, r.features): r for r in result.leaderboard()}
     compared = [c for c in result.document["comparisons"] if c["role"] in ("refit", "oof")]
     assert {c["dataset"] for c in compared} == {"inner:train", "inner:test", "outer"}
     for c in compared:
-        a, b = (lead[c["dataset"], c[side]][c["metric"]][0] for side in "ab")
+        a, b = (lead[c["dataset"], c[side]].estimate(c["metric"]).value for side in "ab")
         assert c["difference"] == pytest.approx(a - b, abs=1e-12), (c["dataset"], c["metric"], c["test"])
     merged = merge_systems({"one": result, "two": result})
     assert {p["n"] for p in result.document["precision"] if p["dataset"] == "outer"} == {148}
@@ -97,14 +97,15 @@ def test_nothing_is_claimed_where_no_slides_are_known(result: ProbeResult) -> No
     assert not re.search(r"outer[^\n]*independent groups", text)
     view = Sections(result)
     [rows] = tables(
-        clinical.if_clustered(view, [r for r in result.leaderboard() if r["dataset"] == "outer"], ["auroc"])
+        clinical.if_clustered(view, [r for r in result.leaderboard() if r.dataset == "outer"], ["auroc"])
     )
     assert len(rows) == 2
-    for row, record in zip(rows, (r for r in result.leaderboard() if r["dataset"] == "outer"), strict=True):
+    for row, record in zip(rows, (r for r in result.leaderboard() if r.dataset == "outer"), strict=True):
         value, low, high = map(float, re.findall(r"\d\.\d+", row["AUROC"]))
-        assert value == pytest.approx(record["metrics"]["auroc"][0], abs=6e-4)
-        assert low < record["metrics"]["auroc"][1] - 0.01
-        assert high > record["metrics"]["auroc"][2]
+        leading, *ends = record.estimate("auroc")
+        assert value == pytest.approx(leading, abs=6e-4)
+        assert low < ends[0] - 0.01
+        assert high > ends[1]
     precision = tables(clinical.precision(view))[0]
     assert {row["groups"] for row in precision if row["set"] == "outer"} == {"unknown"}
 
@@ -128,10 +129,11 @@ def test_counts_of_calls_are_those_of_the_predictions(result: ProbeResult) -> No
 def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
     _, cuts, values = tables(clinical.operating_points(Sections(result)))
     record = next(
-        r for r in result.leaderboard() if r["dataset"] == "inner:test" and r["features"] == result.chosen
+        r for r in result.leaderboard() if r.dataset == "inner:test" and r.features == result.chosen
     )
-    at = record["at_threshold"]
-    sensitivity, specificity = at["sensitivity"][0], at["specificity"][0]
+    sensitivity, specificity = (
+        record.estimate(m, "at_threshold").value for m in ("sensitivity", "specificity")
+    )
     row = next(r for r in values if r["set"] == "inner:test" and r["prevalence of Atypical"] == "10%")
     expected = 0.1 * sensitivity / (0.1 * sensitivity + 0.9 * (1 - specificity))
     assert float(row["PPV"][:5]) == pytest.approx(expected, abs=6e-4)
@@ -144,32 +146,29 @@ def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
 def test_a_calibration_error_stands_beside_its_floor(result: ProbeResult) -> None:
     [rows] = tables(clinical.calibration(Sections(result)))
     assert len(rows) == 6  # three sets, as fitted and calibrated
-    record = next(
-        r for r in result.leaderboard() if r["dataset"] == "outer" and r["features"] == result.chosen
-    )
+    record = next(r for r in result.leaderboard() if r.dataset == "outer" and r.features == result.chosen)
     row = next(r for r in rows if r["set"] == "outer" and r["probabilities"].startswith("calibrated"))
-    assert float(row["ECE"]) == pytest.approx(record["platt"]["ece"][0], abs=6e-4)
-    floor = record["calibration"]["platt"]["ece_floor"]
-    assert row["floor of the ECE"] == f"{floor['mean']:.3f}, up to {floor['high']:.3f}"
-    assert float(row["slope"].split()[0]) == pytest.approx(
-        record["calibration"]["platt"]["slope"][0], abs=6e-4
-    )
+    assert float(row["ECE"]) == pytest.approx(record.platt["ece"].value, abs=6e-4)
+    floor = record.calibration["platt"].ece_floor
+    assert row["floor of the ECE"] == f"{floor.mean:.3f}, up to {floor.high:.3f}"
+    assert float(row["slope"].split()[0]) == pytest.approx(record.calibration["platt"].slope.value, abs=6e-4)
 
 
 def test_experts_and_models_are_scored_on_the_same_rows(result: ProbeResult) -> None:
-    votes = result.document["votes"][0]
+    votes = result.results.votes[0]
     parts = clinical.human(Sections(result), votes)
     [rows] = tables(parts)
-    line = votes["human"]
-    model = next(m for m in line["models"] if m["features"] == result.chosen)
+    line = votes.human
+    assert line
+    model = next(m for m in line.models if m.features == result.chosen)
     row = next(r for r in rows if r["feature set"] == result.chosen)
-    assert float(row["balanced accuracy"][:5]) == pytest.approx(model["value"][0], abs=6e-4)
+    assert float(row["balanced accuracy"][:5]) == pytest.approx(model.value.value, abs=6e-4)
     assert float(row["difference"].split()[0]) == pytest.approx(
-        line["value"][0] - model["value"][0], abs=2e-3
+        line.value.value - model.value.value, abs=2e-3
     )
-    assert f"{line['n_votes']:,} votes on {line['n']:,} patches" in parts[0]
-    tied = f"{line['n_tied'] / line['n_votes']:.1%} of the votes" in parts[0]
-    assert tied == (line["n_tied"] > 0)
+    assert f"{line.n_votes:,} votes on {line.n:,} patches" in parts[0]
+    tied = f"{line.n_tied / line.n_votes:.1%} of the votes" in parts[0]
+    assert tied == (line.n_tied > 0)
 
 
 def test_a_value_without_interval_says_why(result: ProbeResult) -> None:
@@ -201,7 +200,7 @@ def test_the_page_leads_with_what_the_study_named(result: ProbeResult) -> None:
     heads = re.findall(r'<th scope="col"[^>]*><button type="button">([^<]+)</button>', named)
     assert heads[2] == "outer"
     # the rows are sorted by it
-    value = {r["features"]: r["metrics"]["auroc"][0] for r in result.leaderboard() if r["dataset"] == "outer"}
+    value = {r.features: r.estimate("auroc").value for r in result.leaderboard() if r.dataset == "outer"}
     order = re.findall(r'<tr data-family="probe" data-state="done"><th scope="row">([^ <]+)', named)
     assert order == sorted(order, key=lambda n: -value[n])
     assert "has no scores here" in page_html(dataclasses.replace(page, primary_set="atnorm-md"))
@@ -246,7 +245,7 @@ def test_results_without_these_records_have_no_such_sections(result: ProbeResult
         clinical.between_domains,
     ):
         assert section(view) == []
-    assert clinical.human(view, document["votes"][0]) == []
+    assert clinical.human(view, view.results.votes[0]) == []
     assert isinstance(markdown_report(view.result), str)
     assert np.isfinite(pd.DataFrame(view.result.scores())["value"].astype(float)).any()
 
@@ -292,7 +291,7 @@ def test_sets_that_say_little_are_shown(study: Any, rows: Any, bootstrap: int) -
     assert ">None<" not in html
     assert "| None" not in text
     for record in result.leaderboard():
-        if record["dataset"] == "outer" and record["metrics"]["auroc"][0] is None:
-            assert record["metrics"]["auroc"] == [None, None, None]
+        if record.dataset == "outer" and record.estimate("auroc").value is None:
+            assert list(record.estimate("auroc")) == [None, None, None]
     if bootstrap == 0:
-        assert all(r["metrics"]["auroc"][1] is None for r in result.leaderboard())
+        assert all(r.estimate("auroc").low is None for r in result.leaderboard())

@@ -32,7 +32,7 @@ from patchbank.probe.report.page import (
 )
 from patchbank.probe.report.sections import Sections
 from patchbank.probe.results.files import ProbeResult
-from patchbank.probe.results.scoring import PAIRED
+from patchbank.probe.results.schema import PAIRED, Estimate
 from patchbank.probe.run import run_probe
 from PIL import Image
 
@@ -116,8 +116,8 @@ def page(result: ProbeResult) -> StudyPage:
             system="good/full/cls",
             dataset="outer",
             metric=metric,
-            ours=(0.8, 0.75, 0.85),
-            refit=(0.81, 0.76, 0.86),
+            ours=Estimate(0.8, 0.75, 0.85),
+            refit=Estimate(0.81, 0.76, 0.86),
             against="Theirs, probe",
             published=0.7,
             published_folds=(0.68, 0.7, 0.72),
@@ -198,8 +198,8 @@ def test_every_number_of_the_leaderboard_is_there(page: StudyPage) -> None:
     assert page.result
     for record in page.result.leaderboard():
         for metric in ("balanced_accuracy", "auroc", "average_precision"):
-            if record["features"] in {s.name for s in page.systems}:
-                assert f'<data value="{record["metrics"][metric][0]:.6f}"' in text
+            if record.features in {s.name for s in page.systems}:
+                assert f'<data value="{record.estimate(metric).value:.6f}"' in text
 
 
 def test_a_study_without_a_finished_system(page: StudyPage) -> None:
@@ -245,7 +245,7 @@ def test_no_winner_is_named_where_no_slides_are_known(page: StudyPage) -> None:
     assert page.result
     board = board_with(page, 0.001)
     assert board.view
-    document = copy.deepcopy(board.view.doc)
+    document = copy.deepcopy(page.result.document)
     for entry in document["data"]:
         entry["groups_known"] = entry["dataset"] != "outer"
     board = Board(Sections(ProbeResult(document, page.result.predictions)), page.systems)
@@ -268,6 +268,7 @@ def test_who_differs_significantly_is_counted(result: ProbeResult) -> None:
         *({**s, "features": third} for s in document["scores"] if s["features"] == "poor/full/cls"),
     ]
     about = {"dataset": "outer", "role": "refit", "metric": "auroc", "test": PAIRED}
+    about |= {"difference": 0.1, "low": None, "high": None, "p": None}
     document["comparisons"] = [
         {**about, "a": "good/full/cls", "b": "poor/full/cls", "p_holm": 0.01},
         {**about, "a": third, "b": "good/full/cls", "p_holm": 0.2},
@@ -523,8 +524,8 @@ SORTS = "[...document.querySelectorAll('#board th[data-sort]')].map(th => th.get
 
 
 def order(result: ProbeResult, dataset: str, metric: str) -> list[str]:
-    mine = [r for r in result.leaderboard() if r["dataset"] == dataset and "/" in r["features"]]
-    return [r["features"] for r in sorted(mine, key=lambda r: -r["metrics"][metric][0])]
+    mine = [r for r in result.leaderboard() if r.dataset == dataset and "/" in r.features]
+    return [r.features for r in sorted(mine, key=lambda r: -(r.estimate(metric).value or 0))]
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1180, False), (1180, True), (390, False), (390, True)])
@@ -595,9 +596,9 @@ def test_the_metric_is_switched_everywhere(browser: Browser, file: Path, page: S
         assert names[:2] == order(page.result, "inner:test", metric)
         value = browser.js(f"document.querySelector('#board tbody tr .{metric} data').value")
         record = next(
-            r for r in page.result.leaderboard() if (r["dataset"], r["features"]) == ("inner:test", names[0])
+            r for r in page.result.leaderboard() if (r.dataset, r.features) == ("inner:test", names[0])
         )
-        assert float(value) == pytest.approx(record["metrics"][metric][0], abs=1e-6)
+        assert float(value) == pytest.approx(record.estimate(metric).value, abs=1e-6)
         pressed = browser.js(
             "[...document.querySelectorAll('.metrics [aria-pressed=true]')].map(b => b.dataset.metric)"
         )

@@ -127,8 +127,7 @@ def test_markdown_has_the_same_numbers(result: ProbeResult) -> None:
     for title in SECTIONS:
         assert (f"## {title}" in text) == (title != "Most confident errors")
     for record in result.leaderboard():
-        value = record["metrics"]["auroc"][0]
-        assert f"{value:.3f}" in text
+        assert f"{record.estimate('auroc').value:.3f}" in text
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|---")]
     assert len(widths) >= 8
     assert "<" not in text.replace("< 0.001", "")

@@ -54,7 +54,7 @@ def test_the_scores_are_those_of_the_single_results(results: dict[str, ProbeResu
     assert model["fits"]["fits"] == sum(m["fits"]["fits"] for m in good.document["models"])
     assert merged.document["fold_means"]["Good"] == good.document["fold_means"][good.chosen]
     board = merged.leaderboard()
-    assert {r["features"] for r in board if r["dataset"] == "outer"} == {"Good", "Poor", "Old"}
+    assert {r.features for r in board if r.dataset == "outer"} == {"Good", "Poor", "Old"}
 
 
 def test_paired_differences_are_those_of_one_sweep_over_both(results: dict[str, ProbeResult]) -> None:
@@ -95,7 +95,7 @@ def test_a_merged_result_is_saved_and_read_like_any_other(
 def test_an_evaluation_set_may_be_missing_in_one_system(study, results: dict[str, ProbeResult]) -> None:  # type: ignore[no-untyped-def]
     less = run_probe(train=study.train, bank=study.bank, features=["poor/full/cls"], **GRID)
     merged = merge_systems({"Good": results["Good"], "Less": less})
-    assert {r["features"] for r in merged.leaderboard() if r["dataset"] == "outer"} == {"Good"}
+    assert {r.features for r in merged.leaderboard() if r.dataset == "outer"} == {"Good"}
     assert not [c for c in merged.document["comparisons"] if c["dataset"] == "outer"]
     assert [c for c in merged.document["comparisons"] if c["dataset"] == "inner:test"]
 
@@ -183,7 +183,7 @@ def test_the_difference_to_a_published_figure_is_that_of_the_formula(results: di
         + np.var(models, ddof=1) / len(models)
     )
     assert row.refit is None  # a published recipe has models of folds only
-    assert row.ours == (mean["value"], mean["low"], mean["high"])
+    assert tuple(row.ours) == (mean["value"], mean["low"], mean["high"])
     assert row.published == pytest.approx(0.6)
     assert row.against == "Theirs, probe"
     assert row.difference == pytest.approx(q - p)
@@ -217,9 +217,9 @@ def test_what_lies_far_apart_is_distinguished(
     )
     assert [row.verdict for row in found] == [verdict] * 2
     mean = merged.document["fold_means"]["Good"]["outer"]["auroc"]
-    assert found[1].ours == (mean["value"], mean["low"], mean["high"])  # like with like
-    refit = next(r for r in results["Good"].leaderboard() if r["dataset"] == "outer")
-    assert found[1].refit == tuple(refit["metrics"]["auroc"])
+    assert tuple(found[1].ours) == (mean["value"], mean["low"], mean["high"])  # like with like
+    refit = next(r for r in results["Good"].leaderboard() if r.dataset == "outer")
+    assert found[1].refit == refit.estimate("auroc")
 
 
 def test_nothing_is_called_significant_where_no_slides_are_known(results: dict[str, ProbeResult]) -> None:
@@ -291,7 +291,7 @@ def test_the_tables_of_a_study_have_every_system(results: dict[str, ProbeResult]
     beside = table[table["published"].notna()]
     assert set(beside["metric"]) == {"auroc", "balanced_accuracy"}
     assert set(beside["system"]) == {"Old"}
-    whole = {(r["features"], r["dataset"]): r["metrics"]["auroc"][0] for r in merged.leaderboard()}
+    whole = {(r.features, r.dataset): r.estimate("auroc").value for r in merged.leaderboard()}
     for _, row in table[table["metric"] == "auroc"].iterrows():
         assert row["value"] == whole[row["system"], row["dataset"]]
     text = markdown(page)
