@@ -91,11 +91,11 @@ def _dates(form: str) -> list[str]:
 
 def test_curves_are_of_the_rows_that_their_legend_is_of(result: ProbeResult) -> None:
     view = View(result)
-    assert view.records["outer", "good/full/cls"]["subset"] == "dedup"
+    assert view.records["outer", "good/full/cls"].deduplicated
     for dataset in view.sets:
         chart = charts.roc(view, dataset)
         for part, name in zip(chart.parts[:-1], view.series, strict=True):
-            value = view.records[dataset, name]["metrics"]["auroc"][0]
+            value = view.records[dataset, name].estimate("auroc").value
             assert auc(np.asarray(part.x), np.asarray(part.y)) == pytest.approx(value, abs=1e-12)
             assert f"AUROC {value:.3f} [" in part.label
         assert f"{view.records[dataset, view.chosen]['n']:,} patches" in chart.note
