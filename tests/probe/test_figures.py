@@ -98,7 +98,7 @@ def test_curves_are_of_the_rows_that_their_legend_is_of(result: ProbeResult) -> 
             value = view.records[dataset, name].estimate("auroc").value
             assert auc(np.asarray(part.x), np.asarray(part.y)) == pytest.approx(value, abs=1e-12)
             assert f"AUROC {value:.3f} [" in part.label
-        assert f"{view.records[dataset, view.chosen]['n']:,} patches" in chart.note
+        assert f"{view.records[dataset, view.chosen].n:,} patches" in chart.note
 
 
 def test_a_figure_draws_what_the_chart_says(result: ProbeResult) -> None:
