@@ -42,10 +42,23 @@ class _Linear(ClassifierMixin, BaseEstimator):
                 f"one class: {self.classes_[0]!r}"
             )
         v = np.array(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
-        if class_weight is not None:
-            per_class = compute_class_weight(class_weight, classes=self.classes_, y=y, sample_weight=v)
-            v *= per_class[numbers]
-        return X, numbers, v
+        return X, numbers, self._class_weighted(v, numbers, class_weight, "the data")
+
+    def _class_weighted(self, v: Array, numbers: Array, class_weight: Any, rows: str) -> Array:
+        """Weights v (n,) of some rows times their classes' weights; refused where they lack a class."""
+        count = np.bincount(numbers, weights=v > 0, minlength=len(self.classes_))
+        if not count.all():
+            lacking = self.classes_[int(np.argmin(count))]
+            raise InvalidRequest(
+                f"{rows} have no row of class {lacking!r} with a sample weight above 0. "
+                "Fix: leave the class out, or fewer folds (cv)"
+            )
+        if class_weight is None:
+            return v
+        labels = self.classes_[numbers]
+        return (
+            v * compute_class_weight(class_weight, classes=self.classes_, y=labels, sample_weight=v)[numbers]
+        )
 
     def _keep(self, fits: LogisticFits, at: tuple[int, int]) -> None:
         """Become the fit of this (set, strength), in float64: float32 is too coarse where C is large."""
@@ -160,13 +173,10 @@ class BatchedLogisticRegressionCV(_Linear):
         scorer = get_scorer(self.scoring or "accuracy")
         folds = list(check_cv(self.cv, labels, classifier=True).split(X, labels, groups))  # pyright: ignore[reportAttributeAccessIssue]
         weights = np.zeros((len(folds) + 1, len(X)))  # the last: the refit on all rows
-        for row, train in zip(weights, [train for train, _ in folds] + [np.arange(len(X))], strict=True):
-            row[train] = v[train]
-            if self.class_weight is not None:
-                per_class = compute_class_weight(
-                    self.class_weight, classes=self.classes_, y=labels[train], sample_weight=v[train]
-                )
-                row[train] *= per_class[numbers[train]]
+        names = [f"the training rows of fold {f}" for f in range(len(folds))] + ["the data"]
+        trains = [train for train, _ in folds] + [np.arange(len(X))]
+        for row, train, name in zip(weights, trains, names, strict=True):
+            row[train] = self._class_weighted(v[train], numbers[train], self.class_weight, name)
         options = {"standardize": self.standardize, "tol": self.tol, "threads": self.threads}
         fits = fit_logistic(X, numbers, C=self.Cs_, weights=weights[:-1], **options)
         self.scores_ = np.empty((len(folds), len(self.Cs_)))

@@ -6,8 +6,8 @@
 How: all fits share X, so they are solved together, as columns of one matrix of coefficients. A round of the
 descent is two matrix products for all of them (objective.py), the preconditioner is shared
 (preconditioner.py), every fit keeps its own pace (lbfgs.py), nothing is copied a set (design.py). Every
-result is checked in float64 on X as it was given; what did not converge is finished by float64 Newton, and
-sets of few rows are solved by Newton alone (dual.py).
+result is checked in float64 on X as it was given; what did not converge, and sets of few rows, are solved by
+float64 Newton (newton.py).
 """
 
 import warnings
@@ -20,10 +20,9 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from ...errors import InvalidRequest, ProbeError
-from .design import Design
-from .dual import solve_few
-from .lbfgs import CERTIFIED, Minimum, minimise
-from .newton import Rows, solve
+from .design import READ_ROWS, Design
+from .lbfgs import CERTIFIED, Minimum, lagrange, minimise
+from .newton import NewtonFit, Rows, solve
 from .objective import Objective, default_threads
 from .path import follow, follows, ladder
 from .preconditioner import Preconditioner
@@ -33,6 +32,8 @@ MAX_ROUNDS = 300  # of the descent, then Newton takes over
 SMALL = 2e7  # sets x rows x features: passes are short and best full, so the path begins with more strengths
 ROUNDING = 1e-13  # of an objective, relative
 MEMORY = 4 * 2**30
+FEW = 1000  # (n m)^2 / d up to which sets of n rows go to Newton at once
+KEPT_ROWS = 2**29  # bytes of a set's float64 rows, above which Newton reads them anew in every step
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def fit_logistic(
         objective = Objective(design, sets, lam, threads=threads or default_threads(design.n * design.d))
         try:
             found = Minimum.nothing(S * L, m, design.d + 1)
-            few = solve_few(objective, found, tol=tol)
+            few = np.repeat(_few_rows(design), L)
             if len(ids := np.flatnonzero(~few)):
                 H0 = Preconditioner(objective)
                 stride = 4 if S * design.n * design.d > SMALL else 2
@@ -124,7 +125,7 @@ def fit_logistic(
                 found.put(ids, minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options))
                 if m == 1:  # with more classes its factors cost more than Newton
                     follow(objective, H0, found, **options)
-            status = np.where(found.polished, "polished", np.where(few, "newton", "converged")).astype("<U9")
+            status = np.where(found.polished, "polished", "converged").astype("<U9")
             done = found.converged & (found.gap <= CERTIFIED * tol * found.value)
             _finish(objective, found, status, np.flatnonzero(~done), tol)
             _warn(status, found.gap / found.value)
@@ -184,45 +185,70 @@ def _checked(
     return y, strengths, v, K
 
 
+def _few_rows(design: Design) -> Array:
+    """bool (S,): the sets of few rows and many features, where some Newton steps cost less than a descent."""
+    count = (design.weights > 0).sum(axis=1)
+    return (count <= design.d) & ((count * design.outputs) ** 2 <= FEW * design.d) & design.in_memory
+
+
 def _finish(objective: Objective, found: Minimum, status: Array, ids: Array, tol: float) -> None:
     """Newton for the problems `ids`, in place, and their statuses."""
-    design = objective.design
-    for p in ids[~np.isfinite(found.value[ids])]:
-        _record(objective, found, int(p), found.theta[p])
     status[ids] = "capped"
-    if design.in_memory:
-        sets = objective.sets[ids]
-        objective.share(
-            lambda s: _finish_set(objective, found, status, ids[sets == s], tol), np.unique(sets).tolist()
-        )
+    sets = objective.sets[ids]
+    objective.share(
+        lambda s: _finish_set(objective, found, status, ids[sets == s], tol), np.unique(sets).tolist()
+    )
 
 
 def _finish_set(objective: Objective, found: Minimum, status: Array, ids: Array, tol: float) -> None:
-    """The problems of one set, strong penalties first: each may start from the last one's solution."""
-    design, s = objective.design, objective.sets[ids[0]]
+    """The problems of one set, strong penalties first: each starts from what the descent has left, or from
+    the last three solutions carried on in log C.
+    """
+    design, s = objective.design, int(objective.sets[ids[0]])
+    rows = _rows(design, s)
+    ids = ids[np.argsort(-objective.lam[ids])]
+    fits: list[NewtonFit] = []
+    for k, p in enumerate(ids):
+        last, lam = [fit.theta for fit in fits[-3:]], objective.lam[ids[max(0, k - 3) : k + 1]]
+        starts = [found.theta[p]] if np.isfinite(found.value[p]) or not last else []
+        if last:
+            starts.append(np.tensordot(lagrange(np.log(lam[-1]), np.log(lam[:-1])), last, axes=1))
+        fits.append(solve(rows, float(lam[-1]), starts, tol=tol))
+        found.rounds[p] += fits[-1].n_iter
+    kept = _record(objective, found, ids, np.stack([fit.theta for fit in fits]))
+    sure = [fit.trusted and fit.decrement <= tol * fit.objective for fit in fits]
+    certified = found.gap[ids] <= CERTIFIED * tol * found.value[ids]
+    status[ids[kept & (sure | certified)]] = "newton"
+
+
+def _rows(design: Design, s: int) -> Rows:
+    """The rows of set s, in its units; kept where they are not too many, else read anew in every step."""
     used = np.flatnonzero(design.weights[s] > 0)
-    rows = Rows(
-        design.unsigned(used) * design.factor[s, :-1], design.y[used], design.weights[s, used],
-        n_classes=design.n_classes,
-    )  # fmt: skip
-    last = np.zeros((design.outputs, design.d + 1))
-    for p in ids[np.argsort(-objective.lam[ids])]:
-        lam = float(objective.lam[p])
-        starts = [found.theta[p], last, np.zeros_like(last)]
-        fit = solve(rows, lam, starts, tol=1e-3 * tol)
-        found.rounds[p] += fit.n_iter
-        kept = _record(objective, found, int(p), fit.theta)
-        sure = fit.trusted and fit.decrement <= tol * fit.objective
-        if kept and (sure or found.gap[p] <= CERTIFIED * tol * found.value[p]):
-            status[p] = "newton"
-        last = found.theta[p]
+    y, v = design.y[used], design.weights[s, used]
+    if 8 * len(used) * design.d <= KEPT_ROWS:
+        A = design.unsigned(used) * design.factor[s, :-1]
+        return Rows.of(A, y, v, n_classes=design.n_classes)
+    cuts = [*range(0, design.n, READ_ROWS), design.n]
+    places = np.searchsorted(used, cuts)
+    bounds = {(int(a), int(b)): cut for a, b, cut in zip(places, places[1:], cuts, strict=False) if a < b}
+
+    def block(lo: int, hi: int) -> Array:
+        first = bounds[lo, hi]
+        A = design.block(first, min(first + READ_ROWS, design.n), np.float64)[used[lo:hi] - first]
+        return A * A[:, -1:] * design.factor[s]  # without the sign of the label
+
+    return Rows(block, y, v, n_classes=design.n_classes, bounds=list(bounds))
 
 
-def _record(objective: Objective, found: Minimum, p: int, theta: Array) -> bool:
-    """Evaluate theta (m, d + 1) in float64 and keep it for problem p unless what is there is better."""
-    at = objective._exact(np.array([p]), theta[None])
-    if at.theta is None or at.gap is None or not at.value[0] <= found.value[p] * (1 + ROUNDING):
-        return False
-    found.theta[p], found.value[p], found.gradient[p] = at.theta[0], at.value[0], at.gradient[0]
-    found.curvature[p], found.gap[p] = at.curvature[0], at.gap[0]
-    return True
+def _record(objective: Objective, found: Minimum, ids: Array, theta: Array) -> Array:
+    """Evaluate theta (P, m, d + 1) in float64 and keep it for the problems `ids` (P,) unless what is there is
+    better. Returns bool (P,): what was kept.
+    """
+    kept = np.zeros(len(ids), dtype=bool)
+    for part in objective.parts(len(ids)):
+        at = objective._exact(ids[part], theta[part])
+        yes = at.value <= found.value[ids[part]] * (1 + ROUNDING)
+        for name in ("theta", "value", "gradient", "curvature", "gap"):
+            getattr(found, name)[ids[part][yes]] = getattr(at, name)[yes]
+        kept[part] = yes
+    return kept

@@ -170,12 +170,9 @@ class Objective:
 
     def exact(self, ids: Array, theta: Array) -> Evaluation:
         """theta : float64 (P, m, d + 1). Everything in float64, the intercepts at their optimum for w."""
-        P, m, _ = theta.shape
-        share = max(1, int(EXACT_BYTES // (8 * self.design.n * m)))
-        count = -(-P // share)
-        if count == 1 and 2 * self.threads <= P:
-            count = self.threads
-        chunks = [c for c in np.array_split(np.arange(P), count) if len(c)]
+        chunks = self.parts(len(theta))
+        if len(chunks) == 1 and 2 * self.threads <= len(theta):
+            chunks = np.array_split(chunks[0], self.threads)
         parts = self.share(lambda c: self._exact(ids[c], theta[c]), chunks)
         return Evaluation(
             *(
@@ -183,6 +180,11 @@ class Objective:
                 for name in ("value", "gradient", "curvature", "theta", "gap")
             )
         )
+
+    def parts(self, P: int) -> list[Array]:
+        """Shares of the numbers 0..P-1 of problems that `_exact` has the memory for."""
+        share = max(1, int(EXACT_BYTES // (8 * self.design.n * self.design.outputs)))
+        return np.array_split(np.arange(P), max(1, -(-P // share)))
 
     def _exact(self, ids: Array, theta: Array) -> Evaluation:
         """The bound is a duality gap. For residuals r_i = v_i (p_i - onehot_i) of any p_i that are

@@ -51,8 +51,8 @@ def test_random_hard_problems(first):
 @pytest.mark.parametrize("seed", [1014, 1419, 1599])
 def test_a_step_that_rounding_turned_uphill_is_no_sign_of_an_optimum(seed, monkeypatch):
     """Its decrement is negative, and so below any tolerance: called newton at a gap of 1."""
-    for large in (newton.LARGE, 60):  # 60: also the ways of large problems
-        monkeypatch.setattr(newton, "LARGE", large)
+    for likely in (newton.CG_LIKELY, 0):  # 0: also the ways of large problems
+        monkeypatch.setattr(newton, "CG_LIKELY", likely)
         verdicts = TORTURE["check"](seed)[1]
         assert verdicts
         assert [fault for v in verdicts for fault in v.faults] == []
