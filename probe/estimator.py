@@ -39,7 +39,7 @@ class _Linear(ClassifierMixin, BaseEstimator):
         if len(self.classes_) < 2:
             raise InvalidRequest(
                 f"This solver needs samples of at least 2 classes in the data, but the data contains only "
-                f"one class: {self.classes_[0]!r}"
+                f"one class: {self.classes_.tolist()[0]!r}"
             )
         v = np.array(_check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True))
         return X, numbers, self._class_weighted(v, numbers, class_weight, "the data")
@@ -48,7 +48,7 @@ class _Linear(ClassifierMixin, BaseEstimator):
         """Weights v (n,) of some rows times their classes' weights; refused where they lack a class."""
         count = np.bincount(numbers, weights=v > 0, minlength=len(self.classes_))
         if not count.all():
-            lacking = self.classes_[int(np.argmin(count))]
+            lacking = self.classes_.tolist()[int(np.argmin(count))]
             raise InvalidRequest(
                 f"{rows} have no row of class {lacking!r} with a sample weight above 0. "
                 "Fix: leave the class out, or fewer folds (cv)"

@@ -129,13 +129,10 @@ def test_labels_are_integers_and_nothing_else():
         )
 
 
-@pytest.mark.parametrize("k", [2, 3])
-@pytest.mark.parametrize("kind", [str, bytes, object, bool])
+@pytest.mark.parametrize(("kind", "k"), [(str, 2), (str, 3), (object, 2), (object, 3), (bool, 2)])
 def test_estimators_take_labels_of_any_kind(kind, k):
     X, y = data(k=k)
-    if kind is bool and k > 2:
-        return
-    names = {bool: [False, True], bytes: [b"n", b"a", b"m"]}.get(kind, ["n", "a", "m"])
+    names = [False, True] if kind is bool else ["n", "a", "m"]
     labels = np.array(names, dtype=kind if kind in (object, bool) else None)[y]
     model = BatchedLogisticRegression(C=0.5).fit(X, labels)
     theirs = LogisticRegression(C=0.5, solver="newton-cholesky", tol=1e-10).fit(X, labels)
@@ -172,7 +169,7 @@ def test_a_fold_without_a_class_is_named(class_weight):
         model.fit(X, labels)
     ordered = np.argsort(y)
     with pytest.raises(InvalidRequest, match="Fix: leave the class out, or fewer folds"):
-        BatchedLogisticRegressionCV(cv=KFold(2)).fit(X[ordered], np.sort(y == 1).repeat(1))
+        BatchedLogisticRegressionCV(cv=KFold(2)).fit(X[ordered], np.sort(y))
 
 
 def test_a_set_whose_class_has_no_weight_is_named():
