@@ -228,6 +228,7 @@ def _describe(
     table = read_values(
         table,
         classes=description.classes,
+        positive=description.positive,
         mapping=description.mapping,
         strip=description.strip,
         say=say,

@@ -8,7 +8,7 @@ import difflib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pandas as pd
 
@@ -16,32 +16,51 @@ from ..errors import InvalidRequest, ManifestError
 from .manifest import listed
 
 COLUMNS = ("label", "group", "domain", "split")
-# pandas' own list, and what spreadsheets and R add; compared without case and blanks
-MISSING = frozenset(
-    (
-        *("", "na", "n/a", "n.a.", "nan", "none", "null", "nil", "<na>", "#na", "#n/a", "#n/a n/a", "-nan"),
-        *("nat", "?", "missing", "not available", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"),
-    )
-)
+HIDDEN = "-1"  # beside labels that count from 0: not known
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val",
           "valid": "val", "validation": "val"}  # fmt: skip
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")  # of no width, between or around letters
+_INSIDE = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")  # a blank between letters
+_QUOTED = re.compile(r"""(['"`])(.+)\1\Z""")
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?\Z")  # "1.0": pandas writes whole numbers with gaps so
+
+
+def _key_of(value: str) -> str:
+    """The same for values that look the same: case, width, blanks, characters of no width."""
+    seen = "".join(one for one in unicodedata.normalize("NFKC", value) if unicodedata.category(one) != "Cf")
+    return _INSIDE.sub("", " ".join(seen.casefold().split()))
+
+
+# pandas' own list, what spreadsheets, databases, R and people add; compared by `_key_of`
+_WORDS = (
+    *("", "na", "n/a", "n.a.", "n.a", "na.", "nan", "-nan", "none", "null", "nil", "nat", "<na>"),
+    *("(null)", "[null]", "<null>", "(none)", "<none>", "(na)", "[na]", "(blank)", "(empty)"),
+    *("#na", "#n/a", "#n/a n/a", "#ref!", "#value!", "#div/0!", "#name?", "#null!", "#num!", "\\n"),
+    *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "?", "??", "???", ".", "..", "...", "_", "/"),
+    *("missing", "unknown", "not known", "not available", "notavailable"),
+    *("undefined", "unspecified", "not specified", "unlabeled", "unlabelled", "not labeled"),
+    *("not labelled", "no label", "unannotated", "not annotated", "tbd", "to be determined"),
+)
+MISSING = frozenset(map(_key_of, _WORDS))
+DASHES = frozenset(("-", "--", "---", "\u2013", "\u2014"))  # missing too, but not beside "+"
 
 
 def read_values(
     table: pd.DataFrame,
     *,
     classes: Sequence[str] = (),
+    positive: str = "",
     mapping: Mapping[str, str] | None = None,
     strip: bool = False,
     say: Callable[[str], None],
 ) -> pd.DataFrame:
     """The table with the columns label, group, domain and split as texts, "" where a value is missing.
 
-    Words for missing ("NA", "nan", "None", "?", ...) become "", but for words among `classes`; numbers like
-    "1.0" become "1" where the column holds whole numbers only; "Training" becomes the split "train".
+    Words for missing ("NA", "nan", "None", "unknown", "?", "-", ..., and "-1" beside labels that count from
+    0) become "", but for `classes` and `positive`; numbers like "1.0" become "1" where the column holds whole
+    numbers only; "Training" becomes the split "train".
     mapping : old -> new value of a label, or "group:old", "domain:old", "split:old" -> new; "" = missing
-    strip : remove blanks around values, and write Unicode in its composed form (NFC)
+    strip : remove blanks around values and characters of no width, and write Unicode composed (NFC)
     say : called with a sentence without an end for everything that was changed
 
     Raises ManifestError for labels, groups, ... that differ in blanks, case or Unicode form only, unless
@@ -54,9 +73,10 @@ def read_values(
             if wanted[column]:
                 raise InvalidRequest(f"--map speaks of the {column}, and the data have none.")
             continue
+        kept = {*classes, *filter(None, [positive])} if column == "label" else set()
         cells = table[column].astype(object).where(table[column].notna(), "").map(str)
         counts = Counter(cells)
-        new = _meanings(column, counts, wanted[column], classes if column == "label" else (), strip, say)
+        new = _meanings(column, counts, wanted[column], kept, strip, say)
         _refuse_spellings(column, counts, new, wanted[column], classes if column == "label" else ())
         table[column] = cells.map(new).astype(object)
     return table
@@ -77,15 +97,17 @@ def _meanings(
     column: str,
     counts: Counter[str],
     wanted: Mapping[str, str],
-    classes: Sequence[str],
+    kept: Collection[str],
     strip: bool,
     say: Callable[[str], None],
 ) -> dict[str, str]:
     """What each value that occurs becomes."""
-    new = {value: unicodedata.normalize("NFC", value.strip()) if strip else value for value in counts}
-    missing = [
-        value for value in counts if value.strip().casefold() in MISSING and value.strip() not in classes
-    ]
+    new = {value: _stripped(value) if strip else value for value in counts}
+    words = MISSING if any("+" in value for value in counts) else MISSING | DASHES
+    missing = [value for value in counts if _key_of(value) in words and value.strip() not in kept]
+    numbers = {_WHOLE.sub(r"\1", value.strip()) for value in counts}
+    if column == "label" and "0" in numbers and HIDDEN in numbers and HIDDEN not in kept:
+        missing += [value for value in counts if _WHOLE.sub(r"\1", value.strip()) == HIDDEN]
     new |= dict.fromkeys(missing, "")
     if all(_WHOLE.match(value) for value in new.values() if value):
         new = {old: _WHOLE.sub(r"\1", value) for old, value in new.items()}
@@ -123,8 +145,7 @@ def _refuse_spellings(
             rows[value] += counts[old]
     families: dict[str, list[str]] = {}
     for value in rows:
-        alike = " ".join(unicodedata.normalize("NFKC", value).casefold().split())
-        families.setdefault(_WHOLE.sub(r"\1", alike), []).append(value)
+        families.setdefault(_WHOLE.sub(r"\1", _QUOTED.sub(r"\2", _key_of(value))), []).append(value)
     meant = {*wanted.values()}
     split = [family for family in families.values() if len(family) > 1 and not set(family) <= meant]
     if not split:
@@ -132,10 +153,14 @@ def _refuse_spellings(
     shown = [" and ".join(f"{value!r} ({rows[value]} rows)" for value in family) for family in split]
     first = sorted(split[0], key=lambda value: -rows[value])
     raise ManifestError(
-        f"{column}s that differ in blanks, case or Unicode form only: {listed(shown)}. Fix: --strip removes "
-        f"blanks; --map {_key(column, first[1])!r}={first[0]!r} joins two; mapping each to itself keeps them "
-        "apart."
+        f"{column}s that differ in blanks, case, quotes or Unicode form only: {listed(shown)}. Fix: --strip "
+        f"removes blanks and characters of no width; --map {_key(column, first[1])!r}={first[0]!r} joins two; "
+        "mapping each to itself keeps them apart."
     )
+
+
+def _stripped(value: str) -> str:
+    return unicodedata.normalize("NFC", _INVISIBLE.sub("", value).strip())
 
 
 def _key(column: str, value: str) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.manifest import Manifest
-from patchbank.datasets.values import MISSING, read_values
+from patchbank.datasets.values import DASHES, MISSING, read_values
 from patchbank.errors import InvalidRequest, ManifestError
 
 WriteImages = Callable[..., None]
@@ -22,7 +22,24 @@ def read(column: str, values: list[object], **options: object) -> tuple[list[str
 
 @pytest.mark.parametrize("column", ["label", "group", "domain", "split"])
 @pytest.mark.parametrize(
-    "word", [*sorted(MISSING), "NA", "NaN", "None", " nan ", "<NA>", None, np.nan, pd.NA]
+    "word",
+    [
+        *sorted(MISSING),
+        *sorted(DASHES),
+        "\u200b",
+        "Ｎ／Ａ",
+        "\u00a0",
+        "Not  Known",
+        "\ufeff",
+        "NA",
+        "NaN",
+        "None",
+        " nan ",
+        "<NA>",
+        None,
+        np.nan,
+        pd.NA,
+    ],
 )
 def test_words_for_missing(column: str, word: object) -> None:
     values, said = read(column, ["a", word, "b"])
@@ -36,11 +53,32 @@ def test_words_for_missing(column: str, word: object) -> None:
 def test_a_word_for_missing_may_be_a_class() -> None:
     assert read("label", ["None", "x", "NA"], classes=("x", "None"))[0] == ["None", "x", ""]
     assert read("label", ["none", "x"], mapping={"none": "benign"}) == (["benign", "x"], [])
+    assert read("label", ["unknown", "x"], positive="unknown") == (["unknown", "x"], [])
+    assert read("label", ["unknown", "x"], mapping={"unknown": "unknown"}) == (["unknown", "x"], [])
+
+
+def test_a_dash_beside_a_plus_is_a_finding() -> None:
+    assert read("label", ["+", "-", "+"]) == (["+", "-", "+"], [])
+    assert read("label", ["1+", "-", "3+"]) == (["1+", "-", "3+"], [])
+    assert read("label", ["high", "-", "low"])[0] == ["high", "", "low"]
+
+
+def test_minus_one_beside_labels_from_0_is_not_known() -> None:
+    assert read("label", ["0", "1", "-1"])[0] == ["0", "1", ""]
+    assert read("label", [0.0, 1.0, -1.0, np.nan])[0] == ["0", "1", "", ""]
+    assert read("label", ["0", "1", "-1"])[1][0].startswith("1 of 3 rows have no label: '-1' read as missing")
+    assert read("label", ["0", "1", "-1"], classes=("-1", "0", "1")) == (["0", "1", "-1"], [])
+    assert read("label", ["1", "-1"]) == (["1", "-1"], [])
+    assert read("group", ["0", "-1"]) == (["0", "-1"], [])
 
 
 @pytest.mark.parametrize("column", ["label", "group", "domain", "split"])
 @pytest.mark.parametrize(
-    "other", ["tumor ", " tumor", "Tumor", "TUMOR", "tumor\t", "tumor\u00a0", "ｔumor", "tumor\r"]
+    "other",
+    [
+        *("tumor ", " tumor", "Tumor", "TUMOR", "tumor\t", "tumor\u00a0", "ｔumor", "tumor\r", "tu mor"),
+        *("tu\u200bmor", "\ufefftumor", "tumor\u2060", "tu\u00admor", "'tumor'", '"tumor"', "ＴＵＭＯＲ"),
+    ],
 )
 def test_one_class_in_two_spellings_is_refused(column: str, other: str) -> None:
     with pytest.raises(ManifestError, match=r"'tumor' \(2 rows\) and .* \(1 rows\)") as caught:
@@ -54,6 +92,7 @@ def test_one_class_in_two_spellings_is_refused(column: str, other: str) -> None:
 
 
 def test_strip() -> None:
+    assert read("label", ["tu\u200bmor", "tumor\u00a0", "\ufefftumor"], strip=True)[0] == ["tumor"] * 3
     composed, parts = "\u00e9", "e\u0301"
     assert read("label", ["a ", "a", "\ta"], strip=True)[0] == ["a", "a", "a"]
     assert read("group", [composed, parts], strip=True)[0] == [composed, composed]
