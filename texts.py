@@ -116,3 +116,22 @@ def public_url(url: str) -> str:
         [(key, value and hashlib.sha256(value.encode()).hexdigest()[:8]) for key, value in values]
     )
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, query, ""))
+
+
+def other_file(start: bytes) -> str:
+    """What a file is that came under another's name, in words, by its first 512 bytes; "" = not known.
+
+    A pointer of git-lfs and the page of a login or a proxy come under the right name; gzip is told from text.
+    """
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "is a git-lfs pointer, a text of three lines that stands for the file. Fix: run `git lfs pull` "
+            "in its folder, or download the file itself"
+        )
+    if start[:64].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return (
+            "is a web page, not the file: a login page or a proxy answered the download. Fix: delete it "
+            "and download it again, logged in"
+        )
+    return "is compressed (gzip). Fix: decompress it first" if start.startswith(b"\x1f\x8b") else ""

@@ -43,7 +43,7 @@ from .mitosis import BUILDERS
 from .regions import wsi_table
 from .sources import open_source
 from .tables import FAULT
-from .values import read_values
+from .values import SPLITS, key_of, read_values
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
 TOGETHER = 3  # rows with one fault that are named one a line; more are one line
@@ -239,6 +239,12 @@ def _describe(
         if value:
             given = table[column] if column in table.columns else pd.Series("", index=table.index)
             table[column] = given.where(given != "", value)
+    splits = set(table["split"]) - {"", *SPLITS.values()} if "split" in table.columns else set()
+    if splits and "train" not in set(table["split"]):
+        say(
+            f"no split is called 'train', which folds are made of; there are "
+            f"{listed(map(repr, sorted(splits)))}: rename one with --map split:OLD=train"
+        )
     classes = tuple(description.classes)
     if not classes and "label" in table.columns:
         found = sorted({*table["label"]} - {""})
@@ -254,7 +260,11 @@ def _describe(
         raise ManifestError(
             f"{name!r} has the classes {list(classes)}: say which is the positive one (--positive)."
         )
-    if len(classes) > 2 and positive in classes:
+    if positive and positive not in classes:
+        alike = [label for label in classes if key_of(label) == key_of(positive)]
+        hint = f" Fix: --strip, or --positive {alike[0]!r}." if alike else ""
+        raise ManifestError(f"--positive {positive!r} is not one of the classes {list(classes)}.{hint}")
+    if len(classes) > 2:
         rows = table["label"].value_counts()
         rest = ", ".join(f"{c} ({rows.get(c, 0)})" for c in classes if c != positive)
         say(f"{positive} ({rows.get(positive, 0)} rows) is told from all the rest as one class: {rest}")

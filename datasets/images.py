@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageError
+from ..texts import other_file
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a compressed file of 500 kB may claim a hundred times that
 HEAD = 1 << 16  # bytes in which a JPEG 2000 or AVIF file says its bit depth
@@ -72,8 +73,9 @@ def _decode(stream: BinaryIO, name: str) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:
         stream.seek(0)
-        start = stream.read(12)
-        what = "is empty" if not start else f"is no image that Pillow knows (it starts with {start!r})"
+        start = stream.read(512)
+        what = "is empty" if not start else f"is no image that Pillow knows (it starts with {start[:12]!r})"
+        what = other_file(start) or what
         if start.startswith((b"II*\0", b"MM\0*")):
             what = "is a TIFF of a kind that Pillow does not read (such as float or 32-bit RGB)"
         raise ImageError(f"{name}: {what}.") from None

@@ -13,7 +13,7 @@ from ..errors import InvalidRequest, ManifestError
 from .containers import TarImages, ZipImages, open_container
 from .manifest import fault_sentence, listed
 from .sources import MARK
-from .tables import FAULT, Say, find_files, is_hidden, read_user_table, walk_files
+from .tables import FAULT, Say, find_files, is_hidden, own_names, read_user_table, walk_files
 from .values import SPLITS
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -111,6 +111,7 @@ def csv_table(
     """
     file = Path(table)
     frame = read_user_table(file, separator=separator, say=say)
+    frame = own_names(frame, file, columns or (), ("patch_id", "path", *FIELDS), say)
     paths = pd.Series(path_format, index=frame.index)
     refuse_unknown_columns(file, frame, [*(columns or {}).values(), *_FIELD.findall(path_format)])
     for name in _FIELD.findall(path_format):
@@ -122,9 +123,11 @@ def csv_table(
     if path_format:
         frame["path"] = paths
     if "path" not in frame.columns:
+        headless = any(str(name).lower().endswith(SUFFIXES) for name in frame.columns)
+        lost = " Its first line must name the columns." if headless else ""
         raise ManifestError(
             f"{file}: which column is the path? Give --column path=NAME or --path-format; it has "
-            f"{list(frame.columns)}."
+            f"{list(frame.columns)}.{lost}"
         )
     texts = frame["path"].where(frame["path"].notna(), "").astype(str)
     frame["path"], faults = find_files(root, texts.tolist(), say=say)

@@ -247,10 +247,11 @@ def read_table(
     separator: str = ",",
     encoding: str = "utf-8-sig",
     names: Sequence[str] | None = None,
+    skip: int = 1,
 ) -> pd.DataFrame:
     """A CSV (all cells as text, "" stays "") or parquet file as a frame. Raises ManifestError naming rows.
 
-    names: of a CSV's columns, instead of those in its first line
+    names: of a CSV's columns, instead of those in its first line; skip: lines before its rows
     """
     if not file.is_file():
         raise ManifestError(f"the table {file} does not exist.")
@@ -284,7 +285,7 @@ def read_table(
             read_options=arrow_csv.ReadOptions(
                 use_threads=False,
                 column_names=names,
-                skip_rows=1,
+                skip_rows=skip,
                 encoding=encoding.removesuffix("-sig"),
             ),
             parse_options=arrow_csv.ParseOptions(
@@ -295,6 +296,8 @@ def read_table(
             ),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
+        if str(error).startswith("Could not skip"):  # there is nothing behind the names
+            return pd.DataFrame(columns=list(names), dtype=object)
         raise ManifestError(f"{file} cannot be read as CSV: {error}") from error
     if bad:
         raise ManifestError(fault_sentence(str(file), [listed(bad)]))

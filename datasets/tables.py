@@ -9,13 +9,15 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import ManifestError
 from ..settings import encoding_of
+from ..texts import other_file
 from .manifest import read_table
 from .sources import MARK
 
@@ -24,6 +26,7 @@ Lose = Callable[[str, str], None]  # (a file of many patches, what is wrong with
 FAULT = "_fault"  # a column of builders' tables: what is wrong with the row, "" = nothing
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 BLOCK = 1 << 20  # bytes
+LOOK = 20  # records by which the separator is found
 _DRIVE = re.compile(r"\A(?:[A-Za-z]:)?/*")
 _UNNAMED = "\0"  # begins the names of columns that have none
 
@@ -31,11 +34,12 @@ _UNNAMED = "\0"  # begins the names of columns that have none
 def read_user_table(file: str | os.PathLike[str], *, separator: str = "", say: Say) -> pd.DataFrame:
     """A table of any separator (of `SEPARATORS`) and encoding, or parquet; all cells of a CSV are texts.
 
-    Left out are blank rows at the end, and columns without a name that are empty or number the rows.
-    separator: "" = found by the first records
+    Left out are blank lines before the names and rows at the end, Excel's line "sep=;", and columns without a
+    name that are empty or number the rows. separator: "" = found by the first records
     say : called with what was found and is not a UTF-8 CSV with commas
 
-    Raises ManifestError: no such file, not a table (a spreadsheet, say), rows with too few or many cells.
+    Raises ManifestError: no such file, not a table (a spreadsheet, a page, a pointer of git-lfs, ...), no
+    rows, rows with too few or many cells, a quote that is not closed.
     """
     file = Path(file)
     if file.suffix.lower() in (".parquet", ".pq"):
@@ -43,22 +47,79 @@ def read_user_table(file: str | os.PathLike[str], *, separator: str = "", say: S
     if not file.is_file():
         raise ManifestError(f"the table {file} does not exist, or is not a regular file.")
     with file.open("rb") as stream:
-        head = stream.read(8)
+        head = stream.read(512)
     if head.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
         raise ManifestError(f"{file} is a spreadsheet or a zip, not a CSV; save the sheet as CSV (UTF-8).")
     if head.startswith(b"PAR1"):
         return read_table(file, "parquet")
+    if what := other_file(head):
+        raise ManifestError(f"{file} {what}.")
     encoding = _encoding(file, head)
     if encoding not in ("utf-8", "utf-8-sig"):
         say(f"{file.name} is not UTF-8; it was read as {encoding}")
-    names = _header(file, encoding, separator or ",")
-    found = separator or max(SEPARATORS, key=lambda one: len(_header(file, encoding, one)))
+    begin, told = _begin(file, encoding)
+    found = separator or told or _separator(file, encoding, begin)
     if found != "," and not separator:
-        say(f"{file.name} is separated by {SEPARATORS[found]}")
-        names = _header(file, encoding, found)
+        say(f"{file.name} is separated by {SEPARATORS.get(found, repr(found))}")
+    (names, end), *_ = _records(file, encoding, found, begin, 1) or [([], 0)]
+    names = [name.strip().strip("\ufeff") for name in names]
     unnamed = [name or f"{_UNNAMED}{i}" for i, name in enumerate(names)]
-    table = read_table(file, "csv", separator=found, encoding=encoding, names=unnamed)
+    table = read_table(file, "csv", separator=found, encoding=encoding, names=unnamed, skip=end)
+    if table.empty:
+        raise ManifestError(f"{file} has no rows, only the names of columns: {', '.join(names)}.")
+    if _unclosed(file, encoding, table):
+        raise ManifestError(
+            f"{file}: a quote is not closed in row {len(table)} ({table.iloc[-1, 0]!r}, ...); the rows "
+            "behind it would be lost."
+        )
     return _without_unnamed(_without_blank_end(table, file, say), file, say)
+
+
+def _begin(file: Path, encoding: str) -> tuple[int, str]:
+    """(lines before the names: blank ones and Excel's "sep=;", the separator that it says or "")."""
+    told = ""
+    with file.open(encoding=encoding) as stream:
+        for number, line in enumerate(stream):
+            said = re.fullmatch(r"\"?sep=(.)\"?", line.strip("\ufeff\r\n "))
+            if said:
+                told = said[1]
+            elif line.strip():
+                return number, told
+    return 0, told
+
+
+def _separator(file: Path, encoding: str, begin: int) -> str:
+    """With which the first records have the same number of cells, more than one; else the most names."""
+
+    def fit(separator: str) -> tuple[bool, int]:
+        cells = [len(cells) for cells, _ in _records(file, encoding, separator, begin, LOOK)]
+        return len({*cells}) == 1 and cells[0] > 1, cells[0] if cells else 0
+
+    return max(SEPARATORS, key=fit)
+
+
+def _records(file: Path, encoding: str, separator: str, begin: int, most: int) -> list[tuple[list[str], int]]:
+    """(cells, lines of the file up to here) of the first records but blank ones."""
+    found: list[tuple[list[str], int]] = []
+    with file.open(encoding=encoding, newline="") as stream:
+        reader = csv.reader(islice(stream, begin, None), delimiter=separator)
+        try:
+            for cells in reader:
+                if cells:
+                    found.append((cells, begin + reader.line_num))
+                if len(found) == most:
+                    break
+        except csv.Error as error:
+            raise ManifestError(f"{file} cannot be read as CSV: {error}.") from error
+    return found
+
+
+def _unclosed(file: Path, encoding: str, table: pd.DataFrame) -> bool:
+    """Whether the last row took what follows its quote to the end of the file."""
+    if not any("\n" in cell or "\r" in cell for cell in table.iloc[-1]):
+        return False
+    with file.open(encoding=encoding, newline="") as stream:
+        return sum(block.count('"') for block in iter(lambda: stream.read(BLOCK), "")) % 2 == 1
 
 
 def _encoding(file: Path, head: bytes) -> str:
@@ -82,15 +143,6 @@ def _encoding(file: Path, head: bytes) -> str:
     return "latin-1"  # has a character for each byte
 
 
-def _header(file: Path, encoding: str, separator: str) -> list[str]:
-    """The names in the first line, without blanks around them."""
-    with file.open(encoding=encoding, newline="") as stream:
-        try:
-            return [name.strip() for name in next(csv.reader(stream, delimiter=separator), [])]
-        except csv.Error as error:
-            raise ManifestError(f"{file} cannot be read as CSV: {error}.") from error
-
-
 def _without_blank_end(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFrame:
     rows = len(table)
     while rows and not any(cell.strip() for cell in table.iloc[rows - 1]):
@@ -101,18 +153,16 @@ def _without_blank_end(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFram
 
 
 def _without_unnamed(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFrame:
-    """Columns without a name are left out where they are empty or number the rows."""
+    """Columns without a name are left out where they are empty, or the first one and number the rows."""
     for place, name in enumerate(table.columns, start=1):
         if not name.startswith(_UNNAMED):
             continue
         values = table[name].str.strip()
         if (values != "").any():
-            first = values.iloc[0]
-            numbers = range(int(first), int(first) + len(values)) if first in ("0", "1") else ()
-            if values.tolist() != [str(number) for number in numbers]:
+            if place > 1 or not (values.str.fullmatch("[0-9]+").all() and values.is_unique):
                 raise ManifestError(
-                    f"{file}: column {place} has no name and does not number the rows ({first!r}, ...): "
-                    "name it or delete it."
+                    f"{file}: column {place} has no name and does not number the rows ({values.iloc[0]!r}, "
+                    "...): name it or delete it."
                 )
             say(f"{file.name}: column {place}, which has no name and numbers the rows, was left out")
         table = table.drop(columns=name)
@@ -205,3 +255,20 @@ def _look_up(index: dict[str, list[str]], path: str) -> str | None:
         if len(found) == 1:
             return found[0]
     return None
+
+
+def own_names(
+    frame: pd.DataFrame, file: Path, taken: Collection[str], wanted: Sequence[str], say: Say
+) -> pd.DataFrame:
+    """Columns that are called as ours but for case and blanks ("Label", "SPLIT ") get our names.
+
+    taken : ours that the user named himself
+    """
+    renamed = {}
+    for ours in wanted:
+        alike = [name for name in frame.columns if str(name).strip().casefold() == ours]
+        if ours not in frame.columns and ours not in taken and len(alike) == 1:
+            renamed[alike[0]] = ours
+    for theirs, ours in renamed.items():
+        say(f"{file.name}: the column {theirs!r} is {ours}")
+    return frame.rename(columns=renamed)

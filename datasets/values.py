@@ -25,13 +25,17 @@ _QUOTED = re.compile(r"""(['"`])(.+)\1\Z""")
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?\Z")  # "1.0": pandas writes whole numbers with gaps so
 
 
-def _key_of(value: str) -> str:
+def key_of(value: str) -> str:
     """The same for values that look the same: case, width, blanks, characters of no width."""
-    seen = "".join(one for one in unicodedata.normalize("NFKC", value) if unicodedata.category(one) != "Cf")
+    seen = "".join(
+        one
+        for one in unicodedata.normalize("NFKC", value)
+        if one.isspace() or unicodedata.category(one) not in ("Cf", "Cc")
+    )
     return _INSIDE.sub("", " ".join(seen.casefold().split()))
 
 
-# pandas' own list, what spreadsheets, databases, R and people add; compared by `_key_of`
+# pandas' own list, what spreadsheets, databases, R and people add; compared by `key_of`
 _WORDS = (
     *("", "na", "n/a", "n.a.", "n.a", "na.", "nan", "-nan", "none", "null", "nil", "nat", "<na>"),
     *("(null)", "[null]", "<null>", "(none)", "<none>", "(na)", "[na]", "(blank)", "(empty)"),
@@ -41,7 +45,7 @@ _WORDS = (
     *("undefined", "unspecified", "not specified", "unlabeled", "unlabelled", "not labeled"),
     *("not labelled", "no label", "unannotated", "not annotated", "tbd", "to be determined"),
 )
-MISSING = frozenset(map(_key_of, _WORDS))
+MISSING = frozenset(map(key_of, _WORDS))
 DASHES = frozenset(("-", "--", "---", "\u2013", "\u2014"))  # missing too, but not beside "+"
 
 
@@ -76,6 +80,8 @@ def read_values(
         kept = {*classes, *filter(None, [positive])} if column == "label" else set()
         cells = table[column].astype(object).where(table[column].notna(), "").map(str)
         counts = Counter(cells)
+        if broken := sorted(value for value in counts if "\n" in value.strip()):
+            raise ManifestError(f"a {column} holds a line break ({broken[0][:60]!r}): is a quote not closed?")
         new = _meanings(column, counts, wanted[column], kept, strip, say)
         _refuse_spellings(column, counts, new, wanted[column], classes if column == "label" else ())
         table[column] = cells.map(new).astype(object)
@@ -104,7 +110,7 @@ def _meanings(
     """What each value that occurs becomes."""
     new = {value: _stripped(value) if strip else value for value in counts}
     words = MISSING if any("+" in value for value in counts) else MISSING | DASHES
-    missing = [value for value in counts if _key_of(value) in words and value.strip() not in kept]
+    missing = [value for value in counts if key_of(value) in words and value.strip() not in kept]
     numbers = {_WHOLE.sub(r"\1", value.strip()) for value in counts}
     if column == "label" and "0" in numbers and HIDDEN in numbers and HIDDEN not in kept:
         missing += [value for value in counts if _WHOLE.sub(r"\1", value.strip()) == HIDDEN]
@@ -145,7 +151,7 @@ def _refuse_spellings(
             rows[value] += counts[old]
     families: dict[str, list[str]] = {}
     for value in rows:
-        families.setdefault(_WHOLE.sub(r"\1", _QUOTED.sub(r"\2", _key_of(value))), []).append(value)
+        families.setdefault(_WHOLE.sub(r"\1", _QUOTED.sub(r"\2", key_of(value))), []).append(value)
     meant = {*wanted.values()}
     split = [family for family in families.values() if len(family) > 1 and not set(family) <= meant]
     if not split:
@@ -154,8 +160,8 @@ def _refuse_spellings(
     first = sorted(split[0], key=lambda value: -rows[value])
     raise ManifestError(
         f"{column}s that differ in blanks, case, quotes or Unicode form only: {listed(shown)}. Fix: --strip "
-        f"removes blanks and characters of no width; --map {_key(column, first[1])!r}={first[0]!r} joins two; "
-        "mapping each to itself keeps them apart."
+        f"removes blanks and characters of no width; --map {_key(column, first[1])!r}={first[0]!r} joins "
+        "two; mapping each to itself keeps them apart."
     )
 
 

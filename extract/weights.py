@@ -16,6 +16,7 @@ from pathlib import Path
 from ..errors import EncoderError, InvalidRequest, MissingDependency, WeightsNotHere
 from ..files import sha256
 from ..hub import NotTheHubError, has_token
+from ..texts import other_file
 from .cards import UNPINNED, Card
 from .hub import explained, gated
 
@@ -45,17 +46,9 @@ def not_a_model(path: Path) -> str:
     """
     with path.open("rb") as file:
         start = file.read(512).lstrip()
-    if start.startswith(b"version https://git-lfs"):
-        return (
-            "is a git-lfs pointer, a text of three lines that stands for the file. Fix: run `git lfs pull` "
-            "in its folder, or download the file itself"
-        )
-    if start[:64].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return (
-            "is a web page, not a model file: a login page or a proxy answered the download. Fix: delete it "
-            "and download it again, logged in"
-        )
-    return "is empty. Fix: delete it and download it again" if not start else ""
+    if not start:
+        return "is empty. Fix: delete it and download it again"
+    return other_file(start)
 
 
 def locate(

@@ -95,7 +95,7 @@ class TestFolder:
         ("options", "message"),
         [
             ({"positive": ""}, r"classes \['bad', 'good'\]: say which is the positive one"),
-            ({"positive": "ugly"}, "positive = 'ugly' is not one of the classes"),
+            ({"positive": "ugly"}, "'ugly' is not one of the classes"),
             (
                 {"classes": ("bad", "fine")},
                 r"label outside the classes \['bad', 'fine'\]: row 1 .* has 'good'",

@@ -1,5 +1,6 @@
 """Tables as spreadsheets, R and pandas write them, and folders as people have them."""
 
+import gzip
 import os
 import unicodedata
 import zipfile
@@ -268,5 +269,86 @@ def test_boolean_labels(tmp_path: Path, write_images: WriteImages) -> None:
     built, said = build("from-csv", tmp_path, table=tmp_path / "t.parquet", positive="True")
     assert built.header.classes == ("False", "True")
     assert said == []
-    with pytest.raises(ManifestError, match="positive = 'yes' is not one of the classes"):
+    with pytest.raises(ManifestError, match="'yes' is not one of the classes"):
         build("from-csv", tmp_path, table=tmp_path / "t.parquet", positive="yes")
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("sep=;\npath;label\na.png;x\nb.png;y\n", "y"),
+        ('"sep=;"\r\npath;label\r\na.png;x\r\nb.png;y\r\n', "y"),
+        ("\n\npath,label\na.png,x\nb.png,y\n", "y"),
+        ("\ufeff\ufeffpath,label\na.png,x\nb.png,y\n", "y"),
+        ('path,label,"a;b;c;d"\na.png,x,1\nb.png,y,2\n', "y"),
+        ("path;label;age\na.png;x;1,5\nb.png;y;2,5\n", "y"),
+        ("path;label;note\na.png;x;a, b, c\nb.png;y;d, e\n", "y"),
+        ('path,label,"a\nname"\na.png,x,1\nb.png,y,2\n', "y"),
+        ('path,label,note\na.png,x,"two\nlines"\nb.png,y,"3"" nail"\n', "y"),
+        ("path,label\r\na.png,x\nb.png,y\r", "y"),
+        (",path,label\n7,a.png,x\n12,b.png,y\n", "y"),
+    ],
+)
+def test_tables_of_other_habits(tmp_path: Path, text: str, label: str) -> None:
+    (tmp_path / "t.csv").write_bytes(text.encode())
+    table, _ = read(tmp_path / "t.csv")
+    assert table["path"].tolist() == ["a.png", "b.png"]
+    assert table["label"].iat[1] == label
+    assert all(table.columns)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"path,label\n", "has no rows, only the names of columns: path, label"),
+        (b"path,label", "has no rows"),
+        (b'path,label,note\na.png,x,"big\nb.png,y,small\nc.png,y,z\n', "a quote is not closed in row 1 "),
+        (b"<!DOCTYPE html><html></html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
+        (gzip.compress(b"path,label\na.png,x\n"), "decompress it first"),
+        (b"path,label,label\na.png,x,y\n", r"columns named twice: \['label'\]"),
+        (b",path,label\nq,a.png,x\nq,b.png,y\n", "column 1 has no name and does not number the rows"),
+    ],
+)  # fmt: skip
+def test_what_would_lose_rows_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(ManifestError, match=message):
+        read(tmp_path / "t.csv")
+
+
+def test_names_of_columns_in_another_case(tmp_path: Path, write_images: WriteImages) -> None:
+    """A split column that is not taken would put test rows into the folds."""
+    write_images(tmp_path, {f"{i}.png": i for i in range(4)})
+    (tmp_path / "t.csv").write_text(
+        "Path,Label,SPLIT ,Group\n0.png,a,Train,g\n1.png,b,TRAIN ,g\n2.png,a, test,h\n3.png,b,Testing,h\n"
+    )
+    said: list[str] = []
+    built = build_manifest(
+        "from-csv", tmp_path, dataset="t", table=tmp_path / "t.csv", positive="a", progress=False,
+        on_note=said.append,
+    )  # fmt: skip
+    assert built.table["split"].tolist() == ["train", "train", "test", "test"]
+    assert built.table["group"].tolist() == ["g", "g", "h", "h"]
+    assert "t.csv: the column 'Label' is label" in said
+    for columns, word in (
+        ("path,label\n0.png,a \n1.png,b \n", "--strip"),
+        ("0.png,a\n1.png,b\n", "first line must name"),
+    ):
+        (tmp_path / "t.csv").write_text(columns)
+        with pytest.raises(ManifestError, match=word):
+            build_manifest(
+                "from-csv", tmp_path, dataset="t", table=tmp_path / "t.csv", positive="a", progress=False,
+                on_note=said.append,
+            )  # fmt: skip
+
+
+def test_splits_without_train_are_said(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {f"{i}.png": i for i in range(4)})
+    (tmp_path / "t.csv").write_text("path,label,split\n0.png,a,0\n1.png,b,0\n2.png,a,1\n3.png,b,1\n")
+    options = {"dataset": "t", "table": tmp_path / "t.csv", "positive": "a", "progress": False}
+    said: list[str] = []
+    build_manifest("from-csv", tmp_path, on_note=said.append, **options)
+    assert "no split is called 'train', which folds are made of; there are '0', '1'" in " ".join(said)
+    named = {"split:0": "train", "split:1": "test"}
+    built = build_manifest("from-csv", tmp_path, mapping=named, on_note=lambda note: None, **options)
+    assert built.table["split"].tolist() == ["train", "train", "test", "test"]

@@ -276,8 +276,8 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path, tiny: Card)
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"<!DOCTYPE html><html>log in</html>", "is a web page, not a model file"),
-        (b"\n <HTML>proxy</HTML>", "is a web page, not a model file"),
+        (b"<!DOCTYPE html><html>log in</html>", "is a web page, not the file"),
+        (b"\n <HTML>proxy</HTML>", "is a web page, not the file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a git-lfs pointer"),
         (b"", "is empty"),
         (b"garbage", "is not a file of weights that can be read safely"),
