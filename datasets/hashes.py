@@ -83,7 +83,7 @@ def look_up(manifest: Manifest, index: Path | None = None, *, strict: bool = Fal
     _look_up_first(manifest, index, hashes, known)
     entries = _read(index, SUFFIX, WIDTH)
     if strict or len(entries):
-        states[:] = _states(manifest, np.arange(n))
+        states[:] = states_of(manifest, np.arange(n))
     if not len(entries):
         return found
     at = _newest(entries[:, :16], _places(manifest))
@@ -145,7 +145,7 @@ def record(
     rows = np.asarray(rows, dtype=np.intp)
     if hashes.shape != (len(rows), 16) or hashes.dtype != np.uint8:
         raise ValueError(f"hashes must be uint8 ({len(rows)}, 16), not {hashes.dtype} {hashes.shape}")
-    states = _states(manifest, rows) if states is None else states
+    states = states_of(manifest, rows) if states is None else states
     there = states[:, 0] >= 0
     if not there.any():
         return
@@ -220,7 +220,7 @@ def _places(manifest: Manifest, rows: np.ndarray | None = None) -> np.ndarray:
     return np.frombuffer(b"".join(names), np.uint8).reshape(-1, 16)
 
 
-def _states(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+def states_of(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
     """int64 (m, 3): `state_of` each row's file; a container is looked at once."""
     found: dict[str, tuple[int, int, int]] = {}
     states = np.empty((len(rows), 3), np.int64)

@@ -55,7 +55,9 @@ def probe_group() -> None:
 @click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
 @click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
 @click.option(
-    "--near-duplicates", help="embeddings (default), none, or the CSV of `datasets check --near --pairs`."
+    "--near-duplicates",
+    help="images (default: pixels, embeddings where they are not at hand), embeddings, none, or the CSV of "
+    "`datasets check --near --pairs`.",
 )
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
@@ -130,7 +132,9 @@ def run_command(
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--positive", help="The class to find against the rest (default: the manifest's).")
 @click.option(
-    "--near-duplicates", help="embeddings (default), none, or the CSV of `datasets check --near --pairs`."
+    "--near-duplicates",
+    help="images (default: pixels, embeddings where they are not at hand), embeddings, none, or the CSV of "
+    "`datasets check --near --pairs`.",
 )
 @click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="CSV of every draw.")

@@ -41,7 +41,7 @@ CLASS_WEIGHTS = ("balanced", "none", "votes")
 SELECTION = ("log_loss", "auroc", "balanced_accuracy")
 INTERVALS = ("jackknife", "bca", "percentile")
 BACKENDS = ("loky", "threading", "ray")
-NEAR_BY = ("embeddings", "none")  # how near-duplicates are found, apart from a file of pairs
+NEAR_BY = ("images", "embeddings", "none")  # how near-duplicates are found, apart from a file of pairs
 DOMAIN_ANALYSIS = ("chosen", "all", "none")
 
 
@@ -138,8 +138,10 @@ class ProbeConfig:
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
     positive         one class against the rest; needed where a data set has more than two classes
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
-    near_duplicates  for the audit: "embeddings" (pairs of which one set of embeddings is nearly the same),
-                     "none", or a file of pairs that show the same, of `datasets check --near --pairs`
+    near_duplicates  for the audit: "images" (pairs whose pixels show the same, shifted by up to 8 of 128
+                     pixels, encoded anew or a bit recoloured; embeddings where images are not at hand or
+                     more than 20,000), "embeddings" (pairs of which one set of embeddings is nearly the
+                     same), "none", or a file of pairs that show the same, of `datasets check --near --pairs`
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any
     """
 
@@ -167,7 +169,7 @@ class ProbeConfig:
     positive: str | None = None
     precision: str | None = None
     dtype: str | None = None
-    near_duplicates: str | None = "embeddings"
+    near_duplicates: str | None = "images"
     allow_leaks: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
     """What of the settings was not used, and why: sentences."""

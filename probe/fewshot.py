@@ -32,7 +32,7 @@ def run_few_shot(
     seed: int = 0,
     positive: str | None = None,
     allow_leaks: Sequence[str] = (),
-    near_duplicates: str = "embeddings",
+    near_duplicates: str = "images",
     precision: str | None = None,
     dtype: str | None = None,
     on_note: Callable[[str], None] | None = None,

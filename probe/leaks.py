@@ -65,6 +65,10 @@ class LeakReport:
     """Kind -> how many rows (for near-duplicates: pairs) could be checked."""
     unchecked: Mapping[str, int]
     """Kind -> rows without the content hash, group or label that the check needs."""
+    near: tuple[tuple[str, ...], ...] = ()
+    """patch_ids of each set of near-duplicates among these rows, on one side or on several."""
+    near_by: str = ""
+    """What they were found by: "images", "embeddings", "file"; "": nobody has looked."""
 
     def of(self, kind: str) -> tuple[Leak, ...]:
         return tuple(leak for leak in self.leaks if leak.kind == kind)
@@ -99,6 +103,8 @@ class LeakReport:
             "found": {kind: len(self.of(kind)) for kind in KINDS},
             "checked": dict(self.checked),
             "unchecked": dict(self.unchecked),
+            "near_by": self.near_by,
+            "near": [list(ids) for ids in self.near],
             "leaks": [
                 {
                     "kind": leak.kind,
@@ -182,6 +188,7 @@ def audit_leaks(
     *,
     folds: ArrayLike | None = None,
     near_duplicates: Iterable[Sequence[str]] | None = (),
+    near_by: str = "",
 ) -> LeakReport:
     """Look for rows that make a score too good.
 
@@ -189,7 +196,7 @@ def audit_leaks(
     folds : int (len(train),), the fold that holds a row out; two folds are two sides. None: all of
         train is one side
     near_duplicates : pairs, or larger sets, of patch_ids that show the same thing (datasets.audit and
-        `near_embeddings` find them); None: nobody has looked
+        `near_embeddings` find them); None: nobody has looked; near_by : how they were found
 
     Checked, between train and every evaluation set and between folds (not between evaluation sets, which
     nothing is fitted on): equal content hashes; equal groups, within one data set, whose name is
@@ -231,6 +238,8 @@ def audit_leaks(
         checked={**known, "near-duplicate": len(alike), "reused": len(rows)},
         unchecked={kind: len(rows) - count for kind, count in known.items()}
         | ({"near-duplicate": len(rows)} if near_duplicates is None else {}),
+        near=tuple(tuple(dict.fromkeys(ids)) for ids in alike if all(one in by_id for one in ids)),
+        near_by="" if near_duplicates is None else near_by,
     )
 
 

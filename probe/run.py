@@ -22,6 +22,7 @@ from .domains import DomainRows, analyse_domains
 from .features import check_rows, content_keys, load_set, open_bank, resolve_set
 from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
 from .model import calibrated, mean_logit
+from .near import near_images
 from .protocol import (
     MOST_FOLDS,
     Plan,
@@ -105,7 +106,8 @@ def run_probe(
     folds = outer_folds(data.train_manifest, config)
     groups = effective_groups(data.train_manifest)
     fold_of_row = folds.assign(groups)
-    leaks = audit(data, fold_of_row, bank, config)
+    leaks = audit(data, fold_of_row, bank, config, progress=progress)
+    data = clustered(data, leaks.near)
     plan = plan_of(data, fold_of_row, config)
     repeats = _repeats(data, plan, bank, config, n_splits=folds.n_splits)
     seconds = {"prepare": time.perf_counter() - started}
@@ -319,50 +321,106 @@ def hashed(manifest: Manifest, bank: Any) -> pd.DataFrame:
     return manifest.table.assign(content_hash=[key.tobytes().hex() for key in content_keys(manifest, bank)])
 
 
-def audit(data: StudyData, folds: np.ndarray | None, bank: Any, config: ProbeConfig) -> LeakReport:
+def audit(
+    data: StudyData,
+    folds: np.ndarray | None,
+    bank: Any,
+    config: ProbeConfig,
+    *,
+    progress: bool = False,
+) -> LeakReport:
     """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
 
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
-    out. Near-duplicates of a file of pairs are refused; those that embeddings hint at are reported.
+    out. Near-duplicates of a file of pairs are refused; those that are found here are reported.
     """
     train, *others = (
         manifest.table.assign(content_hash=rows.content_hash)
         for rows, manifest in zip(data.rows, data.manifests, strict=True)
     )
     evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
-    pairs: Sequence[Sequence[str]] | None = ()
-    told = config.near_duplicates not in (None, *NEAR_BY)
-    if told:
-        pairs = read_pairs(str(config.near_duplicates))
-    elif config.near_duplicates == "embeddings" and bank is not None:
-        tables = [train, *evaluations.values()]
-        source = FeatureSet(parse_features(config.features[0]).sources[:1])
-        X = [load_set(one, source, bank=bank) for one in data.manifests]
-        content = np.concatenate([table["content_hash"].to_numpy(dtype=str) for table in tables])
-        patch_id = np.concatenate([table["patch_id"].to_numpy(dtype=object) for table in tables])
-        near = near_embeddings(np.concatenate(X), len(train), content)
-        pairs = None if near is None else [patch_id[rows].tolist() for rows in near]
-    report = audit_leaks(train, evaluations, folds=folds, near_duplicates=pairs)
-    # embeddings are a sign, not the pictures: blank patches are alike too
-    report.refuse(allow={"labels", *config.allow_leaks, *(() if told else ("near-duplicate",))})
+    near, by = _near(data, bank, config, progress)
+    report = audit_leaks(train, evaluations, folds=folds, near_duplicates=near, near_by=by)
+    # of those found here nobody has looked at the pictures: blank patches are alike too
+    found_here = () if by == "file" else ("near-duplicate",)
+    report.refuse(allow={"labels", *config.allow_leaks, *found_here})
     return report
 
 
+def _near(
+    data: StudyData, bank: Any, config: ProbeConfig, progress: bool
+) -> tuple[Sequence[Sequence[str]] | None, str]:
+    """Sets of patch_ids that show the same, None where they cannot be looked for; and how they were found."""
+    if config.near_duplicates not in (None, *NEAR_BY):
+        return read_pairs(str(config.near_duplicates)), "file"
+    if config.near_duplicates in (None, "none") or bank is None:
+        return (), ""
+    contents = [rows.content_hash.astype(str) for rows in data.rows]
+    content = np.concatenate(contents)
+    patch_id = np.concatenate([rows.patch_id for rows in data.rows])
+    if config.near_duplicates == "images":
+        pairs = near_images(data.manifests, contents, bank, progress=progress)
+        if pairs is not None:
+            wanted = {key for pair in pairs for key in pair}
+            of: dict[str, list[str]] = {}
+            for i in np.flatnonzero(np.isin(content, list(wanted))):
+                of.setdefault(str(content[i]), []).append(patch_id[i])
+            return [[*of[a], *of[b]] for a, b in pairs], "images"
+    source = FeatureSet(parse_features(config.features[0]).sources[:1])
+    X = [load_set(one, source, bank=bank) for one in data.manifests]
+    found = near_embeddings(np.concatenate(X), len(data.train), content)
+    return None if found is None else [patch_id[rows].tolist() for rows in found], "embeddings"
+
+
+def clustered(data: StudyData, near: Iterable[Sequence[str]]) -> StudyData:
+    """Near-duplicates of a set of which no slides are known are one cluster in its intervals, as identical
+    images are. near : patch_ids of each set of near-duplicates."""
+    found = []
+    for rows in data.rows:
+        group = rows.group.copy()
+        if not rows.groups_known:
+            at = {patch: i for i, patch in enumerate(rows.patch_id)}
+            for ids in near:
+                mine = [at[patch] for patch in ids if patch in at]
+                for i in mine[1:]:
+                    group[group == group[i]] = group[mine[0]]
+        found.append(replace(rows, group=group))
+    return replace(data, train=found[0], tests=found[1:])
+
+
 def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
-    """What is to be said of leaks that embeddings hint at."""
-    found = leaks.of("near-duplicate")
-    if config.near_duplicates != "embeddings" or not found:
+    """What is to be said of near-duplicates that nobody has confirmed."""
+    if leaks.near_by not in ("images", "embeddings"):
         return []
-    named = [list(dict.fromkeys(leak.patch_ids)) for leak in found[:3]]
+    how = "by their pixels" if leaks.near_by == "images" else "by their embeddings"
+    crossing = [tuple(dict.fromkeys(leak.patch_ids)) for leak in leaks.of("near-duplicate")]
+    within = [ids for ids in leaks.near if set(ids) not in map(set, crossing)]
+    notes = []
+    if crossing:
+        check = (
+            "Look at them, and give those that are the same picture one group; or list them in a CSV "
+            "(patch_a, patch_b): --near-duplicates near.csv then refuses these pairs"
+            if leaks.near_by == "images"
+            else "`patchbank datasets check MANIFESTS --near --pairs near.csv` compares the pixels; "
+            "--near-duplicates near.csv then refuses these pairs"
+        )
+        notes.append(
+            f"near-duplicates on both sides of a split, {how} ({len(crossing)}): {_named(crossing)}. Where "
+            f"they show the same picture, scores are too high. {check}"
+        )
+    if within:
+        notes.append(
+            f"near-duplicates on one side of every split, {how} ({len(within)}): {_named(within)}. "
+            "They flatter no score; where no slides are known they are one cluster in the intervals"
+        )
+    return notes
+
+
+def _named(found: Sequence[Sequence[str]]) -> str:
     shown = "; ".join(
-        " and ".join(ids[:2]) + (f" and {len(ids) - 2} more" if ids[2:] else "") for ids in named
+        " and ".join(ids[:2]) + (f" and {len(ids) - 2} more" if ids[2:] else "") for ids in found[:3]
     )
-    return [
-        f"near-duplicates on both sides of a split, by their embeddings ({len(found)}): {shown}"
-        f"{'; ...' if found[3:] else ''}. Where they show the same picture, scores are too high. "
-        "`patchbank datasets check MANIFESTS --near --pairs near.csv` compares the pixels; "
-        "--near-duplicates near.csv then refuses these pairs"
-    ]
+    return shown + ("; ..." if found[3:] else "")
 
 
 def _check_rows(data: StudyData, bank: Any, config: ProbeConfig) -> None:

@@ -54,6 +54,11 @@ PARAMETER_WORDS = {
     None: "Each probe has a parameter of its own, which guards against overfitting.",
 }
 
+NEAR_WORDS = {
+    "images": " (near-duplicates looked for in the pixels)",
+    "embeddings": " (near-duplicates looked for in the embeddings, which miss shifted copies)",
+    "": " (near-duplicates not looked for)",
+}
 GAPS = (
     "The gap bound is an upper bound of how far an objective is above its optimum, relative; the worst of "
     "all fits is shown. Fits that are converged or polished have a small one. For newton, the decrement of a "
@@ -669,7 +674,7 @@ class Sections(View):
                 "reused": "training rows that are reported on",
             }
             out.append(
-                "Leak audit, before anything was fitted: "
+                f"Leak audit, before anything was fitted{NEAR_WORDS.get(leaks.get('near_by'), '')}: "
                 + (
                     "; ".join(f"{n} {texts.get(k, k)}" for k, n in found.items()) + "."
                     if found

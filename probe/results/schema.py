@@ -744,6 +744,8 @@ class Leaks(Part):
     checked: dict[str, int]
     unchecked: dict[str, int]
     leaks: list[FoundLeak]
+    near_by: str = ""
+    near: list[list[str]] = []
 
 
 class Results(Part):
