@@ -14,8 +14,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 
 
 def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
-    folders = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("*/**/*.py")}
-    folders = {f for f in folders if f.split("/")[0] not in {"tests", "build", "dist", ".venv"}}
+    folders = {p.parent.relative_to(ROOT).as_posix() for p in ROOT.glob("[!.]*/**/*.py")}
+    folders = {f for f in folders if f.split("/")[0] not in {"tests", "build", "dist"}}
     assert "cache" in folders
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     assert {f"patchbank.{f.replace('/', '.')}" for f in folders} | {
