@@ -197,6 +197,27 @@ def test_two_commands_do_all_the_set_up() -> None:
     assert "README.md" in (ROOT / ".ci" / "run").read_text("utf-8")
 
 
+@pytest.mark.xdist_group("quickstart")
+def test_the_transcript_is_what_the_quickstart_prints(quickstart_folder: Path) -> None:
+    """But for times, and the last digits, which are the processor's."""
+    (transcript,) = [
+        block.text for block in blocks_of(README) if block.text.startswith("$ patchbank quickstart")
+    ]
+    scores = pd.read_csv(quickstart_folder / "results" / "results.csv", keep_default_na=False)
+    scores = scores[(scores["kind"] == "metrics") & (scores["domain"] == "") & (scores["subset"] == "raw")]
+    shown = re.findall(r"^(synthetic-\S+)\n  (\S+) \*\n +(\d+)  (.*)$", transcript, re.MULTILINE)
+    assert len(shown) == 3
+    for dataset, features, patches, numbers in shown:
+        role = "oof" if dataset.endswith(":train") else "refit"
+        of = scores[(scores[["dataset", "features", "role"]] == [dataset, features, role]).all(axis=1)]
+        assert set(of["n"]) == {int(patches)}
+        rows = of.set_index("metric").loc[["balanced_accuracy", "auroc", "average_precision"]]
+        wanted = rows[["value", "low", "high"]].astype(float).to_numpy().ravel()
+        assert [float(n) for n in re.findall(r"\d\.\d+", numbers)] == pytest.approx(wanted, abs=0.015), (
+            dataset
+        )
+
+
 def test_every_command_is_shown_somewhere() -> None:
     shown = {words[0] for page in PAGES for block in blocks_of(page) for words in block.commands}
     assert set(cli.COMMANDS) <= shown
