@@ -673,8 +673,9 @@ class Sections(View):
                 "near-duplicate": "near-duplicates on both sides",
                 "reused": "training rows that are reported on",
             }
+            looked = NEAR_WORDS.get("not recorded" if leaks.near_by is None else leaks.near_by, "")
             out.append(
-                f"Leak audit, before anything was fitted{NEAR_WORDS.get(leaks.get('near_by'), '')}: "
+                f"Leak audit, before anything was fitted{looked}: "
                 + (
                     "; ".join(f"{n} {texts.get(k, k)}" for k, n in found.items()) + "."
                     if found

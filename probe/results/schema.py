@@ -744,7 +744,8 @@ class Leaks(Part):
     checked: dict[str, int]
     unchecked: dict[str, int]
     leaks: list[FoundLeak]
-    near_by: str = ""
+    near_by: str | None = None
+    """How near-duplicates were found; "": they were not looked for; None: not recorded."""
     near: list[list[str]] = []
 
 
