@@ -23,6 +23,7 @@ from .records import MAX_ROWS, SEGMENT_ROWS
 
 FORMAT = "patchbank-store"
 VERSION = 1
+MAX_BLOCK = 1 << 32  # bytes of the vectors of a block, which are in memory at once
 BLOCKS = "parts/blocks"
 
 

@@ -25,6 +25,7 @@ TAKEN = {
     "feats",
     "coords",
     "patchbank",
+    "row_checksum",
     "parts",
     "_index",
     "zarr.json",

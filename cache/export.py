@@ -13,8 +13,10 @@ safetensors   FILE.safetensors: embeddings, content_hash, column.NAME (UTF-8)  s
 npz           FILE.npz: embeddings, content_hash, the columns; no pickle       numpy
 
 Rows follow the table (a manifest's, with `content_hash`); without one, the store, with the hash for an id.
-Every export carries `content_hash`, the table's columns (see columns.py for their names and types) and a JSON
-document "patchbank": identity, provenance, the encoder's licence note, and what was changed of the columns.
+Every export carries `content_hash`, the table's columns (see columns.py for their names and types), a JSON
+document "patchbank": identity, provenance, the encoder's licence note, and what was changed of the columns,
+and checksums, so that no damaged one is imported: `row_checksum`, uint64 (n,), XXH3 of each row's vector as
+stored and its 16 bytes of content hash; in the document, `column_checksums` and its own, `sum`.
 """
 
 import json
@@ -28,8 +30,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import xxhash
 
 from ..errors import InvalidRequest, MissingDependency
+from .backend import seal
 from .columns import written_columns, written_name
 from .filesystem import TEMPORARY, explained
 from .identity import safe_name
@@ -37,7 +41,7 @@ from .store import Store
 from .table import keys_of_table
 
 FORMAT = "patchbank-export"
-VERSION = 1
+VERSION = 2  # 1 had no checksums
 STEP = 8192
 SAFETENSORS = {  # its word for a type: NumPy's
     "U8": "uint8",
@@ -54,30 +58,44 @@ STAMP_VERSION = "2.1.0"  # the first whose readers know tile_size_um
 class Rows:
     """What an export is made of, or what was read from one.
 
-    document: identity, provenance, licence. keys: uint8, (n, 16). columns: written name -> n values (text as
+    about: identity, provenance, licence. keys: uint8, (n, 16). columns: written name -> n values (text as
     str, int64, uint64, float64). vectors(): the (n, dim) rows in order, some at a time.
     """
 
-    document: dict[str, Any]
+    about: dict[str, Any]
     keys: np.ndarray
     columns: dict[str, np.ndarray]
     vectors: Callable[[], Iterator[np.ndarray]]
 
     @property
+    def document(self) -> dict[str, Any]:
+        """What an export says of itself, with the checksums of its columns and its own."""
+        sums = {name: column_sum(values) for name, values in self.columns.items()}
+        return seal({**self.about, "column_checksums": sums})
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Some rows at a time: which, their vectors in C order, and the checksums, uint64, one a row."""
+        start = 0
+        for vectors in self.vectors():
+            part = slice(start, start + len(vectors))
+            vectors = np.ascontiguousarray(vectors, self.dtype)
+            yield part, vectors, row_sums(vectors, self.keys[part])
+            start += len(vectors)
+
+    @property
     def shape(self) -> tuple[int, int]:
-        return len(self.keys), int(self.document["identity"]["dim"])
+        return len(self.keys), int(self.about["identity"]["dim"])
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype(self.document["identity"]["dtype"]).newbyteorder("<")
+        return np.dtype(self.about["identity"]["dtype"]).newbyteorder("<")
 
-    def whole(self) -> np.ndarray:
-        out = np.empty(self.shape, self.dtype)
-        start = 0
-        for part in self.vectors():
-            out[start : start + len(part)] = part
-            start += len(part)
-        return out
+    def whole(self) -> tuple[np.ndarray, np.ndarray]:
+        """All vectors and all checksums."""
+        out, sums = np.empty(self.shape, self.dtype), np.empty(len(self.keys), np.uint64)
+        for part, vectors, some in self.parts():
+            out[part], sums[part] = vectors, some
+        return out, sums
 
     def hashes(self) -> list[str]:
         return [key.tobytes().hex() for key in self.keys]
@@ -85,6 +103,23 @@ class Rows:
     def frame(self) -> pd.DataFrame:
         columns = {name: pd.Series(values) for name, values in self.columns.items()}
         return pd.DataFrame({**columns, "content_hash": self.hashes()})
+
+
+def row_sums(vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The checksum of each row: its vector (little endian, C order) and its key -> uint64, (n,)."""
+    joined = np.concatenate([vectors.view(np.uint8).reshape(len(vectors), -1), keys], axis=1)
+    return np.array([xxhash.xxh3_64_intdigest(row) for row in joined], np.uint64)
+
+
+def column_sum(values: np.ndarray) -> str:
+    """The checksum of a column: of its texts, each ended by a zero byte, or of its 64-bit numbers."""
+    if values.dtype == object:
+        return xxhash.xxh3_64_hexdigest("".join(f"{value}\0" for value in values).encode())
+    wide = np.dtype({"i": "<i8", "u": "<u8", "f": "<f8"}[values.dtype.kind])
+    plain = values.astype(wide)
+    if wide.kind == "f":
+        plain[np.isnan(plain)] = np.nan  # there is more than one
+    return xxhash.xxh3_64_hexdigest(plain.tobytes())
 
 
 def rows_of(store: Store, table: pd.DataFrame | None = None) -> Rows:
@@ -146,7 +181,7 @@ def export(
             raise InvalidRequest(f"{name} is {value}; it has to be a length in um")
     rows = rows_of(store, table)
     if layout == "stamp":
-        rows.document |= {"tile_um": tile_um, "mpp": mpp}
+        rows.about |= {"tile_um": tile_um, "mpp": mpp}
     interim = path.with_name(TEMPORARY + path.name)
     with explained("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -187,9 +222,7 @@ def _grouped(store: Store, rows: Rows, by: str) -> Iterator[tuple[str, Rows]]:
         columns = {column: array[here] for column, array in rows.columns.items()}
         yield (
             name,
-            Rows(
-                rows.document, keys, columns, lambda keys=keys: (p for _, p in store.iter_blocks(keys, STEP))
-            ),
+            Rows(rows.about, keys, columns, lambda keys=keys: (p for _, p in store.iter_blocks(keys, STEP))),
         )
 
 
@@ -197,18 +230,17 @@ def _write_h5(path: Path, rows: Rows, name: str, coords: np.ndarray, attributes:
     import h5py
 
     with h5py.File(path, "w") as file:
-        vectors = file.create_dataset(name, rows.shape, rows.dtype)
-        start = 0
-        for part in rows.vectors():
-            vectors[start : start + len(part)] = part
-            start += len(part)
+        data = file.create_dataset(name, rows.shape, rows.dtype)
+        sums = file.create_dataset("row_checksum", len(rows.keys), np.dtype("<u8"))
+        for part, vectors, some in rows.parts():
+            data[part], sums[part] = vectors, some
         file["coords"] = coords
         file["content_hash"] = rows.keys
         for column, values in rows.columns.items():
             text = values.dtype == object
             file.create_dataset(column, data=values, dtype=h5py.string_dtype() if text else values.dtype)
         file.attrs["patchbank"] = json.dumps(rows.document)
-        file.attrs["licence"] = rows.document["licence"]
+        file.attrs["licence"] = rows.about["licence"]
         for key, value in attributes.items():
             file.attrs[key] = value
 
@@ -229,18 +261,18 @@ def _write_trident(path: Path, rows: Rows) -> None:
         rows,
         "features",
         coords.astype(np.int64),
-        {"encoder": rows.document["identity"]["encoder"]["id"]},
+        {"encoder": rows.about["identity"]["encoder"]["id"]},
     )
 
 
 def _write_stamp(path: Path, rows: Rows) -> None:
-    found, mpp = _coords(rows), rows.document["mpp"]
+    found, mpp = _coords(rows), rows.about["mpp"]
     coords = np.full((len(rows.keys), 2), np.nan) if found is None or mpp is None else found * mpp
     about = {
         "stamp_version": STAMP_VERSION,
-        "extractor": rows.document["identity"]["encoder"]["id"],
+        "extractor": rows.about["identity"]["encoder"]["id"],
         "unit": "um",
-        "tile_size_um": rows.document["tile_um"],
+        "tile_size_um": rows.about["tile_um"],
         "feat_type": "tile",
     }
     _write_h5(path, rows, "feats", coords.astype(np.float32), about)
@@ -250,29 +282,34 @@ def _write_npy(path: Path, rows: Rows) -> None:
     (path / "embeddings").mkdir(parents=True)
     (path / "metadata").mkdir()
     with (path / "embeddings/embeddings_0.npy").open("wb") as file:
-        _write_array(file, rows)
-    rows.frame().to_parquet(path / "metadata/metadata_0.parquet", index=False)
+        sums = _write_array(file, rows)
+    frame = rows.frame().assign(row_checksum=sums)
+    frame.to_parquet(path / "metadata/metadata_0.parquet", index=False)
     (path / "patchbank.json").write_text(json.dumps(rows.document, indent=2) + "\n", "utf-8")
 
 
-def _write_array(file: Any, rows: Rows) -> None:
-    """The .npy format, some rows at a time."""
+def _write_array(file: Any, rows: Rows) -> np.ndarray:
+    """The .npy format, some rows at a time; returns their checksums."""
     about = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": rows.shape}
     np.lib.format.write_array_header_1_0(file, about)
-    for part in rows.vectors():
-        file.write(np.ascontiguousarray(part).tobytes())
+    sums = [np.empty(0, np.uint64)]
+    for _, vectors, some in rows.parts():
+        file.write(vectors.data)
+        sums.append(some)
+    return np.concatenate(sums)
 
 
 def _write_npz(path: Path, rows: Rows) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         with archive.open("embeddings.npy", "w", force_zip64=True) as file:
-            _write_array(file, rows)
+            sums = _write_array(file, rows)
         texts = {
             name: values.astype(str) if values.dtype == object else values
             for name, values in rows.columns.items()
         }
         document = np.array(json.dumps(rows.document))
-        for name, values in {"content_hash": rows.keys, **texts, "patchbank": document}.items():
+        small = {"content_hash": rows.keys, "row_checksum": sums, **texts, "patchbank": document}
+        for name, values in small.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(values), allow_pickle=False)
 
@@ -283,20 +320,18 @@ def _write_parquet(path: Path, rows: Rows) -> None:
 
     frame = pa.Table.from_pandas(rows.frame(), preserve_index=False)
     vector = pa.list_(pa.from_numpy_dtype(rows.dtype), rows.shape[1])
-    schema = frame.schema.append(pa.field("embedding", vector, nullable=False))
-    schema = schema.with_metadata(
-        {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
-    )
+    schema = frame.schema.append(pa.field("row_checksum", pa.uint64(), nullable=False))
+    schema = schema.append(pa.field("embedding", vector, nullable=False))
+    schema = schema.with_metadata({"patchbank": json.dumps(rows.document), "licence": rows.about["licence"]})
     with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
-        start = 0
-        for part in rows.vectors():
-            flat = pa.array(np.ascontiguousarray(part).reshape(-1))
+        for part, vectors, sums in rows.parts():
+            flat = pa.array(vectors.reshape(-1))
             arrays = [
-                *frame.slice(start, len(part)).columns,
+                *frame.slice(part.start, len(vectors)).columns,
+                pa.array(sums),
                 pa.FixedSizeListArray.from_arrays(flat, type=vector),
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
-            start += len(part)
 
 
 def _write_safetensors(path: Path, rows: Rows) -> None:
@@ -305,10 +340,12 @@ def _write_safetensors(path: Path, rows: Rows) -> None:
         name: _fixed_width(values) if values.dtype == object else values
         for name, values in rows.columns.items()
     }
-    small = {"content_hash": rows.keys, **{f"column.{name}": values for name, values in texts.items()}}
+    sums = np.empty(len(rows.keys), np.dtype("<u8"))  # filled while the vectors are written
+    small = {"content_hash": rows.keys, "row_checksum": sums}
+    small |= {f"column.{name}": values for name, values in texts.items()}
     kinds = {name: kind for kind, name in SAFETENSORS.items()}
     header: dict[str, Any] = {
-        "__metadata__": {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
+        "__metadata__": {"patchbank": json.dumps(rows.document), "licence": rows.about["licence"]}
     }
     end = 0
     for name, dtype, shape in [
@@ -322,8 +359,9 @@ def _write_safetensors(path: Path, rows: Rows) -> None:
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for part in rows.vectors():
-            file.write(np.ascontiguousarray(part).tobytes())
+        for part, vectors, some in rows.parts():
+            file.write(vectors.data)
+            sums[part] = some
         for values in small.values():
             file.write(np.ascontiguousarray(values).tobytes())
 
@@ -348,8 +386,9 @@ def _annotated(rows: Rows) -> Any:
     frame = rows.frame()
     names = frame.pop("patch_id").astype(str)
     frame.index = pd.Index(names, name="patch_id")
-    document = {"patchbank": json.dumps(rows.document), "licence": rows.document["licence"]}
-    return anndata_module().AnnData(X=rows.whole(), obs=frame, uns=document)
+    vectors, frame["row_checksum"] = rows.whole()
+    document = {"patchbank": json.dumps(rows.document), "licence": rows.about["licence"]}
+    return anndata_module().AnnData(X=vectors, obs=frame, uns=document)
 
 
 def _write_h5ad(path: Path, rows: Rows) -> None:
@@ -357,7 +396,9 @@ def _write_h5ad(path: Path, rows: Rows) -> None:
 
 
 def _write_zarr(path: Path, rows: Rows) -> None:
-    with anndata_module().settings.override(zarr_write_format=3):
+    settings = anndata_module().settings
+    plain = {"auto_shard_zarr_v3": False} if hasattr(settings, "auto_shard_zarr_v3") else {}
+    with settings.override(zarr_write_format=3, **plain):
         _annotated(rows).write_zarr(path, convert_strings_to_categoricals=False)
 
 

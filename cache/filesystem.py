@@ -153,6 +153,8 @@ class LocalFiles:
         """Bytes from `start`; fewer than `length` where the file ends."""
         with self.path(name).open("rb") as file:
             file.seek(start)
+            if length is not None:  # Python makes room for what is asked for, whether it is there or not
+                length = min(max(length, 0), max(0, os.fstat(file.fileno()).st_size - start))
             return file.read() if length is None else file.read(length)
 
     def read_into(self, name: str, start: int, out: memoryview) -> int:
@@ -482,6 +484,8 @@ class LocalReader:
         if not hasattr(os, "preadv"):  # Windows
             return b"".join(map(bytes, self.pieces([(start, length) for start in starts])))
         read, descriptor = os.pread, self._file.fileno()
+        if length > AHEAD:  # pread makes room for what is asked for, whether it is there or not
+            length = min(length, os.fstat(descriptor).st_size)
         return b"".join([read(descriptor, length, start) for start in starts])
 
     def _read_into(self, out: memoryview, start: int) -> int:

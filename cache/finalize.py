@@ -328,7 +328,8 @@ def _adopt_these(store: Store, block: Block, names: list[tuple[str, str]], sourc
     try:
         for source, name in zip(sources, interim, strict=True):
             files.duplicate(source, name)  # first, so that it is these very bytes that are compared
-        vectors, found = store.empty_block(block.rows)
+        spots = Spot(interim[0], 0), Spot(interim[1], 0)
+        vectors, found = store.empty_block(block.rows, spots)
         read_raw(files, (Spot(interim[0], 0), Spot(interim[1], 0)), vectors, found)
         if bad_segments(block, vectors, found):
             return False
@@ -391,7 +392,7 @@ def _repacked(
     wanted[KeyIndex(keys).first_rows()] = True
     if whole:
         wanted &= KeyIndex(np.concatenate([store.keys_of(block) for block in whole])).find(keys) < 0
-    size = store.block_rows
+    size = max(1, min(store.block_rows, int(wanted.sum())))
     out_keys = np.empty((size, KEY_BYTES), np.uint8)
     out = np.empty((size, store.dim), store.layout.dtype)
     filled = start = 0

@@ -1,7 +1,7 @@
 """Exports back into a store, bit for bit: what export.py wrote, and nothing else.
 
-The file may come from anywhere. All of it but the vectors is read and checked before a store is made, and the
-vectors' number, length and type as well.
+The file may come from anywhere. All of it is read and compared with its checksums before a store is made, and
+the vectors once more on their way there. Exports of patchbank 0.1.0 have no checksums.
 """
 
 import json
@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest
+from .backend import seal
 from .bank import Bank
 from .columns import read_columns
-from .export import FORMAT, LAYOUTS, SAFETENSORS, STEP, VERSION, Rows, anndata_module
+from .export import FORMAT, LAYOUTS, SAFETENSORS, STEP, VERSION, Rows, anndata_module, column_sum, row_sums
 from .filesystem import LocalFiles, explained
 from .identity import Identity
 from .index import KEY_BYTES, KeyIndex, as_keys
@@ -37,6 +38,7 @@ from .untrusted import (
 if TYPE_CHECKING:
     import h5py
 
+DAMAGED = "the export is damaged, or was edited: copy or export it again"
 STRINGS = 1 << 28  # bytes of text in memory at a time, at the very most
 
 
@@ -63,13 +65,14 @@ def _read_h5(path: Path, name: str) -> Rows:
         check_hdf5(file, path)
         document = _document(path, file.attrs.get("patchbank"))
         data = _dataset(file, name)
-        skip = {name, "coords", "content_hash"}
+        skip = {name, "coords", "content_hash", "row_checksum"}
         columns = {
             column: _h5_column(_dataset(file, column), path)
             for column in map(str, file)
             if column not in skip
         }
         keys = np.asarray(_dataset(file, "content_hash"))
+        sums = np.asarray(_dataset(file, "row_checksum")) if "row_checksum" in file else None
         shape, dtype = data.shape, data.dtype
 
     def read() -> Iterator[np.ndarray]:
@@ -77,7 +80,7 @@ def _read_h5(path: Path, name: str) -> Rows:
             for start in range(0, shape[0], STEP):
                 yield _dataset(file, name)[start : start + STEP]
 
-    return _checked(path, document, keys, columns, Vectors(shape, dtype, read))
+    return _checked(path, document, keys, columns, Vectors(shape, dtype, read), sums)
 
 
 def _dataset(file: "h5py.File", name: str) -> "h5py.Dataset":
@@ -127,7 +130,7 @@ def _read_npz(path: Path) -> Rows:
         shapes = {name: _npz_header(archive, name, path) for name in names}
         arrays = {name: _npz_array(archive, name, path) for name in names - {"embeddings"}}
     document = _document(path, str(arrays.pop("patchbank", "")))
-    keys = arrays.pop("content_hash")
+    keys, sums = arrays.pop("content_hash"), arrays.pop("row_checksum", None)
     columns = {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in arrays.items()}
     shape, dtype = shapes["embeddings"]
 
@@ -139,7 +142,7 @@ def _read_npz(path: Path) -> Rows:
                 rows = min(STEP, shape[0] - start)
                 yield np.frombuffer(file.read(rows * width), dtype).reshape(rows, *shape[1:])
 
-    return _checked(path, document, keys, columns, Vectors(shape, dtype, read))
+    return _checked(path, document, keys, columns, Vectors(shape, dtype, read), sums)
 
 
 def _npz_header(archive: zipfile.ZipFile, name: str, path: Path) -> tuple[tuple[int, ...], np.dtype]:
@@ -201,9 +204,8 @@ def _read_safetensors(path: Path) -> Rows:
             text = values.dtype == np.uint8
             plain = [bytes(row).rstrip(b"\0").decode() for row in values] if text else np.array(values)
             columns[name.removeprefix("column.")] = np.array(plain, dtype=object if text else None)
-    return _checked(
-        path, document, np.array(arrays["content_hash"]), columns, _in_memory(arrays["embeddings"])
-    )
+    keys, sums = np.array(arrays["content_hash"]), arrays.get("row_checksum")
+    return _checked(path, document, keys, columns, _in_memory(arrays["embeddings"]), sums)
 
 
 def _tensor(path: Path, about: dict[str, Any], start: int, there: int) -> np.ndarray:
@@ -235,12 +237,13 @@ def _read_anndata(path: Path) -> Rows:
 
 def _from_frame(path: Path, document: dict[str, Any], frame: pd.DataFrame, vectors: Vectors) -> Rows:
     keys = keys_of_table(frame)
+    sums = frame.pop("row_checksum").to_numpy() if "row_checksum" in frame.columns else None
     columns = {
         str(name): column.to_numpy() if column.dtype.kind in "iuf" else column.astype(object).to_numpy()
         for name, column in frame.items()
         if name != "content_hash"
     }
-    return _checked(path, document, keys, columns, vectors)
+    return _checked(path, document, keys, columns, vectors, sums)
 
 
 def _document(path: Path, text: Any) -> dict[str, Any]:
@@ -253,18 +256,25 @@ def _document(path: Path, text: Any) -> dict[str, Any]:
     document = json.loads(text)
     if not isinstance(document, dict):
         raise ValueError("its patchbank document is no table of values")
-    if document.get("format") != FORMAT or document.get("version") != VERSION:
+    if document.get("format") != FORMAT or document.get("version") not in (1, VERSION):
         raise InvalidRequest(
             f"{path} is {document.get('format')!r} version {document.get('version')!r}; this patchbank reads "
             f"{FORMAT!r} version {VERSION}; update patchbank"
         )
+    if (document["version"] != 1 or "sum" in document) and seal(document)["sum"] != document.get("sum"):
+        raise InvalidRequest(f"{path}: its patchbank document is not what was exported; {DAMAGED}")
     if not isinstance(document.get("identity"), dict) or not isinstance(document.get("provenance"), dict):
         raise ValueError("its patchbank document has no identity or no provenance")
     return document
 
 
 def _checked(
-    path: Path, document: dict[str, Any], keys: np.ndarray, columns: dict[str, np.ndarray], vectors: Vectors
+    path: Path,
+    document: dict[str, Any],
+    keys: np.ndarray,
+    columns: dict[str, np.ndarray],
+    vectors: Vectors,
+    sums: np.ndarray | None,
 ) -> Rows:
     """The rows of an export whose parts fit each other. Raises InvalidRequest."""
     identity = Identity.from_json(document["identity"])
@@ -281,10 +291,29 @@ def _checked(
         if values.shape != (len(keys),) or not (text or values.dtype.kind in "iuf"):
             raise InvalidRequest(f"{path}: the column {name!r} has not one number or text for each row")
 
+    wanted_sums = document.get("column_checksums", {}) if "sum" in document else {}
+    if "sum" in document:
+        if sums is None or sums.dtype.kind != "u" or sums.shape != (len(keys),):
+            raise InvalidRequest(f"{path} has no checksum for each row; {DAMAGED}")
+        if not isinstance(wanted_sums, dict) or wanted_sums.keys() != columns.keys():
+            raise InvalidRequest(f"{path} has other columns than were exported; {DAMAGED}")
+        for name, values in columns.items():
+            if column_sum(values) != wanted_sums[name]:
+                raise InvalidRequest(f"{path}: the column {name!r} is not what was exported; {DAMAGED}")
+
     def read() -> Iterator[np.ndarray]:
         start = 0
         with readable(path, "export"), explained("read", path):
             for part in vectors.read():
+                if sums is not None and "sum" in document:
+                    plain = np.ascontiguousarray(part, wanted.newbyteorder("<"))
+                    here = slice(start, start + len(part))
+                    bad = np.flatnonzero(row_sums(plain, keys[here]) != sums[here])
+                    if len(bad):
+                        raise InvalidRequest(
+                            f"{path}: row {start + bad[0]} is not what was exported (its vector or its "
+                            f"content hash); {DAMAGED}"
+                        )
                 yield part
                 start += len(part)
         if start != len(keys):
@@ -314,7 +343,7 @@ def layout_of(path: Path) -> str:
     if path.suffix in {".h5", ".hdf5"} and path.is_file():
         import h5py
 
-        with explained("read", path), h5py.File(path, "r") as file:
+        with explained("read", path), readable(path, "HDF5"), h5py.File(path, "r") as file:
             for name, layout in (("features", "trident"), ("feats", "stamp")):
                 if name in file:
                     return layout
@@ -356,15 +385,17 @@ def import_export(bank: Bank, path: str | Path, *, backend: str = "zarr") -> Imp
     tables = []
     for file, part in zip(files or [path], parts, strict=True):
         with readable(file, "export"):
-            columns = read_columns(part.columns, part.document.get("columns", {}))
+            columns = read_columns(part.columns, part.about.get("columns", {}))
             tables.append(pd.DataFrame({**columns, "content_hash": part.hashes()}))
+        for _ in part.vectors():  # all of a damaged export is refused, not what follows the damage
+            pass
     stores: dict[Identity, Store] = {}
     added = 0
     for part in parts:
-        identity = Identity.from_json(part.document["identity"])
+        identity = Identity.from_json(part.about["identity"])
         if identity not in stores:
             stores[identity] = bank.open_store(
-                identity, create=True, provenance=part.document["provenance"], backend=backend
+                identity, create=True, provenance=part.about["provenance"], backend=backend
             )
         added += _append(stores[identity], part)
     store = list(stores.values())[-1]

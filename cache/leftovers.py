@@ -66,8 +66,9 @@ def proven(store: Store, name: str) -> Rows | None:
     try:
         if record is None:
             return _by_name(store, name)
-        vectors, keys = store.empty_block(record.rows)
-        read_raw(store.files, store.spot_of(record), vectors, keys)
+        spots = store.spot_of(record)
+        vectors, keys = store.empty_block(record.rows, spots)
+        read_raw(store.files, spots, vectors, keys)
     except FileNotFoundError:
         return None
     good = np.ones(record.rows, dtype=bool)
@@ -78,8 +79,8 @@ def proven(store: Store, name: str) -> Rows | None:
 
 def _by_name(store: Store, name: str) -> Rows | None:
     for rows, extra in store.layout.recover(name):
-        vectors, keys = store.empty_block(rows)
         spots = store.spot_of(Block(name, rows, "", "", "", 0.0, "", extra))
+        vectors, keys = store.empty_block(rows, spots)
         read_raw(store.files, spots, vectors, keys)
         segments = segments_of(vectors, keys)
         if name_fits(name, rows, segments):
@@ -108,8 +109,9 @@ def held_keys(store: Store, without: dict[str, np.ndarray]) -> KeyIndex:
         elif lost.all():
             continue
         else:
-            vectors, keys = store.empty_block(block.rows)
-            read_raw(store.files, store.spot_of(block), vectors, keys)
+            spots = store.spot_of(block)
+            vectors, keys = store.empty_block(block.rows, spots)
+            read_raw(store.files, spots, vectors, keys)
             keys = keys[~lost]
         index.add(np.ascontiguousarray(keys), start)
         start += len(keys)

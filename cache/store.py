@@ -21,6 +21,7 @@ from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, Vec
 from .backend import (
     BLOCKS,
     FORMAT,
+    MAX_BLOCK,
     SEGMENT_ROWS,
     VERSION,
     Layout,
@@ -42,6 +43,7 @@ BACKENDS = ("zarr", "hdf5")
 READERS = 128  # files that stay open
 RUN_BYTES = 1 << 20  # read and checked at a time: stays in the processor's cache
 REMOTE_RUN_BYTES = 16 << 20
+ROOM = 256 << 20  # bytes that a block may claim beyond those of its files
 
 
 def layout_class(backend: str) -> type[Layout]:
@@ -54,6 +56,16 @@ def layout_class(backend: str) -> type[Layout]:
 
         return Hdf5Layout
     raise InvalidRequest(f"there is no backend {backend!r}; there are {' and '.join(BACKENDS)}")
+
+
+def check_block_rows(block_rows: int, identity: Identity, files: Files) -> None:
+    """Raises StoreError where a block of so many rows could not be in memory."""
+    size = block_rows * identity.dim * np.dtype(identity.dtype).itemsize
+    if size > MAX_BLOCK:
+        raise StoreError(
+            f"{files}: a block of {block_rows:,} rows x {identity.dim:,} would have {size:,} bytes, more "
+            f"than {MAX_BLOCK:,}; nothing was touched. Fix: fewer rows a block (block_rows)"
+        )
 
 
 def is_empty(files: Files) -> bool:
@@ -101,6 +113,7 @@ class Store:
             self.identity = Identity.from_json(self.description["identity"])
         except InvalidRequest as error:
             raise StoreError(f"{files}: the description of this store is not valid: {error}") from error
+        check_block_rows(self.description["block_rows"], self.identity, files)
         self.backend: str = self.description["backend"]
         self.block_rows: int = self.description["block_rows"]
         self.layout = layout_class(self.backend)(
@@ -128,6 +141,7 @@ class Store:
         """Creates the store, or opens it where another process was faster."""
         if block_rows < 1:
             raise InvalidRequest(f"block_rows is {block_rows}; a block has at least one row")
+        check_block_rows(block_rows, identity, files)
         document = {
             "format": FORMAT,
             "version": VERSION,
@@ -333,12 +347,24 @@ class Store:
 
         Raises OSError where the block is not (or no longer) what its record says.
         """
-        vectors, _ = self.empty_block(block.rows)
+        vectors, _ = self.empty_block(block.rows, self.spot_of(block))
         self._take(block, np.arange(block.rows), vectors, slice(0, block.rows))
         return self.keys_of(block), vectors
 
-    def empty_block(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros for the vectors and the keys of a block."""
+    def empty_block(self, rows: int, spots: Iterable[Spot]) -> tuple[np.ndarray, np.ndarray]:
+        """Zeros for the vectors and the keys of a block whose files (somewhat cut, perhaps) are there.
+
+        Raises StoreError for a block far larger than its files: such a claim would fill the memory.
+        """
+        claimed = rows * (self.layout.row_bytes + KEY_BYTES)
+        if claimed > ROOM:
+            files = sorted({spot.file for spot in spots})
+            there = sum(self._files.size(file) for file in files)
+            if claimed > there + ROOM:
+                raise StoreError(
+                    f"{self._files}/{files[0]} has {there:,} bytes (all of its block), and the log claims "
+                    f"{claimed:,} ({rows:,} rows x {self.dim}): the store was damaged or tampered with"
+                )
         return np.zeros((rows, self.dim), self.layout.dtype), np.zeros((rows, KEY_BYTES), np.uint8)
 
     def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 MAX_RATIO = 200  # of what is claimed to what is there; embeddings hardly shrink
 ROOM = 1 << 20  # bytes that any file may claim
-CODECS = {"bytes", "vlen-utf8", "vlen-bytes", "blosc", "gzip", "zstd", "zlib", "lz4", "lzma", "bz2", "crc32c"}
-NESTING = {"transpose", "sharding_indexed"}  # codecs of Zarr that may have others inside, or only reorder
+CODECS = {"bytes", "vlen-utf8", "vlen-bytes", "crc32c", "transpose"}
+SIZED = {"zstd", "blosc"}  # compressors whose chunks say how long they are unpacked
+HDF5_FILTERS = {2, 3}  # shuffle, fletcher32: what they give is as long as what they take
 ZARR_TYPES = {"bool", "string", "variable_length_utf8", "variable_length_bytes", "fixed_length_utf32"}
 
 
@@ -123,7 +124,8 @@ def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
             claimed += _claimed(item, path, seen)
         elif isinstance(item, h5py.Dataset):
             check_dataset(item, where)
-            claimed += prod(item.shape or ()) * item.dtype.itemsize
+            _check_filters(item, where)
+            claimed += max(prod(item.shape or ()), prod(item.chunks or ())) * item.dtype.itemsize
     return claimed
 
 
@@ -132,6 +134,18 @@ def check_dataset(item: "h5py.Dataset", where: str) -> None:
     if item.is_virtual or item.external:
         kind = "a virtual data set" if item.is_virtual else "in external storage"
         raise InvalidRequest(f"{where} is {kind}: its values lie in other files, which are not read")
+
+
+def _check_filters(item: "h5py.Dataset", where: str) -> None:
+    """Raises InvalidRequest for compressed data: HDF5 unpacks a chunk to whatever size it has."""
+    plist = item.id.get_create_plist()
+    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    names = [str(name or code) for code, _, _, name in filters if code not in HDF5_FILTERS]
+    if names:
+        raise InvalidRequest(
+            f"{where} is compressed ({', '.join(names)}), which exports of patchbank are not. Fix: "
+            "`h5repack -f NONE` it, if it comes from somebody whom you trust"
+        )
 
 
 # --- Zarr -------------------------------------------------------------------------------------------
@@ -147,7 +161,28 @@ def check_zarr(path: Path) -> None:
         if kind in {"zarr.json", ".zarray", ".zmetadata"}:
             document = json.loads(files.read(name))
             claimed += sum(_claimed_array(array, path / name) for array in _arrays(document, kind))
+        else:
+            claimed += _unpacked(files.read(name, 0, 18), files.size(name))
     check_size(path, claimed, sum(files.size(name) for name in names))
+
+
+def _unpacked(start: bytes, size: int) -> int:
+    """The bytes of a chunk that begins so, unpacked as its header says: what a decoder makes room for.
+
+    Raises InvalidRequest where a Zstandard frame does not say; exports' do.
+    """
+    if start[:4] == b"\x28\xb5\x2f\xfd":  # RFC 8878, 3.1.1.1
+        about = start[4] if len(start) > 4 else 0
+        single = about >> 5 & 1
+        width = (1 if single else 0, 2, 4, 8)[about >> 6]
+        at = 5 + (not single) + (0, 1, 2, 4)[about & 3]
+        if not width or len(start) < at + width:
+            raise InvalidRequest("a chunk does not say how long it is unpacked; exports of patchbank do")
+        return int.from_bytes(start[at : at + width], "little") + 256 * (width == 2)
+    blosc = (
+        len(start) >= 16 and start[0] in (1, 2, 3, 4, 5) and int.from_bytes(start[12:16], "little") == size
+    )
+    return max(size, int.from_bytes(start[4:8], "little") if blosc else 0)
 
 
 def _arrays(document: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
@@ -164,7 +199,7 @@ def _arrays(document: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
 def _claimed_array(array: dict[str, Any], where: Path) -> int:
     codecs = set(_codecs(array.get("codecs", [])))
     codecs |= {entry["id"] for entry in [*(array.get("filters") or []), array.get("compressor")] if entry}
-    wrong = codecs - CODECS - NESTING
+    wrong = codecs - CODECS - SIZED
     if wrong:
         raise InvalidRequest(
             f"{where} asks for the codec {min(wrong)!r}, which exports of patchbank do not have"
@@ -183,7 +218,9 @@ def _claimed_array(array: dict[str, Any], where: Path) -> int:
                 f"{where} is an array of Python objects, which could run code; it is not read"
             )
         width = dtype.itemsize
-    return prod(map(int, array["shape"])) * width
+    grid = array.get("chunk_grid") or {}
+    chunks = array.get("chunks") or (grid.get("configuration") or {}).get("chunk_shape") or []
+    return max(prod(map(int, array["shape"])), prod(map(int, chunks))) * width
 
 
 def _codecs(entries: list[Any]) -> Iterator[str]:

@@ -185,9 +185,9 @@ def _verify_descriptions(store: Store, found: Verified) -> None:
 
 def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
     everything = ((0, block.rows - 1),)
-    vectors, keys = store.empty_block(block.rows)
     try:
         vectors_at, keys_at = store.spot_of(block)
+        vectors, keys = store.empty_block(block.rows, (vectors_at, keys_at))
         other = store.layout.other_bytes(block, vectors_at, keys_at)
         read_raw(store.files, (vectors_at, keys_at), vectors, keys)
     except FileNotFoundError as error:
@@ -391,8 +391,9 @@ def _rescue(store: Store, block: Block, damage: Damage, new: list[Block], done: 
     for first, last in damage.rows:
         good[first : last + 1] = False
     if good.any():
-        vectors, keys = store.empty_block(block.rows)
-        read_raw(store.files, store.spot_of(block), vectors, keys)
+        spots = store.spot_of(block)
+        vectors, keys = store.empty_block(block.rows, spots)
+        read_raw(store.files, spots, vectors, keys)
         bad = {row // SEGMENT_ROWS for row in np.flatnonzero(~good).tolist()}
         if bad.symmetric_difference(bad_segments(block, vectors, keys)):
             raise StoreError(f"{damage.file} is being written to by something else; run this again")

@@ -356,8 +356,8 @@ def test_imports_of_other_things(tmp_path: Path, filled: tuple[Store, Any]) -> N
         import_export(bank, tmp_path / "x.txt")
     path = write(filled, None, tmp_path, "npy")
     text = (path / "patchbank.json").read_text()
-    (path / "patchbank.json").write_text(text.replace('"version": 1', '"version": 2'))
-    with pytest.raises(InvalidRequest, match=r"version 2; .* update patchbank"):
+    (path / "patchbank.json").write_text(text.replace('"version": 2', '"version": 3'))
+    with pytest.raises(InvalidRequest, match=r"version 3; .* update patchbank"):
         import_export(bank, path)
     assert bank.names() == []
 

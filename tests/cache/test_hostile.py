@@ -209,6 +209,45 @@ def test_a_block_that_is_not_there_is_an_error_of_one_sentence(attack: Attack) -
                 assert "\n" not in str(error)  # noqa: PT017
 
 
+@pytest.mark.parametrize("rows", [1 << 24, 1 << 21])
+def test_blocks_that_claim_more_than_their_files_have(attack: Attack, rows: int) -> None:
+    """A line of a megabyte that claims terabytes; each operation refuses it, in little memory."""
+    resource = pytest.importorskip("resource")
+    identity = {**attack.clean.identity.to_json(), "dim": 1 << 17}
+    path = attack.root / attack.clean.layout.descriptions[0]
+    for name in attack.clean.layout.descriptions:
+        document = seal({**attack.clean.description, "identity": identity, "block_rows": 1 << 13})
+        (attack.root / name).write_bytes(attack.clean.layout.describe(document))
+    for log in (attack.root / "parts/log").iterdir():
+        log.unlink()
+    segments = SUM * (rows // 256)
+    files = ["vectors", "keys"] if attack.clean.backend == "zarr" else ["h5"]
+    for kind in files:
+        (attack.root / f"parts/blocks/{ID}.{kind}").write_bytes(bytes(1000))
+    attack.add_line({**BLOCK, **EXTRAS, "rows": rows, "segments": segments})
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (2 << 30), limits[1]))
+    try:
+        errors = attack.try_everything()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert len(errors) >= 8
+    assert any("tampered with" in error or "shorter than" in error for error in errors)
+    assert all("\n" not in error for error in errors)
+    assert path.exists()
+
+
+def test_a_block_length_that_would_fill_the_memory(attack: Attack) -> None:
+    document = seal({**attack.clean.description, "block_rows": 1 << 31})
+    path = attack.root / attack.clean.layout.descriptions[0]
+    path.write_bytes(attack.clean.layout.describe(document))
+    with pytest.raises(StoreError, match=r"block of 2,147,483,648 rows x 8 would have .* bytes, more than"):
+        Store(LocalFiles(attack.root))
+    with pytest.raises(StoreError, match="fewer rows a block"):
+        Bank(attack.root.parent / "new").open_store(attack.clean.identity, create=True, block_rows=1 << 30)
+
+
 @pytest.mark.parametrize(
     "line", [b'{"a":1', b"{" + b'"a":[' * 100_000, b"{" + b"9" * 5000, b'{"type":"block"\xff']
 )

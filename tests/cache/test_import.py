@@ -8,6 +8,7 @@ import random
 import shutil
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from patchbank.cache.backend import seal
 from patchbank.cache.bank import Bank
 from patchbank.cache.export import LAYOUTS, export
 from patchbank.cache.importing import import_export
@@ -102,27 +104,73 @@ def test_a_folder_that_lacks_a_file_or_has_a_cut_one(fresh: Any, bank: Bank, lay
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bytes_that_were_changed_give_no_traceback(fresh: Any, tmp_path: Path, layout: str) -> None:
-    """Some are found, some are not (an export has no checksums): but nothing else happens."""
-    random.seed(0)
+def test_bytes_that_were_changed_are_never_imported(fresh: Any, tmp_path: Path, layout: str) -> None:
+    """Each is refused in a sentence, or says nothing: then rows and table are those that were exported."""
+    dice = random.Random(0)
     path = fresh(layout)
     files = [p for p in sorted([path, *path.rglob("*")]) if p.is_file()]
-    bank = Bank(tmp_path / "back")
+    right = import_export(Bank(tmp_path / "right"), path)
+    keys = right.store.keys()
     found = 0
-    for _ in range(60):
-        file = random.choice(files)
+    for turn in range(60):
+        file = dice.choice(files)
         whole = file.read_bytes()
         spoilt = bytearray(whole)
-        for _ in range(random.choice([1, 1, 8])):
-            spoilt[random.randrange(min(len(spoilt), 4000))] = random.randrange(256)
+        for _ in range(dice.choice([1, 1, 8])):
+            spoilt[dice.randrange(len(spoilt))] ^= 1 << dice.randrange(8)
         file.write_bytes(spoilt)
+        bank = Bank(tmp_path / f"back{turn}")
         try:
-            import_export(bank, path)
+            done = import_export(bank, path)
         except PatchbankError as error:
             assert "\n" not in str(error)  # noqa: PT017
+            assert bank.names() == []
             found += 1
+        else:
+            assert done.store.identity == right.store.identity
+            assert done.store.keys().tobytes() == keys.tobytes()
+            assert done.store.load(keys).tobytes() == right.store.load(keys).tobytes()
+            pd.testing.assert_frame_equal(done.table, right.table)
         file.write_bytes(whole)
-    assert found > 5
+    assert found > 20
+
+
+def _as_of_0_1(path: Path) -> None:
+    """What patchbank 0.1.0 wrote: no checksums."""
+    with h5py.File(path, "r+") as file:
+        document = json.loads(str(file.attrs["patchbank"]))
+        del document["sum"], document["column_checksums"], file["row_checksum"]
+        file.attrs["patchbank"] = json.dumps(document | {"version": 1})
+
+
+def test_swapped_and_changed_rows_of_an_export_are_named(fresh: Any, bank: Bank) -> None:
+    for name, row, why in (
+        ("features", 7, "row 7 is not what was exported"),
+        ("content_hash", 9, "row 9 is not what was exported"),
+        ("row_checksum", 11, "row 11 is not what was exported"),
+        ("label", 12, "the column 'label' is not what was exported"),
+        ("x", 15, "the column 'x' is not what was exported"),
+    ):
+        path = fresh("trident")
+        with h5py.File(path, "r+") as file:
+            rows = file[name][:]
+            rows[[row, row + 1]] = rows[[row + 1, row]]
+            file[name][:] = rows
+        refused(bank, path, why)
+    for name in ("row_checksum", "label"):
+        path = fresh("trident")
+        with h5py.File(path, "r+") as file:
+            del file[name]
+        refused(bank, path, "no checksum for each row|other columns than were exported")
+
+
+def test_an_export_of_patchbank_0_1_0(fresh: Any, bank: Bank, tmp_path: Path) -> None:
+    path = fresh("trident")
+    right = import_export(Bank(tmp_path / "right"), path)
+    _as_of_0_1(path)
+    done = import_export(bank, path)
+    assert done.store.load(done.store.keys()).tobytes() == right.store.load(done.store.keys()).tobytes()
+    pd.testing.assert_frame_equal(done.table, right.table)
 
 
 @pytest.mark.parametrize("layout", FILES)
@@ -276,6 +324,73 @@ def test_claims_that_would_fill_the_memory(fresh: Any, bank: Bank) -> None:
     refused(bank, path)
 
 
+def _small_bomb(codec: str, size: int) -> bytes:
+    """Zeros, compressed to a few kilobytes."""
+    import numcodecs
+
+    return bytes(numcodecs.get_codec({"id": codec}).encode(np.zeros(size, np.uint8)))
+
+
+@pytest.mark.parametrize("codec", ["zstd", "blosc"])
+def test_a_chunk_that_unpacks_to_more_than_it_may(fresh: Any, bank: Bank, codec: str) -> None:
+    """The array's shape is as it was; only the chunk is another one."""
+    codecs: dict[str, Any] = {
+        "zstd": {"name": "zstd", "configuration": {"level": 0, "checksum": False}},
+        "blosc": {
+            "name": "blosc",
+            "configuration": {
+                "cname": "zstd",
+                "clevel": 5,
+                "shuffle": "noshuffle",
+                "typesize": 1,
+                "blocksize": 0,
+            },
+        },
+    }
+    for array, chunk in (("X", "c/0/0"), ("obs/x", "c/0"), ("obs/label", "c/0")):
+        path = fresh("zarr")
+        file = path / array / "zarr.json"
+        document = json.loads(file.read_text())
+        document["codecs"][-1] = codecs[codec]
+        file.write_text(json.dumps(document))
+        (path / array / chunk).write_bytes(_small_bomb(codec, 1 << 28))
+        refused(bank, path, r"claims [\d,]+ bytes")
+    if codec == "zstd":  # a frame without its length is unpacked for as long as it goes on
+        bomb = _small_bomb(codec, 1 << 28)
+        assert bomb[4] >> 6 == 2
+        streamed = bomb[:4] + bytes([bomb[4] & 0b00011111, 0x58]) + bomb[9:]
+        (path / array / chunk).write_bytes(streamed)
+        refused(bank, path, "does not say how long it is unpacked")
+    path = fresh("zarr")
+    document = json.loads((path / "X/zarr.json").read_text())
+    document["chunk_grid"]["configuration"]["chunk_shape"] = [10**12, 8]
+    (path / "X/zarr.json").write_text(json.dumps(document))
+    refused(bank, path, r"claims [\d,]+ bytes")
+    for other in ("gzip", "lz4", "sharding_indexed", "numcodecs.lzma"):
+        document["codecs"][-1] = {"name": other, "configuration": {}}
+        (path / "X/zarr.json").write_text(json.dumps(document))
+        refused(bank, path, f"codec '{other}'")
+
+
+@pytest.mark.parametrize("layout", ["trident", "stamp", "h5ad"])
+def test_compressed_hdf5_is_not_unpacked(fresh: Any, bank: Bank, layout: str) -> None:
+    name = {"trident": "features", "stamp": "feats", "h5ad": "X"}[layout]
+    for kind in ("gzip", "lzf"):
+        path = fresh(layout)
+        with h5py.File(path, "r+") as file:
+            rows = file[name][:]
+            del file[name]
+            data = file.create_dataset(name, data=rows, compression=kind, chunks=rows.shape)
+            if kind == "gzip":
+                data.id.write_direct_chunk((0, 0), zlib.compress(bytes(1 << 26)))
+        refused(bank, path, "is compressed")
+    path = fresh(layout)
+    with h5py.File(path, "r+") as file:
+        del file[name]
+        file.create_dataset(name, (40, 8), "f2", chunks=(10**7, 8), maxshape=(None, 8))
+    refused(bank, path, r"claims [\d,]+ bytes")
+
+
 def test_one_text_for_every_row_does_not_fill_the_memory(fresh: Any, bank: Bank) -> None:
     """A megabyte that is in the file once and in the table ten thousand times."""
     path = fresh("trident")
@@ -285,6 +400,7 @@ def test_one_text_for_every_row_does_not_fill_the_memory(fresh: Any, bank: Bank)
         texts[:] = "x"
         texts[0] = "x" * 10**6
         size = path.stat().st_size
+    _as_of_0_1(path)
     content = path.read_bytes()
     with h5py.File(path, "r") as file:
         at = file["evil"].id.get_offset()
@@ -353,14 +469,18 @@ def test_columns_of_other_shapes_and_types(fresh: Any, bank: Bank) -> None:
 
 @pytest.mark.parametrize("layout", ["trident", "npy"])
 def test_documents_that_make_no_sense(fresh: Any, bank: Bank, layout: str) -> None:
+    def changed(change: Callable[[dict[str, Any]], Any], text: str) -> str:
+        document = change(json.loads(text))
+        return json.dumps(seal(document) if isinstance(document, dict) else document)
+
     def spoil(change: Callable[[dict[str, Any]], Any]) -> Path:
         path = fresh(layout)
         if layout == "trident":
             with h5py.File(path, "r+") as file:
-                file.attrs["patchbank"] = json.dumps(change(json.loads(str(file.attrs["patchbank"]))))
+                file.attrs["patchbank"] = changed(change, str(file.attrs["patchbank"]))
         else:
             file = path / "patchbank.json"
-            file.write_text(json.dumps(change(json.loads(file.read_text()))))
+            file.write_text(changed(change, file.read_text()))
         return path
 
     changes: list[Callable[[dict[str, Any]], Any]] = [
@@ -373,6 +493,9 @@ def test_documents_that_make_no_sense(fresh: Any, bank: Bank, layout: str) -> No
         lambda d: d | {"identity": d["identity"] | {"dtype": "object"}},
         lambda d: d | {"identity": d["identity"] | {"encoder": []}},
         lambda d: d | {"provenance": []},
+        lambda d: d | {"column_checksums": []},
+        lambda d: d | {"column_checksums": {}},
+        lambda d: d | {"column_checksums": {**d["column_checksums"], "label": 5}},
         lambda d: d | {"columns": []},
         lambda d: d | {"columns": {"label": []}},
         lambda d: d | {"columns": {"label": {"name": 5}}},
@@ -381,7 +504,7 @@ def test_documents_that_make_no_sense(fresh: Any, bank: Bank, layout: str) -> No
         lambda d: d | {"columns": {"label": {"kind": "object"}}},
         lambda d: d | {"columns": {"label": {"kind": "Int64"}}},
         lambda d: d | {"columns": {"label": {"kind": "bool"}}},
-        lambda d: d | {"version": 2},
+        lambda d: d | {"version": 3},
         lambda d: d | {"format": ["x"]},
     ]
     for number, change in enumerate(changes):
