@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from importlib import import_module
@@ -230,6 +231,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         code = patchbank.main(args=args, prog_name="patchbank", standalone_mode=False)
     except click.exceptions.Abort as error:  # click's name for Ctrl-C; published blocks stay published
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, while Python ends: no traceback
         notes = getattr(error.__cause__, "__notes__", [])
         kept = " ".join(notes) or "What was committed is kept; the same command goes on from there."
         echo(f"Interrupted. {kept}", err=True)

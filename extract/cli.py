@@ -22,8 +22,16 @@ STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if ha
 def stoppable() -> Iterator[None]:
     """The first stop publishes what was computed; the second is left to the system, which kills at once."""
     before = {number: signal.getsignal(number) for number in STOPS}
+    hook = sys.unraisablehook
+
+    def missed(found: Any) -> None:
+        """A second stop while the handlers are changed: Python would print that it is ignored, and go on."""
+        if isinstance(found.exc_value, OSError) and "race condition" in str(found.exc_value):
+            signal.raise_signal(signal.SIGTERM)
+        hook(found)
 
     def stop(number: int, frame: object) -> None:
+        sys.unraisablehook = missed
         for each in STOPS:
             signal.signal(each, signal.SIG_DFL)
         os.write(2, b"\nStopping: what was computed is published. Once more stops at once.\n")
@@ -35,6 +43,7 @@ def stoppable() -> Iterator[None]:
                 signal.signal(number, stop)
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             if handler is not None:
                 signal.signal(number, handler)
