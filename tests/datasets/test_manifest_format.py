@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import KNOWN_COLUMNS, NO_GROUPS, Header, load_manifest
-from patchbank.datasets.values import MISSING, SPLITS
+from patchbank.datasets.values import MISSING, SPLITS, key_of
 from patchbank.errors import ManifestError
 
 TEXT = (Path(__file__).resolve().parents[2] / "datasets" / "MANIFEST.md").read_text("utf-8")
@@ -57,7 +57,7 @@ def test_every_key_and_column_is_explained() -> None:
 
 def test_the_words_for_missing_values_and_splits_are_all_there() -> None:
     section = TEXT.partition("## Missing values")[2].partition("##")[0]
-    listed = set(re.findall(r"`([^`]+)`", section))
+    listed = {key_of(word) for word in re.findall(r"`([^`]+)`", section)}
     assert MISSING - {""} <= listed
     spelled = set(re.findall(r"`(\w+)`", TEXT.partition("## Splits")[2].partition("##")[0]))
     assert {*SPLITS, *SPLITS.values()} <= spelled
