@@ -98,7 +98,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
       patchbank quickstart
       patchbank quickstart --out /tmp/try --json
     """
-    from .study import quickstart
+    from .quickstart import quickstart
 
     done = quickstart(out)
     if as_json:
@@ -185,7 +185,8 @@ def run_command(
     """
     from .cache.identity import safe_name
     from .probe.report.study_tables import frame, show
-    from .study import Places, plan_study, run_study
+    from .steps import Places
+    from .study import plan_study, run_study
     from .study_file import load_study
 
     wanted = load_study(study).only(only)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from .cache.identity import safe_name
 from .errors import InvalidRequest
-from .probe.config import ProbeConfig
+from .probe.config import NEAR_BY, ProbeConfig
 from .probe.report.markup import SHOWN
 from .probe.report.projection import Projection
 from .settings import SHIPPED, read_toml
@@ -84,6 +84,31 @@ class Study:
     def of(self, *stages: str) -> list[System]:
         """The systems of these stages."""
         return [system for system in self.systems if system.stage in stages]
+
+    def beside(self, name: str) -> str:
+        """A .toml file is named as seen from the study file; other names are left as they are."""
+        return str(self.folder / name) if name.endswith(".toml") else name
+
+    def manifest(self, name: str, data: Path) -> Path:
+        """The file of a data set: as the study names it, or in the folder `data`."""
+        return Path(self.beside(name)) if name.endswith(".toml") else data / f"{name}.toml"
+
+    def settings_of(self, system: System) -> dict[str, Any]:
+        """The probe's settings of one system: its own over the study's, files as they are found from here."""
+        settings = {"folds": self.folds, **self.probe, **system.settings}
+        settings["folds"] = self._folds(settings["folds"])
+        if settings.get("near_duplicates") not in (None, *NEAR_BY):
+            settings["near_duplicates"] = str(self.folder / settings["near_duplicates"])
+        return settings
+
+    def training_folds(self) -> str | int:
+        """The folds of all trainings."""
+        return self._folds(self.folds)
+
+    def _folds(self, folds: str | int) -> str | int:
+        """A fold file is beside the study file, as card files are."""
+        found = self.folder / str(folds)
+        return str(found) if found.suffix == ".toml" and found.exists() else folds
 
     def only(self, names: Sequence[str]) -> "Study":
         """The study with these systems alone; all of them for no names."""

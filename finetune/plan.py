@@ -238,7 +238,7 @@ def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
     """
     import torch
 
-    from ..extract.models.network import build_network
+    from ..extract.models.build import build_network
     from .lora import attention_blocks, target_layers
     from .model import base_card
     from .recipe import load_recipe

@@ -23,7 +23,8 @@ from patchbank.datasets.synthetic import generate_manifests
 from patchbank.errors import InvalidRequest, OutputError
 from patchbank.files import locked
 from patchbank.probe.results.files import ProbeResult
-from patchbank.study import Places, Step, StudyResult, plan_study, run_study
+from patchbank.steps import Places, Step
+from patchbank.study import StudyResult, plan_study, run_study
 from patchbank.study_file import load_study, shipped_studies
 
 PROBE = "[probe]\nC = [1e-4, 1e-2]\nclass_weight = ['balanced']\ninner_folds = 2\nbootstrap = 200\n"
@@ -402,22 +403,21 @@ def test_kill_9_at_any_moment_and_the_same_command_goes_on(place: Path) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe of the same settings is computed once, and the page is short: what is left are the files."""
     import patchbank.probe.report.page
-    import patchbank.probe.report.study_tables
-    import patchbank.probe.run
-    import patchbank.study
+    import patchbank.probe.steps
+    import patchbank.study_page
 
-    real, known = patchbank.probe.run.run_probe, {}
+    real, known = patchbank.probe.steps.run_probe, {}
 
     def run_probe(**settings: Any) -> ProbeResult:
         key = repr(sorted((k, v) for k, v in settings.items() if k not in ("train", "tests", "bank")))
         one = known[key] = known.get(key) or real(**settings)
         return ProbeResult({**one.document}, one.predictions, one.probes)
 
-    monkeypatch.setattr(patchbank.probe.run, "run_probe", run_probe)
+    monkeypatch.setattr(patchbank.probe.steps, "run_probe", run_probe)
     monkeypatch.setattr(patchbank.probe.report.page, "page_html", lambda page: page.title)
-    monkeypatch.setattr(patchbank.probe.report.study_tables, "markdown", lambda page: page.title)
-    monkeypatch.setattr(patchbank.study._Work, "_maps", lambda *_: ())
-    monkeypatch.setattr(patchbank.study._Work, "_contradictions", lambda *_: ())
+    monkeypatch.setattr(patchbank.study_page, "markdown", lambda page: page.title)
+    monkeypatch.setattr(patchbank.study_page, "embedding_maps", lambda *_, **__: ())
+    monkeypatch.setattr(patchbank.study_page, "contradictions", lambda *_: ())
 
 
 def content(out: Path) -> tuple[Any, ...]:

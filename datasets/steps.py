@@ -1,0 +1,69 @@
+"""The data sets of a study: which exist, their manifests, and a digest of their rows."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InvalidRequest
+from ..steps import Step
+from .hashes import look_up
+from .manifest import Manifest, load_manifest
+
+# columns that a result depends on
+COLUMNS = ("patch_id", "label", "group", "domain", "split", "content_hash", "votes_positive", "votes_total")
+
+
+class Sets:
+    """The data sets of a study that exist, the training set first; manifests are read once.
+
+    paths : the name that the study has for a data set -> its manifest's file
+    train : one of the names
+    """
+
+    def __init__(self, paths: Mapping[str, Path], *, train: str) -> None:
+        self.paths = {name: path for name, path in paths.items() if path.exists()}
+        self.manifests = {name: load_manifest(path) for name, path in self.paths.items()}
+        self.train_name = train
+
+    @property
+    def train(self) -> Manifest:
+        return self.manifests[self.train_name]
+
+    @property
+    def tests(self) -> list[Manifest]:
+        return [manifest for name, manifest in self.manifests.items() if name != self.train_name]
+
+    def content_hashes(self, bank: Path) -> list[np.ndarray | None]:
+        """The content hashes of each data set: uint8 (n, 16); None where some are unknown or out of date."""
+        index = None if "://" in str(bank) else bank / "hashes"
+        found = [look_up(manifest, index) for manifest in self.manifests.values()]
+        return [one.hashes if one.known.all() and not one.changed.any() else None for one in found]
+
+    def digest(self, bank: Path) -> str:
+        """Of the columns that a result depends on, in all data sets, and of the images as they are now."""
+        digest = hashlib.sha256()
+        for (name, manifest), hashes in zip(self.manifests.items(), self.content_hashes(bank), strict=True):
+            digest.update(name.encode())
+            for column in COLUMNS:
+                if column in manifest.table:
+                    digest.update("\0".join(map(str, manifest.table[column])).encode())
+            if hashes is not None:  # None: of a plan, images that nobody has read yet
+                digest.update(hashes.tobytes())
+        return digest.hexdigest()
+
+
+def plan_data(paths: Mapping[str, Path], *, train: str, study: str) -> tuple[Sets, list[Step]]:
+    """The data sets and a step for each. Raises InvalidRequest where the training set does not exist."""
+    sets, steps = Sets(paths, train=train), []
+    for name, path in paths.items():
+        if name in sets.manifests:
+            title = f"{name} ({len(sets.manifests[name])} patches)"
+            steps.append(Step(kind="data", title=title, state="cached"))
+            continue
+        why = f"{path} does not exist; create it: patchbank datasets build {name} --root IMAGES --out {path}"
+        if name == train:
+            raise InvalidRequest(f"the study {study} trains on {name}: {why}")
+        steps.append(Step(kind="data", title=name, state="blocked", why=why))
+    return sets, steps

@@ -1,0 +1,168 @@
+"""The plan of fine-tuning, and each training, as steps of a study."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from ..cache.identity import safe_name
+from ..datasets.steps import Sets
+from ..errors import (
+    EncoderError,
+    InvalidRequest,
+    MissingDependency,
+    UnknownEncoder,
+    UntrustedCode,
+    WeightsNotHere,
+)
+from ..extract.registry import load_card
+from ..extract.weights import locate
+from ..probe.results.files import ProbeResult, complete_for
+from ..probe.results.merge import merge_systems
+from ..steps import Places, State, Step, contents, digest
+from .plan import load_plan, make_plan
+from .recipe import load_recipe
+
+MODES = ("none", "plan", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One system that trains its encoder.
+
+    encoder : as the study names it; card : the same as `load_card` takes it
+    recipe : of `load_recipe`; folds : a name, a file or a number
+    options : of `run_finetune`, the study's and the system's
+    """
+
+    system: str
+    encoder: str
+    card: str
+    recipe: str
+    folds: str | int
+    options: Mapping[str, Any]
+
+
+def plan_file(where: Places) -> Path:
+    """The plan of the study, which may be edited."""
+    return where.out / "plan.toml"
+
+
+def plan_plan(probes: Sequence[Step], sets: Sets, rows: str, where: Places, state: State) -> Step:
+    """Making the plan from the probes' results, once: an edited plan is followed, not made anew."""
+    file = plan_file(where)
+    step = Step(kind="plan", title=str(file))
+    step.request = digest(rows, {step.title: step.request for step in probes if step.finished})
+    if file.exists():
+        step.state = "cached"
+        complete = not any(step.state == "to do" for step in probes)
+        if complete and state.get("plan", "digest") != step.request:
+            step.why = "made from other results than there are now; delete it to have it made anew"
+        return step
+
+    def plan() -> None:
+        loaded = [ProbeResult.load(step.folder) for step in probes if step.finished and step.folder]
+        if not loaded:
+            raise InvalidRequest("the plan needs the result of at least one probe")
+        merged = merge_systems({result.chosen: result for result in loaded})
+        tests = [path for name, path in sets.paths.items() if name != sets.train_name]
+        train = sets.paths[sets.train_name]
+        make_plan(merged, train=train, tests=tests, device=where.device).save(file)
+        state.remember("plan", "digest", step.request)
+
+    step.action = plan
+    return step
+
+
+def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: State) -> Step:
+    """The step of one system; its result is in a folder of OUT/finetune that the state names.
+
+    Blocked : weights or packages are missing, `where.finetune` is "none", or the plan does not choose it.
+    """
+    step = Step(kind="finetune", title=one.system, systems=(one.system,))
+    known = state.get("finetune", one.system, {})
+    step.seconds = known.get("seconds")
+    step.request = _request(one, rows, where)
+    out = where.out / "finetune"
+    folder = out / Path(known.get("folder", "none")).name
+    if complete_for(folder, step.request):
+        step.state, step.folder = "cached", folder
+        return step
+    step.why = _why_not_trained(one, where)
+    if step.why:
+        step.state = "blocked"
+        return step
+
+    def finetune() -> None:
+        from .run import run_finetune  # needs torch
+
+        started = perf_counter()
+        result = run_finetune(
+            train=sets.train,
+            tests=sets.tests,
+            encoder=one.card,
+            recipe=one.recipe,
+            out=out,
+            folds=one.folds,
+            device=where.device,
+            checkpoint=where.checkpoints.get(one.encoder),
+            weights_dir=where.weights_dir,
+            trust_code=where.trust_code,
+            progress=where.progress,
+            **one.options,
+        )
+        step.folder = out / safe_name(result.chosen.rsplit("/", 2)[0])
+        result.document["request"] = step.request
+        result.save(step.folder)
+        values = {"folder": step.folder.name, "seconds": perf_counter() - started}
+        state.remember("finetune", one.system, values)
+
+    step.action = finetune
+    return step
+
+
+def _request(one: Training, rows: str, where: Places) -> str:
+    """Of recipe, card, file of weights and rows; card and recipe by what is in them."""
+    parts: list[Any] = [one.encoder, one.recipe, one.options, one.folds, contents({"folds": one.folds})]
+    file = where.checkpoints.get(one.encoder)
+    if file is not None and file.exists():
+        parts.append([file.stat().st_size, file.stat().st_mtime_ns])
+    with suppress(EncoderError, UnknownEncoder, MissingDependency, InvalidRequest):
+        parts.append(load_recipe(one.recipe, encoder=one.card).digest)
+        card = load_card(one.card, trust_code=where.trust_code)
+        parts.append([card.id, card.model, dict(card.arguments), repr(card.transform)])
+    return digest(rows, *parts)
+
+
+def _why_not_trained(one: Training, where: Places) -> str:
+    """ "" if it can be trained now."""
+    try:
+        if not load_recipe(one.recipe, encoder=one.card).random_weights:
+            card = load_card(one.card, trust_code=where.trust_code)
+            checkpoint = where.checkpoints.get(one.encoder)
+            locate(card, checkpoint=checkpoint, weights_dir=where.weights_dir, download=False)
+    except WeightsNotHere:
+        pass  # the training downloads them
+    except (EncoderError, UnknownEncoder, MissingDependency, UntrustedCode) as error:
+        return str(error)
+    if where.finetune == "none":
+        return "not trained: it trains the network itself, one model a fold; add --finetune all (or plan)"
+    if where.finetune == "plan" and plan_file(where).exists():
+        return _why_not_planned(one, where)
+    return ""
+
+
+def _why_not_planned(one: Training, where: Places) -> str:
+    plan = load_plan(plan_file(where))
+    try:
+        encoder = load_card(one.card, trust_code=where.trust_code).id
+    except UnknownEncoder as error:
+        return str(error)
+    entry = next((entry for entry in plan.entries if entry.encoder == encoder), None)
+    if entry is None:
+        return "not trained: the plan has no probe of this encoder; add --finetune all to train it"
+    if not entry.train:
+        return f"not trained: the plan says no ({entry.why}); set train = true in plan.toml to train it"
+    return ""

@@ -1,0 +1,239 @@
+"""The page of a study: its systems, figures, maps and images, gathered from results, data sets and bank."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .datasets.manifest import Manifest
+from .datasets.sources import open_source
+from .datasets.steps import Sets
+from .datasets.thumbnails import sprite_sheet, thumbnail
+from .errors import ImageError, UnknownEncoder
+from .extract.registry import load_card
+from .extract.report import StoreReport
+from .files import sha256, write_text
+from .probe.config import parse_features
+from .probe.features import load, open_bank
+from .probe.report.model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
+from .probe.report.page import write_page
+from .probe.report.projection import Projection, project
+from .probe.report.published import HOW, beside_published, in_words, load_published, source_of
+from .probe.report.study_tables import frame, markdown
+from .probe.results.files import ProbeResult
+from .probe.results.merge import merge_systems
+from .steps import Places, State, Step, digest
+from .study_file import Study, System
+from .texts import write_csv
+
+FILES = ("report.html", "report.md", "table.csv")
+MAP_POINTS = 1500  # patches drawn in one map of embeddings, each with a thumbnail
+MAPS = 3  # maps on the page: of the best systems on the folds
+TILE, COLUMNS = 48, 40  # pixels a side of a thumbnail, thumbnails in a row of the sprite
+
+
+class StudyReport:
+    """What a study's page is made of.
+
+    steps : of all stages before the report; stores : probed system -> the stores that it chose from
+    sets : the data sets that exist
+    Raises InvalidRequest where the published figures cannot be read.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        where: Places,
+        state: State,
+        *,
+        sets: Sets,
+        steps: Sequence[Step],
+        stores: Mapping[str, Sequence[StoreReport]],
+        figures: Mapping[str, Any],
+    ) -> None:
+        self.study, self.where, self.state = study, where, state
+        self.sets, self.steps, self.stores, self.figures = sets, steps, stores, figures
+        self.results = {step.title: step.folder for step in steps if step.finished and step.folder}
+        failed = [step for step in steps if step.state in ("blocked", "failed")]
+        self.absent = {system: step.why for step in failed for system in step.systems}
+        self.files = [where.out / name for name in FILES]
+
+    def step(self) -> Step:
+        """Writing the page and its tables: again when the study file, a result or a missing one changes."""
+        step = Step(kind="report", title=str(self.files[0]))
+        if any(s.state == "to do" for s in self.steps):  # of a plan: what it will say is not known yet
+            return step
+        about = {f.name: getattr(self.study, f.name) for f in fields(self.study) if f.name != "folder"}
+        versions = {name: sha256(folder / "results.json") for name, folder in self.results.items()}
+        rows = self.sets.digest(self.where.bank)
+        step.request = digest(rows, about, self.figures, versions, self.absent)
+        if self.state.get("report", "digest") == step.request and all(file.exists() for file in self.files):
+            step.state = "cached"
+            return step
+
+        def report() -> None:
+            self.state.forget("report", "digest")
+            self._write()
+            self.state.remember("report", "digest", step.request)
+
+        step.action = report
+        return step
+
+    @cached_property
+    def merged(self) -> ProbeResult | None:
+        """The results of all systems as one, in the order of the study file; None where there are none."""
+        order = [system.name for system in self.study.systems if system.name in self.results]
+        return (
+            merge_systems({name: ProbeResult.load(self.results[name]) for name in order}) if order else None
+        )
+
+    def page(self, steps: Sequence[Step]) -> StudyPage:
+        """The page without maps and images. steps : for its log."""
+        published = self._published()
+        return StudyPage(
+            title=self.study.title,
+            about=self.study.about,
+            result=self.merged,
+            systems=tuple(self._row(system) for system in self.study.systems),
+            primary_set=self.study.primary_set,
+            primary_metric=self.study.primary_metric,
+            published=tuple(published),
+            published_source=f"{source_of(self.figures)}. {HOW}" if published else "",
+            log=tuple((step.kind, step.title, step.state, step.seconds) for step in steps),
+        )
+
+    def _write(self) -> None:
+        page = self.page(self.steps)
+        if self.merged is not None:
+            maps = embedding_maps(self.merged, self.sets, self.stores, self.where.bank, method=self.study.map)
+            pictures = contradictions(self.merged, self.sets)
+            page = replace(page, maps=tuple(maps), contradictions=tuple(pictures))
+        html, text, table = self.files
+        write_page(html, page)
+        write_text(text, markdown(page))
+        write_csv(table, frame(page))
+
+    def _published(self) -> list[PublishedRow]:
+        if self.merged is None or not self.figures:
+            return []
+        systems = {s.name: [(name, s.stage) for name in s.published or (s.name,)] for s in self.study.systems}
+        # AMi-Br's own test split is called "ami-br:test"; other sets have the name of their manifest
+        sets = [one["dataset"] for one in self.merged.document["data"][1:]]
+        datasets = {name: name.partition(":")[0] for name in sets if name.partition(":")[2] in ("", "test")}
+        return beside_published(self.merged, self.figures["published"], systems, datasets=datasets)
+
+    def _row(self, system: System) -> SystemRow:
+        about: dict[str, Any] = {"name": system.name, "encoder": system.encoder, "family": system.stage}
+        models = [] if self.merged is None else self.merged.document["models"]
+        model = next((model for model in models if model["features"] == system.name), None)
+        if model is None:
+            name = (system.published or (system.name,))[0]
+            published = in_words(self.figures.get("published", []), name, system.stage)
+            why = self.absent.get(system.name, "not run")
+            return SystemRow(**about, state="blocked", why=why, published=published)
+        with suppress(UnknownEncoder):  # a network trained from random weights needs no card
+            card = load_card(self.study.beside(system.encoder), trust_code=self.where.trust_code)
+            about["licence"] = card.licence
+        probed = system.stage == "probe"
+        spent = self.state.get("extract", system.encoder, {}) if probed else {}
+        return SystemRow(
+            **about,
+            state="done",
+            chosen=model["chosen"],
+            dim=model["dim"],
+            forwards=spent.get("forwards", 0),
+            forwards_saved=self._saved(spent),
+            extract_seconds=spent.get("seconds", 0.0),
+            device=spent.get("device", ""),
+            fits=model.get("fits", {}).get("fits", 0),
+            probe_seconds=model["seconds"].get("cpu", 0.0) if probed else 0.0,
+            train_seconds=0.0 if probed else model["seconds"]["all"],
+        )
+
+    def _saved(self, spent: Mapping[str, Any]) -> int:
+        """Passes that were not made, against scripts that embed everything anew for each fold's probe."""
+        if not spent or self.merged is None:
+            return 0
+        return (self.merged.document["folds"]["n_splits"] - 1) * spent["forwards"]
+
+
+def embedding_maps(
+    merged: ProbeResult,
+    sets: Sets,
+    stores: Mapping[str, Sequence[StoreReport]],
+    bank: Path,
+    *,
+    method: Projection,
+) -> Iterator[EmbeddingMap]:
+    """Maps of the best probed systems' embeddings, over all data sets."""
+    ranked = sorted(merged.document["models"], key=lambda m: -m["criterion"])
+    # feature set -> a store of the system that chose it, for its precision and dtype
+    chosen = {m["chosen"]: stores[m["features"]][0] for m in ranked if m["features"] in stores}
+    manifests = {name: m.select(m.table["label"].to_numpy() != "") for name, m in sets.manifests.items()}
+    table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
+    rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
+    sprite = sprite_sheet(_Joined(list(manifests.values())), rows.tolist(), tile=TILE, columns=COLUMNS)
+    shown, positive = table.iloc[rows], merged.document["data"][0]["positive"]
+    for features, store in list(chosen.items())[:MAPS]:
+        source = parse_features(features).sources[0]
+        opened = open_bank(bank, precision=store.precision, dtype=store.dtype)
+        options = {"encoder": source.encoder, "view": source.view, "tokens": source.tokens, "bank": opened}
+        vectors = np.concatenate([load(m, **options) for m in manifests.values()])
+        # the components of all patches; a neighbourhood map of those that are drawn
+        linear = method == "pca"
+        points, explained = project(vectors if linear else vectors[rows], method=method)
+        yield EmbeddingMap(
+            title=str(source),
+            method=method.upper(),
+            explained=explained,
+            points=points[rows] if linear else points,
+            patch_id=shown["patch_id"].tolist(),
+            dataset=shown["dataset"].tolist(),
+            domain=shown["domain"].tolist(),
+            label=(shown["label"] == positive).astype(int).tolist(),
+            total=len(table),
+            sprite=sprite,
+            tile=TILE,
+            columns=COLUMNS,
+        )
+
+
+class _Joined:
+    """The images of several manifests as one source."""
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        self.starts = np.cumsum([0, *map(len, manifests)])
+        self.sources = [open_source(manifest) for manifest in manifests]
+
+    def read(self, i: int) -> Any:
+        number = int(np.searchsorted(self.starts, i, side="right")) - 1
+        return self.sources[number].read(int(i - self.starts[number]))
+
+
+def contradictions(merged: ProbeResult, sets: Sets) -> Iterator[tuple[Picture, ...]]:
+    """Groups of equal images that carry different labels."""
+    rows = {p: (m, i) for m in sets.manifests.values() for i, p in enumerate(m.table["patch_id"])}
+    for leak in merged.document.get("leaks", {}).get("leaks", []):
+        if leak["kind"] != "labels":
+            continue
+        pictures = []
+        for patch_id, _, label in leak["rows"]:
+            manifest, row = rows[patch_id]
+            try:
+                png = thumbnail(open_source(manifest).read(row), 128)
+            except ImageError:
+                png = b""  # the images need not be on the machine that reports
+            path = str(manifest.table["path"].iat[row])
+            about = {"patch_id": patch_id, "dataset": manifest.header.name, "label": label, "path": path}
+            pictures.append(Picture(**about, png=png))
+        yield tuple(pictures)
+
+
+def figures_of(study: Study) -> Mapping[str, Any]:
+    """The published figures that the study names. Raises InvalidRequest where they cannot be read."""
+    return load_published(study.published) if study.published else {}
