@@ -21,6 +21,7 @@ LOCK = ".lock"  # in a folder of results; it stays there, what counts is who has
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
+MANY_FILES = 1000  # from here on all of the disk is synced instead of one after the other
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -223,6 +224,32 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def publish(made: Path, target: Path) -> None:
+    """Make a finished file or folder durable, then give it its name, durably too. Raises OSError.
+
+    target : is not there, or is replaced (a file by a file)
+    """
+    sync_tree(made)
+    made.replace(target)
+    sync_folder(target.parent)
+
+
+def sync_tree(path: Path) -> None:
+    """Make a file, or all files and names below a folder, durable."""
+    if not path.is_dir():
+        with path.open("r+b") as stream:
+            os.fsync(stream.fileno())
+        return
+    found = [(Path(folder), names) for folder, _, names in os.walk(path, topdown=False)]
+    if hasattr(os, "sync") and sum(len(names) for _, names in found) > MANY_FILES:
+        os.sync()
+        return
+    for folder, names in found:
+        for name in names:
+            sync_tree(folder / name)
+        sync_folder(folder)
 
 
 def sha256(file: Path) -> str:

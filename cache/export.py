@@ -20,6 +20,7 @@ stored and its 16 bytes of content hash; in the document, `column_checksums` and
 """
 
 import json
+import secrets
 import shutil
 import struct
 import zipfile
@@ -33,6 +34,7 @@ import pandas as pd
 import xxhash
 
 from ..errors import InvalidRequest, MissingDependency
+from ..files import make_folder, publish
 from .backend import seal
 from .columns import written_columns, written_name
 from .filesystem import TEMPORARY, explained
@@ -182,10 +184,9 @@ def export(
     rows = rows_of(store, table)
     if layout == "stamp":
         rows.about |= {"tile_um": tile_um, "mpp": mpp}
-    interim = path.with_name(TEMPORARY + path.name)
+    interim = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     with explained("write", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _discard(interim)
+        make_folder(path.parent)
         try:
             if by is None:
                 LAYOUTS[layout](interim, rows)
@@ -193,7 +194,9 @@ def export(
                 interim.mkdir()
                 for name, part in _grouped(store, rows, by):
                     LAYOUTS[layout](interim / f"{name}.h5", part)
-            interim.rename(path)
+            if path.exists():
+                raise InvalidRequest(f"{path} was made by somebody else meanwhile; choose another name")
+            publish(interim, path)
         finally:
             _discard(interim)
     return len(rows.keys)

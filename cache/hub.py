@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from ..errors import InvalidRequest, MissingDependency, StoreError, StoreNotFound
+from ..files import publish
 from ..hub import reason
 from ..texts import markdown
 from .bank import STORES, Bank
@@ -330,7 +331,6 @@ def pull(
         if not found.good:
             raise StoreError(f"{repo} is damaged ({found.damage[0]}); nothing was added to {bank.path}")
         bank.files.make_folder(STORES)
-        Path(interim / STORES / near[0]).rename(target)
-        bank.files.sync(STORES)
+        publish(interim / STORES / near[0], target)
         shutil.rmtree(interim)
     return bank.open_name(near[0])

@@ -36,7 +36,7 @@ from tqdm import tqdm
 
 from ..errors import FetchError, InvalidRequest, PatchbankError
 from ..files import sha256 as sha256_of
-from ..files import write_text
+from ..files import sync_folder, sync_tree, write_text
 from ..texts import public_url
 from .facts import UNPINNED, Facts
 
@@ -298,7 +298,7 @@ def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> t
         # a weak ETag does not promise the same bytes
         validator = "" if validator.startswith("W/") else validator
         kept = {"url": _name_of(url), **({"validator": validator} if validator else {})}
-        state_file.write_text(json.dumps(kept), "utf-8")
+        state_file.write_text(json.dumps(kept), "utf-8")  # cut short, it is as none
         digest = hashlib.sha256()
         with part.open("r+b" if part.exists() else "w+b") as stream, _bar(total, part.stem, progress) as bar:
             while stream.tell() < start:  # what is there already
@@ -366,11 +366,17 @@ def unpack(
                 start = stream.read(16)
             page = " It is a web page: a login or an error page?" if b"<" in start[:4] else ""
             raise FetchError(f"{archive.name} is no zip and no tar (it starts with {start!r}).{page}")
-        old = None
-        if place.exists():
-            old = temporary.with_suffix(".old")
+        sync_tree(temporary)
+        old = temporary.with_suffix(".old") if place.exists() else None
+        if old is not None:
             place.rename(old)
-        temporary.rename(place)
+        try:
+            temporary.rename(place)
+        except OSError:
+            if old is not None:
+                old.rename(place)
+            raise
+        sync_folder(place.parent)
         if old is not None:
             shutil.rmtree(old)
     finally:

@@ -14,6 +14,7 @@ from patchbank.files import (
     check_folder_writable,
     check_writable,
     locked,
+    publish,
     sha256,
     write_atomically,
     write_text,
@@ -157,3 +158,40 @@ def _enter(folder: Path, order: list[str]) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_folder_is_published_with_everything_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each file, each folder, then the name; or nothing, and the old file is as it was."""
+    made = tmp_path / "made"
+    (made / "a/b").mkdir(parents=True)
+    for name in ("one", "a/two", "a/b/three"):
+        (made / name).write_text(name)
+    there = {path.stat().st_ino for path in (made, *made.rglob("*"))}
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    publish(made, tmp_path / "out")
+    assert {*synced} == {*there, tmp_path.stat().st_ino}
+    assert synced[-1] == tmp_path.stat().st_ino
+    assert not made.exists()
+
+    monkeypatch.setattr("patchbank.files.MANY_FILES", 2)
+    everything: list[None] = []
+    monkeypatch.setattr(os, "sync", lambda: everything.append(None))
+    publish(tmp_path / "out", tmp_path / "again")
+    assert everything == [None]
+
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    (tmp_path / "file").write_text("new")
+    (tmp_path / "old").write_text("old")
+    with pytest.raises(OSError, match="Input/output error"):
+        publish(tmp_path / "file", tmp_path / "old")
+    assert (tmp_path / "old").read_text() == "old"

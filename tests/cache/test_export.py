@@ -1,6 +1,9 @@
 """Exports: opened with the libraries that people use, and back into a store bit for bit."""
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -386,3 +389,45 @@ def test_tables(tmp_path: Path, filled: tuple[Store, Any], table: pd.DataFrame) 
     for name in ("bad.toml", "worse.toml", "bad.parquet", "none.csv"):
         with pytest.raises(InvalidRequest, match=name):
             read_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("layout", ["trident", "npy", "parquet", "safetensors", "npz"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES])
+def test_an_export_appears_durably_or_not_at_all(
+    tmp_path: Path, identity: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch, layout: str, number: int
+) -> None:
+    """Each fsync and each rename fails, one after the other."""
+    store = Bank(tmp_path / "bank").open_store(identity(), create=True)
+    rows = make_rows(20)
+    with store.writer() as writer:
+        writer.append(*rows[:])
+    target = tmp_path / "out" / NAMES.get(layout, f"x.{layout}")
+    target.parent.mkdir()
+    fsync, replace = os.fsync, Path.replace
+    failed, at = 0, 1
+    while not target.exists():
+        count = 0
+
+        def once(*arguments: Any, work: Callable[..., Any]) -> Any:
+            nonlocal count
+            count += 1
+            if count == at:  # noqa: B023
+                raise OSError(number, os.strerror(number))
+            return work(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda fd: once(fd, work=fsync))
+            patch.setattr(Path, "replace", lambda a, b: once(a, b, work=replace))
+            try:
+                export(store, target, layout, rows.table())
+            except StoreError as error:
+                assert str(target) in str(error)  # noqa: PT017
+                failed += 1
+        if count < at:
+            break
+        assert [path for path in target.parent.iterdir() if path != target] == []
+        at += 1
+    assert failed >= 2  # the file, the name; of a folder each file in it
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    export(store, target, layout, rows.table())
+    assert import_export(Bank(tmp_path / "back"), target).rows == 20

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import stat
 import tarfile
 import threading
@@ -537,3 +538,29 @@ def test_a_limit_in_bytes(tmp_path: Path) -> None:
     (tmp_path / "x.part").write_bytes(zipped({"a": NOISE}))
     with pytest.raises(FetchError, match="far more than"):
         unpack(tmp_path / "x.part", tmp_path / "out", max_bytes=10_000, progress=False)
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename"])
+def test_unpacking_again_on_a_failing_disk_keeps_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    archive, place = tmp_path / "a.zip", tmp_path / "out"
+    archive.write_bytes(zipped({"a.txt": b"old"}))
+    unpack(archive, place, progress=False)
+    archive.write_bytes(zipped({"a.txt": b"new"}))
+    rename = Path.rename
+
+    def fails(path: Any, *to: Any) -> Any:
+        if to and (path == place or path.suffix == ".old"):  # aside, and back
+            return rename(path, *to)
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync") if step == "fsync" else (Path, "rename")), fails)
+        with pytest.raises(OSError, match="Input/output error"):
+            unpack(archive, place, replace=True, progress=False)
+    assert (place / "a.txt").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
+    unpack(archive, place, replace=True, progress=False)
+    assert (place / "a.txt").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
