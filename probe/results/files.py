@@ -29,8 +29,8 @@ NESTED = (
     f"Out of fold, {SWEEP!r} is the estimate of what was chosen: what scores a fold was chosen without it. "
 )
 OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
-    "Out of fold, the score of * is that of the winner of a comparison on these same rows, too high by .03 "
-    "to .08 in simulations of 10 to 40 candidates on 20 to 40 slides."
+    "Out of fold, the score of * is that of the winner of a comparison on these same rows, too high by .05 "
+    "to .13 in simulations of 10 to 40 candidates on 20 to 40 slides."
 )
 
 

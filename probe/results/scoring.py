@@ -54,9 +54,9 @@ CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 COMPARED = ("balanced_accuracy", "auroc")
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
 # Of the variance of out-of-fold scores. The models of K folds share most of their training rows, and each
-# held-out row has trained the others. In 300 simulated studies each of 20 and 40 slides (tests/benchmarks/
-# stats_coverage.py), intervals of out-of-fold AUROC hold what the models are worth in .91 to .96 with the
-# jackknife's own variance, in .94 to .97 with this factor, which is K / (K - 1) at 5 folds
+# held-out row has trained the others. In 200 simulated studies each of 20 and 40 slides (tests/benchmarks/
+# stats_coverage.py), intervals of out-of-fold AUROC hold what the models are worth in .92 to .96 with the
+# jackknife's own variance, in .93 to .97 with this factor, which is K / (K - 1) at 5 folds
 OOF_INFLATION = 1.25
 NO_INTERVALS = "no intervals were asked for"
 MEAN_FIELDS = ("value", "low", "high", "standard_error", "degrees_of_freedom", "design_effect")

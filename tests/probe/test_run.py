@@ -14,6 +14,7 @@ from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, ProbeError, RowsMissing, StoreNotFound
 from patchbank.probe.features import load
 from patchbank.probe.fewshot import run_few_shot
+from patchbank.probe.report.write import html_report
 from patchbank.probe.results.files import SWEEP, ProbeResult
 from patchbank.probe.run import run_probe
 
@@ -337,6 +338,8 @@ def test_repeated_content_is_scored_once_beside_the_raw_numbers(study: Any) -> N
     n = {r["subset"]: r["n"] for r in found.document["scores"] if r["dataset"] == "outer" and not r["domain"]}
     assert n == {"raw": 160, "dedup": 160 - 2 - 2}
     assert found.document["leaks"]["found"]["labels"] == 1
+    page = html_report(found, images=False)
+    assert "Rows left out: 4 of outer (repeated images, and those with both labels" in page
 
 
 def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
@@ -352,7 +355,6 @@ def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
 def test_published_recipes_are_kept_apart(study: Any, solver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Folds that choose the epoch give no out-of-fold estimate: "validation", and on no leaderboard."""
     from patchbank.probe import protocol
-    from patchbank.probe.report.write import html_report
 
     limit = {"thunder": {"epochs": 3}, "eva": {"max_steps": 50}}.get(solver, {"epochs": 3, "lr": 1e-2})
     recipe = protocol.RECIPES[solver]
