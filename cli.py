@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from . import options
 from .errors import PatchbankError
 from .terminal import echo
 from .version import __version__
@@ -127,20 +128,14 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder with NAME.toml of every data set (`patchbank datasets build`).",
 )
-@click.option(
-    "--bank", default="bank", show_default=True, type=click.Path(path_type=Path), help="Folder of embeddings."
-)
+@options.bank("Folder of embeddings.", default="bank", show_default=True, type=options.PATH)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of results [default: NAME]."
 )
-@click.option(
-    "--weights-dir",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder of weights, for machines without a network.",
-)
+@options.weights_dir
 @click.option("--checkpoint", "checkpoints", multiple=True, help="ENCODER=FILE of weights; may be repeated.")
 @click.option("--only", multiple=True, help="System to run, by name; may be repeated (default: all).")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@options.device
 @click.option(
     "--finetune",
     type=click.Choice(["none", "plan", "all"]),
@@ -149,7 +144,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     help="Train the LoRA and end-to-end systems: those that the plan chooses, or all.",
 )
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
-@click.option("--trust-code", is_flag=True, help="Run the Python code that the study's encoder cards name.")
+@options.trust_code
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan (what is cached, what it takes) and do nothing."
 )
@@ -159,7 +154,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     show_default=True,
     help="With --dry-run: time a forward pass of encoders that were not run yet.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print steps and results as JSON.")
+@options.json("Print steps and results as JSON.")
 def run_command(
     study: str,
     out: Path | None,

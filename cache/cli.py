@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import options
 from ..terminal import echo, print_table, printable
 
 if TYPE_CHECKING:
@@ -13,17 +14,8 @@ if TYPE_CHECKING:
 
     from .store import Store
 
-BANK_HELP = "Folder or URL of the embedding stores."
 LAYOUTS = ("trident", "stamp", "npy", "parquet", "h5ad", "zarr", "safetensors", "npz")
 
-bank_option = click.option("--bank", "-b", required=True, help=BANK_HELP)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-table_option = click.option(
-    "--table",
-    "-t",
-    type=click.Path(path_type=Path),
-    help="Manifest (.toml), CSV or parquet with content_hash.",
-)
 store_argument = click.argument("name", metavar="STORE")
 
 
@@ -83,16 +75,15 @@ def cache_group() -> None:
 
 
 @cache_group.command("ls")
-@bank_option
+@options.bank()
 @click.option(
     "--table",
-    "-t",
     "tables",
     multiple=True,
     type=click.Path(path_type=Path),
     help="Manifest (.toml), CSV or parquet: show how many of its patches each store has. May be repeated.",
 )
-@json_option
+@options.json()
 def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
     """List the stores of a bank, and which data sets they are complete for.
 
@@ -126,8 +117,8 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
 
 @cache_group.command("info")
 @store_argument
-@bank_option
-@json_option
+@options.bank()
+@options.json()
 def info_command(name: str, bank: str, as_json: bool) -> None:
     """Show a store's identity, provenance, blocks and writers.
 
@@ -149,8 +140,8 @@ def _indented(value: Any) -> str:
 
 @cache_group.command("verify")
 @click.argument("names", nargs=-1, metavar="[STORE]...")
-@bank_option
-@json_option
+@options.bank()
+@options.json()
 def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
     """Compare every byte with its checksum; all stores if none is named.
 
@@ -192,8 +183,8 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
 
 @cache_group.command("repair")
 @store_argument
-@bank_option
-@json_option
+@options.bank()
+@options.json()
 def repair_command(name: str, bank: str, as_json: bool) -> None:
     """Take out what is damaged and keep every good row; `patchbank extract` embeds the lost ones again.
 
@@ -212,7 +203,7 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
 
 @cache_group.command("gc")
 @click.argument("names", nargs=-1, metavar="[STORE]...")
-@bank_option
+@options.bank()
 @click.option(
     "--grace",
     type=click.IntRange(min=0),
@@ -249,7 +240,7 @@ def gc_command(names: tuple[str, ...], bank: str, grace: int, dry_run: bool) -> 
 
 @cache_group.command("rm")
 @store_argument
-@bank_option
+@options.bank()
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def rm_command(name: str, bank: str, yes: bool) -> None:
     """Remove a store and all its embeddings.
@@ -270,8 +261,8 @@ def rm_command(name: str, bank: str, yes: bool) -> None:
 
 @cache_group.command("finalize")
 @store_argument
-@bank_option
-@table_option
+@options.bank()
+@options.table
 def finalize_command(name: str, bank: str, table: Path | None) -> None:
     """Make plain Zarr or HDF5 arrays of a store, which any reader opens; no second copy.
 
@@ -314,10 +305,10 @@ def merge_command(sources: tuple[str, ...], into: str, name: str | None) -> None
 
 @cache_group.command("subset")
 @store_argument
-@bank_option
+@options.bank()
 @click.option("--to", required=True, help="The bank (another folder or URL) that gets the subset.")
 @click.option(
-    "--table", "-t", required=True, type=click.Path(path_type=Path), help="Manifest (.toml), CSV or parquet."
+    "--table", required=True, type=click.Path(path_type=Path), help="Manifest (.toml), CSV or parquet."
 )
 @click.option("--where", help="pandas query on the table's columns, as in \"domain == 'hamamatsu'\".")
 def subset_command(name: str, bank: str, to: str, table: Path, where: str | None) -> None:
@@ -326,7 +317,7 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
     \b
     Examples:
       patchbank cache subset dinov2-s.full.cls --bank bank --to small --table ami-br.toml
-      patchbank cache subset dinov2-s.full.cls -b bank --to small -t all.csv --where "split == 'train'"
+      patchbank cache subset dinov2-s.full.cls -b bank --to small --table all.csv --where "split == 'train'"
     """
     from .bank import Bank
     from .merge import subset
@@ -338,10 +329,10 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
 @cache_group.command("diff")
 @click.argument("first", metavar="STORE")
 @click.argument("second", metavar="STORE")
-@bank_option
+@options.bank()
 @click.option("--other-bank", help="The bank of the second store, where it is another.")
-@table_option
-@json_option
+@options.table
+@options.json()
 def diff_command(
     first: str, second: str, bank: str, other_bank: str | None, table: Path | None, as_json: bool
 ) -> None:
@@ -375,9 +366,9 @@ def diff_command(
 @cache_group.command("export")
 @store_argument
 @click.argument("path", type=click.Path(path_type=Path))
-@bank_option
-@click.option("--layout", "-l", required=True, type=click.Choice(LAYOUTS), help="What to write.")
-@table_option
+@options.bank()
+@click.option("-f", "--format", "layout", required=True, type=click.Choice(LAYOUTS), help="What to write.")
+@options.table
 @click.option("--where", help="pandas query: only these rows of the table.")
 @click.option("--by", help="(trident, stamp) PATH is a folder with one file for each value of this column.")
 @click.option("--tile-um", type=float, help="(stamp) Edge of a tile in um.")
@@ -385,14 +376,15 @@ def diff_command(
 def export_command(
     name: str, path: Path, bank: str, layout: str, table: Path | None, where: str | None, **options: Any
 ) -> None:
-    """Write embeddings, metadata and provenance in a layout that other tools read.
+    """Write embeddings, metadata and provenance in a format that other tools read.
 
     \b
     Examples:
-      patchbank cache export uni.full slides/ --bank bank -l trident --table wsi.toml --by group
-      patchbank cache export uni.full ami.parquet --bank bank -l parquet --table ami-br.toml
-      patchbank cache export uni.full ami.h5ad --bank bank -l h5ad -t ami-br.toml --where "split == 'train'"
-      patchbank cache export uni.full slides/ -b bank -l stamp -t wsi.toml --by group --tile-um 112 --mpp 0.5
+      patchbank cache export uni.full slides/ --bank bank -f trident --table wsi.toml --by group
+      patchbank cache export uni.full ami.parquet --bank bank -f parquet --table ami-br.toml
+      patchbank cache export uni.full ami.h5ad -b bank -f h5ad --table ami-br.toml --where "split == 'train'"
+      patchbank cache export uni.full slides/ -b bank -f stamp --table wsi.toml --by group \\
+          --tile-um 112 --mpp 0.5
     """
     from .export import export
 
@@ -405,7 +397,7 @@ def export_command(
 
 @cache_group.command("import")
 @click.argument("path", type=click.Path(path_type=Path))
-@bank_option
+@options.bank()
 @click.option("--table-out", type=click.Path(path_type=Path), help="Write the export's columns here (CSV).")
 @click.option("--backend", type=click.Choice(["zarr", "hdf5"]), default="zarr", show_default=True)
 def import_command(path: Path, bank: str, table_out: Path | None, backend: str) -> None:
@@ -432,7 +424,7 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
 @cache_group.command("push")
 @store_argument
 @click.argument("repo", metavar="ORG/NAME")
-@bank_option
+@options.bank()
 @click.option(
     "--public", is_flag=True, help="Make a new repository public (check the encoder's licence first)."
 )
@@ -479,7 +471,7 @@ def push_command(
 
 @cache_group.command("pull")
 @click.argument("repo", metavar="ORG/NAME")
-@bank_option
+@options.bank()
 @click.option("--store", "name", help="Which store, where the repository holds several.")
 @click.option("--revision", help="Branch, tag or commit.")
 @click.option("--endpoint", help="URL of another hub.")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .. import options
 from ..errors import InvalidRequest
 from ..terminal import echo, print_table, say
 
@@ -25,7 +26,7 @@ def datasets_group() -> None:
 
 
 @datasets_group.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.json()
 def ls(as_json: bool) -> None:
     """List the data sets that patchbank knows.
 
@@ -85,22 +86,18 @@ def build() -> None:
     """
 
 
-def _common(command: Command) -> Command:
-    """The options that all builders have."""
-    options = [
-        click.option("--out", type=click.Path(dir_okay=False), help="The manifest, NAME.toml by default."),
-        click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-                     help="About unreadable images: build nothing, or leave them out and list them."),
-        click.option("--hashes/--no-hashes", default=None,
-                     help="Decode every image now, for its content hash. [default: yes; no for wsi]"),
-        click.option("--format", "table_format", type=click.Choice(["csv", "parquet"]),
-                     help="Of the table. [default: csv up to 200,000 rows]"),
-        click.option("--workers", type=click.IntRange(1), help="Threads that decode."),
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-    ]  # fmt: skip
-    for option in reversed(options):
-        command = option(command)
-    return command
+# what all builders have
+_common = options.together(
+    options.out("The manifest, NAME.toml by default.", type=click.Path(dir_okay=False)),
+    click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
+                 help="About unreadable images: build nothing, or leave them out and list them."),
+    click.option("--hashes/--no-hashes", default=None,
+                 help="Decode every image now, for its content hash. [default: yes; no for wsi]"),
+    click.option("-f", "--format", "table_format", type=click.Choice(["csv", "parquet"]),
+                 help="Of the table. [default: csv up to 200,000 rows]"),
+    click.option("--workers", type=click.IntRange(1), help="Threads that decode."),
+    options.json(),
+)  # fmt: skip
 
 
 def _own(command: Command) -> Command:
@@ -365,7 +362,7 @@ def wsi(columns: Sequence[str], **options: Any) -> None:
     help="With --near: write the pairs as CSV.",
 )
 @click.option("--workers", type=click.IntRange(1), help="Threads that decode.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.json()
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -450,7 +447,7 @@ def check(
 @click.option("--url", default="", help="Download from here instead.")
 @click.option("--sha256", default="", help="The archive's checksum; another one is refused.")
 @click.option("--again", is_flag=True, help="Download and replace what is there.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.json()
 def fetch_command(name: str, folder: str, url: str, sha256: str, again: bool, as_json: bool) -> None:
     """Download a public data set: resumed where it broke off, checked, safely unpacked.
 
@@ -488,7 +485,7 @@ def folds() -> None:
 @click.option("--n-splits", type=click.IntRange(2), default=5, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--split", default="train", show_default=True, help='Of these rows; "" = all.')
-@click.option("--out", required=True, type=click.Path(dir_okay=False), help="FOLDS.toml")
+@options.out("FOLDS.toml", required=True, type=click.Path(dir_okay=False))
 def folds_make(manifest: str, n_splits: int, seed: int, split: str, out: str) -> None:
     """Make grouped, stratified, seeded folds.
 
@@ -515,7 +512,7 @@ def folds_make(manifest: str, n_splits: int, seed: int, split: str, out: str) ->
 @click.argument("folds_name", metavar="FOLDS")
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False))
 @click.option("--split", default="train", show_default=True, help='Of these rows; "" = all.')
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.json()
 def folds_show(folds_name: str, manifest: str, split: str, as_json: bool) -> None:
     """Show what each fold holds of a manifest's rows. FOLDS is a shipped name or a file.
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
+from .. import options
 from ..terminal import echo
 
-PATH = click.Path(path_type=Path)
 # a cluster that takes its machine back sends SIGTERM, a terminal that closes SIGHUP: publish as after Ctrl-C
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -53,13 +53,13 @@ def stoppable() -> Iterator[None]:
 @click.argument(
     "manifests", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("--encoder", "-e", multiple=True, help="Card, timm:NAME or hf:ORG/NAME; may be repeated.")
-@click.option("--card", multiple=True, type=PATH, help="A card of your own (TOML); may be repeated.")
-@click.option("--bank", "-b", required=True, help="Folder of the embedding stores.")
-@click.option("--view", "-v", multiple=True, help="full, center:F, d4, d4:K, d4:mean; may be repeated.")
+@click.option("-e", "--encoder", multiple=True, help="Card, timm:NAME or hf:ORG/NAME; may be repeated.")
+@click.option("--card", multiple=True, type=options.PATH, help="A card of your own (TOML); may be repeated.")
+@options.bank()
+@click.option("-v", "--view", multiple=True, help="full, center:F, d4, d4:K, d4:mean; may be repeated.")
 @click.option(
-    "--tokens",
     "-t",
+    "--tokens",
     multiple=True,
     help="cls, mean, cls+mean, registers, patches, pooled, cls@K; may be repeated.",
 )
@@ -75,8 +75,8 @@ def stoppable() -> Iterator[None]:
     show_default=True,
     help="At a patch that cannot be read.",
 )
-@click.option("--checkpoint", type=PATH, help="A file of weights for the encoder.")
-@click.option("--weights-dir", type=PATH, help="A folder of weights, for machines without a network.")
+@options.checkpoint
+@options.weights_dir
 @click.option("--revision", help="Commit of the encoder's hub repository.")
 @click.option(
     "--resize",
@@ -96,10 +96,8 @@ def stoppable() -> Iterator[None]:
     "--channels-last/--channels-first", default=None, help="Memory layout; last for CNNs by default."
 )
 @click.option("--compile", is_flag=True, help="torch.compile the encoder: slower to start, faster to run.")
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
-)
-@click.option("--trust-code", is_flag=True, help="Allow the Python code that a card file names.")
+@options.trust_remote_code
+@options.trust_code
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
@@ -110,7 +108,7 @@ def stoppable() -> Iterator[None]:
 @click.option("--actors", type=int, help="With --engine ray: as many as GPUs (or machines) by default.")
 @click.option("--dry-run", is_flag=True, help="Only say what is cached and what would be embedded.")
 @click.option("--progress/--no-progress", default=True, help="The bar on stderr.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@options.json("Print the report as JSON.")
 def extract_command(
     manifests: tuple[Path, ...], encoder: tuple[str, ...], card: tuple[Path, ...], bank: str, **options: Any
 ) -> None:
@@ -161,7 +159,7 @@ def encoders_group() -> None:
 
 
 @encoders_group.command("ls")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@options.json("Print as JSON.")
 def ls_command(as_json: bool) -> None:
     """List the encoder cards.
 
@@ -182,7 +180,7 @@ def ls_command(as_json: bool) -> None:
 
 @encoders_group.command("show")
 @click.argument("encoder")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@options.json("Print as JSON.")
 def show_command(encoder: str, as_json: bool) -> None:
     """Show everything a card says, as the TOML of a card of your own would say it.
 
@@ -201,15 +199,13 @@ def show_command(encoder: str, as_json: bool) -> None:
 
 @encoders_group.command("check")
 @click.argument("encoder")
-@click.option("--checkpoint", type=PATH, help="A file of weights for the encoder.")
-@click.option("--weights-dir", type=PATH, help="A folder of weights, for machines without a network.")
+@options.checkpoint
+@options.weights_dir
 @click.option("--random-weights", is_flag=True, help="Check the architecture alone, without its weights.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Allow Python code from the encoder's hub repository."
-)
-@click.option("--trust-code", is_flag=True, help="Allow the Python code that a card file names.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@options.trust_remote_code
+@options.trust_code
+@options.json("Print as JSON.")
 def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **options: Any) -> None:
     """Build an encoder, embed one picture and compare what comes out with its card.
 
@@ -231,9 +227,9 @@ def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **option
 
 
 @click.command("doctor")
-@click.option("--bank", "-b", type=PATH, default=Path(), help="Folder whose disk is looked at.")
-@click.option("--weights-dir", type=PATH, help="A folder of weights to look in, too.")
-@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@options.bank("Folder whose disk is looked at.", default=Path(), type=options.PATH)
+@options.weights_dir
+@options.json("Print as JSON.")
 def doctor_command(bank: Path, weights_dir: Path | None, as_json: bool) -> None:
     """Say what is installed, what this machine has, and which encoders can be used.
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
+from .. import options
 from ..errors import InvalidRequest
 from ..terminal import echo, print_table, say
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.group("finetune")
@@ -18,13 +17,11 @@ def finetune_group() -> None:
 
 
 @finetune_group.command("plan")
-@click.argument("results", type=_PATH)
-@click.option("--train", required=True, type=_PATH, help="Manifest to train on.")
-@click.option("--test", "tests", multiple=True, type=_PATH, help="Manifest to score; may be repeated.")
-@click.option(
-    "-o", "--out", type=_PATH, default=Path("plan.toml"), show_default=True, help="The plan's file."
-)
-@click.option("--recipe", default="lora", show_default=True, help="Recipe to reckon with.")
+@click.argument("results", type=options.PATH)
+@click.argument("train", type=options.PATH)
+@click.argument("tests", nargs=-1, type=options.PATH)
+@options.out("The plan's file.", default=Path("plan.toml"), show_default=True)
+@click.option("--recipe", default="lora", show_default=True, help="Recipe whose cost is estimated.")
 @click.option("--metric", default="auroc", show_default=True, help="auroc or balanced_accuracy.")
 @click.option("--target", type=float, default=0.9, show_default=True, help="Weak: lower bound below this.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Behind: adjusted p below this.")
@@ -46,8 +43,8 @@ def finetune_group() -> None:
     help="Leave out encoders whose upper bound is further below the best one's lower bound.",
 )
 @click.option("--measure/--no-measure", default=True, help="Time a few steps here for the cost.")
-@click.option("--device", default="auto", show_default=True, help="Where the cost is measured.")
-@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+@options.device
+@options.json("Print the plan as JSON.")
 def plan_command(
     results: Path,
     train: Path,
@@ -65,8 +62,8 @@ def plan_command(
 
     \b
     Examples:
-      patchbank finetune plan results --train ami-br.toml --test atnorm-br.toml -o plan.toml
-      patchbank finetune plan results --train ami-br.toml --target 0.8 --max-hours 4 --gain-per-hour 0.02
+      patchbank finetune plan results ami-br.toml atnorm-br.toml -o plan.toml
+      patchbank finetune plan results ami-br.toml --target 0.8 --max-hours 4 --gain-per-hour 0.02
     """
     from ..files import check_writable
     from .plan import Rule, make_plan
@@ -100,20 +97,23 @@ def plan_command(
 
 
 @finetune_group.command("run")
-@click.argument("train", required=False, type=_PATH)
-@click.argument("tests", nargs=-1, type=_PATH)
+@click.argument("train", required=False, type=options.PATH)
+@click.argument("tests", nargs=-1, type=options.PATH)
 @click.option(
-    "--plan", "plan_file", type=_PATH, help="Train what this plan says, in the place of TRAIN and --encoder."
+    "--plan",
+    "plan_file",
+    type=options.PATH,
+    help="Train what this plan says, instead of TRAIN and --encoder.",
 )
 @click.option("-e", "--encoder", help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.")
 @click.option("--recipe", default="lora", show_default=True, help="lora, full, paper, or a TOML file.")
-@click.option("-o", "--out", required=True, type=_PATH, help="Folder for the models and results.")
+@options.out("Folder for the models and results.", required=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
-@click.option("--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number.")
-@click.option("--fold", "only_folds", multiple=True, type=int, help="Train this fold only; may be repeated.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
-@click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
+@options.folds
+@options.fold
+@options.device
+@options.checkpoint
+@options.weights_dir
 @click.option(
     "--engine", default="local", show_default=True, help="local, or ray: folds and models side by side."
 )
@@ -121,11 +121,11 @@ def plan_command(
 @click.option(
     "--workers", type=int, default=0, show_default=True, help="Processes that read and augment, a fold."
 )
-@click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
-@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
-@click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
-@click.option("--trust-code", is_flag=True, help="Run the Python code that an encoder's card names.")
-@click.option("--json", "as_json", is_flag=True, help="Print results.json in the place of the table.")
+@options.bootstrap
+@options.positive
+@options.allow_leaks
+@options.trust_code
+@options.json("Print results.json instead of the table.")
 def run_command(
     train: Path | None,
     tests: tuple[Path, ...],
@@ -180,23 +180,22 @@ def run_command(
 
 
 @finetune_group.command("attention")
-@click.argument("train", type=_PATH)
-@click.argument("tests", nargs=-1, type=_PATH)
+@click.argument("train", type=options.PATH)
+@click.argument("tests", nargs=-1, type=options.PATH)
 @click.option("-e", "--encoder", required=True, help="Encoder id, as the bank has it.")
-@click.option("--bank", required=True, help="Folder that `patchbank extract --tokens patches` wrote.")
-@click.option("--view", default="full", show_default=True, help="As extracted.")
-@click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
-@click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
+@options.bank("Folder that `patchbank extract --tokens patches` wrote.")
+@click.option("-v", "--view", default="full", show_default=True, help="As extracted.")
+@options.stored_as
 @click.option("--token-dim", type=int, help="Width of one token (default: of the encoder's card).")
-@click.option("-o", "--out", type=_PATH, help="Folder for the models and results.")
+@options.out("Folder for the models and results.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="heads, lr, epochs, patience, ..."
 )
-@click.option("--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number.")
-@click.option("--fold", "only_folds", multiple=True, type=int, help="This fold only; may be repeated.")
-@click.option("--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals.")
-@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
-@click.option("--json", "as_json", is_flag=True, help="Print results.json in the place of the table.")
+@options.folds
+@options.fold
+@options.bootstrap
+@options.positive
+@options.json("Print results.json instead of the table.")
 def attention_command(
     train: Path,
     tests: tuple[Path, ...],
@@ -231,8 +230,8 @@ def attention_command(
 
 
 @finetune_group.command("ls")
-@click.argument("folder", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.argument("folder", type=options.PATH)
+@options.json()
 def ls_command(folder: Path, as_json: bool) -> None:
     """List the fine-tuned models below FOLDER, and the runs that are not finished.
 
@@ -256,8 +255,8 @@ def ls_command(folder: Path, as_json: bool) -> None:
 
 
 @finetune_group.command("show")
-@click.argument("folder", type=_PATH)
-@click.option("--json", "as_json", is_flag=True, help="Print the card.")
+@click.argument("folder", type=options.PATH)
+@options.json("Print the card.")
 def show_command(folder: Path, as_json: bool) -> None:
     """Show one model's card: what it was trained on, how, and what to type to use it as an encoder.
 
@@ -275,11 +274,11 @@ def show_command(folder: Path, as_json: bool) -> None:
 
 
 @finetune_group.command("compare")
-@click.argument("models", type=_PATH)
-@click.argument("probe", type=_PATH)
+@click.argument("models", type=options.PATH)
+@click.argument("probe", type=options.PATH)
 @click.option("--features", help="Feature set of the probe (default: the one that its folds chose).")
 @click.option("--fold", type=int, help="Train rows of this fold only.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@options.json()
 def compare_command(models: Path, probe: Path, features: str | None, fold: int | None, as_json: bool) -> None:
     """Set a fine-tuned model's scores beside a probe's, on the same patches, with paired intervals.
 
@@ -319,9 +318,9 @@ def compare_command(models: Path, probe: Path, features: str | None, fold: int |
 
 
 @finetune_group.command("unseen")
-@click.argument("folder", type=_PATH)
-@click.argument("manifest", type=_PATH)
-@click.option("-o", "--out", required=True, type=_PATH, help="Manifest to write, NAME.toml.")
+@click.argument("folder", type=options.PATH)
+@click.argument("manifest", type=options.PATH)
+@options.out("Manifest to write, NAME.toml.", required=True)
 def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
     """Write the manifest of the patches that a fold's model was not trained on.
 
@@ -343,22 +342,27 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
 
 
 @click.command("predict")
-@click.argument("model", type=_PATH)
-@click.argument("images", type=_PATH)
-@click.option("-o", "--out", required=True, type=_PATH, help="CSV to write.")
-@click.option("--train", type=_PATH, help="Of a probe: its training manifest, to be checked.")
-@click.option("--bank", help="Of a probe: the bank of its embeddings; the images are embedded into it.")
+@click.argument("model", type=options.PATH)
+@click.argument("images", type=options.PATH)
+@options.out("CSV to write.", required=True)
+@click.option("--train", type=options.PATH, help="Of a probe: its training manifest, to be checked.")
+@options.bank("Of a probe: the bank of its embeddings; the images are embedded into it.", required=False)
 @click.option("--features", help="Of a probe: another feature set than the one its folds chose.")
 @click.option(
-    "--encoder", "encoders", multiple=True, metavar="ID=SPEC", help="Of a probe: how an encoder is loaded."
+    "-e",
+    "--encoder",
+    "encoders",
+    multiple=True,
+    metavar="ID=SPEC",
+    help="Of a probe: how an encoder is loaded.",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@options.device
 @click.option("--batch-size", type=int, default=64, show_default=True, help="Patches in a forward pass.")
 @click.option("--workers", type=int, default=0, show_default=True, help="Processes that read images.")
 @click.option("--tta", is_flag=True, help="Mean over the 8 flips and quarter turns.")
-@click.option("--checkpoint", type=_PATH, help="File of the base encoder's weights.")
-@click.option("--weights-dir", type=_PATH, help="Folder of weights, for machines without a network.")
-@click.option("--trust-code", is_flag=True, help="Run the Python code that an encoder's card names.")
+@options.checkpoint
+@options.weights_dir
+@options.trust_code
 @click.option(
     "--suffixes", default="", metavar=".A,.B,...", help="Files of these are images too, such as .jp2,.gif."
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .. import options
 from ..terminal import echo, say
 
 
@@ -17,16 +18,14 @@ def probe_group() -> None:
 @probe_group.command("run")
 @click.argument("train", type=click.Path(path_type=Path))
 @click.argument("tests", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--bank", required=True, help="Folder that `patchbank extract` wrote.")
-@click.option("--encoder", "encoders", multiple=True, help="Encoder id; may be repeated.")
-@click.option("--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated.")
-@click.option("--tokens", multiple=True, help="Token policy (default: the only one in the bank).")
+@options.bank("Folder that `patchbank extract` wrote.")
+@options.stores
 @click.option(
     "--features",
     multiple=True,
     help='A feature set written out, ENCODER[/VIEW[/TOKENS]]; "A + B" puts columns side by side.',
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for results and predictions.")
+@options.out("Folder for results and predictions.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with a table [probe].")
 @click.option("--probe", help="logistic (default), knn, centroid (SimpleShot), ridge, svm, mlp.")
 @click.option("--solver", help="exact (default), or a published recipe: paper-sgd, thunder, eva.")
@@ -48,18 +47,13 @@ def probe_group() -> None:
     "--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5, if possible)."
 )
 @click.option("--repeats", type=int, help="Runs, each with folds of another seed: SD over them (default: 1).")
-@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+@options.positive
 @click.option("--bootstrap", type=int, help="Resamples for the intervals (default: 2000; 0: none).")
 @click.option("--interval", help="jackknife (default), bca or percentile; all over whole groups.")
 @click.option("--domains", help="Leave-one-domain-out and domain matrix for: chosen (default), all, none.")
-@click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
-@click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
-@click.option(
-    "--near-duplicates",
-    help="images (default: pixels, embeddings where they are not at hand), embeddings, none, or the CSV of "
-    "`datasets check --near --pairs`.",
-)
-@click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
+@options.stored_as
+@options.near_duplicates
+@options.allow_leaks
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
 @click.option(
@@ -69,7 +63,7 @@ def probe_group() -> None:
     show_default=True,
     help="ray: a Ray cluster, or a local one.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print results.json instead of the table.")
+@options.json("Print results.json instead of the table.")
 def run_command(
     train: Path,
     tests: tuple[Path, ...],
@@ -118,27 +112,20 @@ def run_command(
 @probe_group.command("few-shot")
 @click.argument("train", type=click.Path(path_type=Path))
 @click.argument("tests", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--bank", required=True, help="Folder that `patchbank extract` wrote.")
-@click.option("--encoder", "encoders", multiple=True, help="Encoder id; may be repeated.")
-@click.option("--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated.")
-@click.option("--tokens", multiple=True, help="Token policy (default: the only one in the bank).")
+@options.bank("Folder that `patchbank extract` wrote.")
+@options.stores
 @click.option("--features", multiple=True, help="A feature set written out, as for `probe run`.")
-@click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16.")
-@click.option("--dtype", help="Of the stores to read, where there are several: float16, float32.")
+@options.stored_as
 @click.option("--probe", default="centroid", show_default=True, help="centroid, knn, ridge, svm or mlp.")
 @click.option("--preprocess", help="standardize, l2, whiten, none (default: as in `probe run`).")
 @click.option("--shots", default="1,2,4,8,16,32,64", show_default=True, help="Patches of each class.")
 @click.option("--repeats", type=int, default=20, show_default=True, help="Draws of the shots.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--positive", help="The class to find against the rest (default: the manifest's).")
-@click.option(
-    "--near-duplicates",
-    help="images (default: pixels, embeddings where they are not at hand), embeddings, none, or the CSV of "
-    "`datasets check --near --pairs`.",
-)
-@click.option("--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="CSV of every draw.")
-@click.option("--json", "as_json", is_flag=True, help="Print means and deviations as JSON.")
+@options.positive
+@options.near_duplicates
+@options.allow_leaks
+@options.out("CSV of every draw.")
+@options.json("Print means and deviations as JSON.")
 def few_shot_command(
     train: Path, tests: tuple[Path, ...], shots: str, out: Path | None, as_json: bool, **options: Any
 ) -> None:
@@ -196,10 +183,11 @@ def few_shot_command(
 
 @probe_group.command("report")
 @click.argument("results", type=click.Path(path_type=Path))
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write: .html or .md.")
+@options.out("File to write: .html or .md.")
 @click.option("--no-images", is_flag=True, help="Leave the thumbnails of errors out.")
 @click.option("--figures", type=click.Path(path_type=Path), help="Folder for the plots as files for print.")
 @click.option(
+    "-f",
     "--format",
     "formats",
     multiple=True,

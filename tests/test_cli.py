@@ -69,6 +69,33 @@ def test_every_command_shows_examples(name: tuple[str, ...]) -> None:
     assert f"patchbank {' '.join(name)}" in text.split("Examples:")[1]
 
 
+def test_a_letter_means_one_thing_and_an_option_has_the_same_letter_everywhere() -> None:
+    letters: dict[str, set[str]] = {}
+    names: dict[str, set[str]] = {}
+    for command in ALL.values():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                (name,) = [n for n in option.opts if n.startswith("--")] or option.opts
+                short = {n for n in option.opts if not n.startswith("--")} - {name}
+                names.setdefault(name, set()).update(short or {""})
+                for letter in short:
+                    letters.setdefault(letter, set()).add(name)
+    assert len(names) > 100
+    assert {letter: name for letter, name in letters.items() if len(name) > 1} == {}
+    assert {name: short for name, short in names.items() if len(short) > 1} == {}
+    assert letters.items() >= {
+        "-b": {"--bank"}, "-e": {"--encoder"}, "-v": {"--view"}, "-t": {"--tokens"}, "-o": {"--out"},
+    }.items()  # fmt: skip
+
+
+def test_every_bank_is_read_from_the_environment_too() -> None:
+    banks = [
+        option for command in ALL.values() for option in command.params if option.name == "bank"
+    ]  # fmt: skip
+    assert len(banks) > 15
+    assert {option.envvar for option in banks} == {"PATCHBANK_BANK"}
+
+
 def test_version() -> None:
     assert __version__ in CliRunner().invoke(cli.patchbank, ["--version"]).output
 

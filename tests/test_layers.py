@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "hub", "settings", "steps", "terminal", "texts", "version"}
+LEAVES = {"errors", "files", "hub", "options", "settings", "steps", "terminal", "texts", "version"}
 STAGES = {"datasets", "extract", "probe", "finetune"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "hub": {"files"},
+    "options": set(),
     "settings": set(),
     "steps": {"errors", "files", "version"},
     "version": set(),

@@ -141,7 +141,7 @@ def test_what_commands_print_of_names_is_not_obeyed(tmp_path: Path) -> None:
     out = str(tmp_path / f"{evil}.npz")
     commands = [
         ["ls"], ["info", "31m"], ["verify"], ["gc"], ["finalize", "31m"], ["repair", "31m"], ["rm", "other"],
-        ["export", "31m", out, "-l", "npz"], ["import", out], ["diff", "31m", "other"],
+        ["export", "31m", out, "-f", "npz"], ["import", out], ["diff", "31m", "other"],
         ["subset", "31m", "-t", "t.csv", "--to", f"{bank}2"], ["merge", str(bank), "--into", f"{bank}3"],
     ]  # fmt: skip
     (tmp_path / "t.csv").write_text(f"patch_id,content_hash\nx,{'00' * 16}\n")

@@ -43,7 +43,7 @@ def test_ls(bank: Path) -> None:
     plain = cache("ls", "--bank", bank, "--table", "set.toml").output
     assert "fake-noise.full.cls" in plain.replace("\n", "")
     assert "100/150" in plain
-    cls, mean = json.loads(cache("ls", "-b", bank, "-t", "patches.csv", "--json").stdout)
+    cls, mean = json.loads(cache("ls", "-b", bank, "--table", "patches.csv", "--json").stdout)
     assert (cls["rows"], cls["tokens"], cls["complete"]) == (150, "cls", {"patches": [150, 150]})
     assert (mean["rows"], mean["state"], mean["complete"]) == (100, "blocks", {"patches": [100, 150]})
     assert "no stores in" in cache("ls", "--bank", "empty").output
@@ -78,7 +78,7 @@ def test_verify_repair_gc(bank: Path) -> None:
 def test_finalize(bank: Path) -> None:
     assert (
         "150 rows in 3 chunks"
-        in cache("finalize", "fake-noise.full.cls", "-b", bank, "-t", "set.toml").output
+        in cache("finalize", "fake-noise.full.cls", "-b", bank, "--table", "set.toml").output
     )
     (entry, _) = json.loads(cache("ls", "-b", bank, "--json").stdout)
     assert entry["state"] == "finalized"
@@ -102,7 +102,7 @@ def test_rm(bank: Path) -> None:
 def test_merge_and_subset(bank: Path) -> None:
     query = "domain == 'scänner' and split == 'test'"
     small = cache(
-        "subset", "fake-noise.full.cls", "-b", bank, "--to", "small", "-t", "set.toml", "--where", query
+        "subset", "fake-noise.full.cls", "-b", bank, "--to", "small", "--table", "set.toml", "--where", query
     )
     assert "75 rows" in small.output
     assert len(Bank("small").find("fake:noise")) == 75
@@ -118,7 +118,7 @@ def test_diff(bank: Path) -> None:
     assert "100 patches in both, 50 only in the first, 0 only in the other" in text
     assert "different: another transform, view or encoder" in text
     assert "tokens: 'cls' / 'mean'" in text
-    found = json.loads(cache(*arguments, "-t", "set.toml", "--json").stdout)
+    found = json.loads(cache(*arguments, "--table", "set.toml", "--json").stdout)
     assert found["relative"][0] == pytest.approx(2, rel=1e-3)
     assert found["cosine"][2] < 1e-6
 
@@ -145,16 +145,17 @@ def test_the_verdict_of_diff(tmp_path: Path, identity: Any, make_rows: Any) -> N
 def test_export_and_import(bank: Path) -> None:
     name = "fake-noise.full.cls"
     assert (
-        "150 rows" in cache("export", name, "x.parquet", "-b", bank, "-l", "parquet", "-t", "set.toml").output
+        "150 rows"
+        in cache("export", name, "x.parquet", "-b", bank, "-f", "parquet", "--table", "set.toml").output
     )
     back = cache("import", "x.parquet", "-b", "back", "--table-out", "back.csv").output
     assert "150 of 150 rows were new" in back
     assert "0 of 150" in cache("import", "x.parquet", "-b", "back").output
     assert Path("back.csv").read_text().splitlines()[1].split(",")[0] == "set/0-0"
     words = [
-        "-l",
+        "-f",
         "stamp",
-        "-t",
+        "--table",
         "set.toml",
         "--by",
         "group",
@@ -228,8 +229,8 @@ def test_a_bank_that_is_not_there(bank: Path, tmp_path: Path) -> None:
         ["rm", "x", "--yes"],
         ["finalize", "x"],
         ["diff", "x", "y"],
-        ["export", "x", "out.npz", "-l", "npz"],
-        ["subset", "x", "--to", "y", "-t", "set.toml"],
+        ["export", "x", "out.npz", "-f", "npz"],
+        ["subset", "x", "--to", "y", "--table", "set.toml"],
         ["push", "x", "org/y"],
     ]
     for place in ("nowhere", "memory://nowhere", "set.toml"):
@@ -285,7 +286,7 @@ def test_clients_of_object_stores_have_errors_of_their_own(
     commands: list[list[object]] = [
         ["ls"], ["verify"], ["gc"], ["info", "x"], ["rm", "x", "--yes"], ["import", "x.npz"],
     ]  # fmt: skip
-    cache("export", "fake-noise.full.cls", "x.npz", "-b", bank, "-l", "npz")
+    cache("export", "fake-noise.full.cls", "x.npz", "-b", bank, "-f", "npz")
     for command in commands:
         said = refused(*command, "--bank", "broken://key:secret@bucket/bank")
         assert "Unable to locate credentials" in said
@@ -316,21 +317,23 @@ def test_tables_of_manifests_without_content_hashes(bank: Path, tmp_path: Path, 
     manifest.save("wsi.toml")
     store = "fake-noise.full.cls"
     for command in (
-        ["export", store, "x.npz", "-l", "npz", "-t", "wsi.toml"],
-        ["finalize", store, "-t", "wsi.toml"],
+        ["export", store, "x.npz", "-f", "npz", "--table", "wsi.toml"],
+        ["finalize", store, "--table", "wsi.toml"],
     ):
         assert "6 of the 6 rows of the table have no content hash" in refused(*command, "-b", bank)
     record(manifest, [0, 1, 2, 3], rows.keys[:4], bank / "hashes")
-    listed = json.loads(cache("ls", "-b", bank, "-t", "wsi.toml", "--json").stdout)
+    listed = json.loads(cache("ls", "-b", bank, "--table", "wsi.toml", "--json").stdout)
     assert [entry["complete"] for entry in listed] == [{"wsi": [4, 6]}, {"wsi": [4, 6]}]
-    assert "2 of the 6 rows" in refused("export", store, "x.npz", "-l", "npz", "-t", "wsi.toml", "-b", bank)
-    known = ["-t", "wsi.toml", "--where", "patch_id < 'wsi/p4'"]
-    assert "4 rows" in cache("export", store, "x.npz", "-b", bank, "-l", "npz", *known).output
+    assert "2 of the 6 rows" in refused(
+        "export", store, "x.npz", "-f", "npz", "--table", "wsi.toml", "-b", bank
+    )
+    known = ["--table", "wsi.toml", "--where", "patch_id < 'wsi/p4'"]
+    assert "4 rows" in cache("export", store, "x.npz", "-b", bank, "-f", "npz", *known).output
     with np.load("x.npz") as archive:
         assert archive["patch_id"].tolist() == [f"wsi/p{i}" for i in range(4)]
         assert archive["embeddings"].tobytes() == rows.vectors[:4].tobytes()
     assert "4 rows" in cache("subset", store, "-b", bank, "--to", "small", *known).output
-    cache("finalize", store, "-b", bank, "-t", "wsi.toml")
+    cache("finalize", store, "-b", bank, "--table", "wsi.toml")
     import zarr
 
     names = np.asarray(zarr.open_group(str(next(bank.glob("stores/*cls*"))), mode="r")["patch_id"])
@@ -341,11 +344,11 @@ def test_names_that_no_file_system_takes(bank: Path, capsys: pytest.CaptureFixtu
     long = "a" * 300
     commands = [
         ["ls", "-b", long],
-        ["ls", "-b", str(bank), "-t", f"{long}.csv"],
+        ["ls", "-b", str(bank), "--table", f"{long}.csv"],
         ["verify", "-b", long],
         ["import", f"{long}.npz", "-b", str(bank)],
-        ["export", "fake-noise.full.cls", f"{long}.npz", "-l", "npz", "-b", str(bank)],
-        ["subset", "fake-noise.full.cls", "--to", long, "-t", "set.toml", "-b", str(bank)],
+        ["export", "fake-noise.full.cls", f"{long}.npz", "-f", "npz", "-b", str(bank)],
+        ["subset", "fake-noise.full.cls", "--to", long, "--table", "set.toml", "-b", str(bank)],
         ["merge", str(bank), "--into", long],
         ["info", long, "-b", str(bank)],
     ]

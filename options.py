@@ -1,0 +1,85 @@
+"""The options that several commands have: the same name, letter, meaning and words in each of them."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+BANK = "PATCHBANK_BANK"  # the environment variable
+
+
+def bank(help: str = "Folder or URL of the embedding stores.", **settings: Any) -> Any:
+    """`-b/--bank`, also from PATCHBANK_BANK; required unless `required=False` or a default is given."""
+    settings = {"required": "default" not in settings} | settings
+    return click.option("-b", "--bank", envvar=BANK, show_envvar=True, help=help, **settings)
+
+
+def out(help: str, **settings: Any) -> Any:
+    """`-o/--out`."""
+    settings = {"type": PATH} | settings
+    return click.option("-o", "--out", help=help, **settings)
+
+
+def json(help: str = "Print JSON.") -> Any:
+    """`--json`: the same content for programs, on stdout."""
+    return click.option("--json", "as_json", is_flag=True, help=help)
+
+
+def together(*options: Any) -> Any:
+    """One decorator of several options, which `--help` lists in their order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+# which stores of a bank are read
+stores = together(
+    click.option("-e", "--encoder", "encoders", multiple=True, help="Encoder id; may be repeated."),
+    click.option(
+        "-v", "--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated."
+    ),
+    click.option("-t", "--tokens", multiple=True, help="Token policy (default: the only one in the bank)."),
+)
+stored_as = together(
+    click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16."),
+    click.option("--dtype", help="Of the stores to read, where there are several: float16, float32."),
+)
+# how an encoder is built
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+weights_dir = click.option(
+    "--weights-dir", type=FOLDER, help="Folder of weights, for machines without a network."
+)
+checkpoint = click.option("--checkpoint", type=PATH, help="File of the encoder's weights.")
+trust_code = click.option(
+    "--trust-code", is_flag=True, help="Run the Python code that an encoder's card names."
+)
+trust_remote_code = click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code from the encoder's hub repository."
+)
+# what is learned
+positive = click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+folds = click.option(
+    "--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number."
+)
+fold = click.option(
+    "--fold", "only_folds", multiple=True, type=int, help="Train this fold only; may be repeated."
+)
+bootstrap = click.option(
+    "--bootstrap", type=int, default=2000, show_default=True, help="Resamples for the intervals."
+)
+allow_leaks = click.option(
+    "--allow-leaks", multiple=True, help="Kind of leak to report, not to refuse; or all."
+)
+near_duplicates = click.option(
+    "--near-duplicates",
+    help="images (default: pixels, embeddings where they are not at hand), embeddings, none, or the CSV of "
+    "`datasets check --near --pairs`.",
+)
+# the table that goes with a store's rows
+table = click.option("--table", type=PATH, help="Manifest (.toml), CSV or parquet with content_hash.")
