@@ -19,8 +19,8 @@ from .containers import NpzArrays, hdf5_array, open_container
 from .images import open_regular
 from .layouts import natural, refuse_unknown_columns
 from .sources import MARK
-from .tables import Lose, Say, is_hidden, read_user_table
-from .values import SPLITS
+from .tables import Lose, Say, is_hidden, own_names, read_user_table
+from .values import COLUMNS, SPLITS
 
 _SPLIT = re.compile(r"(?P<split>[A-Za-z0-9_]+?)-\d{5}-of-\d{5}|(?P<word>[A-Za-z]+)(?:[-_]?\d+)?\Z")
 HIDDEN = -1  # a label that Hugging Face's data sets write where it is not known
@@ -215,6 +215,13 @@ def parquet_table(
     if not files:
         raise ManifestError(f"{root} holds no .parquet file.")
     wanted = {"label": "label", **(columns or {})}
+    said: set[str] = set()
+
+    def once(note: str) -> None:
+        if note not in said:
+            say(note)
+        said.add(note)
+
     schemas: dict[Path, pa.Schema] = {}
     parts, faults = [], []
     for file in files:
@@ -227,14 +234,19 @@ def parquet_table(
         shown = "; ".join(f"{file}: {names}" for file, names in named.items())
         raise ManifestError(f"files name the classes differently: {shown}. Fix: give --classes.")
     names = classes or next(iter(named.values()), [])
+    numbered: list[Path] = []
+    worded: list[Path] = []
     for file, schema in schemas.items():
-        column = image or next((field.name for field in schema if _is_image(field.type)), "")
+        if doubled := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+            raise ManifestError(f"{file}: columns named twice: {doubled}.")
+        column = image or _image_column(schema)
         if column not in schema.names:
+            called = f" {column!r}" if column else ""
             raise ManifestError(
-                f"{file} has no image column {column!r}; it has {schema.names}: name it with --image."
+                f"{file} has no image column{called}; it has {schema.names}: name it with --image."
             )
         plain = [f.name for f in schema if f.name != column and not pa.types.is_nested(f.type)]
-        plain = [name for name in plain if not pa.types.is_binary(schema.field(name).type)]
+        plain = [name for name in plain if not _is_bytes(schema.field(name).type)]
         plain = [name for name in plain if not name.startswith("__index_level_")]  # what pandas calls it
         try:
             table = _read_columns(file, plain)
@@ -243,12 +255,23 @@ def parquet_table(
             continue
         n = pyarrow.parquet.read_metadata(file).num_rows
         frame = pd.DataFrame({name: _series(table[name]) for name in plain}, index=range(n))
-        mine = {ours: theirs for ours, theirs in wanted.items() if ours in (columns or {}) or theirs in plain}
+        frame = own_names(frame, root, columns or (), (*COLUMNS, "patch_id"), once)
+        mine = {
+            ours: theirs
+            for ours, theirs in wanted.items()
+            if ours in (columns or {}) or theirs in frame.columns
+        }
         refuse_unknown_columns(file, frame, list(mine.values()))
         frame = frame.assign(**{ours: frame[theirs] for ours, theirs in mine.items()})
-        if "label" in frame.columns and pd.api.types.is_numeric_dtype(frame["label"].dtype):
-            values = frame["label"].astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
+        if "label" in frame.columns and _is_numbers(frame["label"], named=bool(names)):
+            numbered += [] if names else [file]
+            labels = frame["label"]
+            labels = labels.astype("boolean") if labels.dtype == object else labels
+            values = labels.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
             frame["label"] = _named(values, names, n, file)
+        elif "label" in frame.columns:
+            worded += [file] if frame["label"].notna().any() else []
+            frame["label"] = frame["label"].astype(object).where(frame["label"].notna(), "").map(str)
         relative = file.relative_to(base).as_posix()
         frame["path"] = [f"{relative}{MARK}{column}[{i}]" for i in range(n)]
         if "split" not in frame.columns:
@@ -256,7 +279,31 @@ def parquet_table(
         if "patch_id" not in frame.columns:
             frame["patch_id"] = [f"{os.path.splitext(relative)[0]}/{i}" for i in range(n)]  # noqa: PTH122
         parts.append(frame)
+    if numbered and worded:
+        raise ManifestError(
+            f"the labels are numbers in {numbered[0]}, but words in {worded[0]}. Fix: --classes A,B,... "
+            "names the numbers 0, 1, ..."
+        )
     return _together(parts, faults, base, lose), base
+
+
+def _image_column(schema: pa.Schema) -> str:
+    """The first with embedded images, else the only one of bytes; "" if there is none."""
+    of_bytes = [field.name for field in schema if _is_bytes(field.type)]
+    images = [field.name for field in schema if _is_image(field.type)]
+    return images[0] if images else of_bytes[0] if len(of_bytes) == 1 else ""
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view"
+
+
+def _is_numbers(labels: pd.Series, *, named: bool) -> bool:
+    """Whether labels are numbers; true and false are only where they have names."""
+    kinds = {type(label) for label in labels.dropna()}
+    if kinds <= {bool, np.bool_}:
+        return named and bool(kinds)
+    return pd.api.types.is_numeric_dtype(labels.dtype)
 
 
 def _schema(file: Path) -> pa.Schema:
@@ -294,8 +341,10 @@ def _class_names(schema: pa.Schema, column: str) -> list[str]:
     """The names of a ClassLabel in the header that Hugging Face's library writes; [] where there are none."""
     try:
         header = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        return list(header["info"]["features"][column]["names"])
-    except (ValueError, KeyError, TypeError):
+        features = header["info"]["features"]
+        alike = [name for name in features if name.strip().casefold() == column.casefold()]
+        return list(features[column if column in features else alike[0]]["names"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return []
 
 
@@ -310,9 +359,9 @@ def _named(labels: np.ndarray, classes: Sequence[str], n: int, file: Path) -> li
         )
     flat = labels.reshape(-1)
     if flat.dtype.kind in "OSU":
-        return [one.decode("utf-8", "replace") if isinstance(one, bytes) else str(one) for one in flat]
+        return [_decoded(one) if isinstance(one, bytes) else str(one) for one in flat]
     missing = np.isnan(flat) if flat.dtype.kind == "f" else np.zeros(n, bool)
-    if (flat[~missing] % 1 != 0).any():
+    if not np.isfinite(flat[~missing]).all() or (flat[~missing] % 1 != 0).any():
         raise ManifestError(f"{file}: the labels must be {n} whole numbers, one a patch, not {labels.dtype}.")
     numbers = [HIDDEN if lost else int(label) for label, lost in zip(flat, missing, strict=True)]
     if not classes:
@@ -323,3 +372,11 @@ def _named(labels: np.ndarray, classes: Sequence[str], n: int, file: Path) -> li
             f"{file}: labels {odd[:8]} have no name; the classes are {list(classes)}, from 0."
         )
     return ["" if label == HIDDEN else classes[label] for label in numbers]
+
+
+def _decoded(text: bytes) -> str:
+    """UTF-8, or else Latin-1, which has a character for each byte: two labels never become one."""
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError:
+        return text.decode("latin-1")

@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import struct
+from functools import cache
 from typing import BinaryIO
 
 import numpy as np
@@ -16,6 +17,9 @@ from ..errors import ImageError
 from ..texts import other_file
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a compressed file of 500 kB may claim a hundred times that
+# what Pillow decodes by itself; it would run Ghostscript on a file that is EPS inside
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "DIB", "GIF", "WEBP", "PPM", "JPEG2000", "AVIF", "MPO", "ICO", "TGA",
+           "PCX", "DDS", "SGI", "SUN", "MSP", "XBM", "PSD", "QOI")  # fmt: skip
 HEAD = 1 << 16  # bytes in which a JPEG 2000 or AVIF file says its bit depth
 _PREFIX = b"patchbank-rgb8\0"
 _COLOURS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"}
@@ -28,14 +32,14 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     """An image file as uint8 (h, w, 3) RGB.
 
     Grey, black-and-white and palette images are expanded, YCbCr is converted (JFIF); an alpha channel is
-    dropped, whatever the pixels under it are. EXIF orientation is ignored (as every training script of the
-    field does). Of an animation the first frame is taken, of a TIFF with smaller pages (a pyramid) the first
-    page.
+    dropped, whatever the pixels under it are. An orientation is taken as Pillow's loading does, and with it
+    every training script of the field: that of EXIF is ignored, a TIFF's own tag is followed. Of an animation
+    the first frame is taken, of a TIFF with smaller pages (a pyramid) the first page.
 
     Raises ImageError, naming the file: missing, not a regular file, truncated, not an image; more than 8 bits
     a channel in the file (which Pillow may hide: it opens 16-bit RGB as 8-bit); CMYK, LAB and other colours
-    that become RGB only by a colour profile; a TIFF with several pages of one size; more than MAX_PIXELS
-    pixels.
+    that become RGB only by a colour profile; a TIFF with several pages of one size, signed samples or more
+    than four channels; more than MAX_PIXELS pixels.
     """
     with open_regular(path) as stream:
         return _decode(stream, os.fspath(path))
@@ -65,7 +69,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
 
 def _decode(stream: BinaryIO, name: str) -> np.ndarray:
     try:
-        with Image.open(stream) as image:
+        with Image.open(stream, formats=_formats()) as image:
             if fault := _fault(image, stream):
                 raise ImageError(f"{name}: {fault}.")
             image.load()
@@ -87,6 +91,12 @@ def _decode(stream: BinaryIO, name: str) -> np.ndarray:
         raise ImageError(f"{name}: cannot be decoded: {error}.") from error  # Pillow: "truncated", "broken"
 
 
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
 def _too_many(what: str) -> str:
     return f"{what} more than {MAX_PIXELS} pixels, too many for a patch; give regions of it (build wsi)"
 
@@ -99,6 +109,11 @@ def _fault(image: Image.Image, stream: BinaryIO) -> str:
         return "it has more than 8 bits a channel; convert it to 8-bit RGB first"
     if image.mode not in _COLOURS:
         return f"its colours are {image.mode}; convert it to RGB first, with its colour profile"
+    if isinstance(image, TiffImageFile):
+        if image.tag_v2.get(277, 1) > 4:  # SamplesPerPixel
+            return f"it has {image.tag_v2[277]} channels; save the three that are red, green and blue"
+        if {*image.tag_v2.get(339, (1,))} & {2, 5, 6}:  # SampleFormat
+            return "its samples are signed or complex numbers; convert it to 8-bit RGB first"
     if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
         size = image.size
         for page in range(1, pages):

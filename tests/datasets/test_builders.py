@@ -1,5 +1,6 @@
 """Manifests of a user's own images: folders, archives, tables, arrays, parquet, regions."""
 
+import io
 import json
 import tarfile
 import zipfile
@@ -18,10 +19,17 @@ from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.datasets.sources import open_source
 from patchbank.errors import ImageError, InvalidRequest, ManifestError
+from PIL import Image
 
 WriteImages = Callable[..., None]
 Pixels = Callable[..., np.ndarray]
 TREE = {"train/bad/s1/1.png": 1, "train/bad/s1/10.png": 2, "train/good/s2/2.png": 3, "test/good/s3/3.png": 4}
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def build(name: str, root: Path, **options: object) -> Manifest:
@@ -411,6 +419,66 @@ class TestParquet:
     def test_faults(self, root: Path, options: dict[str, object], message: str) -> None:
         with pytest.raises(ManifestError, match=message):
             build("parquet", root / "data", **options)
+
+    @pytest.mark.parametrize(
+        ("labels", "names", "expected"),
+        [
+            (pa.array(["bad", "good", None, "bad"]).dictionary_encode(), [], ["bad", "good", "", "bad"]),
+            (pa.array(["bad", "good", "bad", "bad"], pa.large_string()), [], ["bad", "good", "bad", "bad"]),
+            (pa.array([1, 0, -1, 1], pa.int8()), [], ["1", "0", "", "1"]),
+            (pa.array([1, 0, None, 1], pa.uint64()), [], ["1", "0", "", "1"]),
+            (pa.array([1.0, 0.0, float("nan"), 1.0]), [], ["1", "0", "", "1"]),
+            (pa.array([1, 0, 1, 1]).dictionary_encode(), [], ["1", "0", "1", "1"]),
+            (pa.array([1, 0, None, -1]), ["bad", "good"], ["good", "bad", "", ""]),
+            (pa.array([True, False, True, True]), [], ["True", "False", "True", "True"]),
+            (pa.array([True, None, False, True]), [], ["True", "", "False", "True"]),
+            (pa.array([True, None, False, True]), ["bad", "good"], ["good", "", "bad", "good"]),
+        ],
+    )
+    @pytest.mark.parametrize("column", ["label", "Label"])
+    def test_labels_of_every_type(
+        self,
+        tmp_path: Path,
+        pixels: Pixels,
+        labels: pa.Array,
+        names: list[str],
+        expected: list[str],
+        column: str,
+    ) -> None:
+        encoded = [{"bytes": encode(pixels(i)), "path": ""} for i in range(4)]
+        features = {"info": {"features": {column: {"names": names, "_type": "ClassLabel"}}}}
+        table = pa.table({"image": encoded, column: labels, "Split": ["Train", "TRAIN ", "test", "test"]})
+        if names:
+            table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+        pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+        built = build("parquet", tmp_path, positive=next(filter(None, expected)), on_note=lambda note: None)
+        assert built.table["label"].tolist() == expected
+        assert built.table["split"].tolist() == ["train", "train", "test", "test"]
+
+    def test_images_as_plain_bytes(self, tmp_path: Path, pixels: Pixels) -> None:
+        for kind in (pa.binary(), pa.large_binary()):
+            column = pa.array([encode(pixels(i)) for i in range(2)], kind)
+            pyarrow.parquet.write_table(
+                pa.table({"jpg": column, "label": ["bad", "good"]}), tmp_path / "a.parquet"
+            )
+            np.testing.assert_array_equal(open_source(build("parquet", tmp_path)).read(1), pixels(1))
+
+    def test_files_that_do_not_fit_together(self, tmp_path: Path, pixels: Pixels) -> None:
+        encoded = [{"bytes": encode(pixels(i)), "path": ""} for i in range(2)]
+        pyarrow.parquet.write_table(
+            pa.table({"image": encoded, "label": ["bad", "good"]}), tmp_path / "a.parquet"
+        )
+        pyarrow.parquet.write_table(pa.table({"image": encoded, "label": [0, 1]}), tmp_path / "b.parquet")
+        with pytest.raises(ManifestError, match=r"numbers in .*b\.parquet, but words in .*a\.parquet"):
+            build("parquet", tmp_path)
+        built = build("parquet", tmp_path, classes=("bad", "good"), on_note=lambda note: None)
+        assert built.table["label"].tolist() == ["bad", "good"] * 2
+        twice = pa.Table.from_arrays(
+            [pa.array(encoded), *[pa.array(["a", "b"])] * 2], ["image", "label", "label"]
+        )
+        pyarrow.parquet.write_table(twice, tmp_path / "b.parquet")
+        with pytest.raises(ManifestError, match=r"columns named twice: \['label'\]"):
+            build("parquet", tmp_path)
 
     def test_no_files(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match=r"holds no \.parquet file"):

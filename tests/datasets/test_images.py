@@ -298,3 +298,64 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
         read_image(tmp_path / "a.png")
     with pytest.raises(ImageError, match="null"):
         read_image("a\0b.png")
+
+
+@pytest.mark.parametrize("value", range(1, 9))
+def test_orientation_is_as_pillow_loads_it(tmp_path: Path, value: int) -> None:
+    """EXIF is ignored; the tag of a TIFF is followed by Pillow itself: training scripts saw it too."""
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = value
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(pixels).save(tmp_path / "a.webp", exif=exif, lossless=True)
+    Image.fromarray(pixels).save(tmp_path / "a.tiff", tiffinfo={274: value})
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), pixels)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.webp"), pixels)
+    turned = [
+        lambda a: a, np.fliplr, lambda a: np.rot90(a, 2), np.flipud, lambda a: a.swapaxes(0, 1),
+        lambda a: np.rot90(a, -1), lambda a: np.rot90(a, 2).swapaxes(0, 1), np.rot90,
+    ][value - 1]  # fmt: skip
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tiff"), turned(pixels))
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "message"),
+    [
+        (np.zeros((4, 4), np.int8), {}, "signed"),
+        (np.zeros((64, 64, 5), np.uint8), {"photometric": "rgb"}, "5 channels"),
+        (np.zeros((4, 4), np.float32), {}, "more than 8 bits"),
+        (np.zeros((4, 4), np.float16), {}, "does not read"),
+        (np.zeros((4, 4, 3), np.uint16), {"photometric": "rgb", "byteorder": ">"}, "more than 8 bits"),
+        (np.zeros((3, 4, 4), np.uint8), {"photometric": "minisblack"}, "3 pages"),
+    ],
+)
+def test_tiffs_that_are_no_patch(
+    tmp_path: Path, array: np.ndarray, options: dict[str, str], message: str
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    with pytest.raises(ImageError, match=message):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"byteorder": ">"}, {"tile": (16, 16)}, {"planarconfig": "separate"}, {"bigtiff": True},
+        {"planarconfig": "separate", "tile": (16, 16), "compression": "zlib"},
+        {"compression": "zlib", "predictor": True},
+    ],
+)  # fmt: skip
+def test_tiffs_of_every_layout(tmp_path: Path, options: dict[str, object]) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    stored = np.moveaxis(pixels, -1, 0) if "planarconfig" in options else pixels
+    tifffile.imwrite(tmp_path / "a.tif", np.ascontiguousarray(stored), photometric="rgb", **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), pixels)
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: pytest.fail("it was run"))
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
+    with pytest.raises(ImageError, match="no image that Pillow knows"):
+        read_image(tmp_path / "a.png")
