@@ -354,7 +354,10 @@ class _System:
             if rz <= 1e-300:
                 return x, True
             Hd = self.times(direction)
-            alpha = rz / float(np.sum(direction * Hd))
+            curvature = float(np.sum(direction * Hd))
+            if not curvature > 1e-300:  # none is left: all probabilities are 0 or 1
+                break
+            alpha = rz / curvature
             x += alpha * direction
             r -= alpha * Hd
             gain += alpha * rz
