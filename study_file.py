@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 from .cache.identity import safe_name
 from .errors import InvalidRequest
 from .probe.config import NEAR_BY, ProbeConfig
-from .probe.report.markup import SHOWN
 from .probe.report.projection import Projection
+from .probe.results.display import SHOWN
 from .settings import SHIPPED, read_toml
 
 STAGES = ("probe", "lora", "full")

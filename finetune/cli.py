@@ -446,7 +446,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _scores(records: list[dict[str, Any]]) -> None:
-    from ..probe.report.markup import interval
+    from ..probe.results.display import interval
 
     shown = [r for r in records if r["subset"] == "raw" and not r["domain"]]
     print_table(

@@ -1,31 +1,26 @@
 """Tables of a study's page: systems by evaluation sets, by domains, beside published figures, by cost.
 
-Each value is there for every metric, in an element of the class `m` and the metric's name; the page shows
-those of one metric (page.css), and page.js switches, sorts and filters. Without JavaScript the tables stay
-as they are written here, in balanced accuracy.
+Each value is there for every metric, in an element of the class `m` and the metric's name (macros.html); the
+page shows those of one metric (page.css), and page.js switches, sorts and filters. Without JavaScript the
+tables stay as they are written, in balanced accuracy.
 """
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from scipy.stats import spearmanr
 
+from ..results.display import SHOWN, TITLES, interval
 from ..results.schema import PAIRED, TEST_ROLES, TRAIN_ROLES, Role, Score
-from .markup import SHOWN, TITLES, at, interval, interval_html, mark, p_value, span, tint, whisker
+from .markup import render, span
 from .model import PublishedRow, SystemRow
 from .sections import Sections
 
 FAMILIES = {"probe": "probe", "lora": "LoRA", "full": "end to end"}
-METRIC_NAMES = {name: text[:1].upper() + text[1:] for name, text in TITLES.items()}
 RANKED = 4  # systems from which on a rank correlation says something
-
-
-def each_metric(cell: Callable[[str], str], *, tag: str = "div") -> str:
-    """One element a metric, of which one is shown."""
-    return "".join(f'<{tag} class="m {m}">{cell(m)}</{tag}>' for m in SHOWN)
 
 
 @dataclass(frozen=True)
@@ -63,15 +58,6 @@ class Board:
         self.alpha = 1 - view.level / 100
         self.standings = {(s, m): self._standing(s, m) for s in self.sets for m in SHOWN}
 
-    def metric_buttons(self) -> str:
-        """The same buttons in every section that shows one metric; they work together."""
-        pressed = {m: "true" if m == self.metric else "false" for m in SHOWN}
-        buttons = "".join(
-            f'<button type="button" data-metric="{m}" aria-pressed="{pressed[m]}">{METRIC_NAMES[m]}</button>'
-            for m in SHOWN
-        )
-        return f'<span class="metrics" role="group" aria-label="Metric">{buttons}</span>'
-
     @property
     def held_out(self) -> list[str]:
         return [s for s in self.sets if self.view and s != self.view.train]
@@ -79,8 +65,18 @@ class Board:
     def scale(self, metric: str) -> tuple[float, float]:
         return span(r.estimate(metric) for r in self.records.values())
 
-    def chance(self, record: Score, metric: str) -> float:
-        return record.share if metric == "average_precision" else 0.5
+    def value(self, name: str, dataset: str, metric: str) -> float | None:
+        """Of a system on a set; None where there is none."""
+        record = self.records.get((dataset, name))
+        return record.estimate(metric).value if record else None
+
+    def starred(self, name: str) -> str:
+        """The name, marked if the folds chose it."""
+        return self.view.starred(name) if self.view else name
+
+    def human(self, dataset: str, metric: str) -> float | None:
+        """An expert against the other experts, where there are votes."""
+        return self.view.human.get(dataset) if self.view and metric == SHOWN[0] else None
 
     def _standing(self, dataset: str, metric: str) -> Standing | None:
         assert self.view
@@ -104,29 +100,34 @@ class Board:
             len(known) - 1,
         )
 
+    def is_worse(self, dataset: str, metric: str, name: str) -> bool:
+        """Whether the system is significantly below the highest."""
+        standing = self.standings[dataset, metric]
+        return standing is not None and name in standing.worse
+
     # --- the answer
 
-    def answers(self) -> str:
+    def answers(self) -> Markup:
         """One sentence for each held-out set, for each metric."""
-        out = [f"<p>{each_metric(lambda m, s=s: self._answer(s, m), tag='span')}</p>" for s in self.held_out]
-        if len(out) and self.view and len(self.view.names) > 1:
-            out.append(f"<p>{each_metric(self._chosen, tag='span')}</p>")
-            how = (
-                f"In brackets, {self.view.level}\u00a0% intervals over whole {self.view.groups}. A "
-                "difference "
-                f"is significant if the paired test on the same patches gives p below {self.alpha:.2g} after "
-                "Holm's adjustment for all pairs that were compared on the set."
-            )
-            if self.view.ungrouped:
-                how += (
-                    f" Of {' and '.join(self.view.ungrouped)} the slides are not known: patches are taken as "
-                    "independent there, the intervals are too narrow, and no difference is called "
-                    "significant."
-                )
-            out.append(f"<p><small>{escape(how)}</small></p>")
-        return "".join(out)
+        return render("answers.html", board=self)
 
-    def _chosen(self, metric: str) -> str:
+    @property
+    def significance(self) -> str:
+        """When a difference is called significant."""
+        assert self.view
+        text = (
+            f"In brackets, {self.view.level} % intervals over whole {self.view.groups}. A difference "
+            f"is significant if the paired test on the same patches gives p below {self.alpha:.2g} after "
+            "Holm's adjustment for all pairs that were compared on the set."
+        )
+        if self.view.ungrouped:
+            text += (
+                f" Of {' and '.join(self.view.ungrouped)} the slides are not known: patches are taken as "
+                "independent there, the intervals are too narrow, and no difference is called significant."
+            )
+        return text
+
+    def choice(self, metric: str) -> str:
         """What an honest choice, made before any of these sets was looked at, comes to."""
         assert self.view
         found = [self.records.get((s, self.view.chosen)) for s in self.held_out]
@@ -137,28 +138,27 @@ class Board:
         ]
         if not values:
             return ""
-        text = f"{TITLES[metric]} {' and '.join(values)}"
         return (
             "The highest of several is partly luck. Chosen on the training set's folds, before these sets "
-            f"were scored: <b>{escape(self.view.chosen)}</b> ★, {escape(text)}."
+            f"were scored: **{self.view.chosen}** ★, {TITLES[metric]} {' and '.join(values)}."
         )
 
-    def _answer(self, dataset: str, metric: str) -> str:
+    def answer(self, dataset: str, metric: str) -> str:
+        """Which system has the highest value on a set, and from which it differs significantly."""
         assert self.view
         standing = self.standings[dataset, metric]
         if standing is None:
             return ""
         best = standing.best
-        name, value = f"<b>{escape(best.features)}</b>", escape(interval(best.estimate(metric)))
-        where, title = f"On <b>{escape(dataset)}</b>,", TITLES[metric]
+        name, value = f"**{best.features}**", interval(best.estimate(metric))
+        where, title = f"On **{dataset}**,", TITLES[metric]
         n_worse, n_similar, others = len(standing.worse), len(standing.similar), standing.others
         if not others:
             return f"{where} the one finished system, {name}, has {title} {value}."
         if dataset in self.view.ungrouped:
             return (
                 f"{where} {name} has the highest {title}, {value}; the slides are not known, so no "
-                "difference "
-                "is called significant."
+                "difference is called significant."
             )
         if not n_worse + n_similar:
             return f"{where} {name} has the highest {title}, {value}; no paired test was made for it."
@@ -172,7 +172,7 @@ class Board:
                 f"{where} no system stands out: {name} has the highest {title}, {value}, but "
                 f"does not differ significantly from {among}."
             )
-        close = ", ".join(escape(n) for n in standing.similar[:4])
+        close = ", ".join(standing.similar[:4])
         more = f" and {n_similar - 4} more" if n_similar > 4 else ""
         tail = f"; not above {close}{more}" if n_similar else ""
         return (
@@ -182,132 +182,62 @@ class Board:
 
     # --- the leaderboard
 
-    def leaderboard(self) -> str:
+    def leaderboard(self) -> Markup:
         """Every system a row, every evaluation set a column."""
-        heads = [_sort_head("system", "text"), _sort_head("kind", "text")]
-        for i, s in enumerate(self.sets):
-            record = next(r for (dataset, _), r in self.records.items() if dataset == s)
-            share = f"{record.share:.0%}"
-            how = "" if s in self.held_out else ", out of fold"
-            note = f"{record.n:,} patches, {share} {self.view.positive if self.view else ''}{how}"
-            heads.append(_sort_head(s, "number", note=note, sort="" if i else "descending"))
+        return render("leaderboard_table.html", board=self, family=family, reason=_reason)
+
+    @property
+    def families(self) -> list[tuple[str, str]]:
+        """The kinds of systems there are, with their names."""
+        return list({s.family: family(s) for s in self.systems}.items())
+
+    def about(self, dataset: str) -> str:
+        """What the figures of a set are of."""
+        record = next(r for (of, _), r in self.records.items() if of == dataset)
+        how = "" if dataset in self.held_out else ", out of fold"
+        positive = self.view.positive if self.view else ""
+        return f"{record.n:,} patches, {record.share:.0%} {positive}{how}"
+
+    def ranked(self) -> list[SystemRow]:
+        """The finished systems, the highest on the first set first."""
         done = [s for s in self.systems if s.state == "done"]
         if self.sets:
-            done.sort(key=lambda s: -self._value(s.name, self.sets[0], self.metric))
-        blocked = [s for s in self.systems if s.state != "done"]
-        body = "".join(map(self._done_row, done)) + "".join(map(self._blocked_row, blocked))
-        return (
-            '<div class="scroll"><table class="board stack" id="board"><thead><tr>'
-            f"{''.join(heads)}</tr></thead><tbody>{body}</tbody></table></div>"
-        )
+            done.sort(key=lambda s: -_or_last(self.value(s.name, self.sets[0], self.metric)))
+        return done
 
-    def _value(self, name: str, dataset: str, metric: str) -> float:
-        record = self.records.get((dataset, name))
-        value = record.estimate(metric).value if record else None
-        return -1.0 if value is None else value
-
-    def _done_row(self, system: SystemRow) -> str:
-        star = " ★" if self.view and system.name == self.view.chosen else ""
-        about = [system.chosen if system.chosen != system.name else "", system.licence]
-        about.insert(1, f"{system.dim:,} columns" if system.dim else "")
-        cells = "".join(f'<td data-head="{escape(s)}">{self._cell(s, system.name)}</td>' for s in self.sets)
-        family = FAMILIES.get(system.family, system.family)
-        return (
-            f'<tr data-family="{escape(system.family)}" data-state="done"><th scope="row">'
-            f"{escape(system.name)}{star}{_small(about)}</th>"
-            f'<td data-head="kind">{escape(family)}</td>{cells}</tr>'
-        )
-
-    def _cell(self, dataset: str, name: str) -> str:
-        record = self.records.get((dataset, name))
-        if record is None:
-            return '<span class="none">not scored</span>'
-
-        def cell(metric: str) -> str:
-            value = record.estimate(metric)
-            if value.value is None:
-                return "-"
-            standing = self.standings[dataset, metric]
-            worse = standing is not None and name in standing.worse
-            human = self.view.human.get(dataset) if self.view and metric == SHOWN[0] else None
-            bar = whisker(
-                value, self.scale(metric), chance=self.chance(record, metric), human=human, hollow=worse
-            )
-            tip = ' title="significantly below the highest of this column"' if worse else ""
-            return f'<data value="{value.value:.6f}"{tip}>{interval_html(value)}</data>{bar}'
-
-        return each_metric(cell)
-
-    def _blocked_row(self, system: SystemRow) -> str:
-        family = FAMILIES.get(system.family, system.family)
-        about = _small([system.encoder if system.encoder != system.name else "", system.licence])
-        lines = (system.why or "It has not run yet.").strip().splitlines()
-        first = 1 + next((i for i, line in enumerate(lines) if not line.rstrip().endswith(":")), 0)
-        why = prose("\n".join(lines[:first]))
-        if lines[first:]:
-            rest = prose("\n".join(lines[first:]))
-            why += f"<details><summary>More ways to get it</summary>{rest}</details>"
-        if system.published:
-            why += f"<small>{escape(system.published)}</small>"
-        return (
-            f'<tr class="blocked" data-family="{escape(system.family)}" data-state="blocked">'
-            f'<th scope="row">{escape(system.name)}{about}</th><td data-head="kind">{escape(family)}</td>'
-            f'<td class="why" colspan="{max(len(self.sets), 1)}"><b>Not run.</b> {why}</td></tr>'
-        )
+    def blocked(self) -> list[SystemRow]:
+        """The systems that have not run."""
+        return [s for s in self.systems if s.state != "done"]
 
     # --- across sets
 
-    def matrix(self) -> str:
+    def across(self) -> Markup:
         """Systems by evaluation sets, tinted; and how well one set's ranking carries over to the next."""
+        return render("across.html", board=self)
+
+    @property
+    def comparable(self) -> list[str]:
+        """The held-out sets of which enough systems have scores for a rank correlation."""
+        return [s for s in self.held_out if len(self._on_both(s)) >= RANKED]
+
+    def _on_both(self, dataset: str) -> list[str]:
         assert self.view
-        heads = "".join(f'<th scope="col">{escape(s)}</th>' for s in self.sets)
-        rows = []
-        for name in self.view.names:
+        train = self.view.train
+        return [n for n in self.view.names if {(dataset, n), (train, n)} <= self.records.keys()]
 
-            def cell(s: str, name: str = name) -> str:
-                record = self.records.get((s, name))
-
-                def shown(metric: str) -> str:
-                    v = record.estimate(metric).value if record else None
-                    return "-" if v is None else f'<span style="{tint(v)}">{v:.2f}</span>'
-
-                return f"<td>{each_metric(shown)}</td>"
-
-            star = " ★" if name == self.view.chosen else ""
-            cells = "".join(map(cell, self.sets))
-            rows.append(f'<tr><th scope="row">{escape(name)}{star}</th>{cells}</tr>')
-        order = self._rank_agreement()
-        return (
-            '<div class="scroll"><table class="matrix systems"><thead><tr><th scope="col">system</th>'
-            f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody>{order}</table></div>"
+    def rank_agreement(self, dataset: str, metric: str) -> str:
+        """Spearman's correlation of the systems' values on a set with those out of fold."""
+        assert self.view
+        train, there = (
+            [_or_last(self.value(n, of, metric)) for n in self._on_both(dataset)]
+            for of in (self.view.train, dataset)
         )
-
-    def _rank_agreement(self) -> str:
-        assert self.view
-        train, order = self.view.train, self.view.names
-
-        def cell(s: str) -> str:
-            names = [n for n in order if (s, n) in self.records and (train, n) in self.records]
-            if s == train or len(names) < RANKED:
-                return "<td></td>"
-
-            def shown(metric: str) -> str:
-                ours, theirs = ([self._value(n, of, metric) for n in names] for of in (train, s))
-                rho = float(np.asarray(spearmanr(ours, theirs))[0])
-                return "-" if rho != rho else f"{rho:+.2f}"
-
-            return f"<td>{each_metric(shown)}</td>"
-
-        cells = "".join(map(cell, self.held_out))
-        if "class" not in cells:
-            return ""
-        blank = "<td></td>" * (len(self.sets) - len(self.held_out))
-        title = "rank correlation with the out-of-fold order (Spearman)"
-        return f'<tfoot><tr><th scope="row">{title}</th>{cells}{blank}</tr></tfoot>'
+        rho = float(np.asarray(spearmanr(train, there))[0])
+        return "-" if rho != rho else f"{rho:+.2f}"
 
     # --- domains
 
-    def domains(self) -> str:
+    def domains(self) -> Markup | None:
         """All systems on all domains of all sets: page.js shows the rows of one system or of one domain."""
         assert self.view
         view = self.view
@@ -320,158 +250,62 @@ class Board:
             if key not in records or records[key].role == Role.ENSEMBLE:
                 records[key] = r
         if not records:
-            return ""
+            return None
         domains = list(dict.fromkeys(domain for _, _, domain in records))
-        places = {(s, d) for _, s, d in records}
-        scales = {m: span(r.estimate(m) for r in records.values()) for m in SHOWN}
-        rows = []
-        for name in view.names:
-            for dataset in self.sets:
-                for domain in domains:
-                    r = records.get((name, dataset, domain))
-                    if r is None:
-                        continue
-
-                    def cell(metric: str, r: Score = r) -> str:
-                        value = r.estimate(metric)
-                        bar = whisker(value, scales[metric], chance=self.chance(r, metric))
-                        return interval_html(value) + bar
-
-                    hidden = "" if name == view.chosen else " hidden"
-                    rows.append(
-                        f'<tr data-system="{escape(name)}" data-domain="{escape(domain)}"{hidden}>'
-                        f'<th scope="row" class="system">{escape(name)}</th>'
-                        f'<th scope="row" class="domain">{escape(domain)}</th>'
-                        f'<td data-head="set">{escape(dataset)}</td>'
-                        f'<td data-head="patches" class="n">{r.n:,}</td>'
-                        f'<td data-head="{escape(view.positive)}" class="n">{r.n_positive:,}</td>'
-                        f'<td class="bars">{each_metric(cell)}</td></tr>'
-                    )
-        systems = _options([(n, n + (" ★" if n == view.chosen else "")) for n in view.names], view.chosen)
-        of = _options([("", "all domains"), *((d, d) for d in domains)], "")
-        return (
-            f'<div class="controls js">{self.metric_buttons()}<label>System <select id="by-system">'
-            f'<option value="">all systems</option>{systems}</select></label>'
-            f'<label>Domain <select id="by-domain">{of}</select></label>'
-            f'<span class="count" role="status" id="domain-count">{len(places)} rows</span></div>'
-            '<div class="scroll"><table class="board stack" id="domain-board"><thead><tr>'
-            '<th class="system">system</th><th class="domain">domain</th><th>set</th>'
-            f'<th class="n">patches</th><th class="n">{escape(view.positive)}</th>'
-            f"<th>{each_metric(lambda m: TITLES[m], tag='span')}</th></tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div>"
+        ordered = itertools.product(view.names, self.sets, domains)
+        return render(
+            "domains.html",
+            board=self,
+            view=view,
+            domains=domains,
+            places=len({(s, d) for _, s, d in records}),
+            scores=[records[key] for key in ordered if key in records],
+            scales={m: span(r.estimate(m) for r in records.values()) for m in SHOWN},
         )
 
 
-def published_table(rows: Sequence[PublishedRow]) -> str:
+def _or_last(value: float | None) -> float:
+    return -1.0 if value is None else value
+
+
+def family(system: SystemRow) -> str:
+    """The name of a system's kind."""
+    return FAMILIES.get(system.family, system.family)
+
+
+def _reason(system: SystemRow) -> tuple[str, str]:
+    """Why a system has not run, up to the first way to get it; the others."""
+    lines = (system.why or "It has not run yet.").strip().splitlines()
+    first = 1 + next((i for i, line in enumerate(lines) if not line.rstrip().endswith(":")), 0)
+    return "\n".join(lines[:first]), "\n".join(lines[first:])
+
+
+def published_table(rows: Sequence[PublishedRow], *, source: str, metric: str) -> Markup:
     """Ours beside the published figures, a table for each evaluation set."""
-    scale = span([*(r.ours for r in rows), *((r.published, *r.published_folds) for r in rows)])
     ends = [v for r in rows for v in (r.low, r.high, r.difference) if v is not None]
     reach = 1.05 * max(0.02, *map(abs, ends))
-    out = []
-    for dataset in dict.fromkeys(r.dataset for r in rows):
-        mine = [r for r in rows if r.dataset == dataset]
-        body = "".join(_published_row(r, scale, (-reach, reach)) for r in mine)
-        out.append(
-            f'<h3>{escape(dataset)}</h3><div class="scroll"><table class="board stack published"><thead><tr>'
-            "<th>system</th><th>ours, mean of fold models</th><th>published, mean of fold models</th>"
-            '<th aria-hidden="true"></th><th>ours - published</th><th>p (Holm)</th><th>verdict</th>'
-            f"</tr></thead><tbody>{body}</tbody></table></div>"
-        )
-    return "".join(out)
-
-
-def _published_row(r: PublishedRow, scale: tuple[float, float], about_zero: tuple[float, float]) -> str:
-    low, high = min(r.published_folds, default=r.published), max(r.published_folds, default=r.published)
-    folds = f"folds {low:.3f} to {high:.3f}" if r.published_folds else ""
-    dots = "".join(mark(v, scale, "fold") for v in r.published_folds) + mark(r.published, scale, "there")
-    words = {"higher": "ours higher", "lower": "ours lower"}.get(r.verdict, r.verdict)
-    difference = (r.difference, r.low, r.high)
-    bar = whisker(difference, about_zero, chance=0.0)
-    text = f"<b>{r.difference:+.3f}</b>"
-    if r.low is not None and r.high is not None:
-        text += f" <small>[{r.low:+.3f}, {r.high:+.3f}]</small>"
-    refit = f"refit {interval(r.refit)}" if r.refit else ""
-    return (
-        f'<tr class="m {escape(r.metric)}"><th scope="row">{escape(r.system)}</th>'
-        f'<td data-head="ours">{interval_html(r.ours)}{_small([refit])}</td>'
-        f'<td data-head="published"><b>{r.published:.3f}</b>{_small([r.against, folds])}</td>'
-        f'<td class="bars">{whisker(r.ours, scale, chance=0.5, marks=dots)}</td>'
-        f'<td data-head="ours - published">{text}{bar}</td>'
-        f'<td data-head="p (Holm)">{p_value(r.p_holm)}</td>'
-        f'<td data-head="verdict"{" class=said" if r.verdict in ("higher", "lower") else ""}>'
-        f"{escape(words)}</td></tr>"
+    return render(
+        "published.html",
+        rows=rows,
+        source=source,
+        metric=metric,
+        scale=span([r.ours for r in rows] + [[r.published, *r.published_folds] for r in rows]),
+        about_zero=(-reach, reach),
+        marks=lambda r: [*((v, "fold") for v in r.published_folds), (r.published, "there")],
     )
 
 
-COSTS: tuple[tuple[str, Callable[[SystemRow], float], str], ...] = (
-    ("forward passes", lambda s: s.forwards, "{:,.0f}"),
-    ("saved by the cache", lambda s: s.forwards_saved, "{:,.0f}"),
-    ("extraction, s", lambda s: s.extract_seconds, "{:,.1f}"),
-    ("training, s", lambda s: s.train_seconds, "{:,.1f}"),
-    ("probe fits", lambda s: s.fits, "{:,.0f}"),
-    ("probe, CPU s", lambda s: s.probe_seconds, "{:,.1f}"),
+COSTS = (
+    ("forward passes", "forwards", "{:,.0f}"),
+    ("saved by the cache", "forwards_saved", "{:,.0f}"),
+    ("extraction, s", "extract_seconds", "{:,.1f}"),
+    ("training, s", "train_seconds", "{:,.1f}"),
+    ("probe fits", "fits", "{:,.0f}"),
+    ("probe, CPU s", "probe_seconds", "{:,.1f}"),
 )
 
 
-def cost_table(systems: Iterable[SystemRow]) -> str:
+def cost_table(systems: Iterable[SystemRow]) -> Markup | None:
     """What each finished system took; each column has a scale of its own."""
     done = [s for s in systems if s.state == "done"]
-    if not done:
-        return ""
-    top = [max(float(of(s)) for s in done) for _, of, _ in COSTS]
-    rows = []
-    for s in done:
-        cells = "".join(
-            f'<td data-head="{head}">{form.format(of(s)) if of(s) else "-"}'
-            f'<i class="bar" style="--x:{at(of(s), (0, most or 1))}" aria-hidden="true"></i></td>'
-            for (head, of, form), most in zip(COSTS, top, strict=True)
-        )
-        rows.append(f'<tr><th scope="row">{escape(s.name)}{_small([s.device])}</th>{cells}</tr>')
-    total = "".join(f'<td data-head="{h}">{form.format(sum(map(of, done)))}</td>' for h, of, form in COSTS)
-    return (
-        '<div class="scroll"><table class="board stack costs"><thead><tr><th>system</th>'
-        f"{''.join(f'<th>{head}</th>' for head, _, _ in COSTS)}</tr></thead><tbody>{''.join(rows)}</tbody>"
-        f'<tfoot><tr><th scope="row">all</th>{total}</tr></tfoot></table></div>'
-    )
-
-
-_COMMAND = re.compile(r"^\s*(?:\$ |(?:pip|patchbank|hf|huggingface-cli|export|python) )")
-_PIECES = re.compile(r"`([^`]+)`|(https?://[^\s<>\"'`]*[^\s<>\"'`.,;:!?)\]])")
-
-
-def prose(text: str) -> str:
-    """A message as HTML: `commands`, lines that are commands, and addresses stand out; lines stay lines."""
-    lines = []
-    for line in text.strip().splitlines():
-        if _COMMAND.match(line):
-            lines.append(f"<code>{escape(line.strip().removeprefix('$ '))}</code>")
-            continue
-        out, last = [], 0
-        for found in _PIECES.finditer(line):
-            out.append(escape(line[last : found.start()]))
-            code, url = (escape(g) if g else "" for g in found.groups())
-            out.append(f"<code>{code}</code>" if code else f'<a href="{url}" rel="noreferrer">{url}</a>')
-            last = found.end()
-        lines.append("".join(out) + escape(line[last:]))
-    return "<br>".join(lines)
-
-
-def _sort_head(text: str, kind: str, *, note: str = "", sort: str = "") -> str:
-    attribute = f' aria-sort="{sort}"' if sort else ""
-    below = f"<small>{escape(note)}</small>" if note else ""
-    return (
-        f'<th scope="col" data-sort="{kind}"{attribute}><button type="button">{escape(text)}</button>'
-        f"{below}</th>"
-    )
-
-
-def _small(parts: Iterable[str]) -> str:
-    text = " · ".join(escape(p) for p in parts if p)
-    return f"<small>{text}</small>" if text else ""
-
-
-def _options(values: Iterable[tuple[str, str]], chosen: str) -> str:
-    return "".join(
-        f'<option value="{escape(v)}"{" selected" if v == chosen else ""}>{escape(text)}</option>'
-        for v, text in values
-    )
+    return render("costs.html", done=done, columns=COSTS) if done else None

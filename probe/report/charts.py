@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
+from ..results.display import SHOWN, TITLES, Numbers, interval
 from ..results.schema import PAIRED, Comparison, Role
 from ..statistics.calibration import reliability_curve
-from .markup import SHOWN, TITLES, Numbers, interval, signed
 from .view import View
 
 UNIT = (0.0, 1.0)
@@ -47,6 +47,10 @@ class Part:
     across: bool = False
     """Bars go along x, not along y."""
     tips: Sequence[str] = ()
+
+    def points(self) -> list[list[float]]:
+        """[x, y] of each point."""
+        return np.column_stack([self.x, self.y]).tolist()
 
     def bars(self) -> Iterator[tuple[float, float, float]]:
         """(where, low, high) of each bar there is."""
@@ -260,7 +264,7 @@ def differences(view: View, dataset: str, metric: str) -> Chart | None:
         [c.estimate for c in rows],
         xlabel="difference from ★",
         reference=(0.0, "no difference"),
-        text=signed,
+        form="+.3f",
     )
 
 
@@ -270,7 +274,6 @@ def forest(view: View, dataset: str, metric: str) -> Chart | None:
     records = [r for r in records if r.estimate(metric).value is not None]
     if not records:
         return None
-    chance = records[0].share if metric == "average_precision" else 0.5
     return _forest(
         view,
         "systems",
@@ -279,8 +282,7 @@ def forest(view: View, dataset: str, metric: str) -> Chart | None:
         [r.features for r in records],
         [r.estimate(metric) for r in records],
         xlabel=TITLES[metric],
-        reference=(chance, "chance level"),
-        text=interval,
+        reference=(records[0].chance(metric), "chance level"),
     )
 
 
@@ -294,7 +296,7 @@ def _forest(
     *,
     xlabel: str,
     reference: tuple[float, str],
-    text: Any,
+    form: str = ".3f",
 ) -> Chart:
     at, what = reference
     ends = [v for triple in values for v in triple if v is not None] + [at]
@@ -312,7 +314,7 @@ def _forest(
             low=np.array([lower], float),  # None: NaN
             high=np.array([upper], float),
             across=True,
-            tips=[f"{name}: {text((v, None, None))}"],
+            tips=[f"{name}: {interval((v, None, None), form)}"],
         )
         for i, (name, (v, lower, upper)) in enumerate(zip(names, values, strict=True))
     ]
@@ -329,7 +331,7 @@ def _forest(
         xticks=unit_ticks(low, high),
         yticks=[],
         rows=[view.starred(name) for name in names],
-        values=[text(v) for v in values],
+        values=[interval(v, form) for v in values],
         parts=[*parts, Part(x=(at, at), y=(top, bottom), label=what)],
     )
 

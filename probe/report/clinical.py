@@ -8,10 +8,10 @@ Reloaded). Read from the scores that FORMAT.md documents; results without them h
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..results.schema import UNKNOWN, Estimate, Role, Score, Votes
+from ..results.display import TITLES, Table, interval, number, p_value
+from ..results.schema import UNKNOWN, Role, Score, Votes
 from .charts import decision
-from .markup import TITLES, Html, Table, interval, number, p_value, signed
-from .plots import svg
+from .plots import side_by_side, svg
 from .view import View
 
 PREVALENCES = ("0.05", "0.1", "0.2", "0.3", "observed")
@@ -147,7 +147,7 @@ def decision_curve(view: View) -> list[Any]:
         "less the false positives weighted by the odds of the threshold probability, at which a reader would "
         "just act (Vickers and Elkin 2006). Falling dashed line: act on every patch; dashed line at zero: on "
         f"none. Bars are {view.level} % intervals.",
-        Html(f'<div class="row">{"".join(map(svg, charts))}</div>'),
+        side_by_side(map(svg, charts)),
     ]
 
 
@@ -196,7 +196,7 @@ def between_domains(view: View) -> list[Any]:
                     interval(b.worst.estimate),
                     b.k,
                     p_value(b.p),
-                    _percent(b.i2 or UNKNOWN),  # from two domains with a standard error on
+                    interval(b.i2 or UNKNOWN, ".0%"),  # from two domains with a standard error on
                 ]
             )
     if not rows:
@@ -214,20 +214,13 @@ def between_domains(view: View) -> list[Any]:
     ]
 
 
-def _percent(share: Estimate) -> str:
-    if share.value is None:
-        return "-"
-    around = "" if share.low is None or share.high is None else f" [{share.low:.0%}, {share.high:.0%}]"
-    return f"{share.value:.0%}{around}"
-
-
 def human(view: View, votes: Votes) -> list[Any]:
     """Experts and models on the same rows against the same references."""
     line = votes.human
     if not line:
         return []
     rows = [
-        [m.features, interval(m.value), signed(m.difference), p_value(m.p)]
+        [m.features, interval(m.value), interval(m.difference, "+.3f"), p_value(m.p)]
         for m in line.models
         if m.features in view.names
     ]

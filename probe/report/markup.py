@@ -1,166 +1,105 @@
-"""The pieces that reports and pages are made of: tables, numbers as text, whiskers, the whole document.
+"""HTML of reports and pages: Jinja2 templates, in which whatever comes from data is escaped.
 
-Colours, sizes and the drawing of whiskers are in style.css. Whatever comes from data is escaped here.
+Colours, sizes and the drawing of whiskers are in style.css.
 """
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
-from ...texts import markdown_table
-from ..results.schema import Spread
+from ..results.display import SHOWN, TITLES, Numbers, Table, interval, p_value
 
-STYLE = Path(__file__).with_name("style.css")
-Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
-SHOWN = ("balanced_accuracy", "auroc", "average_precision")
-TITLES = {
-    "balanced_accuracy": "balanced accuracy",
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "f1": "F1",
-    "mcc": "MCC",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "log_loss": "log-loss",
-}
+FOLDER = Path(__file__).parent
+STYLE = FOLDER / "style.css"
 
 
-class Table:
-    """Column heads and rows of cells; a cell is text, or (text, HTML).
-
-    left : how many columns from the left are words, the others are numbers
-    over : a line of heads above the heads, (text, number of columns)
-    """
-
-    def __init__(
-        self,
-        heads: Sequence[str],
-        rows: Sequence[Sequence[Any]],
-        *,
-        left: int = 1,
-        kind: str = "",
-        over: Sequence[tuple[str, int]] = (),
-    ) -> None:
-        self.heads, self.rows, self.left, self.kind, self.over = heads, rows, left, kind, over
-
-    def html(self) -> str:
-        def cells(row: Sequence[Any], tag: str) -> str:
-            out = []
-            for i, cell in enumerate(row):
-                inner = cell[1] if isinstance(cell, tuple) else escape(str(cell))
-                out.append(f"<{tag}{' class=n' if i >= self.left else ''}>{inner}</{tag}>")
-            return "<tr>" + "".join(out) + "</tr>"
-
-        over = "".join(f'<th colspan="{span}">{escape(text)}</th>' for text, span in self.over)
-        head = (f'<tr class="over">{over}</tr>' if over else "") + cells(self.heads, "th")
-        body = "".join(cells(row, "td") for row in self.rows)
-        return (
-            f'<div class="scroll"><table class="{self.kind}"><thead>{head}</thead>'
-            f"<tbody>{body}</tbody></table></div>"
-        )
-
-    def markdown(self) -> str:
-        prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
-        heads = [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
-        rows = [[cell[0] if isinstance(cell, tuple) else cell for cell in row] for row in self.rows]
-        return markdown_table(heads, rows, words=self.left)
-
-
-class Html:
-    """Something that only the HTML report has."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
+def render(template: str, **about: Any) -> Markup:
+    """A template of templates/ with these values."""
+    return Markup(ENVIRONMENT.get_template(template).render(about))
 
 
 def document(
-    title: str, body: str, *, styles: Sequence[str] = (), script: str = "", metric: str = SHOWN[0]
+    title: str,
+    sections: Sequence[tuple[str, str, Sequence[Any]]],
+    *,
+    lead: Markup,
+    foot: str,
+    styles: Sequence[Path] = (),
+    script: str = "",
+    metric: str = SHOWN[0],
 ) -> str:
     """A whole HTML file. It may fetch nothing, and no script but `script` runs in it: its policy says so.
 
+    sections : (anchor, title, content) of each; of the content, texts are paragraphs (see `marked`), Tables
+        tables, and Markup is put in as it is
+    lead : between the title and the links to the sections; foot : the last line
+    styles : files of style sheets after style.css; script : JavaScript, run when the body is there
     metric : the one that is shown first where a page shows one of several
-    body : HTML; styles : style sheets after style.css; script : JavaScript, run when the body is there
     """
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    scripts = f"'sha256-{digest}'" if script else "'none'"
-    policy = (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {scripts}; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    sheets = "\n".join([STYLE.read_text("utf-8"), *styles])
-    return (
-        f'<!doctype html>\n<html lang="en" data-metric="{metric}"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>'
-        f"<style>{sheets}</style></head><body>{body}"
-        + (f"<script>{script}</script>" if script else "")
-        + "</body></html>\n"
+    return render(
+        "document.html",
+        title=title,
+        sections=sections,
+        lead=lead,
+        foot=foot,
+        sheets=Markup("\n".join(path.read_text("utf-8") for path in (STYLE, *styles))),
+        script=Markup(script),
+        allowed=Markup(f"'sha256-{digest}'" if script else "'none'"),
+        metric=metric,
     )
 
 
-def content(parts: Sequence[Any]) -> str:
-    """Paragraphs (str), tables and HTML of a section, as HTML."""
-    return "".join(
-        f"<p>{marked(one)}</p>"
-        if isinstance(one, str)
-        else one.html()
-        if isinstance(one, Table)
-        else one.text
-        for one in parts
-    )
+def content(parts: Iterable[Any]) -> Markup:
+    """Texts, Tables and Markup of a section, as HTML."""
+    return render("content.html", parts=parts)
 
 
-def marked(text: str) -> str:
-    """**bold** of Markdown as HTML."""
-    pieces = escape(text).replace(" %", "\u00a0%").split("**")
-    return "".join(f"<b>{p}</b>" if i % 2 else p for i, p in enumerate(pieces))
+def marked(text: str) -> Markup:
+    """**bold** of Markdown as HTML; the space before % does not break."""
+    pieces = text.replace(" %", "\u00a0%").split("**")
+    return Markup("").join(Markup("<b>{}</b>").format(p) if i % 2 else p for i, p in enumerate(pieces))
 
 
-def interval(value: Numbers) -> str:
-    """An Estimate, or (value, low, high)."""
-    v, low, high = value
-    if v is None:
-        return "-"
-    return f"{v:.3f}" if low is None or high is None else f"{v:.3f} [{low:.3f}, {high:.3f}]"
+_COMMAND = re.compile(r"^\s*(?:\$ |(?:pip|patchbank|hf|huggingface-cli|export|python) )")
+_PIECES = re.compile(r"`([^`]+)`|(https?://[^\s<>\"'`]*[^\s<>\"'`.,;:!?)\]])")
 
 
-def signed(value: Numbers) -> str:
-    """A difference [value, low, high], with its sign."""
-    v, low, high = value
-    if v is None:
-        return "-"
-    return f"{v:+.3f}" + ("" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]")
+def prose(text: str) -> Markup:
+    """A message as HTML: `commands`, lines that are commands, and addresses stand out; lines stay lines."""
+    code, link = Markup("<code>{}</code>"), Markup('<a href="{0}" rel="noreferrer">{0}</a>')
+    lines = []
+    for line in text.strip().splitlines():
+        if _COMMAND.match(line):
+            lines.append(code.format(line.strip().removeprefix("$ ")))
+            continue
+        out, last = Markup(""), 0
+        for found in _PIECES.finditer(line):
+            out += line[last : found.start()]
+            out += code.format(found[1]) if found[1] else link.format(found[2])
+            last = found.end()
+        lines.append(out + line[last:])
+    return Markup("<br>").join(lines)
 
 
-def interval_html(value: Numbers) -> str:
-    text, _, rest = interval(value).partition(" ")
-    return f"<b>{text}</b> <small>{rest}</small>"
+def grouped(items: Iterable[Any], attribute: str) -> list[tuple[Any, list[Any]]]:
+    """(value, items that have it), in the order in which the values first occur."""
+    found: dict[Any, list[Any]] = {}
+    for item in items:
+        found.setdefault(getattr(item, attribute), []).append(item)
+    return list(found.items())
 
 
-def mean_sd(values: Sequence[float | None]) -> str:
-    known = [v for v in values if v is not None]
-    return f"{np.mean(known):.3f} ({np.std(known):.3f})" if known else "-"
-
-
-def mean_and_sd(of: Spread) -> str:
-    """Of a metric over repeated runs, see `repeats.spread_over_repeats`."""
-    return "-" if of.mean is None else f"{of.mean:.3f} ± {of.sd:.3f}"
-
-
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def p_value(value: float | None) -> str:
-    return "-" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+def interval_html(value: Numbers, form: str = ".3f") -> Markup:
+    """`display.interval` with the value in bold and its interval small."""
+    text, _, rest = interval(value, form).partition(" ")
+    return Markup("<b>{}</b> <small>{}</small>").format(text, rest)
 
 
 def span(values: Iterable[Numbers]) -> tuple[float, float]:
@@ -182,15 +121,16 @@ def whisker(
     human: float | None = None,
     series: int | None = None,
     hollow: bool = False,
-    marks: str = "",
-) -> str:
+    marks: Sequence[tuple[float, str]] = (),
+) -> Markup:
     """A bar of the interval with a dot at the value, the same scale for all rows of a metric.
 
-    chance : a grey tick; human : a dashed one; hollow : the dot; marks : more things on the bar, see `mark`
+    chance : a grey tick; human : a dashed one; hollow : the dot
+    marks : more things on the bar, (where, kind); style.css knows the kinds
     """
     v, low, high = value
     if v is None:
-        return ""
+        return Markup("")
     known = {
         "v": v,
         "c": chance if chance is not None and scale[0] <= chance <= scale[1] else None,
@@ -201,13 +141,11 @@ def whisker(
     places = [f"--{name}:{at(x, scale)}" for name, x in known.items() if x is not None]
     if series is not None:
         places.append(f"--k:var(--s{series})")
-    kind = "w o" if hollow else "w"
-    return f'<i class="{kind}" style="{";".join(places)}" aria-hidden="true">{marks}</i>'
-
-
-def mark(x: float, scale: tuple[float, float], kind: str) -> str:
-    """One more thing on a whisker; style.css knows the kinds."""
-    return f'<b class="{kind}" style="--x:{at(x, scale)}"></b>'
+    inner = Markup("").join(
+        Markup('<b class="{}" style="--x:{}"></b>').format(kind, at(x, scale)) for x, kind in marks
+    )
+    text = Markup('<i class="{}" style="{}" aria-hidden="true">{}</i>')
+    return text.format("w o" if hollow else "w", ";".join(places), inner)
 
 
 def tint(value: float) -> str:
@@ -216,5 +154,34 @@ def tint(value: float) -> str:
     return f"background:color-mix(in srgb,var(--s0) {share:.0f}%,transparent)"
 
 
-def png_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_uri(image: bytes, kind: str = "png") -> str:
+    """An image as the address of itself."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(FOLDER / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+ENVIRONMENT.filters |= {
+    "content": content,
+    "data_uri": data_uri,
+    "grouped": grouped,
+    "marked": marked,
+    "p_value": p_value,
+    "prose": prose,
+    "px": "{:.1f}".format,
+}
+ENVIRONMENT.tests["table"] = lambda part: isinstance(part, Table)
+ENVIRONMENT.globals |= {
+    "SHOWN": SHOWN,
+    "TITLES": TITLES,
+    "at": at,
+    "interval": interval,
+    "interval_html": interval_html,
+    "tint": tint,
+    "whisker": whisker,
+}

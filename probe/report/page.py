@@ -6,15 +6,17 @@ there.
 """
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from ...files import write_text
+from ..results.display import TITLES, Table
 from . import clinical
-from .board import FAMILIES, RANKED, Board, cost_table, prose, published_table
+from .board import RANKED, Board, cost_table, published_table
 from .maps import maps_html
-from .markup import TITLES, Html, Table, content, document, marked, png_uri
+from .markup import content, document, render
 from .model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
 from .sections import Sections
 
@@ -36,25 +38,22 @@ def page_html(page: StudyPage) -> str:
     view = Sections(page.result, noun="system") if page.result else None
     board = Board(view, page.systems, first=page.primary_set, metric=page.primary_metric)
     sections = [(name, title, parts) for name, title, parts in _sections(page, view, board) if parts]
-    links = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
-    main = "\n".join(
-        f'<section id="{name}"><h2>{escape(title)}</h2>{content(parts)}</section>'
-        for name, title, parts in sections
+    lead = render(
+        "page_lead.html",
+        page=page,
+        primary=_primary(page, board) if view and (page.primary_set or page.primary_metric) else "",
+        answers=board.answers(),
+        facts=_facts(page, view),
     )
-    foot = view.results.made_by if view else ""
-    answers = board.answers()
-    answer = f'<div class="answer">{answers}</div>' if answers else ""
-    lead = f"<p class=lead>{marked(page.about)}</p>" if page.about else ""
-    if view and (page.primary_set or page.primary_metric):
-        lead += f"<p>{marked(_primary(page, board))}</p>"
-    body = (
-        f"<header><h1>{escape(page.title)}</h1>{lead}"
-        f'{answer}<p class="facts">{escape(_facts(page, view))}</p>'
-        f'<nav aria-label="Sections">{links}</nav></header><main>{main}</main>'
-        f"<footer>{escape('patchbank ' + foot if foot else 'patchbank')}</footer>"
+    return document(
+        page.title,
+        sections,
+        lead=lead,
+        foot=f"patchbank {view.results.made_by if view else ''}".strip(),
+        styles=[CSS],
+        script=SCRIPT.read_text("utf-8"),
+        metric=board.metric,
     )
-    styles, script = [CSS.read_text("utf-8")], SCRIPT.read_text("utf-8")
-    return document(page.title, body, styles=styles, script=script, metric=board.metric)
 
 
 def _primary(page: StudyPage, board: Board) -> str:
@@ -99,7 +98,7 @@ def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tupl
     if page.maps:
         positive = view.positive if view else "positive"
         text = "Each point is a patch, placed by its embedding. What is near here is alike to the encoder."
-        found.append(("maps", "Embedding map", [text, Html(maps_html(page.maps, positive=positive))]))
+        found.append(("maps", "Embedding map", [text, maps_html(page.maps, positive=positive)]))
     if view:
         found.append(("errors", "Most confident errors", view.errors()))
     found.append(("contradictions", "Contradictory labels", _contradictions(page.contradictions)))
@@ -111,21 +110,6 @@ def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tupl
 
 
 def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[Any]:
-    families = list(dict.fromkeys(s.family for s in page.systems))
-    kinds = "".join(f'<option value="{escape(f)}">{escape(FAMILIES.get(f, f))}</option>' for f in families)
-    orders = "".join(
-        f'<option value="{i + 2}"{"" if i else " selected"}>{escape(s)}</option>'
-        for i, s in enumerate(board.sets)
-    )
-    controls = (
-        f'<div class="controls js" id="filters">{board.metric_buttons() if view else ""}'
-        '<label>Find <input type="search" id="find" placeholder="name, view, licence" autocomplete="off">'
-        f'</label><label>Kind <select id="family"><option value="">all</option>{kinds}</select></label>'
-        '<label>State <select id="state"><option value="">all</option><option value="done">finished</option>'
-        '<option value="blocked">not run</option></select></label><label class="narrow">Sort by '
-        f'<select id="order"><option value="0">system</option><option value="1">kind</option>{orders}'
-        '</select></label><span class="count" role="status" id="count"></span></div>'
-    )
     out: list[Any] = []
     if view:
         human = " The dashed line is an expert against the other experts." if view.human else ""
@@ -134,7 +118,7 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
             "system that is significantly below the highest of its column (paired test, Holm-adjusted "
             f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
-    out += [Html(controls), Html(board.leaderboard())]
+    out.append(render("leaderboard.html", board=board))
     return [*out, view.meaning(), *view.notes()] if view else out
 
 
@@ -157,7 +141,7 @@ def _across(view: Sections, board: Board) -> list[Any]:
         )
     return [
         text,
-        Html(f'<div class="controls js">{board.metric_buttons()}</div>{board.matrix()}'),
+        board.across(),
     ]
 
 
@@ -167,18 +151,18 @@ def _domains(view: Sections, board: Board) -> list[Any]:
         return []
     out = [
         "Scanners, centres or tumour types by themselves: one system on all of them, or all systems on one.",
-        Html(bars),
+        bars,
     ]
     left_out = view.left_out()
     if left_out:
-        out += [Html("<h3>One domain left out</h3>"), *left_out]
+        out += [Markup("<h3>One domain left out</h3>"), *left_out]
     matrices = view.domain_matrices()
     if matrices:
-        out += [Html("<h3>Trained on one domain, scored on another</h3>"), *matrices[0]]
+        out += [Markup("<h3>Trained on one domain, scored on another</h3>"), *matrices[0]]
     if len(matrices) > 1:
         others = len(matrices) - 1
-        rest = content([part for one in matrices[1:] for part in one])
-        out.append(Html(f"<details><summary>The same for {others} other systems</summary>{rest}</details>"))
+        rest = [part for one in matrices[1:] for part in one]
+        out.append(_details(f"The same for {others} other systems", rest))
     return out
 
 
@@ -189,15 +173,11 @@ def _published(page: StudyPage, view: Sections | None, board: Board) -> list[Any
             "Filled: ours, with its interval. Diamond: the published figure; small dots, the published "
             "values of the single folds. Right, ours minus published: where the interval crosses the tick at "
             "zero, these patches show no significant difference.",
-            Html(f'<div class="controls js">{board.metric_buttons()}</div>{published_table(page.published)}'),
-            Html('<p class="m average_precision">No average precision was published for the rare class.</p>'),
+            published_table(page.published, source=page.published_source, metric=board.metric),
         ]
-        if page.published_source:
-            out.append(Html(f"<p>{prose(page.published_source)}</p>"))
     models = view.fold_models() if view else []
     if models and out:
-        more = f"<details><summary>Each fold's model by itself</summary>{content(models)}</details>"
-        return [*out, Html(more)]
+        return [*out, _details("Each fold's model by itself", models)]
     return out
 
 
@@ -217,34 +197,23 @@ def _costs(page: StudyPage) -> list[Any]:
             " Rows of one encoder share its passes. Saved are those of embedding all anew for each fold, "
             f"as scripts without a cache do: that takes {times:,.1f} times as many."
         )
-    return [text, Html(table)]
+    return [text, table]
 
 
 def _contradictions(groups: Sequence[Sequence[Picture]]) -> list[Any]:
     if not groups:
         return []
-    out = []
-    for members in groups:
-        cards = []
-        for one in members:
-            image = '<div class="noimage">no image</div>'
-            if one.png:
-                image = f'<img src="{png_uri(one.png)}" alt="" width="112" height="112">'
-            cards.append(
-                f"<figure class=card>{image}<figcaption><b>{escape(one.label)}</b><br>"
-                f"{escape(one.patch_id)}</figcaption></figure>"
-            )
-        labels = ", ".join(
-            f"{sum(m.label == label for m in members)} {label}"
-            for label in dict.fromkeys(m.label for m in members)
-        )
-        title = f"{members[0].dataset}: one picture, {len(members)} files ({labels})"
-        out.append(f'<h4>{escape(title)}</h4><div class="cards">{"".join(cards)}</div>')
     return [
         "These files hold the same picture, pixel for pixel, under different labels. At most one label can "
         "be right; no system can score well on all of them.",
-        Html("".join(out)),
+        render("contradictions.html", groups=groups),
     ]
+
+
+def _details(summary: str, parts: Sequence[Any]) -> Markup:
+    """Folded away under a line that says what it is."""
+    text = Markup("<details><summary>{}</summary>{}</details>")
+    return text.format(summary, content(parts))
 
 
 def _log(page: StudyPage) -> list[Any]:

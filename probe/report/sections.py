@@ -1,12 +1,22 @@
 """What a report says: sections of sentences, tables and plots, read from the results of a study."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
+from ..results.display import (
+    SHOWN,
+    TITLES,
+    Table,
+    interval,
+    mean_and_sd,
+    mean_sd,
+    number,
+    p_value,
+)
 from ..results.schema import LeftOut, Role, Score
 from ..results.scoring import FEW_GROUPS, NO_INTERVALS
 from . import clinical
@@ -24,23 +34,8 @@ from .charts import (
     reliability,
     roc,
 )
-from .markup import (
-    SHOWN,
-    TITLES,
-    Html,
-    Table,
-    interval,
-    interval_html,
-    mean_and_sd,
-    mean_sd,
-    number,
-    p_value,
-    png_uri,
-    span,
-    tint,
-    whisker,
-)
-from .plots import svg
+from .markup import interval_html, render, span, tint, whisker
+from .plots import side_by_side, svg
 from .view import View
 
 ERRORS = 6  # thumbnails of each kind
@@ -73,7 +68,7 @@ GAPS = (
     "bound may be near 1 for a right fit. Capped fits did not reach the tolerance."
 )
 
-Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Html
+Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Markup
 
 
 class Sections(View):
@@ -153,13 +148,11 @@ class Sections(View):
             )
             rows = []
             for r in mine:
-                name = self.starred(r.features)
-                cells: list[Any] = [(name, self._swatch(r.features) + escape(name))]
+                cells: list[Any] = [self._named(r.features)]
                 for m in SHOWN:
-                    chance = share if m == "average_precision" else 0.5
                     human = self.human.get(dataset) if m == "balanced_accuracy" else None
                     series, value = self.series.get(r.features, OTHERS), r.estimate(m)
-                    bar = whisker(value, scale[m], chance=chance, human=human, series=series)
+                    bar = whisker(value, scale[m], chance=r.chance(m), human=human, series=series)
                     cells.append((interval(value), interval_html(value) + bar))
                 cells += [number(r.estimate(m).value) for m in ("sensitivity", "specificity")]
                 rows.append(cells)
@@ -240,21 +233,19 @@ class Sections(View):
             "sets."
         )
 
-    def _swatch(self, name: str) -> str:
-        return (
-            f'<i class="swatch" style="background:var(--s{self.series[name]})"></i>'
-            if name in self.series
-            else '<i class="swatch"></i>'
+    def swatch(self, name: str) -> Markup:
+        """The colour of a system in the plots, where it has one."""
+        style = (
+            Markup(' style="background:var(--s{})"').format(self.series[name]) if name in self.series else ""
         )
+        return Markup('<i class="swatch"{}></i>').format(style)
 
-    def _legend(self) -> Html:
-        items = "".join(
-            f"<span>{self._swatch(n)}{escape(n)}{' ★' if n == self.chosen else ''}</span>"
-            for n in self.series
-        )
-        more = len(self.names) - len(self.series)
-        rest = f"<span>and {more} more, in the tables only</span>" if more else ""
-        return Html(f'<div class="legend">{items}{rest}</div>')
+    def _named(self, name: str) -> tuple[str, Markup]:
+        """A system as a cell, on the page with its colour."""
+        return self.starred(name), self.swatch(name) + self.starred(name)
+
+    def _legend(self) -> Markup:
+        return render("legend.html", view=self)
 
     # --- curves
 
@@ -270,7 +261,7 @@ class Sections(View):
         ]
         for dataset in dict.fromkeys(dataset for dataset, _ in self.records):
             plots = [svg(chart(self, dataset)) for chart in (roc, precision_recall, reliability)]
-            out.append(Html(f'<h3>{escape(dataset)}</h3><div class="row">{"".join(plots)}</div>'))
+            out.append(side_by_side(plots, head=dataset))
         return out
 
     # --- thresholds
@@ -357,7 +348,7 @@ class Sections(View):
                 shown = f"{choice.value:.3g}{' (edge of the grid)' if edge else ''}"
                 if own is None:
                     shown = f"{choice.parameter} = {shown}"
-            name = (m.features, self._swatch(m.features) + escape(m.features))
+            name = (m.features, self.swatch(m.features) + m.features)
             criteria = f"{sign * m.criterion:.4f}"
             rows.append([name, choice.preprocess, choice.class_weight, shown, folds, criteria])
         out: list[Any] = [
@@ -367,8 +358,7 @@ class Sections(View):
         ]
         chart = choice_path(self)
         if chart:
-            plot = svg(chart, width=720, height=320, left=60)
-            out += [self._legend(), Html(f'<div class="row">{plot}</div>')]
+            out += [self._legend(), side_by_side([svg(chart, width=720, height=320, left=60)])]
         out.append(
             Table(
                 [
@@ -423,7 +413,7 @@ class Sections(View):
                 f"Of {' and '.join(self.ungrouped)} no slides are known: patches are taken as independent "
                 "there, p is too small, and no difference is called significant."
             )
-        out.append(Html(f'<div class="row">{"".join(plots)}</div>'))
+        out.append(side_by_side(plots))
         out.append(
             Table(
                 ["set", self.noun, "metric", "difference", "interval", "p, groups", "p, DeLong"],
@@ -526,15 +516,12 @@ class Sections(View):
         for i, name in enumerate(matrix.rows):
             cells: list[Any] = [name]
             for j, v in enumerate(matrix.values[i].tolist()):
-                own = " class=own" if matrix.own(i, j) else ""
-                low, high = matrix.intervals[i, j].tolist()
-                around = "" if np.isnan(low) else f"[{low:.2f}, {high:.2f}]"
-                shown = f'<span{own} style="{tint(v)}">{v:.2f}</span>'
-                cells.append(
-                    "-"
-                    if np.isnan(v)
-                    else (f"{v:.2f} {around}".strip(), shown + (around and f"<br><small>{around}</small>"))
-                )
+                text, _, around = interval((v, *matrix.intervals[i, j].tolist()), ".2f").partition(" ")
+                own = Markup(" class=own") if matrix.own(i, j) else ""
+                shown = Markup('<span{} style="{}">{}</span>').format(own, tint(v), text)
+                if around:
+                    shown += Markup("<br><small>{}</small>").format(around)
+                cells.append("-" if np.isnan(v) else (f"{text} {around}".strip(), shown))
             rows.append(cells)
         sets = [self.train if dataset == "train" else dataset for dataset, *_ in matrix.columns]
         over = [("", 1), *((name, len(list(same))) for name, same in groupby(sets))]
@@ -599,7 +586,7 @@ class Sections(View):
             missed = table[(table["label"] == 1) & (table["margin"] < 0)].nsmallest(ERRORS, "margin")
             alarms = table[(table["label"] == 0) & (table["margin"] >= 0)].nlargest(ERRORS, "margin")
             wrong = self._also_wrong(entry.dataset, [*missed["patch_id"], *alarms["patch_id"]])
-            figures = []
+            groups = []
             for title, rows in (
                 (f"{self.positive}, called {self.negative}", missed),
                 (f"{self.negative}, called {self.positive}", alarms),
@@ -608,23 +595,14 @@ class Sections(View):
                 for row in rows.to_dict("records"):
                     image = thumbnail_of(entry.root or "", row["path"], row["content_hash"], 112)
                     missing += image is None
-                    picture = (
-                        f'<img src="{png_uri(image)}" alt="" width="112" height="112">'
-                        if image
-                        else '<div class="noimage">no image</div>'
-                    )
-                    about = " · ".join(str(row[c]) for c in ("domain", "group") if row[c])
-                    name = escape(str(row["patch_id"]).split("/", 1)[-1])
-                    caption = f"<b>p = {row['probability']:.2f}</b><br>{name}<br>{escape(about)}"
+                    lines = [str(row["patch_id"]).split("/", 1)[-1]]
+                    lines.append(" · ".join(str(row[c]) for c in ("domain", "group") if row[c]))
                     if others:
-                        caption += f"<br>{wrong.get(row['patch_id'], 0)} of {others} others wrong too"
-                    cards.append(f"<figure class=card>{picture}<figcaption>{caption}</figcaption></figure>")
-                if cards:
-                    figures.append(
-                        f"<div><h4>{escape(title)}</h4><div class=cards>{''.join(cards)}</div></div>"
-                    )
-            if figures:
-                out.append(Html(f"<h3>{escape(entry.dataset)}</h3>{''.join(figures)}"))
+                        lines.append(f"{wrong.get(row['patch_id'], 0)} of {others} others wrong too")
+                    cards.append({"png": image, "probability": row["probability"], "lines": lines})
+                groups.append((title, cards))
+            if any(cards for _, cards in groups):
+                out.append(render("errors.html", dataset=entry.dataset, groups=groups))
         if out:
             note = f" {missing} images could not be shown (moved or changed)." if missing else ""
             out.insert(

@@ -6,9 +6,9 @@ import pandas as pd
 
 from ...terminal import print_table, say
 from ...texts import markdown_table, prose
+from ..results.display import interval
 from ..results.files import UNGROUPED
 from ..results.schema import Score
-from .markup import interval, signed
 from .model import StudyPage
 from .write import markdown_report
 
@@ -80,7 +80,7 @@ def markdown(page: StudyPage) -> str:
                 *(p.system, p.dataset, p.metric.replace("_", " "), interval(p.ours)),
                 *(
                     f"{p.published:.3f} ({p.against})",
-                    signed((p.difference, p.low, p.high)),
+                    interval((p.difference, p.low, p.high), "+.3f"),
                     p.verdict,
                 ),
             )

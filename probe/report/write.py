@@ -1,14 +1,15 @@
 """`patchbank probe report`: the results of a study as one self-contained HTML file, or as Markdown."""
 
 import os
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from ...errors import InvalidRequest
 from ...files import write_text
 from ...texts import prose
 from ..results.files import ProbeResult
-from .markup import Html, content, document, marked
+from .markup import document, marked
 from .sections import Sections
 
 
@@ -34,18 +35,9 @@ def write_report(
 def html_report(result: ProbeResult, *, images: bool = True) -> str:
     """The whole page."""
     view = Sections(result)
-    sections = view.sections(images=images)
-    links = "".join(f'<a href="#s{i}">{escape(title)}</a>' for i, (title, _) in enumerate(sections))
-    parts = "\n".join(
-        f'<section id="s{i}"><h2>{escape(title)}</h2>{content(found)}</section>'
-        for i, (title, found) in enumerate(sections)
-    )
-    title = escape(view.title)
-    return document(
-        view.title,
-        f"<header><h1>{title}</h1><p class=lead>{marked(view.lead)}</p><nav>{links}</nav></header>"
-        f"<main>{parts}</main><footer>patchbank {escape(view.results.made_by)}</footer>",
-    )
+    sections = [(f"s{i}", *one) for i, one in enumerate(view.sections(images=images))]
+    lead = Markup('<p class="lead">{}</p>').format(marked(view.lead))
+    return document(view.title, sections, lead=lead, foot=f"patchbank {view.results.made_by}")
 
 
 def markdown_report(result: ProbeResult) -> str:
@@ -56,7 +48,7 @@ def markdown_report(result: ProbeResult) -> str:
         shown = [
             prose(one) if isinstance(one, str) else one.markdown()
             for one in found
-            if not isinstance(one, Html)
+            if not isinstance(one, Markup)
         ]
         if shown:
             out += [f"## {title}", *shown]

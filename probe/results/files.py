@@ -17,7 +17,7 @@ from ...files import sha256, write_atomically, write_text
 from ...terminal import print_table, say
 from ...texts import write_csv
 from ..model import ProbeModel, load_probes, save_probes
-from ..report.markup import SHOWN, interval, mean_and_sd
+from .display import SHOWN, interval, mean_and_sd
 from .older import document_of_version_1, predictions_of_version_1
 from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Score
 

@@ -324,6 +324,10 @@ class Score(Part):
         """Of positive rows: the chance level of average precision."""
         return self.n_positive / self.n
 
+    def chance(self, metric: str) -> float:
+        """The chance level of one of `display.SHOWN`."""
+        return self.share if metric == "average_precision" else 0.5
+
     def estimate(self, metric: str, kind: str = "metrics") -> Estimate:
         """One number; one without a value where it was not computed."""
         return getattr(self, kind).get(metric, UNKNOWN)

@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from patchbank.datasets.thumbnails import sprite_sheet, thumbnail
-from patchbank.probe.report.board import Board, prose
+from patchbank.probe.report.board import Board
 from patchbank.probe.report.maps import caption, json_script
+from patchbank.probe.report.markup import prose
 from patchbank.probe.report.page import (
     EmbeddingMap,
     Picture,
@@ -290,7 +291,7 @@ def test_prose_marks_commands_and_addresses_and_escapes() -> None:
         "<br><code>hf auth login</code>"
     )
     assert prose("run `a <b>`") == "run <code>a &lt;b&gt;</code>"
-    assert prose("  pip install 'x'") == "<code>pip install &#x27;x&#x27;</code>"
+    assert prose("  pip install 'x'") == "<code>pip install &#39;x&#39;</code>"
     assert "<img" not in prose('https://x.org/"><img src=x>')
     assert "javascript:" not in re.findall(r'href="([^"]*)"', prose("javascript:alert(1)"))
 

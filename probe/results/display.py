@@ -1,0 +1,92 @@
+"""Results as people read them: names of metrics, numbers with their intervals, tables."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...terminal import print_table
+from ...texts import markdown_table
+from .schema import Spread
+
+Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
+SHOWN = ("balanced_accuracy", "auroc", "average_precision")
+TITLES = {
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "f1": "F1",
+    "mcc": "MCC",
+    "brier": "Brier score",
+    "ece": "ECE",
+    "log_loss": "log-loss",
+}
+
+
+def interval(value: Numbers, form: str = ".3f") -> str:
+    """An Estimate, or (value, low, high), as "0.812 [0.745, 0.867]"; "-" where there is no value.
+
+    form : of each number, as in `format`; "+.3f" for differences
+    """
+    v, low, high = (None if x is None or x != x else x for x in value)
+    if v is None:
+        return "-"
+    return f"{v:{form}}" + ("" if low is None or high is None else f" [{low:{form}}, {high:{form}}]")
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or "-"."""
+    return interval((value, None, None))
+
+
+def p_value(value: float | None) -> str:
+    """Three decimals, or "< 0.001", or "-"."""
+    return "< 0.001" if value is not None and value < 0.001 else number(value)
+
+
+def mean_sd(values: Sequence[float | None]) -> str:
+    """Mean and, in brackets, standard deviation (ddof 0) of the values there are."""
+    known = [v for v in values if v is not None]
+    return f"{np.mean(known):.3f} ({np.std(known):.3f})" if known else "-"
+
+
+def mean_and_sd(of: Spread) -> str:
+    """Of a metric over repeated runs, see `repeats.spread_over_repeats`."""
+    return "-" if of.mean is None else f"{of.mean:.3f} ± {of.sd:.3f}"
+
+
+class Table:
+    """Column heads and rows of cells, for a page, Markdown and the terminal.
+
+    A cell is text or a number, or (text, HTML) where the page shows more.
+    left : how many columns from the left are words, the others are numbers
+    kind : class of the element on a page
+    over : a line of heads above the heads, (text, number of columns)
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        *,
+        left: int = 1,
+        kind: str = "",
+        over: Sequence[tuple[str, int]] = (),
+    ) -> None:
+        self.heads, self.rows, self.left, self.kind, self.over = heads, rows, left, kind, over
+
+    def markdown(self) -> str:
+        """A table of Markdown; heads above the heads are put before these."""
+        prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
+        heads = [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
+        return markdown_table(heads, self._texts(), words=self.left)
+
+    def show(self, *, title: str = "", caption: str = "") -> None:
+        """Print it on the terminal; the columns of words name the rows."""
+        right = range(self.left, len(self.heads))
+        print_table(self.heads, self._texts(), lead=self.left, right=right, title=title, caption=caption)
+
+    def _texts(self) -> list[list[Any]]:
+        return [[cell[0] if isinstance(cell, tuple) else cell for cell in row] for row in self.rows]
