@@ -9,6 +9,7 @@
     skew       time stamps of leases five minutes off, in both directions
     damage     flips, zeroed halves, swapped rows, in blocks that finalize, merge, subset or load then read
     logs       cut at a line, cut inside one, emptied, deleted; then verify, repair, gc
+    hostile    stores, archives, studies and cards made to do harm: what they run, what they touch outside
     readers    load, iter_blocks and verify beside processes that write, finalise and sweep
 
 After each: every row that was published is loaded and compared, the files are read once more by their
@@ -16,14 +17,19 @@ format alone, and Zarr arrays are compared pair by pair. Exit code 1 unless all 
 """
 
 import argparse
+import importlib.util
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -545,7 +551,166 @@ def keep_busy(store: Store, end: float) -> None:
         seed += 1
 
 
+def of_tests(name: str) -> Any:
+    """A file of the tests, whose makers of hostile things are used here."""
+    path = Path(__file__).parent.parent / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def hostile(folder: Path) -> Counter[str]:
+    """Stores, archives and studies that somebody made to do harm; what they touch outside, what they run."""
+    found: Counter[str] = Counter()
+    for backend in ("zarr", "hdf5"):
+        found.update(hostile_stores(folder / backend, backend))
+    found.update(hostile_archives(folder / "archives"))
+    found.update(hostile_studies(folder / "studies"))
+    return found
+
+
+def hostile_stores(folder: Path, backend: str) -> Counter[str]:
+    """Block ids and names of arrays that lead out of the store, links in the place of files, pipes."""
+    found: Counter[str] = Counter()
+    module, shared = of_tests("cache/test_hostile.py"), of_tests("cache/conftest.py")
+    module.Attack.prepare(folder / "template", shared.make_identity(), shared.Rows(20), backend)
+
+    def line(record: dict[str, Any]) -> Callable[[Any], None]:
+        return lambda attack: attack.add_line(record)
+
+    def link(name: str, to: str) -> Callable[[Any], None]:
+        def make(attack: Any) -> None:
+            path = attack.root / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            path.symlink_to(attack.victim / to)
+
+        return make
+
+    makers: list[Callable[[Any], None]] = []
+    for word in module.OUT:
+        block = {**module.BLOCK, **module.EXTRAS, "block": word}
+        retire = {"type": "retire", "blocks": [word], "reason": "", "time": 1.0}
+        makers += [line(block), line(retire), line({**module.ORDER, "blocks": [word]})]
+        makers.append(line({**module.ORDER, "view": {word: module.SUM}}))
+    for name in (
+        "zarr.json",
+        "store.json",
+        "parts",
+        "parts/log",
+        "parts/blocks",
+        "parts/leases",
+        "embeddings",
+    ):
+        makers += [link(name, to) for to in ("file", "folder", "nothing")]
+    for make in makers:
+        place = folder / f"{found['hostile stores']}"
+        shutil.copytree(folder / "template", place)
+        attack = module.Attack(place)
+        make(attack)
+        found["hostile stores"] += 1
+        try:
+            found["refusals"] += len(attack.try_everything())
+        except AssertionError:
+            found["outside touched"] += 1
+        found["outside touched"] += (attack.victim / "nothing").exists()
+    return found
+
+
+def hostile_archives(folder: Path) -> Counter[str]:
+    """Members that lead out of the folder, links, devices, pipes, bombs."""
+    from patchbank.datasets.fetch import unpack
+    from patchbank.errors import FetchError
+
+    found: Counter[str] = Counter()
+    module = of_tests("datasets/test_fetch.py")
+    makers = {name: make for name, (make, _) in module.MALICIOUS.items()}
+    makers["tar pipe"] = lambda: module.tarred(module.tar_member("a", kind=tarfile.FIFOTYPE))
+    for number, make in enumerate(makers.values()):
+        place = folder / f"{number}/in"
+        place.mkdir(parents=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            (place / "x.part").write_bytes(make())
+        found["hostile archives"] += 1
+        try:
+            unpack(place / "x.part", place / "out", progress=False)
+            found["archives unpacked"] += 1
+        except FetchError:
+            found["refusals"] += 1
+        here = [path for path in (folder / f"{number}").rglob("*") if path not in (place, place / "x.part")]
+        found["outside touched"] += len(here)
+    return found
+
+
+def filled(shape: Any) -> Any:
+    """Something of that shape."""
+    return {key: filled(kind) for key, kind in shape.items()} if isinstance(shape, dict) else shape()
+
+
+def hostile_studies(folder: Path) -> Counter[str]:
+    """Studies, cards and model folders that name Python code: it must not be imported."""
+    from patchbank.datasets.synthetic import generate_manifests
+    from patchbank.finetune.checkpoint import FORMAT, FORMAT_VERSION, SHAPE
+
+    found: Counter[str] = Counter()
+    folder.mkdir(parents=True)
+    mark = folder / "ran"
+    (folder / "hostile.py").write_text(f"open({str(mark)!r}, 'w').close()\nmake = None\n")
+    card = 'id = "evil"\nkind = "python"\nmodel = "hostile:make"\nrevision = "1"\ndim = 3\n'
+    (folder / "evil.toml").write_text(card)
+    (folder / "finetuned.toml").write_text(card.replace('"python"', '"finetuned"'))
+    paths = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+    patchbank = [sys.executable, "-m", "patchbank"]
+    generate_manifests(folder / "data", n=80)
+    data = str(next(folder.glob("data/synthetic-mitoses.toml")))
+    head = f'name = "s"\ntitle = "S"\ntrain = "{data}"\ntests = []\nfolds = 3\n'
+    bank = ["--bank", str(folder / "bank")]
+    commands = [
+        ["extract", data, "--card", str(folder / "evil.toml"), *bank],
+        ["extract", data, "-e", str(folder / "evil.toml"), *bank, "--dry-run"],
+        ["encoders", "check", str(folder / "evil.toml")],
+        ["finetune", "run", data, "-e", str(folder / "evil.toml"), "--out", str(folder / "out")],
+    ]
+    for encoder in ("evil.toml", "./evil.toml", str(folder / "evil.toml")):
+        file = folder / f"study-{len(commands)}.toml"
+        file.write_text(f'{head}[[system]]\nname = "E"\nencoder = "{encoder}"\n')
+        for more in ([], ["--dry-run"], ["--dry-run", "--json"]):
+            commands.append(["run", str(file), *bank, "--out", str(folder / "out"), *more])
+    evil = {"id": "evil", "kind": "python", "model": "hostile:make", "revision": "1", "dim": 3}
+    named = [{"spec": spec} for spec in ("evil.toml", str(folder / "evil.toml"), f"finetuned:{folder}")]
+    for change in ({"card": evil}, *named):
+        model = folder / f"model-{len(commands)}"
+        model.mkdir()
+        whole = {**filled(SHAPE), "format": FORMAT, "format_version": FORMAT_VERSION}
+        whole["encoder"] |= change
+        (model / "card.json").write_text(json.dumps(whole))
+        commands.append(["predict", str(model), str(folder / "data"), "-o", str(folder / "table.csv")])
+    for command in commands:
+        done = subprocess.run(
+            [*patchbank, *command],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths},
+            check=False,
+        )
+        found["hostile studies, cards and model folders"] += 1
+        found["refusals"] += "--trust-code" in done.stdout + done.stderr
+        if "--trust-code" not in done.stdout + done.stderr:
+            print("  not refused:", *command, done.stdout[-200:], done.stderr[-300:], flush=True)
+        found["not refused"] += "--trust-code" not in done.stdout + done.stderr
+        found["code run"] += mark.exists()
+        mark.unlink(missing_ok=True)
+    return found
+
+
 HARMLESS = {
+    "hostile stores",
+    "hostile archives",
+    "hostile studies, cards and model folders",
+    "refusals",
     "steps",
     "stores",
     "stopped with an error",
@@ -574,6 +739,7 @@ def main() -> None:
         "damage": lambda folder: damage(folder, 5 if quick else 1),
         "logs": lambda folder: logs(folder, 7 if quick else 1),
         "readers": lambda folder: readers(folder, 1 if quick else 10),
+        "hostile": hostile,
         "takeovers": lambda folder: takeovers(folder, 4 if quick else options.takeovers, options.seed),
     }
     bad = 0
