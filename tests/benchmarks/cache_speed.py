@@ -195,7 +195,7 @@ def main() -> None:
             for who in ("zarr", "hdf5") if what == "load all" else ():
                 least, without = min(parts[who]), min(parts[f"{who} unchecked"])
                 print(
-                    f"  {who}: comparing with the checksums costs {100 * (least / without - 1):+.0f} % of a load"
+                    f"  {who}: comparing with checksums costs {100 * (least / without - 1):+.0f} % of a load"
                 )
         streaming(next(Path(name).glob("zarr*")))
         opening(Path(name) / "many", many)
