@@ -239,6 +239,20 @@ def test_streamed_is_the_same(tmp_path, k):
     assert rows.most <= 4096
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_streamed_fits_that_the_descent_does_not_finish_are_finished_by_newton(k):
+    """They once ended capped: its rows are read anew in every step."""
+    X, y = data(5000, 10, k)
+    v = sets(y)
+    strengths = [1e-2, 1e4]
+    fits = fit_logistic(Rows(X), y, C=strengths, weights=v, memory=1e4, max_rounds=3)
+    assert (fits.status == "newton").any()
+    assert (fits.status != "capped").all()
+    np.testing.assert_allclose(
+        fits.objective, fit_logistic(X, y, C=strengths, weights=v).objective, rtol=1e-6
+    )
+
+
 def test_gap_bounds_are_bounds_of_rough_fits(monkeypatch):
     """Stopped early, without Newton: the status says so, and the bound holds."""
     monkeypatch.setattr(logistic, "_finish_set", lambda *_: None)
