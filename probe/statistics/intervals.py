@@ -785,7 +785,7 @@ class DeLong:
         parts = [apart(self.of_negatives), apart(self.of_positives)]
         spread = sum(v**2 / max(k - 1, 1.0) for v, k in zip(parts, self.clusters.effective, strict=True))
         freedom = np.divide(sum(parts) ** 2, spread, out=np.ones_like(value), where=np.asarray(spread) > 0)
-        # pyright: ignore[reportOperatorIssue] error = np.where(error > 1e-12, error, np.nan)
+        error = np.where(error > 1e-12, error, np.nan)  # no interval has width zero
         half = stats.t.ppf((1 + confidence) / 2, freedom) * error
         p = _tail(value, error, freedom)
         name = "DeLong, clustered (Obuchowski 1997)" if self.clustered else "DeLong 1988"

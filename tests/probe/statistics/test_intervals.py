@@ -494,6 +494,23 @@ def test_delong_and_the_bootstrap_agree():
     np.testing.assert_allclose(formula.p, resampled.p, atol=0.06)
 
 
+def test_delong_has_no_interval_where_no_row_changes_the_difference():
+    """Neither for a model and itself, nor for two whose placement values are all alike."""
+    y, scores, _ = slides(m=1)
+    perfect, reversed_ = y + 0.0, 1.0 - y
+    found = intervals.delong(y, np.column_stack([scores, scores, perfect, reversed_])).compare(
+        pairs=[(0, 1), (2, 3), (2, 0)]
+    )
+    assert found.difference[:2].tolist() == [0, 1]
+    for name in ("standard_error", "low", "high"):
+        assert np.isnan(getattr(found, name)).tolist() == [True, True, False]
+    assert found.reason.tolist() == [intervals.STILL, intervals.STILL, ""]
+    assert found.p[0] == 1
+    assert np.isnan(found.p[1])
+    assert 0 < found.p[2] < 1e-3
+    np.testing.assert_allclose(found.p_holm[[0, 2]], [1, 2 * found.p[2]])
+
+
 def test_delong_needs_two_of_each_class():
     with pytest.raises(ProbeError, match="1 have positives"):
         intervals.delong([1, 0, 0], [0.3, 0.2, 0.1])
