@@ -148,7 +148,7 @@ def test_coordinates_without_a_size(root: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("value", [32, np.int64(32), np.array([32]), np.float64(32), "32", b"32"])
+@pytest.mark.parametrize("value", [32, np.int64(32), np.array([32]), np.float64(32), "32", b"32"], ids=repr)
 def test_attributes_in_any_form(root: Path, value: Any) -> None:
     file = coords(root / "a_patches.h5", [[0, 0]], patch_size=value)
     assert build(root, "", coordinates=file)[0].table["path"].tolist() == ["a.tiff::wsi[0,0,32,32]"]

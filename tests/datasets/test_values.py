@@ -40,6 +40,7 @@ def read(column: str, values: list[object], **options: object) -> tuple[list[str
         np.nan,
         pd.NA,
     ],
+    ids=ascii,
 )
 def test_words_for_missing(column: str, word: object) -> None:
     values, said = read(column, ["a", word, "b"])

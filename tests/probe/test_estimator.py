@@ -19,7 +19,9 @@ ESTIMATORS = [
 def checks():
     for ours in ESTIMATORS:
         for estimator, check in estimator_checks_generator(ours, legacy=True):  # pyright: ignore
-            yield pytest.param(estimator, check, id=f"{type(ours).__name__}-{check.func.__name__}")  # pyright: ignore
+            options = ",".join(map(str, check.keywords.values()))  # pyright: ignore
+            name = f"{type(ours).__name__}-{check.func.__name__}-{options}"  # pyright: ignore
+            yield pytest.param(estimator, check, id=name.removesuffix("-"))
 
 
 @pytest.mark.filterwarnings("ignore")
