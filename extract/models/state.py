@@ -34,6 +34,7 @@ _HEADS = re.compile(
 )
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")  # DINOv2's training saves blocks in chunks: blocks.0.3.
 _DEEPEST = 4  # dictionaries inside each other
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # others come with scales of their own
 
 
 @dataclass
@@ -90,6 +91,11 @@ def read_file(path: Path) -> Any:
         raise EncoderError(f"{path} {other}")
     with path.open("rb") as file:
         start = file.read(9)
+    if start.startswith((b"{", b"[")) and start[8:] != b"{":
+        raise EncoderError(
+            f"{path} is JSON, not weights; an index.json names the files (shards) of a model. Fix: merge "
+            "them into one .safetensors, and name that"
+        )
     try:
         if start[8:] == b"{":  # by content: such files are found under names of the other kind, too
             from safetensors.torch import load_file
@@ -128,6 +134,14 @@ def _why(path: Path, error: Exception) -> str:
             "it, save its state dict alone (torch.save(model.state_dict(), FILE))"
         )
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    if "TorchScript" in text:
+        return (
+            "it is a TorchScript archive, which holds code. Fix: where you trust it, save its state dict "
+            "alone (torch.save(torch.jit.load(FILE).state_dict(), OTHER))"
+        )
+    with path.open("rb") as file:
+        if not file.read(2).startswith((b"\x80", b"PK")):
+            return "it begins like no file of PyTorch or safetensors"
     if "weights_only" in text:
         named = re.search(r"GLOBAL (\S+) ", text)
         return (
@@ -174,6 +188,7 @@ def load_file_into(
         ]
     best = _choose(fits, path, card, len(own))
     state = {name: best.state[name] for name in own}
+    _refuse_other_numbers(state, own, path)
     refuse_not_finite(state, str(path))
     model.load_state_dict(
         {name: value.float() if value.is_floating_point() else value for name, value in state.items()},
@@ -181,6 +196,23 @@ def load_file_into(
         assign=True,
     )
     return best.name
+
+
+def _refuse_other_numbers(state: State, own: Mapping[str, Tensor], path: Path) -> None:
+    """Raises EncoderError for a tensor that is quantised, sparse, without data, or no floats."""
+    for name, value in state.items():
+        kind = str(value.dtype).removeprefix("torch.")
+        if value.is_meta:
+            kind = "a tensor without data (of the device meta)"
+        elif value.layout != torch.strided:
+            kind = "sparse"
+        elif own[name].is_floating_point() == (value.dtype in FLOATS):
+            continue
+        wanted = " or ".join(map(str, FLOATS[:3])) if own[name].is_floating_point() else own[name].dtype
+        raise EncoderError(
+            f"{path}: the tensor {name} is {kind}, the architecture wants {wanted}. Fix: take the checkpoint "
+            "that was not quantised or converted"
+        )
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], where: str) -> None:

@@ -3,8 +3,9 @@
 import argparse
 import dataclasses
 import hashlib
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -220,6 +221,71 @@ def test_weights_that_are_not_finite_are_refused(
         EncoderError, match=r"broken.*blocks\.0\.mlp\.fc1\.bias holds 1 NaN or infinite values of 768"
     ):
         build_encoder(tiny, device="cpu", checkpoint=tmp_path / "broken.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.to(torch.int8), "int8"),
+        (lambda t: t.to(torch.complex64), "complex64"),
+        (lambda t: t.bool(), "bool"),
+        (lambda t: t.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+        (lambda t: t.to_sparse(), "sparse"),
+        (lambda t: t.to("meta"), "without data"),
+        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8), "qint8"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_that_are_no_floats_are_refused(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], change: Callable[..., torch.Tensor], says: str
+) -> None:
+    """int8 would load as rounded numbers, float8 without its scale."""
+    state["norm.bias"] = change(state["norm.bias"])
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(EncoderError, match=rf"odd\.pth: the tensor norm\.bias is .*{says}"):
+        build_encoder(tiny, device="cpu", checkpoint=tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": {f"module.teacher.backbone.{k}": v for k, v in s.items()}},
+        lambda s: {"model": {"state_dict": {f"_orig_mod.module.encoder.{k}": v for k, v in s.items()}}},
+        lambda s: {"checkpoint": {"model": {"teacher": {f"backbone.{k}": v for k, v in s.items()}}}},
+        lambda s: {
+            "state_dict": {f"model.{k}": v for k, v in s.items()},
+            "hyper_parameters": argparse.Namespace(lr=1),
+        },
+        lambda s: {
+            "student": {f"module.backbone.{k}": v + 1 for k, v in s.items()},
+            "teacher": {f"module.backbone.{k}": v for k, v in s.items()},
+        },
+    ],
+)
+def test_wrappers_two_and_three_deep(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], wrap: Callable[..., object]
+) -> None:
+    torch.save(wrap(state), tmp_path / "deep.pth")
+    built = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "deep.pth")
+    found = built.network.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+
+
+def test_an_index_of_shards_and_other_formats_are_named(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]
+) -> None:
+    files = {
+        "model.safetensors.index.json": (
+            json.dumps({"metadata": {}, "weight_map": {"a": "b"}}).encode(),
+            "shards",
+        ),
+        "w.h5": (b"\x89HDF\r\n\x1a\n", "like no file of PyTorch"),
+        "w.onnx": (b"\x08\x07\x12\x07pytorch", "like no file of PyTorch"),
+    }
+    for name, (data, says) in files.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(EncoderError, match=says):
+            build_encoder(tiny, device="cpu", checkpoint=tmp_path / name)
 
 
 def test_another_patch_size_is_another_network(
