@@ -178,6 +178,16 @@ def load_study(name: str | os.PathLike[str]) -> Study:
             faults.append(
                 f"{other!r} and {one!r} differ in punctuation or case only: results go to folders by name"
             )
+    models: dict[tuple[str, str], str] = {}  # where trained models go: ENCODER+RECIPE
+    for system in systems:
+        if system.stage != "probe":
+            other = models.setdefault((system.encoder, system.recipe or system.stage), system.name)
+            if other != system.name:
+                faults.append(
+                    f"{other!r} and {system.name!r} fine-tune {system.encoder!r} with the recipe "
+                    f"{system.recipe or system.stage!r}, and models go to folders by encoder and recipe: "
+                    "give one of them a recipe of another name (a TOML file with its settings)"
+                )
     if values.get("map", "pca") not in get_args(Projection):
         faults.append(f"map {values['map']!r} is not one of {', '.join(get_args(Projection))}")
     faults += _faults_of_primary(values)

@@ -546,6 +546,8 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         '[[system]]\nname = "a"\nencoder = "uni"\nstage = "linear"\n'
         '[[system]]\nname = "a"\nencoder = "uni"\n[[system]]\nname = "b"\n'
         '[[system]]\nname = "x+y z"\nencoder = "uni"\n[[system]]\nname = "x+y, z"\nencoder = "uni"\n'
+        '[[system]]\nname = "rank 8"\nencoder = "uni"\nstage = "lora"\nsettings = { rank = 8 }\n'
+        '[[system]]\nname = "rank 16"\nencoder = "uni"\nstage = "lora"\nsettings = { rank = 16 }\n'
     )
     with pytest.raises(InvalidRequest) as error:
         load_study(file)
@@ -559,6 +561,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         "stage 'linear' is not one of probe, lora, full",
         "two systems are called 'a'",
         "'x+y z' and 'x+y, z' differ in punctuation or case only",
+        "'rank 8' and 'rank 16' fine-tune 'uni' with the recipe 'lora', and models go to folders by encoder",
         "system 3 (b): needs a name and an encoder",
         "unknown key 'probes', did you mean 'probe'?",
         str(file),
