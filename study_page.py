@@ -123,14 +123,14 @@ class StudyReport:
             return []
         systems = {s.name: [(name, s.stage) for name in s.published or (s.name,)] for s in self.study.systems}
         # AMi-Br's own test split is called "ami-br:test"; other sets have the name of their manifest
-        sets = [one["dataset"] for one in self.merged.document["data"][1:]]
+        sets = self.merged.results.sets[1:]
         datasets = {name: name.partition(":")[0] for name in sets if name.partition(":")[2] in ("", "test")}
         return beside_published(self.merged, self.figures["published"], systems, datasets=datasets)
 
     def _row(self, system: System) -> SystemRow:
         about: dict[str, Any] = {"name": system.name, "encoder": system.encoder, "family": system.stage}
-        models = [] if self.merged is None else self.merged.document["models"]
-        model = next((model for model in models if model["features"] == system.name), None)
+        models = [] if self.merged is None else self.merged.results.models
+        model = next((model for model in models if model.features == system.name), None)
         if model is None:
             name = (system.published or (system.name,))[0]
             published = in_words(self.figures.get("published", []), name, system.stage)
@@ -144,22 +144,22 @@ class StudyReport:
         return SystemRow(
             **about,
             state="done",
-            chosen=model["chosen"],
-            dim=model["dim"],
+            chosen=model.chosen or "",
+            dim=model.dim or 0,
             forwards=spent.get("forwards", 0),
             forwards_saved=self._saved(spent),
             extract_seconds=spent.get("seconds", 0.0),
             device=spent.get("device", ""),
-            fits=model.get("fits", {}).get("fits", 0),
-            probe_seconds=model["seconds"].get("cpu", 0.0) if probed else 0.0,
-            train_seconds=0.0 if probed else model["seconds"]["all"],
+            fits=model.fits.fits if model.fits else 0,
+            probe_seconds=model.seconds.get("cpu", 0.0) if probed else 0.0,
+            train_seconds=0.0 if probed else model.seconds["all"],
         )
 
     def _saved(self, spent: Mapping[str, Any]) -> int:
         """Passes that were not made, against scripts that embed everything anew for each fold's probe."""
         if not spent or self.merged is None:
             return 0
-        return (self.merged.document["folds"]["n_splits"] - 1) * spent["forwards"]
+        return (self.merged.results.folds.n_splits - 1) * spent["forwards"]
 
 
 def embedding_maps(
@@ -171,14 +171,14 @@ def embedding_maps(
     method: Projection,
 ) -> Iterator[EmbeddingMap]:
     """Maps of the best probed systems' embeddings, over all data sets."""
-    ranked = sorted(merged.document["models"], key=lambda m: -m["criterion"])
     # feature set -> a store of the system that chose it, for its precision and dtype
-    chosen = {m["chosen"]: stores[m["features"]][0] for m in ranked if m["features"] in stores}
+    ranked = [m for m in merged.results.ranked if m.features in stores]
+    chosen = {m.chosen: stores[m.features][0] for m in ranked if m.chosen}
     manifests = {name: m.select(m.table["label"].to_numpy() != "") for name, m in sets.manifests.items()}
     table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
     rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
     sprite = sprite_sheet(_Joined(list(manifests.values())), rows.tolist(), tile=TILE, columns=COLUMNS)
-    shown, positive = table.iloc[rows], merged.document["data"][0]["positive"]
+    shown, positive = table.iloc[rows], merged.results.train.positive
     for features, store in list(chosen.items())[:MAPS]:
         source = parse_features(features).sources[0]
         opened = open_bank(bank, precision=store.precision, dtype=store.dtype)
@@ -218,11 +218,12 @@ class _Joined:
 def contradictions(merged: ProbeResult, sets: Sets) -> Iterator[tuple[Picture, ...]]:
     """Groups of equal images that carry different labels."""
     rows = {p: (m, i) for m in sets.manifests.values() for i, p in enumerate(m.table["patch_id"])}
-    for leak in merged.document.get("leaks", {}).get("leaks", []):
-        if leak["kind"] != "labels":
+    leaks = merged.results.leaks
+    for leak in leaks.leaks if leaks else ():
+        if leak.kind != "labels":
             continue
         pictures = []
-        for patch_id, _, label in leak["rows"]:
+        for patch_id, _, label in leak.rows:
             manifest, row = rows[patch_id]
             try:
                 png = thumbnail(open_source(manifest).read(row), 128)

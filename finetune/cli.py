@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .. import options
 from ..errors import InvalidRequest
 from ..terminal import echo, print_table, say
+
+if TYPE_CHECKING:
+    from ..probe.results.files import ProbeResult
 
 
 @click.group("finetune")
@@ -176,7 +179,7 @@ def run_command(
         ]
     if as_json:
         return echo(json.dumps([result.to_json() for result in results], indent=1))
-    _scores([record for result in results for record in result.document["scores"]])
+    _scores(*results)
 
 
 @finetune_group.command("attention")
@@ -226,7 +229,7 @@ def attention_command(
     )
     if as_json:
         return echo(json.dumps(result.to_json(), indent=1))
-    _scores(result.document["scores"])
+    _scores(result)
 
 
 @finetune_group.command("ls")
@@ -445,21 +448,21 @@ def _setting(text: str) -> tuple[str, Any]:
         return key.strip(), value.strip()
 
 
-def _scores(records: list[dict[str, Any]]) -> None:
+def _scores(*results: "ProbeResult") -> None:
     from ..probe.results.display import interval
 
-    shown = [r for r in records if r["subset"] == "raw" and not r["domain"]]
     print_table(
         ("scored on", "model", "by", "patches", "balanced accuracy", "AUROC"),
         [
             (
-                r["dataset"],
-                r["features"],
-                r["role"],
-                r["n"],
-                interval(r["metrics"]["balanced_accuracy"]),
-                interval(r["metrics"]["auroc"]),
+                one.dataset,
+                one.features,
+                one.role_name,
+                one.n,
+                interval(one.estimate("balanced_accuracy")),
+                interval(one.estimate("auroc")),
             )
-            for r in shown
+            for result in results
+            for one in result.results.whole()
         ],
     )

@@ -9,9 +9,10 @@ import pandas as pd
 
 from ..errors import InvalidRequest
 from ..probe.config import ProbeConfig
-from ..probe.results.files import ProbeResult, groups_known
+from ..probe.results.files import ProbeResult
 from ..probe.results.merge import from_predictions
-from ..probe.results.scoring import PAIRED, compare_models, estimate_set, without_duplicates
+from ..probe.results.schema import PAIRED, Role
+from ..probe.results.scoring import compare_models, estimate_set, without_duplicates
 from ..probe.statistics.intervals import holm
 from .scores import OOF
 
@@ -43,8 +44,8 @@ def compare_results(
     chosen = features or other.chosen
     a = _by_set(mine.predictions, mine.chosen, fold)
     b = _by_set(other.predictions, chosen, fold)
-    single = len(mine.document["folds"].get("trained", [0, 0])) == 1
-    config = ProbeConfig.from_dict(other.document["config"])
+    single = len(mine.results.folds.trained or ()) == 1
+    config = ProbeConfig.from_dict(other.results.config.to_json())
     config = replace(config, seed=seed, bootstrap=config.bootstrap or ProbeConfig.bootstrap)
     records = []
     for dataset, table in a.items():
@@ -54,9 +55,8 @@ def compare_results(
         left, right = (
             t[t["role"] == r].set_index("patch_id") for t, r in zip((table, b[dataset]), roles, strict=True)
         )
-        role = "oof" if roles[0] == OOF else "both"
-        about = next(d for d in other.document["data"] if d["dataset"] == dataset)
-        known = groups_known(about)
+        role = Role.OOF if roles[0] == OOF else Role.REFIT  # of the variance: out of fold it is inflated
+        known = other.results.data_set(dataset).grouped
         every = from_predictions(dataset, {"ours": left, "theirs": right}, role=role, groups_known=known)
         rows, columns = without_duplicates(*every)
         if not len(rows):
@@ -65,9 +65,9 @@ def compare_results(
         assert whole is not None  # the config asks for intervals
         found = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
         for one in found:
-            if one["test"] != PAIRED:
+            if one.test != PAIRED:
                 continue
-            values = whole[one["metric"]].value
+            values = whole[one.metric].value
             records.append(
                 {
                     "dataset": dataset,
@@ -75,11 +75,16 @@ def compare_results(
                     "ours": mine.chosen,
                     "theirs": chosen,
                     "roles": roles,
-                    "metric": one["metric"],
+                    "metric": one.metric,
                     "n": len(rows),
                     "value_ours": float(values[0]),
                     "value_theirs": float(values[1]),
-                    **{key: one[key] for key in ("difference", "low", "high", "p", "p_method", "reason")},
+                    "difference": one.difference,
+                    "low": one.low,
+                    "high": one.high,
+                    "p": one.p,
+                    "p_method": one.p_method,
+                    "reason": one.reason,
                 }
             )
     if not records:

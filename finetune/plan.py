@@ -32,7 +32,7 @@ from ..errors import InvalidRequest, PatchbankError
 from ..files import write_text
 from ..probe.config import parse_features
 from ..probe.results.files import ProbeResult
-from ..probe.results.scoring import PAIRED
+from ..probe.results.schema import PAIRED, Comparison, Results, Role
 from ..settings import read_toml
 
 FORMAT = "patchbank-finetune-plan"
@@ -158,17 +158,13 @@ def make_plan(
     """
     rule = rule or Rule()
     found = results if isinstance(results, ProbeResult) else ProbeResult.load(results)
-    document = found.document
+    results_of = found.results
     recipe = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
-    best_set = _best_set_of_each_encoder(document)
-    records = {
-        r["features"]: r
-        for r in document["scores"]
-        if r["role"] == "oof" and r["subset"] == "raw" and not r["domain"]
-    }
+    best_set = _best_set_of_each_encoder(results_of)
+    records = {one.features: one for one in results_of.whole(roles=(Role.OOF,))}
     values: dict[str, tuple[float, float, float]] = {}
     for encoder, features in best_set.items():
-        cell: Any = records[features]["metrics"][rule.metric] if features in records else (None,)
+        cell: Any = tuple(records[features].estimate(rule.metric)) if features in records else (None,)
         if None in cell:
             raise InvalidRequest(
                 f"the results have no interval of the out-of-fold {rule.metric} of {features}: "
@@ -178,15 +174,15 @@ def make_plan(
     if not values:
         raise InvalidRequest("the results have no feature set of a single encoder")
     order = sorted(values, key=lambda e: -values[e][0])
-    size = next(d for d in document["data"] if d["dataset"] == records[best_set[order[0]]]["dataset"])
-    scored = sum(d["n"] for d in document["data"]) - size["n"]
+    trained = results_of.train.n
+    scored = sum(one.n for one in results_of.data) - trained
     known = dict(costs or {})
     entries = []
     for encoder in order:
         fitting, refusal = fitting_recipe(encoder, recipe)
         if encoder not in known and measure:
             known[encoder] = measure_cost(encoder, recipe=fitting, device=device, steps=steps)
-        gap = _gap(document, best_set[order[0]], best_set[encoder], rule)
+        gap = _gap(results_of, best_set[order[0]], best_set[encoder], rule)
         entries.append(
             _judge(
                 encoder,
@@ -195,18 +191,17 @@ def make_plan(
                 best=(order[0], values[order[0]]),
                 gap=gap,
                 cost=known.get(encoder),
-                rows=(size["n"], scored, document["folds"]["n_splits"]),
+                rows=(trained, scored, results_of.folds.n_splits),
                 recipe=fitting,
                 refusal=refusal,
                 rule=rule,
             )
         )
-    folds = document["config"]["folds"]
     return FinetunePlan(
         train=str(Path(train).absolute()),
         tests=tuple(str(Path(one).absolute()) for one in tests),
-        folds=folds,
-        positive=document["config"].get("positive") or "",
+        folds=results_of.config.folds,
+        positive=results_of.config.positive or "",
         rule=rule,
         entries=tuple(entries),
     )
@@ -318,7 +313,7 @@ def _judge(
     value: tuple[float, float, float],
     *,
     best: tuple[str, tuple[float, float, float]],
-    gap: Mapping[str, Any] | None,
+    gap: Comparison | None,
     cost: Cost | None,
     rows: tuple[int, int, int],
     recipe: str,
@@ -329,7 +324,7 @@ def _judge(
     v, low, high = value
     hours = cost.hours(*rows) if cost is not None and cost.train_rate == cost.train_rate else None
     weak = low < rule.target
-    behind = gap is not None and gap["p_holm"] < rule.alpha and gap["difference"] >= rule.min_gap
+    behind = gap is not None and (gap.p_holm or 0) < rule.alpha and (gap.difference or 0) >= rule.min_gap
     gain = rule.recovery * (1 - v)
     worth = hours is None or gain >= rule.gain_per_hour * hours
     affordable = hours is None or hours <= rule.max_hours
@@ -342,8 +337,8 @@ def _judge(
     ]
     if gap is not None:
         reasons.append(
-            f"{gap['difference']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}] behind {best[0]}, "
-            f"adjusted p {gap['p_holm']:.2g}"
+            f"{gap.difference:.3f} [{gap.low:.3f}, {gap.high:.3f}] behind {best[0]}, "
+            f"adjusted p {gap.p_holm:.2g}"
             + ("" if behind else f": not significant or below {rule.min_gap:g}")
         )
     if hours is not None:
@@ -364,7 +359,7 @@ def _judge(
         value=round(v, 4),
         low=round(low, 4),
         high=round(high, 4),
-        gap=None if gap is None else round(gap["difference"], 4),
+        gap=None if gap is None else round(gap.difference or 0.0, 4),
         hours=None if hours is None else round(hours, 3),
         cost=""
         if cost is None
@@ -374,37 +369,25 @@ def _judge(
     )
 
 
-def _best_set_of_each_encoder(document: Mapping[str, Any]) -> dict[str, str]:
+def _best_set_of_each_encoder(results: Results) -> dict[str, str]:
     """Encoder -> its feature set with the highest criterion; sets of several encoders are left out."""
     best: dict[str, tuple[float, str]] = {}
-    for model in document["models"]:
-        sources = parse_features(model["features"]).sources
-        encoders = {source.encoder for source in sources}
+    for model in results.models:
+        encoders = {source.encoder for source in parse_features(model.features).sources}
         if len(encoders) == 1:
             (encoder,) = encoders
-            best[encoder] = max(
-                best.get(encoder, (-float("inf"), "")), (model["criterion"], model["features"])
-            )
+            best[encoder] = max(best.get(encoder, (-float("inf"), "")), (model.criterion, model.features))
     return {encoder: features for encoder, (_, features) in best.items()}
 
 
-def _gap(document: Mapping[str, Any], best: str, other: str, rule: Rule) -> dict[str, Any] | None:
+def _gap(results: Results, best: str, other: str, rule: Rule) -> Comparison | None:
     """How far `other` is behind `best` out of fold: paired over groups, DeLong where there is none."""
-    for test in (PAIRED, "DeLong"):
-        for record in document["comparisons"]:
-            if record["role"] != "oof" or record["metric"] != rule.metric or record["test"] != test:
-                continue
-            sign = {(best, other): 1, (other, best): -1}.get((record["a"], record["b"]))
-            if sign is None or record["difference"] is None or record["p_holm"] is None:
-                continue
-            bounds = sorted(sign * record[k] for k in ("low", "high"))
-            return {
-                "difference": sign * record["difference"],
-                "low": bounds[0],
-                "high": bounds[1],
-                "p_holm": record["p_holm"],
-            }
-    return None
+    found = [
+        one
+        for one in results.comparisons_of(other, roles=(Role.OOF,))
+        if one.a == best and one.metric == rule.metric and None not in (one.difference, one.p_holm, one.low)
+    ]
+    return min(found, key=lambda one: one.test != PAIRED, default=None)
 
 
 def _toml(value: Any) -> str:

@@ -15,6 +15,7 @@ from ..errors import InvalidRequest, ManifestError
 from ..probe.config import parse_features
 from ..probe.model import calibrated, mean_logit
 from ..probe.results.files import ProbeResult
+from ..probe.results.schema import Store
 from .scores import UNADJUSTED
 
 
@@ -115,12 +116,12 @@ def predict_probe(
     from ..probe.run import labelled_train_rows, rows_digest
 
     loaded = ProbeResult.load(results)
-    found, chosen = loaded.document, features or loaded.chosen
+    chosen = features or loaded.chosen
     if chosen not in loaded.probes:
         there = ", ".join(loaded.probes) or "none: they are of trained networks"
         raise InvalidRequest(f"{results} has no probe on {chosen!r}; it has {there}")
-    about = found["data"][0]
-    if train is not None and rows_digest(labelled_train_rows(train)) != about["rows"]:
+    about, stores = loaded.results.train, loaded.results.stores
+    if train is not None and rows_digest(labelled_train_rows(train)) != about.rows:
         raise InvalidRequest(
             f"{train.header.name} is not what {results} was trained on: ids or labels of its training rows "
             "differ. Fix: leave --train out (predictions need none), or give the manifest of then"
@@ -132,35 +133,35 @@ def predict_probe(
         )
     manifest = images if isinstance(images, Manifest) else manifest_of(images)
     for source in sources:
-        fitted = found["stores"][str(source)]["identity"]
+        fitted = stores[str(source)]
         report = run_extract(
             [manifest],
             encoder=(encoder_specs or {}).get(source.encoder, source.encoder),
             bank=str(bank),
             view=source.view,
             tokens=source.tokens,
-            precision=fitted["precision"],
-            dtype=fitted["dtype"],
+            precision=fitted.precision,
+            dtype=fitted.dtype,
             device=device,
             checkpoint=checkpoint,
             weights_dir=weights_dir,
             trust_code=trust_code,
             progress=progress,
         )
-        _check_identity(report.stores[0].name, found["stores"][str(source)], str(source))
-    first = found["stores"][str(sources[0])]["identity"]
-    opened = open_bank(os.fspath(bank), precision=first["precision"], dtype=first["dtype"])
+        _check_identity(report.stores[0].name, fitted, str(source))
+    first = stores[str(sources[0])]
+    opened = open_bank(os.fspath(bank), precision=first.precision, dtype=first.dtype)
     probe = loaded.probes[chosen]
     score = probe.score(load_set(manifest, chosen, bank=opened))
-    words = {"classes": about["classes"], "positive": about["positive"]}
+    words = {"classes": about.classes, "positive": about.positive}
     return _table(manifest, score[:, None], ["refit"], probe.adjusted, **words)
 
 
-def _check_identity(name: str, fitted: Mapping[str, Any], source: str) -> None:
+def _check_identity(name: str, fitted: Store, source: str) -> None:
     """Embeddings of other weights or preprocessing are other numbers, and the probe knows nothing of them."""
-    if name != fitted["store"]:
+    if name != fitted.store:
         raise InvalidRequest(
-            f"{source}: the probe was fitted on {fitted['store']}, and the images were embedded as {name}: "
+            f"{source}: the probe was fitted on {fitted.store}, and the images were embedded as {name}: "
             "weights or preprocessing differ. Fix: give the weights of then (--checkpoint, --weights-dir, or "
             "--encoder ID=SPEC)"
         )
@@ -202,9 +203,9 @@ def manifest_of(
 
 def _adjusted(folder: Path) -> np.ndarray:
     """Threshold on the logit, 1 / temperature, Platt's scale and offset of the fold ensemble."""
-    (model,) = ProbeResult.load(folder).document["models"]
-    slope = 1 / model["temperature"] if model["temperature"] else 0.0
-    return np.array([model["threshold_score"], slope, *model["platt"]])
+    (model,) = ProbeResult.load(folder).results.models
+    slope = 1 / model.temperature if model.temperature else 0.0
+    return np.array([model.threshold_score, slope, *model.platt])
 
 
 def _table(

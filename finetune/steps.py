@@ -114,8 +114,7 @@ def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: St
             **one.options,
         )
         step.folder = out / safe_name(result.chosen.rsplit("/", 2)[0])
-        result.document["request"] = step.request
-        result.save(step.folder)
+        result.save(step.folder, request=step.request)
         values = {"folder": step.folder.name, "seconds": perf_counter() - started}
         state.remember("finetune", one.system, values)
 

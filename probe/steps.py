@@ -51,8 +51,7 @@ def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State)
             progress=where.progress,
             **one.settings,
         )
-        result.document["request"] = step.request
-        result.save(folder)
+        result.save(folder, request=step.request)
         state.remember("probe", one.system, {"seconds": perf_counter() - started})
 
     step.action = probe

@@ -741,7 +741,7 @@ class Sections(View):
         own = next((m.choice.parameter for m in self.results.models if m.choice), "")
         settings = ", ".join(
             f"{k} {_setting(v)}"
-            for k, v in config.items()
+            for k, v in config.to_json().items()
             if k not in (own, "features") and v not in (None, [])
         )
         grid = config.grid(own)

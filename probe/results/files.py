@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,30 +36,30 @@ OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
 class ProbeResult:
     """What `run_probe` returns.
 
-    document : dict of plain JSON values: config, provenance, data, folds, chosen, models, scores,
-        comparisons, ...
+    results : what results.json holds, see `schema.Results`; or the same as plain JSON values
     predictions : DataFrame, one row a prediction; see `run.predictions_table`
     probes : feature set -> what predicts further patches (the refit); none where networks were trained
+    Raises ProbeError where plain values are no results.
     """
 
     def __init__(
         self,
-        document: dict[str, Any],
+        results: Results | Mapping[str, Any],
         predictions: pd.DataFrame,
         probes: Mapping[str, ProbeModel] | None = None,
     ) -> None:
-        self.document = document
-        self.predictions = predictions
-        self.probes = dict(probes or {})
-
-    @cached_property
-    def results(self) -> Results:
-        """The document as frozen classes with queries. Raises ProbeError where it is none."""
         try:
-            return Results.model_validate(self.document)
+            self.results = results if isinstance(results, Results) else Results.model_validate(results)
         except ValidationError as error:
             faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
             raise ProbeError(f"these are no results of a probe: {'; '.join(faults)}") from error
+        self.predictions = predictions
+        self.probes = dict(probes or {})
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The results as plain JSON values, made anew: changing them changes nothing here."""
+        return self.results.to_json()
 
     @property
     def chosen(self) -> str:
@@ -72,11 +71,13 @@ class ProbeResult:
         """Evaluation sets of which no slides or patients are known: nothing is significant there."""
         return self.results.ungrouped
 
-    def save(self, folder: str | os.PathLike[str]) -> Path:
+    def save(self, folder: str | os.PathLike[str], *, request: str | None = None) -> Path:
         """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
 
         Each appears whole or not at all. results.json has the digests of the others and of itself: files of
         two runs, or changed ones, are not read as one result.
+
+        request : what a study asked for, of which this is the answer; see `complete_for`
         """
         folder = Path(folder)
         write_atomically(
@@ -89,7 +90,7 @@ class ProbeResult:
             names.append(PROBES)
         write_csv(folder / "results.csv", self.scores())
         digests = {name: sha256(folder / name) for name in names}
-        document = {**self.to_json(), "files": digests}
+        document = {**self.to_json(), **({"request": request} if request else {}), "files": digests}
         text = json.dumps({**document, "digest": _digest(document)}, indent=1, allow_nan=False)
         write_text(folder / "results.json", text)
         return folder
@@ -116,34 +117,16 @@ class ProbeResult:
         if digests is None:
             predictions = predictions_of_version_1(predictions)
         probes = load_probes(folder / PROBES) if PROBES in (digests or {}) else {}
-        result = cls(document, predictions, probes)
         try:
-            result.results  # noqa: B018, what is not a result is refused here
+            return cls(document, predictions, probes)
         except ProbeError as error:
             raise ProbeError(f"{folder / 'results.json'}: {error}") from error
-        return result
 
     def scores(self) -> pd.DataFrame:
         """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
         low, high, standard_error, degrees_of_freedom, design_effect, method, reason. kind: "metrics" at
         probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. FORMAT.md has all keys."""
-        about = ("dataset", "domain", "subset", "n", "n_positive", "n_groups", "inflation")
-        return pd.DataFrame(
-            {
-                "features": score.features,
-                "role": score.role_name,
-                **{key: getattr(score, key) for key in about},
-                "kind": kind,
-                "metric": metric,
-                "value": one.value,
-                "low": one.low,
-                "high": one.high,
-                **{key: getattr(one, key) for key in UNCERTAINTY},
-            }
-            for score in self.results.scores
-            for kind in KINDS
-            for metric, one in getattr(score, kind).items()
-        )
+        return scores_table(self.results.scores)
 
     def leaderboard(self) -> list[Score]:
         """Scores that stand for each model on each whole set, see `Results.leaderboard`."""
@@ -272,6 +255,22 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
 
 
-def groups_known(about: Mapping[str, Any]) -> bool:
-    """Whether slides or patients of a set are known; about : its entry in `data`, also of an older result."""
-    return bool(about.get("groups_known", about["n_groups"]))
+def scores_table(scores: Sequence[Score]) -> pd.DataFrame:
+    """One row a number: see `ProbeResult.scores`."""
+    about = ("dataset", "domain", "subset", "n", "n_positive", "n_groups", "inflation")
+    return pd.DataFrame(
+        {
+            "features": score.features,
+            "role": score.role_name,
+            **{key: getattr(score, key) for key in about},
+            "kind": kind,
+            "metric": metric,
+            "value": one.value,
+            "low": one.low,
+            "high": one.high,
+            **{key: getattr(one, key) for key in UNCERTAINTY},
+        }
+        for score in scores
+        for kind in KINDS
+        for metric, one in getattr(score, kind).items()
+    )

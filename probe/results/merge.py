@@ -4,8 +4,8 @@ A system is what a study names: an encoder with its views and token policies und
 fine-tuned. Each has a ProbeResult of its own, so that adding a system leaves the others as they are.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -15,11 +15,27 @@ from ...version import provenance
 from ..classifiers.grid import sum_facts
 from ..config import ProbeConfig
 from ..leaks import deduplicate
-from .files import ProbeResult, groups_known
-from .schema import SWEEP, TEST_ROLES, TRAIN_ROLES
+from .files import ProbeResult
+from .schema import (
+    SWEEP,
+    TEST_ROLES,
+    TRAIN_ROLES,
+    Comparison,
+    DataSet,
+    Fits,
+    Leaks,
+    Model,
+    Repeats,
+    RepeatScore,
+    Results,
+    Role,
+    Score,
+    Votes,
+)
 from .scoring import Column, Rows, compare_models, estimate_set, precision, without_duplicates
 
-REPORTED = "refit"  # the role under which a merged result lists what a system reports on evaluation sets
+_Part = TypeVar("_Part", Score, RepeatScore)
+REPORTED = Role.REFIT  # the role under which a merged result lists what a system reports on evaluation sets
 
 
 def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
@@ -38,158 +54,151 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     """
     if not results:
         raise InvalidRequest("there is no result to merge")
-    documents = {name: result.document for name, result in results.items()}
-    first = next(iter(documents.values()))
-    for name, document in documents.items():
+    merged = {name: result.results for name, result in results.items()}
+    first = next(iter(merged.values()))
+    for name, one in merged.items():
         for key in ("dataset", "positive", "n"):
-            if document["data"][0][key] != first["data"][0][key]:
+            if getattr(one.train, key) != getattr(first.train, key):
                 raise InvalidRequest(
-                    f"system {name!r} was trained on {document['data'][0]['dataset']} with {key} "
-                    f"{document['data'][0][key]}, the others with {first['data'][0][key]}"
+                    f"system {name!r} was trained on {one.train.dataset} with {key} "
+                    f"{getattr(one.train, key)}, the others with {getattr(first.train, key)}"
                 )
-    data = {one["dataset"]: one for document in documents.values() for one in document["data"]}
+    data = {about.dataset: about for one in merged.values() for about in one.data}
     frames = {name: _reported(result) for name, result in results.items()}
-    criteria = {name: _folds_auroc(result) for name, result in results.items()}
+    criteria = {name: _folds_auroc(one) for name, one in merged.items()}
     ranked = sorted(results, key=lambda name: -criteria[name])
-    config = ProbeConfig.from_dict(first["config"])
-    comparisons = []
-    for dataset in data:
-        known = groups_known(data[dataset])
-        comparisons += _compare(dataset, frames, config, reference=ranked[0], groups_known=known)
-    scores = [record for name, result in results.items() for record in _scores(name, result)]
-    votes = [one for dataset in data if (one := _votes(dataset, documents))]
-    document: dict[str, Any] = {
-        "config": {**first["config"], "features": list(results), "select": "auroc"},
-        "provenance": provenance(),
-        "stores": {k: v for d in documents.values() for k, v in d.get("stores", {}).items()},
-        "data": list(data.values()),
-        "folds": first["folds"],
-        "leaks": _longest([d["leaks"] for d in documents.values() if "leaks" in d]),
-        "chosen": ranked[0],
-        "models": [_model(name, result, criteria[name]) for name, result in results.items()],
-        "scores": scores,
-        "notes": _notes(documents),
-        "comparisons": comparisons,
-        "repeats": _repeats(results),
-        "precision": precision(scores, comparisons, level=config.level),
-        "votes": votes,
-        "seconds": {"all": sum(d.get("seconds", {}).get("all", 0.0) for d in documents.values())},
-    }
-    for key in ("fold_models", "fold_means", "domains"):
-        document[key] = {
-            name: d[key][d["chosen"]] for name, d in documents.items() if d["chosen"] in d.get(key, {})
+    config = ProbeConfig.from_dict(first.config.to_json())
+    comparisons = [c for about in data.values() for c in _compare(about, frames, config, reference=ranked[0])]
+    scores = [score for name, one in merged.items() for score in _scores(name, one)]
+    of_chosen = {
+        key: {
+            name: found[one.chosen]
+            for name, one in merged.items()
+            if one.chosen in (found := getattr(one, key))
         }
-    if not document["leaks"]:
-        del document["leaks"]
+        for key in ("fold_models", "fold_means", "domains")
+    }
+    about: dict[str, Any] = {"leaks": leaks} if (leaks := _longest(merged.values())) else {}
+    if lacks := list(dict.fromkeys(text for one in merged.values() for text in one.not_recorded)):
+        about["not_recorded"] = lacks
+    found = Results(
+        config=first.config.model_copy(update={"features": list(results), "select": "auroc"}),
+        provenance=provenance(),
+        stores={k: v for one in merged.values() for k, v in one.stores.items()},
+        data=list(data.values()),
+        notes=_notes(merged),
+        folds=first.folds,
+        chosen=ranked[0],
+        models=[_model(name, one, criteria[name]) for name, one in merged.items()],
+        scores=scores,
+        comparisons=comparisons,
+        repeats=_repeats(merged),
+        precision=precision(scores, comparisons, level=config.level),
+        votes=[votes for dataset in data if (votes := _votes(dataset, merged))],
+        seconds={"all": sum(one.seconds.get("all", 0.0) for one in merged.values())},
+        **of_chosen,
+        **about,
+    )
     table = pd.concat([frame.assign(features=name) for name, frame in frames.items()], ignore_index=True)
     table["role"] = table["role"].where(table["role"].isin(TRAIN_ROLES), REPORTED)
     kinds = dict.fromkeys(("path", "dataset", "domain", "features", "role"), "category")
-    return ProbeResult(document, table.astype(kinds))
+    return ProbeResult(found, table.astype(kinds))
 
 
-def reported_by(result: ProbeResult, dataset: str) -> tuple[str, str] | None:
+def reported_by(results: Results, dataset: str) -> tuple[str, Role] | None:
     """(features, role) of the scores that stand for a system on one of its sets; None: it has none there."""
-    there = {
-        (r["features"], r["role"])
-        for r in result.document["scores"]
-        if r["dataset"] == dataset and not r["domain"] and r["subset"] == "raw"
-    }
-    train = dataset == result.document["data"][0]["dataset"]
-    wanted = (
-        [(SWEEP, "oof"), *((result.chosen, role) for role in TRAIN_ROLES)]
-        if train
-        else [(result.chosen, role) for role in TEST_ROLES]
-    )
+    chosen, there = results.chosen, {(s.features, s.role) for s in results.whole(dataset=dataset)}
+    wanted = [(chosen, role) for role in TEST_ROLES]
+    if dataset == results.train.dataset:
+        wanted = [(SWEEP, Role.OOF), *((chosen, role) for role in TRAIN_ROLES)]
     return next((one for one in wanted if one in there), None)
 
 
 def _reported(result: ProbeResult) -> pd.DataFrame:
     """Predictions of a system, one row a patch."""
     table, parts = result.predictions, []
-    for one in result.document["data"]:
-        found = reported_by(result, one["dataset"])
+    for dataset in result.results.sets:
+        found = reported_by(result.results, dataset)
         if found is not None:
-            mine = (table["dataset"] == one["dataset"]) & (table["features"] == found[0])
+            mine = (table["dataset"] == dataset) & (table["features"] == found[0])
             part = table[mine & (table["role"] == found[1])].copy()
             parts.append(part.astype({"features": object, "role": object, "dataset": object}))
     return pd.concat(parts, ignore_index=True)
 
 
-def _scores(name: str, result: ProbeResult) -> list[dict[str, Any]]:
-    found = {one["dataset"]: reported_by(result, one["dataset"]) for one in result.document["data"]}
-    train = result.document["data"][0]["dataset"]
+def _named(name: str, one: _Part, results: Results) -> _Part:
+    """A score of a system under the system's name and, on evaluation sets, `REPORTED`."""
+    role = {} if one.dataset == results.train.dataset else {"role": REPORTED}
+    return one.model_copy(update={"features": name, **role})
+
+
+def _scores(name: str, results: Results) -> list[Score]:
+    found = {dataset: reported_by(results, dataset) for dataset in results.sets}
     return [
-        {**record, "features": name, "role": record["role"] if record["dataset"] == train else REPORTED}
-        for record in result.document["scores"]
-        if (record["features"], record["role"]) == found[record["dataset"]]
+        _named(name, one, results) for one in results.scores if (one.features, one.role) == found[one.dataset]
     ]
 
 
-def _notes(documents: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _notes(merged: Mapping[str, Results]) -> list[str]:
     """Each note once, with the systems that it is of unless it is of all."""
     found: dict[str, list[str]] = {}
-    for name, document in documents.items():
-        for note in dict.fromkeys(document.get("notes", [])):
+    for name, results in merged.items():
+        for note in dict.fromkeys(results.notes):
             found.setdefault(note, []).append(name)
     return [
-        note if len(names) == len(documents) else f"{', '.join(names)}: {note}"
-        for note, names in found.items()
+        note if len(names) == len(merged) else f"{', '.join(names)}: {note}" for note, names in found.items()
     ]
 
 
-def _repeats(results: Mapping[str, ProbeResult]) -> dict[str, Any] | None:
+def _repeats(merged: Mapping[str, Results]) -> Repeats | None:
     """Spread over runs with other folds, of the systems that have as many runs as the one with the most."""
-    found = {name: one for name, r in results.items() if (one := r.document.get("repeats"))}
+    found = [(name, results, one) for name, results in merged.items() if (one := results.repeats)]
     if not found:
         return None
-    seeds = max((one["seeds"] for one in found.values()), key=len)
-    scores = []
-    for name, one in found.items():
-        train = results[name].document["data"][0]["dataset"]
-        for record in one["scores"] if one["seeds"] == seeds else ():
-            if (record["features"], record["role"]) == reported_by(results[name], record["dataset"]):
-                role = record["role"] if record["dataset"] == train else REPORTED
-                scores.append({**record, "features": name, "role": role})
-    return {"seeds": seeds, "scores": scores}
+    seeds = max((one.seeds for _, _, one in found), key=len)
+    scores = [
+        _named(name, score, results)
+        for name, results, one in found
+        for score in one.scores
+        if one.seeds == seeds and (score.features, score.role) == reported_by(results, score.dataset)
+    ]
+    return Repeats(seeds=seeds, scores=scores)
 
 
-def _folds_auroc(result: ProbeResult) -> float:
-    train = result.document["data"][0]["dataset"]
-    wanted = reported_by(result, train)
-    for record in result.document["scores"]:
-        whole = record["dataset"] == train and not record["domain"] and record["subset"] == "raw"
-        if whole and (record["features"], record["role"]) == wanted:
-            return record["metrics"]["auroc"][0] or 0.0
+def _folds_auroc(results: Results) -> float:
+    train = results.train.dataset
+    wanted = reported_by(results, train)
+    for one in results.whole(dataset=train):
+        if (one.features, one.role) == wanted:
+            return one.estimate("auroc").value or 0.0
     return 0.0
 
 
-def _model(name: str, result: ProbeResult, criterion: float) -> dict[str, Any]:
-    models = result.document["models"]
-    about = next(m for m in models if m["features"] == result.chosen)
-    found = {k: v for k, v in about.items() if k != "path"}  # criteria of the systems are not on one scale
-    found |= {"features": name, "criterion": criterion, "chosen": result.chosen}
-    if "fits" in about:  # a probe's, over all the feature sets that it chose from
-        found["fits"] = sum_facts([m["fits"] for m in models])
-        found["seconds"] = {**about["seconds"], "cpu": sum(m["seconds"]["cpu"] for m in models)}
-    return found
+def _model(name: str, results: Results, criterion: float) -> Model:
+    about = results.model(results.chosen)
+    changed: dict[str, Any] = {"features": name, "criterion": criterion, "chosen": results.chosen}
+    if about.fits is not None:  # a probe's, over all the feature sets that it chose from
+        fits = [one.fits.to_json() for one in results.models if one.fits]
+        changed["fits"] = Fits.model_validate(sum_facts(fits))
+        cpu = sum(one.seconds.get("cpu", 0.0) for one in results.models)
+        changed["seconds"] = {**about.seconds, "cpu": cpu}
+    # without the path: criteria of the systems are not on one scale
+    kept = {key: getattr(about, key) for key in about.model_fields_set - {"path"}}
+    return Model(**kept | changed)
 
 
 def _compare(
-    dataset: str,
-    frames: Mapping[str, pd.DataFrame],
-    config: ProbeConfig,
-    *,
-    reference: str,
-    groups_known: bool,
-) -> list[dict[str, Any]]:
+    about: DataSet, frames: Mapping[str, pd.DataFrame], config: ProbeConfig, *, reference: str
+) -> list[Comparison]:
     """Paired differences between the systems that were scored on this set, on the rows that all have."""
+    dataset = about.dataset
     tables = {name: frame[frame["dataset"] == dataset] for name, frame in frames.items()}
     tables = {name: table.set_index("patch_id") for name, table in tables.items() if len(table)}
     if len(tables) < 2:
         return []
     base = next(iter(tables.values()))
     role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
-    every = from_predictions(dataset, tables, role=role, groups_known=groups_known)
+    every = from_predictions(dataset, tables, role=role, groups_known=about.grouped)
     rows, columns = without_duplicates(*every)
     whole = estimate_set(rows, columns, config=config)
     return compare_models(rows, columns, config=config, reference=reference, whole=whole)
@@ -236,30 +245,32 @@ def from_predictions(
     return rows, columns
 
 
-def _votes(dataset: str, documents: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
-    merged: dict[str, Any] | None = None
-    for name, document in documents.items():
-        for one in document.get("votes", []):
-            if one["dataset"] != dataset:
-                continue
-            if merged is None:
-                merged = {k: v for k, v in one.items() if not isinstance(v, list)}
-                merged |= {k: [] for k, v in one.items() if isinstance(v, list)}
-                if one.get("human"):
-                    merged["human"] = {**one["human"], "models": []}
-            for key in ("strata", "by_votes", "soft"):
-                merged[key] += [
-                    {**r, "features": name} for r in one[key] if r["features"] == document["chosen"]
-                ]
-            if merged.get("human") and one.get("human"):
-                merged["human"]["models"] += [
-                    {**r, "features": name}
-                    for r in one["human"]["models"]
-                    if r["features"] == document["chosen"]
-                ]
-    return merged
+def _votes(dataset: str, merged: Mapping[str, Results]) -> Votes | None:
+    found = [(name, r.chosen, v) for name, r in merged.items() for v in r.votes if v.dataset == dataset]
+    if not found:
+        return None
+
+    def of_systems(records: Callable[[Votes], Sequence[Any]]) -> list[Any]:
+        return [
+            one.model_copy(update={"features": name})
+            for name, chosen, votes in found
+            for one in records(votes)
+            if one.features == chosen
+        ]
+
+    first = found[0][2]
+    changed: dict[str, Any] = {
+        "strata": of_systems(lambda votes: votes.strata),
+        "by_votes": of_systems(lambda votes: votes.by_votes),
+        "soft": of_systems(lambda votes: votes.soft),
+    }
+    if first.human:
+        models = of_systems(lambda votes: votes.human.models if votes.human else ())
+        changed["human"] = first.human.model_copy(update={"models": models})
+    return first.model_copy(update=changed)
 
 
-def _longest(reports: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+def _longest(merged: Iterable[Results]) -> Leaks | None:
     """The leak report over the most rows: systems that were scored on fewer sets have seen less."""
-    return max(reports, key=lambda one: sum(one["checked"].values()), default={})
+    reports = [one.leaks for one in merged if one.leaks]
+    return max(reports, key=lambda one: sum(one.checked.values()), default=None)

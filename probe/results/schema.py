@@ -121,9 +121,9 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
 
-    def items(self) -> list[tuple[str, Any]]:
-        """Names and plain values of all that is recorded."""
-        return list(self.model_dump(mode="json", exclude_unset=True).items())
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values of all that is recorded, as they stand in results.json."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 def _measured(record: Mapping[str, Any], uncertainty: Mapping[str, Any]) -> dict[str, dict[str, Estimate]]:
@@ -788,10 +788,6 @@ class Results(Part):
         if not data:
             raise ValueError("there is no training set")
         return data
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, as they were read."""
-        return self.model_dump(mode="json", exclude_unset=True)
 
     # --- queries
 

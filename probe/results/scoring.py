@@ -34,7 +34,17 @@ from ..statistics.intervals import (
     estimate_function,
 )
 from .assess import SPECIFICITIES, Assessment, between_domains, number, triple
-from .schema import PAIRED, SWEEP, TRAIN_ROLES
+from .schema import (
+    PAIRED,
+    SWEEP,
+    TRAIN_ROLES,
+    Comparison,
+    Estimate,
+    Precision,
+    Role,
+    Score,
+    Votes,
+)
 
 # at probability 0.5, as the fit gives it
 METRICS = (
@@ -59,7 +69,6 @@ FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles 
 # jackknife's own variance, in .93 to .97 with this factor, which is K / (K - 1) at 5 folds
 OOF_INFLATION = 1.25
 NO_INTERVALS = "no intervals were asked for"
-MEAN_FIELDS = ("value", "low", "high", "standard_error", "degrees_of_freedom", "design_effect")
 POWER = 0.8  # of the detectable difference
 ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
 
@@ -199,8 +208,8 @@ def score_set(
     *,
     config: ProbeConfig,
     whole: Estimates | None = None,
-) -> list[dict[str, Any]]:
-    """One record for each model x subset of the rows: all ("raw"), without repeated content ("dedup", only
+) -> list[Score]:
+    """One score for each model x subset of the rows: all ("raw"), without repeated content ("dedup", only
     where there is any), and each domain where there are several. FORMAT.md has the keys.
 
     whole : what `estimate_set` gave for these columns, if it is there already
@@ -211,7 +220,7 @@ def score_set(
         records += _Subset(rows, columns, config, mask=rows.distinct, subset="dedup").records(full=True)
     domains = [d for d in dict.fromkeys(rows.domain) if d]
     if len(domains) < 2:
-        return records
+        return [Score.model_validate(record) for record in records]
     parts = {d: _Subset(rows, columns, config, mask=rows.domain == d, domain=d) for d in domains}
     found = {d: part.estimates(DEFAULT_METRICS) for d, part in parts.items()}
     for d, part in parts.items():
@@ -228,7 +237,7 @@ def score_set(
                 )
                 for metric in DEFAULT_METRICS
             }
-    return records
+    return [Score.model_validate(record) for record in records]
 
 
 class _Subset:
@@ -438,12 +447,11 @@ def _options(group: np.ndarray, config: ProbeConfig) -> dict[str, Any]:
     }
 
 
-def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, dict[str, Any]]:
+def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, Estimate]:
     """What published tables report, with an interval: the mean over K models of each one's metric.
 
     scores : float64 (n, K), logits of the models of K folds; calls at probability 0.5
-    Returns metric -> value, low, high, standard_error, degrees_of_freedom, design_effect (None where there
-    is no interval) and reason (why there is none). All K are scored on the same resamples, so their
+    Returns metric -> estimate. All K are scored on the same resamples, so their
     correlation is in the interval; that other trainings would give other models is not.
     """
 
@@ -463,7 +471,7 @@ def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> di
     if not config.bootstrap:
         values = score(None, None)
         return {
-            name: dict.fromkeys(MEAN_FIELDS) | {"value": number(values[name][0]), "reason": NO_INTERVALS}
+            name: Estimate(number(values[name][0]), method="none", reason=NO_INTERVALS)
             for name in DEFAULT_METRICS
         }
     intervals = estimate_function(
@@ -475,13 +483,11 @@ def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> di
         scales={name: metrics_module.METRICS[name].scale for name in names},
         **_options(rows.group, config),
     )
-    return {
-        name: {
-            **{key: number(getattr(intervals[name], key)[0]) for key in MEAN_FIELDS},
-            "reason": intervals[name].reason[0],
-        }
-        for name in DEFAULT_METRICS
-    }
+    found = {}
+    for name in DEFAULT_METRICS:
+        value, low, high = triple(intervals[name], 0)
+        found[name] = Estimate(value, low, high, **_uncertainty(intervals[name], 0))
+    return found
 
 
 def compare_models(
@@ -491,7 +497,7 @@ def compare_models(
     config: ProbeConfig,
     reference: str,
     whole: Estimates | None,
-) -> list[dict[str, Any]]:
+) -> list[Comparison]:
     """Paired differences between the models of one evaluation set that have the same role.
 
     balanced_accuracy (at 0.5) and auroc by `intervals.compare_paired`, auroc also by DeLong's test (clustered
@@ -503,12 +509,10 @@ def compare_models(
     that lead.
 
     whole : what `estimate_set` gave for these columns on all rows (None: DeLong only)
-    A record has dataset, role, metric, test (PAIRED or "DeLong"), a, b, difference (a less b), low, high,
-    standard_error, degrees_of_freedom (None: no t), p, p_holm, p_method, reason (why there is no interval,
-    or ""), groups_known (False: rows were taken as independent and may not be, so that p is too small: no
-    claim is made of it) and inflation.
+    test : PAIRED or "DeLong"; groups_known False: rows were taken as independent and may not be, so that p
+        is too small, and no claim is made of it
     """
-    records: list[dict[str, Any]] = []
+    found: list[Comparison] = []
     names = [c.features for c in columns]
     if not rows.distinct.all():
         rows, columns = without_duplicates(rows, columns)
@@ -521,7 +525,7 @@ def compare_models(
             pairs = [(i, j) for i in mine for j in mine if names[j] == reference and i != j]
         if not pairs:
             continue
-        found = []
+        tests = []
         inflation = _inflation([columns[i] for i in mine], config)
         if whole is not None:
             paired = compare_paired(
@@ -535,77 +539,66 @@ def compare_models(
                 estimates=whole,
                 **_options(rows.group, config),
             )
-            found += [(PAIRED, differences) for differences in paired.values()]
+            tests += [(PAIRED, differences) for differences in paired.values()]
         try:
             test = delong(rows.y, order, groups=rows.group)
-            found.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
+            tests.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
         except ProbeError:  # fewer than two clusters of a class: no test there, the paired one says as much
             pass
-        for test_name, differences in found:
+        for name, differences in tests:
             for k, (i, j) in enumerate(differences.pairs):
-                records.append(
-                    {
-                        "dataset": rows.dataset,
-                        "role": role,
-                        "metric": differences.metric,
-                        "test": test_name,
-                        "p_method": differences.p_method[k],
-                        "a": names[i],
-                        "b": names[j],
-                        **{
-                            key: number(getattr(differences, key)[k])
-                            for key in (
-                                "difference",
-                                "low",
-                                "high",
-                                "standard_error",
-                                "degrees_of_freedom",
-                                "p",
-                                "p_holm",
-                            )
-                        },
-                        "reason": differences.reason[k],
-                        "groups_known": rows.groups_known,
-                        "inflation": inflation if test_name == PAIRED else 1.0,
-                    }
+                numbers = {key: number(getattr(differences, key)[k]) for key in DIFFERENCE}
+                found.append(
+                    Comparison(
+                        dataset=rows.dataset,
+                        role=Role(role),
+                        metric=differences.metric,
+                        test=name,
+                        p_method=differences.p_method[k],
+                        a=names[i],
+                        b=names[j],
+                        **numbers,
+                        reason=differences.reason[k],
+                        groups_known=rows.groups_known,
+                        inflation=inflation if name == PAIRED else 1.0,
+                    )
                 )
-    return records
+    return found
 
 
-def precision(
-    records: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], *, level: float
-) -> list[dict[str, Any]]:
+DIFFERENCE = ("difference", "low", "high", "standard_error", "degrees_of_freedom", "p", "p_holm")
+
+
+def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, level: float) -> list[Precision]:
     """How small a difference each evaluation set can show, for each role and metric that models are compared
     by.
 
-    records, comparisons : of `score_set` and `compare_models`, of all sets
-    A record has dataset, role, metric, n, n_groups, half_width (of the interval of a difference) and
-    detectable (the true difference that is found at this level with a probability of POWER: (t of the level
-    + t of the power) x standard error), from the median standard_error and degrees_of_freedom of the paired
-    differences; basis says of how many. With one model the error is that of two models scored on two such
-    sets, usually more: basis "unpaired".
+    scores, comparisons : of `score_set` and `compare_models`, of all sets
+    half_width : of the interval of a difference. detectable : the true difference that is found at this level
+        with a probability of POWER: (t of the level + t of the power) x standard error
+    Both from the median standard_error and degrees_of_freedom of the paired differences; basis says of how
+    many. With one model the error is that of two models scored on two such sets, usually more: basis
+    "unpaired".
     """
     found = []
-    whole = [r for r in records if not r["domain"]]
-    for dataset, role in dict.fromkeys((r["dataset"], r["role"]) for r in whole):
-        mine = [r for r in whole if (r["dataset"], r["role"]) == (dataset, role)]
-        leading = "dedup" if any(r["subset"] == "dedup" for r in mine) else "raw"
-        mine = [r for r in mine if r["subset"] == leading]
+    whole = [one for one in scores if not one.domain]
+    for dataset, role, fold in dict.fromkeys((one.dataset, one.role, one.fold) for one in whole):
+        mine = [one for one in whole if (one.dataset, one.role, one.fold) == (dataset, role, fold)]
+        leading = any(one.deduplicated for one in mine)
+        mine = [one for one in mine if one.deduplicated == leading]
         for metric in COMPARED:
             paired = [
-                (c["standard_error"], c["degrees_of_freedom"])
+                (c.standard_error, c.degrees_of_freedom)
                 for c in comparisons
-                if (c["dataset"], c["role"], c["metric"], c["test"]) == (dataset, role, metric, PAIRED)
-                and c["standard_error"]
+                if (c.dataset, c.role, c.metric, c.test) == (dataset, role, metric, PAIRED)
+                and c.standard_error
             ]
             basis = f"paired, median of {len(paired)}"
             if not paired:
                 basis = "unpaired"
-                about = [r["uncertainty"]["metrics"][metric] for r in mine if "uncertainty" in r]
+                about = [one.estimate(metric) for one in mine]
                 paired = [
-                    (math.sqrt(2) * a["standard_error"], a["degrees_of_freedom"])
-                    for a in about
-                    if a["standard_error"]
+                    (math.sqrt(2) * a.standard_error, a.degrees_of_freedom) for a in about if a.standard_error
                 ]
             if not paired:
                 continue
@@ -613,23 +606,23 @@ def precision(
             freedom = median(math.inf if f is None else f for _, f in paired)
             reach = float(stats.t.ppf((1 + level) / 2, freedom))
             found.append(
-                {
-                    "dataset": dataset,
-                    "role": role,
-                    "metric": metric,
-                    "n": mine[0]["n"],
-                    "n_groups": mine[0]["n_groups"],
-                    "standard_error": error,
-                    "degrees_of_freedom": number(freedom),
-                    "half_width": reach * error,
-                    "detectable": (reach + float(stats.t.ppf(POWER, freedom))) * error,
-                    "basis": basis,
-                }
+                Precision(
+                    dataset=dataset,
+                    role=role,
+                    metric=metric,
+                    n=mine[0].n,
+                    n_groups=mine[0].n_groups or 0,
+                    standard_error=error,
+                    degrees_of_freedom=number(freedom),
+                    half_width=reach * error,
+                    detectable=(reach + float(stats.t.ppf(POWER, freedom))) * error,
+                    basis=basis,
+                )
             )
     return found
 
 
-def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> dict[str, Any] | None:
+def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> Votes | None:
     """What the experts' votes say about the models of one evaluation set, at probability 0.5.
 
     The rows with votes: Fleiss' kappa (None where the number of votes differs), share of unanimous rows,
@@ -662,7 +655,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
         ]
 
     human = _human(rows, columns, config)
-    return {
+    found = {
         "dataset": rows.dataset,
         "n": int(known.sum()),
         "kappa": number(agreement.fleiss_kappa(np.stack([positive, total - positive], axis=1)))
@@ -678,6 +671,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
             for i, name in enumerate(names)
         ],
     }
+    return Votes.model_validate(found)
 
 
 def _human(rows: Rows, columns: Sequence[Column], config: ProbeConfig) -> dict[str, Any] | None:

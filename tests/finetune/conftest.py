@@ -1,8 +1,9 @@
 """Tiny transformers and patches whose label can be seen, shared by the tests of fine-tuning."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from patchbank.extract.models.network import TimmNetwork
 from patchbank.finetune.model import classifier
 from patchbank.finetune.recipe import Recipe, load_recipe
 from patchbank.finetune.train import Patches
+from patchbank.probe.config import ProbeConfig
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -61,6 +63,27 @@ def tiny_recipe(**changes: object) -> Recipe:
         "dropout": 0.2,
     }
     return load_recipe("lora", **{**small, "weight_decay": 0.0, **changes})
+
+
+@pytest.fixture(scope="session")
+def whole_results() -> Callable[..., dict[str, Any]]:
+    """results.json of given sets, with the least of all that it has to have."""
+
+    def make(data: list[dict[str, Any]], **about: Any) -> dict[str, Any]:
+        words = dict.fromkeys(("name", "version", "licence", "source", "positive"), "any")
+        numbers = {"n": 200, "n_positive": 100, "n_groups": 20, "n_distinct": 200}
+        return {
+            "config": ProbeConfig(features=("any",)).to_dict(),
+            "provenance": {},
+            "data": [{**words, "group_kind": "slide", **numbers, **one} for one in data],
+            "folds": {"name": "any", "n_splits": 5},
+            "chosen": "any",
+            "models": [],
+            "scores": [],
+            **about,
+        }
+
+    return make
 
 
 CARD = """

@@ -1,6 +1,9 @@
 """A fine-tuned model next to a probe, patch by patch."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +18,13 @@ from patchbank.probe.statistics import metrics
 from patchbank.probe.statistics.intervals import holm
 
 
-def saved(
+@pytest.fixture
+def saved(whole_results: Callable[..., dict[str, Any]]) -> Callable[..., Path]:
+    return partial(_saved, whole_results)
+
+
+def _saved(
+    whole_results: Callable[..., dict[str, Any]],
     folder: Path,
     features: str,
     strength: float,
@@ -48,17 +57,15 @@ def saved(
                 }
             )
         )
-    document = {
-        "chosen": features,
-        "folds": {"n_splits": 2},
-        "config": ProbeConfig.from_dict({"features": [features]}).to_dict(),
-        "data": [{"dataset": dataset, "n_groups": 20, "groups_known": True} for dataset in roles],
-        "scores": [],
-    }
+    document = whole_results(
+        [{"dataset": dataset, "n_groups": 20, "groups_known": True} for dataset in roles],
+        config=ProbeConfig.from_dict({"features": [features]}).to_dict(),
+        chosen=features,
+    )
     return ProbeResult(document, pd.concat(frames, ignore_index=True)).save(folder)
 
 
-def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
+def test_differences_are_paired_by_patch(tmp_path: Path, saved: Callable[..., Path]) -> None:
     ours = saved(tmp_path / "a", "tuned", 3.0, roles={"set": "oof", "test": "ensemble", "only": "ensemble"})
     theirs = saved(tmp_path / "b", "probe", 1.0, roles={"set": "oof", "test": "refit"})
     records = compare_results(ours, theirs)
@@ -74,14 +81,16 @@ def test_differences_are_paired_by_patch(tmp_path: Path) -> None:
     assert {r["n"] for r in compare_results(ours, theirs, fold=1) if r["dataset"] == "set"} == {100}
 
 
-def test_the_test_is_the_one_of_the_probes_with_holm_over_all_that_is_asked(tmp_path: Path) -> None:
+def test_the_test_is_the_one_of_the_probes_with_holm_over_all_that_is_asked(
+    tmp_path: Path, saved: Callable[..., Path]
+) -> None:
     """The same two models as feature sets of one probe result have the same difference, interval and p."""
     roles = {"set": "oof", "test": "refit", "third": "refit"}
     ours = saved(tmp_path / "a", "tuned", 1.4, roles=roles)
     theirs = saved(tmp_path / "b", "probe", 1.0, roles=roles)
     records = compare_results(ours, theirs)
     loaded = {"ours": ProbeResult.load(ours), "theirs": ProbeResult.load(theirs)}
-    config = ProbeConfig.from_dict(loaded["theirs"].document["config"])
+    config = ProbeConfig.from_dict(loaded["theirs"].results.config.to_json())
     assert config.interval == "jackknife"
     for dataset, role in roles.items():
         frames = {name: result.predictions for name, result in loaded.items()}
@@ -89,15 +98,15 @@ def test_the_test_is_the_one_of_the_probes_with_holm_over_all_that_is_asked(tmp_
         rows, columns = from_predictions(dataset, tables, role=role)
         whole = estimate_set(rows, columns, config=config)
         expected = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
-        for one in (r for r in expected if r["test"] == PAIRED):
-            (mine,) = [r for r in records if (r["dataset"], r["metric"]) == (dataset, one["metric"])]
+        for one in (r for r in expected if r.test == PAIRED):
+            (mine,) = [r for r in records if (r["dataset"], r["metric"]) == (dataset, one.metric)]
             for key in ("difference", "low", "high", "p", "p_method"):
-                assert mine[key] == one[key], key
+                assert mine[key] == getattr(one, key), key
     assert len(records) == 6
     assert [r["p_holm"] for r in records] == pytest.approx(holm([r["p"] for r in records]))
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, saved: Callable[..., Path]) -> None:
     ours = saved(tmp_path / "a", "tuned", 3.0, roles={"set": "oof"})
     other = saved(tmp_path / "b", "probe", 1.0, roles={"another": "oof"})
     with pytest.raises(InvalidRequest, match="no evaluation set in common"):

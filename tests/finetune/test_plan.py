@@ -1,5 +1,7 @@
 """The rule decides as it says, and the plan survives being edited."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +18,16 @@ SLOW = Cost(1.0, 2.0, 10, "a slow machine")
 FAST = Cost(1000.0, 3000.0, 10, "a fast machine")
 
 
-def results(values: dict[str, tuple[float, float, float]], p_holm: float = 0.001) -> ProbeResult:
+@pytest.fixture
+def results(whole_results: Callable[..., dict[str, Any]]) -> Callable[..., ProbeResult]:
+    return partial(_results, whole_results)
+
+
+def _results(
+    whole_results: Callable[..., dict[str, Any]],
+    values: dict[str, tuple[float, float, float]],
+    p_holm: float = 0.001,
+) -> ProbeResult:
     """What the rule reads of a probe's results: two feature sets an encoder, the first a little better."""
     names = list(values)
     best = max(values, key=lambda e: values[e][0])
@@ -24,9 +35,11 @@ def results(values: dict[str, tuple[float, float, float]], p_holm: float = 0.001
     for encoder, (v, low, high) in values.items():
         for view, less in (("center:0.5", 0.0), ("full", 0.05)):
             features = f"{encoder}/{view}/cls"
-            models.append({"features": features, "criterion": v - less})
+            about = {"threshold": 0.5, "temperature": 1.0, "platt": [1.0, 0.0]}
+            models.append({"features": features, "criterion": v - less, **about})
             cell = [v - less, low - less, high - less]
             record: dict[str, Any] = {"features": features, "role": "oof", "subset": "raw", "domain": ""}
+            record |= {"n": 1000, "n_positive": 300}
             scores.append(
                 {**record, "dataset": "set:train", "metrics": {"auroc": cell, "balanced_accuracy": cell}}
             )
@@ -41,26 +54,27 @@ def results(values: dict[str, tuple[float, float, float]], p_holm: float = 0.001
             "difference": values[encoder][0] - values[best][0],
             "low": values[encoder][0] - values[best][0] - 0.02,
             "high": values[encoder][0] - values[best][0] + 0.02,
+            "p": p_holm,
             "p_holm": p_holm,
         }
         for encoder in names
         if encoder != best
     ]
-    document = {
-        "config": {"folds": "balanced", "positive": None},
-        "data": [{"dataset": "set:train", "n": 1000}, {"dataset": "other", "n": 500}],
-        "folds": {"n_splits": 5},
-        "models": models,
-        "scores": scores,
-        "comparisons": comparisons,
-    }
+    document = whole_results(
+        [{"dataset": "set:train", "n": 1000}, {"dataset": "other", "n": 500}],
+        models=models,
+        scores=scores,
+        comparisons=comparisons,
+    )
     return ProbeResult(document, pd.DataFrame())
 
 
 VALUES = {"poor": (0.70, 0.66, 0.74), "good": (0.93, 0.91, 0.95), "fair": (0.90, 0.87, 0.93)}
 
 
-def decide(rule: Rule, cost: Cost = FAST, **change: Any) -> dict[str, bool]:
+def _decide(
+    results: Callable[..., ProbeResult], rule: Rule, cost: Cost = FAST, **change: Any
+) -> dict[str, bool]:
     plan = make_plan(results(VALUES, **change), train="a.toml", rule=rule, costs=dict.fromkeys(VALUES, cost))
     assert [e.encoder for e in plan.entries] == ["good", "fair", "poor"]
     assert all(e.features.endswith("center:0.5/cls") for e in plan.entries)
@@ -68,7 +82,8 @@ def decide(rule: Rule, cost: Cost = FAST, **change: Any) -> dict[str, bool]:
     return {e.encoder: e.train for e in plan.entries}
 
 
-def test_each_part_of_the_rule() -> None:
+def test_each_part_of_the_rule(results: Callable[..., ProbeResult]) -> None:
+    decide = partial(_decide, results)
     assert decide(Rule(target=0.9)) == {"good": False, "fair": True, "poor": True}
     assert decide(Rule(target=0.5)) == {"good": False, "fair": True, "poor": True}  # behind the best
     assert decide(Rule(target=0.5), p_holm=0.2) == {"good": False, "fair": False, "poor": False}
@@ -90,7 +105,7 @@ def test_the_hours_are_those_of_all_folds() -> None:
     assert SLOW.hours(1000, 500, 5) == pytest.approx(5 * (8000 + (2000 + 500) / 2) / 3600)
 
 
-def test_a_plan_is_a_file_to_edit(tmp_path: Path) -> None:
+def test_a_plan_is_a_file_to_edit(tmp_path: Path, results: Callable[..., ProbeResult]) -> None:
     plan = make_plan(results(VALUES), train="a.toml", tests=["b.toml"], costs=dict.fromkeys(VALUES, FAST))
     file = plan.save(tmp_path / "plan.toml")
     assert load_plan(file) == plan
@@ -105,7 +120,9 @@ def test_a_plan_is_a_file_to_edit(tmp_path: Path) -> None:
         load_plan(tmp_path / "other.toml")
 
 
-def test_what_is_proposed_also_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_proposed_also_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: Callable[..., ProbeResult]
+) -> None:
     """LoRA cannot adapt a CNN, nor a transformer whose layers have other names than the recipe's targets."""
     cnn, vit = "efficientnet-lite0", "dinov2-s"
     probed = results({cnn: (0.7, 0.6, 0.8), vit: (0.72, 0.62, 0.82)})
@@ -131,16 +148,17 @@ def test_what_is_proposed_also_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert fitting_recipe(cnn, "full") == ("full", "")
 
 
-def test_results_without_intervals_are_refused() -> None:
-    without = results(VALUES)
-    for record in without.document["scores"]:
+def test_results_without_intervals_are_refused(results: Callable[..., ProbeResult]) -> None:
+    document = results(VALUES).document
+    for record in document["scores"]:
         record["metrics"]["auroc"] = [0.8, None, None]
+    without = ProbeResult(document, pd.DataFrame())
     with pytest.raises(InvalidRequest, match="--bootstrap"):
         make_plan(without, train="a.toml", measure=False)
 
 
 def test_the_cost_is_measured_and_a_plan_is_run(
-    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path], results: Callable[..., ProbeResult]
 ) -> None:
     cost = measure_cost(tiny_encoder[0], recipe="lora", device="cpu", steps=1)
     assert cost.train_rate > 1

@@ -51,10 +51,10 @@ def test_pooled_auroc_does_not_depend_on_the_scales_of_the_folds() -> None:
     assert roc_auc_score(y, ranking) == pytest.approx(truth, abs=0.005)
 
     [found] = score_set(make_rows(y), [Column("any", "oof", score, adjusted, ranking)], config=QUICK)
-    assert found["metrics"]["auroc"][0] == pytest.approx(roc_auc_score(y, ranking))
-    assert found["metrics"]["average_precision"][0] == pytest.approx(average_precision_score(y, ranking))
-    assert found["metrics"]["sensitivity"][0] == pytest.approx((score[y == 1] >= 0).mean()), "own calls"
-    assert found["platt"]["brier"][0] == pytest.approx(np.mean((expit(ranking) - y) ** 2))
+    assert found.estimate("auroc").value == pytest.approx(roc_auc_score(y, ranking))
+    assert found.estimate("average_precision").value == pytest.approx(average_precision_score(y, ranking))
+    assert found.estimate("sensitivity").value == pytest.approx((score[y == 1] >= 0).mean()), "own calls"
+    assert found.estimate("brier", "platt").value == pytest.approx(np.mean((expit(ranking) - y) ** 2))
 
 
 def test_a_fold_at_chance_level_is_put_at_the_share_of_positives_in_its_own_order() -> None:
@@ -77,11 +77,11 @@ def test_logits_are_ranked_not_their_probabilities() -> None:
     assert roc_auc_score(y, expit(score)) < truth - 0.1
     columns = [Column(name, "refit", score, np.tile([60.0, 1, 1, -60], (500, 1))) for name in "ab"]
     rows = make_rows(y)
-    assert score_set(rows, columns, config=QUICK)[0]["metrics"]["auroc"][0] == pytest.approx(truth)
-    assert mean_of_models(rows, score[:, None], config=QUICK)["auroc"]["value"] == pytest.approx(truth)
+    assert score_set(rows, columns, config=QUICK)[0].estimate("auroc").value == pytest.approx(truth)
+    assert mean_of_models(rows, score[:, None], config=QUICK)["auroc"].value == pytest.approx(truth)
     other = Column("c", "refit", 100 * score, columns[0].adjusted)
     [delong] = compare_models(rows, [columns[0], other], config=QUICK, reference="a", whole=None)
-    assert (delong["difference"], delong["p"]) == (0, 1), "the same order is the same AUROC"
+    assert (delong.difference, delong.p) == (0, 1), "the same order is the same AUROC"
 
 
 def test_out_of_fold_is_not_below_what_the_models_are_worth() -> None:

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.results import scoring
-from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.files import scores_table
+from patchbank.probe.results.schema import Comparison, Score
 from patchbank.probe.results.scoring import Column, Rows
 from patchbank.probe.statistics import agreement, intervals, metrics
 from scipy import special, stats
@@ -47,6 +48,16 @@ def columns(rows: Rows, logits: np.ndarray, role: str = "refit") -> list[Column]
     return [Column(name, role, z, adjusted, cuts=cuts) for name, z in zip("ab", logits.T, strict=False)]
 
 
+def score_set(*given: Any, **options: Any) -> list[dict[str, Any]]:
+    """As written."""
+    return [one.to_json() for one in scoring.score_set(*given, **options)]
+
+
+def compare_models(*given: Any, **options: Any) -> list[dict[str, Any]]:
+    """As written."""
+    return [one.to_json() for one in scoring.compare_models(*given, **options)]
+
+
 def without_each(rows: Rows, statistic: Any) -> np.ndarray:
     return np.array([statistic(rows.group != g) for g in pd.unique(rows.group)])
 
@@ -58,7 +69,7 @@ def jackknife(left_out: np.ndarray) -> float:
 
 def test_every_score_has_its_error_and_the_clusters_behind_it() -> None:
     rows, logits = make()
-    records = scoring.score_set(rows, columns(rows, logits), config=CONFIG)
+    records = score_set(rows, columns(rows, logits), config=CONFIG)
     assert [(r["subset"], r["domain"]) for r in records[::2]] == [
         ("raw", ""),
         ("dedup", ""),
@@ -88,16 +99,14 @@ def test_every_score_has_its_error_and_the_clusters_behind_it() -> None:
 
 def test_out_of_fold_scores_have_a_larger_variance() -> None:
     rows, logits = make()
-    refit, oof = (
-        scoring.score_set(rows, columns(rows, logits, role), config=CONFIG)[0] for role in ("refit", "oof")
-    )
+    refit, oof = (score_set(rows, columns(rows, logits, role), config=CONFIG)[0] for role in ("refit", "oof"))
     assert (refit["inflation"], oof["inflation"]) == (1, scoring.OOF_INFLATION)
     for name in ("auroc", "balanced_accuracy", "brier"):
         errors = [r["uncertainty"]["metrics"][name]["standard_error"] for r in (refit, oof)]
         assert errors[1] == pytest.approx(errors[0] * scoring.OOF_INFLATION**0.5)
         assert oof["metrics"][name][0] == refit["metrics"][name][0]
     one, other = (
-        scoring.compare_models(
+        compare_models(
             rows,
             columns(rows, logits, role),
             config=CONFIG,
@@ -115,7 +124,7 @@ def test_out_of_fold_scores_have_a_larger_variance() -> None:
 def test_sets_without_groups_say_what_a_design_effect_of_2_would_do() -> None:
     rows, logits = make()
     rows = replace(rows, group=np.full(len(rows), "", object), groups_known=False)
-    record = scoring.score_set(rows, columns(rows, logits), config=CONFIG)[0]
+    record = score_set(rows, columns(rows, logits), config=CONFIG)[0]
     assert not record["clusters"]["known"]
     assert record["n_groups"] == len(rows)
     for name, (value, low, high) in record["design_effect_2"].items():
@@ -123,14 +132,14 @@ def test_sets_without_groups_say_what_a_design_effect_of_2_would_do() -> None:
         assert value == plain[0]
         assert low < plain[1] < plain[2] < high
     whole = scoring.estimate_set(rows, columns(rows, logits), config=CONFIG)
-    found = scoring.compare_models(rows, columns(rows, logits), config=CONFIG, reference="a", whole=whole)
+    found = compare_models(rows, columns(rows, logits), config=CONFIG, reference="a", whole=whole)
     assert found
     assert not any(one["groups_known"] for one in found)
 
 
 def test_calls_and_predictive_values_by_brute_force() -> None:
     rows, logits = make()
-    record = scoring.score_set(rows, columns(rows, logits), config=CONFIG)[0]
+    record = score_set(rows, columns(rows, logits), config=CONFIG)[0]
     z = logits[:, 0]
     for kind, cut in (("metrics", 0.0), ("at_threshold", 0.4)):
         found = record["calls"][kind]
@@ -167,7 +176,7 @@ def test_calls_and_predictive_values_by_brute_force() -> None:
 
 def test_calibration_and_net_benefit_have_intervals() -> None:
     rows, logits = make()
-    record = scoring.score_set(rows, columns(rows, logits), config=CONFIG)[0]
+    record = score_set(rows, columns(rows, logits), config=CONFIG)[0]
     platt = 0.9 * logits[:, 0] - 0.3
     value, low, high = record["calibration"]["platt"]["observed_expected"]
     assert value == pytest.approx(rows.y.sum() / special.expit(platt).sum())
@@ -192,7 +201,7 @@ def test_calibration_and_net_benefit_have_intervals() -> None:
 
 def test_the_spread_between_domains() -> None:
     rows, logits = make(slides=60)
-    records = scoring.score_set(rows, columns(rows, logits), config=CONFIG)
+    records = score_set(rows, columns(rows, logits), config=CONFIG)
     found = records[0]["between_domains"]["auroc"]
     of_domain = {r["domain"]: r for r in records if r["features"] == "a" and r["domain"]}
     values = {d: r["metrics"]["auroc"][0] for d, r in of_domain.items()}
@@ -213,9 +222,7 @@ def test_the_spread_between_domains() -> None:
     assert found["sd"][1] <= found["sd"][0] <= found["sd"][2]
 
     perfect = np.where(rows.domain == "B", 20.0 * (rows.y - 0.5), logits[:, 0])
-    one = scoring.score_set(rows, columns(rows, perfect[:, None]), config=CONFIG)[0]["between_domains"][
-        "auroc"
-    ]
+    one = score_set(rows, columns(rows, perfect[:, None]), config=CONFIG)[0]["between_domains"]["auroc"]
     assert list(one["left_out"]) == ["B"]
     assert one["k"] == 2
 
@@ -223,10 +230,14 @@ def test_the_spread_between_domains() -> None:
 def test_precision_is_the_difference_found_four_times_in_five() -> None:
     rows, logits = make()
     both = columns(rows, logits)
-    records = scoring.score_set(rows, both, config=CONFIG)
+    records = score_set(rows, both, config=CONFIG)
     whole = scoring.estimate_set(rows, both, config=CONFIG)
-    compared = scoring.compare_models(rows, both, config=CONFIG, reference="a", whole=whole)
-    found = scoring.precision(records, compared, level=0.95)
+    compared = compare_models(rows, both, config=CONFIG, reference="a", whole=whole)
+    made = (
+        [Score.model_validate(one) for one in records],
+        [Comparison.model_validate(one) for one in compared],
+    )
+    found = [one.to_json() for one in scoring.precision(*made, level=0.95)]
     assert {(one["metric"], one["basis"]) for one in found} == {
         ("balanced_accuracy", "paired, median of 1"),
         ("auroc", "paired, median of 1"),
@@ -237,7 +248,8 @@ def test_precision_is_the_difference_found_four_times_in_five() -> None:
         df, error = one["degrees_of_freedom"], one["standard_error"]
         power = stats.nct.sf(stats.t.ppf(0.975, df), df, one["detectable"] / error)
         assert power == pytest.approx(0.8, abs=0.02)
-    alone = scoring.precision(scoring.score_set(rows, both[:1], config=CONFIG), [], level=0.95)
+    single = scoring.score_set(rows, both[:1], config=CONFIG)
+    alone = [one.to_json() for one in scoring.precision(single, [], level=0.95)]
     assert {one["basis"] for one in alone} == {"unpaired"}
     leading = next(r for r in records if (r["subset"], r["domain"]) == ("dedup", ""))
     about = leading["uncertainty"]["metrics"]["auroc"]
@@ -247,8 +259,9 @@ def test_precision_is_the_difference_found_four_times_in_five() -> None:
 
 def test_the_human_line_has_an_interval_and_says_what_it_leaves_out() -> None:
     rows, logits = make()
-    found = scoring.score_votes(rows, columns(rows, logits), config=CONFIG)
-    assert found is not None
+    votes = scoring.score_votes(rows, columns(rows, logits), config=CONFIG)
+    assert votes is not None
+    found = votes.to_json()
     human = found["human"]
     voted = rows.votes_total == 3
     line = agreement.human_line(rows.votes_positive[voted], rows.votes_total[voted], logits[voted] >= 0)
@@ -276,7 +289,7 @@ def test_without_intervals_there_are_values_and_a_reason() -> None:
     rows, logits = make()
     config = replace(CONFIG, bootstrap=0)
     assert scoring.estimate_set(rows, columns(rows, logits), config=config) is None
-    record = scoring.score_set(rows, columns(rows, logits), config=config)[0]
+    record = score_set(rows, columns(rows, logits), config=config)[0]
     assert record["metrics"]["auroc"][0] == pytest.approx(metrics.auroc(rows.y, logits[:, 0]))
     assert record["metrics"]["auroc"][1:] == [None, None]
     assert record["uncertainty"]["metrics"]["auroc"]["reason"] == scoring.NO_INTERVALS
@@ -286,13 +299,14 @@ def test_without_intervals_there_are_values_and_a_reason() -> None:
 
 def test_results_are_tables_with_errors_and_older_ones_are_read() -> None:
     rows, logits = make()
-    records = scoring.score_set(rows, columns(rows, logits), config=CONFIG)
-    table = ProbeResult({"scores": records}, pd.DataFrame()).scores()
+    records = score_set(rows, columns(rows, logits), config=CONFIG)
+    table = scores_table([Score.model_validate(one) for one in records])
     assert set(table["kind"]) == {"metrics", "at_threshold", "temperature", "platt"}
     one = table[(table["metric"] == "auroc") & (table["kind"] == "metrics")].iloc[0]
     assert one["standard_error"] == records[0]["uncertainty"]["metrics"]["auroc"]["standard_error"]
-    old = [{k: v for k, v in r.items() if k in ("features", "role", "metrics", "platt")} for r in records]
-    assert len(ProbeResult({"scores": old}, pd.DataFrame()).scores())
+    lacking = ("uncertainty", "clusters", "inflation", "calls", "calibration", "net_benefit", "n_groups")
+    old = [{k: v for k, v in r.items() if k not in lacking} for r in records]
+    assert len(scores_table([Score.model_validate(one) for one in old])) == len(table)
 
 
 def test_cuts_come_from_the_other_folds() -> None:

@@ -1,6 +1,5 @@
 """A merged result says what the single ones say, and compares systems by paired tests."""
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +135,14 @@ def test_the_mean_of_fold_models_has_the_jackknife_error_of_the_mean(study, resu
     left_out = np.array([mean_auroc(rows.group != slide) for slide in slides])
     g = len(slides)
     error = np.sqrt((g - 1) / g * ((left_out - left_out.mean()) ** 2).sum())
-    assert found["value"] == pytest.approx(mean_auroc(np.ones(len(rows), bool)))
-    assert found["standard_error"] == pytest.approx(error)
+    value, low, high = found
+    assert value == pytest.approx(mean_auroc(np.ones(len(rows), bool)))
+    assert found.standard_error == pytest.approx(error)
     # symmetric on the scale of the logit
-    half = stats.t.ppf(0.975, found["degrees_of_freedom"]) * error / (found["value"] * (1 - found["value"]))
-    middle = np.log(found["value"] / (1 - found["value"]))
-    assert found["low"] == pytest.approx(expit(middle - half))
-    assert found["high"] == pytest.approx(expit(middle + half))
+    half = stats.t.ppf(0.975, found.degrees_of_freedom) * error / (value * (1 - value))
+    middle = np.log(value / (1 - value))
+    assert low == pytest.approx(expit(middle - half))
+    assert high == pytest.approx(expit(middle + half))
 
 
 def test_without_groups_to_resample_the_mean_has_no_interval() -> None:
@@ -150,8 +150,8 @@ def test_without_groups_to_resample_the_mean_has_no_interval() -> None:
 
     rows, scores = make_rows(1)
     found = mean_of_models(rows, scores, config=ProbeConfig(features=("a",), bootstrap=0))["auroc"]
-    assert found["value"] is not None
-    assert found["low"] is found["standard_error"] is None
+    assert found.value is not None
+    assert found.low is found.standard_error is None
 
 
 # --- beside published figures
@@ -223,9 +223,10 @@ def test_what_lies_far_apart_is_distinguished(
 
 
 def test_nothing_is_called_significant_where_no_slides_are_known(results: dict[str, ProbeResult]) -> None:
-    merged = copy.deepcopy(merge_systems({"Good": results["Good"]}))
-    for entry in merged.document["data"]:
+    document = merge_systems({"Good": results["Good"]}).document
+    for entry in document["data"]:
         entry["groups_known"] = entry["dataset"] != "outer"
+    merged = ProbeResult(document, pd.DataFrame())
     found = beside_published(
         merged, [published_entry([0.05] * 5)], {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"}
     )
@@ -236,12 +237,9 @@ def test_nothing_is_called_significant_where_no_slides_are_known(results: dict[s
 def test_a_figure_without_a_standard_error_is_shown_without_a_verdict(
     results: dict[str, ProbeResult],
 ) -> None:
-    merged = copy.deepcopy(merge_systems({"Good": results["Good"]}))
-    merged.document["fold_means"]["Good"]["outer"]["auroc"] |= {
-        "standard_error": None,
-        "low": None,
-        "high": None,
-    }
+    document = merge_systems({"Good": results["Good"]}).document
+    document["fold_means"]["Good"]["outer"]["auroc"] |= dict.fromkeys(("standard_error", "low", "high"))
+    merged = ProbeResult(document, pd.DataFrame())
     entries = [published_entry([0.05] * 5)]
     found = beside_published(merged, entries, {"Good": [("Theirs", "probe")]}, datasets={"outer": "outer"})
     assert [row.verdict for row in found] == ["higher", "not assessed: no standard error"]
