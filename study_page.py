@@ -151,8 +151,8 @@ class StudyReport:
             extract_seconds=spent.get("seconds", 0.0),
             device=spent.get("device", ""),
             fits=model.fits.fits if model.fits else 0,
-            probe_seconds=model.seconds.get("cpu", 0.0) if probed else 0.0,
-            train_seconds=0.0 if probed else model.seconds["all"],
+            probe_seconds=model.took("cpu") if probed else 0.0,
+            train_seconds=0.0 if probed else model.took("all"),
         )
 
     def _saved(self, spent: Mapping[str, Any]) -> int:

@@ -1,6 +1,7 @@
 """Who imports whom: cli -> study -> extract | probe | finetune -> cache, datasets -> manifests, errors."""
 
 import ast
+import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -31,6 +32,27 @@ LAYERS = {  # folder -> the folders and root modules that it may import
 }
 WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
+# modules that read results, and what they may subscript by a name that results have too
+READS = re.compile(r"^ *from \.+(probe\.)?(results|report)\.|ProbeResult", re.M)
+COLUMNS = {"patch_id", "path", "dataset", "domain", "group", "label", "fold"}  # of predictions
+COLUMNS |= {"features", "role", "score", "threshold"}
+OTHER_DICTS = {
+    "attention.py": {"e"},  # an epoch
+    "cli.py": {
+        "r",
+        "records",
+        "summary",
+        "settings",
+        "tomllib.loads(f'value = {value}')",
+    },  # of comparisons, of few-shot curves
+    "compare.py": {"r"},  # what is printed of a comparison
+    "domains.py": {"record", "c"},  # makes records
+    "predict.py": {"card"},  # of a fine-tuned model
+    "published.py": {"document"},  # a file of published figures
+    "study_file.py": {"settings"},
+    "study_page.py": {"about"},  # a row that is made
+    "run.py": {"seconds", "train.table", "run.seconds", "run.fits", "choices", "runs", "cards", "c", "done"},
+}
 FORBIDDEN = {"probe": GPU_STACK, "cache": GPU_STACK}
 
 
@@ -115,3 +137,26 @@ def test_files_import_each_other_in_no_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join("/".join(name) for name in error.args[1]))
+
+
+def test_results_are_read_as_classes() -> None:
+    """Outside probe/results nothing subscripts what results.json holds: `schema.Results` has it typed."""
+    from patchbank.probe.results import schema
+    from pydantic import BaseModel
+
+    parts = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, BaseModel)]
+    keys = {name for part in parts for name in part.model_fields} - COLUMNS
+    readers = [p for p in sources("probe") if "results" not in p.relative_to(ROOT).parts]
+    readers += [*sources("finetune"), *ROOT.glob("study*.py"), ROOT / "quickstart.py", ROOT / "cli.py"]
+    readers = [p for p in readers if READS.search(p.read_text("utf-8"))]
+    assert {p.name for p in readers} >= {"sections.py", "charts.py", "board.py", "plan.py", "study_page.py"}
+    faults = []
+    for path in readers:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == "document":
+                faults.append(f"{path}:{node.lineno} reads a result as a dict")
+            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+                base, key = ast.unparse(node.value), node.slice.value
+                if key in keys and base.split("[")[0] not in OTHER_DICTS.get(path.name, ()):
+                    faults.append(f"{path}:{node.lineno} {base}[{key!r}]: use its field")
+    assert not faults, "\n".join(faults)

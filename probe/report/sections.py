@@ -692,9 +692,9 @@ class Sections(View):
         out: list[Any] = []
         cost = []
         for m in self.results.ranked:
-            s, fits = m.seconds, m.fits
+            fits = m.fits
             if not fits:
-                cost.append([m.features, m.dim, "-", "-", "-", "-", f"{s['all']:.1f}"])
+                cost.append([m.features, m.dim, "-", "-", "-", "-", f"{m.took('all'):.1f}"])
                 continue
             gap = fits.worst_gap_bound
             cost.append(
@@ -704,8 +704,8 @@ class Sections(View):
                     fits.fits,
                     ", ".join(f"{v} {k}" for k, v in fits.status.items()),
                     "-" if gap is None else f"{gap:.0e}",
-                    f"{s['fit']:.1f}",
-                    f"{s['all'] + s['load']:.1f}",
+                    f"{m.took('fit'):.1f}",
+                    f"{m.took('all', 'load'):.1f}",
                 ]
             )
         out.append(

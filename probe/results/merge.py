@@ -180,7 +180,7 @@ def _model(name: str, results: Results, criterion: float) -> Model:
     if about.fits is not None:  # a probe's, over all the feature sets that it chose from
         fits = [one.fits.to_json() for one in results.models if one.fits]
         changed["fits"] = Fits.model_validate(sum_facts(fits))
-        cpu = sum(one.seconds.get("cpu", 0.0) for one in results.models)
+        cpu = sum(one.took("cpu") for one in results.models)
         changed["seconds"] = {**about.seconds, "cpu": cpu}
     # without the path: criteria of the systems are not on one scale
     kept = {key: getattr(about, key) for key in about.model_fields_set - {"path"}}

@@ -400,6 +400,10 @@ class Model(Part):
     provenance: dict[str, Any] | None = None
     chosen: str | None = None
 
+    def took(self, *steps: str) -> float:
+        """Seconds of these steps; 0 for those that were not recorded."""
+        return sum(self.seconds.get(step, 0.0) for step in steps)
+
 
 # --- comparisons
 
