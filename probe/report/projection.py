@@ -53,12 +53,12 @@ def _pca(vectors: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
 
 
 def _umap(vectors: np.ndarray, seed: int) -> np.ndarray:
+    if len(vectors) < 5:  # its spectral start needs more points than that
+        raise InvalidRequest(f"UMAP needs 5 vectors or more, not {len(vectors)}: use method='pca'")
     try:
         from umap import UMAP
     except ImportError as error:
         raise MissingDependency("UMAP maps need umap-learn: pip install 'patchbank[map]'") from error
-    if len(vectors) < 5:  # its spectral start needs more points than that
-        raise InvalidRequest(f"UMAP needs 5 vectors or more, not {len(vectors)}: use method='pca'")
     neighbours = min(15, len(vectors) - 1)
     # one job: with more, the seed decides nothing
     found = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
