@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from ...errors import InvalidRequest, ProbeError
-from .metrics import check_labels, evaluate
+from .metrics import check_clusters, check_labels, check_probabilities, check_scores, evaluate
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.intp]
@@ -24,11 +24,19 @@ Ties = Literal["split", "drop"]
 
 def check_votes(positive: ArrayLike, total: ArrayLike) -> tuple[Counts, Counts]:
     """Votes for the positive class and in all, int (n,) each. Raises ProbeError naming the first bad row."""
-    given = pd.DataFrame({"positive": np.asarray(positive, object), "total": np.asarray(total, object)})
+    columns = [np.asarray(positive, object), np.asarray(total, object)]
+    if columns[0].ndim != 1 or columns[0].shape != columns[1].shape or not len(columns[0]):
+        raise ProbeError(f"votes {columns[0].shape} of {columns[1].shape}: two columns with at least one row")
+    given = pd.DataFrame({"positive": columns[0], "total": columns[1]})
     missing = np.asarray(given.isna()).any(axis=1)
     if missing.any():
         raise ProbeError(f"row {missing.argmax()} has no votes: select the rows that have")
-    p, t = (given[name].to_numpy(np.intp) for name in ("positive", "total"))
+    numbers = given.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    broken = ~(numbers == np.round(numbers)).all(axis=1) | ~np.isfinite(numbers).all(axis=1)
+    if broken.any():
+        row = int(broken.argmax())
+        raise ProbeError(f"row {row}: votes are whole numbers, not {columns[0][row]} of {columns[1][row]}")
+    p, t = numbers.T.astype(np.intp)
     bad = (p < 0) | (p > t) | (t < 1)
     if bad.any():
         row = int(bad.argmax())
@@ -47,6 +55,8 @@ def fleiss_kappa(counts: ArrayLike) -> float:
     table = np.asarray(counts, np.float64)
     if table.ndim != 2 or not len(table):
         raise InvalidRequest(f"counts {table.shape} have to be (subjects, categories)")
+    if not ((table >= 0) & (table == np.round(table))).all():
+        raise ProbeError("counts of raters are whole numbers, 0 or more")
     raters = table.sum(axis=1)
     r = raters[0]
     if r < 2 or (raters != r).any():
@@ -147,23 +157,22 @@ def _weighted_mean(
     n: int, weights: ArrayLike | None, groups: ArrayLike | None
 ) -> tuple[Callable[[Floats], Floats], Any]:
     """The mean over rows (n, k) -> (B, k) under weights of clusters, and the index that takes B out again."""
-    codes = np.arange(n) if groups is None else np.asarray(groups, np.intp)
-    drawn = (
-        np.ones((1, codes.max() + 1)) if weights is None else np.atleast_2d(np.asarray(weights, np.float64))
-    )
+    given, drawn, axis = check_clusters(n, weights, groups)
+    codes = np.arange(n) if given is None else given
     total = drawn @ np.bincount(codes, minlength=drawn.shape[1])
 
     def mean(values: Floats) -> Floats:
         clusters = np.zeros((drawn.shape[1], values.shape[1]))
         np.add.at(clusters, codes, values)
-        return (drawn @ clusters) / total[:, None]
+        nothing = np.full((len(drawn), values.shape[1]), np.nan)
+        return np.divide(drawn @ clusters, total[:, None], out=nothing, where=total[:, None] > 0)
 
-    return mean, 0 if weights is None or np.ndim(weights) == 1 else slice(None)
+    return mean, axis
 
 
 def _ballots(votes: ArrayLike) -> Counts:
     table = np.asarray(votes)
-    if table.ndim != 2 or table.shape[1] < 3 or not np.isin(table, (0, 1)).all():
+    if table.ndim != 2 or not len(table) or table.shape[1] < 3 or not np.isin(table, (0, 1)).all():
         raise InvalidRequest("votes have to be 0 or 1, (n, experts) with at least three experts")
     return table.astype(np.intp)
 
@@ -201,7 +210,9 @@ def human_line(
     p, t = check_votes(positive, total)
     if t.min() < 3:
         raise ProbeError(f"row {t.argmin()} has {t.min()} votes: the human line needs three or more")
-    calls = np.asarray(called, np.float64).reshape(len(p), -1)
+    calls, _ = check_scores(called, len(p))
+    if not np.isin(calls, (0, 1)).all():
+        raise InvalidRequest("calls are positive or not: a threshold has to be applied to scores")
     where = np.arange(len(p)) if codes is None else np.asarray(codes, np.intp)
     hit = np.zeros((2, len(p)))  # votes that agree with a positive, and with a negative reference
     weight = np.zeros((2, len(p)))
@@ -247,7 +258,7 @@ def by_votes(
     Columns: votes_positive, votes_total, model (column of scores), rows, mean_score, called_positive (share).
     """
     p, t = check_votes(positive, total)
-    table = np.asarray(scores, np.float64).reshape(len(p), -1)
+    table, _ = check_scores(scores, len(p))
     called = table >= np.asarray(threshold)
     return pd.DataFrame(
         {
@@ -283,8 +294,8 @@ def by_agreement(
     """
     p, t = check_votes(positive, total)
     labels = check_labels(y)
-    table = np.asarray(scores, np.float64).reshape(len(p), -1)
-    ranked = table if order is None else np.asarray(order, np.float64).reshape(table.shape)
+    table, _ = check_scores(scores, len(p))
+    ranked = table if order is None else check_scores(order, len(p))[0]
     agreeing = np.maximum(p, t - p)
     found = []
     names = list(metrics)
@@ -335,11 +346,7 @@ def soft_scores(
     """
     p, t = check_votes(positive, total)
     share = p / t
-    table = np.asarray(probabilities, np.float64)
-    one_model = table.ndim == 1
-    table = table[:, None] if one_model else table
-    if len(table) != len(share) or not ((table >= 0) & (table <= 1)).all():
-        raise InvalidRequest(f"probabilities have to be in [0, 1], (n,) or (n, m) for {len(share)} rows")
+    table, one_model = check_probabilities(probabilities, len(share))
     mean, drawn_axis = _weighted_mean(len(share), weights, groups)
     tiny = np.finfo(np.float64).eps
     clipped = np.clip(table, tiny, 1 - tiny)

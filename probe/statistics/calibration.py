@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from ...errors import InvalidRequest, ProbeError
-from .metrics import BINS, Scale, Strategy, bin_edges, bin_of, check_labels
+from .metrics import BINS, Scale, Strategy, bin_edges, bin_of, check_labels, check_probabilities, check_scores
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -211,16 +211,18 @@ def _newton(columns: Floats, targets: Floats, weights: Floats) -> Floats:
 
 def _two_classes(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats, bool]:
     labels = check_labels(y)
-    table = np.asarray(scores, np.float64)
-    one_model = table.ndim == 1
-    table = table[:, None] if one_model else table
-    if table.ndim != 2 or len(table) != len(labels):
-        raise InvalidRequest(f"scores {np.shape(scores)} for {len(labels)} labels: have to be (n,) or (n, m)")
-    if not np.isfinite(table).all():
-        raise ProbeError("scores that are not finite cannot be calibrated")
+    table, one_model = check_scores(scores, len(labels))
     if labels.all() or not labels.any():
         raise ProbeError("thresholds and calibration need rows of both classes")
     return labels, table, one_model
+
+
+def _one_model(y: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    labels = check_labels(y)
+    p, one_model = check_probabilities(probabilities, len(labels))
+    if not one_model:
+        raise InvalidRequest(f"probabilities {p.shape}: of one model, ({len(labels)},)")
+    return labels, p[:, 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,10 +252,9 @@ def reliability_curve(
 
     y : (n,) 0 or 1; probabilities : (n,) in [0, 1]; bins (a, b], see `metrics.bin_edges`
     """
-    labels = check_labels(y)
-    p = np.asarray(probabilities, np.float64)
-    if p.shape != labels.shape or not ((p >= 0) & (p <= 1)).all():
-        raise InvalidRequest(f"probabilities have to be in [0, 1], one for each of {len(labels)} rows")
+    labels, p = _one_model(y, probabilities)
+    if not 0 < confidence < 1:
+        raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
     edges = bin_edges(p, bins=bins, strategy=strategy)
     which = bin_of(p, edges)
     count = np.bincount(which, minlength=bins)
@@ -306,7 +307,7 @@ def assess_calibration(y: ArrayLike, logits: ArrayLike, codes: Codes | None = No
     to second order in the cluster's share; observed_expected is exact.
     """
     labels = check_labels(y)
-    z = np.asarray(logits, np.float64)
+    z, _ = check_scores(logits, len(labels))
     codes = np.arange(len(labels)) if codes is None else codes
     n_clusters = int(codes.max()) + 1
 
@@ -390,8 +391,7 @@ def calibration_floor(
     the number of positives is drawn from a binomial of the bin's mean probability; rows count as
     independent, so that with slides the floor is higher still.
     """
-    labels = check_labels(y)
-    p = np.asarray(probabilities, np.float64)
+    labels, p = _one_model(y, probabilities)
     which = bin_of(p, bin_edges(p, bins=bins))
     count = np.bincount(which, minlength=bins)
     total = np.bincount(which, p, bins)
@@ -421,7 +421,9 @@ def net_benefit(
     the same in all m columns). That of calling none is 0.
     """
     labels = check_labels(y)
-    p = np.asarray(probabilities, np.float64)
+    p, _ = check_probabilities(probabilities, len(labels))
+    if not all(0 < t < 1 for t in at):
+        raise InvalidRequest(f"threshold probabilities lie between 0 and 1, not {list(at)}")
     codes = np.arange(len(labels)) if codes is None else codes
     n_clusters = int(codes.max()) + 1
     sizes = len(labels) - np.bincount(codes, minlength=n_clusters)
@@ -440,6 +442,8 @@ def predictive_values(sensitivity: Floats, specificity: Floats, prevalence: floa
     """PPV and NPV of these sensitivities and specificities, any shape, at a prevalence in (0, 1) (Bayes).
 
     NaN where nothing is called positive (PPV) or negative (NPV)."""
+    if not 0 < prevalence < 1:
+        raise InvalidRequest(f"a prevalence lies between 0 and 1, not {prevalence}")
     true_positive, true_negative = sensitivity * prevalence, specificity * (1 - prevalence)
     positive = true_positive + (1 - specificity) * (1 - prevalence)
     negative = true_negative + (1 - sensitivity) * prevalence

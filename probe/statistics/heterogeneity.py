@@ -44,6 +44,10 @@ def heterogeneity(
     x, variance = np.asarray(values, np.float64), np.asarray(errors, np.float64) ** 2
     if x.shape != variance.shape or x.ndim != 1 or len(x) < 2 or not (variance > 0).all():
         raise InvalidRequest("heterogeneity needs two or more values, each with a standard error above 0")
+    if not (np.isfinite(x).all() and np.isfinite(variance).all()):
+        raise InvalidRequest("heterogeneity needs finite values and standard errors")
+    if not 0 < confidence < 1:
+        raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
     k = len(x)
 
     def spread(tau2: float) -> float:

@@ -44,8 +44,8 @@ def cluster_codes(groups: ArrayLike | None, n: int) -> NDArray[np.intp]:
     if groups is None:
         return np.arange(n)
     given = np.asarray(groups)
-    if len(given) != n:
-        raise InvalidRequest(f"{len(given)} groups for {n} rows")
+    if given.shape != (n,):
+        raise InvalidRequest(f"groups {given.shape} for {n} rows: one a row")
     if given.dtype.kind in "iu":
         return np.asarray(pd.factorize(given)[0], np.intp)
     column = pd.Series(given, dtype=object)
@@ -266,6 +266,8 @@ def estimate_function(
         raise InvalidRequest(f"confidence lies between 0 and 1, not {confidence}")
     if inflation < 1 or (inflation > 1 and method != "jackknife"):
         raise InvalidRequest(f"inflation {inflation}: at least 1, and for method 'jackknife' alone")
+    if method != "jackknife" and n_resamples < 2:
+        raise InvalidRequest(f"{n_resamples} resamples: an interval needs two or more")
     codes = cluster_codes(groups, n_rows)
     n_clusters = int(codes.max(initial=-1)) + 1
     rng = np.random.default_rng(seed)
@@ -871,6 +873,8 @@ def permutation_test(
     table = np.asarray(scores, np.float64)
     if table.ndim != 2 or table.shape[0] != len(labels):
         raise InvalidRequest(f"scores {table.shape} for {len(labels)} labels: have to be (n, m), m >= 2")
+    if n_permutations < 1:
+        raise InvalidRequest(f"{n_permutations} permutations: one or more")
     about: dict[str, Any] = {"threshold": threshold, "logits": logits, "order": order}
     observed = evaluate(labels, table, metrics=[metric], **about)[metric]
     needs = METRICS[metric].needs

@@ -555,8 +555,8 @@ def _sample(
 ) -> tuple[_Sample, tuple[Any, ...]]:
     """The checked arrays, and the index that takes the axes out again that were not given."""
     labels = check_labels(y)
-    table, one_model = _columns(scores, len(labels))
-    by = None if order is None else _columns(order, len(labels))[0]
+    table, one_model = check_scores(scores, len(labels))
+    by = None if order is None else check_scores(order, len(labels))[0]
     if by is not None and by.shape != table.shape:
         raise InvalidRequest(f"order {by.shape} and scores {table.shape} have to be of one shape")
     if threshold is None:
@@ -564,10 +564,21 @@ def _sample(
     cut = np.asarray(threshold, np.float64)
     if cut.ndim > 1 or (cut.ndim == 1 and len(cut) != table.shape[1]):
         raise InvalidRequest(f"threshold {cut.shape}: one number, or one for each of {table.shape[1]} models")
-    codes, n_groups = None, len(labels)
+    if np.isnan(cut).any():
+        raise InvalidRequest("a threshold is NaN: no score reaches it")
+    codes, drawn, axis = check_clusters(len(labels), weights, groups)
+    sample = _Sample(labels, table, np.broadcast_to(cut, table.shape[1:]), drawn, codes, logits, by)
+    return sample, (axis, 0 if one_model else slice(None))
+
+
+def check_clusters(
+    n: int, weights: ArrayLike | None, groups: ArrayLike | None
+) -> tuple[NDArray[np.intp] | None, Floats, Any]:
+    """Codes (n,) or None, weights (B, G), and the index that takes B out again, of `evaluate`'s arguments."""
+    codes, n_groups = None, n
     if groups is not None:
         codes = np.asarray(groups)
-        if codes.shape != labels.shape or codes.dtype.kind not in "iu" or codes.min() < 0:
+        if codes.shape != (n,) or codes.dtype.kind not in "iu" or codes.min() < 0:
             raise InvalidRequest("groups are integer codes 0 .. G-1, one a row: see intervals.cluster_codes")
         codes, n_groups = codes.astype(np.intp), int(codes.max()) + 1
     if weights is None:
@@ -582,12 +593,12 @@ def _sample(
             )
         if not (np.isfinite(drawn).all() and drawn.min(initial=0) >= 0):
             raise InvalidRequest("weights are finite and not negative")
-    sample = _Sample(labels, table, np.broadcast_to(cut, table.shape[1:]), drawn, codes, logits, by)
-    return sample, (axis, 0 if one_model else slice(None))
+    return codes, drawn, axis
 
 
-def _columns(scores: ArrayLike, n: int) -> tuple[Floats, bool]:
-    """Scores as (n, m), and whether they were (n,)."""
+def check_scores(scores: ArrayLike, n: int) -> tuple[Floats, bool]:
+    """Scores of n rows as (n, m), and whether they were (n,). Raises InvalidRequest (shape) and ProbeError
+    (not finite)."""
     table = np.asarray(scores, np.float64)
     one_model = table.ndim == 1
     if one_model:
@@ -600,19 +611,32 @@ def _columns(scores: ArrayLike, n: int) -> tuple[Floats, bool]:
     return table, one_model
 
 
+def check_probabilities(probabilities: ArrayLike, n: int) -> tuple[Floats, bool]:
+    """`check_scores` of probabilities; InvalidRequest if one lies outside [0, 1]."""
+    table, one_model = check_scores(probabilities, n)
+    outside = ((table < 0) | (table > 1)).any(axis=1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise InvalidRequest(f"probabilities have to be in [0, 1]: row {row} has {table[row].tolist()}")
+    return table, one_model
+
+
 def check_labels(y: ArrayLike) -> Bools:
     """(n,) labels 0 and 1 as booleans. Raises ProbeError."""
     labels = np.asarray(y)
     if labels.ndim != 1 or not len(labels):
         raise ProbeError(f"labels are one column with at least one row, not {labels.shape}")
-    if not np.isin(labels, (0, 1)).all():
-        raise ProbeError(f"labels are 0 or 1, not {np.setdiff1d(labels, (0, 1))[:5].tolist()}")
+    other = labels[~np.isin(labels, (0, 1))]
+    if len(other):
+        raise ProbeError(f"labels are 0 or 1, not {[*dict.fromkeys(other.tolist())][:5]}")
     return labels.astype(bool)
 
 
 def bin_edges(p: ArrayLike, *, bins: int = BINS, strategy: Strategy = "width") -> Floats:
     """Edges (bins + 1,) of calibration bins (a, b], the first one closed: equal in width over [0, 1], or
     in mass (quantiles of p, (n,); equal probabilities stay together, so bins may be empty)."""
+    if bins < 1:
+        raise InvalidRequest(f"{bins} bins: one or more")
     if strategy == "width":
         return np.linspace(0.0, 1.0, bins + 1)
     if strategy == "mass":
@@ -678,8 +702,8 @@ def evaluate_multiclass(
     n_classes = p.shape[2]
     if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() >= n_classes:
         raise ProbeError(f"labels are integers from 0 to {n_classes - 1}")
-    if not np.allclose(p.sum(axis=2), 1, atol=1e-4):
-        raise InvalidRequest("the probabilities of a row do not sum to 1")
+    if not np.isfinite(p).all() or p.min() < 0 or not np.allclose(p.sum(axis=2), 1, atol=1e-4):
+        raise InvalidRequest("the probabilities of a row do not sum to 1, or one is below 0")
     one_hot = labels[:, None] == np.arange(n_classes)  # (n, K)
     rest = [_sample(one_hot[:, k], p[:, :, k], 0.5, weights, groups)[0] for k in range(n_classes)]
     class_weights = np.stack([s.class_weights[0] for s in rest], axis=2)  # (B, 1, K)

@@ -30,7 +30,7 @@ def test_clusters_are_numbered_as_they_come_and_a_row_without_group_is_its_own()
     assert intervals.cluster_codes(groups, 7).tolist() == [0, 1, 2, 0, 3, 4, 5]
     assert intervals.cluster_codes(np.array([7, 3, 7]), 3).tolist() == [0, 1, 0]
     assert intervals.cluster_codes(None, 3).tolist() == [0, 1, 2]
-    with pytest.raises(InvalidRequest, match="2 groups for 3 rows"):
+    with pytest.raises(InvalidRequest, match="for 3 rows: one a row"):
         intervals.cluster_codes(["a", "b"], 3)
 
 
