@@ -40,6 +40,9 @@ PREFIX = {  # CLS + registers, from the models' own descriptions
     "hibou-b": 5,
     "hibou-l": 5,
     **{f"dinov2-reg-{size}": 5 for size in "sblg"},
+    **{f"dinov3-{size}": 5 for size in ("s", "b", "l", "hplus")},
+    "kaiko-l14": 5,
+    "openmidnight-1.1": 5,
 }
 
 
@@ -103,12 +106,29 @@ def test_transform_is_torchvisions(name: str, shape: tuple[int, int]) -> None:
     want = card.transform
     reference = transforms.Compose(
         [
-            transforms.Resize(want.resize, transforms.InterpolationMode(want.interpolation)),
+            transforms.Resize(
+                (want.resize, want.resize) if want.mode == "squash" else want.resize,
+                transforms.InterpolationMode(want.interpolation),
+            ),
             transforms.CenterCrop(want.size),
         ]
     )
     resized = np.asarray(reference(Image.fromarray(pixels)))
     np.testing.assert_array_equal(prepare(pixels, want), resized)
+
+
+def test_what_the_owners_do_with_other_shapes_and_filters() -> None:
+    assert {name: CARDS[name].transform.mode for name in ("gpfm", "phikon", "phikon-v2", "uni")} == {
+        "gpfm": "squash", "phikon": "squash", "phikon-v2": "center", "uni": "center",
+    }  # fmt: skip
+    filters = {name: CARDS[name].transform.interpolation for name in ("gpfm", "midnight-12k", "kaiko-b8")}
+    assert filters == {"gpfm": "bicubic", "midnight-12k": "bilinear", "kaiko-b8": "bilinear"}
+
+
+def test_the_random_twin_of_hibou_has_its_gated_units() -> None:
+    with torch.device("meta"):
+        names = dict(build_network(shallow(CARDS["hibou-l"]), None).named_parameters())
+    assert any("mlp.gate_proj" in name or "mlp.weights_in" in name for name in names)
 
 
 def test_normalisation_is_torchvisions() -> None:
