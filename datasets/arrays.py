@@ -18,6 +18,7 @@ from .container import DAMAGE
 from .containers import NpzArrays, hdf5_array, open_container
 from .images import open_regular
 from .layouts import natural, refuse_unknown_columns
+from .manifest import listed
 from .sources import MARK
 from .tables import Lose, Say, is_hidden, own_names, read_user_table
 from .values import COLUMNS, SPLITS
@@ -180,7 +181,9 @@ def npz_table(root: Path, *, classes: Sequence[str] = (), say: Say) -> tuple[pd.
         for split in splits:
             n = store.array(f"{split}_images").shape[0]
             part = pd.DataFrame({"path": [f"{root.name}{MARK}{split}_images[{i}]" for i in range(n)]})
-            if f"{split}_labels" in keys:
+            if f"{split}_labels" not in keys:
+                say(f"{root.name}: it has no array {split}_labels, so no label is known; it has {keys}")
+            else:
                 part["label"] = _named(store.array(f"{split}_labels"), classes, n, root)
             part["split"], part["patch_id"] = split, [f"{split}/{i}" for i in range(n)]
             parts.append(part)
@@ -245,8 +248,18 @@ def parquet_table(
             raise ManifestError(
                 f"{file} has no image column{called}; it has {schema.names}: name it with --image."
             )
-        plain = [f.name for f in schema if f.name != column and not pa.types.is_nested(f.type)]
-        plain = [name for name in plain if not _is_bytes(schema.field(name).type)]
+        unread = [
+            f.name for f in schema if f.name != column and (pa.types.is_nested(f.type) or _is_bytes(f.type))
+        ]
+        for name in unread:
+            if name in (columns or {}).values() or name.strip().casefold() in COLUMNS:
+                raise ManifestError(
+                    f"{file}: the column {name!r} holds {schema.field(name).type}, not texts or numbers. "
+                    f"Fix: convert it, or name another one with --column {name.strip().casefold()}=NAME."
+                )
+        if unread:
+            once(f"{file.name}: columns that hold bytes or lists were left out: {listed(map(repr, unread))}")
+        plain = [f.name for f in schema if f.name != column and f.name not in unread]
         plain = [name for name in plain if not name.startswith("__index_level_")]  # what pandas calls it
         try:
             table = _read_columns(file, plain)
@@ -270,8 +283,9 @@ def parquet_table(
             values = labels.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
             frame["label"] = _named(values, names, n, file)
         elif "label" in frame.columns:
-            worded += [file] if frame["label"].notna().any() else []
             frame["label"] = frame["label"].astype(object).where(frame["label"].notna(), "").map(str)
+            digits = frame["label"].str.strip().str.fullmatch(r"([+-]?\d+(\.0+)?)?")
+            worded += [] if digits.all() else [file]
         relative = file.relative_to(base).as_posix()
         frame["path"] = [f"{relative}{MARK}{column}[{i}]" for i in range(n)]
         if "split" not in frame.columns:

@@ -19,6 +19,7 @@ from .facts import Facts, contents_digest, load_facts, names
 from .hashes import hex_hashes
 from .images import content_hash
 from .manifest import Manifest, groups_note
+from .values import spellings_note
 
 SIDE = 128  # pixels a side at which two pictures are compared
 SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted, each way
@@ -38,7 +39,7 @@ class Audit:
     group_leaks: group, splits, rows; groups that lie in several splits. duplicate_leaks: duplicate, splits,
     rows; the same for identical images. split_contents: duplicate, groups, rows; identical images of several
     groups among the rows that folds are made of, where `probe` refuses them. sizes: height, width, rows.
-    counts: as `Manifest.counts`. note: what to know where groups are missing (`groups_note`).
+    counts: as `Manifest.counts`. note: what to know where groups are missing, or labels look like one class.
     facts: fact, expected, found, ok; empty where no facts are known.
     hashes, small: of every row uint8 (n, 16), the content hash, and (n, 16, 16), a grey picture; zeros where
     it is unreadable.
@@ -151,7 +152,7 @@ def audit(
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
         hashes=hashes,
         small=small,
-        note=groups_note(manifest),
+        note="; ".join(filter(None, (groups_note(manifest), spellings_note(manifest.header.classes)))),
     )
     if facts is None:
         return ended

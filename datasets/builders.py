@@ -38,12 +38,12 @@ from .clusters import (
 from .hashes import hex_hashes
 from .images import content_hash
 from .layouts import csv_table, folder_table
-from .manifest import Header, Manifest, is_text, listed
+from .manifest import KNOWN_COLUMNS, Header, Manifest, is_text, listed
 from .mitosis import BUILDERS
 from .regions import wsi_table
 from .sources import open_source
 from .tables import FAULT
-from .values import SPLITS, key_of, read_values
+from .values import SPLITS, read_values, spelling_of
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
 TOGETHER = 3  # rows with one fault that are named one a line; more are one line
@@ -245,6 +245,12 @@ def _describe(
             f"no split is called 'train', which folds are made of; there are "
             f"{listed(map(repr, sorted(splits)))}: rename one with --map split:OLD=train"
         )
+    others = [name for name in table.columns if name not in (*KNOWN_COLUMNS, FAULT, "slide")]
+    if others and "label" not in table.columns:
+        say(
+            "no row has a label: there is no column 'label'; if it is one of "
+            f"{listed(map(repr, others))}: --column label=NAME"
+        )
     classes = tuple(description.classes)
     if not classes and "label" in table.columns:
         found = sorted({*table["label"]} - {""})
@@ -261,7 +267,7 @@ def _describe(
             f"{name!r} has the classes {list(classes)}: say which is the positive one (--positive)."
         )
     if positive and positive not in classes:
-        alike = [label for label in classes if key_of(label) == key_of(positive)]
+        alike = [label for label in classes if spelling_of(label) == spelling_of(positive)]
         hint = f" Fix: --strip, or --positive {alike[0]!r}." if alike else ""
         raise ManifestError(f"--positive {positive!r} is not one of the classes {list(classes)}.{hint}")
     if len(classes) > 2:

@@ -77,11 +77,13 @@ def _decode(stream: BinaryIO, name: str) -> np.ndarray:
             return np.array(image.convert("RGB"))
     except UnidentifiedImageError:
         stream.seek(0)
-        start = stream.read(512)
+        start = stream.read(HEAD)
         what = "is empty" if not start else f"is no image that Pillow knows (it starts with {start[:12]!r})"
         what = other_file(start) or what
+        if (depth := _jpeg_depth(start)) > 8:
+            what = f"is a JPEG of {depth} bits a channel; convert it to 8-bit RGB first"
         if start.startswith((b"II*\0", b"MM\0*")):
-            what = "is a TIFF of a kind that Pillow does not read (such as float or 32-bit RGB)"
+            what = "is a TIFF of a kind that Pillow does not read (such as float, 12-bit JPEG or 32-bit RGB)"
         raise ImageError(f"{name}: {what}.") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: {_too_many('its header claims')}.") from None
@@ -146,6 +148,17 @@ def _is_deep(image: Image.Image, stream: BinaryIO) -> bool:
         place = head.find(b"\xff\x4f\xff\x51") + 42  # SIZ: the first component's depth - 1
         return 42 <= place < len(head) and (head[place] & 0x7F) + 1 > 8
     return False
+
+
+def _jpeg_depth(start: bytes) -> int:
+    """Bits a channel that the frame header of a JPEG says; 0 where there is none."""
+    place = 2 if start.startswith(b"\xff\xd8") else len(start)
+    while place + 4 < len(start) and start[place] == 0xFF:
+        marker = start[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF, but not DHT, JPG, DAC
+            return start[place + 4]
+        place += 2 + int.from_bytes(start[place + 2 : place + 4], "big")
+    return 0
 
 
 def content_hash(pixels: np.ndarray) -> bytes:

@@ -55,6 +55,13 @@ def folder_table(
             f"{root}: the folders {', '.join(first)} look like splits, not classes. "
             'Fix: --layout "{split}/{label}" (or --layout "{label}" if they are the classes).'
         )
+    if not layout and not pattern:
+        _refuse_inner_splits(root, paths)
+        if len(first) == 1 and any(path.count("/") > 1 for path in paths):
+            say(
+                f"all images have the label {first[0]!r}, the first folder; "
+                '--layout "*/{label}" takes the next'
+            )
     matches = [expression.match(path) for path in paths]
     odd = [path for path, match in zip(paths, matches, strict=True) if match is None]
     if odd:
@@ -65,6 +72,28 @@ def folder_table(
     table["path"] = [prefix + path for path in paths]
     table["patch_id"] = _ids(paths)
     return table, base
+
+
+def _refuse_inner_splits(root: Path, paths: Sequence[str]) -> None:
+    """Raises ManifestError where all folders of one depth below the first are called as splits are."""
+    folders = [path.split("/")[:-1] for path in paths]
+    for depth in range(1, max(map(len, folders), default=0)):
+        here = {names[depth] for names in folders if len(names) > depth}
+        if len({SPLITS.get(name.casefold(), "") for name in here}) < 2 or not {
+            name.casefold() for name in here
+        } <= {*SPLITS}:
+            continue
+        parts = [
+            "*" if len({names[k] for names in folders if len(names) > k}) == 1 else "{label}"
+            for k in range(depth)
+        ]
+        parts = [part if parts.index(part) == k or part == "*" else "*" for k, part in enumerate(parts)]
+        layout = "/".join([*parts, "{split}", *([] if "{label}" in parts else ["{label}"])])
+        raise ManifestError(
+            f"{root}: the folders {', '.join(sorted(here))} inside of others look like splits. "
+            f'Fix: --layout "{layout}" (or --layout "{{label}}" if the first folders are the classes and '
+            "these mean nothing)."
+        )
 
 
 def _hint(odd: Sequence[str]) -> str:

@@ -373,7 +373,10 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     for name in table.columns:
         near = difflib.get_close_matches(name.lower(), KNOWN_COLUMNS, n=1, cutoff=0.75)
         if name not in KNOWN_COLUMNS and near and near[0] not in table.columns:
-            faults.append(f"column {name!r} is not known; did you mean {near[0]!r}?")
+            faults.append(
+                f"column {name!r} is not known; did you mean {near[0]!r}? Fix: rename it, or build with "
+                f"--column {near[0]}={name}"
+            )
     faults += [
         f"the column {name!r} is missing" for name in ("patch_id", "path") if name not in table.columns
     ]

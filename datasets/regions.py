@@ -2,6 +2,7 @@
 
 import math
 import os
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from .tables import FAULT, Lose, Say, is_hidden, read_user_table, walk_files
 
 _USUAL = {  # our name -> the names that other tools give the column
     "slide": {"slide", "slide_id", "slide_name", "wsi", "wsi_id", "wsi_name"},
-    "x": {"x", "coord_x", "x_coord", "coordx", "xcoord"},
-    "y": {"y", "coord_y", "y_coord", "coordy", "ycoord"},
+    "x": {"x", "coord_x", "x_coord", "coordx", "xcoord", "left", "xmin", "x_min", "x_start", "start_x"},
+    "y": {"y", "coord_y", "y_coord", "coordy", "ycoord", "top", "ymin", "y_min", "y_start", "start_y"},
 }
+_FARTHEST = 1 << 31  # level-0 pixels: no slide is larger
 _PLACE = r"wsi\[-?[0-9]+,-?[0-9]+,"
 SUFFIXES = (
     *(".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
@@ -74,10 +76,13 @@ def wsi_table(
             raise InvalidRequest("regions from a CSV need size, and at most one of level and mpp.")
         table = _csv_regions(place, columns or {}, say)
         table["_size"], table["_scale"] = size, scale
-    files, faults = _slide_files(root, sorted(set(table["slide"])))
+    files, faults, read = _slide_files(root, sorted(set(table["slide"])), say)
     table[FAULT] = table["slide"].map(faults).fillna("")
     table["_file"] = table["slide"].map(files).fillna("")
-    table["slide"] = table["slide"].map(_bare)
+    first: dict[str, str] = {}  # all names of one file are one slide, and one group
+    names = {name: first.setdefault(file, _bare(_last(file) if name in read else name))
+             for name, file in files.items()}  # fmt: skip
+    table["slide"] = [names.get(name, _bare(name)) for name in table["slide"]]
     if "patch_id" not in table.columns:
         table["patch_id"] = table["slide"] + "_" + table["x"].astype(str) + "_" + table["y"].astype(str)
     if slides:
@@ -97,6 +102,11 @@ def wsi_table(
         )
     ]
     _check_regions(root, table, say)
+    again = table["path"].duplicated() & (table[FAULT] == "")
+    table.loc[again, FAULT] = "the same region as a row before"
+    if "label" in table.columns:
+        other = again & (table["label"] != table.groupby("path")["label"].transform("first"))
+        table.loc[other, FAULT] += ", with another label"
     if "group" not in table.columns:
         table["group"] = table["slide"]
     return table.drop(columns=["_size", "_scale", "_file"]), root
@@ -120,13 +130,17 @@ def _csv_regions(file: Path, columns: Mapping[str, str], say: Say) -> pd.DataFra
     table = table.assign(**{ours: table[theirs] for ours, theirs in others.items()})
     places = {ours: table[theirs] for ours, theirs in wanted.items() if ours in _USUAL}
     table = table.drop(columns=[name for ours, name in wanted.items() if ours in _USUAL]).assign(**places)
-    refuse_unknown_columns(file, table, list(_USUAL))
+    if lost := [ours for ours in _USUAL if ours not in table.columns]:
+        raise ManifestError(
+            f"{file}: which column is {' and which is '.join(lost)}? Give --column {lost[0]}=NAME; it has "
+            f"{list(table.columns)}. x and y are the upper left corner, in pixels of level 0."
+        )
     numbers = table[["x", "y"]].apply(pd.to_numeric, errors="coerce")
-    odd = numbers.isna().any(axis=1) | (numbers % 1 != 0).any(axis=1)
+    odd = numbers.isna().any(axis=1) | (numbers % 1 != 0).any(axis=1) | (abs(numbers) > _FARTHEST).any(axis=1)
     if odd.any():
         at = np.flatnonzero(odd).tolist()
         rows = [f"row {i + 1} ({table['x'].iat[i]!r}, {table['y'].iat[i]!r})" for i in at]
-        raise ManifestError(f"{file}: x and y must be whole numbers: {listed(rows)}.")
+        raise ManifestError(f"{file}: x and y must be whole numbers of pixels: {listed(rows)}.")
     table[["x", "y"]] = numbers.astype("int64")
     return table
 
@@ -170,8 +184,14 @@ def _check_regions(root: Path, table: pd.DataFrame, say: Say) -> None:
             ):
                 inside &= covered(rows[axis].to_numpy(np.float64), length, step, limit) >= 1
             width, height = slide.dimensions
+            swapped = np.ones(len(rows), bool)
+            for axis, length, step, limit in zip(
+                "yx", (region.width, region.height), steps, slide.dimensions, strict=True
+            ):
+                swapped &= covered(rows[axis].to_numpy(np.float64), length, step, limit) >= 1
+            hint = "; are x and y exchanged?" if swapped.all() and (~inside).sum() > 1 else ""
             fault[rows.index[~inside]] = (
-                f"the region lies beside the slide, which is {width} x {height} pixels"
+                f"the region lies beside the slide, which is {width} x {height} pixels{hint}"
             )
     table[FAULT] = fault
 
@@ -268,26 +288,56 @@ def _attribute(file: Path, attributes: Mapping[str, Any], key: str) -> int | Non
     return int(number)
 
 
-def _slide_files(root: Path, names: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """({slide: its path under the root}, {slide: what is wrong}); names with or without suffix."""
+def _slide_files(root: Path, names: list[str], say: Say) -> tuple[dict[str, str], dict[str, str], set[str]]:
+    """({slide: its path under the root}, {slide: what is wrong}, slides found under another name).
+
+    Names are with or without suffix. One that no file has is looked for in another case and Unicode form,
+    with another suffix, and without its folders.
+    """
     found: dict[str, list[str]] = {}
+    alike: dict[str, list[str]] = {}
+    read: set[str] = set()
     for folder, _, files in walk_files(root):
         for name in files:
             if name.lower().endswith(SUFFIXES):
                 relative = (folder / name).relative_to(root).as_posix()
                 for key in {name, _bare(name), relative}:
                     found.setdefault(key, []).append(relative)
+                alike.setdefault(_plain(name), []).append(relative)
+    for name in names:
+        if name not in found and len(files := alike.get(_plain(name), [])) == 1:
+            found[name] = files
+            read.add(name)
+    if read:
+        example = min(read)
+        say(
+            f"{len(read)} slides were not found as written, and were: "
+            f"{example!r} is read as {found[example][0]!r}"
+        )
     faults = {name: f"no slide of this name under {root}" for name in names if name not in found}
     faults |= {
         name: f"several files: {', '.join(found[name])}" for name in names if len(found.get(name, ())) > 1
     }
-    return {name: found[name][0] for name in names if name not in faults}, faults
+    return {name: found[name][0] for name in names if name not in faults}, faults, read
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", _bare(_last(name))).casefold()
+
+
+def _last(path: str) -> str:
+    """The file's name of a path of any system."""
+    return path.strip().replace("\\", "/").rpartition("/")[2]
 
 
 def _join_slides(file: Path, table: pd.DataFrame, say: Say) -> pd.DataFrame:
     of_slide = read_user_table(file, say=say)
     refuse_unknown_columns(file, of_slide, ["slide"])
-    of_slide["slide"] = of_slide["slide"].map(_bare)
+    named = {_plain(name): name for name in table["slide"]}
+    known = set(table["slide"])
+    of_slide["slide"] = [
+        name if name in known else named.get(_plain(name), name) for name in of_slide["slide"].map(_bare)
+    ]
     double = of_slide["slide"][of_slide["slide"].duplicated()]
     lost = sorted(set(table["slide"]) - set(of_slide["slide"]))
     if len(double) or lost:

@@ -22,17 +22,65 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")  # of no width, between or around letters
 _INSIDE = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")  # a blank between letters
 _QUOTED = re.compile(r"""(['"`])(.+)\1\Z""")
+_BETWEEN = re.compile(r"(?<=[^\W\d_])[-_./ ]+(?=[^\W\d_])")  # marks between letters
+_PLURAL = re.compile(r"\b([^\W\d_]{4,}(?<![sui]))s\b")  # not of necrosis, mucus, mass
+_BRITISH = (("(?<=[a-z]{2})our", "or"), ("[ao]e", "e"), ("(?<=[bt])re\\b", "er"), ("grey", "gray"))
+# letters that look the same: Cyrillic capitals and small letters, Greek capitals and omicron -> Latin
+_LOOK_ALIKE = str.maketrans(
+    "\u0410\u0412\u0415\u041a\u041c\u041d\u041e\u0420\u0421\u0422\u0423\u0425\u0406\u0408\u0405"
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u0501\u051b\u051d"
+    "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf",
+    "ABEKMHOPCTYXIJS" + "aeopcyxijsdqw" + "ABEZHIKMNOPTYXo",
+) | dict.fromkeys((*range(0x2010, 0x2016), 0x2212), "-")
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?\Z")  # "1.0": pandas writes whole numbers with gaps so
 
 
 def key_of(value: str) -> str:
-    """The same for values that look the same: case, width, blanks, characters of no width."""
+    """The same for values that look the same: case, width, blanks, characters of no width, other scripts."""
     seen = "".join(
         one
-        for one in unicodedata.normalize("NFKC", value)
+        for one in unicodedata.normalize("NFKC", value).translate(_LOOK_ALIKE)
         if one.isspace() or unicodedata.category(one) not in ("Cf", "Cc")
     )
     return _INSIDE.sub("", " ".join(seen.casefold().split()))
+
+
+def spelling_of(label: str) -> str:
+    """The same for labels that are one class in several spellings.
+
+    Beside `key_of`: quotes, accents, punctuation between and after words ("non-tumor", "tumor."), plural and
+    British English. Signs and numbers stay: "HER2+" and "HER2-", "<5" and ">5", "1.5" and "15" differ.
+    """
+    key = _QUOTED.sub(r"\2", key_of(label)).strip(" .,;:!?_")
+    letters = unicodedata.normalize("NFD", _BETWEEN.sub("", _PLURAL.sub(r"\1", key)))
+    key = "".join(one for one in letters if not "\u0300" <= one <= "\u036f")
+    for british, american in _BRITISH:
+        key = re.sub(british, american, key)
+    return _WHOLE.sub(r"\1", key)
+
+
+def spellings(labels: Collection[str]) -> list[list[str]]:
+    """The labels that may be one class, together; only those that have others beside them."""
+    families: dict[str, list[str]] = {}
+    for label in dict.fromkeys(labels):
+        if label:
+            families.setdefault(spelling_of(label), []).append(label)
+    return [family for family in families.values() if len(family) > 1]
+
+
+def spellings_note(labels: Collection[str]) -> str:
+    """A sentence without an end about labels that may be one class; "" where there are none."""
+    pairs = [" and ".join(_shown(label, family) for label in family) for family in spellings(labels)]
+    return f"labels that may be one class in several spellings: {listed(pairs)}" if pairs else ""
+
+
+def _shown(value: str, family: Sequence[str]) -> str:
+    """The value in quotes; as code points where it looks like another of them."""
+    seen = unicodedata.normalize("NFC", value).translate(_LOOK_ALIKE)
+    others = [
+        unicodedata.normalize("NFC", other).translate(_LOOK_ALIKE) for other in family if other != value
+    ]
+    return ascii(value) if seen in others else repr(value)
 
 
 # pandas' own list, what spreadsheets, databases, R and people add; compared by `key_of`
@@ -67,8 +115,9 @@ def read_values(
     strip : remove blanks around values and characters of no width, and write Unicode composed (NFC)
     say : called with a sentence without an end for everything that was changed
 
-    Raises ManifestError for labels, groups, ... that differ in blanks, case or Unicode form only, unless
-    each of them is named in `mapping`; InvalidRequest where `mapping` names a value that does not occur.
+    Raises ManifestError for labels, groups, ... that differ in blanks, case or Unicode form only, and labels
+    that differ in their spelling only (`spelling_of`), unless each of them is named in `mapping`;
+    InvalidRequest where `mapping` names a value that does not occur.
     """
     table = table.copy()
     wanted = _by_column(mapping or {})
@@ -153,13 +202,18 @@ def _refuse_spellings(
     for value in rows:
         families.setdefault(_WHOLE.sub(r"\1", _QUOTED.sub(r"\2", key_of(value))), []).append(value)
     meant = {*wanted.values()}
-    split = [family for family in families.values() if len(family) > 1 and not set(family) <= meant]
+    found = spellings(rows) if column == "label" else families.values()
+    split = [family for family in found if len(family) > 1 and not set(family) <= meant]
     if not split:
         return
-    shown = [" and ".join(f"{value!r} ({rows[value]} rows)" for value in family) for family in split]
+    shown = [
+        " and ".join(f"{_shown(value, family)} ({rows[value]} rows)" for value in family) for family in split
+    ]
+    how = "punctuation, plural, British English, " if column == "label" else ""
+    how = f"blanks, case, quotes, {how}look-alike letters or Unicode form"
     first = sorted(split[0], key=lambda value: -rows[value])
     raise ManifestError(
-        f"{column}s that differ in blanks, case, quotes or Unicode form only: {listed(shown)}. Fix: --strip "
+        f"{column}s that differ in {how} only: {listed(shown)}. Fix: --strip "
         f"removes blanks and characters of no width; --map {_key(column, first[1])!r}={first[0]!r} joins "
         "two; mapping each to itself keeps them apart."
     )

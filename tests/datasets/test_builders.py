@@ -463,6 +463,33 @@ class TestParquet:
             )
             np.testing.assert_array_equal(open_source(build("parquet", tmp_path)).read(1), pixels(1))
 
+    @pytest.mark.parametrize(
+        ("labels", "kind"),
+        [([b"bad", b"good"], "binary"), ([[0], [1]], "list"), ([{"a": 1}, {"a": 2}], "struct")],
+    )
+    @pytest.mark.parametrize("column", ["label", "Label", "split"])
+    def test_columns_of_bytes_and_lists_are_no_labels(
+        self, tmp_path: Path, pixels: Pixels, labels: list[object], kind: str, column: str
+    ) -> None:
+        encoded = [{"bytes": encode(pixels(i)), "path": ""} for i in range(2)]
+        pyarrow.parquet.write_table(
+            pa.table({"image": encoded, column: labels, "class": ["bad", "good"]}), tmp_path / "a.parquet"
+        )
+        name = column.lower()
+        with pytest.raises(ManifestError, match=f"'{column}' holds {kind}.*--column {name}=NAME"):
+            build("parquet", tmp_path)
+
+    def test_columns_that_are_left_out_are_said(self, tmp_path: Path, pixels: Pixels) -> None:
+        encoded = [{"bytes": encode(pixels(i)), "path": ""} for i in range(2)]
+        pyarrow.parquet.write_table(
+            pa.table({"image": encoded, "votes": [[1], [2]], "class": ["bad", "good"]}),
+            tmp_path / "a.parquet",
+        )
+        said: list[str] = []
+        built = build("parquet", tmp_path, columns={"label": "class"}, on_note=said.append)
+        assert built.table["label"].tolist() == ["bad", "good"]
+        assert said == ["a.parquet: columns that hold bytes or lists were left out: 'votes'"]
+
     def test_files_that_do_not_fit_together(self, tmp_path: Path, pixels: Pixels) -> None:
         encoded = [{"bytes": encode(pixels(i)), "path": ""} for i in range(2)]
         pyarrow.parquet.write_table(
@@ -567,8 +594,8 @@ class TestRegions:
         ("rows", "message"),
         [
             ("three,0,0", "1 rows: no slide of this name under"),
-            ("one.v1,left,0\ntwo,0,1.5", r"must be whole numbers: row 1 \('left', '0'\), row 2"),
-            ("one.v1,0,0\none.v1,0,0", "patch_id occurs more than once"),
+            ("one.v1,left,0\ntwo,0,1.5", r"must be whole numbers of pixels: row 1 \('left', '0'\), row 2"),
+            ("one.v1,0,0\none.v1,0,0", "the same region as a row before"),
         ],
     )
     def test_faults(self, root: Path, rows: str, message: str) -> None:

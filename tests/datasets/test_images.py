@@ -359,3 +359,33 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
     with pytest.raises(ImageError, match="no image that Pillow knows"):
         read_image(tmp_path / "a.png")
+
+
+def test_jpeg_of_12_bits_is_refused() -> None:
+    """Made by its header: Pillow has no encoder for it."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16)), "JPEG"))
+    frame = data.find(b"\xff\xc0")
+    data[frame + 4] = 12
+    for marker in (0xC0, 0xC1):
+        data[frame + 1] = marker
+        with pytest.raises(ImageError, match="a: is a JPEG of 12 bits a channel; convert it to 8-bit RGB"):
+            decode_image(bytes(data), "a")
+
+
+def test_jpeg_of_12_bits_in_tiff_is_refused() -> None:
+    data = encoded(Image.new("RGB", (16, 16)), "TIFF", compression="jpeg")
+    bits = np.array([8, 8, 8], "<u2").tobytes()
+    assert data.count(bits) == 1
+    with pytest.raises(ImageError, match=r"a TIFF of a kind that Pillow does not read.*12-bit JPEG"):
+        decode_image(data.replace(bits, np.array([12, 12, 12], "<u2").tobytes()), "a")
+
+
+def test_adobe_jpeg_of_four_channels_is_refused() -> None:
+    """CMYK and YCCK: Photoshop's are inverted and belong to a printer's profile."""
+    data = encoded(Image.new("CMYK", (16, 16), (10, 20, 30, 40)), "JPEG")
+    assert b"Adobe" in data
+    place = data.find(b"Adobe") + 11
+    for transform in (0, 2):  # CMYK, YCCK
+        adobe = data[:place] + bytes([transform]) + data[place + 1 :]
+        with pytest.raises(ImageError, match="its colours are CMYK; convert it to RGB first"):
+            decode_image(adobe, "a")

@@ -204,3 +204,56 @@ def test_coordinates_of_clam_and_trident(root: Path, attributes: dict[str, int],
     built, said = build(root, "", coordinates=coords(root / "a.h5", [[64, 32]], **attributes))
     assert built.table["path"].tolist() == [f"a.tiff::wsi[64,32,32,32{scale}]"]
     assert said == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("a,0.5,0", r"whole numbers of pixels: row 1 \('0.5', '0'\)"),
+        ('a,"1,024",0', r"whole numbers of pixels: row 1 \('1,024', '0'\)"),
+        ("a,,0", r"whole numbers of pixels: row 1 \('', '0'\)"),
+        ("a,inf,0", "whole numbers of pixels: row 1"),
+        ("a,99999999999999999999999,0", r"whole numbers of pixels: row 1 \('99999999999999999999999', '0'\)"),
+        ("a,-1e300,0", "whole numbers of pixels: row 1"),
+        ("a,10,300\na,200,310", r"2 rows: the region lies beside the slide.*are x and y exchanged\?"),
+        ("a,400,300\na,200,310", r"beside the slide, which is 320 x 256 pixels: "),
+    ],
+)
+def test_coordinates_that_are_none(root: Path, rows: str, message: str) -> None:
+    with pytest.raises(ManifestError, match=message):
+        build(root, rows)
+
+
+def test_whole_numbers_may_be_written_as_floats(root: Path) -> None:
+    built, _ = build(root, "a,32.0,-5.0\na,1e2,64")
+    assert built.table["path"].tolist() == ["a.tiff::wsi[32,-5,32,32]", "a.tiff::wsi[100,64,32,32]"]
+
+
+def test_a_region_listed_twice(root: Path) -> None:
+    rows, head = "a,0,0,x\na,32,0,x\na,0,0,x\na,32,0,y", "slide,x,y,label"
+    with pytest.raises(
+        ManifestError, match=r"the same region as a row before: row 3.*, with another label: row 4"
+    ):
+        build(root, rows, head, positive="x")
+    built, _ = build(root, rows, head, positive="x", on_error="skip", on_skip=lambda *_: None)
+    assert built.table["patch_id"].tolist() == ["toy/a_0_0", "toy/a_32_0"]
+
+
+@pytest.mark.parametrize("head", ["slide,left,top", "slide,xmin,ymin", "slide,x_start,y_start"])
+def test_other_names_of_the_upper_left_corner(root: Path, head: str) -> None:
+    assert build(root, "a,64,32", head)[0].table["path"].tolist() == ["a.tiff::wsi[64,32,32,32]"]
+
+
+@pytest.mark.parametrize("head", ["slide,row,col", "slide,x_center,y_center"])
+def test_columns_that_are_no_corner_must_be_named(root: Path, head: str) -> None:
+    with pytest.raises(ManifestError, match=r"which column is x and which is y\? .*--column x=NAME"):
+        build(root, "a,64,32", head)
+
+
+def test_slides_by_paths_and_in_another_case_are_one_slide(root: Path) -> None:
+    rows = "a,0,0\nA,32,0\n/data/slides/a.svs,64,0\nC:\\slides\\A.tiff,96,0\na.tiff,128,0"
+    (root / "s.csv").write_text("slide,label\n/old/A.svs,x\n")
+    built, said = build(root, rows, slides=root / "s.csv", positive="x")
+    assert set(built.table["slide"]) == set(built.table["group"]) == {"a"}
+    assert set(built.table["label"]) == {"x"}
+    assert "3 slides were not found as written, and were: '/data/slides/a.svs' is read as 'a.tiff'" in said

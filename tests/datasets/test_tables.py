@@ -178,6 +178,45 @@ def test_folders_of_splits_are_proposed(
     assert build("folder", tmp_path, layout="{label}", positive=splits[0])[0].header.positive == splits[0]
 
 
+@pytest.mark.parametrize(
+    ("form", "layout"),
+    [
+        ("data/{split}/{label}/1.png", "*/{split}/{label}"),
+        ("{label}/{split}/1.png", "{label}/{split}"),
+        ("crc/{label}/x/{split}/1.png", "*/{label}/*/{split}"),
+        ("data/{split}/{label}/deep/er/1.png", "*/{split}/{label}"),
+    ],
+)
+def test_splits_below_other_folders_are_proposed(
+    tmp_path: Path, write_images: WriteImages, form: str, layout: str
+) -> None:
+    names = [(split, label) for split in ("train", "VAL", "test") for label in ("a", "b")]
+    write_images(tmp_path, {form.format(split=s, label=one): k for k, (s, one) in enumerate(names)})
+    with pytest.raises(ManifestError, match="inside of others look like splits") as caught:
+        build("folder", tmp_path, positive="a")
+    assert f'--layout "{layout}" ' in str(caught.value)
+    built, _ = build("folder", tmp_path, positive="a", layout=layout)
+    assert set(built.table["split"]) == {"train", "val", "test"}
+    assert built.header.classes == ("a", "b")
+
+
+def test_one_folder_above_the_classes_is_said(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {"images/a/1.png": 1, "images/b/2.png": 2})
+    built, said = build("folder", tmp_path)
+    assert built.header.classes == ("images",)
+    assert said[0].startswith("all images have the label 'images', the first folder; --layout")
+
+
+def test_suffixes_in_capitals_blanks_and_unicode_forms(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {"a b/1 x.png": 1, "a b/\u00e4.png": 2, "c/a\u0308.png": 3})
+    (tmp_path / "a b" / "1 x.png").rename(tmp_path / "a b" / "1 x.PNG")
+    built, _ = build("folder", tmp_path, positive="c")
+    assert set(built.table["patch_id"]) == {"toy/a b/1 x", "toy/a b/\u00e4", "toy/c/a\u0308"}
+    write_images(tmp_path, {"gro\u0308\u00dfe/1.png": 4, "gr\u00f6\u00dfe/1.png": 5})
+    with pytest.raises(ManifestError, match=r"'gro\\u0308\\xdfe' \(1 rows\) and 'gr\\xf6\\xdfe'"):
+        build("folder", tmp_path, positive="c")
+
+
 def test_what_a_folder_holds_besides_is_said(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, {"a/1.png": 1, "b/deep/2.png": 2})
     others = ["a/1.jp2", "a/2.jp2", "a/x.gif", "b/note.txt", "b/Makefile"]

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from patchbank.datasets.audit import audit
 from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.manifest import Manifest
-from patchbank.datasets.values import DASHES, MISSING, read_values
+from patchbank.datasets.values import DASHES, MISSING, read_values, spellings
 from patchbank.errors import InvalidRequest, ManifestError
 
 WriteImages = Callable[..., None]
@@ -180,3 +181,84 @@ def test_positive_without_labels(tmp_path: Path, write_images: WriteImages) -> N
     write_images(tmp_path, {"0.png": 0})
     with pytest.raises(ManifestError, match=r"no row of 'toy' has a label.*--column label=NAME.*'path'"):
         build(tmp_path, [""], positive="1")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        *("tumour", "Tumour", "tumors", "tumours", "tumor.", "tumor_", "tum-or", "t\u00famor"),
+        *("tum\u043er", "\u0422umor", "t\u057dmor".replace("\u057d", "u\u0301"), "\u03a4umor"),
+    ],
+    ids=ascii,
+)
+def test_one_label_in_other_spellings_is_refused(other: str) -> None:
+    with pytest.raises(ManifestError, match=r"labels that differ in .*'tumor' \(2 rows\) and .* \(1 rows\)"):
+        read("label", ["tumor", "tumor", other, "stroma"])
+    assert read("label", ["tumor", other], mapping={other: "tumor"})[0] == ["tumor", "tumor"]
+    assert read("label", ["tumor", other], mapping={other: other, "tumor": "tumor"})[0] == ["tumor", other]
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        ("non-tumor", "non_tumor", "non tumor", "nontumor"), ("low/grade", "low-grade"),
+        ("oesophagus", "esophagus"), ("haematoma", "hematoma"), ("grey matter", "gray matter"),
+        ("fibre", "fiber"), ("gr\u00f6\u00dfe", "gro\u0308\u00dfe"), ("HER2\u2212", "HER2-"),
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_labels_of_one_spelling(family: tuple[str, ...]) -> None:
+    assert spellings([*family, "stroma"]) == [list(family)]
+
+
+def test_labels_that_differ() -> None:
+    labels = [
+        *("HER2+", "HER2-", "<5", ">5", "1.5", "15", "1-5", "3+4", "4+3", "G1", "G2", "grade 1", "grade 2"),
+        *("typical", "atypical", "normal", "abnormal", "MUS", "MUC", "ADI", "adipose", "T1", "T1a", "T1b"),
+        *("MSI", "MSS", "mucus", "mucosa", "necrosis", "mass", "mast", "benign", "malignant", "LGG", "HGG"),
+        *("in situ", "invasive", "IDC", "ILC", "0", "1", "10", "01x", "CD3+", "CD3", "a", "b"),
+    ]
+    assert spellings(labels) == []
+    assert read("label", labels)[0] == labels
+
+
+def test_look_alikes_are_shown_as_code_points() -> None:
+    with pytest.raises(ManifestError, match=r"'tumor' \(1 rows\) and 'tum\\u043er' \(1 rows\)"):
+        read("label", ["tumor", "tum\u043er"])
+    with pytest.raises(ManifestError, match=r"groups that differ in .*'slide A' .* and 'slide \\u0410'"):
+        read("group", ["slide A", "slide \u0410"])
+
+
+def test_check_names_labels_in_two_spellings(tmp_path: Path, write_images: WriteImages) -> None:
+    """A manifest that was written by hand, or keeps both on purpose."""
+    write_images(tmp_path, {f"{i}.png": i for i in range(3)})
+    both = {"tumor": "tumor", "tumour": "tumour"}
+    built, _ = build(tmp_path, ["tumor", "tumour", "fat"], positive="tumor", mapping=both)
+    assert audit(built, progress=False).note.endswith(
+        "labels that may be one class in several spellings: 'tumor' and 'tumour'"
+    )
+    with pytest.raises(ManifestError, match="--positive 'tumor'"):
+        build(tmp_path, ["tumour", "fat", "fat"], positive="tumor")
+
+
+@pytest.mark.parametrize("name", ["class", "target"])
+def test_a_table_without_labels_says_which_column_could_hold_them(
+    tmp_path: Path, write_images: WriteImages, name: str
+) -> None:
+    write_images(tmp_path, {"0.png": 0})
+    (tmp_path / "t.csv").write_text(f"path,{name}\n0.png,a\n")
+    _, said = build_as_is(tmp_path)
+    assert said == [
+        f"no row has a label: there is no column 'label'; if it is one of {name!r}: --column label=NAME"
+    ]
+    (tmp_path / "t.csv").write_text("path,labels\n0.png,a\n")
+    with pytest.raises(ManifestError, match=r"'labels' is not known.*--column label=labels"):
+        build_as_is(tmp_path)
+
+
+def build_as_is(folder: Path) -> tuple[Manifest, list[str]]:
+    said: list[str] = []
+    built = build_manifest(
+        "from-csv", folder, dataset="toy", table=folder / "t.csv", progress=False, on_note=said.append
+    )
+    return built, said
