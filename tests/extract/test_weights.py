@@ -261,6 +261,7 @@ def test_tensors_that_are_no_floats_are_refused(
             "teacher": {f"module.backbone.{k}": v for k, v in s.items()},
         },
     ],
+    ids=["teacher", "compiled", "checkpoint", "hyper-parameters", "student and teacher"],
 )
 def test_wrappers_two_and_three_deep(
     tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], wrap: Callable[..., object]
