@@ -31,6 +31,7 @@ HELD_BY_OTHERS = (
     "MANIFEST.md",
 )  # tests/cache/test_format.py, tests/datasets/test_manifest_format.py
 SHARED = "runs with PATCHBANK_SHARED"
+SLOW = ("benchmark.md",)  # decodes and compares 4,466 images
 QUICK_TO_READ = 130  # lines of README
 _BLOCK = re.compile(
     r"^(?:<!-- (?P<comment>(?:not run: |runs with )[^\n]+?) -->\n)?"
@@ -83,6 +84,13 @@ def name_of(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+RUN = [
+    pytest.param(page, id=name_of(page), marks=[pytest.mark.slow] if page.name in SLOW else [])
+    for page in PAGES
+    if any(block.runs for block in blocks_of(page))
+]
+
+
 @pytest.fixture
 def workplace(tmp_path: Path, quickstart_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What a reader has who follows a page: the quickstart's folder, and images of their own with a table."""
@@ -105,7 +113,7 @@ def workplace(tmp_path: Path, quickstart_folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.xdist_group("quickstart")
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.runs for b in blocks_of(p))], ids=name_of)
+@pytest.mark.parametrize("page", RUN)
 def test_the_blocks_run(
     page: Path, workplace: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +194,8 @@ def test_readme_is_short_and_shows_the_page() -> None:
     assert len(text.splitlines()) <= QUICK_TO_READ
     (picture,) = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
     assert 20_000 < (ROOT / picture).stat().st_size < 200_000
+    (encoders,) = re.findall(r"lists (\d+) encoders", text)
+    assert int(encoders) == len(list((ROOT / "manifests" / "encoders").glob("*.toml")))
 
 
 def test_two_commands_do_all_the_set_up() -> None:
