@@ -15,7 +15,8 @@ import pyarrow.parquet
 
 from ..errors import ImageError, InvalidRequest, ManifestError
 from .container import DAMAGE
-from .containers import NpzArrays, hdf5_array, open_container
+from .containers import NpzArrays, open_container
+from .hdf5 import hdf5_array, hdf5_rows
 from .images import open_regular
 from .layouts import natural, refuse_unknown_columns
 from .manifest import listed
@@ -144,7 +145,7 @@ def _labels_of(file: Path, array: str, *, required: bool) -> np.ndarray | None:
     with _reading(file, "HDF5"), h5py.File(file, "r") as store:
         if array not in store and not required:
             return None
-        return np.asarray(hdf5_array(store, array, file)[()])
+        return hdf5_rows(hdf5_array(store, array, file), slice(None), file)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ A container reads from several threads: the raw bytes under a lock, the decoding
 """
 
 import math
-import os
 import re
 import tarfile
 import zipfile
@@ -21,13 +20,11 @@ import pyarrow.parquet
 
 from ..errors import ImageError
 from .container import DAMAGE, Container
+from .hdf5 import hdf5_array, hdf5_rows
 from .images import MAX_PIXELS, decode_image, open_regular
 
 MEMBER_BYTES = 1 << 29  # a member that claims more is no patch
 HEADER_BYTES = 1 << 20  # of a tar: names and attributes of one file
-CHUNK_BYTES = 1 << 30  # of HDF5, read and decompressed as a whole
-HDF5_RATIO = 5000  # bytes claimed a byte stored; deflate reaches 1032
-LINKS = 16  # that lead to one array
 _ABOUT_OTHERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
@@ -107,48 +104,17 @@ class Hdf5Arrays(Container):
     def _file(self) -> h5py.File:
         return h5py.File(self.path, "r", rdcc_nbytes=HDF5_CACHE)
 
+    @cached_property
+    def _checked(self) -> set[Any]:
+        """The chunks that decompress to no more than they claim."""
+        return set()
+
     def _read(self, member: str, name: str) -> np.ndarray:
         key, row = parse_row(member, name)
         with self._lock:
             array = hdf5_array(self._file, key, self.path)
             _check_row(row, array.shape, name)
-            return as_rgb(array[row], name)
-
-
-def hdf5_array(store: h5py.File, key: str, path: str | os.PathLike[str]) -> h5py.Dataset:
-    """An array that lies in this file as a whole.
-
-    Raises ImageError: no such array; one that is read from other files (external links, external storage,
-    virtual data sets); one that claims more than its bytes can hold, or chunks too large to read.
-    """
-    _refuse_external(store, key, path)
-    array = store.get(key)
-    if not isinstance(array, h5py.Dataset):
-        raise ImageError(f"{path}: there is no array {key!r}; the file has {sorted(store)}.")
-    if array.is_virtual or array.external:
-        raise ImageError(f"{path}: {key!r} is stored in other files, which are not read; copy it into one.")
-    stored = array.id.get_storage_size()
-    if array.dtype.kind != "O" and array.nbytes > HDF5_RATIO * max(stored, 1):
-        raise ImageError(f"{path}: {key!r} claims {array.nbytes} bytes and holds {stored}.")
-    if array.chunks and math.prod(array.chunks) * array.dtype.itemsize > CHUNK_BYTES:
-        raise ImageError(f"{path}: {key!r} has chunks {array.chunks}, too large to read.")
-    return array
-
-
-def _refuse_external(store: h5py.File, key: str, path: str | os.PathLike[str]) -> None:
-    """Before anything is opened, follow the names to the array: none may lead into another file."""
-    parts, done, links = key.strip("/").split("/"), "", 0
-    while parts:
-        above, done = done, f"{done}/{parts.pop(0)}"
-        link = store.get(done, getlink=True)
-        if isinstance(link, h5py.ExternalLink):
-            raise ImageError(f"{path}: {key!r} is a link into another file, which is not followed.")
-        if isinstance(link, h5py.SoftLink):
-            links += 1
-            if links > LINKS:
-                raise ImageError(f"{path}: {key!r} is a link that leads in circles.")
-            parts = [*link.path.strip("/").split("/"), *parts]
-            done = "" if link.path.startswith("/") else above
+            return as_rgb(hdf5_rows(array, row, self.path, self._checked), name)
 
 
 class NpzArrays(Container):

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ImageError, InvalidRequest, ManifestError, MissingDependency
-from .containers import hdf5_array
+from .hdf5 import hdf5_array, hdf5_rows
 from .images import open_regular
 from .layouts import refuse_unknown_columns
 from .manifest import listed
@@ -241,7 +241,7 @@ def _h5_regions(file: Path, size: int, scale: str) -> pd.DataFrame:
         with h5py.File(file, "r") as store:
             coords = hdf5_array(store, "coords", file)
             attributes: dict[str, Any] = {**store.attrs, **coords.attrs}
-            points = np.asarray(coords[()])
+            points = hdf5_rows(coords, slice(None), file)
     except (ImageError, OSError) as error:
         raise ManifestError(str(error) if isinstance(error, ImageError) else f"{file}: {error}.") from error
     if points.ndim == 3 and 1 in points.shape[:2]:  # (1, n, 2), as some loaders of batches write it

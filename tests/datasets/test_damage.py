@@ -5,6 +5,7 @@ import os
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -305,3 +306,63 @@ def test_one_damaged_file_of_several_is_left_out_and_named(
     assert {str(path)[0] for path in built.table["path"]} == {"a", "c"}
     if kind == "parquet":
         assert built.table["age"].tolist() == [40, 41, 42, 43] * 2  # whole numbers, with nothing missing
+
+
+def replaced_chunk(file: Path, compression: str, content: bytes, **options: object) -> None:
+    """`file` with an array x of four patches in two chunks, of which the second is `content`."""
+    with h5py.File(file, "w") as store:
+        array = store.create_dataset(
+            "x", data=np.ones((4, 16, 16, 3), np.uint8), chunks=(2, 16, 16, 3), compression=compression,
+            **options,
+        )  # fmt: skip
+        store["y"] = np.array([0, 1, 0, 1])
+        array.id.write_direct_chunk((2, 0, 0, 0), content)
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": True}, {"fletcher32": True}], ids=str)
+def test_a_gzip_chunk_that_decompresses_to_more_than_a_chunk(tmp_path: Path, options: dict) -> None:
+    """400 kB that would be 400 MB; its neighbours are read."""
+    replaced_chunk(tmp_path / "a.h5", "gzip", zlib.compress(bytes(400 << 20), 1), **options)
+    good, bad = read_all(PatchSource(tmp_path, [f"a.h5::x[{i}]" for i in range(4)]))
+    assert sorted(good) == [0, 1]
+    assert sorted(bad) == [2, 3]
+    assert "decompresses to more than the 1536 bytes of a chunk" in bad[2]
+    build = {"dataset": "t", "images": {"train": "a.h5"}, "array": "x", "progress": False}
+    with pytest.raises(ManifestError, match="decompresses to more than"):
+        build_manifest("hdf5", tmp_path, labels_array="x", labels={"train": "a.h5"}, **build)
+
+
+def test_an_lzf_chunk_that_might_fill_the_memory(tmp_path: Path) -> None:
+    replaced_chunk(tmp_path / "a.h5", "lzf", bytes(13 << 20))
+    good, bad = read_all(PatchSource(tmp_path, [f"a.h5::x[{i}]" for i in range(4)]))
+    assert (sorted(good), sorted(bad)) == ([0, 1], [2, 3])
+    assert "decompresses to more than" in bad[2]
+
+
+def test_filters_whose_output_has_no_known_size_are_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as store:
+        store.create_dataset("x", data=np.ones((4, 16, 16, 3), np.uint8), scaleoffset=0)
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((2, 16, 16, 3))
+        plist.set_deflate(1)
+        plist.set_deflate(1)
+        space = h5py.h5s.create_simple((4, 16, 16, 3))
+        h5py.h5d.create(store.id, b"twice", h5py.h5t.NATIVE_UINT8, space, plist)
+        store["twice"][:] = 1
+    for key, message in (("x", "compressed with scaleoffset"), ("twice", "deflate, deflate")):
+        with pytest.raises(ImageError, match=rf"{message}.*Fix: `h5repack -f GZIP=4`"):
+            PatchSource(tmp_path, [f"a.h5::{key}[0]"]).read(0)
+
+
+@pytest.mark.parametrize("compression", ["gzip", "lzf", None])
+@pytest.mark.parametrize("chunks", [(1, 600, 600, 3), (4, 600, 600, 3), (3, 256, 599, 2)], ids=str)
+def test_large_compressed_chunks_are_read(
+    tmp_path: Path, compression: str | None, chunks: tuple[int, ...]
+) -> None:
+    """Chunks of noise, so large that each is looked at before it is read."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 600, 600, 3), dtype=np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as store:
+        store.create_dataset("x", data=pixels, chunks=chunks, compression=compression)
+    source = PatchSource(tmp_path, [f"a.h5::x[{i}]" for i in range(5)])
+    for i in (4, 0, 2):
+        np.testing.assert_array_equal(source.read(i), pixels[i])
