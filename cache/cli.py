@@ -419,6 +419,13 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
     if table_out is not None:
         write_csv(table_out, done.table)
     echo(f"{done.store.name}: {done.added} of {done.rows} rows were new")
+    if done.unchecked:
+        more = f" and {len(done.unchecked) - 1} more files have" if len(done.unchecked) > 1 else " has"
+        echo(
+            f"Note: {done.unchecked[0]}{more} no checksums (exported by patchbank 0.1.0): damage in such an "
+            "export cannot be detected. Export again with this version to add them.",
+            err=True,
+        )
 
 
 @cache_group.command("push")

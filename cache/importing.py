@@ -366,12 +366,14 @@ def read_export(path: str | Path) -> Rows:
 
 @dataclass(frozen=True)
 class Imported:
-    """store: that has the rows now. rows: in the export. added: rows that were new. table: its columns."""
+    """store: that has the rows now. rows: in the export. added: rows that were new. table: its columns.
+    unchecked: files without checksums (of patchbank 0.1.0), whose damage nothing can show."""
 
     store: Store
     rows: int
     added: int
     table: pd.DataFrame
+    unchecked: list[Path]
 
 
 def import_export(bank: Bank, path: str | Path, *, backend: str = "zarr") -> Imported:
@@ -399,7 +401,9 @@ def import_export(bank: Bank, path: str | Path, *, backend: str = "zarr") -> Imp
             )
         added += _append(stores[identity], part)
     store = list(stores.values())[-1]
-    return Imported(store, sum(len(part.keys) for part in parts), added, pd.concat(tables, ignore_index=True))
+    unchecked = [file for file, part in zip(files or [path], parts, strict=True) if "sum" not in part.about]
+    table = pd.concat(tables, ignore_index=True)
+    return Imported(store, sum(len(part.keys) for part in parts), added, table, unchecked)
 
 
 def _append(store: Store, rows: Rows) -> int:

@@ -17,10 +17,12 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import CliRunner
 from patchbank.cache.backend import seal
 from patchbank.cache.bank import Bank
 from patchbank.cache.export import LAYOUTS, export
 from patchbank.cache.importing import import_export
+from patchbank.cli import patchbank
 from patchbank.errors import InvalidRequest, PatchbankError, StoreError
 
 NAMES = {"trident": "x.h5", "stamp": "x.h5", "npy": "x", "zarr": "x.zarr"}
@@ -171,6 +173,14 @@ def test_an_export_of_patchbank_0_1_0(fresh: Any, bank: Bank, tmp_path: Path) ->
     done = import_export(bank, path)
     assert done.store.load(done.store.keys()).tobytes() == right.store.load(done.store.keys()).tobytes()
     pd.testing.assert_frame_equal(done.table, right.table)
+    assert (right.unchecked, done.unchecked) == ([], [path])
+    for file, lines in ((fresh("trident"), 0), (path, 1)):
+        if lines:
+            _as_of_0_1(path)
+        said = CliRunner().invoke(patchbank, ["cache", "import", str(file), "-b", str(tmp_path / "told")])
+        assert said.exit_code == 0
+        assert said.stderr.count("\n") == lines
+        assert said.stderr.count("no checksums (exported by patchbank 0.1.0)") == lines
 
 
 @pytest.mark.parametrize("layout", FILES)
