@@ -3,7 +3,8 @@ domains.
 
 Each function takes labels (n,), logits (n, m) of m models and the cluster of each row, and returns plain
 JSON values, one dict a model. Every number is [value, low, high]; low and high are None where there is no
-interval, and then `reasons` of the model's dict says why, by the place of the number ("platt.slope").
+interval, and then `reasons` of the model's dict says why, by the place of the number ("platt.slope");
+`uncertainty` has its standard error and degrees of freedom.
 Intervals are of the jackknife over clusters with Student's t, or of `intervals.proportion_interval` for
 proportions, whatever method the other scores have. FORMAT.md says where the results stand in a record, and
 what they are called.
@@ -63,7 +64,7 @@ class Assessment:
         curve = net_benefit(self.y, special.expit(logits), self.codes)
         found = []
         for one in self._numbers(curve, {}):
-            reasons = one.pop("reasons")
+            reasons, _ = one.pop("reasons"), one.pop("uncertainty")
             found.append({t: {"model": one[t], "all": one[f"all {t}"]} for t in one if f"all {t}" in one})
             found[-1]["reasons"] = reasons
         return found
@@ -87,7 +88,10 @@ class Assessment:
         found = []
         for j, one in enumerate(predicted):
             rate = self._plain(rates, j)
-            reasons = rate["reasons"] | {f"predictive_values.{k}": why for k, why in one["reasons"].items()}
+            beside = {
+                key: rate[key] | {f"predictive_values.{k}": v for k, v in one[key].items()}
+                for key in ("uncertainty", "reasons")
+            }
             found.append(
                 {
                     **rate,
@@ -95,7 +99,7 @@ class Assessment:
                     "predictive_values": {
                         s: {kind: one[f"{s}.{kind}"] for kind in ("ppv", "npv")} for s in shares
                     },
-                    "reasons": reasons,
+                    **beside,
                 }
             )
         return found
@@ -133,9 +137,13 @@ class Assessment:
     def _plain(self, found: Mapping[str, Interval], j: int) -> dict[str, Any]:
         if self.level is None:
             numbers = {name: [number(one.value[j]), None, None] for name, one in found.items()}
-            return {**numbers, "reasons": {}}
+            return {**numbers, "uncertainty": {}, "reasons": {}}
         return {
             **{name: triple(one, j) for name, one in found.items()},
+            "uncertainty": {
+                name: {key: number(getattr(one, key)[j]) for key in ("standard_error", "degrees_of_freedom")}
+                for name, one in found.items()
+            },
             "reasons": {name: one.reason[j] for name, one in found.items() if one.reason[j]},
         }
 

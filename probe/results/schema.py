@@ -6,7 +6,7 @@ otherwise, logits are natural.
 """
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -171,12 +171,36 @@ class Floor(Part):
     p: float | None
 
 
-class Calibration(Part):
+class Assessed(Part):
+    """Numbers of one model, and by their places ("predictive_values.0.05.ppv") what stands beside them.
+
+    uncertainty : place -> standard_error, degrees_of_freedom; reasons : place -> why there is no interval
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        unsure, reasons = values.get("uncertainty", {}), values.get("reasons", {})
+
+        def filled(value: Any, place: str) -> Any:
+            if isinstance(value, Mapping):
+                return {key: filled(inner, f"{place}.{key}") for key, inner in value.items()}
+            if isinstance(value, list):
+                return _triple(value, {**unsure.get(place, {}), "reason": reasons.get(place, "")})
+            return value
+
+        return {key: filled(value, key) for key, value in values.items()}
+
+
+class Calibration(Assessed):
     """Logistic recalibration of one kind of probability; see `calibration.assess_calibration`."""
 
     slope: Triple
     intercept: Triple
     observed_expected: Triple
+    uncertainty: dict[str, dict[str, float | None]] = {}
     reasons: dict[str, str] = {}
     ece_floor: Floor | None = None
 
@@ -197,11 +221,12 @@ class PredictiveValues(Part):
     npv: Triple
 
 
-class Rates(Part):
+class Rates(Assessed):
     """Sensitivity and specificity at a cut."""
 
     sensitivity: Triple
     specificity: Triple
+    uncertainty: dict[str, dict[str, float | None]] = {}
     reasons: dict[str, str] = {}
 
 
@@ -885,8 +910,3 @@ def _is(one: Any, features: str | None, dataset: str | None, roles: Collection[R
         and (dataset is None or one.dataset == dataset)
         and (roles is None or one.role in roles)
     )
-
-
-def first_of(scores: Sequence[Score], roles: Sequence[Role]) -> Score | None:
-    """The score of the first role that there is one of."""
-    return next((one for role in roles for one in scores if one.role == role), None)

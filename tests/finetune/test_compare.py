@@ -106,6 +106,14 @@ def test_the_test_is_the_one_of_the_probes_with_holm_over_all_that_is_asked(
     assert [r["p_holm"] for r in records] == pytest.approx(holm([r["p"] for r in records]))
 
 
+def test_train_rows_that_a_recipe_chose_its_epoch_on_are_left_out(
+    tmp_path: Path, saved: Callable[..., Path]
+) -> None:
+    ours = saved(tmp_path / "a", "recipe", 3.0, roles={"set": "validation", "test": "ensemble"})
+    theirs = saved(tmp_path / "b", "probe", 1.0, roles={"set": "oof", "test": "ensemble"})
+    assert {r["dataset"] for r in compare_results(ours, theirs)} == {"test"}
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, saved: Callable[..., Path]) -> None:
     ours = saved(tmp_path / "a", "tuned", 3.0, roles={"set": "oof"})
     other = saved(tmp_path / "b", "probe", 1.0, roles={"another": "oof"})

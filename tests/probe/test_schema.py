@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patchbank.errors import ProbeError
+from patchbank.probe.report.write import html_report, markdown_report
 from patchbank.probe.results import schema
 from patchbank.probe.results.files import ProbeResult, read_document
 from patchbank.probe.results.schema import SWEEP, Estimate, Part, Results, Role, Score
@@ -176,7 +177,11 @@ def test_version_1_is_shown_and_saved_as_version_2(
 ) -> None:
     old = ProbeResult.load(folders[1])
     old.show()
-    assert "0.7" in capsys.readouterr().out
+    assert "Not recorded: " in capsys.readouterr().out
+    text = markdown_report(old)
+    assert "standard errors of the scores" in text
+    assert f"{old.results.leaderboard()[0].estimate('auroc').value:.3f}" in text
+    assert "good/full/cls" in html_report(old, images=False)
     old.save(tmp_path)
     again = ProbeResult.load(tmp_path)
     assert again.results == old.results

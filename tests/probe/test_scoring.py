@@ -162,6 +162,9 @@ def test_calls_and_predictive_values_by_brute_force() -> None:
         left_out = without_each(rows, ppv)
         freedom = min(39, 80 / (stats.kurtosis(left_out, fisher=False) - 1))
         assert half / stats.t.ppf(0.975, freedom) == pytest.approx(jackknife(left_out))
+        unsure = found["uncertainty"]["predictive_values.0.1.ppv"]
+        assert unsure["standard_error"] == pytest.approx(jackknife(left_out))
+        assert unsure["degrees_of_freedom"] == pytest.approx(freedom)
         observed = found["predictive_values"]["observed"]["npv"][0]
         assert observed == pytest.approx(((rows.y == 0) & (z < cut)).sum() / (z < cut).sum())
         assert found["reasons"] == {}
@@ -183,6 +186,9 @@ def test_calibration_and_net_benefit_have_intervals() -> None:
     left_out = without_each(rows, lambda keep: rows.y[keep].sum() / special.expit(platt[keep]).sum())
     freedom = min(39, 80 / (stats.kurtosis(left_out, fisher=False) - 1))
     assert np.log(high / low) / 2 * value == pytest.approx(stats.t.ppf(0.975, freedom) * jackknife(left_out))
+    ratio = Score.model_validate(record).calibration["platt"].observed_expected
+    assert ratio.standard_error == pytest.approx(jackknife(left_out))
+    assert ratio.degrees_of_freedom == pytest.approx(freedom)
     for kind in ("probability", "platt"):
         one = record["calibration"][kind]
         for name in ("slope", "intercept"):
