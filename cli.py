@@ -247,4 +247,9 @@ def main(args: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         echo(f"Error: {where}{error.strerror or error}", err=True)
         code = 1
+    except ValueError as error:
+        if "embedded null" not in str(error):
+            raise
+        echo(f"Error: the name of a file holds a NUL character ({error}); correct it", err=True)
+        code = 1
     sys.exit(code if isinstance(code, int) else 0)

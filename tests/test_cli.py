@@ -122,6 +122,26 @@ def test_an_error_is_its_message_its_notes_and_its_code(
     assert capsys.readouterr().err == "Error: the sentence\n  patch 'a/b'\n"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["extract", "a\0b.toml", "-e", "x", "-b", "bank"],
+        ["run", "a\0b.toml"],
+        ["probe", "run", "a\0b.toml", "-e", "x", "-b", "bank"],
+        ["probe", "report", "a\0b"],
+        ["cache", "ls", "-b", "a\0b"],
+        ["predict", "a\0b"],
+        ["datasets", "check", "a\0b"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_with_nul_is_a_sentence(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command)
+    assert stop.value.code in (1, 2)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Error: ")
+
+
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(**_: object) -> None:
         raise click.exceptions.Abort

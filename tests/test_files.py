@@ -83,6 +83,16 @@ def test_modes_links_and_devices(tmp_path: Path) -> None:
     assert not Path("/dev/null").is_file(), "a device is written to, not replaced"
 
 
+def test_the_umask_is_never_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a moment: files that other threads make then would be open to all."""
+    monkeypatch.setattr(os, "umask", lambda _: pytest.fail("it is the whole process's"))
+    write_text(tmp_path / "a.txt", "x")
+    root = Path(__file__).parent.parent
+    files = [path for path in root.rglob("*.py") if not {"tests", ".venv", "build"} & set(path.parts)]
+    assert len(files) > 100
+    assert not [path for path in files if "umask(" in path.read_text("utf-8")]
+
+
 def test_long_names_are_written(tmp_path: Path) -> None:
     file = tmp_path / ("a" * 250 + ".txt")
     assert write_text(file, "x").read_text() == "x"
