@@ -449,20 +449,12 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _scores(*results: "ProbeResult") -> None:
-    from ..probe.results.display import interval
+    from ..probe.results.display import SHOWN, TITLES, Table, interval
 
-    print_table(
-        ("scored on", "model", "by", "patches", "balanced accuracy", "AUROC"),
-        [
-            (
-                one.dataset,
-                one.features,
-                one.role_name,
-                one.n,
-                interval(one.estimate("balanced_accuracy")),
-                interval(one.estimate("auroc")),
-            )
-            for result in results
-            for one in result.results.whole()
-        ],
-    )
+    shown = SHOWN[:2]
+    rows = [
+        [one.dataset, one.features, one.role_name, one.n, *(interval(one.estimate(m)) for m in shown)]
+        for result in results
+        for one in result.results.whole()
+    ]
+    Table(["scored on", "model", "by", "patches", *(TITLES[m] for m in shown)], rows, left=3).show()

@@ -157,7 +157,7 @@ def few_shot_command(
     if as_json:
         echo(summary.to_json(orient="records"))
         return
-    from ..terminal import print_table
+    from .results.display import Table
 
     wide = summary.assign(
         text=[f"{m:.3f} ± {s:.3f}" for m, s in zip(summary["mean"], summary["sd"], strict=True)]
@@ -169,16 +169,14 @@ def few_shot_command(
         aggfunc="first",
         sort=False,
     )
-    print_table(
+    Table(
         [*map(str, grid.index.names), *(f"{k} shots" if k != 1 else "1 shot" for k in grid.columns)],
         [
             [*(index if isinstance(index, tuple) else (index,)), *row]
             for index, row in zip(grid.index, grid.to_numpy(), strict=True)
         ],
-        lead=3,
-        right=range(3, 3 + len(grid.columns)),
-        title="Few-shot curves: mean and standard deviation over the draws",
-    )
+        left=3,
+    ).show(title="Few-shot curves: mean and standard deviation over the draws")
 
 
 @probe_group.command("report")

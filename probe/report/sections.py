@@ -520,7 +520,7 @@ class Sections(View):
                 own = Markup(" class=own") if matrix.own(i, j) else ""
                 shown = Markup('<span{} style="{}">{}</span>').format(own, tint(v), text)
                 if around:
-                    shown += Markup("<br><small>{}</small>").format(around)
+                    shown += Markup("<small>{}</small>").format(around)
                 cells.append("-" if np.isnan(v) else (f"{text} {around}".strip(), shown))
             rows.append(cells)
         sets = [self.train if dataset == "train" else dataset for dataset, *_ in matrix.columns]

@@ -4,9 +4,9 @@ from typing import Any
 
 import pandas as pd
 
-from ...terminal import print_table, say
-from ...texts import markdown_table, prose
-from ..results.display import interval
+from ...terminal import say
+from ...texts import prose
+from ..results.display import TITLES, Table, interval
 from ..results.files import UNGROUPED
 from ..results.schema import Score
 from .model import StudyPage
@@ -45,15 +45,7 @@ def show(page: StudyPage) -> None:
     absent = [row.name for row in page.systems if row.state != "done"]
     if absent:
         caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
-    sets = _sets(page)
-    print_table(
-        ("system", "chosen on the folds", *sets),
-        [(name, chosen, *cells) for name, chosen, cells in _rows(page, "\n")],
-        lead=2,
-        right=range(2, 2 + len(sets)),
-        title=page.title,
-        caption=caption,
-    )
+    _table(page, "\n").show(title=page.title, caption=caption)
     for note in [] if page.result is None else page.result.results.notes:
         say(f"Note: {note}.", style="yellow")
     if page.result is not None and page.result.ungrouped:
@@ -63,11 +55,9 @@ def show(page: StudyPage) -> None:
 def markdown(page: StudyPage) -> str:
     """Systems, what is missing, published figures, and then the details of the merged result."""
     out = [f"# {prose(page.title)}", prose(page.about)]
-    rows = _rows(page, " / ")
-    if rows:
-        lines = [[name, chosen, *cells] for name, chosen, cells in rows]
-        out += ["Balanced accuracy / AUROC, with intervals over whole groups."]
-        out += [markdown_table(["system", "chosen on the folds", *_sets(page)], lines)]
+    table = _table(page, " / ")
+    if table.rows:
+        out += ["Balanced accuracy / AUROC, with intervals over whole groups.", table.markdown()]
     absent = [row for row in page.systems if row.state != "done"]
     if absent:
         out += [
@@ -76,18 +66,17 @@ def markdown(page: StudyPage) -> str:
         ]
     if page.published:
         lines = [
-            (
-                *(p.system, p.dataset, p.metric.replace("_", " "), interval(p.ours)),
-                *(
-                    f"{p.published:.3f} ({p.against})",
-                    interval((p.difference, p.low, p.high), "+.3f"),
-                    p.verdict,
-                ),
-            )
+            [
+                *(p.system, p.dataset, TITLES[p.metric], interval(p.ours)),
+                f"{p.published:.3f} ({p.against})",
+                interval((p.difference, p.low, p.high), "+.3f"),
+                p.verdict,
+            ]
             for p in page.published
         ]
         heads = ["system", "set", "metric", "ours, mean of fold models", "published", "difference", "verdict"]
-        out += ["## Beside published figures", markdown_table(heads, lines), prose(page.published_source)]
+        table = Table(heads, lines, left=len(heads))
+        out += ["## Beside published figures", table.markdown(), prose(page.published_source)]
     if page.result is not None:
         out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
     return "\n\n".join(part for part in out if part) + "\n"
@@ -97,19 +86,16 @@ def _board(page: StudyPage) -> list[Score]:
     return [] if page.result is None else page.result.results.leaderboard()
 
 
-def _sets(page: StudyPage) -> list[str]:
-    return list(dict.fromkeys(record.dataset for record in _board(page)))
-
-
-def _rows(page: StudyPage, between: str) -> list[tuple[str, str, list[str]]]:
+def _table(page: StudyPage, between: str) -> Table:
     """Finished systems: name, what the folds chose, a cell for each set."""
+    sets = list(dict.fromkeys(record.dataset for record in _board(page)))
     found = {(record.features, record.dataset): record for record in _board(page)}
     rows = []
     for row in page.systems:
         if row.state == "done":
-            every = [found.get((row.name, dataset)) for dataset in _sets(page)]
+            every = [found.get((row.name, dataset)) for dataset in sets]
             cells = [
                 "-" if m is None else between.join(interval(m.estimate(s)) for s in SHOWN) for m in every
             ]
-            rows.append((row.name, row.chosen, cells))
-    return rows
+            rows.append([row.name, row.chosen, *cells])
+    return Table(["system", "chosen on the folds", *sets], rows, left=2)

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from ...errors import ProbeError
 from ...files import sha256, write_atomically, write_text
-from ...terminal import print_table, say
+from ...terminal import say
 from ...texts import write_csv
 from ..model import ProbeModel, load_probes, save_probes
-from .display import SHOWN, interval, mean_and_sd
+from .display import SHOWN, TITLES, Table, interval, mean_and_sd
 from .older import document_of_version_1, predictions_of_version_1
 from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Score
 
@@ -160,11 +160,8 @@ class ProbeResult:
             )
             for one in self.leaderboard()
         ]
-        print_table(
-            ("scored on", "features", "patches", "balanced accuracy", "AUROC", "average precision"),
-            rows,
-            lead=2,
-            right=(3, 4, 5),
+        titles = [TITLES[name] for name in SHOWN]
+        Table(["scored on", "features", "patches", *titles], rows, left=2).show(
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
@@ -178,12 +175,8 @@ class ProbeResult:
                 )
                 for one in self.leaderboard()
             ]
-            print_table(
-                ("scored on", "features", "balanced accuracy", "AUROC", "average precision"),
-                spread,
-                lead=2,
-                right=(2, 3, 4),
-                title=f"Mean and standard deviation over {len(repeats.seeds)} runs with other folds",
+            Table(["scored on", "features", *titles], spread, left=2).show(
+                title=f"Mean and standard deviation over {len(repeats.seeds)} runs with other folds"
             )
         for note in self.results.notes:
             say(f"Note: {note}.", style="yellow")

@@ -79,7 +79,7 @@ def test_html_needs_nothing_else_and_has_every_section(result: ProbeResult) -> N
         assert f"<h2>{title}</h2>" in page
     assert "data:image/png;base64," in page
     assert "images could not be shown" in page  # those of the external set
-    assert re.search(r"<span class=own[^>]*>0?\.\d\d</span><br><small>\[0\.\d\d, [01]\.\d\d\]</small>", page)
+    assert re.search(r"<span class=own[^>]*>0?\.\d\d</span><small>\[0\.\d\d, [01]\.\d\d\]</small>", page)
     assert "prefers-color-scheme:dark" in page
     assert html_report(result, images=False).count("data:image") == 0
 

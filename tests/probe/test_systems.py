@@ -294,7 +294,7 @@ def test_the_tables_of_a_study_have_every_system(results: dict[str, ProbeResult]
         assert row["value"] == whole[row["system"], row["dataset"]]
     text = markdown(page)
     assert "* Gated: no login $ hf auth login" in text
-    assert "| Old | outer | auroc |" in text
+    assert "| Old | outer | AUROC |" in text
     assert text.count("\n## ") >= 3
     empty = StudyPage(title="None", about="", result=None, systems=systems[2:])
     assert "Gated" in markdown(empty)
