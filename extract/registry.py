@@ -106,6 +106,7 @@ def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
 
 
 def _find(spec: str) -> Card:
+    spec = re.sub(r"^https?://(www\.)?(huggingface\.co|hf\.co)/", "", spec.strip()).rstrip("/")
     if spec.endswith(".toml"):
         return read_card(spec)
     if spec.startswith("timm:"):
@@ -138,19 +139,25 @@ def _unknown(spec: str, repository: str, cards: Mapping[str, Card]) -> str:
     """The sentence about a name that no card has: near names, and the ways to others."""
 
     def plain(name: str) -> str:
-        return name.lower().replace("_", "-")
+        return name.lower().replace("_", "-").replace(" ", "-")
 
     lowered = {plain(name): name for name in cards}
     lowered |= {plain(card.hub): card.id for card in cards.values() if card.hub}
     lowered |= {plain(card.hub.partition("/")[2]): card.id for card in cards.values() if card.hub}
     key = plain(repository)
-    words = dict.fromkeys([key, key.rpartition("/")[2]])
-    near = [name for name in cards for word in words if word and word in name]
+    words = [word for word in dict.fromkeys([key, key.rpartition("/")[2]]) if word]
+    near = [lowered[word] for word in words if word in lowered]
+    near += [name for name in cards for word in words if re.search(rf"\b{re.escape(word)}", name)]
     for word in words:
-        near += [lowered[name] for name in difflib.get_close_matches(word, lowered, n=3, cutoff=0.45)]
-    near = list(dict.fromkeys(near))[:3]
+        near += [lowered[name] for name in difflib.get_close_matches(word, lowered, n=3, cutoff=0.6)]
+    near = list(dict.fromkeys(near))[: 1 if key in lowered else 3]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    if "/" in repository:
+    owner, _, name = repository.rpartition("/")
+    if owner == "timm":
+        hint += f"A model of timm is timm:{name.partition('.')[0]}. "
+    elif re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+(\.\w+)?", repository):
+        hint += f"If it is an architecture of timm: timm:{repository}. "
+    elif "/" in repository:
         hint += f"A vision model of transformers on the hub is hf:{repository}. "
     return (
         f"no encoder is called {spec!r}: {hint}`patchbank encoders ls` lists the {len(cards)} cards; "

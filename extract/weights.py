@@ -7,6 +7,7 @@ embedding's identity: "pypi:NAME==VERSION", "sha256:DIGEST" for a file of the us
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,7 +62,8 @@ def locate(
     """Find the weights of a card: a checkpoint, a folder of weights, an installed package, or the hub.
 
     Args:
-        checkpoint: this file (or, for transformers models, this folder) and nothing else.
+        checkpoint: this file (or, for transformers models, this folder) and nothing else. Of a model in
+            several files (shards) the index, NAME.safetensors.index.json.
         weights_dir: a folder to look in before the hub, for machines without a network:
             DIR/ID/FILE, DIR/NAME/FILE or DIR/ORG/NAME/FILE, or a copy of a hub cache (DIR/models--ORG--NAME).
         download: False asks only what is on this disk.
@@ -91,11 +93,38 @@ def locate(
     return _on_hub(card, download)
 
 
+def shards(index: Path) -> list[Path]:
+    """The files that together are one model, by the index beside them (NAME.safetensors.index.json).
+
+    Raises:
+        EncoderError: not such an index, shards that are missing, or names that lead out of its folder.
+    """
+    try:
+        names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})
+        plain = all(isinstance(name, str) and name == Path(name).name for name in names)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names, plain = [], False
+    if not names or not plain:
+        raise EncoderError(
+            f"{index} is JSON, but no index of shards, whose weight_map names the files of weights beside it"
+        )
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise EncoderError(
+            f"{index} names {len(names)} shards, and {len(missing)} are not in its folder: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Fix: put all of them beside it"
+        )
+    return [index.parent / name for name in names]
+
+
 def _digest(path: Path) -> str:
-    """sha256 of a file, or of the names and digests of a folder's model files."""
-    if path.is_file():
+    """sha256 of a file, or of names and digests: of a folder's model files, of an index and its shards."""
+    if path.is_file() and path.suffix != ".json":
         return f"sha256:{sha256(path)}"
-    parts = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".py"))
+    if path.is_file():
+        parts = [path, *shards(path)]
+    else:
+        parts = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin", ".json", ".py"))
     if not parts:
         raise InvalidRequest(f"the folder {path} holds no model files (config.json, model.safetensors)")
     whole = "".join(f"{part.name} {sha256(part)}\n" for part in parts)
@@ -154,7 +183,8 @@ def _model_in(card: Card, place: Path) -> Path | None:
     """The weight file in a folder; for transformers models the folder itself."""
     if card.kind == "transformers":
         return place if (place / "config.json").is_file() else None
-    return next((place / name for name in card.files if (place / name).is_file()), None)
+    names = [*card.files, *(f"{name}.index.json" for name in card.files)]
+    return next((place / name for name in names if (place / name).is_file()), None)
 
 
 def _on_hub(card: Card, download: bool) -> Weights:

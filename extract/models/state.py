@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...errors import EncoderError, MissingDependency
 from ..cards import Card
-from ..weights import INSTALL, not_a_model
+from ..weights import INSTALL, not_a_model, shards
 
 State = dict[str, Tensor]
 # of equally good fits: averaged weights, the teacher's, those without such a word, the student's, MoCo's keys
@@ -33,6 +33,7 @@ _HEADS = re.compile(
     r"|projector|projection\w*|dino_head|ibot_head|decoder\w*|dino_loss|ibot_patch_loss|logit_scale|criterion)"
 )
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")  # DINOv2's training saves blocks in chunks: blocks.0.3.
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})")  # model-00001-of-00002.safetensors
 _DEEPEST = 4  # dictionaries inside each other
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)  # others come with scales of their own
 
@@ -92,10 +93,7 @@ def read_file(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"{", b"[")) and start[8:] != b"{":
-        raise EncoderError(
-            f"{path} is JSON, not weights; an index.json names the files (shards) of a model. Fix: merge "
-            "them into one .safetensors, and name that"
-        )
+        return _read_shards(path)
     try:
         if start[8:] == b"{":  # by content: such files are found under names of the other kind, too
             from safetensors.torch import load_file
@@ -109,6 +107,19 @@ def read_file(path: Path) -> Any:
         raise EncoderError(
             f"{path} is not a file of weights that can be read safely: {_why(path, error)}"
         ) from (error)
+
+
+def _read_shards(index: Path) -> State:
+    """The tensors of all shards that an index names."""
+    state: State = {}
+    for shard in shards(index):
+        found = read_file(shard)
+        if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+            raise EncoderError(f"{shard} is a shard that holds more than tensors")
+        if twice := sorted({*state} & {*found}):
+            raise EncoderError(f"{index}: the tensor {twice[0]} stands in two shards")
+        state |= found
+    return state
 
 
 def _harmless() -> list[Any]:
@@ -327,9 +338,16 @@ def _choose(fits: list[_Fit], path: Path, card: Card, total: int) -> _Fit:
     if not whole:
         near = max(fits, key=lambda fit: (fit.matched, -len(fit.extra)))
         where = f" nearest under {near.name}:" if near.name else ""
+        shard = _SHARD.search(path.name)
+        hint = (
+            f". It is shard {int(shard[1])} of {int(shard[2])}. Fix: name the index beside the shards "
+            f"({path.name[: shard.start()]}{path.suffix}.index.json)"
+            if shard
+            else ""
+        )
         raise EncoderError(
             f"{path} does not fit {card.id} ({card.model}):{where} {near.matched} of {total} tensors fit; "
-            f"tensors {near.fault()}"
+            f"tensors {near.fault()}{hint}"
         )
     first = min(fit.rank for fit in whole)
     best = [fit for fit in whole if fit.rank == first]

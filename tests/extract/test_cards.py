@@ -261,11 +261,40 @@ def test_timm_names() -> None:
         ("hf:paige-ai/Virchow2", "virchow2"),
         ("prov-gigapath/prov-gigapath", "prov-gigapath"),
         ("owkin/phikon-v2", "phikon-v2"),
+        ("bioptimus/H-optimus-1", "h-optimus-1"),
+        (" uni ", "uni"),
+        ("mahmoodlab/uni/", "uni"),
     ],
 )
 def test_names_as_model_cards_write_them(typed: str, card: str) -> None:
     assert load_card(typed).id == card
-    assert named_card(typed, named_by="F").id == card
+    if typed == typed.strip(" /"):
+        assert named_card(typed, named_by="F").id == card
+
+
+def test_the_address_of_a_model_is_its_name() -> None:
+    assert load_card("https://huggingface.co/MahmoodLab/UNI2-h").id == "uni2-h"
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("gigapath", "did you mean prov-gigapath?"),
+        ("H-optimus-0", "did you mean h-optimus-0?"),
+        ("Virchow2", "did you mean virchow2?"),
+        ("UNI", "did you mean uni?"),
+        ("UNI 2", "did you mean uni"),
+        ("Phikon v2", "did you mean phikon-v2?"),
+        ("CONCH v1.5", "did you mean conch?"),
+        ("timm/vit_small_patch16_224.augreg_in21k", "A model of timm is timm:vit_small_patch16_224."),
+        ("vit_small_patch16_224", "If it is an architecture of timm: timm:vit_small_patch16_224."),
+        ("CTransPath", "no encoder is called 'CTransPath': `patchbank encoders ls`"),
+    ],
+)
+def test_names_that_are_nearly_one_lead_to_it(typed: str, says: str) -> None:
+    with pytest.raises(UnknownEncoder) as error:
+        load_card(typed)
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize("spec", ["x.toml", "finetuned:/x", "/x/y", "hf:/", "other:x"])

@@ -278,8 +278,12 @@ def test_an_index_of_shards_and_other_formats_are_named(
     files = {
         "model.safetensors.index.json": (
             json.dumps({"metadata": {}, "weight_map": {"a": "b"}}).encode(),
-            "shards",
+            r"names 1 shards, and 1 are not in its folder: b\. Fix: put all of them beside it",
         ),
+        "config.json": (b'{"hidden_size": 3}', "no index of shards"),
+        "list.json": (b"[1]", "no index of shards"),
+        "odd.json": (b'{"weight_map": {"a": 1}}', "no index of shards"),
+        "away.json": (b'{"weight_map": {"a": "../w.safetensors"}}', "no index of shards"),
         "w.h5": (b"\x89HDF\r\n\x1a\n", "like no file of PyTorch"),
         "w.onnx": (b"\x08\x07\x12\x07pytorch", "like no file of PyTorch"),
     }
@@ -287,6 +291,32 @@ def test_an_index_of_shards_and_other_formats_are_named(
         (tmp_path / name).write_bytes(data)
         with pytest.raises(EncoderError, match=says):
             build_encoder(tiny, device="cpu", checkpoint=tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_beside_their_index_are_one_model(
+    tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], suffix: str
+) -> None:
+    names = list(state)
+    parts = {f"model-{k + 1:05}-of-00002.{suffix}": names[k::2] for k in range(2)}
+    index = tmp_path / f"model.{suffix}.index.json"
+    index.write_text(json.dumps({"weight_map": {name: file for file, of in parts.items() for name in of}}))
+    for file, of in parts.items():
+        part = {name: state[name].clone() for name in of}
+        save_file(part, tmp_path / file) if suffix == "safetensors" else torch.save(part, tmp_path / file)
+    found = build_encoder(tiny, device="cpu", checkpoint=index).network.model.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    first = tmp_path / next(iter(parts))
+    with pytest.raises(EncoderError, match=rf"It is shard 1 of 2\. Fix: .*\(model\.{suffix}\.index\.json\)"):
+        build_encoder(tiny, device="cpu", checkpoint=first)
+    before = locate(tiny, checkpoint=index).identity
+    part = {name: state[name] + 1 for name in next(iter(parts.values()))}
+    save_file(part, first) if suffix == "safetensors" else torch.save(part, first)
+    assert locate(tiny, checkpoint=index).identity != before, "the shards are part of the identity"
+    twice = {**part, names[1]: state[names[1]].clone()}
+    save_file(twice, first) if suffix == "safetensors" else torch.save(twice, first)
+    with pytest.raises(EncoderError, match=f"the tensor {names[1]} stands in two shards"):
+        build_encoder(tiny, device="cpu", checkpoint=index)
 
 
 def test_another_patch_size_is_another_network(
