@@ -5,6 +5,8 @@ leading columns on a line of their own and the other columns below, and where th
 value a line.
 """
 
+import os
+import shutil
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +48,15 @@ def echo(text: object, *, err: bool = False) -> None:
     click.echo(printable(text), err=err)
 
 
+def open_console(*, err: bool = False) -> "Console":
+    """Rich's view of the terminal, in its own width: for TERM=dumb, rich would take 80 columns."""
+    from rich.console import Console
+
+    dumb = os.environ.get("TERM", "").casefold() in ("dumb", "unknown")
+    width, height = shutil.get_terminal_size() if dumb else (None, None)
+    return Console(stderr=err, highlight=False, width=width, height=height)
+
+
 def print_table(
     heads: Sequence[str],
     rows: Sequence[Sequence[object]],
@@ -65,10 +76,9 @@ def print_table(
     right : places of the columns that are aligned to the right, beside those of numbers
     boxed : draw lines around the table where it fits
     """
-    from rich.console import Console
     from rich.text import Text
 
-    console = console or Console(highlight=False)
+    console = console or open_console()
     cells = [[printable(cell) for cell in row] for row in rows]
     if any(len(row) != len(heads) for row in cells):
         raise ValueError(f"every row needs {len(heads)} cells")
@@ -91,10 +101,9 @@ def print_table(
 
 def say(text: str, *, style: str = "", err: bool = False) -> None:
     """Print a text, on stderr if `err`; long lines are left to the terminal to break."""
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(stderr=err, highlight=False)
+    console = open_console(err=err)
     console.print(Text(printable(text), style=style), soft_wrap=True)
 
 

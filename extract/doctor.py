@@ -11,7 +11,7 @@ from typing import Any
 
 from ..files import cores
 from ..hub import has_token
-from ..terminal import print_table
+from ..terminal import print_table, say
 from .cards import Card
 from .precision import cpu_has_bf16
 from .registry import plugged_cards, shipped_cards
@@ -149,23 +149,20 @@ def _row(card: Card, state: str, advice: str) -> dict[str, str]:
 
 def show(found: dict[str, Any]) -> None:
     """Print what `examine` found."""
-    from rich.console import Console
-
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     device = found["device"]
-    console.print(f"patchbank {found['patchbank']}, Python {found['python']}, {found['platform']}")
+    say(f"patchbank {found['patchbank']}, Python {found['python']}, {found['platform']}")
     installed = [f"{name} {version}" for name, version in found["packages"].items() if version]
-    console.print("installed: " + ", ".join(installed))
+    say("installed: " + ", ".join(installed))
     bf16 = ", bf16" if device["cpu_bf16"] else ""
     gpus = ", ".join(
         f"{g['name']} ({g['free_bytes'] / 2**30:.0f} of {g['total_bytes'] / 2**30:.0f} GiB free)"
         for g in device["gpus"]
     )
     chosen = device["chosen"] or "none (no torch)"
-    console.print(f"device: {chosen}; {device['cpu_cores']} CPU cores{bf16}; GPUs: {gpus or 'none'}")
+    say(f"device: {chosen}; {device['cpu_cores']} CPU cores{bf16}; GPUs: {gpus or 'none'}")
     disk, hub = found["disk"], found["hub"]
-    console.print(f"disk: {disk['free_bytes'] / 1e9:.0f} GB free at {disk['path']}")
-    console.print(
+    say(f"disk: {disk['free_bytes'] / 1e9:.0f} GB free at {disk['path']}")
+    say(
         f"hub: {'logged in' if hub['token'] else 'not logged in'}{', offline' if hub['offline'] else ''}; "
         f"cache {hub['cache'] or 'none'}"
     )
@@ -175,6 +172,6 @@ def show(found: dict[str, Any]) -> None:
         boxed=False,
     )
     for line in found["advice"]:
-        console.print(f"- {line}")
+        say(f"- {line}")
     if not found["ok"]:
         print("no encoder can run here yet: start with " + INSTALL, file=sys.stderr)

@@ -401,8 +401,9 @@ def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
             "Look at them, and give those that are the same picture one group; or list them in a CSV "
             "(patch_a, patch_b): --near-duplicates near.csv then refuses these pairs"
             if leaks.near_by == "images"
-            else "`patchbank datasets check MANIFESTS --near --pairs near.csv` compares the pixels; "
-            "--near-duplicates near.csv then refuses these pairs"
+            else "`patchbank datasets check MANIFESTS` compares the pixels and names those that are nearly "
+            "identical (--near finds shifted ones too; with --pairs near.csv, --near-duplicates near.csv then "
+            "refuses these pairs)"
         )
         notes.append(
             f"near-duplicates on both sides of a split, {how} ({len(crossing)}): {_named(crossing)}. Where "

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from patchbank.cache.identity import Identity
 from patchbank.cli import patchbank
 from patchbank.errors import PatchbankError
 from patchbank.terminal import print_table, printable
+from rich.cells import cell_len
 from rich.console import Console
 
 SCRIPT = """
@@ -68,15 +70,43 @@ def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
-@pytest.mark.parametrize("columns", [160, 80, 60, 46])
-def test_a_table_is_readable_at_every_width(columns: int) -> None:
-    text = plain(in_terminal(SCRIPT, columns))
+@pytest.mark.parametrize(
+    ("columns", "environment"),
+    [(160, {}), (80, {}), (60, {}), (46, {}), (60, {"TERM": "dumb"}), (60, {"NO_COLOR": "1"})],
+)
+def test_a_table_is_readable_at_every_width(columns: int, environment: dict[str, str]) -> None:
+    text = plain(in_terminal(SCRIPT, columns, **environment))
     lines = text.splitlines()
     assert max(map(len, lines)) <= columns
     assert text.count("0.813 [0.757, 0.859]") == 12  # no value is broken
     for name in ("dinov2-s/center:0.5+d4:mean/cls+mean", "balanced accuracy", "average precision"):
         assert name in text, f"{name} is broken at {columns} columns"
     assert not [line for line in lines if 0 < len(line.strip(" │╭╰╮╯")) < 3]  # one letter a line
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("seed", range(12))
+def test_no_line_is_longer_than_the_terminal_and_nothing_is_lost(width: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    words = [
+        "0.813 [0.757, 0.859]",
+        "a/very/long/path/" * 6,
+        "-",
+        "f" * 64,
+        "two words",
+        "\u6f22\u5b57" * 9,
+        "",
+    ]
+    rows = [[str(random.choice(words)) for _ in range(2 + seed % 7)] for _ in range(4)]
+    heads = [f"head {i} {'x' * int(random.integers(12))}" for i in range(len(rows[0]))]
+    out = io.StringIO()
+    print_table(heads, rows, boxed=bool(seed % 2), console=Console(file=out, width=width))
+    assert max(map(cell_len, out.getvalue().splitlines())) <= width
+    shown = Counter("".join(out.getvalue().split()))
+    for text in ["".join(row) for row in [heads[1:], *rows]]:
+        assert not Counter("".join(text.split())) - shown
+    lost = Counter("".join("".join(row) for row in rows).replace(" ", "")) - shown
+    assert not lost, lost
 
 
 def test_at_80_columns_the_values_of_a_row_stand_side_by_side() -> None:
