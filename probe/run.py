@@ -402,7 +402,7 @@ def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
             "(patch_a, patch_b): --near-duplicates near.csv then refuses these pairs"
             if leaks.near_by == "images"
             else "`patchbank datasets check MANIFESTS` compares the pixels and names those that are nearly "
-            "identical (--near finds shifted ones too; with --pairs near.csv, --near-duplicates near.csv then "
+            "identical (--near --pairs near.csv finds shifted ones too; --near-duplicates near.csv then "
             "refuses these pairs)"
         )
         notes.append(
