@@ -1,30 +1,27 @@
 """A study file: which systems are compared, on which data sets, under which settings (TOML)."""
 
-import difflib
 import os
-import tomllib
-from collections import abc
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Self
+
+from pydantic import Field, PrivateAttr
 
 from .cache.identity import safe_name
 from .errors import InvalidRequest
 from .probe.config import NEAR_BY, ProbeConfig
 from .probe.report.projection import Projection
 from .probe.results.display import SHOWN
-from .settings import SHIPPED, read_toml
+from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
 
-STAGES = ("probe", "lora", "full")
-OF_TRAINING = {"train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir"}
-OF_TRAINING |= {"trust_code", "progress"}  # what run_finetune is told by the command or another key
-OF_SYSTEMS = {"view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code"}
+# what run_finetune is told by the command or another key
+OF_TRAINING = ("train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir")
+OF_TRAINING += ("trust_code", "progress")
+OF_SYSTEMS = ("view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code")
 
 
-@dataclass(frozen=True, kw_only=True)
-class System:
+class System(Settings):
     """One row of a study: an encoder and what is done with it.
 
     name : shown in tables. stage : "probe" (cached embeddings), "lora" or "full" (fine-tuning)
@@ -38,17 +35,22 @@ class System:
 
     name: str
     encoder: str
-    stage: str = "probe"
+    stage: Literal["probe", "lora", "full"] = "probe"
     views: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
     recipe: str = ""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = {}
     precision: str | None = None
     published: tuple[str, ...] = ()
 
+    def faults(self) -> Iterable[str]:
+        if "name" in self.model_fields_set:
+            yield from _faults_of_name(self.name)
+        if self.stage != "probe":
+            yield from _told_elsewhere("settings", self.settings, OF_TRAINING)
 
-@dataclass(frozen=True, kw_only=True)
-class Study:
+
+class Study(Settings):
     """A study file.
 
     train, tests : data sets, by the name of a manifest or as a .toml file beside the study file
@@ -71,15 +73,49 @@ class Study:
     views: tuple[str, ...] = ("full",)
     tokens: tuple[str, ...] = ()
     folds: str | int = "balanced"
-    probe: Mapping[str, Any] = field(default_factory=dict)
-    extract: Mapping[str, Any] = field(default_factory=dict)
-    finetune: Mapping[str, Any] = field(default_factory=dict)
+    probe: Mapping[str, Any] = {}
+    extract: Mapping[str, Any] = {}
+    finetune: Mapping[str, Any] = {}
     published: str = ""
     primary_set: str = ""
     primary_metric: str = ""
     map: Projection = "pca"
-    systems: tuple[System, ...] = ()
-    folder: Path = Path()
+    systems: tuple[System, ...] = Field(alias="system")
+    _folder: Path = PrivateAttr(Path())
+
+    def faults(self) -> Iterable[str]:
+        if "name" in self.model_fields_set:
+            yield from _faults_of_name(self.name)
+        systems = [dict(one) for one in self.systems if isinstance(one, Mapping | System)]
+        if {"system", "systems"} & self.model_fields_set and not systems:
+            yield "there is no [[system]]"
+        yield from _faults_of_names([one["name"] for one in systems if isinstance(one.get("name"), str)])
+        yield from _faults_of_trainings(systems)
+        yield from self._faults_of_data()
+        yield from _told_elsewhere("[extract]", self.extract, OF_SYSTEMS)
+        yield from _told_elsewhere("[finetune]", self.finetune, OF_TRAINING)
+        yield from _faults_of_settings(self.probe, systems)
+
+    def _faults_of_data(self) -> Iterable[str]:
+        sets = [*([self.train] if self.train else []), *self.tests]
+        yield from (f"the data set {name!r} is named twice" for name, n in Counter(sets).items() if n > 1)
+        if self.primary_metric and self.primary_metric not in SHOWN:
+            yield not_one_of("primary_metric", self.primary_metric, SHOWN)
+        primary = self.primary_set
+        files = any(one.endswith(".toml") for one in sets)  # their data sets' names are in the files
+        if primary and not files and primary.partition(":")[0] not in sets:
+            yield f"primary_set {primary!r} is of none of the study's data sets ({', '.join(sets)})"
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a study file. Raises InvalidRequest with all its faults."""
+        study = cls.read(read_table(path, "the study"), where=str(path))
+        study._folder = path.parent
+        return study
 
     def of(self, *stages: str) -> list[System]:
         """The systems of these stages."""
@@ -115,10 +151,9 @@ class Study:
         known = [system.name for system in self.systems]
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise InvalidRequest(f"the study {self.name} has no system {name!r}{hint}")
-        return replace(self, systems=tuple(s for s in self.systems if s.name in names)) if names else self
+                raise InvalidRequest(f"the study {self.name} has no system {name!r}{near(name, known)}")
+        chosen = tuple(system for system in self.systems if system.name in names)
+        return self.model_copy(update={"systems": chosen}) if names else self
 
 
 def shipped_studies() -> dict[str, Path]:
@@ -136,127 +171,64 @@ def load_study(name: str | os.PathLike[str]) -> Study:
     path, shipped = Path(name), shipped_studies()
     if path.suffix != ".toml":
         if str(name) not in shipped:
-            near = difflib.get_close_matches(str(name), shipped, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise InvalidRequest(
-                f"there is no study {str(name)!r}{hint} (FILE.toml, or {', '.join(shipped)})"
-            )
+            known = f"FILE.toml, or {', '.join(shipped)}"
+            raise InvalidRequest(f"there is no study {str(name)!r}{near(str(name), shipped)} ({known})")
         path = shipped[str(name)]
-    try:
-        document = read_toml(path)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequest(f"the study {path} cannot be read: {error}") from error
-    faults: list[str] = []
-    systems = []
-    tables = document.pop("system", [])
-    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise InvalidRequest(f"{path}: system is not a list of tables, each under [[system]]")
-    for number, table in enumerate(tables, start=1):
-        where = f"system {number} ({table.get('name', 'without a name')})"
-        values = _known(System, table, where, faults)
-        if table.get("stage", "probe") not in STAGES:
-            faults.append(f"{where}: stage {table['stage']!r} is not one of {', '.join(STAGES)}")
-        if {"name", "encoder"} <= set(values):
-            systems.append(System(**values))
-        else:
-            faults.append(f"{where}: needs a name and an encoder")
-    values = _known(Study, document, "the study", faults, without=("systems", "folder"))
-    for key in ("name", "title", "train"):
-        if key not in values:
-            faults.append(f"{key} is missing")
-    if not systems:
-        faults.append("there is no [[system]]")
-    names = [system.name for system in systems]
-    for text in [values.get("name", "x"), *names]:
-        if not text.strip() or not text.isprintable():
-            faults.append(f"the name {text!r} is empty or holds control characters")
-    faults += [f"two systems are called {n!r}" for n in sorted({n for n in names if names.count(n) > 1})]
+    return Study.load(path)
+
+
+def _faults_of_name(name: str) -> Iterable[str]:
+    if not name.strip() or not name.isprintable():
+        yield f"the name {name!r} is empty or holds control characters"
+
+
+def _faults_of_names(names: Sequence[str]) -> Iterable[str]:
+    yield from (f"two systems are called {name!r}" for name, n in sorted(Counter(names).items()) if n > 1)
     folders: dict[str, str] = {}  # where results go
     for one in dict.fromkeys(names):
         other = folders.setdefault(safe_name(one).lower(), one)
         if other != one:
-            faults.append(
-                f"{other!r} and {one!r} differ in punctuation or case only: results go to folders by name"
-            )
-    models: dict[tuple[str, str], str] = {}  # where trained models go: ENCODER+RECIPE
+            yield f"{other!r} and {one!r} differ in punctuation or case only: results go to folders by name"
+
+
+def _faults_of_trainings(systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    folders: dict[tuple[Any, Any], Any] = {}  # where trained models go: ENCODER+RECIPE
     for system in systems:
-        if system.stage != "probe":
-            other = models.setdefault((system.encoder, system.recipe or system.stage), system.name)
-            if other != system.name:
-                faults.append(
-                    f"{other!r} and {system.name!r} fine-tune {system.encoder!r} with the recipe "
-                    f"{system.recipe or system.stage!r}, and models go to folders by encoder and recipe: "
-                    "give one of them a recipe of another name (a TOML file with its settings)"
+        stage, name, encoder = (system.get(key) for key in ("stage", "name", "encoder"))
+        recipe = system.get("recipe") or stage
+        if stage in ("lora", "full") and isinstance(encoder, str) and isinstance(recipe, str):
+            other = folders.setdefault((encoder, recipe), name)
+            if other != name:
+                yield (
+                    f"{other!r} and {name!r} fine-tune {encoder!r} with the recipe {recipe!r}, and models go "
+                    "to folders by encoder and recipe: give one of them a recipe of another name (a TOML "
+                    "file with its settings)"
                 )
-    if values.get("map", "pca") not in get_args(Projection):
-        faults.append(f"map {values['map']!r} is not one of {', '.join(get_args(Projection))}")
-    faults += _faults_of_primary(values)
-    for option in OF_SYSTEMS & set(values.get("extract", {})):
-        faults.append(f"[extract] {option}: a system says that, or the command")
-    trained = [(f"system {s.name}", s.settings) for s in systems if s.stage != "probe"]
-    for where, options in [("[finetune]", values.get("finetune", {})), *trained]:
-        faults += [f"{where} {key}: the study or the command says that" for key in OF_TRAINING & set(options)]
-    faults += _faults_of_settings(values.get("probe", {}), systems)
-    if faults:
-        raise InvalidRequest(f"{path}: " + "; ".join(faults))
-    return Study(**values, systems=tuple(systems), folder=path.parent)
 
 
-def _known(
-    kind: type, table: Mapping[str, Any], where: str, faults: list[str], *, without: Sequence[str] = ()
-) -> dict[str, Any]:
-    allowed = {f.name: f.type for f in fields(kind) if f.name not in without}
-    found = {}
-    for key, value in table.items():
-        near = difflib.get_close_matches(key, allowed, n=1)
-        if key not in allowed:
-            faults.append(f"{where}: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        elif get_origin(allowed[key]) is tuple and isinstance(value, str):
-            faults.append(f"{where}: {key} is a list, as [{value!r}]")
-        elif not _fits(value, allowed[key]):
-            faults.append(f"{where}: {key} = {value!r} has to be {_kind(allowed[key])}")
-        else:
-            found[key] = tuple(value) if isinstance(value, list) else value
-    return found
+def _told_elsewhere(where: str, options: Mapping[str, Any], others: Sequence[str]) -> Iterable[str]:
+    for option in others:
+        if option in options:
+            yield f"{where} {option}: the study, its systems or the command say that"
 
 
-KINDS = {str: "a text", int: "a whole number", tuple: "a list of texts", abc.Mapping: "a table"}
+def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """What ProbeConfig refuses, before anything runs."""
+    known = list(_refused(shared))
+    yield from (f"[probe] {fault}" for fault in known)
+    for system in systems:
+        settings = system.get("settings", {})
+        if system.get("stage", "probe") == "probe" and isinstance(settings, Mapping):
+            for fault in _refused({**shared, **settings}):
+                if fault not in known:
+                    yield f"system {system.get('name', 'without a name')}: {fault}"
 
 
-def _fits(value: Any, wanted: Any) -> bool:
-    """Whether a TOML value can be a field of a type that is annotated here."""
-    if isinstance(wanted, UnionType):
-        return any(_fits(value, one) for one in get_args(wanted))
-    origin = get_origin(wanted) or wanted
-    if origin is tuple:
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    return isinstance(value, str if origin is Literal else origin) and not isinstance(value, bool)
-
-
-def _kind(wanted: Any) -> str:
-    if isinstance(wanted, UnionType):
-        return " or ".join(_kind(one) for one in get_args(wanted) if one is not NoneType)
-    origin = get_origin(wanted) or wanted
-    return "a text" if origin is Literal else KINDS[origin]
-
-
-def _faults_of_primary(values: Mapping[str, Any]) -> Iterable[str]:
-    metric, name = values.get("primary_metric", ""), values.get("primary_set", "")
-    if metric and metric not in SHOWN:
-        near = difflib.get_close_matches(metric, SHOWN, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        yield f"primary_metric {metric!r} is not one of {', '.join(SHOWN)}{hint}"
-    known = [values.get("train", ""), *values.get("tests", ())]
-    files = any(str(one).endswith(".toml") for one in known)  # their data sets' names are in the files
-    if name and not files and name.partition(":")[0] not in known:
-        yield f"primary_set {name!r} is of none of the study's data sets ({', '.join(known)})"
-
-
-def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[System]) -> Iterable[str]:
-    """What ProbeConfig and parse_views refuse, before anything runs."""
-    for settings in [{}, *(system.settings for system in systems if system.stage == "probe")]:
-        try:
-            ProbeConfig.from_dict({**shared, **settings, "features": ["encoder"]})
-        except InvalidRequest as error:
-            yield str(error)
-            return
+def _refused(settings: Mapping[str, Any]) -> Iterable[str]:
+    try:
+        ProbeConfig.from_dict({**settings, "features": ["encoder"]})
+    except InvalidSettings as error:
+        return error.faults
+    except InvalidRequest as error:
+        return [str(error)]
+    return []

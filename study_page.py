@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class StudyReport:
         step = Step(kind="report", title=str(self.files[0]))
         if any(s.state == "to do" for s in self.steps):  # of a plan: what it will say is not known yet
             return step
-        about = {f.name: getattr(self.study, f.name) for f in fields(self.study) if f.name != "folder"}
+        about = self.study.model_dump()
         versions = {name: sha256(folder / "results.json") for name, folder in self.results.items()}
         rows = self.sets.digest(self.where.bank)
         step.request = digest(rows, about, self.figures, versions, self.absent)

@@ -83,9 +83,7 @@ def plan_command(
     )
     plan.save(out)
     if as_json:
-        from dataclasses import asdict
-
-        return echo(json.dumps(asdict(plan), indent=1))
+        return echo(json.dumps(plan.model_dump(), indent=1))
     print_table(
         ("encoder", "train", "hours", "why"),
         [

@@ -1,6 +1,5 @@
 """Two results on the same patches: a fine-tuned model next to the probe of its encoder, paired by patch."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def compare_results(
     b = _by_set(other.predictions, chosen, fold)
     single = len(mine.results.folds.trained or ()) == 1
     config = ProbeConfig.from_dict(other.results.config.to_json())
-    config = replace(config, seed=seed, bootstrap=config.bootstrap or ProbeConfig.bootstrap)
+    config = config.replace(seed=seed, bootstrap=config.bootstrap or ProbeConfig(features=("any",)).bootstrap)
     records = []
     for dataset, table in a.items():
         if dataset not in b:

@@ -60,7 +60,7 @@ def gather_rows(
     """
     train, tests = with_hashes(train), [with_hashes(one) for one in tests]
     study = gather(train, tests, None, config)
-    made = outer_folds(study.train_manifest, replace(config, folds=folds, seed=seed))
+    made = outer_folds(study.train_manifest, config.replace(folds=folds, seed=seed))
     fold = made.assign(effective_groups(study.train_manifest))
     audit(study, fold, None, config)
     return TrainingData(study, made, fold)

@@ -19,31 +19,29 @@ What is proposed also runs: where a LoRA recipe finds no attention block (a CNN)
 it finds blocks and none of its targets in them, the encoder is not trained, and the reason says what to name.
 """
 
-import difflib
 import time
-import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from ..datasets.manifest import toml_value
+from pydantic import Field
+
 from ..errors import InvalidRequest, PatchbankError
-from ..files import write_text
 from ..probe.config import parse_features
 from ..probe.results.files import ProbeResult
 from ..probe.results.schema import PAIRED, Comparison, Results, Role
-from ..settings import read_toml
+from ..settings import Settings, read_table, write_toml
 
 FORMAT = "patchbank-finetune-plan"
 FORMAT_VERSION = 1
+REMARK = "Read by `patchbank finetune run --plan`. Set train = true or false; recipe: a name or a file."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rule:
+class Rule(Settings):
     """Thresholds of the rule; metric: "auroc" or "balanced_accuracy" (those with paired differences)."""
 
-    metric: str = "auroc"
+    metric: Literal["auroc", "balanced_accuracy"] = "auroc"
     target: float = 0.9
     alpha: float = 0.05
     min_gap: float = 0.01
@@ -52,18 +50,17 @@ class Rule:
     max_hours: float = 48.0
     keep_within: float = 1.0
 
-    def __post_init__(self) -> None:
-        if self.metric not in ("auroc", "balanced_accuracy"):
-            raise InvalidRequest(f"metric {self.metric!r} is not auroc or balanced_accuracy")
+    def faults(self) -> Iterable[str]:
         for name in ("target", "alpha", "min_gap", "recovery", "keep_within"):
             if not 0 <= getattr(self, name) <= 1:
-                raise InvalidRequest(f"{name} has to be in [0, 1], not {getattr(self, name)}")
-        if self.gain_per_hour < 0 or self.max_hours <= 0:
-            raise InvalidRequest("gain_per_hour has to be >= 0 and max_hours > 0")
+                yield f"{name} has to be in [0, 1], not {getattr(self, name)}"
+        if not self.gain_per_hour >= 0:
+            yield f"gain_per_hour has to be 0 or more, not {self.gain_per_hour}"
+        if not self.max_hours > 0:
+            yield f"max_hours has to be more than 0, not {self.max_hours}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(Settings):
     """One encoder of a plan. `train` decides; the rest says why and is not read back."""
 
     encoder: str
@@ -79,16 +76,15 @@ class Entry:
     cost: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetunePlan:
+class FinetunePlan(Settings):
     """train, tests : paths of manifests; folds : as in the probe; entries : the best encoder first."""
 
     train: str
     tests: tuple[str, ...] = ()
     folds: str | int = "balanced"
     positive: str = ""
-    rule: Rule = field(default_factory=Rule)
-    entries: tuple[Entry, ...] = ()
+    rule: Rule = Rule()
+    entries: tuple[Entry, ...] = Field(default=(), alias="encoders")
 
     @property
     def chosen(self) -> list[Entry]:
@@ -97,44 +93,16 @@ class FinetunePlan:
 
     def save(self, file: str | Path) -> Path:
         """Write the plan as TOML; change `train` and `recipe` by hand as you like."""
-        file = Path(file)
-        lines = [f"format = {toml_value(FORMAT)}", f"format_version = {FORMAT_VERSION}", ""]
-        lines += [
-            "# Read by `patchbank finetune run --plan`. Set train = true or false; recipe: a name or a file."
-        ]
-        head = {
-            "train": self.train,
-            "tests": list(self.tests),
-            "folds": self.folds,
-            "positive": self.positive,
-        }
-        lines += [f"{key} = {_toml(value)}" for key, value in head.items()]
-        lines += ["", "[rule]", *(f"{key} = {_toml(value)}" for key, value in asdict(self.rule).items())]
-        for entry in self.entries:
-            lines += ["", "[[encoders]]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in asdict(entry).items() if value is not None]
-        return write_text(file, "\n".join(lines) + "\n")
+        head = {"format": FORMAT, "format_version": FORMAT_VERSION}
+        return write_toml(file, head | self.model_dump(by_alias=True), remark=REMARK)
 
 
 def load_plan(file: str | Path) -> FinetunePlan:
     """Read a plan. Raises InvalidRequest: no plan, a newer one, unknown keys (with the near name)."""
-    try:
-        document = read_toml(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequest(f"{file} cannot be read as a plan: {error}") from error
+    document = read_table(file, "the plan")
     if document.pop("format", None) != FORMAT or document.pop("format_version", None) != FORMAT_VERSION:
         raise InvalidRequest(f"{file} is not a plan of `patchbank finetune plan`, version {FORMAT_VERSION}")
-    rule, entries = document.pop("rule", {}), document.pop("encoders", [])
-    faults = [*_unknown(document, FinetunePlan, ""), *_unknown(rule, Rule, "[rule] ")]
-    for entry in entries:
-        faults += _unknown(entry, Entry, f"encoder {entry.get('encoder', '?')}: ")
-        faults += [f"{key} is missing in an entry" for key in ("encoder", "train") if key not in entry]
-    if "train" not in document:
-        faults.append("train, the path of the manifest, is missing")
-    if faults:
-        raise InvalidRequest(f"{file}: " + "; ".join(faults))
-    document["tests"] = tuple(document.get("tests", ()))
-    return FinetunePlan(**document, rule=Rule(**rule), entries=tuple(Entry(**e) for e in entries))
+    return FinetunePlan.read(document, where=str(file))
 
 
 def make_plan(
@@ -203,7 +171,7 @@ def make_plan(
         folds=results_of.config.folds,
         positive=results_of.config.positive or "",
         rule=rule,
-        entries=tuple(entries),
+        encoders=tuple(entries),
     )
 
 
@@ -388,19 +356,3 @@ def _gap(results: Results, best: str, other: str, rule: Rule) -> Comparison | No
         if one.a == best and one.metric == rule.metric and None not in (one.difference, one.p_holm, one.low)
     ]
     return min(found, key=lambda one: one.test != PAIRED, default=None)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return repr(value) if isinstance(value, int | float) else toml_value(value)
-
-
-def _unknown(table: Mapping[str, Any], kind: type, where: str) -> list[str]:
-    known = [f.name for f in fields(kind) if f.name not in ("rule", "entries")]
-    faults = []
-    for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            faults.append(f"{where}unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-    return faults

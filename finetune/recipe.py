@@ -1,17 +1,14 @@
 """What one training run does: a frozen recipe, the same from Python, TOML or the command line."""
 
-import difflib
 import hashlib
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..settings import SHIPPED, read_toml
+from ..settings import SHIPPED, Settings, near, not_one_of, read_table
 from .augment import step_faults
 
 METHODS = ("lora", "full")
@@ -27,8 +24,7 @@ STATISTICS = {  # what `normalize` puts in the place of the encoder's own mean a
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Settings):
     """Everything that decides a training run apart from the encoder, the data and the fold.
 
     method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
@@ -106,14 +102,12 @@ class Recipe:
     random_weights: bool = False
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        faults = list(_faults(self))
-        if faults:
-            raise InvalidRequest(f"recipe {self.name!r}: " + "; ".join(faults))
+    def faults(self) -> Iterable[str]:
+        return _faults(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a card; `recipe_from` reads them back."""
-        values = asdict(self)
+        values = self.model_dump()
         values["targets"] = list(self.targets)
         values["augment"] = [dict(step) for step in self.augment]
         return values
@@ -131,24 +125,8 @@ class Recipe:
 
 
 def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
-    """A Recipe from plain values; every unknown key is named, with its near name."""
-    kinds = {f.name: type(getattr(Recipe, f.name)) for f in fields(Recipe)}
-    faults = []
-    given: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-            continue
-        kind = kinds[key]
-        value = tuple(value) if kind is tuple and isinstance(value, list | tuple) else value
-        value = float(value) if kind is float and type(value) is int else value
-        if type(value) is not kind:
-            faults.append(f"{key} is {value!r}, expected {'list' if kind is tuple else kind.__name__}")
-        given[key] = value
-    if faults:
-        raise InvalidRequest(f"{where}: " + "; ".join(faults))
-    return Recipe(**given)
+    """A Recipe from plain values. Raises InvalidRequest with every fault; `where` names the values in it."""
+    return Recipe.read(values, where=where)
 
 
 def shipped_recipes() -> list[str]:
@@ -158,7 +136,7 @@ def shipped_recipes() -> list[str]:
 
 def paper_models() -> list[str]:
     """Encoders for which `paper` says what was done."""
-    return sorted(_read(SHIPPED / "recipes" / "paper.toml")["models"])
+    return sorted(read_table(SHIPPED / "recipes" / "paper.toml", "the recipe")["models"])
 
 
 def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: Any) -> Recipe:
@@ -168,17 +146,16 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
     Raises InvalidRequest with what there is.
     """
     if isinstance(spec, Recipe):
-        return replace(spec, **overrides) if overrides else spec
+        return spec.replace(**overrides) if overrides else spec
     path = Path(spec)
     if path.suffix == ".toml":
-        values, where = _read(path), str(path)
+        values, where = read_table(path, "the recipe"), str(path)
     elif str(spec) in shipped_recipes():
-        values, where = _read(SHIPPED / "recipes" / f"{spec}.toml"), f"recipe {spec!r}"
+        values, where = read_table(SHIPPED / "recipes" / f"{spec}.toml", "the recipe"), f"recipe {spec!r}"
     else:
-        near = difflib.get_close_matches(str(spec), shipped_recipes(), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = shipped_recipes()
         raise InvalidRequest(
-            f"no recipe {str(spec)!r}: there are {', '.join(shipped_recipes())}, or a .toml file." + hint
+            f"there is no recipe {str(spec)!r}{near(str(spec), known)} (FILE.toml, or {', '.join(known)})"
         )
     if "models" in values:
         models = values["models"]
@@ -195,13 +172,6 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
     return recipe_from({**values, **overrides}, where=where)
 
 
-def _read(path: Any) -> dict[str, Any]:
-    try:
-        return read_toml(path)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequest(f"{path}: cannot be read as TOML: {error}") from error
-
-
 def _faults(recipe: Recipe) -> Iterable[str]:
     for name, value, allowed in [
         ("method", recipe.method, METHODS),
@@ -214,9 +184,7 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         ("normalize", recipe.normalize, NORMALIZE),
     ]:
         if value not in allowed:
-            near = difflib.get_close_matches(str(value), allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            yield f"{name} {value!r} is not one of {', '.join(map(repr, allowed))}{hint}"
+            yield not_one_of(name, value, allowed)
     for name, least in [("rank", 1), ("epochs", 1), ("patience", 1), ("batch_size", 1), ("accumulate", 1)]:
         if getattr(recipe, name) < least:
             yield f"{name} has to be at least {least}, not {getattr(recipe, name)}"

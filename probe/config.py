@@ -1,17 +1,16 @@
 """What a probe study is asked to do: one frozen config, from Python, TOML or the command line."""
 
-import difflib
 import itertools
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from ..errors import InvalidRequest
-from ..settings import read_toml
+from ..settings import Settings, not_one_of, read_table
 from .leaks import KINDS
 
 # 40 strengths, 1e-6 .. 10, evenly spaced in the logarithm. C is scikit-learn's: the inverse of the penalty,
@@ -106,8 +105,7 @@ def feature_sets(
     return tuple(dict.fromkeys(found))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
+class ProbeConfig(Settings):
     """Everything that decides the numbers of a probe study, apart from the data (frozen; see the fields).
 
     features         names of feature sets, as parse_features reads them
@@ -171,15 +169,18 @@ class ProbeConfig:
     dtype: str | None = None
     near_duplicates: str | None = "images"
     allow_leaks: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=(), init=False, repr=False, compare=False)
-    """What of the settings was not used, and why: sentences."""
+    SINGLE: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        faults = list(_faults(self))
-        if faults:
-            raise InvalidRequest("probe settings: " + "; ".join(faults))
-        for name, value in _resolved(self).items():
-            object.__setattr__(self, name, value)
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What of the settings was not used, and why: sentences."""
+        return ()  # `resolved` has them
+
+    def faults(self) -> Iterable[str]:
+        return _faults(self)
+
+    def resolved(self) -> Mapping[str, Any]:
+        return _resolved(self)
 
     @property
     def criterion(self) -> str:
@@ -200,39 +201,17 @@ class ProbeConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for results.json; `from_dict` reads them back."""
-        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        del values["notes"]
-        return values
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_dump().items()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ProbeConfig":
-        """Build one from plain values; unknown keys are refused, with the near name."""
-        known = [f.name for f in fields(cls) if f.init]
-        faults = []
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                faults.append(f"unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        if faults:
-            raise InvalidRequest("probe settings: " + "; ".join(faults) + f" (known: {', '.join(known)})")
-        given: dict[str, Any] = {}
-        for f in fields(cls):
-            if f.name in values:
-                value = values[f.name]
-                if isinstance(value, list):
-                    value = tuple(value)
-                if str(f.type).startswith("tuple") and value is not None and not isinstance(value, tuple):
-                    value = (value,)
-                given[f.name] = value
-        return cls(**given)
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build one from plain values; one value stands for a list of one."""
+        return cls.read(values, where="probe settings")
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
     """The table [probe] of a TOML file, as keywords for `run_probe` or `ProbeConfig.from_dict`."""
-    try:
-        values = read_toml(path)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequest(f"{path}: cannot be read as TOML: {error}") from error
+    values = read_table(path, "the settings")
     if set(values) != {"probe"}:
         raise InvalidRequest(f"{path}: expected one table, [probe]; found {sorted(values)}")
     return values["probe"]
@@ -330,8 +309,4 @@ def _resolved(config: ProbeConfig) -> dict[str, Any]:
 def _not_in(name: str, given: Sequence[str], allowed: Sequence[str]) -> Iterable[str]:
     if not given:
         yield f"{name} is empty"
-    for one in given:
-        if one not in allowed:
-            near = difflib.get_close_matches(str(one), allowed, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            yield f"{name} {one!r} is not one of {', '.join(allowed)}{hint}"
+    yield from (not_one_of(name, one, allowed) for one in given if one not in allowed)

@@ -1,7 +1,7 @@
 """Does a probe carry over to another scanner or centre: leave-one-domain-out, train on A and test on B."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def analyse_domains(
         return None
     if len(config.grid) > GRID:  # half of a fine grid is fine enough for folds as small as these
         coarser: Any = {config.parameter: config.grid[:: len(config.grid) // GRID]}
-        config = replace(config, **coarser)
+        config = config.replace(**coarser)
     study = _Study(X, y, groups, domain, names, config, votes)
     study.fit()
     return {

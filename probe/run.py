@@ -508,8 +508,8 @@ def _repeats(
         folds = np.zeros(len(y), int)
         for k, (_, held_out) in enumerate(drawn.split(y, y, groups), start=1):
             folds[held_out] = k
-        audit(data, folds, bank, replace(config, near_duplicates="none"))
-        other = replace(config, seed=seed)
+        audit(data, folds, bank, config.replace(near_duplicates="none"))
+        other = config.replace(seed=seed)
         found.append((plan_of(data, folds, other), other))
     return found
 

@@ -14,7 +14,7 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "hub": {"files"},
     "options": set(),
-    "settings": set(),
+    "settings": {"errors", "files"},
     "steps": {"errors", "files", "version"},
     "version": set(),
     "terminal": set(),

@@ -32,7 +32,7 @@ def manifest(folder: Path) -> str:
 
 
 def plan(folder: Path) -> str:
-    made = FinetunePlan(train="t.toml", tests=(), entries=(), rule=Rule())
+    made = FinetunePlan(train="t.toml", tests=(), encoders=(), rule=Rule())
     return made.save(folder / "plan.toml").read_text("utf-8")
 
 

@@ -553,7 +553,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         load_study(file)
     text = str(error.value)
     for part in (
-        "[extract] device: a system says that, or the command",
+        "[extract] device: the study, its systems or the command say that",
         "map 'tsne' is not one of pca, umap",
         "unknown key 'tittle', did you mean 'title'?",
         "tests is a list",
@@ -562,7 +562,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         "two systems are called 'a'",
         "'x+y z' and 'x+y, z' differ in punctuation or case only",
         "'rank 8' and 'rank 16' fine-tune 'uni' with the recipe 'lora', and models go to folders by encoder",
-        "system 3 (b): needs a name and an encoder",
+        "system 3 (b): encoder is missing",
         "unknown key 'probes', did you mean 'probe'?",
         str(file),
     ):
@@ -593,7 +593,7 @@ def test_values_of_another_kind_and_names_that_are_not_text_are_named(tmp_path: 
         with pytest.raises(InvalidRequest, match=re.escape(message)):
             load_study(file)
     file.write_text(good + 'stage = "lora"\nsettings = { trust_code = true, out = "/" }\n')
-    with pytest.raises(InvalidRequest, match="trust_code: the study or the command says that"):
+    with pytest.raises(InvalidRequest, match="settings trust_code: the study, its systems or the"):
         load_study(file)
 
 

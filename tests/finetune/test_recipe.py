@@ -73,7 +73,7 @@ def test_papers_quirks_by_model() -> None:
 
 def test_faults_are_named_together_with_near_names(tmp_path: Path) -> None:
     with pytest.raises(
-        InvalidRequest, match=r"unknown key 'rnak', did you mean 'rank'.*lr is 'fast', expected float"
+        InvalidRequest, match=r"unknown key 'rnak', did you mean 'rank'.*lr = .fast. has to be a number"
     ):
         recipe_from({"rnak": 8, "lr": "fast"})
     with pytest.raises(

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -234,7 +233,7 @@ def test_what_cannot_be_trained_is_refused(tiny: SimpleNamespace, tmp_path: Path
 
 
 def test_bf16_trains(tiny: SimpleNamespace, tmp_path: Path) -> None:
-    network, at = train(tiny, replace(tiny.recipe(epochs=1), precision="bf16"), tmp_path)
+    network, at = train(tiny, tiny.recipe(epochs=1).replace(precision="bf16"), tmp_path)
     assert np.isfinite(at.history[0]["loss"])
     assert all(p.dtype == torch.float32 for p in network.parameters())
     logits = predict_logits(network, tiny.patches(30, seed=4), precision="bf16")
