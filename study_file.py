@@ -89,7 +89,7 @@ class Study(Settings):
         systems = [dict(one) for one in self.systems if isinstance(one, Mapping | System)]
         if {"system", "systems"} & self.model_fields_set and not systems:
             yield "there is no [[system]]"
-        yield from _faults_of_names([one["name"] for one in systems if isinstance(one.get("name"), str)])
+        yield from _faults_of_names([name for one in systems if isinstance(name := one.get("name"), str)])
         yield from _faults_of_trainings(systems)
         yield from self._faults_of_data()
         yield from _told_elsewhere("[extract]", self.extract, OF_SYSTEMS)
