@@ -410,7 +410,12 @@ def counted(view: View, dataset: str) -> str:
 
 def _note(view: View, dataset: str) -> str:
     """`counted`, and what stars and intervals are."""
-    bars = f"Intervals: {view.level} %, over whole {view.groups}. " if view.results.config.bootstrap else ""
+    bars = ""
+    if view.results.config.bootstrap:
+        over = (
+            "" if dataset in view.ungrouped else f", over whole {view.results.data_set(dataset).group_kind}s"
+        )
+        bars = f"Intervals: {view.level} %{over}. "
     return f"{counted(view, dataset)}\n{bars}★ chosen on the folds of the training set"
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 FORMATS = ("pdf", "svg", "png")
 COLUMN, WIDE = 85.0, 130.0  # mm
 LINE = 3.1  # mm a line of text takes
-CHARACTER = 1.25  # mm, the mean width of one
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6B6B6B")  # Okabe and Ito 2008
 DASHES = ("-", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2)), (0, (4, 1, 1, 1, 1, 1)), "-")
 GREY = "#8A8A8A"
@@ -108,16 +106,15 @@ def write_figures(
 def draw(chart: Chart) -> "Figure":
     """A chart as a figure, its legend below the axes."""
     width = WIDE if chart.rows else COLUMN
-    columns = int((width - 12) / CHARACTER)
-    note = "\n".join(_wrapped(line, columns + 5) for line in chart.note.split("\n"))
-    labels = [_wrapped(part.label, columns) for part in chart.parts if part.label]
+    note = "\n".join(_wrapped(line, width - 3) for line in chart.note.split("\n"))
+    labels = [_wrapped(part.label, width - 13) for part in chart.parts if part.label]
     lines = sum(text.count("\n") + 1.15 for text in [*labels, note])
     height = 11 + 4.6 * len(chart.rows) if chart.rows else COLUMN * (0.9 if chart.x == chart.y else 0.7)
     figure, axes = _figure(width, height + LINE * lines + 3)
     axes.set(xlim=chart.x, ylim=chart.y, xlabel=printable(chart.xlabel), ylabel=printable(chart.ylabel))
     axes.set_xticks(list(chart.xticks), [chart.xformat.format(v) for v in chart.xticks])
     if chart.rows:
-        axes.set_yticks(range(len(chart.rows)), [_wrapped(row, 40) for row in chart.rows])
+        axes.set_yticks(range(len(chart.rows)), [_wrapped(row, 0.4 * width) for row in chart.rows])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         for i, value in enumerate(chart.values):
@@ -169,18 +166,18 @@ def _part(axes: "Axes", part: Part, dashes: Any, *, zorder: float) -> Any:
 def draw_matrix(view: View, matrix: Matrix) -> "Figure":
     """AUROC of a system by the domain it was trained on and the one it was scored on."""
     rows, columns = matrix.values.shape
-    heads = [_wrapped(f"{domain or 'all'} ({positive}/{n})", 24) for _, domain, positive, n in matrix.columns]
-    lead = CHARACTER * max(len(printable(row)) for row in matrix.rows)
-    over = CHARACTER * max(map(len, heads)) + 2 * LINE
+    heads = [_wrapped(f"{domain or 'all'} ({p}/{n})", 26) for _, domain, p, n in matrix.columns]
+    names = [printable(row) for row in matrix.rows]
+    lead, over = (max(map(_width, "\n".join(texts).split("\n"))) for texts in (names, heads))
+    width = max(lead + CELL[0] * columns + 4, COLUMN)
     note = _wrapped(
         f"{view.starred(matrix.of)}: AUROC, trained on the rows, scored on the columns "
         f"({view.positive} / patches), below it the {view.level} % interval over {view.groups}; framed: "
         "the domain itself, out of fold. White: 0.5 (chance level) or less",
-        int((max(lead + CELL[0] * columns, COLUMN)) / CHARACTER),
+        width - 3,
     )
     below = LINE * (note.count("\n") + 2)
-    width = max(lead + CELL[0] * columns + 10, COLUMN)
-    figure, axes = _figure(width, over + CELL[1] * rows + below + 4)
+    figure, axes = _figure(width, over + CELL[1] * rows + below + 7)
     axes.imshow(matrix.values, cmap="Blues", vmin=0.5, vmax=1.05, aspect="auto")
     for i, j in np.argwhere(np.isfinite(matrix.values)):
         value = matrix.values[i, j]
@@ -191,7 +188,7 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         if matrix.own(i, j):
             axes.plot(*np.add([[j], [i]], FRAME), color="black", linewidth=0.9)
     axes.set_xticks(range(columns), heads, rotation=90)
-    axes.set_yticks(range(rows), [printable(row) for row in matrix.rows])
+    axes.set_yticks(range(rows), names)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.spines[:].set_visible(False)
     start = 0
@@ -201,7 +198,7 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         end = start + len(list(same))
         ends, place = (start - 0.42, end - 0.58), axes.get_xaxis_transform()
         axes.plot(ends, (-0.03, -0.03), color=GREY, linewidth=0.7, transform=place, clip_on=False)
-        name = _wrapped(dataset, max(8, int(CELL[0] * (end - start) / CHARACTER)))
+        name = _wrapped(dataset, CELL[0] * (end - start))
         axes.text(sum(ends) / 2, -0.06, name, ha="center", va="top", transform=place)
         start = end
     figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
@@ -216,5 +213,26 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
     return figure, figure.subplots()
 
 
-def _wrapped(text: str, columns: int) -> str:
-    return fill(printable(text).replace(" %", "\u00a0%"), columns)
+def _wrapped(text: str, width: float) -> str:
+    """The text in lines of at most so many mm, broken between words where it can be."""
+    lines = [""]
+    kept = re.sub(r" (?=[%[])|(?<=,) (?=[^[]*\])", "\u00a0", printable(text))  # an interval in one piece
+    for word in kept.split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and _width(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+        while _width(lines[-1]) > width and len(lines[-1]) > 1:
+            fits = max(k for k in range(1, len(lines[-1])) if k == 1 or _width(lines[-1][:k]) <= width)
+            lines[-1:] = [lines[-1][:fits], lines[-1][fits:]]
+    return "\n".join(lines)
+
+
+def _width(text: str) -> float:
+    """Of a text at 7 pt, in mm."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=STYLE["font.family"], size=STYLE["font.size"])
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] * 25.4 / 72

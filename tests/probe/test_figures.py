@@ -1,5 +1,6 @@
 """Figures for papers: which there are, that they show the result's numbers, that no name does harm."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,21 @@ def test_a_figure_draws_what_the_chart_says(result: ProbeResult) -> None:
     assert "\n" in "".join(values)
     assert shown[: len(values)] == values
     assert shown[len(values) :] == ["inner:train", "inner:test", "outer"]
+
+
+def test_long_names_are_wrapped_not_cut(result: ProbeResult) -> None:
+    chart = charts.roc(View(result), "outer")
+    for name in ("dinov2-s/center:0.5/cls+mean ★: AUROC 0.785 [0.738, 0.825]", "W" * 120, "W " * 60):
+        parts = [dataclasses.replace(part, label=name) for part in chart.parts]
+        with matplotlib.rc_context(STYLE):
+            figure = draw(dataclasses.replace(chart, parts=parts, note=name))
+            figure.set_dpi(STYLE["savefig.dpi"])
+            figure.draw_without_rendering()
+        (legend,) = figure.legends
+        assert "".join(legend.texts[0].get_text().split()) == "".join(name.split())
+        assert legend.get_window_extent().x1 <= figure.bbox.x1
+        assert legend.get_window_extent().y0 >= 0
+        assert figure.axes[0].get_window_extent().height > figure.bbox.width / 2
 
 
 def test_names_do_no_harm(result: ProbeResult, tmp_path: Path) -> None:
