@@ -12,7 +12,7 @@ from ..probe.results.files import ProbeResult
 from ..probe.results.merge import from_predictions
 from ..probe.results.schema import PAIRED, Role
 from ..probe.results.scoring import compare_models, estimate_set, without_duplicates
-from ..probe.statistics.intervals import holm
+from ..probe.statistics.comparisons import holm
 from .scores import OOF
 
 PREFERRED = (OOF, "ensemble", "refit")  # the role that stands for a model, whichever it has first

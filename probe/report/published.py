@@ -15,7 +15,7 @@ from ...errors import InvalidRequest
 from ...settings import SHIPPED, read_toml
 from ..results.files import ProbeResult
 from ..results.schema import Estimate
-from ..statistics.intervals import holm
+from ..statistics.comparisons import holm
 from .model import PublishedRow
 
 COMPARED = ("balanced_accuracy", "auroc")

@@ -20,6 +20,8 @@ from ..config import PROBABILISTIC, ProbeConfig
 from ..statistics import agreement
 from ..statistics import metrics as metrics_module
 from ..statistics.calibration import best_threshold
+from ..statistics.comparisons import compare_paired, compare_to_zero
+from ..statistics.delong import delong
 from ..statistics.intervals import (
     DEFAULT_METRICS,
     Clusters,
@@ -27,9 +29,6 @@ from ..statistics.intervals import (
     Interval,
     Method,
     cluster_codes,
-    compare_paired,
-    compare_to_zero,
-    delong,
     estimate,
     estimate_function,
 )
@@ -500,10 +499,10 @@ def compare_models(
 ) -> list[Comparison]:
     """Paired differences between the models of one evaluation set that have the same role.
 
-    balanced_accuracy (at 0.5) and auroc by `intervals.compare_paired`, auroc also by DeLong's test (clustered
-    where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set, role, metric
-    and test. All pairs up to 12 models, above that each against `reference` (a feature set, the one chosen
-    on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
+    balanced_accuracy (at 0.5) and auroc by `comparisons.compare_paired`, auroc also by DeLong's test
+    (clustered where there are groups). p-values are adjusted by Holm over the pairs of one evaluation set,
+    role, metric and test. All pairs up to 12 models, above that each against `reference` (a feature set, the
+    one chosen on the folds). The sweep as a whole is left out: it is one of the others, or a mixture of them.
 
     Repeated content counts once, and content with both labels not at all (`Rows.distinct`), as in the scores
     that lead.

@@ -21,14 +21,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from patchbank.probe.statistics.intervals import (
-    cluster_codes,
-    cluster_weights,
-    delong,
-    estimate,
-    estimate_function,
-    permutation_test,
-)
+from patchbank.probe.statistics.comparisons import permutation_test
+from patchbank.probe.statistics.delong import delong
+from patchbank.probe.statistics.intervals import cluster_codes, cluster_weights, estimate, estimate_function
 from patchbank.probe.statistics.metrics import evaluate
 from sklearn import metrics as sk
 

@@ -32,7 +32,9 @@ from patchbank.errors import PatchbankError
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.protocol import make_plan, run_protocol
 from patchbank.probe.results.scoring import OOF_INFLATION
-from patchbank.probe.statistics.intervals import compare_paired, delong, estimate, permutation_test
+from patchbank.probe.statistics.comparisons import compare_paired, permutation_test
+from patchbank.probe.statistics.delong import delong
+from patchbank.probe.statistics.intervals import estimate
 from scipy import stats
 from sklearn.metrics import average_precision_score
 

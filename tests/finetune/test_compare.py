@@ -15,7 +15,7 @@ from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.merge import from_predictions
 from patchbank.probe.results.scoring import PAIRED, compare_models, estimate_set
 from patchbank.probe.statistics import metrics
-from patchbank.probe.statistics.intervals import holm
+from patchbank.probe.statistics.comparisons import holm
 
 
 @pytest.fixture

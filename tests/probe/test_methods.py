@@ -6,7 +6,7 @@ from pathlib import Path
 from patchbank.probe import leaks
 from patchbank.probe.config import C_GRID, SELECTION
 from patchbank.probe.protocol import MOST_FOLDS
-from patchbank.probe.statistics import intervals, metrics
+from patchbank.probe.statistics import comparisons, intervals, metrics
 
 TEXT = (Path(__file__).resolve().parents[2] / "probe" / "METHODS.md").read_text("utf-8")
 WORDS = " ".join(TEXT.split())
@@ -23,7 +23,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
     assert f"K = {MOST_FOLDS} outer folds" in WORDS
     assert f"{len(C_GRID)} values of C from {C_GRID[0]:.0e} to {C_GRID[-1]:.0f}".replace("e-0", "e-") in WORDS
     assert f"{metrics.BINS} bins" in WORDS
-    assert f"fewer than {intervals.FEW_CLUSTERS} groups" in WORDS
+    assert f"fewer than {comparisons.FEW_CLUSTERS} groups" in WORDS
     assert f"more than {100 * intervals.UNDEFINED_DRAWS:.0f} % of the draws" in WORDS
     assert f"closer than {leaks.NEAR} of the median distance" in WORDS
     for name in SELECTION:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe.statistics import agreement, calibration, intervals, metrics
+from patchbank.probe.statistics import agreement, calibration, comparisons, delong, intervals, metrics
 from patchbank.probe.statistics.heterogeneity import heterogeneity
 from scipy import special, stats
 from sklearn.metrics import auc, cohen_kappa_score, precision_recall_curve, roc_curve
@@ -228,9 +228,9 @@ def test_a_score_that_is_not_finite_is_refused_everywhere_and_its_row_named(bad:
         lambda: metrics.confusion(y, scores),
         lambda: metrics.leave_one_out(y, scores, metrics=["auroc"]),
         lambda: intervals.estimate(y, scores, groups=None),
-        lambda: intervals.compare_paired(y, scores, groups=None),
-        lambda: intervals.delong(y, scores),
-        lambda: intervals.permutation_test(y, scores, metric="auroc", groups=None),
+        lambda: comparisons.compare_paired(y, scores, groups=None),
+        lambda: delong.delong(y, scores),
+        lambda: comparisons.permutation_test(y, scores, metric="auroc", groups=None),
         lambda: calibration.best_threshold(y, scores),
         lambda: calibration.fit_temperature(y, scores),
         lambda: calibration.fit_platt(y, scores),
@@ -273,7 +273,7 @@ def test_labels_that_are_not_0_and_1_are_refused(labels: list[Any]) -> None:
     for use in (
         lambda: metrics.evaluate(labels, [0.1, 0.2]),
         lambda: intervals.estimate(labels, [0.1, 0.2], groups=None),
-        lambda: intervals.delong(labels, [0.1, 0.2]),
+        lambda: delong.delong(labels, [0.1, 0.2]),
         lambda: calibration.best_threshold(labels, [0.1, 0.2]),
         lambda: calibration.net_benefit(labels, [0.1, 0.2]),
         lambda: agreement.by_agreement(labels, [0.1, 0.2], [1, 2], [3, 3]),
@@ -339,11 +339,11 @@ def test_probabilities_of_several_classes_are_checked() -> None:
 
 
 def test_holm_by_hand() -> None:
-    assert intervals.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
-    assert intervals.holm([0.2]).tolist() == [0.2]
-    assert intervals.holm([]).tolist() == []
-    assert intervals.holm([0.5, 0.6]).tolist() == [1, 1]
-    found = intervals.holm([0.01, np.nan, 0.02])
+    assert comparisons.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+    assert comparisons.holm([0.2]).tolist() == [0.2]
+    assert comparisons.holm([]).tolist() == []
+    assert comparisons.holm([0.5, 0.6]).tolist() == [1, 1]
+    found = comparisons.holm([0.01, np.nan, 0.02])
     assert found[[0, 2]].tolist() == pytest.approx([0.02, 0.02])
     assert np.isnan(found[1])
 
@@ -406,8 +406,8 @@ def test_classes_swapped_and_scores_negated_give_the_same_interval_of_the_auroc(
 def test_a_difference_turned_round_is_the_negative_one() -> None:
     y, scores = sample(90)
     about: dict[str, Any] = {"groups": np.arange(90) // 3, "metrics": ["auroc", "balanced_accuracy", "brier"]}
-    there = intervals.compare_paired(y, scores, pairs=[(0, 1)], **about)
-    back = intervals.compare_paired(y, scores, pairs=[(1, 0)], **about)
+    there = comparisons.compare_paired(y, scores, pairs=[(0, 1)], **about)
+    back = comparisons.compare_paired(y, scores, pairs=[(1, 0)], **about)
     for name in about["metrics"]:
         np.testing.assert_allclose(back[name].difference, -there[name].difference)
         np.testing.assert_allclose(back[name].low, -there[name].high)
@@ -423,7 +423,7 @@ def test_a_paired_difference_of_means_is_students_paired_test() -> None:
         found = (w @ values) / w.sum(axis=1, keepdims=True)
         return {"mean": found[0] if weights is None else found}
 
-    found = intervals.compare(intervals.estimate_function(mean, n_rows=25, groups=None)["mean"])
+    found = comparisons.compare(intervals.estimate_function(mean, n_rows=25, groups=None)["mean"])
     reference = stats.ttest_rel(*values.T)
     low, high = reference.confidence_interval()
     # the tails are a little heavier than the normal's: freedom is at most 24
@@ -454,10 +454,10 @@ def test_fewer_than_two_resamples_are_refused(method: intervals.Method, number: 
 def test_a_permutation_test_needs_permutations_and_models() -> None:
     y, scores = sample(20)
     with pytest.raises(InvalidRequest, match="0 permutations"):
-        intervals.permutation_test(y, scores, metric="auroc", groups=None, n_permutations=0)
+        comparisons.permutation_test(y, scores, metric="auroc", groups=None, n_permutations=0)
     with pytest.raises(InvalidRequest, match="have to be"):
-        intervals.permutation_test(y, scores[:, 0], metric="auroc", groups=None)
-    one_class = intervals.permutation_test(np.zeros(4, int), scores[:4], metric="auroc", groups=None)
+        comparisons.permutation_test(y, scores[:, 0], metric="auroc", groups=None)
+    one_class = comparisons.permutation_test(np.zeros(4, int), scores[:4], metric="auroc", groups=None)
     assert np.isnan([one_class.difference[0], one_class.p[0]]).all()
 
 
@@ -471,13 +471,13 @@ def test_groups_are_one_column() -> None:
 def test_delongs_covariance_is_symmetric_positive_and_mirrors_the_classes() -> None:
     y, scores = sample(70)
     three = np.column_stack([scores, scores.mean(axis=1)])
-    found = intervals.delong(y, three)
+    found = delong.delong(y, three)
     np.testing.assert_allclose(found.covariance, found.covariance.T, rtol=1e-12)
     assert np.linalg.eigvalsh(found.covariance).min() > -1e-15
-    mirrored = intervals.delong(1 - y, -three)
+    mirrored = delong.delong(1 - y, -three)
     np.testing.assert_allclose(mirrored.covariance, found.covariance, rtol=1e-10)
     np.testing.assert_allclose(mirrored.of_positives, found.of_negatives, rtol=1e-10)
-    moved = intervals.delong(y, np.exp(3 * three))  # the order is all that counts
+    moved = delong.delong(y, np.exp(3 * three))  # the order is all that counts
     np.testing.assert_allclose(moved.covariance, found.covariance, rtol=1e-12)
 
 

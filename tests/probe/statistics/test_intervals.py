@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe.statistics import intervals, metrics
+from patchbank.probe.statistics import comparisons, delong, intervals, metrics
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -142,7 +142,7 @@ def test_a_class_in_one_slide_has_no_interval_and_says_why(method):
     if method == "jackknife":
         assert found["auroc"].reason[0] == "all positive rows are in one group"
         assert np.isfinite(found["specificity"].low).all(), "negatives are in all slides"
-    compared = intervals.compare_paired(y, scores, groups=groups, method=method, n_resamples=200)
+    compared = comparisons.compare_paired(y, scores, groups=groups, method=method, n_resamples=200)
     for one in compared.values():
         assert np.isnan([one.low[0], one.high[0], one.p[0]]).all()
         assert one.reason[0]
@@ -210,7 +210,7 @@ def test_the_jackknife_keeps_to_the_range_of_each_metric():
             (least <= one.low) & (one.low < one.value) & (one.value < one.high) & (one.high <= most)
         ).all()
         assert (one.reason == "").all()
-    compared = intervals.compare(found["auroc"])
+    compared = comparisons.compare(found["auroc"])
     left_out = found["auroc"].left_out
     assert left_out is not None
     difference = left_out[:, 0] - left_out[:, 1]
@@ -302,7 +302,7 @@ def test_four_rows_in_two_groups():
     assert one["auroc"].method[0] == "exact"
     assert one["balanced_accuracy"].low[0] < 0.5
     scores = np.stack([[0.9, 0.1, 0.8, 0.2], [0.5] * 4], axis=1)
-    for found in intervals.compare_paired(y, scores, groups=groups).values():
+    for found in comparisons.compare_paired(y, scores, groups=groups).values():
         assert found.difference[0] == 0.5
         assert found.p[0] == 0.5, "2 of the 4 swaps"
         assert np.isnan(found.low[0])
@@ -341,7 +341,7 @@ def test_bad_options_are_refused():
     with pytest.raises(InvalidRequest, match="between 0 and 1"):
         intervals.estimate(y, scores, groups=groups, confidence=95, seed=0)
     with pytest.raises(InvalidRequest, match="pairs are columns"):
-        intervals.compare(intervals.estimate(y, scores, groups=groups, seed=0)["auroc"], pairs=[(0, 3)])
+        comparisons.compare(intervals.estimate(y, scores, groups=groups, seed=0)["auroc"], pairs=[(0, 3)])
 
 
 def test_a_function_of_the_weights_is_resampled_like_a_metric():
@@ -366,9 +366,9 @@ def test_holm_equals_statsmodels():
     for size in (1, 2, 9, 50):
         p = rng.random(size) ** 3
         np.testing.assert_allclose(
-            intervals.holm(p), np.asarray(multipletests(p, method="holm")[1]), rtol=1e-14
+            comparisons.holm(p), np.asarray(multipletests(p, method="holm")[1]), rtol=1e-14
         )
-    adjusted = intervals.holm([0.01, np.nan, 0.04])
+    adjusted = comparisons.holm([0.01, np.nan, 0.04])
     assert adjusted[[0, 2]].tolist() == [0.02, 0.04]
     assert np.isnan(adjusted[1])
 
@@ -377,7 +377,7 @@ def test_differences_are_those_of_the_paired_draws():
     y, scores, groups = slides(m=3)
     found = intervals.estimate(y, scores, groups=groups, n_resamples=400, seed=3, method="percentile")
     one = found["auroc"]
-    compared = intervals.compare(one)
+    compared = comparisons.compare(one)
     assert compared.pairs.tolist() == [[0, 1], [0, 2], [1, 2]]
     for k, (i, j) in enumerate(compared.pairs):
         draws = one.draws[:, i] - one.draws[:, j]
@@ -386,23 +386,23 @@ def test_differences_are_those_of_the_paired_draws():
         assert (compared.low[k], compared.high[k]) == pytest.approx(np.quantile(draws, [0.025, 0.975]))
         extreme = sum(abs(d - value) >= abs(value) for d in draws)
         assert compared.p[k] == pytest.approx((1 + extreme) / 401)
-    against = intervals.compare_paired(
+    against = comparisons.compare_paired(
         y, scores, groups=groups, metrics=["auroc"], reference=1, n_resamples=400, seed=3, method="percentile"
     )["auroc"]
     assert against.pairs.tolist() == [[0, 1], [2, 1]]
     assert against.p[0] == compared.p[0]
-    np.testing.assert_array_equal(against.p_holm, intervals.holm(against.p))
+    np.testing.assert_array_equal(against.p_holm, comparisons.holm(against.p))
 
 
 def test_a_model_does_not_differ_from_itself():
     y, scores, groups = slides(m=1)
     twice = np.repeat(scores, 2, axis=1)
     drawn = intervals.estimate(y, twice, groups=groups, n_resamples=100, seed=3, method="bca")["auroc"]
-    swapped = intervals.permutation_test(y, twice, metric="auroc", groups=groups, n_permutations=99, seed=0)
+    swapped = comparisons.permutation_test(y, twice, metric="auroc", groups=groups, n_permutations=99, seed=0)
     for found in (
-        intervals.compare(drawn),
-        intervals.compare_paired(y, twice, groups=groups)["auroc"],
-        intervals.delong(y, twice).compare(),
+        comparisons.compare(drawn),
+        comparisons.compare_paired(y, twice, groups=groups)["auroc"],
+        delong.delong(y, twice).compare(),
         swapped,
     ):
         assert found.difference[0] == 0
@@ -418,7 +418,7 @@ def hanley_mcneil():
 
 def test_delong_on_a_published_example():
     """Stata's manual ([R] roctab, on these data): area .8932, DeLong's error .0307, [.83295, .95339]."""
-    found = intervals.delong(*hanley_mcneil())
+    found = delong.delong(*hanley_mcneil())
     assert found.auroc[0] == pytest.approx(0.8932, abs=5e-5)
     assert np.sqrt(found.covariance[0, 0]) == pytest.approx(0.0307, abs=5e-5)
     low, high = found.interval(scale="linear")
@@ -466,30 +466,30 @@ def test_delong_equals_its_definition(clustered):
     scores = np.round(scores, 1)  # ties
     codes = intervals.cluster_codes(groups if clustered else None, len(y))
     auroc, covariance = structural_components(y, scores, codes)
-    found = intervals.delong(y, scores, groups=groups if clustered else None)
+    found = delong.delong(y, scores, groups=groups if clustered else None)
     np.testing.assert_allclose(found.auroc, auroc, rtol=1e-12)
     np.testing.assert_allclose(found.covariance, covariance, rtol=1e-10)
 
 
 def test_clustered_delong_knows_that_copies_add_nothing():
     y, scores, _ = slides(n_slides=30, rows=3)
-    alone = intervals.delong(y, scores)
+    alone = delong.delong(y, scores)
     rows = np.repeat(np.arange(len(y)), 4)
-    copied = intervals.delong(y[rows], scores[rows], groups=rows)
+    copied = delong.delong(y[rows], scores[rows], groups=rows)
     np.testing.assert_allclose(copied.covariance, alone.covariance, rtol=1e-12)
     assert copied.clustered
-    naive = intervals.delong(y[rows], scores[rows])
+    naive = delong.delong(y[rows], scores[rows])
     assert (np.diag(naive.covariance) < np.diag(alone.covariance) / 3.9).all()
 
 
 def test_delong_and_the_bootstrap_agree():
     y, scores, groups = slides(n_slides=150, rows=6)
-    by_formula = intervals.delong(y, scores, groups=groups)
+    by_formula = delong.delong(y, scores, groups=groups)
     drawn = intervals.estimate(
         y, scores, groups=groups, metrics=["auroc"], n_resamples=2000, method="bca", seed=0
     )["auroc"]
     np.testing.assert_allclose(np.sqrt(np.diag(by_formula.covariance)), drawn.standard_error, rtol=0.1)
-    formula, resampled = by_formula.compare(), intervals.compare(drawn)
+    formula, resampled = by_formula.compare(), comparisons.compare(drawn)
     np.testing.assert_allclose(formula.standard_error, resampled.standard_error, rtol=0.1)
     np.testing.assert_allclose(formula.p, resampled.p, atol=0.06)
 
@@ -498,7 +498,7 @@ def test_delong_has_no_interval_where_no_row_changes_the_difference():
     """Neither for a model and itself, nor for two whose placement values are all alike."""
     y, scores, _ = slides(m=1)
     perfect, reversed_ = y + 0.0, 1.0 - y
-    found = intervals.delong(y, np.column_stack([scores, scores, perfect, reversed_])).compare(
+    found = delong.delong(y, np.column_stack([scores, scores, perfect, reversed_])).compare(
         pairs=[(0, 1), (2, 3), (2, 0)]
     )
     assert found.difference[:2].tolist() == [0, 1]
@@ -513,10 +513,10 @@ def test_delong_has_no_interval_where_no_row_changes_the_difference():
 
 def test_delong_needs_two_of_each_class():
     with pytest.raises(ProbeError, match="1 have positives"):
-        intervals.delong([1, 0, 0], [0.3, 0.2, 0.1])
+        delong.delong([1, 0, 0], [0.3, 0.2, 0.1])
     with pytest.raises(ProbeError, match="1 have positives"):
-        intervals.delong([1, 1, 0, 0], [0.3, 0.2, 0.1, 0.4], groups=["a", "a", "b", "c"])
-    perfect = intervals.delong([1, 1, 0, 0], [0.9, 0.8, 0.1, 0.2])
+        delong.delong([1, 1, 0, 0], [0.3, 0.2, 0.1, 0.4], groups=["a", "a", "b", "c"])
+    perfect = delong.delong([1, 1, 0, 0], [0.9, 0.8, 0.1, 0.2])
     assert np.isnan([side[0] for side in perfect.interval()]).all(), "no width is no answer"
 
 
@@ -524,7 +524,7 @@ def test_delong_needs_two_of_each_class():
 def test_permutation_enumerates_all_swaps_of_few_slides(metric):
     y, scores, groups = slides(n_slides=7, rows=5, m=2)
     codes = intervals.cluster_codes(groups, len(y))
-    found = intervals.permutation_test(y, scores, metric=metric, groups=groups, seed=0)
+    found = comparisons.permutation_test(y, scores, metric=metric, groups=groups, seed=0)
     assert found.p_method[0] == "permutation, all 128 swaps of groups"
     exchanged = {
         "auroc": np.apply_along_axis(stats.rankdata, 0, scores),
@@ -547,7 +547,7 @@ def test_permutation_of_a_mean_is_the_sign_flip_test():
     rows = slice(0, 12)
     y, scores = y[rows], scores[rows]
     losses = (scores - y[:, None]) ** 2
-    found = intervals.permutation_test(y, scores, metric="brier", groups=None, seed=0)
+    found = comparisons.permutation_test(y, scores, metric="brier", groups=None, seed=0)
     expected = stats.permutation_test(
         (losses[:, 0], losses[:, 1]),
         lambda a, b, axis: np.mean(a - b, axis=axis),
@@ -559,8 +559,8 @@ def test_permutation_of_a_mean_is_the_sign_flip_test():
 
 def test_random_permutations_do_not_depend_on_the_number_of_pairs():
     y, scores, groups = slides()
-    every = intervals.permutation_test(y, scores, metric="auroc", groups=groups, n_permutations=500, seed=9)
-    one = intervals.permutation_test(
+    every = comparisons.permutation_test(y, scores, metric="auroc", groups=groups, n_permutations=500, seed=9)
+    one = comparisons.permutation_test(
         y, scores, metric="auroc", groups=groups, n_permutations=500, pairs=[(1, 2)], seed=9
     )
     assert every.p[2] == one.p[0]
@@ -569,13 +569,13 @@ def test_random_permutations_do_not_depend_on_the_number_of_pairs():
 
 def test_the_comparison_is_by_permutation_where_few_slides_have_a_class():
     y, scores, groups = slides(n_slides=8, m=3)
-    found = intervals.compare_paired(y, scores, groups=groups, reference=0, seed=5)["auroc"]
-    swapped = intervals.permutation_test(y, scores, metric="auroc", groups=groups, reference=0, seed=5)
+    found = comparisons.compare_paired(y, scores, groups=groups, reference=0, seed=5)["auroc"]
+    swapped = comparisons.permutation_test(y, scores, metric="auroc", groups=groups, reference=0, seed=5)
     np.testing.assert_array_equal(found.p, swapped.p)
     assert found.p_method.tolist() == swapped.p_method.tolist()
     assert np.isfinite([found.low, found.high, found.standard_error]).all()
     many, others, names = slides(m=3)
-    by_t = intervals.compare_paired(many, others, groups=names)["auroc"]
+    by_t = comparisons.compare_paired(many, others, groups=names)["auroc"]
     assert set(by_t.p_method) == {"jackknife over groups, Student's t"}
     t = by_t.difference / by_t.standard_error
     np.testing.assert_allclose(by_t.p, 2 * stats.t.sf(np.abs(t), by_t.degrees_of_freedom))
@@ -586,10 +586,10 @@ def test_comparisons_rank_logits_as_they_are():
     y, _, groups = slides(m=2)
     rng = np.random.default_rng(0)
     logits = 60 + 3 * y[:, None] * [1, 0] + rng.normal(size=(len(y), 2))
-    found = intervals.compare_paired(y, logits, groups=groups, logits=True)["auroc"]
+    found = comparisons.compare_paired(y, logits, groups=groups, logits=True)["auroc"]
     assert found.difference[0] > 0.3
     assert found.p[0] < 1e-6
-    again = intervals.compare_paired(y, 0 * logits, groups=groups, logits=True, order=logits)["auroc"]
+    again = comparisons.compare_paired(y, 0 * logits, groups=groups, logits=True, order=logits)["auroc"]
     np.testing.assert_array_equal(again.p, found.p)
 
 
@@ -611,15 +611,15 @@ def test_coverage_and_error_rates_by_simulation():
         }
         bounds = {name: (one.low[0], one.high[0]) for name, one in found.items()}
         bounds["percentile"] = tuple(np.quantile(found["bca"].draws[:, 0], [0.025, 0.975]))
-        formula = intervals.delong(y, scores, groups=groups)
+        formula = delong.delong(y, scores, groups=groups)
         bounds["delong"] = tuple(side[0] for side in formula.interval())
         for name, (low, high) in bounds.items():
             inside[name] += low <= truth <= high
         p = {
-            "shifted": intervals.compare(found["bca"]),
-            "student": intervals.compare(found["jackknife"]),
+            "shifted": comparisons.compare(found["bca"]),
+            "student": comparisons.compare(found["jackknife"]),
             "delong": formula.compare(),
-            "permutation": intervals.permutation_test(
+            "permutation": comparisons.permutation_test(
                 y, scores, metric="auroc", groups=groups, n_permutations=199, seed=seed
             ),
         }

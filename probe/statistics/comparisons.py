@@ -1,0 +1,294 @@
+"""Differences of two models on the same rows: paired intervals, p values, Holm's adjustment."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special, stats
+
+from ...errors import InvalidRequest
+from .intervals import STILL, Clusters, Floats, Interval, Method, cluster_codes, estimate
+from .metrics import METRICS, check_labels, check_names, evaluate
+
+FEW_CLUSTERS = 10  # with fewer clusters of a class, a comparison's p is by permutation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Paired differences (first minus second) of k pairs of models. Arrays are float64 (k,)."""
+
+    metric: str
+    pairs: NDArray[np.intp]
+    """(k, 2), columns of `scores`."""
+    difference: Floats
+    low: Floats
+    """NaN where there is no interval, see `reason`."""
+    high: Floats
+    standard_error: Floats
+    """NaN where no cluster changes the difference."""
+    degrees_of_freedom: Floats
+    """Of Student's t; inf where p is by draws or permutations."""
+    p: Floats
+    """Two-sided; how it was made is in `p_method`. NaN where there is no test, see `reason`."""
+    p_holm: Floats
+    """Adjusted over the k pairs (Holm 1979); NaNs take no part."""
+    p_method: NDArray[np.str_]
+    """How each p was made, in words."""
+    reason: NDArray[np.str_]
+    """Why there is no interval, "" where there is one."""
+
+
+def compare_paired(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    groups: ArrayLike | None,
+    metrics: Iterable[str] = ("balanced_accuracy", "auroc"),
+    pairs: Iterable[tuple[int, int]] | None = None,
+    reference: int | None = None,
+    threshold: ArrayLike | None = None,
+    logits: bool = False,
+    order: ArrayLike | None = None,
+    method: Method = "jackknife",
+    confidence: float = 0.95,
+    inflation: float = 1.0,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    estimates: Mapping[str, Interval] | None = None,
+) -> dict[str, Differences]:
+    """Do two models differ on the same rows? The one test of this package, for probes and fine-tuned models.
+
+    y : (n,) 0 or 1; scores : (n, m), one column a model, of the same rows; groups : (n,) slide of each row,
+        see `cluster_codes` (None: rows are independent)
+    pairs : columns (first, second); None: all against `reference` if given, else all pairs i < j
+    threshold, logits, order : as for `metrics.evaluate`; pass logits with logits=True
+    method, confidence, inflation : as for `estimate`; estimates : what it gave for the same arguments, if it
+        is there already
+
+    Per metric: difference, interval and two-sided p from the jackknife of the paired difference over
+    clusters, Student's t. p is by the sign-flip permutation test over clusters (`permutation_test`) where no
+    cluster changes the difference (standard error 0), and where a class is in fewer than FEW_CLUSTERS
+    clusters, too few for t; a difference that no cluster changes has no interval. Holm over the pairs of one
+    metric. For methods "bca" and "percentile" p is by the draws, shifted to no difference.
+    Returns metric -> Differences, whose pairs are in the order given. Where a class sits in one cluster
+    there is neither interval nor p, and `reason` says so.
+    """
+    names = check_names(metrics)
+    about: dict[str, Any] = {"threshold": threshold, "logits": logits, "order": order, "groups": groups}
+    if estimates is None:
+        estimates = estimate(
+            y,
+            scores,
+            metrics=names,
+            method=method,
+            confidence=confidence,
+            inflation=inflation,
+            n_resamples=n_resamples,
+            seed=seed,
+            **about,
+        )
+    labels = check_labels(y)
+    few = min(Clusters.of(labels, cluster_codes(groups, len(labels))).holding) < FEW_CLUSTERS
+    found = {}
+    chosen = pairs_of(np.shape(scores)[1], pairs, reference)
+    for name in names:
+        one = compare(estimates[name], pairs=chosen)
+        differs, still = np.abs(one.difference) > 1e-12, one.reason == STILL
+        again = np.flatnonzero(differs & (still | (few & (one.reason == ""))))
+        if method == "jackknife" and len(again):
+            swapped = permutation_test(y, scores, metric=name, pairs=chosen[again], seed=seed, **about)
+            p, how = one.p.copy(), one.p_method.copy()
+            p[again], how[again] = swapped.p, swapped.p_method
+            one = replace(one, p=p, p_holm=holm(p), p_method=how)
+        found[name] = one
+    return found
+
+
+def compare(
+    interval: Interval,
+    *,
+    pairs: Iterable[tuple[int, int]] | NDArray[np.intp] | None = None,
+    reference: int | None = None,
+) -> Differences:
+    """Paired differences of one metric between models, from their intervals alone; see `compare_paired`,
+    which adds the permutation test where this has no p.
+
+    interval : from `estimate`, whose left-out values or draws are paired; method, confidence and inflation
+        are those of it (a jackknife interval of a difference is on the linear scale)
+    p : jackknife: the difference over its standard error, Student's t. Else the draws of the difference,
+        shifted to mean no difference, reach the observed one, (1 + #{|d* - d| >= |d|}) / (1 + B) (Efron &
+        Tibshirani 1993, sec. 16.4); it cannot be below 1 / (1 + B), so k pairs under Holm need B well above
+        20 k.
+    """
+    chosen = pairs_of(len(interval.value), pairs, reference)
+
+    def apart(values: Floats | None) -> Floats | None:
+        return None if values is None else values[..., chosen[:, 0]] - values[..., chosen[:, 1]]
+
+    value = interval.value[chosen[:, 0]] - interval.value[chosen[:, 1]]
+    draws = apart(interval.draws)
+    found = interval.made_by.interval(
+        f"difference of {interval.metric}",
+        value,
+        draws,
+        apart(interval.left_out),
+        apart(interval.rows_out),
+        "linear",
+    )
+    if draws is None:
+        p, how = (
+            two_sided_p(value, found.standard_error, found.degrees_of_freedom),
+            "jackknife over groups, Student's t",
+        )
+    else:
+        reached = np.abs(draws - value) >= np.abs(value) - 1e-12  # NaN compares as False
+        p = (1 + reached.sum(axis=0)) / (1 + (~np.isnan(draws)).sum(axis=0))
+        how = "bootstrap over groups, draws shifted to no difference"
+    tested = (found.reason == "") | ((found.reason == STILL) & (np.abs(value) <= 1e-12))
+    p = np.where(tested, p, np.nan)
+    return Differences(
+        metric=interval.metric,
+        pairs=chosen,
+        difference=value,
+        low=found.low,
+        high=found.high,
+        standard_error=found.standard_error,
+        degrees_of_freedom=found.degrees_of_freedom,
+        p=p,
+        p_holm=holm(p),
+        p_method=np.full(len(chosen), how, dtype=object),
+        reason=found.reason,
+    )
+
+
+def pairs_of(
+    m: int, pairs: Iterable[tuple[int, int]] | NDArray[np.intp] | None, reference: int | None
+) -> NDArray[np.intp]:
+    if pairs is not None:
+        chosen = np.array(list(pairs), np.intp).reshape(-1, 2)
+    elif reference is not None:
+        chosen = np.array([(i, reference) for i in range(m) if i != reference], np.intp).reshape(-1, 2)
+    else:
+        chosen = np.stack(np.triu_indices(m, 1), axis=1)
+    if chosen.size and not (chosen.min() >= 0 and chosen.max() < m):
+        raise InvalidRequest(f"pairs are columns 0 .. {m - 1}")
+    return chosen
+
+
+def two_sided_p(difference: Floats, error: Floats, freedom: ArrayLike) -> Floats:
+    """Two-sided p of Student's t; where nothing varies 1 if nothing differs, else NaN: no p is 0."""
+    moves = error > 1e-12  # NaN compares as False
+    t = np.divide(difference, error, out=np.where(np.abs(difference) > 1e-12, np.nan, 0.0), where=moves)
+    return 2 * stats.t.sf(np.abs(t), freedom)
+
+
+def compare_to_zero(interval: Interval) -> Floats:
+    """Two-sided p (m,) that the value is 0, Student's t; NaN where there is no standard error."""
+    return np.where(
+        interval.reason == "",
+        two_sided_p(interval.value, interval.standard_error, interval.degrees_of_freedom),
+        np.nan,
+    )
+
+
+def holm(p: ArrayLike) -> Floats:
+    """Holm's step-down adjusted p-values (Holm 1979), in the order given; NaNs stay and do not count."""
+    p = np.asarray(p, np.float64)
+    adjusted = np.full(p.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return adjusted
+
+
+def permutation_test(
+    y: ArrayLike,
+    scores: ArrayLike,
+    *,
+    metric: str,
+    groups: ArrayLike | None,
+    pairs: Iterable[tuple[int, int]] | NDArray[np.intp] | None = None,
+    reference: int | None = None,
+    threshold: ArrayLike | None = None,
+    logits: bool = False,
+    order: ArrayLike | None = None,
+    n_permutations: int = 9999,
+    seed: int = 0,
+) -> Differences:
+    """Paired permutation test: under no difference the two models' scores may be swapped in any cluster.
+
+    Arguments as for `compare_paired`. What is swapped has to be on one scale: ranks within each
+    model for metrics of order, the calls at each model's threshold for metrics of a threshold,
+    probabilities as they are. For a mean over clusters this is the sign-flip test.
+    p = (1 + #{|d*| >= |d|}) / (1 + n_permutations), or exact over all 2^G swaps if they are no more than
+    n_permutations + 1. `low`, `high` are NaN: a test has no interval. `standard_error` is that under the
+    hypothesis.
+    """
+    check_names([metric])
+    labels = check_labels(y)
+    table = np.asarray(scores, np.float64)
+    if table.ndim != 2 or table.shape[0] != len(labels):
+        raise InvalidRequest(f"scores {table.shape} for {len(labels)} labels: have to be (n, m), m >= 2")
+    if n_permutations < 1:
+        raise InvalidRequest(f"{n_permutations} permutations: one or more")
+    about: dict[str, Any] = {"threshold": threshold, "logits": logits, "order": order}
+    observed = evaluate(labels, table, metrics=[metric], **about)[metric]
+    needs = METRICS[metric].needs
+    if needs == "score":
+        table = stats.rankdata(table if order is None else np.asarray(order, np.float64), axis=0)
+    elif needs == "threshold":
+        cut = (0.0 if logits else 0.5) if threshold is None else threshold
+        table = (table >= np.asarray(cut)).astype(np.float64)
+    elif logits:
+        table = special.expit(table)
+    codes = cluster_codes(groups, len(labels))
+    n_clusters = int(codes.max()) + 1
+    exact = n_clusters < 31 and 2**n_clusters <= n_permutations + 1
+    if exact:
+        swaps = (np.arange(2**n_clusters)[:, None] >> np.arange(n_clusters)) & 1
+    else:
+        swaps = np.random.default_rng(seed).integers(0, 2, (n_permutations, n_clusters), dtype=np.uint8)
+    chosen = pairs_of(table.shape[1], pairs, reference)
+    p, error = np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
+    difference = observed[chosen[:, 0]] - observed[chosen[:, 1]]
+    step = max(1, (1 << 22) // n_clusters)
+    for k in np.flatnonzero(~np.isnan(difference)):
+        i, j = chosen[k]
+        # rows of both models in one sample: a swap is a choice of the clusters' weights 0 and 1
+        both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])
+        drawn = []
+        for start in range(0, len(swaps), step):
+            swap = swaps[start : start + step]
+            found = evaluate(
+                np.tile(labels, 2),
+                both,
+                metrics=[metric],
+                weights=np.concatenate([1 - swap, swap], axis=1),
+                groups=np.concatenate([codes, codes + n_clusters]),
+            )[metric]
+            drawn.append(found[:, 0] - found[:, 1])
+        null = np.concatenate(drawn)
+        reached = np.count_nonzero(np.abs(null) >= abs(difference[k]) - 1e-12)
+        p[k] = reached / len(null) if exact else (1 + reached) / (1 + len(null))
+        error[k] = null.std()
+    nothing = np.full(len(chosen), np.nan)
+    return Differences(
+        metric=metric,
+        pairs=chosen,
+        difference=difference,
+        low=nothing,
+        high=nothing,
+        standard_error=error,
+        p=p,
+        p_holm=holm(p),
+        degrees_of_freedom=np.full(len(chosen), np.inf),
+        p_method=np.full(
+            len(chosen),
+            f"permutation, {'all' if exact else 'random'} {len(swaps)} swaps of groups",
+            dtype=object,
+        ),
+        reason=np.full(len(chosen), "a permutation test has no interval", dtype=object),
+    )
