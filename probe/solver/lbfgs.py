@@ -425,7 +425,9 @@ def _round(
         bound = np.einsum("pd,pd->p", g_w, g_w) / objective.lam[ids] / np.maximum(slots.value[part], 1e-300)
     small = accept & (decrement * ahead <= tol) & (bound <= CERTIFIED * tol)
     # where only the bound is waited for, float64 brings it in a round or two
-    patience = np.where((slots.best[part] <= 0.1 * tol) & (not exact), LITTLE_PATIENCE, PATIENCE)
+    # with more classes Newton costs hundreds of rounds
+    most = 3 * PATIENCE if slots.theta.shape[1] > 1 else PATIENCE
+    patience = np.where((slots.best[part] <= 0.1 * tol) & (not exact), LITTLE_PATIENCE, most)
     old = slots.rounds[part] - slots.best_round[part] >= patience
     stalled = old & (slots.best[part] < 1e-3)  # at the limit of float32; else it is still finding its way
     again = old & ~stalled & accept
@@ -476,13 +478,15 @@ def _reconsider(
     for s in np.unique(sets):
         members = np.flatnonzero(sets == s)
         members = members[np.argsort(objective.lam[slots.ids[here[members]]])]
-        spectrum = len(members) >= 8
+        spectrum = len(members) * objective.design.outputs >= 8
         groups = [members] if spectrum else [members[k : k + 3] for k in range(0, len(members), 3)]
         for group in groups:
             # a factor's solves run at the memory's speed: it must save more than a spectrum
             if left[group].sum() * price > (1.5 if spectrum else 4) * H0.cost(len(group), spectrum=spectrum):
                 slot = here[group]
                 H0.refine(slots.ids[slot], slots.theta[slot], slots.curvature[slot], spectrum=spectrum)
+                # decrements are of another H0 now: not to be compared with those before
+                slots.best[slot], slots.best_round[slot] = np.inf, slots.rounds[slot]
     slots.mark[here], slots.mark_round[here] = slots.best[here], slots.rounds[here]
     return gone
 

@@ -97,7 +97,8 @@ def fit_logistic(
         weight > 0, unweighted, ddof 0; constant columns get scale 1), as a StandardScaler in a pipeline
         would; "overall": all features by one number, the root of the mean of these variances
     tol : relative distance of the objective to its optimum at which a fit stops, estimated by g' H g / 2
-    max_rounds : rounds of the descent, before float64 Newton takes over
+    max_rounds : rounds of the descent (four times as many with more than two classes), before float64
+        Newton takes over
     memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round
     threads : default: the cores, or OMP_NUM_THREADS where that is less; one for a few million numbers
 
@@ -121,8 +122,10 @@ def fit_logistic(
                 stride = 4 if S * design.n * design.d > SMALL else 2
                 steps = ladder(grid, stride=stride)
                 parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
-                options = {"tol": tol, "max_rounds": max_rounds}
-                found.put(ids, minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options))
+                # with more classes Newton costs hundreds of rounds: the descent may take them
+                options = {"tol": tol, "max_rounds": max_rounds if m == 1 else 4 * max_rounds}
+                defer = m == 1 and follows(H0)
+                found.put(ids, minimise(objective, H0, ids, parents=parents, defer=defer, **options))
                 if m == 1:  # with more classes its factors cost more than Newton
                     follow(objective, H0, found, **options)
             status = np.where(found.polished, "polished", "converged").astype("<U9")

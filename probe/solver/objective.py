@@ -133,19 +133,19 @@ class Objective:
         return Evaluation(value, G, curvature)
 
     def moments(self, ids: Array, theta: Array, curvature: Array) -> Array:
-        """Second moments of the rows under the weights v p (1 - p) / h, an output each; the problems' mean.
+        """Second moments of the rows under the weights v p (1 - p) / h, the mean of problems and outputs.
 
-        The problems share one set. float32 (m, d + 1, d + 1), rows in the set's units with a 1 behind.
+        The problems share one set. float32 (d + 1, d + 1), rows in the set's units with a 1 behind.
         """
         design, s = self.design, self.sets[ids[0]]
         P, m, D = theta.shape
         scaled = (theta.astype(np.float32) * design.factor32[s]).reshape(-1, D)
-        share = 1 / np.maximum(np.einsum("pkk->pk", curvature), 1e-30) / P
+        share = 1 / np.maximum(np.einsum("pkk->pk", curvature), 1e-30) / (P * m)
         share = share.astype(np.float32)
         blocks = [block for block in design.blocks(1024) if block.sets[s]]
 
         def work(part: list[Segment]) -> Array:
-            total = np.zeros((m, D, D), dtype=np.float32)
+            total = np.zeros((D, D), dtype=np.float32)
             for block in part:
                 A = design.block(block.lo, block.hi)
                 Z = (scaled @ A.T).reshape(P, m, -1)
@@ -157,10 +157,9 @@ class Objective:
                     np.exp(Z, out=Z)
                     Z /= Z.sum(axis=1, keepdims=True)
                     Z *= 1 - Z
-                root = np.sqrt(np.einsum("pmn,pm->mn", Z, share) * design.weights32[block.lo : block.hi, s])
-                for k in range(m):
-                    B = A * root[k, :, None]
-                    total[k] += B.T @ B
+                root = np.sqrt(np.einsum("pmn,pm->n", Z, share) * design.weights32[block.lo : block.hi, s])
+                B = A * root[:, None]
+                total += B.T @ B
             return total
 
         total = sum(self.share(work, _deal(blocks, self.threads)))

@@ -110,12 +110,12 @@ class Preconditioner:
         An eigendecomposition takes about as long as a product of 9 d^3 flops, a Cholesky factor as 0.8 d^3.
         """
         n, d, m = self.objective.design.n, self.objective.design.d, self.objective.design.outputs
-        flops = m * n * d**2 + (9 * d**3 * m if spectrum else 0.8 * d**3 * m * count)
+        flops = n * d**2 + (9 * d**3 if spectrum else 0.8 * d**3 * m * count)
         return flops / (4.8 * n * d * m)
 
     def refine(self, ids: Array, theta: Array, curvature: Array, *, spectrum: bool) -> None:
         """Give the problems `ids`, all of one set, the moments of their own points."""
-        moments = self.objective.moments(ids, theta, curvature).mean(axis=0)
+        moments = self.objective.moments(ids, theta, curvature)
         if not (np.isfinite(moments).all() and moments[-1, -1] > 0.5):
             return  # they are 1 there, unless float32 takes all probabilities for 0 or 1
         if spectrum:

@@ -331,3 +331,24 @@ def test_sets_of_few_rows_are_solved_by_newton_beside_the_others(monkeypatch, k)
     compare(X, y, v, fits)
     monkeypatch.setattr(logistic, "FEW", 0)
     assert (fit_logistic(X, y, C=strengths, weights=v).status[1] != "newton").any()
+
+
+def test_hard_fits_of_many_classes_need_no_newton():
+    """A Newton step of 8 classes costs as much as hundreds of rounds: the descent has to get there."""
+    rng = np.random.default_rng(4)
+    X = rng.standard_normal((480, 80)) * np.arange(1, 81) ** -0.75
+    y = np.argmax(4 * X[:, :8] + rng.gumbel(size=(480, 8)), axis=1)
+    fold = np.arange(480) % 3
+    weights = np.stack([fold != k for k in range(3)]).astype(float)
+    fits = fit_logistic(X, y, C=np.logspace(-4, 2, 8), weights=weights, threads=1)
+    assert set(fits.status.ravel()) <= {"converged", "polished"}
+    assert fits.gap_bound.max() <= 1e-5
+    for s in (0, 2):
+        inside = weights[s] > 0
+        A = StandardScaler().fit_transform(X[inside])
+        theirs = LogisticRegression(C=100, tol=1e-8, max_iter=5000).fit(A, y[inside])
+        z = A @ theirs.coef_.T + theirs.intercept_
+        loss = scipy.special.logsumexp(z, axis=1) - z[np.arange(len(z)), y[inside]]
+        best = loss.sum() + np.sum(theirs.coef_**2) / 200
+        assert abs(fits.objective[s, -1] / best - 1) < 1e-6
+        np.testing.assert_array_equal(fits.decision(X[inside])[:, s, -1].argmax(axis=1), theirs.predict(A))

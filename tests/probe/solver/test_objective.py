@@ -199,3 +199,20 @@ def test_fewer_rows_than_features_have_the_same_spectrum():
     np.testing.assert_allclose(
         rows.solve(b, h, lam, keys), moments.solve(b, h, lam, keys), rtol=1e-2, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_moments_are_the_mean_of_the_problems_and_their_outputs(k):
+    X, _, v, objective, theta = problems(k)
+    ids, s = np.array([1, 2]), 1
+    curvature = objective.gradients(ids, theta[ids]).curvature
+    # the mean of all rows, the scale of the set's
+    A = np.column_stack([(X - X.mean(axis=0)) / X[v[s] > 0].std(axis=0), np.ones(len(X))])
+    z = np.einsum("nd,pmd->npm", A, theta[ids])
+    z = np.concatenate([np.zeros((len(X), 2, 1)), z], axis=2) if k == 2 else z
+    p = np.exp(z - logsumexp(z, axis=2, keepdims=True))
+    own = (v[s, :, None, None] * p * (1 - p))[:, :, -objective.design.outputs :]
+    each = np.einsum("npm,nd,ne->pmde", own / own.sum(axis=0), A, A)
+    np.testing.assert_allclose(
+        objective.moments(ids, theta[ids], curvature), each.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5
+    )
