@@ -23,6 +23,7 @@ import json
 import secrets
 import shutil
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -401,7 +402,9 @@ def _write_h5ad(path: Path, rows: Rows) -> None:
 def _write_zarr(path: Path, rows: Rows) -> None:
     settings = anndata_module().settings
     plain = {"auto_shard_zarr_v3": False} if hasattr(settings, "auto_shard_zarr_v3") else {}
-    with settings.override(zarr_write_format=3, **plain):
+    with settings.override(zarr_write_format=3, **plain), warnings.catch_warnings():
+        # AnnData's own layout of Zarr 3, of which Zarr warns
+        warnings.filterwarnings("ignore", "Consolidated metadata is currently not part")
         _annotated(rows).write_zarr(path, convert_strings_to_categoricals=False)
 
 

@@ -1,5 +1,6 @@
 """What a file of many patches has to do, whatever its format."""
 
+import io
 import lzma
 import struct
 import tarfile
@@ -48,4 +49,14 @@ class Container(ABC):
         with self._lock:
             for key, value in vars(type(self)).items():
                 if isinstance(value, cached_property):
-                    vars(self).pop(key, None)
+                    _close(vars(self).pop(key, None))
+
+    def __del__(self) -> None:
+        for value in vars(self).values():
+            _close(value)
+
+
+def _close(value: object) -> None:
+    """Python's own files are closed, which are read under the lock; other readers close by themselves."""
+    if isinstance(value, io.IOBase):
+        value.close()

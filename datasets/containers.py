@@ -81,7 +81,7 @@ class TarImages(Container):
 
     @cached_property
     def _file(self) -> Any:
-        return open(self.path, "rb")  # noqa: PTH123  stays open; closed with the container
+        return open(self.path, "rb")  # noqa: PTH123  stays open; `Container` closes it
 
     def members(self) -> list[str]:
         return list(self._index)

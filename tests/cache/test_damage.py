@@ -60,6 +60,7 @@ def filled(make: Make, make_rows: Any) -> tuple[Store, Any]:
     return store, rows
 
 
+@pytest.mark.slow
 def test_every_byte_of_a_small_store_is_checked(filled: tuple[Store, Any]) -> None:
     """Flips every 13th byte of every file, one at a time; `verify` names the file each time."""
     store, _ = filled

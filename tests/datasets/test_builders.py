@@ -45,7 +45,8 @@ class TestFolder:
         write_images(tmp_path, TREE)
         (tmp_path / "notes.txt").write_text("no image")
         (tmp_path / "train" / "._1.png").write_text("a Mac's")
-        manifest = build("folder", tmp_path, layout=self.layout)
+        with pytest.warns(UserWarning, match=r"left out: 1 \.txt"):
+            manifest = build("folder", tmp_path, layout=self.layout)
         table = manifest.table
         assert table["patch_id"].tolist() == [
             "toy/test/good/s3/3",
@@ -97,7 +98,9 @@ class TestFolder:
         self, tmp_path: Path, write_images: WriteImages
     ) -> None:
         write_images(tmp_path, {f"{k}/a.png": k for k in (10, 9, 2)})
-        assert build("folder", tmp_path, positive="10").header.classes == ("2", "9", "10")
+        with pytest.warns(UserWarning, match=r"10 \(1 rows\)"):
+            manifest = build("folder", tmp_path, positive="10")
+        assert manifest.header.classes == ("2", "9", "10")
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -180,13 +183,17 @@ class TestUnreadable:
 
     def test_or_left_out_and_listed(self, root: Path) -> None:
         skipped: list[str] = []
-        manifest = build(
-            "folder", root, on_error="skip", on_skip=lambda patch_id, message: skipped.append(patch_id)
-        )
+        with pytest.warns(UserWarning, match="6 rows are identical or near-identical"):
+            manifest = build(
+                "folder", root, on_error="skip", on_skip=lambda patch_id, message: skipped.append(patch_id)
+            )
         assert skipped == ["toy/bad/2", "toy/good/4"]
         assert len(manifest) == 8
         assert "toy/bad/2" not in set(manifest.table["patch_id"])
-        with pytest.warns(UserWarning, match="left out: toy/bad/2: .*, toy/good/4"):
+        with (
+            pytest.warns(UserWarning, match="identical or near-identical"),
+            pytest.warns(UserWarning, match="left out: toy/bad/2: .*, toy/good/4"),
+        ):
             build("folder", root, on_error="skip")
 
     def test_without_hashes_nothing_is_decoded(self, root: Path) -> None:
@@ -293,7 +300,11 @@ class TestHdf5:
         }
 
     def test_pcams_layout(self, root: Path, pixels: Pixels) -> None:
-        manifest = build("hdf5", root, **self.options())
+        with (
+            pytest.warns(UserWarning, match="train_meta.csv: column 1, which has no name"),
+            pytest.warns(UserWarning, match="test_meta.csv: column 1, which has no name"),
+        ):
+            manifest = build("hdf5", root, **self.options())
         table = manifest.table
         assert table["split"].value_counts().to_dict() == {"train": 6, "test": 3}
         assert table["label"].tolist()[:3] == ["good", "bad", "good"]
@@ -314,6 +325,7 @@ class TestHdf5:
             ({"columns": {"group": "slide"}}, "no column 'slide'"),
         ],
     )
+    @pytest.mark.filterwarnings("default:.*_meta.csv. column 1, which has no name:UserWarning")
     def test_faults(self, root: Path, change: dict[str, object], message: str) -> None:
         with pytest.raises(ManifestError, match=message):
             build("hdf5", root, **{**self.options(), **change})
@@ -335,11 +347,14 @@ class TestNpz:
         return tmp_path / "m.npz"
 
     def test_medmnists_layout(self, file: Path, pixels: Pixels) -> None:
-        manifest = build("npz", file, classes=("bad", "good"))
+        repeated = "8 rows are identical or near-identical"
+        with pytest.warns(UserWarning, match=repeated):
+            manifest = build("npz", file, classes=("bad", "good"))
         assert manifest.table["split"].value_counts().to_dict() == {"train": 5, "test": 3, "val": 2}
         assert manifest.table["label"].tolist()[:2] == ["bad", "good"]
         np.testing.assert_array_equal(open_source(manifest).read(1)[..., 2], pixels(1)[..., 0])
-        assert build("npz", file, positive="1").header.classes == ("0", "1")
+        with pytest.warns(UserWarning, match=repeated):
+            assert build("npz", file, positive="1").header.classes == ("0", "1")
 
     def test_faults(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", x=np.zeros(3))
@@ -403,7 +418,8 @@ class TestParquet:
         hub.Dataset.from_dict(rows, features=features).to_parquet(
             tmp_path / "validation-00000-of-00001.parquet"
         )
-        manifest = build("parquet", tmp_path)
+        with pytest.warns(UserWarning, match="'validation' is taken as 'val'"):
+            manifest = build("parquet", tmp_path)
         assert manifest.table["label"].tolist() == ["bad", "good", "good"]
         assert set(manifest.table["split"]) == {"val"}
         np.testing.assert_array_equal(open_source(manifest).read(2), pixels(2))

@@ -90,6 +90,7 @@ fit(network, recipe, tiny.tiny_patches(48, seed=1), tiny.tiny_patches(30, seed=2
 """
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume_ends_with_the_same_bits(tiny: SimpleNamespace, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     script = SCRIPT.format(conftest=str(Path(__file__).with_name("conftest.py")), folder=str(folder))

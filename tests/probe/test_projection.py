@@ -76,6 +76,7 @@ np.save(sys.argv[2], np.stack([points for points, _ in found]))
 """
 
 
+@pytest.mark.slow
 def test_umap_keeps_neighbours_and_repeats(tmp_path: Path) -> None:
     pytest.importorskip("umap", reason="needs umap-learn")
     rng = np.random.default_rng(0)

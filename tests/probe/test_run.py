@@ -172,6 +172,7 @@ def test_backends_agree(study: Any, result: tuple[ProbeResult, Path], backend: s
     np.testing.assert_allclose(a, b, atol=2e-3)  # the solver stops at a relative gap of 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_ray_gives_the_same_numbers(
     study: Any, result: tuple[ProbeResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -593,6 +593,7 @@ def test_comparisons_rank_logits_as_they_are():
     np.testing.assert_array_equal(again.p, found.p)
 
 
+@pytest.mark.slow
 def test_coverage_and_error_rates_by_simulation():
     """120 data sets of 40 slides: 95 % intervals over slides hold what they say, those over rows do not.
 
