@@ -12,6 +12,8 @@ Rows are sorted by which sets hold them out, so that a product skips whole block
 of the work with five folds, nearly all of it with few-shot subsets).
 """
 
+# pyright: reportConstantRedefinition=false
+
 import itertools
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +23,7 @@ import numpy as np
 from ...errors import InvalidRequest, ProbeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Float = type[np.float32] | type[np.float64]
 READ_ROWS = 4096  # rows read at once from X where all of it is passed over
 KEPT_BYTES = 2**26  # a float64 copy as small as this is kept, larger ones are made block by block
 
@@ -60,7 +63,7 @@ class Design:
         standardize: bool | Literal["overall"],
         memory: float,
     ) -> None:
-        n, self.d = X.shape
+        n, self.d = map(int, X.shape)
         self.X, self.n_classes = X, n_classes
         self.outputs = 1 if n_classes == 2 else n_classes
         used: Array = np.greater(weights, 0)
@@ -83,7 +86,7 @@ class Design:
         self._moments(used[:, self.order], standardize)
         self._blocks: dict[int, list[Segment]] = {}
         self.in_memory = not streamed
-        self._prepared = {}
+        self._prepared: dict[Float, Array] = {}
         if self.in_memory:
             self._prepared[np.float32] = self._prepare(np.float32)
             if 8 * self.n * (self.d + 1) <= KEPT_BYTES:
@@ -154,7 +157,7 @@ class Design:
                 squares += np.square(A).sum(axis=0)
             variance[k, columns] = np.maximum(squares / len(rows) - (total / len(rows)) ** 2, 0)
 
-    def standardized(self, lo: int, hi: int, dtype: type) -> Array:
+    def standardized(self, lo: int, hi: int, dtype: Float) -> Array:
         """(rows, d + 1) of dtype: x~ and a column of ones, times the sign of the label if K is 2."""
         A = self._read(lo, hi)
         A = A.astype(np.float64 if np.float64 in (A.dtype, dtype) else np.float32)
@@ -176,14 +179,14 @@ class Design:
             out[part] = block[:, :-1] * block[:, -1:]
         return out
 
-    def _prepare(self, dtype: type) -> Array:
+    def _prepare(self, dtype: Float) -> Array:
         out = np.empty((self.n, self.d + 1), dtype=dtype)
         for lo in range(0, self.n, READ_ROWS):
             hi = min(self.n, lo + READ_ROWS)
             out[lo:hi] = self.standardized(lo, hi, dtype)
         return out
 
-    def block(self, lo: int, hi: int, dtype: type = np.float32) -> Array:
+    def block(self, lo: int, hi: int, dtype: Float = np.float32) -> Array:
         """`standardized` rows, from a copy where there is one."""
         if dtype in self._prepared:
             return self._prepared[dtype][lo:hi]

@@ -16,6 +16,8 @@ Per problem: theta, a direction, a trial step, `memory` pairs (s, y), and a prec
 5. A problem may wait for its neighbours on the path of strengths and start between their solutions (path.py).
 """
 
+# pyright: reportConstantRedefinition=false
+
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,7 +163,7 @@ class _Slots:
 
     def push(self, part: slice, s: Array, y: Array) -> None:
         """Add a pair a slot (part's length, m D), zeros where there is none; overwrites the oldest."""
-        row = np.arange(part.start, part.stop)
+        row = np.arange(int(part.start), int(part.stop))
         j = self.head[part]
         sy = np.einsum("pd,pd->p", s, y)
         keep = sy > 1e-8 * np.sqrt(np.einsum("pd,pd->p", s, s) * np.einsum("pd,pd->p", y, y))
@@ -178,7 +180,7 @@ class _Slots:
         memory = self.memory
         g = self.gradient[part].reshape(part.stop - part.start, -1)
         order = (self.head[part, None] + np.arange(memory)) % memory
-        row = np.arange(part.start, part.stop)[:, None]
+        row = np.arange(int(part.start), int(part.stop))[:, None]
         R = np.triu(self.SY[row[:, :, None], order[:, :, None], order[:, None, :]])
         diagonal = np.einsum("pii->pi", R).copy()
         R[:, range(memory), range(memory)] = np.where(diagonal > 0, diagonal, 1)
@@ -196,7 +198,8 @@ class _Slots:
         z = H0(q.reshape(self.gradient[part].shape), self.curvature[part], self.ids[part])
         z = z.reshape(g.shape)
         p = in_age(np.matmul(Y, z[:, :, None])[:, :, 0])
-        beta = np.linalg.solve(R.transpose(0, 2, 1), (diagonal * alpha - p)[:, :, None])[:, :, 0]
+        rest: Array = diagonal * alpha - p
+        beta = np.linalg.solve(R.transpose(0, 2, 1), rest[:, :, None])[:, :, 0]
         return -(z + np.matmul(in_ring(beta), S)[:, 0])
 
     def forget(self, slot: int) -> None:
@@ -258,7 +261,7 @@ class _Queue:
 def lagrange(at: float, nodes: Array) -> list[float]:
     """The shares of the values at `nodes` in the value at `at` of the polynomial through them."""
     others = [np.delete(nodes, i) for i in range(len(nodes))]
-    return [float(np.prod((at - o) / (x - o))) for x, o in zip(nodes, others, strict=True)]
+    return [float(np.multiply.reduce((at - o) / (x - o))) for x, o in zip(nodes, others, strict=True)]
 
 
 # beyond float32 a slope is not finite: that problem is left to float64
@@ -338,7 +341,8 @@ def _begin(objective: Objective, slots: _Slots, ids: Array, H0: Preconditioner) 
 def _aim(objective: Objective, slots: _Slots, part: slice, changed: Array, H0: Preconditioner) -> None:
     """New directions for the slots part.start + changed; the others of `part` keep theirs."""
     count = part.stop - part.start
-    pieces = np.array_split(np.arange(part.start, part.stop), min(objective.threads, -(-count // 16)))
+    running = np.arange(int(part.start), int(part.stop))
+    pieces = np.array_split(running, min(objective.threads, -(-count // 16)))
     new = np.concatenate(
         objective.share(lambda piece: slots.descend(slice(piece[0], piece[-1] + 1), H0), pieces)
     )
@@ -466,7 +470,7 @@ def _reconsider(
     than a preconditioner of their own costs, they get one; with `defer`, those that are hopeless go: returned
     are their ids.
     """
-    gone = []
+    gone: list[int] = []
     here, left = _foreseen(slots, tol)
     if defer:
         for slot in here[(slots.rounds[here] >= 2 * WINDOW) & (left > HOPELESS)][::-1]:

@@ -10,6 +10,8 @@ result is checked in float64 on X as it was given; what did not converge, and se
 float64 Newton (newton.py).
 """
 
+# pyright: reportMissingTypeStubs=false
+
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -123,7 +125,7 @@ def fit_logistic(
                 steps = ladder(grid, stride=stride)
                 parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
                 # with more classes Newton costs hundreds of rounds: the descent may take them
-                options = {"tol": tol, "max_rounds": max_rounds if m == 1 else 4 * max_rounds}
+                options: dict[str, Any] = {"tol": tol, "max_rounds": max_rounds if m == 1 else 4 * max_rounds}
                 defer = m == 1 and follows(H0)
                 found.put(ids, minimise(objective, H0, ids, parents=parents, defer=defer, **options))
                 if m == 1:  # with more classes its factors cost more than Newton
@@ -249,7 +251,7 @@ def _record(objective: Objective, found: Minimum, ids: Array, theta: Array) -> A
     """
     kept = np.zeros(len(ids), dtype=bool)
     for part in objective.parts(len(ids)):
-        at = objective._exact(ids[part], theta[part])
+        at = objective.certified(ids[part], theta[part])
         yes = at.value <= found.value[ids[part]] * (1 + ROUNDING)
         for name in ("theta", "value", "gradient", "curvature", "gap"):
             getattr(found, name)[ids[part][yes]] = getattr(at, name)[yes]

@@ -14,6 +14,8 @@ diagonal is 1, which makes features of any scale harmless:
 The step is shortened by the slope, not the value: it is exact far below the rounding of the value.
 """
 
+# pyright: reportConstantRedefinition=false, reportMissingTypeStubs=false
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 import scipy.linalg
 
+linalg: Any = scipy.linalg  # has no types
 Array = np.ndarray[Any, np.dtype[Any]]
 SMALL = 700  # coefficients, up to which rows fewer than the features get no basis if scales are uneven
 EVEN = 1e3
@@ -316,14 +319,14 @@ class _System:
         ridge = 0.0
         while True:
             try:
-                factor = scipy.linalg.cho_factor(H, lower=True, check_finite=False)
+                factor = linalg.cho_factor(H, lower=True, check_finite=False)
                 good = np.diag(factor[0]).min() ** 2 >= WELL_CONDITIONED
             except np.linalg.LinAlgError:
                 good = False
             else:
                 if good or anyhow:
                     self.trusted = good
-                    return scipy.linalg.cho_solve(factor, b.ravel(), check_finite=False).reshape(m, D)
+                    return linalg.cho_solve(factor, b.ravel(), check_finite=False).reshape(m, D)
             if not anyhow:
                 return None
             H.flat[:: m * D + 1] += 9 * ridge + 1e-14
@@ -331,25 +334,23 @@ class _System:
 
     def _conjugate_gradients(self, b: Array) -> tuple[Array, bool]:
         """x and whether it is done: its last steps added little."""
-        solvers = []
+        solvers: list[Any] = []
         for k in range(self.m):
             H = sum((A * self.own[part, k, None]).T @ A for part, A in self.rows.blocks())
             H *= self.scale[k][:, None] * self.scale[k]
             H[range(self.D), range(self.D)] += self.ridge * self.scale[k] ** 2 + 1e-10
-            solvers.append(scipy.linalg.cho_factor(H, lower=True, check_finite=False))
+            solvers.append(linalg.cho_factor(H, lower=True, check_finite=False))
 
         def precondition(r: Array) -> Array:
             return np.stack(
-                [
-                    scipy.linalg.cho_solve(f, row, check_finite=False)
-                    for f, row in zip(solvers, r, strict=True)
-                ]
+                [linalg.cho_solve(f, row, check_finite=False) for f, row in zip(solvers, r, strict=True)]
             )
 
         x, r = np.zeros_like(b), b.copy()
         z = precondition(r)
         direction, rz = z, float(np.sum(r * z))
-        first, gain, late = rz, 0.0, []
+        first, gain = rz, 0.0
+        late: list[float] = []
         for _ in range(CG_STEPS):
             if rz <= 1e-300:
                 return x, True
@@ -377,20 +378,19 @@ class _System:
         pin = np.zeros((1, m, D))
         pin[0, :, -1] = np.sqrt(self.pin) * self.scale[:, -1]
         R = np.concatenate([ridge, pin.reshape(1, -1)])
-        qr: Any = scipy.linalg.qr  # its stub knows no pivoting
         for part, A in self.rows.blocks():
             if len(R) > m * D + 1:
-                R = qr(R, mode="r", check_finite=False)[0][: m * D]
+                R = linalg.qr(R, mode="r", check_finite=False)[0][: m * D]
             R = np.concatenate([self._root(part, A), R])
-        R, order = qr(R, mode="r", pivoting=True, check_finite=False, overwrite_a=True)
+        R, order = linalg.qr(R, mode="r", pivoting=True, check_finite=False, overwrite_a=True)
         R = R[: m * D]
         diagonal = np.abs(np.diag(R))
         flat, lost = b.ravel()[order], diagonal <= 1e-290
         R[np.diag_indices(m * D)] = np.where(lost, np.inf, np.diag(R))
         self.flat = bool((flat[lost] != 0).any())
-        inner = scipy.linalg.solve_triangular(R, flat, trans=1, check_finite=False)
+        inner = linalg.solve_triangular(R, flat, trans=1, check_finite=False)
         x = np.empty(m * D)
-        x[order] = scipy.linalg.solve_triangular(R, inner, check_finite=False)
+        x[order] = linalg.solve_triangular(R, inner, check_finite=False)
         return x.reshape(m, D)
 
     def _root(self, part: slice, A: Array) -> Array:

@@ -14,6 +14,8 @@ Two evaluations:
 `exact`      float64 from X as given, the intercept first moved to its optimum for the given w.
 """
 
+# pyright: reportConstantRedefinition=false, reportMissingTypeStubs=false
+
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +39,7 @@ class Evaluation:
     """value (P,), gradient (P, m, d + 1), curvature (P, m, m): sum_i v_i (diag(p_i) - p_i p_i'), the scale
     of the Hessian; with two classes sum_i v_i p_i (1 - p_i).
 
-    `exact` adds theta (the intercept moved) and gap (P,), an upper bound of value - optimum, see `_exact`.
+    `exact` adds theta (the intercept moved) and gap (P,), an upper bound of value - optimum, see `certified`.
     """
 
     value: Array
@@ -172,7 +174,7 @@ class Objective:
         chunks = self.parts(len(theta))
         if len(chunks) == 1 and 2 * self.threads <= len(theta):
             chunks = np.array_split(chunks[0], self.threads)
-        parts = self.share(lambda c: self._exact(ids[c], theta[c]), chunks)
+        parts = self.share(lambda c: self.certified(ids[c], theta[c]), chunks)
         return Evaluation(
             *(
                 np.concatenate([getattr(part, name) for part in parts])
@@ -181,11 +183,11 @@ class Objective:
         )
 
     def parts(self, P: int) -> list[Array]:
-        """Shares of the numbers 0..P-1 of problems that `_exact` has the memory for."""
+        """Shares of the numbers 0..P-1 of problems that `certified` has the memory for."""
         share = max(1, int(EXACT_BYTES // (8 * self.design.n * self.design.outputs)))
         return np.array_split(np.arange(P), max(1, -(-P // share)))
 
-    def _exact(self, ids: Array, theta: Array) -> Evaluation:
+    def certified(self, ids: Array, theta: Array) -> Evaluation:
         """The bound is a duality gap. For residuals r_i = v_i (p_i - onehot_i) of any p_i that are
         probabilities, with sum_i r_i = 0 (the intercepts are free),
 
@@ -299,7 +301,7 @@ class _Profile:
     """Losses at the best intercepts for given scores, and how far these are from balance.
 
     loss (P,), residual (P, m, n), curvature (P, m, m), gradient (P, m): what is left in the intercepts
-    slack (P,), shift (P,): what scaling the residuals to a dual feasible point costs, see `_exact`
+    slack (P,), shift (P,): what scaling the residuals to a dual feasible point costs, see `certified`
     """
 
     loss: Array
@@ -338,7 +340,7 @@ def _profile(margin: Array, v: Array, design: Design, b: Array) -> _Profile:
 
 def _profile_softmax(margin: Array, v: Array, design: Design, b: Array) -> _Profile:
     """The same for K classes: margin (P, K, n), b (P, K); residuals v (p - onehot), curvature (P, K, K)."""
-    P, K, n = margin.shape
+    P, K, n = map(int, margin.shape)
     y, rows = design.y, np.arange(n)
     target = y == np.arange(K)[:, None]
     total = v.sum(axis=1)[:, None]

@@ -12,6 +12,8 @@ exactly: with G - m m' = V diag(e) V', a solve is two products with V. Few probl
 each instead.
 """
 
+# pyright: reportMissingTypeStubs=false
+
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ import scipy.linalg
 
 from .objective import Objective
 
+linalg: Any = scipy.linalg  # has no types
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -42,7 +45,7 @@ class Spectrum:
     def of_moments(cls, moments: Array) -> "Spectrum":
         """moments : float32 (d + 1, d + 1), of the rows with a 1 behind."""
         G, mean = _centred(moments)
-        values, vectors = scipy.linalg.eigh(G, driver="evd", overwrite_a=True, check_finite=False)
+        values, vectors = linalg.eigh(G, driver="evd", overwrite_a=True, check_finite=False)
         return cls(np.maximum(values, 1e-7 * values[-1]), vectors, mean)
 
     @classmethod
@@ -50,7 +53,7 @@ class Spectrum:
         """A : float32 (n, d + 1), n < d: the n x n product has the same spectrum."""
         mean = (A[:, :-1].T @ (A[:, -1] * share)).astype(np.float32)
         B = (A[:, :-1] - A[:, -1:] * mean) * np.sqrt(share)[:, None]
-        values, U = scipy.linalg.eigh(B @ B.T, driver="evd", check_finite=False)
+        values, U = linalg.eigh(B @ B.T, driver="evd", check_finite=False)
         keep = values > 1e-6 * values[-1]
         return cls(values[keep], (B.T @ U[:, keep]) / np.sqrt(values[keep]), mean)
 
@@ -74,13 +77,13 @@ class Factors:
 
     def __init__(self, moments: Array, keys: Sequence[tuple[int, int]], h: Array, lam: Array) -> None:
         G, self.mean = _centred(moments)
-        self.factors = {}
+        self.factors: dict[tuple[int, int], Any] = {}
         for key, h_k, lam_k in zip(keys, h, lam, strict=True):
             self.factors[key] = _factor((h_k * G).T, float(lam_k))
 
     def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
         solved = [
-            scipy.linalg.cho_solve(self.factors[key], row, check_finite=False)
+            linalg.cho_solve(self.factors[key], row, check_finite=False)
             for key, row in zip(keys, b, strict=True)
         ]
         return np.stack(solved)
@@ -145,7 +148,7 @@ class Preconditioner:
         using = self.of[ids]
         for k in np.unique(using):
             part = slice(None) if (using == k).all() else np.flatnonzero(using == k)
-            out[part] = self._apply(self.solvers[k], g[part], curvature[part], ids[part])
+            out[part] = self._apply(self.solvers[int(k)], g[part], curvature[part], ids[part])
         return out
 
     def _apply(self, solver: Solver, g: Array, curvature: Array, ids: Array) -> Array:
@@ -181,7 +184,7 @@ def _factor(A: Array, ridge: float) -> Any:
         B = A.copy(order="F")
         B[diagonal] += ridge
         try:
-            return scipy.linalg.cho_factor(B, lower=True, overwrite_a=True, check_finite=False)
+            return linalg.cho_factor(B, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             ridge *= 10
 
