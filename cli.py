@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 class LazyGroup(click.Group):
-    """Imports a subcommand's module only when that subcommand is wanted."""
+    """Imports a subcommand's module only when that subcommand is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -112,7 +112,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
         f"a second run: {second.forwards} forward passes, {done.seconds['extract again']:.1f} s."
     )
     done.result.show()
-    echo("The patches are synthetic: they show that the pipeline works, no more.")
+    echo("The patches are synthetic: they show only that the pipeline works.")
     echo("Next:")
     echo(f"  patchbank datasets check {out}/data/*.toml")
     echo(f"  patchbank cache ls --bank {out}/bank")
@@ -169,7 +169,7 @@ def run_command(
 
     STUDY is a TOML file, or the name of one that comes with patchbank (ami-br, ami-br-2025). What is cached
     is not done again: a second run does nothing, a changed grid extracts nothing. Ctrl-C or a crash at any
-    moment, and the same command goes on. A system whose weights are not to be had is a row that says so.
+    moment: run the same command to continue. A system whose weights are unavailable is a row that says so.
 
     \b
     Examples:
@@ -213,7 +213,7 @@ def run_command(
         echo(json.dumps(shown))
     else:
         show(done.page)
-        echo(f"{'Nothing was left to do' if done.idle else 'Done'} in {done.seconds:.1f} s.")
+        echo(f"{'Everything was cached' if done.idle else 'Done'} in {done.seconds:.1f} s.")
         if done.page.result is not None:
             echo(f"Wrote {', '.join(map(str, done.files))}.")
     if done.failed:
@@ -221,7 +221,7 @@ def run_command(
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line; errors of `patchbank.errors` and of files become one message and an exit code."""
+    """Run the command line; known errors become one message and an exit code."""
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "160")  # tables for a file or a pipe are not cut to 80 columns
     try:
@@ -229,7 +229,7 @@ def main(args: list[str] | None = None) -> None:
     except click.exceptions.Abort as error:  # click's name for Ctrl-C; published blocks stay published
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, while Python ends: no traceback
         notes = getattr(error.__cause__, "__notes__", [])
-        kept = " ".join(notes) or "What was committed is kept; the same command goes on from there."
+        kept = " ".join(notes) or "What was committed is kept; run the same command to continue."
         echo(f"Interrupted. {kept}", err=True)
         code = 130
     except click.ClickException as error:
@@ -250,6 +250,6 @@ def main(args: list[str] | None = None) -> None:
     except ValueError as error:
         if "embedded null" not in str(error):
             raise
-        echo(f"Error: the name of a file holds a NUL character ({error}); correct it", err=True)
+        echo(f"Error: a file name contains a NUL character ({error})", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)

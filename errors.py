@@ -7,19 +7,19 @@ ends with the class's exit code; a traceback is shown only for errors that are n
 
 
 class PatchbankError(Exception):
-    """The root of all of them."""
+    """Base class of all errors."""
 
     exit_code = 1
 
 
 class InvalidRequest(PatchbankError, ValueError):
-    """What was asked for makes no sense or contradicts itself; nothing was done."""
+    """The request is invalid or contradicts itself; nothing was done."""
 
     exit_code = 2
 
 
 class UntrustedCode(InvalidRequest):
-    """A file names Python code to import, and nobody said that it may run (`trust_code`, --trust-code)."""
+    """A file names Python code to import, and running it was not allowed (`trust_code`, --trust-code)."""
 
 
 class MissingDependency(PatchbankError, ImportError):
@@ -34,15 +34,15 @@ class OutputError(PatchbankError, OSError):
 
 
 class ManifestError(PatchbankError, ValueError):
-    """A manifest (table or header), a fold file or a source CSV is not what it has to be."""
+    """A manifest (table or header), a fold file or a source CSV is invalid."""
 
 
 class ImageError(PatchbankError, OSError):
-    """One image is missing, truncated or no image. Names the file."""
+    """One image is missing, truncated or not an image. Names the file."""
 
 
 class FetchError(PatchbankError, OSError):
-    """A download broke off, has another checksum than it must have, or an archive is not safe to unpack."""
+    """A download failed, has an unexpected checksum, or an archive is not safe to unpack."""
 
 
 # --- cache ------------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ class StoreError(PatchbankError, OSError):
 
 
 class StoreNotFound(StoreError, LookupError):
-    """No store, or more than one, fits what was asked for; the message lists what there is."""
+    """No store, or more than one, matches the request; the message lists the stores."""
 
 
 class RowsMissing(StoreError, KeyError):
@@ -64,18 +64,18 @@ class RowsMissing(StoreError, KeyError):
 
 
 class VectorRefused(PatchbankError, ValueError):
-    """An embedding holds NaN or Inf, or does not fit the storage dtype. Names the patch."""
+    """An embedding holds NaN or Inf, or overflows the storage dtype. Names the patch."""
 
 
 # --- extract ----------------------------------------------------------------------------------------
 
 
 class UnknownEncoder(PatchbankError, LookupError):
-    """No encoder has this name; the message suggests near names."""
+    """No encoder has this name; the message suggests similar names."""
 
 
 class EncoderError(PatchbankError, RuntimeError):
-    """An encoder's weights cannot be had, or do not fit its card."""
+    """An encoder's weights are unavailable, or do not match its card."""
 
 
 class GatedEncoder(EncoderError, PermissionError):
@@ -101,4 +101,4 @@ class TrainingError(PatchbankError, RuntimeError):
 
 
 class LeakRefused(PatchbankError, ValueError):
-    """Patches that trained a fine-tuned encoder were to be embedded or scored as if it had not seen them."""
+    """Patches that trained a fine-tuned encoder were about to be embedded or scored as if unseen."""

@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
-    """Call `write` with a temporary path beside `file`, then rename it: nobody sees half a file.
+    """Call `write` with a temporary path beside `file`, then rename it: no reader sees half a file.
 
     Makes the folder. A symbolic link is followed; a device or a pipe (/dev/stdout) is written to as it is.
     Returns the path. Raises OutputError where it cannot be written; an old file is then as it was.
@@ -45,7 +45,7 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], objec
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             mode = stat.S_IMODE(temporary.stat().st_mode)  # what the umask leaves
             write(temporary)
-            temporary.chmod(mode)  # a writer may have replaced the file by one of its own
+            temporary.chmod(mode)  # a writer may have replaced the file
             with temporary.open("r+b") as stream:
                 os.fsync(stream.fileno())
             temporary.replace(target)
@@ -229,7 +229,7 @@ def sync_folder(folder: Path) -> None:
 def publish(made: Path, target: Path) -> None:
     """Make a finished file or folder durable, then give it its name, durably too. Raises OSError.
 
-    target : is not there, or is replaced (a file by a file)
+    target : does not exist, or is replaced (a file by a file)
     """
     sync_tree(made)
     made.replace(target)

@@ -14,7 +14,7 @@ from .files import reason as why_not_written
 
 
 class NotTheHubError(OSError):
-    """Something answered in the hub's place, without the hub's headers."""
+    """Something other than the hub answered, without the hub's headers."""
 
 
 def reason(
@@ -54,14 +54,14 @@ def reason(
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
         return f"{repo} has none of the files {files}: see {root}/tree/main"
     if isinstance(error, errors.HFValidationError):
-        return f"{repo!r} is no name of a {kind} on the hub. Fix: give it as NAME or ORGANISATION/NAME"
+        return f"{repo!r} is not a name of a {kind} on the hub. Fix: give it as NAME or ORGANISATION/NAME"
     if status is not None:
         return _refused(status, repo, act, at, elsewhere)
     causes = [*_causes(error)]
     strange = (NotTheHubError, errors.FileMetadataError, json.JSONDecodeError)
     if any(isinstance(one, strange) or type(one).__name__ == "JSONDecodeError" for one in causes):
         return (
-            f"what answers at {at} is not the hub, but a proxy or a login page. Fix: log in to the network, "
+            f"{at} is answered by a proxy or a login page instead of the hub. Fix: log in to the network, "
             f"correct HTTPS_PROXY or HF_ENDPOINT{elsewhere}"
         )
     if any(map(_is_of_network, causes)) or isinstance(error, errors.LocalEntryNotFoundError):
@@ -82,7 +82,7 @@ def reason(
 
 def _refused(status: int, repo: str, act: str, at: str, elsewhere: str) -> str:
     if status == 401:
-        return f"the hub wants a login for {repo} (401). Fix: `hf auth login`, or set HF_TOKEN"
+        return f"the hub requires a login for {repo} (401). Fix: `hf auth login`, or set HF_TOKEN"
     if status == 403:
         gated = "; for gated models the right to read public gated repositories" if act == "read" else ""
         return (
@@ -93,12 +93,12 @@ def _refused(status: int, repo: str, act: str, at: str, elsewhere: str) -> str:
         return f"there is no {repo} at {at} (404). Fix: correct the name, or HF_ENDPOINT"
     if status == 429:
         return (
-            "the hub has had too many requests from here (429). Fix: wait some minutes, log in "
+            "too many requests to the hub (429). Fix: wait some minutes, log in "
             f"(`hf auth login` raises the limit){elsewhere}"
         )
     if status >= 500:
         return (
-            f"the hub itself fails ({status}, see https://status.huggingface.co). Fix: try again "
+            f"the hub reports a server error ({status}, see https://status.huggingface.co). Fix: try again "
             f"later{elsewhere}"
         )
     return f"the hub answers {status} for {repo}. Fix: try again later{elsewhere}"
@@ -114,8 +114,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _status_of(error: BaseException) -> int | None:
     """The HTTP status that the hub answered with; the client wraps it in what it says of its cache."""
-    found = (getattr(getattr(one, "response", None), "status_code", None) for one in _causes(error))
-    return next((status for status in found if isinstance(status, int) and status >= 300), None)
+    statuses = (getattr(getattr(one, "response", None), "status_code", None) for one in _causes(error))
+    return next((status for status in statuses if isinstance(status, int) and status >= 300), None)
 
 
 def _is_of_network(error: BaseException) -> bool:

@@ -182,7 +182,7 @@ def _kind(wanted: Any, key: str) -> str:
 
 
 def encoding_of(head: bytes) -> str:
-    """The encoding of a text that begins so: what its byte order mark says, else UTF-8."""
+    """The encoding of a text that starts with these bytes: what its byte order mark says, else UTF-8."""
     return next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
 
 
@@ -214,7 +214,7 @@ def _without_none(value: Any) -> Any:
 def toml_text(path: str | Path) -> str:
     """The text of a TOML file in UTF-8, or in UTF-16 or UTF-32 with a byte order mark (Windows' editors).
 
-    Raises OSError where it cannot be read, tomllib.TOMLDecodeError where it is no text.
+    Raises OSError where it cannot be read, tomllib.TOMLDecodeError where it is not text.
     """
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
@@ -225,7 +225,7 @@ def toml_text(path: str | Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         raise tomllib.TOMLDecodeError(
-            f"it is no {encoding.upper()} text ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"it is not {encoding.upper()} text ({error.reason} at byte {error.start}); save it as UTF-8"
         ) from error
     if "\0" in text:
         raise tomllib.TOMLDecodeError("it holds NUL characters; save it as UTF-8")

@@ -143,8 +143,8 @@ class Study(Settings):
 
     def _folds(self, folds: str | int) -> str | int:
         """A fold file is beside the study file, as card files are."""
-        found = self.folder / str(folds)
-        return str(found) if found.suffix == ".toml" and found.exists() else folds
+        file = self.folder / str(folds)
+        return str(file) if file.suffix == ".toml" and file.exists() else folds
 
     def only(self, names: Sequence[str]) -> "Study":
         """The study with these systems alone; all of them for no names."""

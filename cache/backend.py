@@ -99,8 +99,8 @@ class Layout(ABC):
     def foreign(self, view: Mapping[str, bytes], blocks: Sequence[Block]) -> str | None:
         """What in a view's files is not what `view` makes of these blocks, whatever its columns, or None.
 
-        Checksums are no signatures: whoever made the store may have put codecs there that run code, or arrays
-        that lie in other files.
+        Checksums are not signatures: whoever made the store may have used codecs that run code, or arrays
+        that are in other files.
         """
 
     @abstractmethod
@@ -144,7 +144,7 @@ def bad_segments(block: Block, vectors: np.ndarray, keys: np.ndarray) -> list[in
 
 
 def block_name(nonce: str, rows: int, segments: str) -> str:
-    """The name of a block proves its content, so that it can be trusted even when its record is lost."""
+    """The name of a block proves its content, so that the block can be trusted even if its record is lost."""
     return f"{nonce}-{xxhash.xxh3_128_hexdigest(f'{rows}:{segments}'.encode())}"
 
 
@@ -170,7 +170,7 @@ def check_description(document: dict[str, Any], where: str, backend: str) -> dic
     """
     if document.get("format") != FORMAT:
         raise StoreError(
-            f"{where} is no embedding store (its format is {document.get('format')!r}, not {FORMAT!r})"
+            f"{where} is not an embedding store (its format is {document.get('format')!r}, not {FORMAT!r})"
         )
     if document.get("version") != VERSION:
         raise StoreError(

@@ -58,9 +58,9 @@ class Bank:
         return [self.open_name(name) for name in self.names()]
 
     def full_name(self, name: str) -> str:
-        """The one store that is called so, or whose name begins so.
+        """The one store with this name, or whose name starts with it.
 
-        Raises StoreNotFound; InvalidRequest for an empty name, which every name begins with.
+        Raises StoreNotFound; InvalidRequest for an empty name, with which every name starts.
         """
         if not name.strip():
             raise InvalidRequest("the name of a store is empty; `patchbank cache ls` lists the names")
@@ -86,11 +86,11 @@ class Bank:
             files.remove_tree()
 
     def files_of(self, identity: Identity) -> Files:
-        """Where the store of an identity lies, or would."""
+        """The location of the store of an identity, whether it exists or not."""
         return self.files.at(f"{STORES}/{identity.name}")
 
     def check_new(self, identity: Identity, backend: str) -> None:
-        """Looks, without writing, whether `open_store` could make this store. Raises StoreError if not."""
+        """Checks, without writing, that `open_store` could create this store. Raises StoreError if not."""
         files = self.files_of(identity)
         layout_class(backend)(files, dim=identity.dim, dtype=identity.dtype, block_rows=BLOCK_ROWS)
         if isinstance(files, LocalFiles):
@@ -100,13 +100,13 @@ class Bank:
                 raise StoreError(f"cannot create a store in {there}: {what}. Fix: choose another --bank")
 
     def remove_empty(self, name: str, *, grace: float | None = None) -> bool:
-        """Removes the folder of a store that never came into being. Says whether it did.
+        """Removes the folder of a store that was never created; returns whether it was removed.
 
         Folder by folder, only while each is empty, and that of the leases first: a run that works there holds
-        one. What is made without a lease is told by its age alone.
+        one. Without a lease, only the age decides.
 
-        grace: seconds since its last change after which a folder is nobody's; None: at once, for the run that
-            made it, where it had leases.
+        grace: seconds since its last change after which a folder counts as abandoned; None: at once, for the
+            run that made it, where it had leases.
         """
         files = self.files.at(f"{STORES}/{name}")
         if not isinstance(files, LocalFiles) or not files.root.is_dir() or not is_empty(files):
@@ -123,13 +123,13 @@ class Bank:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # somebody works there
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another run works there
                     return False
                 raise StoreError(f"cannot remove {files.root}: {error.strerror}") from error
         return True
 
     def empty_names(self) -> list[str]:
-        """Folders in which runs began and wrote nothing; `gc` removes those that nobody holds."""
+        """Folders in which runs started and wrote nothing; `gc` removes those without a holder."""
         return self._folders(empty=True)
 
     def open_store(
@@ -156,7 +156,7 @@ class Bank:
                 files, identity, provenance=provenance, backend=backend, block_rows=block_rows
             )
         if store.identity != identity:
-            raise StoreError(f"{files} holds another identity than its name says; move it away")
+            raise StoreError(f"{files} holds a different identity from its name; move it")
         return store
 
     def find(

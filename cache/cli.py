@@ -209,9 +209,9 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
     type=click.IntRange(min=0),
     default=86_400,
     show_default=True,
-    help="Leave files younger than this (seconds); little only while nobody writes.",
+    help="Keep files younger than this (seconds). Use a small value only while no process writes.",
 )
-@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed.")
 def gc_command(names: tuple[str, ...], bank: str, grace: int, dry_run: bool) -> None:
     """Sweep leftovers of killed writers and packed blocks; published rows are never touched.
 
@@ -226,16 +226,16 @@ def gc_command(names: tuple[str, ...], bank: str, grace: int, dry_run: bool) -> 
     for name in names or _all_names(bank):
         store = _open(bank, name)
         swept = gc(store, grace=grace, dry_run=dry_run)
-        verb = "would go" if dry_run else "removed"
+        verb = "would be removed" if dry_run else "removed"
         echo(f"{store.name}: {len(swept.files)} files, {swept.bytes / 2**20:.1f} MB {verb}")
         if swept.published:
             also = "would be" if dry_run else "were"
-            echo(f"  {swept.published} rows whose lines in a log were lost {also} published again")
+            echo(f"  {swept.published} rows missing from the log {also} published again")
     if not names:
         opened = Bank(bank)
         for name in opened.empty_names():  # runs that failed before their first row
             if dry_run or opened.remove_empty(name, grace=grace):
-                echo(f"{name}: an empty folder {'would go' if dry_run else 'removed'}")
+                echo(f"{name}: an empty folder {'would be removed' if dry_run else 'removed'}")
 
 
 @cache_group.command("rm")
@@ -256,7 +256,7 @@ def rm_command(name: str, bank: str, yes: bool) -> None:
     if not yes:
         click.confirm(printable(f"Remove {full} from {bank}?"), abort=True)
     Bank(bank).remove(full)
-    echo(f"{full} is gone")
+    echo(f"{full} was removed")
 
 
 @cache_group.command("finalize")
@@ -287,10 +287,10 @@ def finalize_command(name: str, bank: str, table: Path | None) -> None:
 
 @cache_group.command("merge")
 @click.argument("sources", nargs=-1, required=True, metavar="BANK...")
-@click.option("--into", required=True, help="The bank that gets the rows; made if need be.")
-@click.option("--store", "name", help="Only this store (its beginning will do).")
+@click.option("--into", required=True, help="The bank that gets the rows; created if it does not exist.")
+@click.option("--store", "name", help="Only this store (a unique prefix is enough).")
 def merge_command(sources: tuple[str, ...], into: str, name: str | None) -> None:
-    """Copy what a bank lacks from the stores of the same identity in other banks.
+    """Copy missing rows from the stores of the same identity in other banks.
 
     \b
     Examples:
@@ -330,7 +330,7 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
 @click.argument("first", metavar="STORE")
 @click.argument("second", metavar="STORE")
 @options.bank()
-@click.option("--other-bank", help="The bank of the second store, where it is another.")
+@click.option("--other-bank", help="The bank of the second store, if it differs.")
 @options.table
 @options.json()
 def diff_command(
@@ -473,7 +473,7 @@ def push_command(
     if done.left_out:
         echo(f"columns that were not sent (--with-table sends them): {', '.join(done.left_out)}")
     if done.removed:
-        echo(f"files of an earlier push that were removed (its history has them): {len(done.removed)}")
+        echo(f"files of an earlier push that were removed (the history keeps them): {len(done.removed)}")
 
 
 @cache_group.command("pull")

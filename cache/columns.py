@@ -106,7 +106,7 @@ def texts(column: pd.Series, name: str) -> np.ndarray:
     for row, word in enumerate(words):
         if "\0" in word or any("\ud800" <= char <= "\udfff" for char in word if char > "\ud7ff"):
             raise InvalidRequest(
-                f"row {row} of the column {name!r} has a character that is no text: {word[:60]!r}; change it"
+                f"row {row} of the column {name!r} has an invalid character: {word[:60]!r}; change it"
             )
     return words
 
@@ -114,7 +114,7 @@ def texts(column: pd.Series, name: str) -> np.ndarray:
 def read_columns(columns: Mapping[str, np.ndarray], changed: object) -> dict[str, pd.Series]:
     """The columns as they were before the export. Raises InvalidRequest where `changed` does not fit."""
     if not isinstance(changed, dict):
-        raise InvalidRequest("what the export says about its columns is no table of names")
+        raise InvalidRequest("the export's description of its columns is not a table of names")
     found: dict[str, pd.Series] = {}
     for written, values in columns.items():
         about = changed.get(written, {})

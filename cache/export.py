@@ -167,16 +167,16 @@ def export(
     by: (trident, stamp) a folder with one file for each value of this column, "group" for one a slide.
     tile_um, mpp: (stamp) edge of a tile in um, and um per pixel of the table's x and y.
 
-    Raises InvalidRequest (unknown layout, something is there already, missing options), RowsMissing,
+    Raises InvalidRequest (unknown layout, the path exists already, missing options), RowsMissing,
     MissingDependency (AnnData), StoreError (disk full, unwritable).
     """
     path = Path(path)
     if layout not in LAYOUTS:
-        raise InvalidRequest(f"there is no layout {layout!r}; there are {', '.join(LAYOUTS)}")
+        raise InvalidRequest(f"unknown layout {layout!r}; available: {', '.join(LAYOUTS)}")
     if path.exists():
         raise InvalidRequest(f"{path} exists already; choose another name or remove it")
     if by is not None and layout not in {"trident", "stamp"}:
-        raise InvalidRequest("one file for each group is for the layouts trident and stamp")
+        raise InvalidRequest("one file per group is supported by the layouts trident and stamp only")
     if layout == "stamp" and tile_um is None:
         raise InvalidRequest("the STAMP layout needs the edge of a tile in um (tile_um, --tile-um)")
     for name, value in (("tile_um", tile_um), ("mpp", mpp)):
@@ -196,7 +196,7 @@ def export(
                 for name, part in _grouped(store, rows, by):
                     LAYOUTS[layout](interim / f"{name}.h5", part)
             if path.exists():
-                raise InvalidRequest(f"{path} was made by somebody else meanwhile; choose another name")
+                raise InvalidRequest(f"{path} was created by another process meanwhile; choose another name")
             publish(interim, path)
         finally:
             _discard(interim)

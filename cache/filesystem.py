@@ -41,8 +41,8 @@ def explained(action: str, where: object) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EFBIG:
             advice = (
-                "a file may not become that large here (see `ulimit -f` and the file system's limit); raise "
-                "the limit and run this again, what was published is kept"
+                "the file size is limited here (see `ulimit -f` and the file system's limit); raise "
+                "the limit and run this again; published rows are kept"
             )
         elif error.errno in FULL:
             advice = "the disk is full; free some space and run this again, what was published is kept"
@@ -106,7 +106,7 @@ class LocalFiles:
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 what = "a symbolic link" if stat.S_ISLNK(mode) else "a device, pipe or socket"
                 raise StoreError(
-                    f"{path} is {what}; a store holds plain files and folders only. Fix: replace it by the "
+                    f"{path} is {what}; a store holds plain files and folders only. Fix: replace it with the "
                     "file itself (`cp -rL` copies a store so), or remove it"
                 )
         return self.root.joinpath(*parts)
@@ -118,7 +118,7 @@ class LocalFiles:
         return self.path(name).exists()
 
     def names(self, folder: str) -> list[str]:
-        """What lies directly in a folder, sorted; nothing where there is no such folder."""
+        """The names directly in a folder, sorted; empty if the folder does not exist."""
         try:
             return sorted(item.name for item in self.path(folder).iterdir())
         except (FileNotFoundError, NotADirectoryError):
@@ -213,7 +213,7 @@ class LocalFiles:
             os.fsync(file.fileno())
 
     def create(self, name: str, content: bytes) -> bool:
-        """Writes a file, whole and durable, only if there is none of that name; says whether it did."""
+        """Writes a file, whole and durable, unless one of that name exists; returns whether it did."""
         target = self.path(name)
         for _ in range(TRIES):
             interim = self._interim(target)
@@ -264,7 +264,7 @@ class LocalFiles:
         self.path(source).replace(self.path(target))
 
     def duplicate(self, source: str, target: str) -> None:
-        """A second name for a file, in the place of what had it; a copy where there are no hard links."""
+        """A second name for a file, replacing what had it; a copy where hard links are unavailable."""
         interim = self._interim(self.path(target))
         try:
             try:
@@ -307,8 +307,8 @@ class LocalFiles:
         """
         if self.root.is_symlink():
             raise StoreError(
-                f"{self.root} is a symbolic link to {self.root.resolve()}; remove the link, or what it leads "
-                "to, by hand"
+                f"{self.root} is a symbolic link to {self.root.resolve()}; remove the link, or its target, "
+                "by hand"
             )
         gone = self.root.with_name(f"{TEMPORARY}removed-{secrets.token_hex(6)}")
         self.root.rename(gone)
@@ -463,7 +463,7 @@ class LocalReader:
             self._file.close()
 
     def stamp(self) -> object:
-        """Changes whenever the file is written to; another file has another one."""
+        """Changes whenever the file is written; differs between files."""
         about = os.fstat(self._file.fileno())
         return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
@@ -543,7 +543,7 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     except ImportError as error:
         raise MissingDependency(f"{text}: {error}; try: pip install 'patchbank[remote]'") from error
     except ValueError as error:
-        raise InvalidRequest(f"{public_url(text)} is no place that fsspec knows: {error}") from error
+        raise InvalidRequest(f"{public_url(text)} is not a location that fsspec supports: {error}") from error
     return RemoteFiles(fs, root, text)
 
 

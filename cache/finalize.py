@@ -65,7 +65,7 @@ def finalize_under_lease(store: Store, lease: Lease, table: pd.DataFrame | None 
     """`finalize`, for a caller who holds the lease already."""
     make_folders(store)
     store.refresh()
-    generation = store.catalog.next_generation  # of what is read from here on; nobody else can take it then
+    generation = store.catalog.next_generation  # of what is read from here on; no other process can take it
     if len(store) == 0:
         raise InvalidRequest(f"{store.files} has no rows yet: nothing to finalise")
     with written(store) as packed:
@@ -186,7 +186,7 @@ def _build(
     view: dict[str, bytes],
     former_view: set[str],
 ) -> None:
-    """Puts the arrays' files in their places; nothing in here touches a block."""
+    """Moves the arrays' files to their names; blocks are never changed here."""
     files, stale = store.files, former_view - set(view)
     wrong = misplaced(store, order, former)
     if any(files.exists(target) for _, target in wrong):
@@ -246,7 +246,7 @@ def _replace_chunk(store: Store, source: str | None, target: str, former: Sequen
 
 
 def _settle_arrays(store: Store, generation: int) -> None:
-    """Puts right what this process may have done to arrays that another one built meanwhile."""
+    """Corrects what this process may have changed in arrays that another process built meanwhile."""
     while True:
         store.refresh()
         if store.catalog.generation == generation:
@@ -260,7 +260,7 @@ def restore_arrays(store: Store) -> bool:
     """Puts the arrays' files right as the newest order has them; False: some cannot be (string columns), or
     are not what `finalize` makes.
 
-    Raises OSError where a block's file is not there.
+    Raises OSError where a block's file does not exist.
     """
     files, catalog = store.files, store.catalog
     give_own_files(store)
@@ -284,11 +284,11 @@ def restore_arrays(store: Store) -> bool:
 
 
 def give_own_files(store: Store, damaged: Sequence[Block] = ()) -> list[str]:
-    """Blocks that lie in a chunk of the arrays only get files of their own; returns their names.
+    """Gives blocks that exist only as a chunk of the arrays their own files; returns their names.
 
     Written by patchbank 0.1.0, or somebody removed parts/blocks. A chunk gets a block's name only if it is
     the block; where no order says which chunk that is, the keys tell.
-    damaged: blocks whose own files are no good, which a chunk may be (a copy, not a second name).
+    damaged: blocks whose own files are damaged, which a chunk may be (a copy, not a second name).
     """
     layout, catalog = store.layout, store.catalog
     bare = [*bare_blocks(store), *damaged]
@@ -307,7 +307,7 @@ def give_own_files(store: Store, damaged: Sequence[Block] = ()) -> list[str]:
 
 
 def bare_blocks(store: Store) -> list[Block]:
-    """Published blocks that lack a file of their own."""
+    """Published blocks without their own file."""
     names = {f"{BLOCKS}/{name}" for name in store.files.names(BLOCKS)}
     return [block for block in store.catalog.live() if not names.issuperset(store.layout.files_of(block.id))]
 
@@ -367,7 +367,7 @@ def _pack(store: Store, writer: str, packed: list[Block]) -> tuple[list[Block], 
 
 
 def _repeated(store: Store, live: list[Block]) -> dict[str, int]:
-    """Rows of each block whose key stands in an earlier row."""
+    """Rows of each block whose key occurs in an earlier row."""
     rows = sum(block.rows for block in live)
     if rows == len(store):
         return {}

@@ -119,7 +119,7 @@ class Hdf5Layout(Layout):
             start = end
         image = io.BytesIO()
         with h5py.File(image, "w", libver="v110") as file:
-            # a block that is not there reads as NaN: never as an embedding
+            # a missing block reads as NaN: never as an embedding
             file.create_virtual_dataset("embeddings", embeddings, fillvalue=np.nan)
             file.create_virtual_dataset("content_hash", hashes)
             for name, values in columns.items():

@@ -44,7 +44,7 @@ tags:
 # {title}
 
 {rows} patch embeddings of {encoder}: {dim} x {dtype}, view {view}, tokens {tokens}, computed in {precision}.
-Rows are keyed by the content hash of the decoded pixels; there are no images in here. {table}
+Rows are keyed by the content hash of the decoded pixels; images are not included. {table}
 
 Licence note of the encoder: {licence}
 
@@ -72,10 +72,8 @@ Two stores hold comparable vectors only if all of this is equal (digest `{digest
 
 
 NAME = re.compile(r"[A-Za-z0-9_+-]+(?:\.[A-Za-z0-9_+-]+){3}")  # as Identity.name makes them
-WITHOUT_TABLE = "There are no columns of a table either: no names of patches, no labels, no groups."
-WITH_TABLE = (
-    "**There are columns of a table in here: {columns}.** They may tell which patches are of one patient."
-)
+WITHOUT_TABLE = "Table columns (patch names, labels, groups) are not included."
+WITH_TABLE = "**Table columns are included: {columns}.** They may reveal which patches belong to one patient."
 
 
 @dataclass(frozen=True)
@@ -151,7 +149,7 @@ def contents(store: Store, *, with_table: bool, host_names: bool) -> dict[str, P
 
 
 def _one_log(store: Store, view: dict[str, bytes], *, host_names: bool) -> bytes:
-    """The log of a store as one writer would have written it, without what was taken back."""
+    """The log of a store as one writer would have written it, without retracted records."""
     catalog = store.catalog
     sessions = catalog.sessions
     # the name of a writer is its machine's, unless it was given one
@@ -205,10 +203,10 @@ def push(
     endpoint: str | None = None,
     token: str | None = None,
 ) -> Pushed:
-    """Uploads a local store to a data set repository (made if need be), as one commit.
+    """Uploads a local store to a data set repository (created if missing), as one commit.
 
-    Files that are there already are not sent again; files of an earlier push that are no longer part of the
-    store are removed. Check the encoder's licence before making it public.
+    Files that the repository has already are not sent again; files of an earlier push that are no longer part
+    of the store are removed. Check the encoder's licence before making it public.
 
     with_table: send the columns of the table that the store was finalised with, too (patch names, labels,
         groups of patients); the data card says so. host_names: keep the names of the machines in the log.
@@ -286,8 +284,8 @@ def pull(
 ) -> Store:
     """Downloads a store of a data set repository into a local bank and verifies every byte.
 
-    name: of the store (its beginning will do), where the repository holds several. An interrupted download
-    goes on where it was. Raises StoreNotFound, StoreError (damaged, no network), InvalidRequest (the bank
+    name: of the store (a unique prefix is enough), where the repository holds several. An interrupted
+    download is continued. Raises StoreNotFound, StoreError (damaged, no network), InvalidRequest (the bank
     has the store already: pull into another folder and `cache merge`).
     """
     if not isinstance(bank.files, LocalFiles):
@@ -325,7 +323,9 @@ def pull(
     with explained("write", target):
         store = Store(LocalFiles(interim / STORES / near[0]), lenient=True)
         if store.name != near[0]:
-            raise StoreError(f"{repo} calls a store {near[0]} that is {store.name}; nothing was added")
+            raise StoreError(
+                f"{repo} has a store named {near[0]} whose name must be {store.name}; nothing was added"
+            )
         store.files.walk()  # refuses links
         found = verify(store, progress=progress)
         if not found.good:

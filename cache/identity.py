@@ -2,7 +2,7 @@
 
 Everything that changes the numbers is part of it (weights, architecture arguments, preprocessing, view,
 token policy, compute precision, storage type, width). What does not (licence, library versions, device,
-date) is provenance and stands beside it in the store's description.
+date) is provenance and is kept beside it in the store's description.
 """
 
 import hashlib

@@ -88,7 +88,7 @@ def _dataset(file: "h5py.File", name: str) -> "h5py.Dataset":
 
     item = file[name]
     if not isinstance(item, h5py.Dataset) or item.shape is None or not item.shape:
-        raise ValueError(f"{name} is no array")
+        raise ValueError(f"{name} is not an array")
     return item
 
 
@@ -117,7 +117,7 @@ def _read_npy(path: Path) -> Rows:
         shape, dtype = npy_header(file, array)
         start = file.tell()
     if prod(shape) * dtype.itemsize != array.stat().st_size - start:
-        raise ValueError(f"{array.name} is not as long as it says")
+        raise ValueError(f"{array.name} is not as long as its header says")
     vectors = np.load(array, mmap_mode="r", allow_pickle=False)
     return _from_frame(path, document, frame, Vectors(shape, dtype, _in_memory(vectors).read))
 
@@ -126,7 +126,7 @@ def _read_npz(path: Path) -> Rows:
     with zipfile.ZipFile(path) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
         if len(names) != len(archive.namelist()):
-            raise ValueError("it has two arrays of one name")
+            raise ValueError("it has two arrays of the same name")
         shapes = {name: _npz_header(archive, name, path) for name in names}
         arrays = {name: _npz_array(archive, name, path) for name in names - {"embeddings"}}
     document = _document(path, str(arrays.pop("patchbank", "")))
@@ -212,9 +212,9 @@ def _tensor(path: Path, about: dict[str, Any], start: int, there: int) -> np.nda
     dtype, shape = np.dtype(SAFETENSORS[about["dtype"]]), tuple(map(int, about["shape"]))
     begin, end = map(int, about["data_offsets"])
     if min(shape, default=0) < 0 or begin < 0 or end - begin != prod(shape) * dtype.itemsize:
-        raise ValueError("a tensor's shape and its place do not fit")
+        raise ValueError("a tensor's shape and offsets do not match")
     if start + end > there:
-        raise ValueError("its tensors go on behind the end")
+        raise ValueError("its tensors end beyond the end of the file")
     if end == begin:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype.newbyteorder("<"), "r", start + begin, shape)
@@ -255,7 +255,7 @@ def _document(path: Path, text: Any) -> dict[str, Any]:
         )
     document = json.loads(text)
     if not isinstance(document, dict):
-        raise ValueError("its patchbank document is no table of values")
+        raise ValueError("its patchbank document is not a JSON object")
     if document.get("format") != FORMAT or document.get("version") not in (1, VERSION):
         raise InvalidRequest(
             f"{path} is {document.get('format')!r} version {document.get('version')!r}; this patchbank reads "
@@ -289,14 +289,14 @@ def _checked(
     for name, values in columns.items():
         text = values.dtype == object and all(isinstance(value, str) for value in values)
         if values.shape != (len(keys),) or not (text or values.dtype.kind in "iuf"):
-            raise InvalidRequest(f"{path}: the column {name!r} has not one number or text for each row")
+            raise InvalidRequest(f"{path}: the column {name!r} does not have one number or text per row")
 
     wanted_sums = document.get("column_checksums", {}) if "sum" in document else {}
     if "sum" in document:
         if sums is None or sums.dtype.kind != "u" or sums.shape != (len(keys),):
-            raise InvalidRequest(f"{path} has no checksum for each row; {DAMAGED}")
+            raise InvalidRequest(f"{path} does not have one checksum per row; {DAMAGED}")
         if not isinstance(wanted_sums, dict) or wanted_sums.keys() != columns.keys():
-            raise InvalidRequest(f"{path} has other columns than were exported; {DAMAGED}")
+            raise InvalidRequest(f"{path} has different columns from those exported; {DAMAGED}")
         for name, values in columns.items():
             if column_sum(values) != wanted_sums[name]:
                 raise InvalidRequest(f"{path}: the column {name!r} is not what was exported; {DAMAGED}")
@@ -337,7 +337,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {
 def layout_of(path: Path) -> str:
     """Which layout a file or folder has. Raises InvalidRequest."""
     if not path.exists():
-        raise InvalidRequest(f"there is no {path}")
+        raise InvalidRequest(f"{path} does not exist")
     if not path.is_dir():
         check_regular(path)
     if path.suffix in {".h5", ".hdf5"} and path.is_file():

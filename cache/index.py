@@ -16,14 +16,14 @@ def as_keys(keys: object) -> np.ndarray:
     """Checked content hashes: uint8, (n, 16), C order."""
     array = np.asarray(keys)
     if array.dtype != np.uint8 or array.ndim != 2 or array.shape[1] != KEY_BYTES:
-        raise InvalidRequest(f"keys have to be uint8 (n, {KEY_BYTES}); these are {array.dtype} {array.shape}")
+        raise InvalidRequest(f"keys have to be uint8 (n, {KEY_BYTES}); got {array.dtype} {array.shape}")
     return np.ascontiguousarray(array)
 
 
 class KeyIndex:
     """From content hash to the number of its first row.
 
-    keys : uint8, (n, 16), of the rows 0 to n - 1; the same key may stand in several rows.
+    keys : uint8, (n, 16), of the rows 0 to n - 1; a key may occur in several rows.
     """
 
     def __init__(self, keys: np.ndarray | None = None) -> None:
@@ -38,7 +38,7 @@ class KeyIndex:
     def add(self, keys: np.ndarray, first: int) -> None:
         """Take in rows that come after all others: `first`, first + 1, ...
 
-        Interrupted, the index is spoilt: it has to be made anew.
+        Interrupted, the index is spoilt: it has to be rebuilt.
         """
         keys = as_keys(keys)
         for start in range(0, len(keys), BATCH):
@@ -51,7 +51,7 @@ class KeyIndex:
             self._pieces.append(piece)
 
     def find(self, keys: np.ndarray) -> np.ndarray:
-        """The row of each key, -1 where there is none: int64, (n,)."""
+        """The row of each key, -1 if none: int64, (n,)."""
         high, low = _halves(as_keys(keys))
         found = np.empty(len(high), dtype=np.int64)
         for start in range(0, len(high), BATCH):
@@ -117,7 +117,7 @@ class _Piece:
         self._look_for_ties()
 
     def find(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """The row of each key given by its halves, -1 where there is none: int64."""
+        """The row of each key given by its halves, -1 if none: int64."""
         last = len(self) - 1
         position = np.searchsorted(self.high, high)
         np.minimum(position, last, out=position)

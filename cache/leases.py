@@ -84,7 +84,7 @@ class Found:
         self.state = self.content + repr(files.modified(name)).encode()  # any change is a sign of life
         try:
             about = json.loads(self.content)
-        except ValueError:  # cut short by a full disk or a crash: nobody renews it
+        except ValueError:  # truncated by a full disk or a crash: no process renews it
             about = None
         about = about if isinstance(about, dict) else {}
         self.owner = str(about.get("owner") or "?")[:100]
@@ -127,7 +127,7 @@ class Found:
 
 
 def holder(files: Files, unit: str) -> Found | None:
-    """Who holds a unit, stale or not; None: nobody."""
+    """Who holds a unit, stale or not; None if it is free."""
     held = _numbers(files, unit)
     try:
         return Found(files, _name(unit, held[-1])) if held else None
@@ -208,7 +208,7 @@ class Lease:
         if now - self._renewed > self._ttl:
             self.lost = True
         if self._files.remote and now - self._looked < min(1.0, self._ttl / 8):
-            return not self.lost  # two requests a look, and nobody takes over so soon
+            return not self.lost  # two requests per check, and no process takes over that soon
         if not self.lost:
             numbers = _numbers(self._files, self._unit)
             try:
@@ -295,7 +295,7 @@ def _numbers(files: Files, unit: str) -> list[int]:
 
 
 def sweepable(files: Files, grace: float) -> list[str]:
-    """The files of leases that nobody holds any more: of processes of this machine that are gone, and those
+    """The files of leases without a holder: of processes of this machine that are gone, and those
     that were not renewed for `grace` seconds by the file system's clock (a day at least)."""
     found = []
     now = files.clock()

@@ -1,4 +1,4 @@
-"""What lies in parts/blocks beside the published blocks: does it hold rows that nothing else holds?
+"""Files in parts/blocks beside the published blocks: do they hold rows that exist nowhere else?
 
 A writer that was killed leaves a block without its line in a log; a log that was cut short or removed leaves
 many. The name of a block proves what is in it, so that they can be published again.
@@ -91,7 +91,7 @@ def _by_name(store: Store, name: str) -> Rows | None:
 
 
 def publish(store: Store, writer: StoreWriter, leftover: Leftover, rows: Rows, new: np.ndarray) -> None:
-    """Publishes the rows of a leftover of which `new` (bool, (n,)) stand nowhere else."""
+    """Publishes the rows of a leftover that exist nowhere else: `new`, bool (n,)."""
     if leftover.kind != "retired" and rows.whole is not None:
         writer.log().append(rows.whole.record())
         settle(store, [leftover.block])

@@ -40,7 +40,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         return json.loads(body + b"}")
-    except (ValueError, RecursionError):  # checksums are no signatures: somebody else wrote this
+    except (ValueError, RecursionError):  # checksums are not signatures: other software wrote this
         return None
 
 
@@ -284,7 +284,7 @@ class LogWriter:
         self._lines += 1
 
     def _append_to_file(self, line: bytes) -> None:
-        """A line that could not be written whole and synced is taken back: it must not spoil the next."""
+        """A line that could not be written and synced completely is removed: it must not corrupt the next."""
         size = os.fstat(self._descriptor).st_size
         written = 0
         try:

@@ -32,7 +32,7 @@ def _flat(document: dict, prefix: str = "") -> dict[str, object]:
 
 
 def merge(target: Store, sources: Sequence[Store], *, progress: bool = False) -> int:
-    """Copies the rows that `target` lacks from stores of the same identity; returns how many.
+    """Copies the rows missing from `target` from stores of the same identity; returns how many.
 
     Raises InvalidRequest, before anything is copied, if an identity differs (naming the parts).
     """
@@ -57,7 +57,7 @@ def merge(target: Store, sources: Sequence[Store], *, progress: bool = False) ->
 def subset(store: Store, keys: np.ndarray, bank: Bank, *, progress: bool = False) -> Store:
     """The rows of some keys (uint8 (n, 16)) as a store of the same identity in another bank.
 
-    Raises RowsMissing if the store lacks some; InvalidRequest if the bank is the store's own.
+    Raises RowsMissing if the store does not have all of them; InvalidRequest if the bank is the store's own.
     """
     target = bank.open_store(
         store.identity,

@@ -55,7 +55,7 @@ def layout_class(backend: str) -> type[Layout]:
         from .hdf5_backend import Hdf5Layout
 
         return Hdf5Layout
-    raise InvalidRequest(f"there is no backend {backend!r}; there are {' and '.join(BACKENDS)}")
+    raise InvalidRequest(f"unknown backend {backend!r}; available: {' and '.join(BACKENDS)}")
 
 
 def check_block_rows(block_rows: int, identity: Identity, files: Files) -> None:
@@ -69,7 +69,7 @@ def check_block_rows(block_rows: int, identity: Identity, files: Files) -> None:
 
 
 def is_empty(files: Files) -> bool:
-    """Whether it is no store yet: no description (at most its copy, which is written first), block or log."""
+    """Whether it is not a store yet: no description (at most its copy, written first), block or log."""
     if any(files.exists(layout_class(backend).descriptions[0]) for backend in BACKENDS):
         return False
     return not (files.names(BLOCKS) or files.names(LOGS))
@@ -140,7 +140,7 @@ class Store:
     ) -> Self:
         """Creates the store, or opens it where another process was faster."""
         if block_rows < 1:
-            raise InvalidRequest(f"block_rows is {block_rows}; a block has at least one row")
+            raise InvalidRequest(f"block_rows is {block_rows}; it has to be at least 1")
         check_block_rows(block_rows, identity, files)
         document = {
             "format": FORMAT,
@@ -219,7 +219,7 @@ class Store:
         self._sound.clear()  # block -> (the file as it was, bool a segment: it was compared)
 
     def refresh(self) -> None:
-        """Takes in what was published (by anybody) since the store was opened."""
+        """Reads what any process has published since the store was opened."""
         with self._lock:
             self.catalog.read()
 
@@ -339,7 +339,7 @@ class Store:
         spot, reader = self._open(self._spots(block)[1])
         content = reader.joined([spot.offset], block.rows * KEY_BYTES)
         if xxhash.xxh3_64_hexdigest(content) != block.keys_sum:
-            raise _damaged(f"{self._files}/{spot.file}", "its keys are not what was written")
+            raise _damaged(f"{self._files}/{spot.file}", "its keys differ from what was written")
         return np.frombuffer(content, np.uint8).reshape(block.rows, KEY_BYTES)
 
     def read_block(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
@@ -362,7 +362,7 @@ class Store:
             there = sum(self._files.size(file) for file in files)
             if claimed > there + ROOM:
                 raise StoreError(
-                    f"{self._files}/{files[0]} has {there:,} bytes (all of its block), and the log claims "
+                    f"{self._files}/{files[0]} has {there:,} bytes (all of its block), but the log claims "
                     f"{claimed:,} ({rows:,} rows x {self.dim}): the store was damaged or tampered with"
                 )
         return np.zeros((rows, self.dim), self.layout.dtype), np.zeros((rows, KEY_BYTES), np.uint8)
@@ -370,7 +370,7 @@ class Store:
     def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:
         """The vectors of keys (uint8 (n, 16)), in their order: (n, dim), of the store's dtype unless asked.
 
-        Raises RowsMissing if some are not there (after a look at what was published meanwhile).
+        Raises RowsMissing if some are missing (after a check for rows published meanwhile).
         """
         keys = as_keys(keys)
         out = np.empty((len(keys), self.dim), dtype=dtype or self.dtype)
@@ -446,7 +446,7 @@ class Store:
     def _take(self, block: Block, local: np.ndarray, out: np.ndarray, into: Any) -> None:
         """Rows `local` (ascending) of a block to the rows `into` of `out`, none but those that fit.
 
-        Raises OSError: a file is not there, too short, or not what the block's record says.
+        Raises OSError: a file is missing, too short, or not what the block's record says.
         """
         vector_spots, key_spots = self._spots(block)
         spot, reader = self._open(vector_spots)
@@ -524,7 +524,7 @@ class Store:
             if now != block.segments[16 * number : 16 * number + 16]:
                 first = number * SEGMENT_ROWS
                 last = min(first + SEGMENT_ROWS, block.rows) - 1
-                raise _damaged(where, f"rows {first}-{last} of block {block.id} are not what was written")
+                raise _damaged(where, f"rows {first}-{last} of block {block.id} differ from what was written")
 
     # --- writing --------------------------------------------------------------------------------------
 
@@ -538,7 +538,7 @@ class Store:
 
 @dataclass(frozen=True)
 class _Located:
-    """Row numbers (int64, (n,)) and the blocks that they count: a refresh may number the rows anew."""
+    """Row numbers (int64, (n,)) and the blocks that they count: a refresh may renumber the rows."""
 
     rows: np.ndarray
     blocks: list[Block]
@@ -582,7 +582,7 @@ class StoreWriter:
         stored = self._as_stored(vectors, ids)
         if not len(keys) == len(stored) == len(ids):
             raise InvalidRequest(
-                f"{len(keys)} keys, {len(stored)} vectors and {len(ids)} ids are not one row each"
+                f"{len(keys)} keys, {len(stored)} vectors and {len(ids)} ids differ in length"
             )
         done = 0
         while done < len(keys):
@@ -602,7 +602,7 @@ class StoreWriter:
         array = np.asarray(vectors)
         if array.ndim != 2 or array.shape[1] != store.dim or not np.issubdtype(array.dtype, np.floating):
             raise InvalidRequest(
-                f"vectors have to be floats (n, {store.dim}); these are {array.dtype} {array.shape}"
+                f"vectors have to be floats (n, {store.dim}); got {array.dtype} {array.shape}"
             )
         with np.errstate(over="ignore"):
             stored = array.astype(store.layout.dtype, copy=False)
@@ -671,7 +671,7 @@ def make_folders(store: Store) -> None:
 def write_block(
     store: Store, vectors: np.ndarray, keys: np.ndarray, *, writer: str, padded: bool = False
 ) -> Block:
-    """Makes the files of a block durable, and its record, which somebody has to publish and then `settle`.
+    """Makes the files of a block durable, and its record, which the caller has to publish and then `settle`.
 
     padded: the block ends a finalised array and is filled up to a whole chunk.
     """
@@ -688,7 +688,7 @@ def write_block(
 
 
 def pending(block: str) -> str:
-    """The empty file that stands beside a block until it is published."""
+    """The empty file beside a block until it is published."""
     return f"{BLOCKS}/{TEMPORARY}{block}"
 
 
@@ -708,7 +708,7 @@ def block_of(
 
 
 def _damaged(where: str, what: str) -> OSError:
-    """Something else is there than the log says: it was moved since the log was read, or is damaged."""
+    """The file differs from the log: it was moved since the log was read, or is damaged."""
     advice = "`patchbank cache verify` says which rows are lost, `patchbank cache repair` takes them out"
     return OSError(errno.EIO, f"{what}; {advice}", where)
 

@@ -23,7 +23,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """A CSV (everything is text) or parquet file, or the one that a manifest's TOML names."""
     path = Path(path)
     if not path.exists():
-        raise InvalidRequest(f"there is no table {path}")
+        raise InvalidRequest(f"the table {path} does not exist")
     if path.suffix == ".toml":
         try:
             header = read_toml(path)
@@ -32,7 +32,7 @@ def read_table(path: str | Path) -> pd.DataFrame:
         section = header.get("table")
         if not isinstance(section, dict) or not isinstance(section.get("file"), str):
             raise InvalidRequest(
-                f"{path} is no manifest: it has no [table] with a file; give the CSV or parquet"
+                f"{path} is not a manifest: it has no [table] with a file; give the CSV or parquet"
             )
         return read_table(path.parent / section["file"])
     try:
@@ -92,7 +92,7 @@ def with_hash(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def first_of_key(table: pd.DataFrame, keys: np.ndarray) -> np.ndarray:
-    """The first row of the table for each key, -1 where there is none: int64, (n,)."""
+    """The first row of the table for each key, -1 if none: int64, (n,)."""
     return KeyIndex(keys_of_table(table)).find(keys)
 
 

@@ -1,5 +1,5 @@
-"""Files from elsewhere, looked at before they are read: nothing in them may run code, lead to other files, or
-claim to be far larger than it is.
+"""Files of unknown origin, checked before they are read: nothing in them may run code, lead to other files,
+or claim to be far larger than it is.
 
 What is allowed is what exports of `patchbank cache export` have.
 """
@@ -20,7 +20,7 @@ from .filesystem import LocalFiles
 if TYPE_CHECKING:
     import h5py
 
-MAX_RATIO = 200  # of what is claimed to what is there; embeddings hardly shrink
+MAX_RATIO = 200  # of claimed to stored bytes; embeddings hardly compress
 ROOM = 1 << 20  # bytes that any file may claim
 CODECS = {"bytes", "vlen-utf8", "vlen-bytes", "crc32c", "transpose"}
 SIZED = {"zstd", "blosc"}  # compressors whose chunks say how long they are unpacked
@@ -51,7 +51,7 @@ def readable(path: Path, what: str) -> Iterator[None]:
 
 
 def check_regular(path: Path) -> None:
-    """Raises InvalidRequest for what is no data: a pipe or device, an empty file, a web page, a pointer."""
+    """Raises InvalidRequest for what is not data: a pipe or device, an empty file, a web page, a pointer."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise InvalidRequest(f"{path} is not a regular file")
     with path.open("rb") as file:
@@ -108,7 +108,7 @@ def check_hdf5(file: "h5py.File", path: Path) -> None:
 
 
 def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
-    """The bytes of all data sets below a group, whose links and data sets are looked at on the way."""
+    """The bytes of all data sets below a group, whose links and data sets are checked on the way."""
     import h5py
 
     claimed = 0
@@ -118,7 +118,7 @@ def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
             raise InvalidRequest(f"{where} is a link to another place or file; links are not followed")
         item = group[name]
         if item in seen:
-            raise InvalidRequest(f"{where} is there under two names (a loop?); it is not read")
+            raise InvalidRequest(f"{where} appears under two names (a loop?); it is not read")
         seen.add(item)
         if isinstance(item, h5py.Group):
             claimed += _claimed(item, path, seen)
@@ -130,21 +130,21 @@ def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
 
 
 def check_dataset(item: "h5py.Dataset", where: str) -> None:
-    """Raises InvalidRequest where the values of a data set lie in other files."""
+    """Raises InvalidRequest where the values of a data set are in other files."""
     if item.is_virtual or item.external:
         kind = "a virtual data set" if item.is_virtual else "in external storage"
-        raise InvalidRequest(f"{where} is {kind}: its values lie in other files, which are not read")
+        raise InvalidRequest(f"{where} is {kind}: its values are in other files, which are not read")
 
 
 def _check_filters(item: "h5py.Dataset", where: str) -> None:
-    """Raises InvalidRequest for compressed data: HDF5 unpacks a chunk to whatever size it has."""
+    """Raises InvalidRequest for compressed data: HDF5 decompresses a chunk to any size."""
     plist = item.id.get_create_plist()
     filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
     names = [str(name or code) for code, _, _, name in filters if code not in HDF5_FILTERS]
     if names:
         raise InvalidRequest(
             f"{where} is compressed ({', '.join(names)}), which exports of patchbank are not. Fix: "
-            "`h5repack -f NONE` it, if it comes from somebody whom you trust"
+            "`h5repack -f NONE` it, if you trust its source"
         )
 
 
@@ -177,7 +177,7 @@ def _unpacked(start: bytes, size: int) -> int:
         width = (1 if single else 0, 2, 4, 8)[about >> 6]
         at = 5 + (not single) + (0, 1, 2, 4)[about & 3]
         if not width or len(start) < at + width:
-            raise InvalidRequest("a chunk does not say how long it is unpacked; exports of patchbank do")
+            raise InvalidRequest("a chunk does not declare its decompressed size; exports of patchbank do")
         return int.from_bytes(start[at : at + width], "little") + 256 * (width == 2)
     blosc = (
         len(start) >= 16 and start[0] in (1, 2, 3, 4, 5) and int.from_bytes(start[12:16], "little") == size

@@ -37,7 +37,7 @@ class Damage:
     """One thing that is wrong.
 
     kind  "description", "log", "rows", "file" (of a block, not its rows), "arrays" (of a finalised store),
-          "unpublished" (rows that prove themselves and that no log speaks of)
+          "unpublished" (rows with valid checksums that no log names)
     rows  (first, last) row numbers within the block, both included
     keys  uint8, (m, 16): the keys of these rows, as far as the key file can be believed
     """
@@ -56,7 +56,7 @@ class Damage:
 
 @dataclass
 class Verified:
-    """What `verify` looked at and found. `notes` are harmless (leftovers of killed writers)."""
+    """What `verify` checked and found. `notes` are harmless (leftovers of killed writers)."""
 
     blocks: int = 0
     rows: int = 0
@@ -73,7 +73,7 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
     """Reads every byte of a store that counts and compares it with its checksum.
 
     The store may be one that was opened leniently (`Bank.open_name(name, lenient=True)`), being damaged.
-    What other processes publish, pack or finalise meanwhile is no damage.
+    What other processes publish, pack or finalise meanwhile does not count as damage.
     """
     found = Verified()
     with explained("read", store.files):
@@ -138,7 +138,7 @@ def _fault_of(
 ) -> Damage | None:
     file = leftover.files[0]
     if rows is None or not new.any():
-        what = "was packed or replaced" if leftover.kind == "retired" else "is no published block"
+        what = "was packed or replaced" if leftover.kind == "retired" else "is not a published block"
         notes += [f"{name} {what}; `cache gc` sweeps it after a day" for name in leftover.files]
         return None
     what = f"no published block holds {int(new.sum())} of its {len(new)} rows, which are whole"
@@ -152,7 +152,7 @@ def _fault_of(
 
 
 def _unpublished(store: Store, found: Verified) -> Iterator[tuple[Leftover, Rows | None, np.ndarray]]:
-    """What lies beside the published blocks, its rows, and which of them (bool) stand nowhere else."""
+    """The files beside the published blocks, their rows, and which rows (bool) exist nowhere else."""
     left = leftovers(store, strict=False)
     if not left:
         return
@@ -217,9 +217,7 @@ def _verify_arrays(store: Store, found: Verified) -> None:
         if not faults:
             return
         if other is not None:
-            found.notes.append(
-                f"the arrays are being built by {other}; if it is no more, finalise once again"
-            )
+            found.notes.append(f"the arrays are being built by {other}; if it has ended, finalise again")
             return
         store.catalog.read(strict=False)
         if store.state() == seen and _builder(store) is None:
@@ -247,7 +245,7 @@ def _faults_of_arrays(store: Store) -> Iterator[Damage]:
                 view[name] = content
         if not catalog.order and files.exists(layout.arrays):
             yield Damage(
-                "arrays", layout.arrays, "is there, and no log says which blocks the arrays are made of"
+                "arrays", layout.arrays, "exists, but no log says which blocks the arrays consist of"
             )
         known = {block.id: block for block in catalog.live()}
         if known.keys() >= set(catalog.order):
@@ -278,7 +276,7 @@ def _faults_of_arrays(store: Store) -> Iterator[Damage]:
 
 @dataclass
 class Repaired:
-    """What `repair` did. `lost` rows have to be embedded again (`extract` does it by itself)."""
+    """What `repair` did. `lost` rows have to be embedded again (`extract` does so automatically)."""
 
     lost: int = 0
     saved: int = 0
@@ -318,7 +316,7 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
                 found.damage += _verify_block(store, store.catalog.published[name])
             given += anew
         if given:
-            done.actions.append(f"blocks whose files were made anew from the arrays: {len(set(given))}")
+            done.actions.append(f"blocks whose files were restored from the arrays: {len(set(given))}")
         for leftover, rows, new in _unpublished(store, found):
             if rows is not None and new.any():
                 publish(store, writer, leftover, rows, new)

@@ -100,7 +100,7 @@ class ZarrLayout(Layout):
         files["content_hash/zarr.json"] = _array(shape, chunks, "uint8", 0, [{"name": "bytes"}])
         little = [{"name": "bytes", "configuration": {"endian": "little"}}]
         shape, chunks = [rows, self.dim], [self.block_rows, self.dim]
-        # a chunk that is not there reads as NaN: never as an embedding
+        # a missing chunk reads as NaN: never as an embedding
         files["embeddings/zarr.json"] = _array(shape, chunks, self.dtype.name, "NaN", little)
         return files
 

@@ -44,10 +44,10 @@ class AdaptedEncoder(nn.Module):
     def forward(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> float, as the card says."""
         features = self.backbone.features(batch, pooled=not self.tokens)
-        found = features.tokens if self.tokens else features.pooled
-        if found is None:
-            raise EncoderError("the base encoder no longer gives what the model was trained on")
-        return found
+        tensor = features.tokens if self.tokens else features.pooled
+        if tensor is None:
+            raise EncoderError("the base encoder's output differs from what the model was trained on")
+        return tensor
 
 
 def card_of(folder: str | Path, *, merged: bool = True) -> Card:
@@ -111,13 +111,13 @@ def load_model(
 
 
 def admit(folder: Path, manifest: Manifest) -> None:
-    """The leak rule for a manifest that is to be embedded. Raises LeakRefused with the way out."""
+    """The leak rule for a manifest that is to be embedded. Raises LeakRefused with the fix."""
     seen = _seen(folder, manifest)
     if seen.any():
         first = manifest.table["patch_id"].iloc[int(np.flatnonzero(seen)[0])]
         raise LeakRefused(
             f"{int(seen.sum())} of {len(manifest)} patches of {manifest.header.name} trained this model "
-            f"(first {first}): their embeddings have seen their labels. "
+            f"(first {first}): their embeddings depend on their labels. "
             f"`patchbank finetune unseen {folder} MANIFEST --out FILE.toml` writes the manifest of the others"
         )
 
@@ -141,16 +141,16 @@ def fold_folders(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if (folder / checkpoint.CARD).exists():
         return [folder]
-    found = sorted(p.parent for p in folder.glob(f"fold-*/{checkpoint.CARD}"))
-    if not found:
+    folders = sorted(p.parent for p in folder.glob(f"fold-*/{checkpoint.CARD}"))
+    if not folders:
         checkpoint.read_card(folder)  # says what is missing
-    return found
+    return folders
 
 
 def _fold_folder(folder: Path) -> Path:
     if not (folder / checkpoint.CARD).exists() and list(folder.glob(f"fold-*/{checkpoint.CARD}")):
         raise InvalidRequest(
-            f"{folder} holds the models of several folds, and each is an encoder of its own: name one, "
+            f"{folder} holds the models of several folds, and each is a separate encoder: name one, "
             f"as in {SCHEME}:{folder / 'fold-1'}"
         )
     return folder
@@ -185,12 +185,12 @@ def _base_weights(base: Card, card: dict[str, Any], recipe: Recipe, where: dict[
     # weights that are no longer where they were are looked for elsewhere
     kept = {k: v for k, v in card["base_weights"].items() if v and (Path(v).is_file() or Path(v).is_dir())}
     options = {**kept, **{k: v for k, v in where.items() if v}}
-    found = locate(base, **options)
-    if found.identity != about["weights"]:
+    located = locate(base, **options)
+    if located.identity != about["weights"]:
         raise EncoderError(
-            f"the adapter was trained on {about['weights']}, and the base weights here are {found.identity}"
+            f"the adapter was trained on {about['weights']}, and the base weights here are {located.identity}"
         )
-    return found
+    return located
 
 
 def _seen(folder: Path, manifest: Manifest) -> np.ndarray:

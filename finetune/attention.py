@@ -204,7 +204,7 @@ def run_attention(
         flat = load(manifest, encoder=encoder, bank=opened, view=view, tokens="patches", dtype="float16")
         if flat.shape[1] % token_dim:
             raise InvalidRequest(
-                f"vectors of {flat.shape[1]} numbers are no whole number of tokens of {token_dim}"
+                f"vectors of {flat.shape[1]} numbers are not a whole number of tokens of {token_dim}"
             )
         return flat.reshape(len(flat), -1, token_dim)
 
@@ -217,9 +217,9 @@ def run_attention(
         )
         logits[k] = {OOF: attention_logits(models[k], tokens[data.fold == k])}
     for rows, manifest in zip(study.tests, study.test_manifests, strict=True):
-        theirs = tokens_of(manifest)
+        set_tokens = tokens_of(manifest)
         for k in numbers:
-            logits[k][rows.dataset] = attention_logits(models[k], theirs)
+            logits[k][rows.dataset] = attention_logits(models[k], set_tokens)
     about = {
         "dim": int(chosen.heads * token_dim),
         "criterion": float(np.mean([max(e["auroc"] for e in h) for h in histories.values()])),
@@ -240,7 +240,7 @@ def run_attention(
 
 
 def settings_from(values: Mapping[str, Any]) -> AttentionSettings:
-    """Settings from plain values; an unknown key is refused with its near name."""
+    """Settings from plain values; an unknown key is refused with the closest known name."""
     known = [f.name for f in fields(AttentionSettings)]
     for key in values:
         if key not in known:

@@ -39,7 +39,7 @@ _UNMIX = np.linalg.inv(_STAINS)
 
 
 def draw(*key: Any) -> np.random.Generator:
-    """A generator that depends on nothing but `key` (seed, epoch, place in the epoch, patch id)."""
+    """A generator that depends only on `key` (seed, epoch, place in the epoch, patch id)."""
     digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
@@ -47,7 +47,7 @@ def draw(*key: Any) -> np.random.Generator:
 def augment(
     pixels: np.ndarray, steps: Sequence[Mapping[str, Any]], rng: np.random.Generator
 ) -> tuple[np.ndarray, bool]:
-    """Do the steps on one patch.
+    """Apply the steps to one patch.
 
     pixels : uint8 (h, w, 3), not changed
     Returns uint8 (h', w', 3), and whether a step has brought it to the input size already.
@@ -67,7 +67,7 @@ def d4(pixels: np.ndarray, k: int) -> np.ndarray:
 
 
 def step_faults(step: Any) -> Iterable[str]:
-    """What is wrong with one step of a recipe, in words."""
+    """The faults of one step of a recipe, as text."""
     if not isinstance(step, Mapping) or "step" not in step:
         yield f"augment: {step!r} is not a table with a key 'step'"
         return

@@ -64,7 +64,7 @@ def save_state(
     progress: Mapping[str, Any],
     run_key: Mapping[str, Any],
 ) -> None:
-    """One file, so that weights, moments and progress are always of the same epoch; then older bests go."""
+    """Write one file: weights, moments and progress are always of the same epoch. Older bests are removed."""
     named = _named(network)
     tensors = {f"network.{n}": t for n, t in named.items()}
     names = {id(p): n for n, p in network.named_parameters()}
@@ -86,7 +86,7 @@ def save_state(
 def load_state(
     folder: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, run_key: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Put a saved state back; the saved progress, or None where there is no state.
+    """Restore a saved state; returns its progress, or None if there is no state.
 
     Raises InvalidRequest where the state is of another run, naming what differs.
     """
@@ -98,7 +98,7 @@ def load_state(
         header = stream.metadata() or {}
     if header.get("format") != _STATE_FORMAT:
         raise TrainingError(
-            f"{file} is no {_STATE_FORMAT} but {header.get('format')!r}; move it away to start anew"
+            f"{file} is not a {_STATE_FORMAT} but {header.get('format')!r}; move it to start again"
         )
     saved, wanted = json.loads(header["run_key"]), json.loads(json.dumps(dict(run_key)))
     different = [k for k in sorted({*saved, *wanted}) if saved.get(k) != wanted.get(k)]
@@ -106,7 +106,7 @@ def load_state(
         raise InvalidRequest(
             f"{folder} holds a run with another {', '.join(different)} "
             f"({'; '.join(f'{k}: {saved.get(k)} there, {wanted.get(k)} now' for k in different[:3])}). "
-            "Choose another output folder, or move this one away"
+            "Choose another output folder, or move this one"
         )
     own = _named(network)
     with torch.no_grad():
@@ -123,18 +123,18 @@ def load_state(
 
 
 def best_file(folder: Path, epoch: int) -> Path:
-    """Where the tensors of the best epoch are while a run goes on."""
+    """File of the best epoch's tensors during training."""
     return folder / f"best-{epoch:04d}.safetensors"
 
 
 def sweep(folder: Path) -> None:
-    """Remove what a killed process left half written."""
+    """Remove partial files of a killed process."""
     for file in folder.glob(f"{TEMPORARY}*"):
         file.unlink(missing_ok=True)
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write card.json; the run is complete from then on, and its training state goes."""
+    """Write card.json; this completes the run, and its training state is removed."""
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".parquet"} and _is_result(p))
     listed = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
     whole = {"format": FORMAT, "format_version": FORMAT_VERSION, **card, "files": listed}
@@ -155,11 +155,11 @@ def read_card(folder: Path) -> dict[str, Any]:
             if (file.parent / STATE).exists()
             else ""
         )
-        raise TrainingError(f"{file.parent} holds no fine-tuned model: there is no {CARD}{state}") from None
+        raise TrainingError(f"{file.parent} holds no fine-tuned model: it has no {CARD}{state}") from None
     except (OSError, ValueError) as error:
         raise TrainingError(f"{file} cannot be read: {error}") from error
     if not isinstance(card, dict):
-        raise TrainingError(f"{file} is not the card of a model: it is no object")
+        raise TrainingError(f"{file} is not the card of a model: it is not a JSON object")
     if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
         raise TrainingError(
             f"{file} is {card.get('format')!r} version {card.get('format_version')!r}; this patchbank reads "
@@ -171,13 +171,13 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def _faults(value: Any, shape: Any, where: str = "") -> Iterator[str]:
-    """What in a card is missing or of another type, and files that would lie elsewhere."""
+    """Fields of a card that are missing or of the wrong type, and files outside its folder."""
     if not isinstance(shape, dict):
         if not isinstance(value, shape):
             yield f"{where} is {value!r}"
         return
     if not isinstance(value, dict):
-        yield f"{where or 'the whole'} is no object"
+        yield f"{where or 'the whole'} is not a JSON object"
         return
     for key, kind in shape.items():
         if key not in value:
@@ -196,9 +196,9 @@ def check_files(folder: Path, card: Mapping[str, Any]) -> None:
     for name, said in card["files"].items():
         file = Path(folder) / name
         if not file.exists():
-            raise TrainingError(f"{file} is missing, its card lists it")
+            raise TrainingError(f"{file} is missing, although its card lists it")
         if file.stat().st_size != said["bytes"] or sha256(file) != said["sha256"]:
-            raise TrainingError(f"{file} is not what its card says: it was changed or damaged")
+            raise TrainingError(f"{file} differs from its card: it was changed or damaged")
 
 
 def _is_result(file: Path) -> bool:

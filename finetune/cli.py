@@ -28,16 +28,20 @@ def finetune_group() -> None:
 @click.option("--metric", default="auroc", show_default=True, help="auroc or balanced_accuracy.")
 @click.option("--target", type=float, default=0.9, show_default=True, help="Weak: lower bound below this.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Behind: adjusted p below this.")
-@click.option("--min-gap", type=float, default=0.01, show_default=True, help="Behind: at least so much.")
 @click.option(
-    "--recovery", type=float, default=0.3, show_default=True, help="Expected gain, share of 1 - value."
+    "--min-gap", type=float, default=0.01, show_default=True, help="Behind: difference at least this."
 )
 @click.option(
-    "--gain-per-hour", type=float, default=0.0, show_default=True, help="Least expected gain an hour."
+    "--recovery",
+    type=float,
+    default=0.3,
+    show_default=True,
+    help="Expected gain, as a fraction of 1 - value.",
 )
 @click.option(
-    "--max-hours", type=float, default=48.0, show_default=True, help="Most hours an encoder may cost."
+    "--gain-per-hour", type=float, default=0.0, show_default=True, help="Minimum expected gain per hour."
 )
+@click.option("--max-hours", type=float, default=48.0, show_default=True, help="Maximum hours per encoder.")
 @click.option(
     "--keep-within",
     type=float,
@@ -45,7 +49,9 @@ def finetune_group() -> None:
     show_default=True,
     help="Leave out encoders whose upper bound is further below the best one's lower bound.",
 )
-@click.option("--measure/--no-measure", default=True, help="Time a few steps here for the cost.")
+@click.option(
+    "--measure/--no-measure", default=True, help="Time a few steps on this machine to estimate the cost."
+)
 @options.device
 @options.json("Print the plan as JSON.")
 def plan_command(
@@ -59,7 +65,7 @@ def plan_command(
     as_json: bool,
     **thresholds: Any,
 ) -> None:
-    """Say which encoders to fine-tune, and why, from the RESULTS of `patchbank probe run`.
+    """Choose which encoders to fine-tune, with reasons, from the RESULTS of `patchbank probe run`.
 
     The rule is written in the plan; edit the plan as you like before `finetune run --plan`.
 
@@ -141,7 +147,7 @@ def run_command(
 ) -> None:
     """Fine-tune one encoder on TRAIN, one model a fold, and score TESTS; or all encoders of a plan.
 
-    An interrupted or killed run goes on with the same command, after its last full epoch.
+    The same command continues an interrupted or killed run after its last complete epoch.
 
     \b
     Examples:
@@ -159,7 +165,7 @@ def run_command(
     if plan_file is not None:
         if train or encoder or recipe != "lora":
             raise InvalidRequest(
-                "--plan says what to train on, which encoders and recipes: leave TRAIN, -e and --recipe out"
+                "--plan sets the training data, encoders and recipes: omit TRAIN, -e and --recipe"
             )
         results = run_plan(plan_file, **given)
     else:
@@ -281,7 +287,7 @@ def show_command(folder: Path, as_json: bool) -> None:
 @click.option("--fold", type=int, help="Train rows of this fold only.")
 @options.json()
 def compare_command(models: Path, probe: Path, features: str | None, fold: int | None, as_json: bool) -> None:
-    """Set a fine-tuned model's scores beside a probe's, on the same patches, with paired intervals.
+    """Compare a fine-tuned model's scores with a probe's, on the same patches, with paired intervals.
 
     \b
     Examples:

@@ -15,7 +15,7 @@ from ..probe.results.scoring import compare_models, estimate_set, without_duplic
 from ..probe.statistics.comparisons import holm
 from .scores import OOF
 
-PREFERRED = (OOF, "ensemble", "refit")  # the role that stands for a model, whichever it has first
+PREFERRED = (OOF, "ensemble", "refit")  # the role that stands for a model, the first that it has
 
 
 def compare_results(
@@ -39,11 +39,11 @@ def compare_results(
     over all records.
     Raises InvalidRequest where the two have no patch in common, or disagree on a label.
     """
-    mine, other = ProbeResult.load(ours), ProbeResult.load(theirs)
+    finetuned, other = ProbeResult.load(ours), ProbeResult.load(theirs)
     chosen = features or other.chosen
-    a = _by_set(mine.predictions, mine.chosen, fold)
+    a = _by_set(finetuned.predictions, finetuned.chosen, fold)
     b = _by_set(other.predictions, chosen, fold)
-    single = len(mine.results.folds.trained or ()) == 1
+    single = len(finetuned.results.folds.trained or ()) == 1
     config = ProbeConfig.from_dict(other.results.config.to_json())
     config = config.replace(seed=seed, bootstrap=config.bootstrap or ProbeConfig(features=("any",)).bootstrap)
     records = []
@@ -65,8 +65,8 @@ def compare_results(
             continue
         whole = estimate_set(rows, columns, config=config)
         assert whole is not None  # the config asks for intervals
-        found = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
-        for one in found:
+        comparisons = compare_models(rows, columns, config=config, reference="theirs", whole=whole)
+        for one in comparisons:
             if one.test != PAIRED:
                 continue
             values = whole[one.metric].value
@@ -74,7 +74,7 @@ def compare_results(
                 {
                     "dataset": dataset,
                     "fold": fold,
-                    "ours": mine.chosen,
+                    "ours": finetuned.chosen,
                     "theirs": chosen,
                     "roles": roles,
                     "metric": one.metric,
@@ -106,7 +106,7 @@ def _by_set(predictions: pd.DataFrame, features: str, fold: int | None) -> dict[
     own = predictions[predictions["features"] == features]
     if own.empty:
         there = ", ".join(map(str, predictions["features"].unique()))
-        raise InvalidRequest(f"there are no predictions of {features!r}; there are {there}")
+        raise InvalidRequest(f"no predictions of {features!r}; available: {there}")
     if fold is not None:
         own = own[(own["role"] != OOF) | (own["fold"] == fold)]
     return {str(name): part for name, part in own.groupby("dataset", observed=True)}

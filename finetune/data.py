@@ -74,8 +74,8 @@ def with_hashes(manifest: Manifest) -> Manifest:
     source = open_source(manifest)
     missing = np.flatnonzero(~known)
     with ThreadPoolExecutor(4) as pool:
-        found = pool.map(lambda i: content_hash(source.read(int(i))), missing)
-        hashes[missing] = [np.frombuffer(one, np.uint8) for one in found]
+        digests = pool.map(lambda i: content_hash(source.read(int(i))), missing)
+        hashes[missing] = [np.frombuffer(one, np.uint8) for one in digests]
     table = manifest.table.assign(content_hash=hex_hashes(hashes))
     return Manifest(manifest.header, table, manifest.root)
 
@@ -97,9 +97,9 @@ def patches_of(manifest: Manifest, labels: np.ndarray | None, *, crop: float = 1
 
 
 def chosen_folds(folds: Folds, only: Sequence[int] | None) -> list[int]:
-    """The fold numbers to train, 1..K. Raises InvalidRequest for one that is not there."""
+    """The fold numbers to train, 1..K. Raises InvalidRequest for one that does not exist."""
     there = list(range(1, folds.n_splits + 1))
     wrong = sorted(set(only or []) - set(there))
     if wrong:
-        raise InvalidRequest(f"there is no fold {wrong}; {folds.name!r} has 1 to {folds.n_splits}")
+        raise InvalidRequest(f"fold {wrong} does not exist; {folds.name!r} has 1 to {folds.n_splits}")
     return sorted(set(only)) if only else there

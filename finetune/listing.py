@@ -16,18 +16,18 @@ def list_models(folder: str | Path) -> list[dict[str, Any]]:
     Raises TrainingError if there is none.
     """
     root = Path(folder)
-    found = sorted({p.parent for name in (CARD, STATE) for p in root.rglob(name)})
-    if not found:
-        raise TrainingError(f"there are no fine-tuned models below {root}")
+    folders = sorted({p.parent for name in (CARD, STATE) for p in root.rglob(name)})
+    if not folders:
+        raise TrainingError(f"no fine-tuned models below {root}")
     rows = []
-    for place in found:
-        card = _json(place / CARD) if (place / CARD).exists() else None
-        progress = card["training"] if card else _progress(place / STATE)
+    for fold_folder in folders:
+        card = _json(fold_folder / CARD) if (fold_folder / CARD).exists() else None
+        progress = card["training"] if card else _progress(fold_folder / STATE)
         epochs = progress["history"]
         best = epochs[progress["best_epoch"] - 1] if epochs else {"auroc": float("nan")}
         rows.append(
             {
-                "folder": str(place.relative_to(root)),
+                "folder": str(fold_folder.relative_to(root)),
                 "state": "finished" if card else "not finished",
                 "epoch": progress["epochs"] if card else progress["epoch"],
                 "best_epoch": progress["best_epoch"],
@@ -89,4 +89,4 @@ def _progress(file: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
         return json.loads(header["__metadata__"]["progress"])
     except (OSError, ValueError, KeyError, struct.error) as error:
-        raise TrainingError(f"{file} is no training state: {error}") from error
+        raise TrainingError(f"{file} is not a training state: {error}") from error

@@ -22,12 +22,12 @@ _PEFT_PREFIX = (
 
 def attention_blocks(model: nn.Module) -> list[str]:
     """Names of the outermost modules that have an attention layer as a direct child ("blocks.0", ...)."""
-    found: list[str] = []
+    blocks: list[str] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{block}.") for block in found)
+        inside = any(name.startswith(f"{block}.") for block in blocks)
         if name and not inside and any(child in _ATTENTION for child, _ in module.named_children()):
-            found.append(name)
-    return found
+            blocks.append(name)
+    return blocks
 
 
 def target_layers(
@@ -36,15 +36,15 @@ def target_layers(
     """Full names of the layers that the patterns choose.
 
     patterns : fnmatch patterns of a linear or convolutional layer's name inside its block ("attn.qkv",
-        "mlp.*") or of its last part ("qkv"). Every pattern has to choose something. Convolutions in groups
+        "mlp.*") or of its last part ("qkv"). Every pattern has to match a layer. Convolutions in groups
         are left out.
     suffix_match : PEFT's rule instead (see Recipe.suffix_match): such layers of the whole model
     Raises InvalidRequest that lists what there is.
     """
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     # PEFT has no adapter for a convolution in groups (PVTv2's mlp.dwconv) but for ranks that they divide
-    grouped = [n for n, m in found if isinstance(m, nn.Conv2d) and m.groups > 1]
-    layers = [(n, m) for n, m in found if n not in grouped]
+    grouped = [n for n, m in linear if isinstance(m, nn.Conv2d) and m.groups > 1]
+    layers = [(n, m) for n, m in linear if n not in grouped]
     if suffix_match:
         chosen = {p: [n for n, _ in layers if n == p or n.endswith(f".{p}")] for p in patterns}
         inside = {n: n for n, _ in layers}
@@ -52,12 +52,12 @@ def target_layers(
         blocks = attention_blocks(model)
         if not blocks:
             raise InvalidRequest(
-                f"{type(model).__name__} has no attention blocks, so LoRA has nothing to adapt; "
+                f"{type(model).__name__} has no attention blocks, so LoRA has no layers to adapt; "
                 "train all of it with --recipe full"
             )
         if last_blocks > len(blocks):
             raise InvalidRequest(
-                f"last_blocks is {last_blocks}, and there are {len(blocks)} attention blocks"
+                f"last_blocks is {last_blocks}, but the model has {len(blocks)} attention blocks"
             )
         blocks = blocks[-last_blocks:]
         inside = {}  # full name -> name within its block
@@ -82,10 +82,10 @@ def target_layers(
         outside = [n for n, _ in layers if n not in inside and any(fnmatchcase(n, f"*{p}") for p in empty)]
         in_groups = [n for n in grouped if any(fnmatchcase(n, f"*{p}") for p in empty)]
         raise InvalidRequest(
-            f"targets {empty} choose no layer. Inside the attention blocks there are: {there}"
+            f"targets {empty} match no layer. The attention blocks contain: {there}"
             + (f". Outside the blocks, and never adapted: {', '.join(outside)}" if outside else "")
             + (
-                f". Convolutions in groups, and never adapted: {', '.join(in_groups[:3])}"
+                f". Grouped convolutions, which are never adapted: {', '.join(in_groups[:3])}"
                 + (f" and {len(in_groups) - 3} more" if len(in_groups) > 3 else "")
                 if in_groups
                 else ""
@@ -123,7 +123,7 @@ def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
     wrapped = [n for n, m in model.named_modules() if _is_adapter(m)]
     if sorted(wrapped) != sorted(names):
         raise EncoderError(
-            f"PEFT adapted {sorted(set(wrapped) ^ set(names))} against what was asked for; report this with "
+            f"PEFT adapted {sorted(set(wrapped) ^ set(names))} contrary to the request; report this with "
             "the PEFT version"
         )
     for name, parameter in model.named_parameters():
@@ -158,12 +158,12 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what adapter_state gave into a model that add_lora has prepared; names and shapes have to agree."""
+    """Load the result of adapter_state into a model prepared by add_lora; names and shapes must agree."""
     own = {_PEFT_PREFIX + n.replace(".default", ""): t for n, t in model.state_dict().items() if "lora_" in n}
     wrong = sorted(set(own) ^ set(state)) or [n for n in own if own[n].shape != state[n].shape]
     if wrong:
         raise EncoderError(
-            f"the adapter does not fit this encoder: {len(wrong)} tensors differ, first {wrong[0]}"
+            f"the adapter does not match this encoder: {len(wrong)} tensors differ, first {wrong[0]}"
         )
     with torch.no_grad():
         for name, tensor in own.items():
@@ -195,7 +195,7 @@ def require_gradients(model: nn.Module) -> None:
     idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     if idle:
         raise EncoderError(
-            f"{len(idle)} trained tensors take no part in the output, first {idle[0]}: this "
+            f"{len(idle)} trained tensors do not affect the output, first {idle[0]}: this "
             "architecture does not call that layer. Leave it out of targets"
         )
 

@@ -47,7 +47,7 @@ class Classifier(nn.Module):
             pixels = prepare(pixels, self.transform)
         if pixels.shape != (size, size, 3):
             raise InvalidRequest(
-                f"the augmentation makes {pixels.shape[1]} x {pixels.shape[0]} pixels, and the encoder's "
+                f"the augmentation returns {pixels.shape[1]} x {pixels.shape[0]} pixels, and the encoder's "
                 f"input is {size} x {size}: set the step's size to {size}, or the recipe's input_size"
             )
         values = (pixels.astype(np.float32) / 255 - self._mean) / self._std
@@ -58,10 +58,10 @@ class Classifier(nn.Module):
         features = self.backbone.features(batch, pooled=self.pooling == "pooled")
         if self.pooling == "pooled":
             if features.pooled is None:
-                raise EncoderError("this encoder pools nothing by itself; set tokens to cls or mean")
+                raise EncoderError("this encoder does not pool its tokens; set tokens to cls or mean")
             return features.pooled.float()
         if features.tokens is None:
-            raise EncoderError("this encoder gives no tokens; set tokens to pooled")
+            raise EncoderError("this encoder returns no tokens; set tokens to pooled")
         return select(features.tokens, self.prefix, self.pooling)
 
     def forward(self, batch: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ def policy_of(card: Card, recipe: Recipe) -> str:
     """The token policy of a recipe on this card. Raises InvalidRequest for one that cannot be trained on."""
     policy = card.tokens if recipe.tokens == "card" else recipe.tokens
     if policy not in ("cls", "mean", "cls+mean", "pooled"):
-        raise InvalidRequest(f"tokens {policy!r}: fine-tuning knows cls, mean, cls+mean and pooled")
+        raise InvalidRequest(f"tokens {policy!r}: fine-tuning supports cls, mean, cls+mean and pooled")
     vector_dim(card, parse_policy(policy))  # refuses what this encoder has not
     return policy
 
@@ -156,7 +156,7 @@ def card_for(card: Card, recipe: Recipe) -> Card:
             side = round(card.grid**0.5) * size / shape.size
             if side != int(side):
                 raise InvalidRequest(
-                    f"input_size {size} does not fit {card.id}: its patches need a multiple of "
+                    f"input_size {size} does not match {card.id}: it has to be a multiple of "
                     f"{shape.size // round(card.grid**0.5)} pixels"
                 )
             grid, arguments["img_size"] = int(side) ** 2, size
@@ -172,7 +172,7 @@ def crop_of(recipe: Recipe) -> float:
     views = parse_views(recipe.view)
     if len(views) != 1 or views[0].orientation:
         raise InvalidRequest(
-            f"view {recipe.view!r}: fine-tuning takes full or center:F; flips and rotations are the "
+            f"view {recipe.view!r}: fine-tuning supports full or center:F; flips and rotations are the "
             "augmentation's"
         )
     return views[0].crop

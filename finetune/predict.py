@@ -55,7 +55,7 @@ def predict_finetuned(
 
     manifest = images if isinstance(images, Manifest) else manifest_of(images)
     folders = fold_folders(Path(model))
-    place = str(resolve_devices(device)[0])
+    torch_device = str(resolve_devices(device)[0])
     each, card = [], {}
     for folder in folders:
         network, card = load_model(
@@ -64,10 +64,10 @@ def predict_finetuned(
         recipe = recipe_from(card["recipe"], where=str(folder))
         each.append(
             predict_logits(
-                network.to(place),
+                network.to(torch_device),
                 patches_of(manifest, None, crop=crop_of(recipe)),
                 batch_size=batch_size,
-                device=place,
+                device=torch_device,
                 precision=recipe.eval_precision or recipe.precision,
                 workers=workers,
                 symmetries=8 if tta else 1,
@@ -98,7 +98,7 @@ def predict_probe(
     trust_code: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Probabilities by a probe of `run_probe`, as it was fitted then: nothing is refitted.
+    """Probabilities by a probe of `run_probe`, as it was fitted: nothing is refitted.
 
     results : folder of the probe's results
     images : embedded into `bank` on the way, so that a second call costs nothing
@@ -123,8 +123,8 @@ def predict_probe(
     about, stores = loaded.results.train, loaded.results.stores
     if train is not None and rows_digest(labelled_train_rows(train)) != about.rows:
         raise InvalidRequest(
-            f"{train.header.name} is not what {results} was trained on: ids or labels of its training rows "
-            "differ. Fix: leave --train out (predictions need none), or give the manifest of then"
+            f"{train.header.name} is not the training set of {results}: ids or labels of its training rows "
+            "differ. Fix: omit --train (predictions do not need it), or give the original manifest"
         )
     sources = parse_features(chosen).sources
     if tta and not all("d4:mean" in source.view for source in sources):
@@ -158,11 +158,11 @@ def predict_probe(
 
 
 def _check_identity(name: str, fitted: Store, source: str) -> None:
-    """Embeddings of other weights or preprocessing are other numbers, and the probe knows nothing of them."""
+    """Raise where the embeddings are of other weights or preprocessing than the probe was fitted on."""
     if name != fitted.store:
         raise InvalidRequest(
             f"{source}: the probe was fitted on {fitted.store}, and the images were embedded as {name}: "
-            "weights or preprocessing differ. Fix: give the weights of then (--checkpoint, --weights-dir, or "
+            "weights or preprocessing differ. Fix: use the original weights (--checkpoint, --weights-dir, or "
             "--encoder ID=SPEC)"
         )
 

@@ -18,7 +18,7 @@ MONITORS = ("balanced_accuracy", "auroc", "log_loss")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCE = ("sampler", "weights", "none")
 NORMALIZE = ("encoder", "half", "imagenet")
-STATISTICS = {  # what `normalize` puts in the place of the encoder's own mean and standard deviation
+STATISTICS = {  # what `normalize` uses instead of the encoder's own mean and standard deviation
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
@@ -29,7 +29,7 @@ class Recipe(Settings):
 
     method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
     targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.fc?"
-    suffix_match     PEFT's own rule in the place of ours: any module of the whole model whose name ends so,
+    suffix_match     PEFT's own rule instead of ours: any module of the whole model whose name ends so,
                      which takes `patch_embed.proj` for "proj". Only there to repeat a publication.
     last_blocks      adapt only so many blocks, from the output backwards: the backward pass ends there; 0:
                      all
@@ -60,7 +60,7 @@ class Recipe(Settings):
     augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
     normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only
                      repeat what a publication did
-    random_weights   train from random weights in the place of the encoder's own
+    random_weights   train from random weights instead of the encoder's own
     """
 
     name: str = "lora"
@@ -161,7 +161,7 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
         models = values["models"]
         if encoder not in models:
             raise InvalidRequest(
-                f"{where} says nothing about {encoder!r}; it repeats what was done for "
+                f"{where} does not cover {encoder!r}; it reproduces the training of "
                 f"{', '.join(sorted(models))}. Use --recipe lora or full for others"
             )
         base = dict(values[models[encoder]["base"]])

@@ -62,7 +62,7 @@ class FoldJob:
 
     @property
     def run_key(self) -> dict[str, Any]:
-        """What has to be the same for a run to go on."""
+        """What has to be equal for a run to be continued."""
         digest = hashlib.blake2b(digest_size=16)
         columns = (self.rows.table["patch_id"], self.rows.table["content_hash"], self.y, self.fold)
         for column in columns:
@@ -113,7 +113,7 @@ def run_finetune(
     encoder : what `extract.cards.load_card` takes; recipe : name, TOML file or Recipe, `overrides` change
         single values
     out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json
-        and results.csv in the format of `run_probe`. The same call goes on where it was interrupted.
+        and results.csv in the format of `run_probe`. The same call continues where it was interrupted.
     folds, positive, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
     trust_code : allow the Python code that a card of kind "python" names
     engine : "local" (one after the other) or "ray" (independent tasks, one GPU each where there are any)
@@ -155,7 +155,7 @@ def run_plan(plan: str | Path | FinetunePlan, *, engine: str = "local", **option
     """
     chosen = plan if isinstance(plan, FinetunePlan) else load_plan(plan)
     if not chosen.chosen:
-        raise InvalidRequest("the plan trains no encoder: set train = true where you want it")
+        raise InvalidRequest("the plan selects no encoder: set train = true for those to train")
     train = load_manifest(chosen.train)
     tests = [load_manifest(one) for one in chosen.tests]
     shared = {"folds": chosen.folds, "positive": chosen.positive or None, **options}
@@ -188,11 +188,11 @@ def prepare_jobs(
     progress: bool = True,
     **overrides: Any,
 ) -> tuple[list[FoldJob], TrainingData, ProbeConfig, Path]:
-    """The jobs of `run_finetune`, one a fold, with everything that can be refused refused."""
+    """The jobs of `run_finetune`, one a fold, after all checks of the request."""
     chosen = load_recipe(recipe, encoder=encoder, **overrides)
     card = base_card(encoder, chosen, trust_code=trust_code)
     policy = policy_of(card, chosen)
-    place = str(resolve_devices(device)[0])
+    torch_device = str(resolve_devices(device)[0])
     crop_of(chosen)
     name = f"{card.id}+{chosen.name}"
     config = ProbeConfig(
@@ -204,7 +204,7 @@ def prepare_jobs(
         allow_leaks=tuple(allow_leaks),
     )
     if chosen.random_weights and (checkpoint or weights_dir):
-        raise InvalidRequest(f"recipe {chosen.name!r} starts from random weights: leave the checkpoint out")
+        raise InvalidRequest(f"recipe {chosen.name!r} starts from random weights: omit the checkpoint")
     weights = None
     if not chosen.random_weights:
         weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
@@ -229,7 +229,7 @@ def prepare_jobs(
         folds_name=data.folds.name,
         tests={r.dataset: m for r, m in zip(data.study.tests, data.study.test_manifests, strict=True)},
         test_labels={r.dataset: r.y for r in data.study.tests},
-        device=place,
+        device=torch_device,
         threads=threads,
         workers=workers,
         progress=progress,
@@ -239,7 +239,7 @@ def prepare_jobs(
 
 
 def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any] | None:
-    """Train one fold to its end, score its rows and the evaluation sets, write the model; the card.
+    """Train one fold to completion, score its rows and the evaluation sets, write the model; the card.
 
     Its folder is held alone meanwhile. A fold that is done is not trained again, only evaluation sets that
     are new are scored. None where `max_epochs` stopped it before its end.

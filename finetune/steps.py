@@ -51,7 +51,7 @@ def plan_file(where: Places) -> Path:
 
 
 def plan_plan(probes: Sequence[Step], sets: Sets, rows: str, where: Places, state: State) -> Step:
-    """Making the plan from the probes' results, once: an edited plan is followed, not made anew."""
+    """Making the plan from the probes' results, once: an edited plan is followed, not overwritten."""
     file = plan_file(where)
     step = Step(kind="plan", title=str(file))
     step.request = digest(rows, {step.title: step.request for step in probes if step.finished})
@@ -59,7 +59,7 @@ def plan_plan(probes: Sequence[Step], sets: Sets, rows: str, where: Places, stat
         step.state = "cached"
         complete = not any(step.state == "to do" for step in probes)
         if complete and state.get("plan", "digest") != step.request:
-            step.why = "made from other results than there are now; delete it to have it made anew"
+            step.why = "made from other results than the current ones; delete it to have it made again"
         return step
 
     def plan() -> None:
@@ -163,5 +163,5 @@ def _why_not_planned(one: Training, where: Places) -> str:
     if entry is None:
         return "not trained: the plan has no probe of this encoder; add --finetune all to train it"
     if not entry.train:
-        return f"not trained: the plan says no ({entry.why}); set train = true in plan.toml to train it"
+        return f"not trained: the plan excludes it ({entry.why}); set train = true in plan.toml to train it"
     return ""

@@ -69,7 +69,7 @@ def fit(
 
     network : model.Classifier, already frozen or wrapped as the recipe says
     folder : state.safetensors and best-NNNN.safetensors are kept here, replaced atomically after every epoch;
-        a run that finds them goes on from there
+        a run that finds them continues from there
     run_key : what this run is (recipe, data, encoder); a state of another run is refused
     max_epochs : stop after this many epochs in this call, with the state saved (for tests and short machines)
     Returns the Progress; `finished(recipe, it)` says whether the run is over.
@@ -131,7 +131,7 @@ def fit(
 
 
 def finished(recipe: Recipe, at: Progress) -> bool:
-    """Whether the run is over: all epochs done, or `patience` of them without a better one."""
+    """Whether training is complete: all epochs done, or `patience` of them without a better one."""
     return at.epoch >= recipe.epochs or at.epoch - at.best_epoch >= recipe.patience
 
 
@@ -152,7 +152,7 @@ def predict_logits(
     symmetries : 1, or 8 for the mean logit over the flips and quarter turns of every patch
     """
     network.eval()
-    keys = [(0, place, place) for place in range(len(patches))]
+    keys = [(0, position, position) for position in range(len(patches))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     out = []
     with autocast(device, precision):
@@ -203,7 +203,7 @@ def trained_state(network: nn.Module, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def put_trained(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put what trained_state gave back into the network."""
+    """Load the result of trained_state into the network."""
     own = network.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -219,7 +219,7 @@ def training_mode(network: nn.Module, recipe: Recipe) -> None:
 
 
 def peak_memory_bytes(device: str) -> int:
-    """Most memory in use so far: of the GPU, else of this process."""
+    """Peak memory so far: of the GPU, else of this process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     scale = 1 if sys.platform == "darwin" else 1024
@@ -227,7 +227,7 @@ def peak_memory_bytes(device: str) -> int:
 
 
 class _Pixels(Dataset[tuple[Tensor, int]]):
-    """(epoch, place, row) -> the prepared patch and its row."""
+    """(epoch, position, row) -> the prepared patch and its row."""
 
     def __init__(
         self,
@@ -242,10 +242,10 @@ class _Pixels(Dataset[tuple[Tensor, int]]):
         self.symmetry = symmetry
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        epoch, place, row = key
+        epoch, position, row = key
         pixels, sized = self.patches.read(row), False
         if self.steps:
-            rng = draw("augment", self.seed, epoch, place, self.patches.ids[row])
+            rng = draw("augment", self.seed, epoch, position, self.patches.ids[row])
             pixels, sized = augment(pixels, self.steps, rng)
         if self.symmetry:
             pixels = d4(pixels, self.symmetry)
@@ -271,7 +271,7 @@ def _train_epoch(
 ) -> float:
     """One epoch; the mean loss over its patches."""
     rows = epoch_rows(train.labels, recipe, at.epoch)
-    keys = [(at.epoch, place, int(row)) for place, row in enumerate(rows)]
+    keys = [(at.epoch, position, int(row)) for position, row in enumerate(rows)]
     size, group = recipe.batch_size, recipe.batch_size * recipe.accumulate
     batches = [keys[i : i + size] for i in range(0, len(keys), size)]
     steps_per_epoch = math.ceil(len(keys) / group)
@@ -300,7 +300,7 @@ def _train_epoch(
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"the loss is {loss.item()} in epoch {at.epoch + 1}, batch {i + 1}; lower lr ({recipe.lr}) "
-                "or use precision bf16 or fp32. The state of the last full epoch is kept"
+                "or use precision bf16 or fp32. The state of the last complete epoch is kept"
             )
         scaler.scale(loss / in_group).backward()
         total += loss.item()

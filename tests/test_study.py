@@ -532,7 +532,7 @@ def test_fine_tuned_systems_run_when_asked_for(place: Path, mode: str) -> None:
             for r in run(file, finetune=mode, checkpoints={"tiny.toml": weights}).page.systems
             if "LoRA" in r.name
         )
-        assert "the plan says no" in row.why, "an edited plan is followed"
+        assert "the plan excludes it" in row.why, "an edited plan is followed"
 
 
 # --- the file
@@ -703,7 +703,7 @@ def test_the_command_plans_runs_and_prints(place: Path) -> None:
     assert f"Wrote {place}/out/report.html" in done.output
     again = CliRunner().invoke(patchbank, ["run", *options, "--json"])
     assert {row["state"] for row in json.loads(again.stdout)["results"]} == {"done", "blocked"}
-    assert "Nothing was left to do" in CliRunner().invoke(patchbank, ["run", *options]).output
+    assert "Everything was cached" in CliRunner().invoke(patchbank, ["run", *options]).output
     bad = CliRunner().invoke(patchbank, ["run", *options, "--checkpoint", "uni"])
     assert bad.exit_code == 2
     assert "is not ENCODER=FILE" in bad.output

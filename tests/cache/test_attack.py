@@ -202,7 +202,7 @@ def test_size_limit_and_read_refusal_are_sentences(tmp_path: Path) -> None:
 
     from patchbank.cache.filesystem import explained
 
-    with pytest.raises(StoreError, match=r"may not become that large here"), explained("write to", tmp_path):
+    with pytest.raises(StoreError, match=r"file size is limited here"), explained("write to", tmp_path):
         raise OSError(errno.EFBIG, "File too large")
     with (
         pytest.raises(StoreError, match=r"cannot read .*: no permission to read it"),
@@ -237,7 +237,7 @@ def test_a_limit_on_the_size_of_files(tmp_path: Path, backend: str) -> None:
     writer = store.writer()
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
     try:
-        with pytest.raises(StoreError, match=r"may not become that large here .*ulimit -f"):
+        with pytest.raises(StoreError, match=r"file size is limited here .*ulimit -f"):
             writer.append(keys, vectors, ["x"] * 512)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

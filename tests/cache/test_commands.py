@@ -70,7 +70,10 @@ def test_verify_repair_gc(bank: Path) -> None:
     assert "64 rows have to be embedded again" in cache("repair", damaged, "-b", bank).output
     assert "no row was lost" in cache("repair", damaged, "-b", bank).output
     assert "good" in cache("verify", damaged, "-b", bank).output
-    assert "2 files, 0.0 MB would go" in cache("gc", damaged, "-b", bank, "--grace", 0, "--dry-run").output
+    assert (
+        "2 files, 0.0 MB would be removed"
+        in cache("gc", damaged, "-b", bank, "--grace", 0, "--dry-run").output
+    )
     assert "2 files, 0.0 MB removed" in cache("gc", damaged, "-b", bank, "--grace", 0).output
     assert "0 files" in cache("gc", "-b", bank).output
 
@@ -94,7 +97,7 @@ def test_rm(bank: Path) -> None:
     )
     assert refused.exit_code == 1
     assert len(Bank(bank).names()) == 2
-    assert "is gone" in cache("rm", "fake-noise.full.cls", "-b", bank, "--yes").output
+    assert "was removed" in cache("rm", "fake-noise.full.cls", "-b", bank, "--yes").output
     assert [name.split(".")[2] for name in Bank(bank).names()] == ["mean"]
     assert [p.name for p in (bank / "stores").iterdir()] == Bank(bank).names()
 
@@ -179,9 +182,9 @@ def test_every_layout_is_offered() -> None:
     [
         (["info", "nothing"], "0 stores in .* have a name like 'nothing'; there are: fake-noise"),
         (["info", "fake"], "2 stores in .* have a name like 'fake'"),
-        (["ls", "--table", "none.csv"], "there is no table none.csv"),
+        (["ls", "--table", "none.csv"], "the table none.csv does not exist"),
         (["diff", "fake-noise.full.cls", "nothing"], "0 stores"),
-        (["import", "none.npz"], "there is no none.npz"),
+        (["import", "none.npz"], "none.npz does not exist"),
     ],
 )
 def test_errors_are_ours(bank: Path, words: list[str], why: str) -> None:

@@ -357,10 +357,10 @@ def test_rows_that_change_on_disk_are_refused(filled: tuple[Store, Any], when: s
         change(Path(store.path) / spot.file, spot.offset + (block.rows - 1) * store.layout.row_bytes)
     for part in (slice(0, 1), slice(3, 150, 40), slice(0, 150)):
         with pytest.raises(
-            StoreError, match=r"rows 0-\d+ of block .* are not what was written.*cache repair"
+            StoreError, match=r"rows 0-\d+ of block .* differ from what was written.*cache repair"
         ):
             reader.load(rows.keys[part])
-    with pytest.raises(StoreError, match="not what was written"):
+    with pytest.raises(StoreError, match="differ from what was written"):
         list(reader.iter_blocks(rows.keys))
 
 

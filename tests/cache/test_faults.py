@@ -114,7 +114,7 @@ def test_blocks_that_changed_places_are_not_read(store: Store, make_rows: Any) -
         b.rename(a)
         aside.rename(b)
     for part in (slice(0, 1), slice(0, 20), slice(0, 40)):
-        with pytest.raises(StoreError, match="not what was written"):
+        with pytest.raises(StoreError, match="differ from what was written"):
             attack.again(store).load(rows.keys[part])
     assert not verify(attack.again(store, lenient=True)).good
     repair(attack.again(store, lenient=True))

@@ -223,7 +223,7 @@ def test_a_table_stays_here_unless_asked_for(
     assert done.left_out == ["domain", "group", "label", "patch_id", "split", "x", "y"]
     for name, content in files.items():
         assert not any(word in content or word in name.encode() for word in words), name
-    assert "no columns of a table" in files["README.md"].decode()
+    assert "Table columns (patch names, labels, groups) are not included" in files["README.md"].decode()
     pulled = pull("org/ami", Bank(tmp_path / "pulled"), endpoint=endpoint)
     assert pulled.load(rows.keys).tobytes() == rows.vectors.tobytes()
     assert verify(pulled).notes == []
@@ -234,7 +234,7 @@ def test_a_table_stays_here_unless_asked_for(
         assert any(word in content for content in files.values()), word
     card = files["README.md"].decode()
     assert "domain, group, label, patch\\_id, split, x, y" in card
-    assert "no columns of a table" not in card
+    assert "groups) are not included" not in card
     assert verify(pull("org/ami", Bank(tmp_path / "again"), endpoint=endpoint)).good
 
     without = push(store, "org/ami", endpoint=endpoint, token="secret")  # takes them out again
@@ -300,7 +300,7 @@ def test_pull_takes_no_store_of_another_name(
         pull("org/ami", bank, endpoint=endpoint)
     other = store.name[:-1] + ("0" if store.name[-1] != "0" else "1")
     repositories["org/ami"] = {name.replace(store.name, other): content for name, content in files.items()}
-    with pytest.raises(StoreError, match="calls a store"):
+    with pytest.raises(StoreError, match="has a store named"):
         pull("org/ami", bank, endpoint=endpoint)
     repositories["org/ami"] = files | {f"stores/{store.name}/{kind}/../../evil": b"evil"}
     with pytest.raises(StoreError, match="not the name of a file"):
@@ -367,7 +367,7 @@ def test_refusals_are_one_sentence(
         pull("org/none", bank, endpoint=endpoint)
     with pytest.raises(StoreError, match=r"was not pulled: the hub cannot be reached .*127.0.0.1:9.*network"):
         pull("org/ami", bank, endpoint="http://127.0.0.1:9")
-    with pytest.raises(StoreError, match="was not pulled: 'not/a/name' is no name of a data set"):
+    with pytest.raises(StoreError, match="was not pulled: 'not/a/name' is not a name of a data set"):
         pull("not/a/name", bank, endpoint=endpoint)
     with pytest.raises(InvalidRequest, match="not local"):
         push(Bank("memory://hub").open_store(filled[0].identity, create=True), "org/ami", endpoint=endpoint)
@@ -383,9 +383,13 @@ def test_refusals_are_one_sentence(
         (404, b"", r"(404|no data set org/ami)"),
         (418, b"", r"answers 418 for org/ami"),
         (429, b"", r"too many requests.*429"),
-        (500, b"", r"hub itself fails \(500.*status.huggingface.co"),
-        (503, b"", r"hub itself fails \(503"),
-        (200, b"<html><title>Log in</title></html>", "is not the hub, but a proxy or a login page"),
+        (500, b"", r"hub reports a server error \(500.*status.huggingface.co"),
+        (503, b"", r"hub reports a server error \(503"),
+        (
+            200,
+            b"<html><title>Log in</title></html>",
+            "is answered by a proxy or a login page instead of the hub",
+        ),
     ],
 )
 def test_each_answer_of_the_hub_has_its_reason(

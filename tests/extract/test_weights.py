@@ -463,17 +463,17 @@ def log_in(monkeypatch: pytest.MonkeyPatch, logged_in: bool) -> None:
     ("status", "headers", "logged_in", "says"),
     [
         (401, {"X-Error-Message": INVALID}, True, "refuses this machine's token"),
-        (401, {}, False, r"wants a login for lab/tiny \(401\)\. Fix: `hf auth login`"),
+        (401, {}, False, r"requires a login for lab/tiny \(401\)\. Fix: `hf auth login`"),
         (403, {}, True, r"forbids .* read lab/tiny \(403\)\. Fix: give the token the right"),
         (404, {"X-Error-Code": "RepoNotFound"}, True, "no model lab/tiny"),
         (404, {"X-Error-Code": "RevisionNotFound"}, False, "has no revision"),
         (404, {"X-Error-Code": "EntryNotFound"}, False, "none of the files model.safetensors, pyt"),
         (404, {}, False, r"there is no lab/tiny at http://127\.0\.0\.1:\d+ \(404\)"),
-        (429, {"Retry-After": "9"}, False, r"too many requests from here \(429\)\. Fix: wait"),
-        (500, {}, False, r"the hub itself fails \(500"),
-        (503, {}, False, r"the hub itself fails \(503"),
+        (429, {"Retry-After": "9"}, False, r"too many requests to the hub \(429\)\. Fix: wait"),
+        (500, {}, False, r"the hub reports a server error \(500"),
+        (503, {}, False, r"the hub reports a server error \(503"),
         (418, {}, False, "the hub answers 418"),
-        (200, {"Content-Type": "text/html"}, False, "is not the hub, but a proxy or a login page"),
+        (200, {"Content-Type": "text/html"}, False, "is answered by a proxy or a login page"),
     ],
 )  # fmt: skip
 def test_each_answer_of_the_hub_has_its_own_reason_and_fix(

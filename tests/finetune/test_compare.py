@@ -119,7 +119,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, saved: Callable[...,
     other = saved(tmp_path / "b", "probe", 1.0, roles={"another": "oof"})
     with pytest.raises(InvalidRequest, match="no evaluation set in common"):
         compare_results(ours, other)
-    with pytest.raises(InvalidRequest, match="there are probe"):
+    with pytest.raises(InvalidRequest, match="available: probe"):
         compare_results(ours, other, features="prob")
     wrong = saved(tmp_path / "c", "probe", 1.0, roles={"set": "oof"}, flipped=True)
     with pytest.raises(InvalidRequest, match="disagree on the label"):

@@ -188,5 +188,5 @@ def test_the_cost_is_measured_and_a_plan_is_run(
     )
     assert set(result.predictions["role"]) == {"oof"}
     file.write_text(file.read_text().replace("\ntrain = true", "\ntrain = false"))
-    with pytest.raises(InvalidRequest, match="trains no encoder"):
+    with pytest.raises(InvalidRequest, match="selects no encoder"):
         run_plan(file, out=tmp_path / "out")

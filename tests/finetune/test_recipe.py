@@ -88,7 +88,7 @@ def test_faults_are_named_together_with_near_names(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InvalidRequest, match=message):
             load_recipe("lora", augment=(step,))
-    with pytest.raises(InvalidRequest, match=r"says nothing about 'dinov2-s'.*--recipe lora or full"):
+    with pytest.raises(InvalidRequest, match=r"does not cover 'dinov2-s'.*--recipe lora or full"):
         load_recipe("paper", encoder="dinov2-s")
     file = tmp_path / "mine.toml"
     file.write_text('rank = 4\naugment = [{ step = "d4" }]\n')

@@ -151,7 +151,7 @@ def test_what_is_refused_before_any_work(
         ({"only_folds": [4]}, InvalidRequest, "1 to 3"),
         ({"encoder": "no-such-encoder", "checkpoint": None}, UnknownEncoder, "no encoder is called"),
         ({"recipe": "lorra"}, InvalidRequest, "Did you mean 'lora'"),
-        ({"recipe": "paper"}, InvalidRequest, "says nothing about"),
+        ({"recipe": "paper"}, InvalidRequest, "does not cover"),
         ({"recipe": tiny.recipe(targets=("qvk",))}, InvalidRequest, r"attn.qkv \(x2\)"),
         ({"recipe": tiny.recipe(view="d4:3")}, InvalidRequest, "flips and rotations are the augmentation's"),
         ({"recipe": tiny.recipe(input_size=33)}, InvalidRequest, "multiple of 8 pixels"),
@@ -175,7 +175,7 @@ def test_a_changed_file_is_noticed(
     folder = tmp_path / "out" / "tiny-vit+lora" / "fold-1"
     head = checkpoint.load_tensors(folder / "head.safetensors")
     checkpoint.save_tensors(folder / "head.safetensors", {n: t + 1 for n, t in head.items()})
-    with pytest.raises(TrainingError, match="not what its card says"):
+    with pytest.raises(TrainingError, match="differs from its card"):
         checkpoint.check_files(folder, checkpoint.read_card(folder))
     (folder / "card.json").write_text(json.dumps({"format": "patchbank-finetuned", "format_version": 99}))
     with pytest.raises(TrainingError, match="version 99"):
