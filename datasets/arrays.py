@@ -135,7 +135,7 @@ def _rows_of(file: Path, name: str, array: str) -> list[str]:
         found = hdf5_array(store, array, file)
         if found.dtype != np.uint8 or found.ndim not in (3, 4):
             raise _UnreadableError(
-                file, f"{array!r} is no array uint8 (n, h, w[, 3]) but {found.dtype} {found.shape}"
+                file, f"{array!r} is not an array uint8 (n, h, w[, 3]) but {found.dtype} {found.shape}"
             )
         return [f"{name}{MARK}{array}[{i}]" for i in range(found.shape[0])]
 
@@ -173,7 +173,7 @@ def npz_table(root: Path, *, classes: Sequence[str] = (), say: Say) -> tuple[pd.
     try:
         store = open_container(str(root))
         if not isinstance(store, NpzArrays):
-            raise ManifestError(f"{root} is no .npz file.")
+            raise ManifestError(f"{root} is not an .npz file.")
         keys = store.keys()
         splits = [key.removesuffix("_images") for key in keys if key.endswith("_images")]
         if not splits:
@@ -211,7 +211,7 @@ def parquet_table(
     or `classes`; -1 is not known. Other columns of numbers and texts are kept.
     lose: called with each file that cannot be read, and what is wrong with it; its patches are left out.
 
-    Raises ManifestError: no readable files, no image column, columns that are not there, labels without a
+    Raises ManifestError: no readable files, no image column, columns that do not exist, labels without a
     class, files that name the classes differently.
     """
     files = [root] if root.is_file() else sorted(root.rglob("*.parquet"))

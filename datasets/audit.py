@@ -13,15 +13,15 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import ImageError
-from .builders import decode_all, read_pictures
-from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_picture
+from .builders import decode_all, read_greys
+from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_grey
 from .facts import Facts, contents_digest, load_facts, names
 from .hashes import hex_hashes
 from .images import content_hash
 from .manifest import Manifest, groups_note
 from .values import spellings_note
 
-SIDE = 128  # pixels a side at which two pictures are compared
+SIDE = 128  # pixels a side at which two images are compared
 SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted, each way
 CELL = 8  # pixels of a cell whose mean serves to find candidates
 STEP = 5  # pixels between the shifts at which candidates are looked for
@@ -41,8 +41,8 @@ class Audit:
     groups among the rows that folds are made of, where `probe` refuses them. sizes: height, width, rows.
     counts: as `Manifest.counts`. note: what to know where groups are missing, or labels look like one class.
     facts: fact, expected, found, ok; empty where no facts are known.
-    hashes, small: of every row uint8 (n, 16), the content hash, and (n, 16, 16), a grey picture; zeros where
-    it is unreadable.
+    hashes, small: of every row uint8 (n, 16), the content hash, and (n, 16, 16), a grey thumbnail; zeros
+    where it is unreadable.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Audit:
 
     @property
     def unique(self) -> int:
-        """Different pictures among the readable ones."""
+        """Distinct images among the readable ones."""
         return self.rows - len(self.unreadable) - len(self.duplicates) + self.duplicate_groups
 
     @property
@@ -114,7 +114,7 @@ def audit(
     small = np.zeros((len(manifest), SMALL, SMALL), np.uint8)
 
     def use(i: int, pixels: np.ndarray) -> None:
-        small[i] = small_picture(pixels)
+        small[i] = small_grey(pixels)
         hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
         shape[i] = pixels.shape[:2]
 
@@ -240,16 +240,16 @@ def near_identical(
     starts = np.cumsum([0, *map(len, manifests)])
     wanted = np.unique(pairs)
     parts = [wanted[(wanted >= a) & (wanted < b)] - a for a, b in pairwise(starts.tolist())]
-    pictures = [
-        read_pictures(manifest, part, workers=workers, progress=progress)
+    greys = [
+        read_greys(manifest, part, workers=workers, progress=progress)
         for manifest, part in zip(manifests, parts, strict=True)
         if len(part)
     ]
-    if pictures:
-        pairs = confirmed(pairs, wanted, np.concatenate(pictures))
-    # of each picture the first row of each set, beside the first of all
-    firsts = pd.DataFrame({"picture": names, "set": apart[:, 0]})[seen].drop_duplicates()
-    leading = firsts.index.to_series().groupby(firsts["picture"]).transform("first")
+    if greys:
+        pairs = confirmed(pairs, wanted, np.concatenate(greys))
+    # of each image the first row of each set, beside the first of all
+    firsts = pd.DataFrame({"image": names, "set": apart[:, 0]})[seen].drop_duplicates()
+    leading = firsts.index.to_series().groupby(firsts["image"]).transform("first")
     others = leading[leading != leading.index]
     same = zip(others.tolist(), others.index.tolist(), strict=True)
     found = pd.DataFrame([*map(tuple, pairs.tolist()), *same], columns=["a", "b"], dtype=np.intp)
@@ -301,14 +301,14 @@ def near_duplicates(
 ) -> pd.DataFrame:
     """Pairs of images of the same thing: shifted by up to 8 of 128 pixels, re-encoded or a bit recoloured.
 
-    Compared are grey pictures of 128 x 128 pixels: candidates are pairs whose central 112 x 112 pixels, as
+    Compared are grey thumbnails of 128 x 128 pixels: candidates are pairs whose central 112 x 112 pixels, as
     means of 8 x 8 cells, correlate above 0.75 at one of nine shifts; of these the best normalised
     correlation of the overlap, over all shifts by whole pixels, must reach `threshold`. Time and memory:
     n^2 products of 196 numbers, 16 KiB an image; thousands of images take seconds, 1e5 an hour. Overlapping
     crops of one slide (shifted further), flips and rotations are not found.
 
     Returns a table, best first: patch_a, patch_b, label_a, label_b, group_a, group_b, split_a, split_b,
-    set_a, set_b (data sets), shift_y, shift_x (pixels of 128: b's picture lies that far down and right of
+    set_a, set_b (data sets), shift_y, shift_x (pixels of 128: b's image lies that far down and right of
     a's), score, identical (the same pixels). Raises ImageError where images cannot be read,
     TooManyAlikeError for more than `most` candidates (None: any number; one takes 10 ms).
     """

@@ -32,8 +32,8 @@ from .clusters import (
     candidates,
     clusters,
     confirmed,
-    picture,
-    small_picture,
+    grey,
+    small_grey,
 )  # fmt: skip
 from .hashes import hex_hashes
 from .images import content_hash
@@ -98,7 +98,7 @@ def build_manifest(
 ) -> Manifest:
     """Build a manifest; nothing is saved.
 
-    name: a shipped data set (ami-br, atnorm-br, atnorm-md), or a way to describe one's own: folder, from-csv,
+    name: a shipped data set (ami-br, atnorm-br, atnorm-md), or a way to describe your own: folder, from-csv,
         hdf5, npz, parquet, wsi. root: where its files are; the manifest's paths are relative to it.
     hashes: decode every image and fill content_hash; by default yes, but for whole-slide images (extraction
         fills an index then).
@@ -112,7 +112,7 @@ def build_manifest(
     the files and tables, ImageError for unreadable images.
     """
     if name not in BUILDERS and name not in TABLES:
-        raise InvalidRequest(f"nothing builds {name!r}; {_near(name, [*BUILDERS, *TABLES])}")
+        raise InvalidRequest(f"no builder is called {name!r}; {_near(name, [*BUILDERS, *TABLES])}")
     if on_error not in ("fail", "skip"):
         raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
     say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
@@ -162,14 +162,14 @@ def hash_images(
 ) -> tuple[np.ndarray, list[tuple[int, str]]]:
     """Decode every image. Returns (hashes uint8 (n, 16), failures: (row, message) in the rows' order).
 
-    small : uint8 (n, 16, 16), to be filled with pictures for `clusters.candidates`
+    small : uint8 (n, 16, 16), to be filled with thumbnails for `clusters.candidates`
     """
     hashes = np.zeros((len(manifest), 16), np.uint8)
 
     def use(i: int, pixels: np.ndarray) -> None:
         hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
         if small is not None:
-            small[i] = small_picture(pixels)
+            small[i] = small_grey(pixels)
 
     return hashes, decode_all(manifest, use, workers=workers, progress=progress)
 
@@ -273,7 +273,7 @@ def _describe(
     if len(classes) > 2:
         rows = table["label"].value_counts()
         rest = ", ".join(f"{c} ({rows.get(c, 0)})" for c in classes if c != positive)
-        say(f"{positive} ({rows.get(positive, 0)} rows) is told from all the rest as one class: {rest}")
+        say(f"{positive} ({rows.get(positive, 0)} rows) is separated from all others as one class: {rest}")
     kind = _GROUP_KIND.search(group_column)
     header = Header(
         name=name,
@@ -323,13 +323,13 @@ def _with_clusters(
     try:
         pairs = candidates(small)
     except TooManyAlikeError:
-        say(f"near-identical images were not looked for: more than {MOST_PAIRS} pairs are alike from afar")
+        say(f"near-identical images were not looked for: more than {MOST_PAIRS} pairs look alike")
         return manifest
     if not len(pairs):
         return manifest
     rows = np.unique(pairs)
-    pictures = read_pictures(manifest, rows, workers=workers, progress=progress)
-    first = clusters(confirmed(pairs, rows, pictures), len(manifest))
+    greys = read_greys(manifest, rows, workers=workers, progress=progress)
+    first = clusters(confirmed(pairs, rows, greys), len(manifest))
     together = np.bincount(first, minlength=len(first))[first] > 1
     if not together.any():
         return manifest
@@ -342,17 +342,17 @@ def _with_clusters(
     return Manifest(manifest.header, manifest.table.assign(content_cluster=names), manifest.root)
 
 
-def read_pictures(
+def read_greys(
     manifest: Manifest, rows: np.ndarray, *, workers: int | None = None, progress: bool = True
 ) -> np.ndarray:
-    """uint8 (len(rows), 128, 128): `clusters.picture` of each of these rows (sorted); 0 where unreadable."""
-    pictures = np.zeros((len(rows), SIDE, SIDE), np.uint8)
+    """uint8 (len(rows), 128, 128): `clusters.grey` of each of these rows (sorted); 0 where unreadable."""
+    greys = np.zeros((len(rows), SIDE, SIDE), np.uint8)
 
     def use(i: int, pixels: np.ndarray) -> None:
-        pictures[np.searchsorted(rows, i)] = picture(pixels)
+        greys[np.searchsorted(rows, i)] = grey(pixels)
 
     decode_all(manifest, use, rows=rows.tolist(), workers=workers, progress=progress)
-    return pictures
+    return greys
 
 
 def fault_lines(faults: Sequence[tuple[str, str]]) -> list[str]:

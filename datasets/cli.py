@@ -66,7 +66,7 @@ def ls(as_json: bool) -> None:
             for row in rows
         ],
     )
-    echo("One's own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
+    echo("For your own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
     return None
 
 
@@ -405,7 +405,7 @@ def check(
         try:
             across = near_identical(loaded, audits, workers=workers)
         except TooManyAlikeError:
-            unsought = f"more than {MOST_PAIRS} pairs are alike from afar"
+            unsought = f"more than {MOST_PAIRS} pairs look alike"
     if unsought:
         unsought = f"near-identical images were not looked for: {unsought}; --near does, slowly"
     if across is not None:  # identical images of one set are in its audit
@@ -574,7 +574,7 @@ def _show(manifest: "Manifest") -> None:
 
 
 def _note(name: str, text: str) -> None:
-    """A yellow line, for what is no fault and must be known. Nothing for ""."""
+    """A yellow line, for what is not a fault and must be known. Nothing for ""."""
     if text:
         say(f"{name}: {text}.", style="yellow")
 

@@ -15,16 +15,16 @@ ALIKE = 0.97  # correlation of grey pixels from which two images are near-identi
 MOST = 30_000  # rows that are compared with each other: 10 s
 BLOCK = 1024  # rows of one matrix product
 MOST_PAIRS = 500_000  # that are compared in full
-PAIR_BLOCK = 256  # pairs of full pictures at once: 32 MiB
+PAIR_BLOCK = 256  # pairs of full thumbnails at once: 32 MiB
 FLAT = 1.0  # standard deviation, in grey levels, below which an image shows nothing that could be compared
 
 
-def small_picture(pixels: np.ndarray) -> np.ndarray:
+def small_grey(pixels: np.ndarray) -> np.ndarray:
     """uint8 (16, 16), grey, of uint8 (h, w, 3)."""
     return _grey(pixels, SMALL)
 
 
-def picture(pixels: np.ndarray) -> np.ndarray:
+def grey(pixels: np.ndarray) -> np.ndarray:
     """uint8 (128, 128), grey, of uint8 (h, w, 3)."""
     return _grey(pixels, SIDE)
 
@@ -33,16 +33,16 @@ def _grey(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).convert("L").resize((side, side), Image.Resampling.BOX))
 
 
-def _unit(pictures: np.ndarray) -> np.ndarray:
+def _unit(greys: np.ndarray) -> np.ndarray:
     """Rows of mean 0 and length 1, float32; zeros where an image is flat."""
-    rows = pictures.reshape(len(pictures), -1).astype(np.float32)
+    rows = greys.reshape(len(greys), -1).astype(np.float32)
     rows -= rows.mean(1, keepdims=True)
     length = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.where(length > FLAT * np.sqrt(rows.shape[1]), rows / np.maximum(length, 1e-6), 0)
 
 
 def candidates(small: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray:
-    """int (m, 2), i < j: the pairs whose small pictures (uint8, (n, 16, 16)) correlate above ALIKE.
+    """int (m, 2), i < j: the pairs whose small thumbnails (uint8, (n, 16, 16)) correlate above ALIKE.
 
     apart : (n, k); only pairs that differ in at least one of its columns
     Raises TooManyAlikeError.
@@ -62,15 +62,15 @@ def candidates(small: np.ndarray, apart: np.ndarray | None = None) -> np.ndarray
 
 
 class TooManyAlikeError(Exception):
-    """More than MOST_PAIRS pairs of small pictures are alike: one background, say, under all of them."""
+    """More than MOST_PAIRS pairs of small thumbnails are alike: one background, say, under all of them."""
 
 
-def confirmed(pairs: np.ndarray, rows: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-    """Of the pairs (m, 2) those whose pictures correlate above ALIKE.
+def confirmed(pairs: np.ndarray, rows: np.ndarray, greys: np.ndarray) -> np.ndarray:
+    """Of the pairs (m, 2) those whose thumbnails correlate above ALIKE.
 
-    rows : int, sorted, all that occur in the pairs; pictures : uint8, (len(rows), 128, 128), theirs
+    rows : int, sorted, all that occur in the pairs; greys : uint8, (len(rows), 128, 128), theirs
     """
-    unit = _unit(pictures)
+    unit = _unit(greys)
     alike = np.zeros(len(pairs), np.float32)
     for start in range(0, len(pairs), PAIR_BLOCK):
         part = pairs[start : start + PAIR_BLOCK]

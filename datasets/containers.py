@@ -23,7 +23,7 @@ from .container import DAMAGE, Container
 from .hdf5 import hdf5_array, hdf5_rows
 from .images import MAX_PIXELS, decode_image, open_regular
 
-MEMBER_BYTES = 1 << 29  # a member that claims more is no patch
+MEMBER_BYTES = 1 << 29  # a member that claims more is not a patch
 HEADER_BYTES = 1 << 20  # of a tar: names and attributes of one file
 _ABOUT_OTHERS = (
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,

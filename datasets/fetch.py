@@ -2,7 +2,7 @@
 
 FOLDER/.fetch/NAME.part        what has arrived, and beside it NAME.part.json: from where, and which version
 FOLDER/fetched.json            URL without secrets -> SHA-256, size and place of what was unpacked
-FOLDER/UNPACK/                 the files; appears under this name only when all of them are there
+FOLDER/UNPACK/                 the files; appears under this name only when all of them exist
 """
 
 import base64
@@ -93,7 +93,7 @@ def fetch(
     url = _checked_url(url)
     sha256 = sha256.strip().lower()
     if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise InvalidRequest(f"{sha256!r} is no SHA-256 (64 hex digits).")
+        raise InvalidRequest(f"{sha256!r} is not a SHA-256 (64 hex digits).")
     try:
         return _fetch(facts, Path(folder), url, sha256, again, max_bytes, progress)
     except OSError as error:
@@ -110,9 +110,9 @@ def _checked_url(url: str) -> str:
     url = urllib.parse.quote(url.strip(), safe="%/:=&?~#+!$,;'@()*[]")
     try:
         parts = urllib.parse.urlsplit(url)
-        _ = parts.port  # ValueError where it is no number
+        _ = parts.port  # ValueError where it is not a number
     except ValueError as error:
-        raise InvalidRequest(f"{url.rpartition('@')[2]} is no URL: {error}.") from error
+        raise InvalidRequest(f"{url.rpartition('@')[2]} is not a URL: {error}.") from error
     if parts.scheme not in SCHEMES or not parts.hostname:
         raise InvalidRequest(f"{public_url(url)}: only http and https are downloaded.")
     return url
@@ -204,7 +204,7 @@ def _download(url: str, part: Path, *, max_bytes: int, progress: bool) -> tuple[
         except urllib.error.HTTPError as error:
             if error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS:
                 # of a redirect that is not followed the reason holds the whole URL
-                reason = error.reason if error.code >= 400 else "and leads to neither http nor https"
+                reason = error.reason if error.code >= 400 else "and redirects to neither http nor https"
                 raise FetchError(f"{shown}: the server answers {error.code} {reason}.") from error
         except (OSError, http.client.HTTPException) as error:  # URLError, reset, timeout, IncompleteRead
             if isinstance(error, FetchError) or getattr(error, "errno", None) in OF_THE_DISK:
@@ -226,7 +226,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme not in SCHEMES or (req.type == "https" and scheme != "https"):
             raise FetchError(
-                f"{public_url(req.full_url)}: the server leads to {public_url(newurl)}, which is "
+                f"{public_url(req.full_url)}: the server redirects to {public_url(newurl)}, which is "
                 f"{'not encrypted' if scheme == 'http' else 'neither http nor https'}; not followed."
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -273,7 +273,7 @@ def _lengths(response: http.client.HTTPResponse, shown: str) -> tuple[int, int |
     if length is None:
         return start, None
     if not re.fullmatch(r"\d{1,18}", length.strip()):
-        raise FetchError(f"{shown}: it sends {length!r} bytes, which is no number.")
+        raise FetchError(f"{shown}: it sends {length!r} bytes, which is not a number.")
     return start, start + int(length)
 
 
@@ -301,7 +301,7 @@ def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> t
         state_file.write_text(json.dumps(kept), "utf-8")  # cut short, it is as none
         digest = hashlib.sha256()
         with part.open("r+b" if part.exists() else "w+b") as stream, _bar(total, part.stem, progress) as bar:
-            while stream.tell() < start:  # what is there already
+            while stream.tell() < start:  # what exists already
                 block = stream.read(min(CHUNK, start - stream.tell()))
                 if not block:
                     raise ConnectionError("the server goes on behind the end of what is here")
@@ -343,16 +343,16 @@ def _bar(total: int | None, name: str, progress: bool) -> Iterator[tqdm]:
 def unpack(
     archive: Path, place: Path, *, max_bytes: int = MAX_BYTES, replace: bool = False, progress: bool = True
 ) -> None:
-    """Unpack a zip or tar (.gz, .bz2, .xz) to the folder `place`, which appears when all of it is there.
+    """Unpack a zip or tar (.gz, .bz2, .xz) to the folder `place`, which appears when it is complete.
 
     Refused, before or while unpacking, with nothing left behind: absolute paths and ".." and backslashes,
-    links, devices, the same name twice, more than `max_bytes` (counted while writing, whatever the headers
+    links, devices, duplicate names, more than `max_bytes` (counted while writing, whatever the headers
     say), more than 200 times the archive's size, too many files.
 
     Raises FetchError.
     """
     if place.exists() and not replace:
-        raise FetchError(f"{place} is there already; move it away, or say --again to replace it.")
+        raise FetchError(f"{place} already exists; move it away, or give --again to replace it.")
     limit = min(max_bytes, max(archive.stat().st_size * MAX_RATIO, 1 << 20))
     temporary = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
@@ -365,7 +365,7 @@ def unpack(
             with archive.open("rb") as stream:
                 start = stream.read(16)
             page = " It is a web page: a login or an error page?" if b"<" in start[:4] else ""
-            raise FetchError(f"{archive.name} is no zip and no tar (it starts with {start!r}).{page}")
+            raise FetchError(f"{archive.name} is neither a zip nor a tar (it starts with {start!r}).{page}")
         sync_tree(temporary)
         old = temporary.with_suffix(".old") if place.exists() else None
         if old is not None:
@@ -487,5 +487,7 @@ def _write(source: IO[bytes], target: Path, room: int, archive: Path, bar: tqdm)
                 stream.write(block)
                 bar.update(len(block))
     except (FileExistsError, NotADirectoryError):  # "a" and "./a" or "a/b", or names that differ in case
-        raise FetchError(f"{archive.name}: two members are one file, {target.name!r}; refused.") from None
+        raise FetchError(
+            f"{archive.name}: two members have one file name, {target.name!r}; refused."
+        ) from None
     return written

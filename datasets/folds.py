@@ -81,7 +81,7 @@ def effective_groups(manifest: Manifest) -> np.ndarray:
     """object (str), (n,): what is kept together in folds, and resampled as one in intervals.
 
     A row's group, where it is known. Rows without one are clusters of equal content: those that have the same
-    `content_cluster` (near-identical pictures), else the same content_hash, get the group that another row of
+    `content_cluster` (near-identical images), else the same content_hash, get the group that another row of
     the cluster has, or the patch_id of the cluster's first row; a row like no other is its own group.
     That is less than what belongs together: `Manifest.groups_known` says whether any group is known.
     """
@@ -114,7 +114,7 @@ def load_folds(name_or_path: str | os.PathLike[str]) -> Folds:
     keys = {"format", "format_version", "name", "dataset", "made_with", "n_splits", "fold_of_group"}
     faults = unknown_keys(document, keys, "")
     if not isinstance(document.get("n_splits"), int):
-        faults.append("n_splits is missing or is no whole number")
+        faults.append("n_splits is missing or is not a whole number")
     if not isinstance(document.get("fold_of_group"), dict):
         faults.append("the table [fold_of_group] is missing")
     if faults:
@@ -161,7 +161,7 @@ def make_folds(
 ) -> Folds:
     """Grouped, stratified, seeded folds: no group in two folds, each fold with its share of rows and classes.
 
-    labels, groups : str, (n,); the label "" (not known) is no class. Minimises the sum over folds and
+    labels, groups : str, (n,); the label "" (unknown) is not a class. Minimises the sum over folds and
     classes of (rows of the class in the fold / rows of the class)^2, and of the same for all rows: a greedy
     start (large groups first, ties in an order that the seed shuffles), then moves and swaps of groups as
     long as one of them helps. All in integers: the result depends on the arguments alone.
@@ -224,7 +224,8 @@ def too_few(labels: np.ndarray, groups: np.ndarray, n_splits: int) -> str:
         if len(found := sorted({*groups[labels == label]})) < n_splits
     ]
     why = (
-        "; ".join(short) or f"the {len({*groups})} groups cannot be dealt so that every fold has every class"
+        "; ".join(short)
+        or f"the {len({*groups})} groups cannot be assigned so that every fold has every class"
     )
     return f"each needs a group of every class, and {why}"
 

@@ -161,7 +161,7 @@ def record(
 
 
 def state_of(file: str | os.PathLike[str]) -> tuple[int, int, int]:
-    """(size, modification time, change time) of a file, the times in ns; (-1, -1, -1) if it is not there."""
+    """(size, modification time, change time) of a file, times in ns; (-1, -1, -1) if it does not exist."""
     try:
         status = os.stat(file)  # noqa: PTH116  the hot path
     except (OSError, ValueError):  # ValueError: a name with NUL
@@ -192,11 +192,11 @@ def _read(index: Path, suffix: str, width: int) -> np.ndarray:
             part = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise ManifestError(
-                f"{file} is damaged ({error}); delete it: the images it knew are decoded once more."
+                f"{file} is damaged ({error}); delete it: the images in it are decoded again."
             ) from error
         if part.dtype != np.uint8 or part.ndim != 2 or part.shape[1] != width:
             raise ManifestError(
-                f"{file} is no hash index (uint8 (n, {width})) but {part.dtype} {part.shape}; delete it."
+                f"{file} is not a hash index (uint8 (n, {width})) but {part.dtype} {part.shape}; delete it."
             )
         parts.append(part)
     return np.concatenate(parts) if parts else np.zeros((0, width), np.uint8)
@@ -232,7 +232,7 @@ def states_of(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
 
 
 def _names(manifest: Manifest, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of version 1: (names uint8 (m, 16), whether the file is there (m,))."""
+    """Of version 1: (names uint8 (m, 16), whether the file exists (m,))."""
     root = os.path.abspath(manifest.root)  # noqa: PTH100
     paths = manifest.table["path"].to_numpy(dtype=object)
     states: dict[str, bytes | None] = {}

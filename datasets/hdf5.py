@@ -41,8 +41,8 @@ def hdf5_array(store: h5py.File, key: str, path: str | os.PathLike[str]) -> h5py
     if len(filters) > 1 or any(code not in RATIOS for code, _ in filters):
         names = ", ".join(name for _, name in filters)
         raise ImageError(
-            f"{path}: {key!r} is compressed with {names}; of gzip and lzf alone it is known beforehand how "
-            "large a chunk gets. Fix: `h5repack -f GZIP=4` it, if it comes from somebody whom you trust."
+            f"{path}: {key!r} is compressed with {names}; only gzip and lzf say in advance how "
+            "large a chunk gets. Fix: `h5repack -f GZIP=4` it, if you trust its source."
         )
     return array
 
@@ -114,6 +114,6 @@ def _refuse_external(store: h5py.File, key: str, path: str | os.PathLike[str]) -
         if isinstance(link, h5py.SoftLink):
             links += 1
             if links > LINKS:
-                raise ImageError(f"{path}: {key!r} is a link that leads in circles.")
+                raise ImageError(f"{path}: {key!r} is a circular link.")
             parts = [*link.path.strip("/").split("/"), *parts]
             done = "" if link.path.startswith("/") else above

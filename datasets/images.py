@@ -78,7 +78,11 @@ def _decode(stream: BinaryIO, name: str) -> np.ndarray:
     except UnidentifiedImageError:
         stream.seek(0)
         start = stream.read(HEAD)
-        what = "is empty" if not start else f"is no image that Pillow knows (it starts with {start[:12]!r})"
+        what = (
+            "is empty"
+            if not start
+            else f"is not an image that Pillow can read (it starts with {start[:12]!r})"
+        )
         what = other_file(start) or what
         if (depth := _jpeg_depth(start)) > 8:
             what = f"is a JPEG of {depth} bits a channel; convert it to 8-bit RGB first"
@@ -164,7 +168,7 @@ def _jpeg_depth(start: bytes) -> int:
 def content_hash(pixels: np.ndarray) -> bytes:
     """16 bytes: BLAKE2b-128 of b"patchbank-rgb8\\0", height and width (uint32, little endian), the RGB bytes.
 
-    pixels : uint8, (h, w, 3). It is the pixels that are hashed, not the file: two files with the same picture
+    pixels : uint8, (h, w, 3). It is the pixels that are hashed, not the file: two files with the same image
     have one embedding. Raises ImageError for another dtype or shape.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:

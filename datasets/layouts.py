@@ -90,7 +90,7 @@ def _refuse_inner_splits(root: Path, paths: Sequence[str]) -> None:
         parts = [part if parts.index(part) == k or part == "*" else "*" for k, part in enumerate(parts)]
         layout = "/".join([*parts, "{split}", *([] if "{label}" in parts else ["{label}"])])
         raise ManifestError(
-            f"{root}: the folders {', '.join(sorted(here))} inside of others look like splits. "
+            f"{root}: the folders {', '.join(sorted(here))} below other folders look like splits. "
             f'Fix: --layout "{layout}" (or --layout "{{label}}" if the first folders are the classes and '
             "these mean nothing)."
         )
@@ -183,7 +183,7 @@ def _expression(layout: str, pattern: str) -> re.Pattern[str]:
         try:
             expression = re.compile(pattern)
         except re.error as error:
-            raise InvalidRequest(f"the pattern {pattern!r} is no regular expression: {error}.") from None
+            raise InvalidRequest(f"the pattern {pattern!r} is not a regular expression: {error}.") from None
     else:
         parts = []
         for part in layout.strip("/").split("/"):
@@ -220,7 +220,7 @@ def _files(root: Path) -> tuple[str, Path, list[str]]:
         assert isinstance(container, ZipImages | TarImages)
         files = [name for name in container.members() if not any(map(is_hidden, name.split("/")))]
         return f"{root.name}{MARK}", root.parent, files
-    raise ManifestError(f"{root} is no folder, zip or uncompressed tar.")
+    raise ManifestError(f"{root} is not a folder, zip or uncompressed tar.")
 
 
 def natural(path: str) -> tuple[list[tuple[bool, int, str]], str]:

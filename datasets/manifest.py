@@ -73,7 +73,7 @@ class Manifest:
     header : Header
     table : pandas.DataFrame with a RangeIndex, one row a patch. Text columns patch_id, path, label, group,
         domain, split ("" = not known); where they are known also content_hash (32 hex digits or ""),
-        content_cluster (rows with near-identical pictures share it; "" = none is like it), votes_positive,
+        content_cluster (rows with near-identical images share it; "" = no other is like it), votes_positive,
         votes_total, x, y (Int64, pixels of the slide at full resolution). All further columns are the user's
         and are kept as they are.
     root : Path
@@ -186,7 +186,7 @@ def check_place(file: Path, form: str) -> Path:
     table_file = file.with_suffix(f".{form}")
     if table_file.exists() and not _owns(file, table_file):
         raise ManifestError(
-            f"{table_file} is there and is not the table of {file}: choose another name, or move it away."
+            f"{table_file} exists and is not the table of {file}: choose another name, or move it away."
         )
     check_writable(file)
     return table_file
@@ -216,7 +216,7 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     faults += unknown_keys(place, {"file", "format", "rows", "root"}, "[table] ")
     for key, kind in (("file", str), ("format", str)):
         if not isinstance(place.get(key), kind):
-            faults.append(f"[table] {key} is missing or is no text")
+            faults.append(f"[table] {key} is missing or is not text")
     if faults:
         raise ManifestError(fault_sentence(where, faults))
     if place["format"] not in ("csv", "parquet"):
@@ -266,7 +266,7 @@ def read_table(
             with file.open(encoding=encoding, newline="") as stream:
                 names = next(csv.reader(stream, delimiter=separator), [])
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{file} is no UTF-8 text ({error.reason} at byte {error.start}).") from error
+        raise ManifestError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     doubled = sorted({name for name in names if names.count(name) > 1})
     if not names or doubled:
         raise ManifestError(f"{file}: " + (f"columns named twice: {doubled}." if doubled else "it is empty."))
@@ -345,7 +345,7 @@ def header_faults(header: dict[str, Any]) -> list[str]:
     required = ("name", "version", "classes", "positive", "licence", "source")
     faults += [f"{key} is missing" for key in required if key not in header]
     faults += [
-        f"{key} = {value!r} is no text"
+        f"{key} = {value!r} is not text"
         for key, value in header.items()
         if key in kinds and key != "classes" and not isinstance(value, str)
     ]
@@ -359,7 +359,7 @@ def header_faults(header: dict[str, Any]) -> list[str]:
         or not all(isinstance(c, str) and c.strip() for c in classes)
         or len(set(classes)) != len(classes)
     ):
-        faults.append(f"classes = {classes!r} is no list of different names")
+        faults.append(f"classes = {classes!r} is not a list of different names")
     elif header["positive"] not in (classes or [""]):
         faults.append(f"positive = {header['positive']!r} is not one of the classes {list(classes)}")
     return faults
@@ -422,13 +422,13 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     if "content_hash" in table.columns:
         odd = ~table["content_hash"].str.fullmatch(r"(?:[0-9a-f]{32})?")
         if odd.any():
-            faults.append(f"content_hash is no 32 hex digits in {rows(odd, row)}")
+            faults.append(f"content_hash is not 32 hex digits in {rows(odd, row)}")
     for name in NUMBER_COLUMNS:
         if name in table.columns:
             numbers, odd = _whole_numbers(table[name])
             if odd.any():
                 show = rows(odd, lambda i, name=name: f"{row(i)} has {table[name].iat[i]!r}")
-                faults.append(f"{name} is no whole number: {show}")
+                faults.append(f"{name} is not a whole number: {show}")
             table[name] = numbers
     if {"votes_positive", "votes_total"} <= set(table.columns):
         positive, total = table["votes_positive"], table["votes_total"]
@@ -483,7 +483,7 @@ def is_text(value: object) -> bool:
 
 
 def _whole_numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:
-    """(Int64 with NA for "", mask of what is no whole number)."""
+    """(Int64 with NA for "", mask of what is not a whole number)."""
     if pd.api.types.is_integer_dtype(column.dtype):
         return column.astype("Int64"), pd.Series(False, index=column.index)
     given = column.notna() & (column.astype(str).str.strip() != "")

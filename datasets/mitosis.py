@@ -129,7 +129,7 @@ def _slide_domain(source: str, slide: str) -> str:
 def _walk(root: Path) -> list[tuple[Path, list[str], list[str]]]:
     """(folder, subfolders, files), shallow ones first, to a depth of four; class folders are not entered."""
     if not root.is_dir():
-        raise ManifestError(f"the root {root} is no folder.")
+        raise ManifestError(f"the root {root} is not a folder.")
     found = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
@@ -159,7 +159,7 @@ def _images(root: Path, facts: Facts) -> pd.DataFrame:
     images = pd.DataFrame(at, columns=["name", "path", "label"]).set_index("name")
     twice = sorted(set(images.index[images.index.duplicated()]))
     if twice:
-        raise ManifestError(f"{folder}: the same file name lies in two class folders: {listed(twice)}.")
+        raise ManifestError(f"{folder}: the same file name is in two class folders: {listed(twice)}.")
     if not len(images):
         raise ManifestError(f"{folder}: there are no PNG files in its class folders.")
     return images

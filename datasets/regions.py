@@ -103,7 +103,7 @@ def wsi_table(
     ]
     _check_regions(root, table, say)
     again = table["path"].duplicated() & (table[FAULT] == "")
-    table.loc[again, FAULT] = "the same region as a row before"
+    table.loc[again, FAULT] = "the same region as an earlier row"
     if "label" in table.columns:
         other = again & (table["label"] != table.groupby("path")["label"].transform("first"))
         table.loc[other, FAULT] += ", with another label"
@@ -189,9 +189,9 @@ def _check_regions(root: Path, table: pd.DataFrame, say: Say) -> None:
                 "yx", (region.width, region.height), steps, slide.dimensions, strict=True
             ):
                 swapped &= covered(rows[axis].to_numpy(np.float64), length, step, limit) >= 1
-            hint = "; are x and y exchanged?" if swapped.all() and (~inside).sum() > 1 else ""
+            hint = "; are x and y swapped?" if swapped.all() and (~inside).sum() > 1 else ""
             fault[rows.index[~inside]] = (
-                f"the region lies beside the slide, which is {width} x {height} pixels{hint}"
+                f"the region lies outside the slide, which is {width} x {height} pixels{hint}"
             )
     table[FAULT] = fault
 
@@ -284,7 +284,7 @@ def _attribute(file: Path, attributes: Mapping[str, Any], key: str) -> int | Non
     except (TypeError, ValueError, IndexError):
         number = math.nan
     if not number >= 0 or number % 1 or (key != "patch_level" and not number):
-        raise ManifestError(f"{file}: the attribute {key} is no size: {attributes[key]!r}.")
+        raise ManifestError(f"{file}: the attribute {key} is not a size: {attributes[key]!r}.")
     return int(number)
 
 
@@ -311,7 +311,7 @@ def _slide_files(root: Path, names: list[str], say: Say) -> tuple[dict[str, str]
     if read:
         example = min(read)
         say(
-            f"{len(read)} slides were not found as written, and were: "
+            f"{len(read)} slides do not exist as written and were resolved: "
             f"{example!r} is read as {found[example][0]!r}"
         )
     faults = {name: f"no slide of this name under {root}" for name in names if name not in found}

@@ -202,7 +202,5 @@ class Slide(Container):
         ):
             size.append(int(covered(np.array(at), length, step, limit)))
         if min(size) < 1:
-            raise ImageError(
-                f"{name}: the region lies outside of the slide, which is {self.dimensions} pixels."
-            )
+            raise ImageError(f"{name}: the region lies outside the slide, which is {self.dimensions} pixels.")
         return size[0], size[1]

@@ -10,7 +10,7 @@ and the patch's place in it:
     train-00000.parquet::image[123]               a row of an image column (struct with `bytes`, or binary)
     slide.svs::wsi[x,y,w,h,mpp=0.5,border=white]  a region of a whole-slide image; see slides.py
 
-What a path says is all that decides on the pixels, so that a path and a file's state name a picture.
+What a path says is all that decides on the pixels, so that a path and a file's state identify an image.
 """
 
 import os

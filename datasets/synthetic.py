@@ -115,7 +115,7 @@ def _plan(name: str, domains: tuple[str, ...], n: int, random: np.random.Generat
     positive = random.random(n) < share[slide]
     atypia = np.where(positive, random.beta(6.0, 2.0, n), random.beta(2.0, 6.0, n))
     seen = atypia[:, None] + random.normal(0, 0.15, (n, 3)) > 0.5
-    # the label is the set's truth; the voters agree with it as often as the pictures let them
+    # the label is the set's truth; the voters agree with it as often as the images let them
     votes = np.where(positive, np.maximum(seen.sum(1), 2), np.minimum(seen.sum(1), 1))
     names = [
         f"{domains[d].removeprefix('scanner-')}{s % slides_each + 1:02d}"

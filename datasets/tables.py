@@ -1,6 +1,6 @@
 """A user's own table, as spreadsheets, R and pandas write it: separators, encodings, blank rows, paths.
 
-What was read in another way than a UTF-8 CSV with commas is said aloud.
+What was read in another way than a UTF-8 CSV with commas is reported.
 """
 
 import codecs
@@ -215,12 +215,12 @@ def find_files(root: Path, paths: Sequence[str], *, say: Say) -> tuple[list[str]
         if file is None:
             faults[row] = f"no file under {root}"
         elif file in doubled and file != place:
-            faults[row] = f"no file of its own under {root}; what fits is another row's too"
+            faults[row] = f"no file of its own under {root}; the file that fits belongs to another row too"
         new.append(f"{place if file is None else file}{mark}{member}")
     changed = [(old, file) for old, file in files.items() if old != file and file not in doubled]
     if changed:
         old, file = changed[0]
-        say(f"{len(changed)} paths were not found as written, and were: {old!r} is read as {file!r}")
+        say(f"{len(changed)} paths do not exist as written and were resolved: {old!r} is read as {file!r}")
     return new, faults
 
 

@@ -1,4 +1,4 @@
-"""Small pictures of patches for a page: one sheet with many tiles, or one PNG."""
+"""Thumbnails of patches for a page: one sheet with many tiles, or one PNG."""
 
 import io
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ def thumbnail_of(root: str, path: str, content_hash: str, size: int) -> bytes | 
     """A PNG of an image that was scored: what lies at `path` under `root`, if its pixels have this hash.
 
     content_hash : 32 hex digits
-    None for anything else: a file that is missing, changed, no image, or outside `root`. Results name the
+    None for anything else: a file that is missing, changed, not an image, or outside `root`. Results name the
     files, and may come from elsewhere: what is shown is only what their author had seen.
     """
     where = PurePath(path.partition(MARK)[0])

@@ -1,7 +1,7 @@
 """What the cells of a user's own table mean: missing values, numbers, spellings, the names of splits.
 
 Tables that were typed or exported write one thing in several ways. What is certain is read as what it means
-and said aloud; what is not (two spellings of one class, or two classes?) is refused by name.
+and reported; what is not (two spellings of one class, or two classes?) is refused by name.
 """
 
 import difflib
@@ -124,7 +124,7 @@ def read_values(
     for column in COLUMNS:
         if column not in table.columns:
             if wanted[column]:
-                raise InvalidRequest(f"--map speaks of the {column}, and the data have none.")
+                raise InvalidRequest(f"--map names the {column}, and the data have none.")
             continue
         kept = {*classes, *filter(None, [positive])} if column == "label" else set()
         cells = table[column].astype(object).where(table[column].notna(), "").map(str)

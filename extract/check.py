@@ -25,8 +25,8 @@ def forward_seconds(encoder: str, *, device: str = "auto", precision: str | None
     """
     built = build_encoder(load_card(encoder), device=device, precision=precision, random_weights=True)
     size = SPEED_BATCH_CPU if built.device.type == "cpu" else SPEED_BATCH
-    picture = np.zeros((32, 32, 3), np.uint8)
-    batch = torch.stack([built.transform(picture)] * size)
+    image = np.zeros((32, 32, 3), np.uint8)
+    batch = torch.stack([built.transform(image)] * size)
     seconds = []
     for _ in range(3):
         started = time.perf_counter()
@@ -46,10 +46,10 @@ def check_encoder(
     remote_code: bool = False,
     trust_code: bool = False,
 ) -> dict[str, Any]:
-    """Build an encoder in float32, embed a picture alone and in a batch, under every token policy.
+    """Build an encoder in float32, embed an image alone and in a batch, under every token policy.
 
     Returns:
-        What was found: parameters, weights, dims by policy, the largest difference between the picture's
+        What was found: parameters, weights, dims by policy, the largest difference between the image's
         vector alone and in a batch, seconds.
 
     Raises:
@@ -68,8 +68,8 @@ def check_encoder(
     )
     loaded = time.perf_counter()
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
-    batch = torch.stack([built.transform(picture) for picture in pictures])
+    images = rng.integers(0, 256, (3, 128, 128, 3), dtype=np.uint8)
+    batch = torch.stack([built.transform(image) for image in images])
     policies = policies_of(card)
     if card.kind == "transformers" or (card.kind == "python" and card.grid):
         policies.pop("pooled", None)  # not every one has it
@@ -85,7 +85,7 @@ def check_encoder(
         difference = max(difference, float((together[name][:1] - alone[name]).norm() / scale))
     if difference > 1e-3:
         raise EncoderError(
-            f"{card.id}: the vector of a picture changes by {difference:.1e} with the batch around it"
+            f"{card.id}: the vector of an image changes by {difference:.1e} with the batch around it"
         )
     return {
         "encoder": card.id,

@@ -115,7 +115,7 @@ def extract_command(
     """Embed the patches of MANIFESTS that the bank does not hold yet.
 
     Every encoder x view x token policy is a store of its own. Patches are keyed by the hash of their pixels:
-    what is there is not computed again, the same picture twice is embedded once, and the command can be
+    what the bank holds is not computed again, a repeated image is embedded once, and the command can be
     stopped (Ctrl-C) and repeated at any time.
 
     \b
@@ -207,7 +207,7 @@ def show_command(encoder: str, as_json: bool) -> None:
 @options.trust_code
 @options.json("Print as JSON.")
 def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **options: Any) -> None:
-    """Build an encoder, embed one picture and compare what comes out with its card.
+    """Build an encoder, embed one image and compare what comes out with its card.
 
     \b
     Examples:

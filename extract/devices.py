@@ -13,7 +13,7 @@ def resolve_devices(request: str) -> list[torch.device]:
 
     Args:
         request: "auto" (all CUDA GPUs, else Apple's, else the CPU), "cuda" (all), or names with commas
-            between, as in "cuda:0,cuda:2"; a name that stands twice gets two replicas.
+            between, as in "cuda:0,cuda:2"; a name that occurs twice gets two replicas.
 
     Raises:
         InvalidRequest: a device that this machine, or this build of torch, does not have.
@@ -35,7 +35,7 @@ def resolve_devices(request: str) -> list[torch.device]:
                 f"there is no device {name}: torch {torch.__version__} sees {count} CUDA GPUs"
             )
         if device.type == "mps" and not torch.backends.mps.is_available():
-            raise InvalidRequest("there is no device mps here")
+            raise InvalidRequest("the device mps does not exist here")
         if device.type == "cuda" and device.index is None:
             devices += [torch.device("cuda", index) for index in range(count)]
         else:

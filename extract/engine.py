@@ -69,7 +69,7 @@ class Outcome:
     embedded: int = 0
     forwards: int = 0
     elsewhere: int = 0
-    doubles: int = 0
+    duplicates: int = 0
     found_cached: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     seconds: dict[str, float] = field(
@@ -79,7 +79,7 @@ class Outcome:
 
 
 class _Seen:
-    """Tells pictures that come twice: a hash table of row numbers, 8 bytes a patch (a set takes 120)."""
+    """Finds repeated images: a hash table of row numbers, 8 bytes a patch (a set takes 120)."""
 
     def __init__(self, keys: np.ndarray, rows: np.ndarray) -> None:
         self._keys = keys
@@ -378,7 +378,7 @@ class Pipeline:
         if not work.known[index]:
             assert seen is not None
             if not seen.add(index):
-                self.outcome.doubles += 1
+                self.outcome.duplicates += 1
                 self._settle(np.array([index]))
                 return
         placed = 0
@@ -442,7 +442,7 @@ class Pipeline:
 
     @staticmethod
     def _upload(batch: _Batch, device: "torch.device", stream: Any) -> tuple["torch.Tensor", Any]:
-        """The pixels on the device, and the CUDA event after which they are there (None elsewhere)."""
+        """The pixels on the device, and the CUDA event after which they are available (None elsewhere)."""
         import torch
 
         pixels = torch.from_numpy(batch.pixels)

@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         lanes: of all encoders.
-        work: the patches that some store lacks, each picture once as far as is known.
+        work: the patches that some store lacks, each image once as far as is known.
         rows: int64 (len(work),): their rows, counted over all manifests.
         patches, unique, cached: as in the report.
         states, young: int64 (., 3), bool: of the work: the state of a file before it was read (see
@@ -140,7 +140,7 @@ def open_lanes(
 ) -> list[Lane]:
     """One lane an encoder and crop, with those of its stores open that there are.
 
-    dry_run: whether stores that are not there could be made is not looked at.
+    dry_run: whether missing stores could be created is not checked.
     """
     views = parse_views(options.view)
     pinned = options.revision is not None or options.checkpoint is not None
@@ -178,7 +178,7 @@ def open_lanes(
             lanes.append(lane)
     names = [target.identity.name for target in wanted]
     if len(set(names)) < len(names):
-        raise InvalidRequest("the same encoder is asked for twice")
+        raise InvalidRequest("the same encoder is given twice")
     for target in wanted:
         if target.look() is None and not dry_run:
             bank.check_new(target.identity, options.backend)

@@ -43,18 +43,18 @@ class ExtractReport:
 
     Attributes:
         patches: rows of the manifests.
-        unique: different pictures among them, as far as known: unreadable ones count as different.
-        cached: pictures that every store had already; they were not decoded.
-        embedded: pictures that were embedded now.
-        elsewhere: pictures that another run embedded meanwhile.
+        unique: distinct images among them, as far as known: unreadable ones count as different.
+        cached: images that every store had already; they were not decoded.
+        embedded: images that were embedded now.
+        elsewhere: images that another run embedded meanwhile.
         failed: (patch id, message) of those that could not be read or stored.
         forwards: forward passes of single patches; forwards_avoided: those that the cache saved, against one
             for every row of the manifests.
-        planned: pictures still to embed, with planned_forwards passes and planned_bytes of vectors; what a
+        planned: images still to embed, with planned_forwards passes and planned_bytes of vectors; what a
             dry run is asked for. Rows never read before count as different.
         seconds: "total" by the clock; "load" (models); "decode", "compute", "write": busy, over all threads.
         origins: where in a file of weights the backbone was found, where that is not its top.
-        images_per_second: embedded pictures by the time without loading models.
+        images_per_second: embedded images by the time without loading models.
     """
 
     patches: int = 0
@@ -107,7 +107,7 @@ class ExtractReport:
             *self.origins,
         ]
         if not self.model_loaded:
-            lines.append(f"{total:.1f} s; everything was there, so no model was loaded")
+            lines.append(f"{total:.1f} s; everything was cached, so no model was loaded")
             return "\n".join(lines)
         running = max(total - seconds["load"], 1e-9)
         share = {
@@ -119,7 +119,7 @@ class ExtractReport:
         lines.append(
             f"{total:.1f} s ({seconds['load']:.1f} s to load), {self.images_per_second:.1f} images/s on "
             f"{_counted(self.devices)} (batch {self.batch_size}, {self.workers} decoding threads); "
-            f"busy of this time: {busy}"
+            f"utilization: {busy}"
         )
         return "\n".join(lines)
 

@@ -3,8 +3,8 @@
 What happens, in order:
 1. The weights of every encoder are found and their identity taken; the stores of all encoders, views and
    token policies are opened. Nothing that defines a vector is left out of a store's identity.
-2. Patches are told apart by the hash of their pixels: those that every store has already are not decoded,
-   the same picture twice is embedded once. If nothing is left, no model is loaded and torch not imported.
+2. Patches are identified by the hash of their pixels: those that every store has already are not decoded,
+   a repeated image is embedded once. If nothing is left, no model is loaded and torch not imported.
 3. The rest runs through the engine (engine.py) and is published in blocks as it comes.
 """
 
@@ -48,7 +48,7 @@ def run_extract(
     Args:
         manifests: loaded, or paths of their TOML files.
         encoder: ids, "timm:NAME", "hf:ORG/NAME", card files, or Cards; several share the decoding.
-        bank: folder of the stores; made if it is not there.
+        bank: folder of the stores; created if it does not exist.
         dry_run: only say what would be done: no store is made, no weights are downloaded, no model is loaded.
         options: all the rest at once; or the same as keywords: view, tokens, device, precision, dtype,
             batch_size, workers, on_error, checkpoint and more, see `ExtractOptions`.
@@ -205,8 +205,8 @@ def _run_here(
             raise
     report.embedded, report.elsewhere = outcome.embedded, outcome.elsewhere
     report.failed = outcome.failed
-    # pictures whose hash was not known before, and that turned out to be doubles or cached
-    report.unique -= outcome.doubles
+    # images whose hash was unknown before, and that turned out to be duplicates or cached
+    report.unique -= outcome.duplicates
     report.cached += outcome.found_cached
     report.forwards = outcome.forwards
     report.batch_size = outcome.batch_size

@@ -36,7 +36,7 @@ class Policy:
 
 
 def parse_policy(name: str) -> Policy:
-    """Raises InvalidRequest for a name that is no policy."""
+    """Raises InvalidRequest for a name that is not a policy."""
     if name in POLICIES:
         return Policy(name, name)
     match = _LAYERED.fullmatch(name)

@@ -50,10 +50,10 @@ class View:
 
 
 def parse_views(names: str | Iterable[str]) -> list[View]:
-    """Views by name, short names written out, doubles removed, in the order given.
+    """Views by name, short names written out, duplicates removed, in the order given.
 
     Raises:
-        InvalidRequest: a name that is no view.
+        InvalidRequest: a name that is not a view.
     """
     views: list[View] = []
     for name in [names] if isinstance(names, str) else names:

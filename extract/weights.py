@@ -72,7 +72,7 @@ def locate(
         InvalidRequest: the checkpoint does not exist.
         WeightsNotHere: `download` is False, and they are on the hub only.
         GatedEncoder: the hub wants a licence accepted or a login.
-        EncoderError: the weights are nowhere to be had; the message says what to do.
+        EncoderError: the weights are unavailable; the message says what to do.
     """
     if checkpoint is not None:
         path = Path(checkpoint)
@@ -87,7 +87,7 @@ def locate(
         return _in_folder(card, Path(weights_dir))
     if not card.hub:
         raise EncoderError(
-            f"the card of {card.id} says nothing of where its weights are (hub, package): "
+            f"the card of {card.id} does not say where its weights are (hub, package): "
             "name the file with --checkpoint, or add --weights-dir DIR"
         )
     return _on_hub(card, download)

@@ -21,7 +21,7 @@ class Features:
 
     Attributes:
         tokens: (b, prefix + grid, dim) after the final norm, CLS first, then registers; None without tokens.
-        pooled: (b, dim) of the network's own pooling; None if not asked for or not there.
+        pooled: (b, dim) of the network's own pooling; None if not requested or unavailable.
         layers: the same as `tokens` after block K, final norm applied, by K = 1...
     """
 

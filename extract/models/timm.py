@@ -179,7 +179,7 @@ def _layout(model: Any, features: Any) -> tuple[int, int, bool]:
         return 0, 0, True
     prefix = getattr(model, "num_prefix_tokens", 0)
     named = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
-    # CoaT and others have class tokens and no flag that counts them: their patch tokens cannot be told apart
+    # CoaT and others have class tokens and no flag that counts them: their patch tokens cannot be identified
     has_class = any(name.startswith(("cls_token", "class_token")) for name in named)
     registers = int(getattr(model, "num_reg_tokens", 0) or 0)
     grid = features.shape[1] - prefix

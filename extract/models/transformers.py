@@ -75,7 +75,7 @@ def card_of_hub(hub: str) -> Card:
 
     Raises:
         InvalidRequest: not ORG/NAME, or not a vision model.
-        EncoderError, GatedEncoder: the configuration cannot be had.
+        EncoderError, GatedEncoder: the configuration is unavailable.
     """
     folder = Path(hub)
     local = (folder / "config.json").is_file()
@@ -98,7 +98,7 @@ def card_of_hub(hub: str) -> Card:
     width, patch = config.get("hidden_size"), config.get("patch_size")
     if not isinstance(width, int) or not isinstance(patch, int):
         raise InvalidRequest(
-            f"{hub} is no vision transformer (its configuration has no hidden_size and patch_size)"
+            f"{hub} is not a vision transformer (its configuration has no hidden_size and patch_size)"
         )
     shape = _transform(folder, _side(config.get("image_size")) or 224, str(config.get("model_type", "")))
     no_cls = str(config.get("model_type", "")).startswith("siglip")

@@ -136,7 +136,7 @@ class TestFolder:
             ({"layout": "*/x"}, "has the part 'x'"),
             ({"layout": "*"}, "must name some of the fields"),
             ({"layout": "{label}/{label}"}, "redefinition"),
-            ({"pattern": "(?P<label>"}, "no regular expression"),
+            ({"pattern": "(?P<label>"}, "not a regular expression"),
             ({"on_error": "skp"}, "it is 'fail' or 'skip'"),
             ({"layuot": "{label}"}, "no option 'layuot'; did you mean 'layout'"),
             ({"dataset": ""}, "needs a name"),
@@ -152,12 +152,12 @@ class TestFolder:
     def test_a_folder_without_images(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match="holds no images"):
             build("folder", tmp_path)
-        with pytest.raises(ManifestError, match="is no folder, zip or"):
+        with pytest.raises(ManifestError, match="is not a folder, zip or"):
             build("folder", tmp_path / "lost")
 
 
 def test_unknown_builders_are_suggested(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="nothing builds 'amibr'; did you mean 'ami-br'"):
+    with pytest.raises(InvalidRequest, match="no builder is called 'amibr'; did you mean 'ami-br'"):
         build_manifest("amibr", tmp_path)
 
 
@@ -611,7 +611,7 @@ class TestRegions:
         [
             ("three,0,0", "1 rows: no slide of this name under"),
             ("one.v1,left,0\ntwo,0,1.5", r"must be whole numbers of pixels: row 1 \('left', '0'\), row 2"),
-            ("one.v1,0,0\none.v1,0,0", "the same region as a row before"),
+            ("one.v1,0,0\none.v1,0,0", "the same region as an earlier row"),
         ],
     )
     def test_faults(self, root: Path, rows: str, message: str) -> None:

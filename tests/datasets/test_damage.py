@@ -195,7 +195,7 @@ def linked(tmp_path: Path, pixels: Pixels) -> Path:
         ("link", "a link into another file"),
         ("folder/x", "a link into another file"),
         ("hidden", "a link into another file"),
-        ("circle", "leads in circles"),
+        ("circle", "is a circular link"),
         ("virtual", "is stored in other files"),
         ("external", "is stored in other files"),
         ("huge", "claims 13510798882111488 bytes and holds 0"),

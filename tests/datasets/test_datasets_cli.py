@@ -320,7 +320,7 @@ def test_a_place_that_is_taken_is_refused_before_the_work(images: Path, tmp_path
         "--positive",
         "bad",
     )
-    with pytest.raises(ManifestError, match="is there and is not the table of"):
+    with pytest.raises(ManifestError, match="exists and is not the table of"):
         invoke(*args, "--out", tmp_path / "t.toml")
     assert (tmp_path / "t.csv").read_text() == "mine"
     with pytest.raises(OutputError, match="cannot be written"):

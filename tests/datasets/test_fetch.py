@@ -249,7 +249,7 @@ def test_what_cannot_be_asked_for(facts: Facts, tmp_path: Path) -> None:
 
 def test_a_page_instead_of_an_archive(facts: Facts, server: Server, tmp_path: Path) -> None:
     server.body = b"<html>please log in</html>"
-    with pytest.raises(FetchError, match=r"no zip and no tar \(it starts with b'<html>please"):
+    with pytest.raises(FetchError, match=r"neither a zip nor a tar \(it starts with b'<html>please"):
         get(facts, tmp_path)
     assert not (tmp_path / "Toy").exists()
 
@@ -328,7 +328,7 @@ def test_secrets_of_a_url_are_kept_nowhere(
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/x.zip", "file:///etc/passwd", "data:,x", "gopher://x/"])
 def test_redirects_lead_to_web_servers_only(facts: Facts, server: Server, tmp_path: Path, to: str) -> None:
     server.to = to
-    with pytest.raises(FetchError, match=r"leads to .*neither http nor https"):
+    with pytest.raises(FetchError, match=r"redirects to .*neither http nor https"):
         get(facts, tmp_path, url=server.url.replace("/archive.zip", "/moved?token=my-token"))
     assert len(server.asked) == 1, "not tried again"
 
@@ -351,7 +351,7 @@ def test_a_redirect_to_a_page_that_is_not_encrypted() -> None:
 @pytest.mark.parametrize("length", ["abc", "-5", "1e9", "5, 5", "9" * 40])
 def test_a_length_that_is_no_number(facts: Facts, server: Server, tmp_path: Path, length: str) -> None:
     server.headers = {"Content-Length": length}
-    with pytest.raises(FetchError, match=r"bytes, which is no number"):
+    with pytest.raises(FetchError, match=r"bytes, which is not a number"):
         get(facts, tmp_path)
 
 
@@ -466,8 +466,8 @@ MALICIOUS: dict[str, tuple[Callable[[], bytes], str]] = {
     "zip drive": (lambda: zipped({"C:evil": b"2"}), "would leave the folder"),
     "zip link": (zip_link, "is a link or device"),
     "zip twice": (zip_twice, "occurs twice"),
-    "zip same place": (lambda: zipped({"a": b"1", "./a": b"2"}), "two members are one file"),
-    "zip below a file": (lambda: zipped({"a": b"1", "a/b": b"2"}), "two members are one file"),
+    "zip same place": (lambda: zipped({"a": b"1", "./a": b"2"}), "two members have one file name"),
+    "zip below a file": (lambda: zipped({"a": b"1", "a/b": b"2"}), "two members have one file name"),
     "zip bomb": (lambda: zipped({"a": bytes(30 << 20)}), "far more than an archive of images"),
     "zip many small": (lambda: zipped({f"{k}": bytes(3 << 20) for k in range(10)}), "far more than"),
     "tar up": (lambda: tarred(tar_member("../evil")), "would leave the folder"),
@@ -502,7 +502,7 @@ def test_malicious_archives_leave_nothing_behind(name: str, tmp_path: Path) -> N
 def test_damaged_archives(tmp_path: Path, cut: float) -> None:
     packed = tarred(tar_member("a", NOISE), "w:gz")
     (tmp_path / "x.part").write_bytes(packed[: int(len(packed) * cut)])
-    with pytest.raises(FetchError, match=r"cannot be unpacked|no zip and no tar"):
+    with pytest.raises(FetchError, match=r"cannot be unpacked|neither a zip nor a tar"):
         unpack(tmp_path / "x.part", tmp_path / "out", progress=False)
     packed = bytearray(zipped({"a": NOISE}))
     packed[1000] ^= 0xFF
@@ -527,7 +527,7 @@ def test_what_is_there_is_replaced_only_on_request(tmp_path: Path) -> None:
     (tmp_path / "x.part").write_bytes(zipped({"a": b"new"}))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("old")
-    with pytest.raises(FetchError, match="is there already"):
+    with pytest.raises(FetchError, match="already exists"):
         unpack(tmp_path / "x.part", tmp_path / "out", progress=False)
     assert left(tmp_path / "out") == {"mine"}
     unpack(tmp_path / "x.part", tmp_path / "out", replace=True, progress=False)

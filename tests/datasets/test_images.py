@@ -97,7 +97,7 @@ def broken(name: str, folder: Path) -> Path:
     [
         ("truncated", "cannot be decoded: .*truncated"),
         ("header only", "no image|cannot be decoded"),
-        ("text", "no image that Pillow knows .*starts with b'patch,label"),
+        ("text", "not an image that Pillow can read .*starts with b'patch,label"),
         ("empty", "is empty"),
         ("damaged", "cannot be decoded"),
         ("16 bit", "more than 8 bits a channel"),
@@ -357,7 +357,7 @@ def test_tiffs_of_every_layout(tmp_path: Path, options: dict[str, object]) -> No
 def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: pytest.fail("it was run"))
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n")
-    with pytest.raises(ImageError, match="no image that Pillow knows"):
+    with pytest.raises(ImageError, match="not an image that Pillow can read"):
         read_image(tmp_path / "a.png")
 
 

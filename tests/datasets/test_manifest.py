@@ -126,9 +126,9 @@ def test_the_given_table_is_not_changed(header: Header) -> None:
         ({"path": ["a.png", ""]}, r"path is empty in row 2 \('toy/b'\)"),
         ({"lable": ["bad", "good"]}, "column 'lable' is not known; did you mean 'label'"),
         ({"Group": ["1", "2"]}, "column 'Group' is not known; did you mean 'group'"),
-        ({"content_hash": ["0" * 32, "xyz"]}, "content_hash is no 32 hex digits in row 2"),
-        ({"x": ["1", "left"]}, r"x is no whole number: row 2 \('toy/b'\) has 'left'"),
-        ({"y": [1.5, 2]}, "y is no whole number: row 1"),
+        ({"content_hash": ["0" * 32, "xyz"]}, "content_hash is not 32 hex digits in row 2"),
+        ({"x": ["1", "left"]}, r"x is not a whole number: row 2 \('toy/b'\) has 'left'"),
+        ({"y": [1.5, 2]}, "y is not a whole number: row 1"),
         ({"votes_positive": [4, 0], "votes_total": [3, 3]}, r"does not lie in 0..votes_total: row 1"),
         ({"votes_positive": [1, 0], "votes_total": [3, None]}, r"does not lie in 0..votes_total: row 2"),
     ],
@@ -143,7 +143,7 @@ def test_all_faults_are_in_one_error(header: Header) -> None:
     table = rows(label=["Bad", "good"], content_hash=["1", ""], x=["?", "2"]).assign(path=["", "b.png"])
     with pytest.raises(ManifestError) as caught:
         Manifest(header, table, ".")
-    for part in ("label outside", "path is empty", "content_hash", "x is no whole number"):
+    for part in ("label outside", "path is empty", "content_hash", "x is not a whole number"):
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -167,10 +167,10 @@ def test_no_rows_and_no_columns(header: Header) -> None:
     [
         ({"name": "a b"}, "may hold letters"),
         ({"positive": "ugly"}, "is not one of the classes"),
-        ({"classes": ("bad", "bad")}, "no list of different names"),
-        ({"classes": "bad"}, "no list of different names"),
+        ({"classes": ("bad", "bad")}, "not a list of different names"),
+        ({"classes": "bad"}, "not a list of different names"),
         ({"classes": (), "positive": "bad"}, "is not one of the classes"),
-        ({"licence": 3}, "licence = 3 is no text"),
+        ({"licence": 3}, "licence = 3 is not text"),
     ],
 )
 def test_header_faults(change: dict[str, object], message: str) -> None:
@@ -239,7 +239,7 @@ def test_what_is_no_manifest(tmp_path: Path) -> None:
         ),
         ("patch_id,path,path\ntoy/a,a.png,b.png\n", r"columns named twice: \['path'\]"),
         ("", "it is empty"),
-        (b"patch_id,path\ntoy/\xe4,a.png\n", "no UTF-8|invalid UTF8"),
+        (b"patch_id,path\ntoy/\xe4,a.png\n", "not UTF-8|invalid UTF8"),
     ],
 )
 def test_faults_of_the_csv(toy: Manifest, tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -214,7 +214,7 @@ class TestFaults:
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match=r"holds no folder AtNorM-Br .*datasets fetch atnorm-br"):
             build_atnorm_br(tmp_path)
-        with pytest.raises(ManifestError, match="is no folder"):
+        with pytest.raises(ManifestError, match="is not a folder"):
             build_atnorm_br(tmp_path / "lost")
 
     def test_as_an_archive_unpacks_it(self, small_ami: Path) -> None:

@@ -55,7 +55,7 @@ def test_regions_beside_the_slide_are_refused(root: Path, place: str, inside: bo
         built, _ = build(root, f"a,{place}", border=border)
         assert open_source(built).read(0).shape[2] == 3
         return
-    message = "1 rows: the region lies beside the slide, which is 320 x 256 pixels: row 1 "
+    message = "1 rows: the region lies outside the slide, which is 320 x 256 pixels: row 1 "
     with pytest.raises(ManifestError, match=message):
         build(root, f"a,{place}", border=border)
     skipped: list[str] = []
@@ -64,13 +64,13 @@ def test_regions_beside_the_slide_are_refused(root: Path, place: str, inside: bo
     assert len(built) == len(skipped) == 1
     path = built.table["path"].iat[0].replace("wsi[0,0,", f"wsi[{place},")
     beside = open_source(Manifest(built.header, built.table.assign(path=path), built.root))
-    with pytest.raises(ImageError, match="lies outside of the slide"):
+    with pytest.raises(ImageError, match="lies outside the slide"):
         beside.read(0)
 
 
 def test_a_region_that_only_its_scale_brings_inside(root: Path) -> None:
     assert len(build(root, "a,-100,0", level=2)[0]) == 1, "32 pixels of level 2 are 128 of level 0"
-    with pytest.raises(ManifestError, match="beside the slide"):
+    with pytest.raises(ManifestError, match="outside the slide"):
         build(root, "a,-128,0", level=2)
 
 
@@ -157,9 +157,9 @@ def test_attributes_in_any_form(root: Path, value: Any) -> None:
 @pytest.mark.parametrize(
     ("points", "attributes", "message"),
     [
-        ([[0, 0]], {"patch_size": 0}, "patch_size is no size"),
-        ([[0, 0]], {"patch_size": "big"}, "patch_size is no size: 'big'"),
-        ([[0, 0]], {"patch_size": 32, "patch_level": -1}, "patch_level is no size"),
+        ([[0, 0]], {"patch_size": 0}, "patch_size is not a size"),
+        ([[0, 0]], {"patch_size": "big"}, "patch_size is not a size: 'big'"),
+        ([[0, 0]], {"patch_size": 32, "patch_level": -1}, "patch_level is not a size"),
         ([[0.5, 0]], {"patch_size": 32}, "whole numbers"),
         ([[0, 0, 0]], {"patch_size": 32}, r"whole numbers \(n, 2\), not int64 \(1, 3\)"),
         (7, {"patch_size": 32}, "whole numbers"),
@@ -215,8 +215,8 @@ def test_coordinates_of_clam_and_trident(root: Path, attributes: dict[str, int],
         ("a,inf,0", "whole numbers of pixels: row 1"),
         ("a,99999999999999999999999,0", r"whole numbers of pixels: row 1 \('99999999999999999999999', '0'\)"),
         ("a,-1e300,0", "whole numbers of pixels: row 1"),
-        ("a,10,300\na,200,310", r"2 rows: the region lies beside the slide.*are x and y exchanged\?"),
-        ("a,400,300\na,200,310", r"beside the slide, which is 320 x 256 pixels: "),
+        ("a,10,300\na,200,310", r"2 rows: the region lies outside the slide.*are x and y swapped\?"),
+        ("a,400,300\na,200,310", r"outside the slide, which is 320 x 256 pixels: "),
     ],
 )
 def test_coordinates_that_are_none(root: Path, rows: str, message: str) -> None:
@@ -232,7 +232,7 @@ def test_whole_numbers_may_be_written_as_floats(root: Path) -> None:
 def test_a_region_listed_twice(root: Path) -> None:
     rows, head = "a,0,0,x\na,32,0,x\na,0,0,x\na,32,0,y", "slide,x,y,label"
     with pytest.raises(
-        ManifestError, match=r"the same region as a row before: row 3.*, with another label: row 4"
+        ManifestError, match=r"the same region as an earlier row: row 3.*, with another label: row 4"
     ):
         build(root, rows, head, positive="x")
     built, _ = build(root, rows, head, positive="x", on_error="skip", on_skip=lambda *_: None)
@@ -256,4 +256,6 @@ def test_slides_by_paths_and_in_another_case_are_one_slide(root: Path) -> None:
     built, said = build(root, rows, slides=root / "s.csv", positive="x")
     assert set(built.table["slide"]) == set(built.table["group"]) == {"a"}
     assert set(built.table["label"]) == {"x"}
-    assert "3 slides were not found as written, and were: '/data/slides/a.svs' is read as 'a.tiff'" in said
+    assert (
+        "3 slides do not exist as written and were resolved: '/data/slides/a.svs' is read as 'a.tiff'" in said
+    )

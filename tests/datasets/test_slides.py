@@ -92,7 +92,7 @@ def test_cropped_at_the_border(slide: Slide, pixels_of_slide: np.ndarray) -> Non
     read = slide.read(f"wsi[{WIDTH - 8},{HEIGHT - 4},16,16,border=crop]")
     np.testing.assert_array_equal(read, pixels_of_slide[-4:, -8:])
     assert slide.read(f"wsi[{WIDTH - 32},0,32,32,mpp=0.5,border=crop]").shape == (32, 16, 3)
-    with pytest.raises(ImageError, match="outside of the slide"):
+    with pytest.raises(ImageError, match="outside the slide"):
         slide.read(f"wsi[{WIDTH + 5},0,16,16,border=crop]")
 
 

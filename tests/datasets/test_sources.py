@@ -117,7 +117,7 @@ class TestFiles(SourceTests):
 class TestZip(SourceTests):
     bad = (
         ("images.zip::lost.png", "no such member"),
-        ("images.zip::labels.csv", "no image that Pillow knows"),
+        ("images.zip::labels.csv", "not an image that Pillow can read"),
         ("text.zip::a.png", "cannot be opened"),
     )
 

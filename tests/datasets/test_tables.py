@@ -117,7 +117,7 @@ def test_paths_of_other_systems(tmp_path: Path, write_images: WriteImages, cell:
     new, faults, said = found(tmp_path, cell)
     assert (new, faults) == ([file], {})
     assert len(said) == 1
-    assert said[0].startswith("1 paths were not found as written, and were: ")
+    assert said[0].startswith("1 paths do not exist as written and were resolved: ")
 
 
 def test_paths_that_are_there_stay(tmp_path: Path, write_images: WriteImages) -> None:
@@ -192,7 +192,7 @@ def test_splits_below_other_folders_are_proposed(
 ) -> None:
     names = [(split, label) for split in ("train", "VAL", "test") for label in ("a", "b")]
     write_images(tmp_path, {form.format(split=s, label=one): k for k, (s, one) in enumerate(names)})
-    with pytest.raises(ManifestError, match="inside of others look like splits") as caught:
+    with pytest.raises(ManifestError, match="below other folders look like splits") as caught:
         build("folder", tmp_path, positive="a")
     assert f'--layout "{layout}" ' in str(caught.value)
     built, _ = build("folder", tmp_path, positive="a", layout=layout)

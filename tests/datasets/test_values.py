@@ -146,7 +146,7 @@ def test_map() -> None:
     assert read("label", ["a", "b"], mapping={"b": ""}) == (["a", ""], [])
     with pytest.raises(InvalidRequest, match="no label is 'tumr'; did you mean 'tumor'"):
         read("label", ["tumor"], mapping={"tumr": "x"})
-    with pytest.raises(InvalidRequest, match="speaks of the split, and the data have none"):
+    with pytest.raises(InvalidRequest, match="names the split, and the data have none"):
         read("label", ["tumor"], mapping={"split:0": "train"})
 
 
@@ -174,7 +174,7 @@ def test_missing_labels_are_no_class(tmp_path: Path, write_images: WriteImages) 
 def test_the_classes_of_the_rest_are_said(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, {f"{i}.png": i for i in range(4)})
     _, said = build(tmp_path, ["tumor", "fat", "benign", "fat"], positive="tumor")
-    assert said == ["tumor (1 rows) is told from all the rest as one class: benign (1), fat (2)"]
+    assert said == ["tumor (1 rows) is separated from all others as one class: benign (1), fat (2)"]
 
 
 def test_positive_without_labels(tmp_path: Path, write_images: WriteImages) -> None:

@@ -197,7 +197,7 @@ def test_transformers_folders_that_do_not_do(folder: Path, tmp_path: Path) -> No
     with pytest.raises(InvalidRequest, match="needs code of its own"):
         load_card(f"hf:{folder}")
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 3}))
-    with pytest.raises(InvalidRequest, match="no vision transformer"):
+    with pytest.raises(InvalidRequest, match="not a vision transformer"):
         load_card(f"hf:{folder}")
     with pytest.raises(InvalidRequest, match="should be hf:ORG/NAME"):
         load_card("hf:nothing")
@@ -211,8 +211,8 @@ def test_transformers_folders_that_do_not_do(folder: Path, tmp_path: Path) -> No
         ("", "config.json is empty"),
         ("[]", "config.json holds a list, not the settings of a model"),
         ("null", "config.json holds a NoneType"),
-        ("{}", "is no vision transformer"),
-        ('{"vision_config": []}', "is no vision transformer"),
+        ("{}", "is not a vision transformer"),
+        ('{"vision_config": []}', "is not a vision transformer"),
         ("<!DOCTYPE html><html></html>", "config.json is a web page"),
         ("version https://git-lfs.github.com/spec/v1\n", "config.json is a git-lfs pointer"),
         ("{", "config.json is not JSON"),

@@ -239,7 +239,7 @@ def test_several_encoders_share_the_decoding(
 
 
 def test_the_same_encoder_twice_is_refused(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
-    with pytest.raises(InvalidRequest, match="asked for twice"):
+    with pytest.raises(InvalidRequest, match="given twice"):
         extract(make_manifest(1), [rgb_card(), rgb_card()], tmp_path / "bank")
     assert not Bank(tmp_path / "bank").names(), "nothing is created by a request that is refused"
 
@@ -266,7 +266,7 @@ def test_skip_lists_what_cannot_be_read(tmp_path: Path, make_manifest: Make, rgb
     failed = dict(report.failed)
     assert report.embedded == 8
     assert "cannot be decoded" in failed["toy/3"]
-    assert "no image that Pillow knows" in failed["toy/5"]
+    assert "not an image that Pillow can read" in failed["toy/5"]
     assert "no such file" in failed["toy/7"]
     assert "has changed since its hash was taken" in failed["toy/9"]
     assert len(failed) == 4
