@@ -119,7 +119,7 @@ def shards(index: Path) -> list[Path]:
 
 def _digest(path: Path) -> str:
     """sha256 of a file, or of names and digests: of a folder's model files, of an index and its shards."""
-    if path.is_file() and path.suffix != ".json":
+    if path.is_file() and (path.suffix != ".json" or path.name == "config.json"):
         return f"sha256:{sha256(path)}"
     if path.is_file():
         parts = [path, *shards(path)]
