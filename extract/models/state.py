@@ -93,6 +93,8 @@ def read_file(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"{", b"[")) and start[8:] != b"{":
+        if path.suffix != ".json" or path.name == "config.json":  # its digest would not hold the shards
+            raise EncoderError(f"{path} is JSON, no weights; an index of shards is called NAME.index.json")
         return _read_shards(path)
     try:
         if start[8:] == b"{":  # by content: such files are found under names of the other kind, too

@@ -320,12 +320,12 @@ def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFr
             export(store, out, layout, frame, **o)
         assert not [p for p in tmp_path.iterdir() if p.name != "bank"]
 
-    refused("no layout 'csv'", "csv")
+    refused("unknown layout 'csv'", "csv")
     refused("no column content_hash", frame=table.drop(columns="content_hash"))
     refused("no column patch_id", frame=table.drop(columns="patch_id"))
     refused("two columns 'x'", frame=pd.concat([table, table[["x"]]], axis=1))
-    refused(r"row 0 of the column 'label'.*no text", frame=table.assign(label="a\0b"))
-    refused(r"row 0 of the column 'label'.*no text", frame=table.assign(label="\udce4"))
+    refused(r"row 0 of the column 'label'.*invalid character", frame=table.assign(label="a\0b"))
+    refused(r"row 0 of the column 'label'.*invalid character", frame=table.assign(label="\udce4"))
     refused(r"too long", frame=table.assign(**{"ä" * 120: 1}))
     refused(
         r"1 of the 153 rows .*first is row 3",
@@ -352,7 +352,7 @@ def test_imports_of_other_things(tmp_path: Path, filled: tuple[Store, Any]) -> N
         file["features"] = np.zeros((3, 8))
     with pytest.raises(InvalidRequest, match="does not say which encoder"):
         import_export(bank, foreign)
-    with pytest.raises(InvalidRequest, match="there is no"):
+    with pytest.raises(InvalidRequest, match="does not exist"):
         import_export(bank, tmp_path / "nothing")
     (tmp_path / "x.txt").write_text("x")
     with pytest.raises(InvalidRequest, match="none of the layouts"):

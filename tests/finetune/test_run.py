@@ -150,7 +150,7 @@ def test_what_is_refused_before_any_work(
     cases = [
         ({"only_folds": [4]}, InvalidRequest, "1 to 3"),
         ({"encoder": "no-such-encoder", "checkpoint": None}, UnknownEncoder, "no encoder is called"),
-        ({"recipe": "lorra"}, InvalidRequest, "Did you mean 'lora'"),
+        ({"recipe": "lorra"}, InvalidRequest, "did you mean 'lora'"),
         ({"recipe": "paper"}, InvalidRequest, "does not cover"),
         ({"recipe": tiny.recipe(targets=("qvk",))}, InvalidRequest, r"attn.qkv \(x2\)"),
         ({"recipe": tiny.recipe(view="d4:3")}, InvalidRequest, "flips and rotations are the augmentation's"),

@@ -293,7 +293,7 @@ def test_the_human_line_has_an_interval_and_says_what_it_leaves_out() -> None:
 
 def test_without_intervals_there_are_values_and_a_reason() -> None:
     rows, logits = make()
-    config = replace(CONFIG, bootstrap=0)
+    config = CONFIG.replace(bootstrap=0)
     assert scoring.estimate_set(rows, columns(rows, logits), config=config) is None
     record = score_set(rows, columns(rows, logits), config=config)[0]
     assert record["metrics"]["auroc"][0] == pytest.approx(metrics.auroc(rows.y, logits[:, 0]))
