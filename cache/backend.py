@@ -149,6 +149,7 @@ def block_name(nonce: str, rows: int, segments: str) -> str:
 
 
 def name_fits(name: str, rows: int, segments: str) -> bool:
+    """Whether a block of this content has this name."""
     nonce, _, _ = name.partition("-")
     return name == block_name(nonce, rows, segments)
 
@@ -160,6 +161,7 @@ def seal(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def pretty(document: dict[str, Any]) -> bytes:
+    """The document as indented JSON in UTF-8, with a newline at its end."""
     return (json.dumps(document, indent=2) + "\n").encode()
 
 

@@ -378,6 +378,7 @@ def _fixed_width(values: np.ndarray) -> np.ndarray:
 
 
 def anndata_module() -> Any:
+    """The package anndata. Raises MissingDependency where it is not installed."""
     try:
         import anndata
     except ImportError as error:

@@ -29,6 +29,8 @@ from .records import is_block_id
 
 
 class Hdf5Layout(Layout):
+    """Blocks as raw data sets of HDF5 files."""
+
     backend = "hdf5"
     descriptions = ("store.json", "parts/store.json")
     arrays = "embeddings.h5"

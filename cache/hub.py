@@ -79,7 +79,8 @@ WITH_TABLE = "**Table columns are included: {columns}.** They may reveal which p
 @dataclass(frozen=True)
 class Pushed:
     """url: of the repository. left_out: columns that stayed here. removed: files of earlier pushes (the
-    repository's history keeps them)."""
+    repository's history keeps them).
+    """
 
     url: str
     left_out: list[str] = field(default_factory=list)

@@ -367,7 +367,8 @@ def read_export(path: str | Path) -> Rows:
 @dataclass(frozen=True)
 class Imported:
     """store: that has the rows now. rows: in the export. added: rows that were new. table: its columns.
-    unchecked: files without checksums (of patchbank 0.1.0), whose damage nothing can show."""
+    unchecked: files without checksums (of patchbank 0.1.0), whose damage nothing can show.
+    """
 
     store: Store
     rows: int

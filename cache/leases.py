@@ -296,7 +296,8 @@ def _numbers(files: Files, unit: str) -> list[int]:
 
 def sweepable(files: Files, grace: float) -> list[str]:
     """The files of leases without a holder: of processes of this machine that are gone, and those
-    that were not renewed for `grace` seconds by the file system's clock (a day at least)."""
+    that were not renewed for `grace` seconds by the file system's clock (a day at least).
+    """
     found = []
     now = files.clock()
     for item in files.names(FOLDER):

@@ -47,6 +47,7 @@ ROOM = 256 << 20  # bytes that a block may claim beyond those of its files
 
 
 def layout_class(backend: str) -> type[Layout]:
+    """The layout of a backend, "zarr" or "hdf5". Raises InvalidRequest for another."""
     if backend == "zarr":
         from .zarr_backend import ZarrLayout
 
@@ -646,7 +647,7 @@ class StoreWriter:
         return block
 
     def log(self) -> LogWriter:
-        """This writer's log; it is begun when there is something to say."""
+        """The log of this writer; it is begun when there is something to say."""
         if self._log is None:
             make_folders(self.store)
             self._log = LogWriter(self.store.files, self.name, {"provenance": self.store.session})

@@ -28,6 +28,8 @@ from .records import is_block_id
 
 
 class ZarrLayout(Layout):
+    """Blocks as chunks of a Zarr v3 array."""
+
     backend = "zarr"
     descriptions = ("zarr.json", "parts/zarr.json")
     arrays = "embeddings/zarr.json"

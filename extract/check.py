@@ -48,12 +48,16 @@ def check_encoder(
 ) -> dict[str, Any]:
     """Build an encoder in float32, embed an image alone and in a batch, under every token policy.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         What was found: parameters, weights, dims by policy, the largest difference between the image's
         vector alone and in a batch, seconds.
 
-    Raises:
-        EncoderError: tokens, dims or values are not what the card says, besides what `build_encoder` raises.
+    Raises
+    ------
+    EncoderError
+        tokens, dims or values are not what the card says, besides what `build_encoder` raises.
     """
     card = load_card(encoder, trust_code=trust_code)
     started = time.perf_counter()

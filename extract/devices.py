@@ -11,12 +11,16 @@ from ..errors import InvalidRequest
 def resolve_devices(request: str) -> list[torch.device]:
     """The devices of a request, one replica of the encoders each.
 
-    Args:
-        request: "auto" (all CUDA GPUs, else Apple's, else the CPU), "cuda" (all), or names with commas
-            between, as in "cuda:0,cuda:2"; a name that occurs twice gets two replicas.
+    Parameters
+    ----------
+    request
+        "auto" (all CUDA GPUs, else Apple's, else the CPU), "cuda" (all), or names with commas
+        between, as in "cuda:0,cuda:2"; a name that occurs twice gets two replicas.
 
-    Raises:
-        InvalidRequest: a device that this machine, or this build of torch, does not have.
+    Raises
+    ------
+    InvalidRequest
+        a device that this machine, or this build of torch, does not have.
     """
     if request == "auto":
         if torch.cuda.is_available():

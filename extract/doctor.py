@@ -34,7 +34,9 @@ EXTRAS = {  # package -> (extra, what it is for)
 def examine(*, bank: Path | None = None, weights_dir: Path | None = None) -> dict[str, Any]:
     """Look around, touching no network.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         {"ok", "patchbank", "python", "packages": {name: version or None}, "device": {...}, "disk": {...},
         "hub": {...}, "encoders": [{"id", "state", "advice"}], "advice": [...]}; plain values. `ok` is False
         where no encoder can run here.

@@ -27,8 +27,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Encoder:
     """One encoder on one device.
 
-    Attributes:
-        card, weights, precision ("fp32" | "bf16" | "fp16"), device.
+    Attributes
+    ----------
+    card, weights, device
+        what it was built from, and where
+    precision
+        "fp32", "bf16" or "fp16"
     """
 
     def __init__(
@@ -63,10 +67,14 @@ class Encoder:
     def transform(self, pixels: np.ndarray) -> Tensor:
         """One patch as the network sees it.
 
-        Args:
-            pixels: uint8, (h, w, 3), RGB.
+        Parameters
+        ----------
+        pixels
+            uint8, (h, w, 3), RGB.
 
-        Returns:
+        Returns
+        -------
+        Tensor
             float32, (3, size, size), normalised, on the CPU.
         """
         batch = torch.from_numpy(np.array(prepare(pixels, self.card.transform))[None])
@@ -104,16 +112,24 @@ class Encoder:
     def embed(self, batch: Tensor, policies: Sequence[str | Policy] | None = None) -> dict[str, Tensor]:
         """Embed a batch: one forward pass, any number of policies.
 
-        Args:
-            batch: uint8 (b, s, s, 3) as `prepare` gives it, or float (b, 3, s, s) already normalised; b >= 1.
-            policies: names or parsed; the card's own by default.
+        Parameters
+        ----------
+        batch
+            uint8 (b, s, s, 3) as `prepare` gives it, or float (b, 3, s, s) already normalised; b >= 1.
+        policies
+            names or parsed; the card's own by default.
 
-        Returns:
+        Returns
+        -------
+        dict[str, Tensor]
             {policy: float32 (b, length)} on the encoder's device.
 
-        Raises:
-            InvalidRequest: the encoder cannot give this policy.
-            EncoderError: the network does not give the tokens that its card promises, or cannot be compiled.
+        Raises
+        ------
+        InvalidRequest
+            the encoder cannot give this policy.
+        EncoderError
+            the network does not give the tokens that its card promises, or cannot be compiled.
         """
         wanted = [p if isinstance(p, Policy) else parse_policy(p) for p in policies or (self.card.tokens,)]
         dims = {policy.name: vector_dim(self.card, policy) for policy in wanted}
@@ -203,14 +219,21 @@ def build_encoder(
 ) -> Encoder:
     """Build an encoder and load its weights.
 
-    Args:
-        card: a card, or anything `load_card` takes.
-        precision: None or "auto" chooses by `choose_precision`.
-        weights: found before with `weights.locate`; else they are looked for now.
-        random_weights: load none (checks, tests, speed measurements).
+    Parameters
+    ----------
+    card
+        a card, or anything `load_card` takes.
+    precision
+        None or "auto" chooses by `choose_precision`.
+    weights
+        found before with `weights.locate`; else they are looked for now.
+    random_weights
+        load none (checks, tests, speed measurements).
 
-    Raises:
-        UnknownEncoder, GatedEncoder, EncoderError, MissingDependency, InvalidRequest: as the parts do.
+    Raises
+    ------
+    UnknownEncoder, GatedEncoder, EncoderError, MissingDependency, InvalidRequest
+        as the parts do.
     """
     card = load_card(card)
     place = resolve_devices(str(device))[0]

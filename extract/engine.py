@@ -61,9 +61,12 @@ CHUNK = 8  # patches a decoding task
 class Outcome:
     """What a pipeline did.
 
-    Attributes:
-        embedded: patches of which every row that was lacking is published.
-        seconds: busy seconds of each stage, over all of its threads.
+    Attributes
+    ----------
+    embedded
+        patches of which every row that was lacking is published.
+    seconds
+        busy seconds of each stage, over all of its threads.
     """
 
     embedded: int = 0
@@ -134,10 +137,14 @@ class Pipeline:
         advance: Callable[[int], object] = lambda _: None,
     ) -> None:
         """
-        Args:
-            encoders: encoders[device][number of the encoder].
-            shift: fraction of the units to begin after, so that many workers begin at different places.
-            advance: called with the number of patches that became done.
+        Parameters
+        ----------
+        encoders
+            encoders[device][number of the encoder].
+        shift
+            fraction of the units to begin after, so that many workers begin at different places.
+        advance
+            called with the number of patches that became done.
         """
         self.work, self.lanes, self.encoders = work, list(lanes), encoders
         self.batch_size, self.workers = batch_size, workers
@@ -165,11 +172,15 @@ class Pipeline:
         Ctrl-C becomes the error of the run, after which what was computed is published; at the second this
         thread leaves at once, whatever the others do. They are daemons, and no process waits for them.
 
-        Raises:
-            ImageError: with on_error "fail", at the first patch that cannot be read, after what was embedded
-                before it is published.
-            VectorRefused, StoreError, EncoderError: from the stages; what was written before is published.
-            KeyboardInterrupt: after publishing.
+        Raises
+        ------
+        ImageError
+            with on_error "fail", at the first patch that cannot be read, after what was embedded
+            before it is published.
+        VectorRefused, StoreError, EncoderError
+            from the stages; what was written before is published.
+        KeyboardInterrupt
+            after publishing.
         """
         whole = threading.Thread(target=self._run, name="patchbank-run", daemon=True)
         try:

@@ -36,18 +36,27 @@ SMALLEST_UNIT, LARGEST_UNIT = 256, 8192  # patches that are leased and published
 class Plan:
     """What there is to do.
 
-    Attributes:
-        lanes: of all encoders.
-        work: the patches that some store lacks, each image once as far as is known.
-        rows: int64 (len(work),): their rows, counted over all manifests.
-        patches, unique, cached: as in the report.
-        states, young: int64 (., 3), bool: of the work: the state of a file before it was read (see
-            datasets/hashes.py), and whether that was too young to tell.
-        state, read: the state of a patch's file and whether it is too young to tell (of a container: when it
-            was opened), and the patch's pixels.
-        reopen: containers are opened anew from now on.
-        unentered: of each manifest the rows whose hash it gives itself and the index has not, with those
-            hashes and the states of their files.
+    Attributes
+    ----------
+    lanes
+        of all encoders.
+    work
+        the patches that some store lacks, each image once as far as is known.
+    rows
+        int64 (len(work),): their rows, counted over all manifests.
+    patches, unique, cached
+        as in the report.
+    states, young
+        int64 (., 3), bool: of the work: the state of a file before it was read (see
+        datasets/hashes.py), and whether that was too young to tell.
+    state, read
+        the state of a patch's file and whether it is too young to tell (of a container: when it
+        was opened), and the patch's pixels.
+    reopen
+        containers are opened anew from now on.
+    unentered
+        of each manifest the rows whose hash it gives itself and the index has not, with those
+        hashes and the states of their files.
     """
 
     manifests: Sequence[Manifest]

@@ -23,8 +23,10 @@ def choose_precision(card: Card, device_type: str, asked: str | None = None) -> 
 
     Networks without tokens (CNNs) stay in fp32 on a CPU: their small convolutions gain nothing from bf16.
 
-    Raises:
-        InvalidRequest: an unknown precision, or fp16 on a CPU.
+    Raises
+    ------
+    InvalidRequest
+        an unknown precision, or fp16 on a CPU.
     """
     if asked not in (None, "auto", *PRECISIONS):
         raise InvalidRequest(f"unknown precision {asked!r}: auto, {', '.join(PRECISIONS)}")

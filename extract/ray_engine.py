@@ -41,7 +41,7 @@ def connect() -> None:
 
 
 def device_of_cluster() -> str:
-    """ "cuda" where the cluster has GPUs, else "cpu": what its actors compute on, whatever the driver has."""
+    """The device of the actors, whatever the driver has: "cuda" where the cluster has GPUs, else "cpu"."""
     connect()
     return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
 
@@ -83,17 +83,26 @@ def run_actors(
 ) -> tuple[list[Any], int]:
     """Embed with a cluster.
 
-    Args:
-        options: of the run; its actors are as many as there are GPUs (or machines) by default.
-        extract: `run_extract`, which every actor calls with the local engine.
-        look: called about every second, for a progress bar.
+    Parameters
+    ----------
+    options
+        of the run; its actors are as many as there are GPUs (or machines) by default.
+    extract
+        `run_extract`, which every actor calls with the local engine.
+    look
+        called about every second, for a progress bar.
 
-    Returns:
+    Returns
+    -------
+    tuple[list[Any], int]
         (the actors' reports, how many actors died and were replaced).
 
-    Raises:
-        EncoderError: actors keep dying.
-        PatchbankError: what an actor raised.
+    Raises
+    ------
+    EncoderError
+        actors keep dying.
+    PatchbankError
+        what an actor raised.
     """
     connect()
     cluster = size_up(options.actors)

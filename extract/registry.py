@@ -34,8 +34,10 @@ def plugged_cards() -> dict[str, Card]:
     An entry point is named as the card's id and resolves to a Card, to a function that returns one, or to
     the path of a TOML file.
 
-    Raises:
-        EncoderError: an entry point does not load, or takes a name that is taken; names its package.
+    Raises
+    ------
+    EncoderError
+        an entry point does not load, or takes a name that is taken; names its package.
     """
     cards: dict[str, Card] = {}
     shipped = shipped_cards()
@@ -64,16 +66,23 @@ def plugged_cards() -> dict[str, Card]:
 def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
     """The card for a name. Imports no code that a file names, unless `trust_code` is given.
 
-    Args:
-        spec: the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
-            the path of a .toml file.
-        trust_code: allow a card of kind "python" that names its callable as text. The card that is returned
-            can then be built wherever it goes.
+    Parameters
+    ----------
+    spec
+        the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
+        the path of a .toml file.
+    trust_code
+        allow a card of kind "python" that names its callable as text. The card that is returned
+        can then be built wherever it goes.
 
-    Raises:
-        UnknownEncoder: no card has this id; suggests near ones.
-        InvalidRequest: the TOML file is not a card.
-        UntrustedCode: the card names Python code, and `trust_code` is not given.
+    Raises
+    ------
+    UnknownEncoder
+        no card has this id; suggests near ones.
+    InvalidRequest
+        the TOML file is not a card.
+    UntrustedCode
+        the card names Python code, and `trust_code` is not given.
     """
     card = spec if isinstance(spec, Card) else _find(str(spec))
     if card.kind != "python" or card.factory is not None:
@@ -89,11 +98,15 @@ def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
     Such a file may name a card that is installed here, "timm:NAME" and "hf:ORG/NAME"; with `trust_code`
     all that `load_card` takes.
 
-    Args:
-        named_by: what names it, for the message.
+    Parameters
+    ----------
+    named_by
+        what names it, for the message.
 
-    Raises:
-        UntrustedCode: a file or folder is named, and `trust_code` is not given.
+    Raises
+    ------
+    UntrustedCode
+        a file or folder is named, and `trust_code` is not given.
     """
     public = re.fullmatch(r"timm:[\w.]+|((hf|hf-hub|hf_hub):)?\w[\w.-]*/\w[\w.-]*|[\w.+-]+", spec, re.ASCII)
     place = Path(spec.rpartition(":")[2])

@@ -41,20 +41,32 @@ class StoreReport:
 class ExtractReport:
     """What a run did.
 
-    Attributes:
-        patches: rows of the manifests.
-        unique: distinct images among them, as far as known: unreadable ones count as different.
-        cached: images that every store had already; they were not decoded.
-        embedded: images that were embedded now.
-        elsewhere: images that another run embedded meanwhile.
-        failed: (patch id, message) of those that could not be read or stored.
-        forwards: forward passes of single patches; forwards_avoided: those that the cache saved, against one
-            for every row of the manifests.
-        planned: images still to embed, with planned_forwards passes and planned_bytes of vectors; what a
-            dry run is asked for. Rows never read before count as different.
-        seconds: "total" by the clock; "load" (models); "decode", "compute", "write": busy, over all threads.
-        origins: where in a file of weights the backbone was found, where that is not its top.
-        images_per_second: embedded images by the time without loading models.
+    Attributes
+    ----------
+    patches
+        rows of the manifests.
+    unique
+        distinct images among them, as far as known: unreadable ones count as different.
+    cached
+        images that every store had already; they were not decoded.
+    embedded
+        images that were embedded now.
+    elsewhere
+        images that another run embedded meanwhile.
+    failed
+        (patch id, message) of those that could not be read or stored.
+    forwards
+        forward passes of single patches; forwards_avoided: those that the cache saved, against one
+        for every row of the manifests.
+    planned
+        images still to embed, with planned_forwards passes and planned_bytes of vectors; what a
+        dry run is asked for. Rows never read before count as different.
+    seconds
+        "total" by the clock; "load" (models); "decode", "compute", "write": busy, over all threads.
+    origins
+        where in a file of weights the backbone was found, where that is not its top.
+    images_per_second
+        embedded images by the time without loading models.
     """
 
     patches: int = 0

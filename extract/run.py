@@ -45,19 +45,30 @@ def run_extract(
 ) -> ExtractReport:
     """Embed the patches of manifests that a bank does not hold yet.
 
-    Args:
-        manifests: loaded, or paths of their TOML files.
-        encoder: ids, "timm:NAME", "hf:ORG/NAME", card files, or Cards; several share the decoding.
-        bank: folder of the stores; created if it does not exist.
-        dry_run: only say what would be done: no store is made, no weights are downloaded, no model is loaded.
-        options: all the rest at once; or the same as keywords: view, tokens, device, precision, dtype,
-            batch_size, workers, on_error, checkpoint and more, see `ExtractOptions`.
+    Parameters
+    ----------
+    manifests
+        loaded, or paths of their TOML files.
+    encoder
+        ids, "timm:NAME", "hf:ORG/NAME", card files, or Cards; several share the decoding.
+    bank
+        folder of the stores; created if it does not exist.
+    dry_run
+        only say what would be done: no store is made, no weights are downloaded, no model is loaded.
+    options
+        all the rest at once; or the same as keywords: view, tokens, device, precision, dtype,
+        batch_size, workers, on_error, checkpoint and more, see `ExtractOptions`.
 
-    Raises:
-        InvalidRequest, UnknownEncoder, GatedEncoder, EncoderError, MissingDependency: before any work.
-        ImageError: a patch cannot be read and on_error is "fail".
-        VectorRefused, StoreError: an embedding cannot be stored; what was written before is kept.
-        KeyboardInterrupt: after publishing what was computed; the note says how much that is.
+    Raises
+    ------
+    InvalidRequest, UnknownEncoder, GatedEncoder, EncoderError, MissingDependency
+        before any work.
+    ImageError
+        a patch cannot be read and on_error is "fail".
+    VectorRefused, StoreError
+        an embedding cannot be stored; what was written before is kept.
+    KeyboardInterrupt
+        after publishing what was computed; the note says how much that is.
     """
     started = time.perf_counter()
     if options is None:

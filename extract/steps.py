@@ -135,7 +135,8 @@ def measure(step: ExtractStep, *, device: str) -> None:
 
 def _complete_stores(one: Extraction, sets: Sets, where: Places) -> list[StoreReport]:
     """Stores of the bank that hold every patch under all views and token policies, and differ in these only;
-    [] where there are none."""
+    [] where there are none.
+    """
     try:
         card = load_card(one.card, trust_code=where.trust_code)
     except (UnknownEncoder, EncoderError, MissingDependency, UntrustedCode):

@@ -65,12 +65,18 @@ def vector_dim(card: Card, policy: Policy) -> int:
 def select(tokens: "torch.Tensor", prefix: int, pooling: str, *, class_token: bool = True) -> "torch.Tensor":
     """Apply a policy to tokens.
 
-    Args:
-        tokens: (b, prefix + n, dim), CLS first, then the registers, then the patch tokens.
-        prefix: number of tokens that are not patches.
-        class_token: the first token is the CLS token; else the registers begin there.
+    Parameters
+    ----------
+    tokens
+        (b, prefix + n, dim), CLS first, then the registers, then the patch tokens.
+    prefix
+        number of tokens that are not patches.
+    class_token
+        the first token is the CLS token; else the registers begin there.
 
-    Returns:
+    Returns
+    -------
+    torch.Tensor
         (b, length of the vector), float32; sums are taken in float32 whatever the tokens' dtype.
     """
     import torch

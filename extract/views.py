@@ -52,8 +52,10 @@ class View:
 def parse_views(names: str | Iterable[str]) -> list[View]:
     """Views by name, short names written out, duplicates removed, in the order given.
 
-    Raises:
-        InvalidRequest: a name that is not a view.
+    Raises
+    ------
+    InvalidRequest
+        a name that is not a view.
     """
     views: list[View] = []
     for name in [names] if isinstance(names, str) else names:
@@ -110,16 +112,24 @@ def resized_shape(height: int, width: int, transform: Transform) -> tuple[int, i
 def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.ndarray:
     """Crop, resize and centre-crop one patch: the reference implementation, PIL.
 
-    Args:
-        pixels: uint8, (h, w, 3), RGB.
-        transform: the encoder's.
-        crop: central fraction of each side that is kept.
+    Parameters
+    ----------
+    pixels
+        uint8, (h, w, 3), RGB.
+    transform
+        the encoder's.
+    crop
+        central fraction of each side that is kept.
 
-    Returns:
+    Returns
+    -------
+    np.ndarray
         uint8, (size, size, 3).
 
-    Raises:
-        ImageError: not a uint8 RGB array.
+    Raises
+    ------
+    ImageError
+        not a uint8 RGB array.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ImageError(f"a patch is uint8 (height, width, 3); this one is {pixels.dtype} {pixels.shape}")

@@ -29,10 +29,14 @@ INSTALL = "pip install 'patchbank[extract]'"
 class Weights:
     """Weights found on this disk.
 
-    Attributes:
-        identity: what is stored in an embedding's identity.
-        path: the weight file, or a folder (transformers); None for a Python callable.
-        commit: of the hub repository, "" elsewhere.
+    Attributes
+    ----------
+    identity
+        what is stored in an embedding's identity.
+    path
+        the weight file, or a folder (transformers); None for a Python callable.
+    commit
+        of the hub repository, "" elsewhere.
     """
 
     identity: str
@@ -61,18 +65,27 @@ def locate(
 ) -> Weights:
     """Find the weights of a card: a checkpoint, a folder of weights, an installed package, or the hub.
 
-    Args:
-        checkpoint: this file (or, for transformers models, this folder) and nothing else. Of a model in
-            several files (shards) the index, NAME.safetensors.index.json.
-        weights_dir: a folder to look in before the hub, for machines without a network:
-            DIR/ID/FILE, DIR/NAME/FILE or DIR/ORG/NAME/FILE, or a copy of a hub cache (DIR/models--ORG--NAME).
-        download: False asks only what is on this disk.
+    Parameters
+    ----------
+    checkpoint
+        this file (or, for transformers models, this folder) and nothing else. Of a model in
+        several files (shards) the index, NAME.safetensors.index.json.
+    weights_dir
+        a folder to look in before the hub, for machines without a network:
+        DIR/ID/FILE, DIR/NAME/FILE or DIR/ORG/NAME/FILE, or a copy of a hub cache (DIR/models--ORG--NAME).
+    download
+        False asks only what is on this disk.
 
-    Raises:
-        InvalidRequest: the checkpoint does not exist.
-        WeightsNotHere: `download` is False, and they are on the hub only.
-        GatedEncoder: the hub wants a licence accepted or a login.
-        EncoderError: the weights are unavailable; the message says what to do.
+    Raises
+    ------
+    InvalidRequest
+        the checkpoint does not exist.
+    WeightsNotHere
+        `download` is False, and they are on the hub only.
+    GatedEncoder
+        the hub wants a licence accepted or a login.
+    EncoderError
+        the weights are unavailable; the message says what to do.
     """
     if checkpoint is not None:
         path = Path(checkpoint)
@@ -96,8 +109,10 @@ def locate(
 def shards(index: Path) -> list[Path]:
     """The files that together are one model, by the index beside them (NAME.safetensors.index.json).
 
-    Raises:
-        EncoderError: not such an index, shards that are missing, or names that lead out of its folder.
+    Raises
+    ------
+    EncoderError
+        not such an index, shards that are missing, or names that lead out of its folder.
     """
     try:
         names = sorted({*json.loads(index.read_text("utf-8"))["weight_map"].values()})

@@ -20,10 +20,13 @@ from .views import View
 class Target:
     """One store, and the view and policy that fill it.
 
-    Attributes:
-        opened: the store, None where there is none yet: it comes into being with its first row, so that a
-            run that fails before leaves nothing.
-        bank, backend, provenance: what it is made in, and with.
+    Attributes
+    ----------
+    opened
+        the store, None where there is none yet: it comes into being with its first row, so that a
+        run that fails before leaves nothing.
+    bank, backend, provenance
+        what it is made in, and with.
     """
 
     identity: Identity
@@ -93,16 +96,26 @@ class Lane:
 class Work:
     """The patches that a run has to look at.
 
-    Attributes:
-        read: read(i) gives the pixels of patch i, uint8 (h, w, 3); called from several threads.
-        name: name(i) gives its patch id.
-        keys: uint8 (n, 16), zeros where not known; a run fills in those that it decodes.
-        known: bool (n,).
-        todo: bool (n, targets): which stores lack the patch; all of them where the key is not known.
-        unit: int (n,), ascending: the unit that the patch belongs to.
-        unit_name: the same for the same patches in every run, by the number of the unit.
-        decoded: bool (n,): read in this run, and of the hash that `keys` says.
-        contradicted: patches that were read and are of another hash than `keys` says, with that hash.
+    Attributes
+    ----------
+    read
+        read(i) gives the pixels of patch i, uint8 (h, w, 3); called from several threads.
+    name
+        name(i) gives its patch id.
+    keys
+        uint8 (n, 16), zeros where not known; a run fills in those that it decodes.
+    known
+        bool (n,).
+    todo
+        bool (n, targets): which stores lack the patch; all of them where the key is not known.
+    unit
+        int (n,), ascending: the unit that the patch belongs to.
+    unit_name
+        the same for the same patches in every run, by the number of the unit.
+    decoded
+        bool (n,): read in this run, and of the hash that `keys` says.
+    contradicted
+        patches that were read and are of another hash than `keys` says, with that hash.
     """
 
     read: Callable[[int], np.ndarray]

@@ -163,7 +163,8 @@ def _build(folder: Path, merged: bool) -> AdaptedEncoder:
 
 def _base_card(folder: Path, card: dict[str, Any], recipe: Recipe, *, trust_code: bool = False) -> Card:
     """The base encoder's card, as it is declared in the model's own. A folder from elsewhere reads no other
-    file and imports no code by it."""
+    file and imports no code by it.
+    """
     about, file = card["encoder"], str(folder / checkpoint.CARD)
     if "card" not in about:  # of models of before: a name
         if not about["spec"].startswith("timm:"):

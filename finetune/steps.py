@@ -136,7 +136,7 @@ def _request(one: Training, rows: str, where: Places) -> str:
 
 
 def _why_not_trained(one: Training, where: Places) -> str:
-    """ "" if it can be trained now."""
+    """Why it cannot be trained now; "" if it can."""
     try:
         if not load_recipe(one.recipe, encoder=one.card).random_weights:
             card = load_card(one.card, trust_code=where.trust_code)

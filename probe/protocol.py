@@ -354,7 +354,8 @@ def ranking(scores: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def standardized(scores: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where there are no inner folds: the scale of each fold's model by the fold's own rows, float64 (K, 2),
-    and the `ranking` of all rows. scores : float64 (n,), each fold's by its own model; folds : int (n,)."""
+    and the `ranking` of all rows. scores : float64 (n,), each fold's by its own model; folds : int (n,).
+    """
     numbers, of = np.unique(folds, return_inverse=True)
     scales = np.stack([scale_of(scores[folds == k]) for k in numbers])
     return scales, ranking(scores, scales[of].T)

@@ -374,7 +374,8 @@ def _near(
 
 def clustered(data: StudyData, near: Iterable[Sequence[str]]) -> StudyData:
     """Near-duplicates of a set of which no slides are known are one cluster in its intervals, as identical
-    images are. near : patch_ids of each set of near-duplicates."""
+    images are. near : patch_ids of each set of near-duplicates.
+    """
     found = []
     for rows in data.rows:
         group = rows.group.copy()
@@ -433,7 +434,8 @@ def _check_rows(data: StudyData, bank: Any, config: ProbeConfig) -> None:
 
 def outer_folds(train: Manifest, config: ProbeConfig) -> Folds:
     """The folds of the train rows. Where none are named and no number is given, as many as can be made, 5 at
-    most. Raises InvalidRequest."""
+    most. Raises InvalidRequest.
+    """
     header = train.header
     if not isinstance(config.folds, int) and (config.folds != "balanced" or header.name == "ami-br"):
         return folds_for(train, config.folds, seed=config.seed)
@@ -498,7 +500,8 @@ def _repeats(
     data: StudyData, plan: Plan, bank: Any, config: ProbeConfig, *, n_splits: int
 ) -> list[tuple[Plan, ProbeConfig]]:
     """The plan and settings of every repeat: the first as they are, the others with folds that are drawn.
-    Raises InvalidRequest where folds cannot be made, ProbeError where they leak."""
+    Raises InvalidRequest where folds cannot be made, ProbeError where they leak.
+    """
     # make_folds finds nearly the same folds from every seed, the most even ones; these are drawn
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -524,7 +527,8 @@ def _probe_all(
     progress: bool,
 ) -> list[dict[str, ProtocolRun]]:
     """The protocol for every feature set, in parallel over them; for each repeat name -> run, in the config's
-    order."""
+    order.
+    """
     from tqdm import tqdm
 
     features = repeats[0][1].features
@@ -750,7 +754,8 @@ def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
 
 def describe_adjusted(adjusted: np.ndarray) -> dict[str, Any]:
     """What was chosen on held-out scores: `threshold` is of the calibrated probability, `threshold_score` the
-    same on the score."""
+    same on the score.
+    """
     return {
         "threshold": float(calibrated(np.zeros(1), adjusted)[1][0]),
         "threshold_score": float(adjusted[0]),

@@ -9,15 +9,23 @@ from .network import CallableNetwork, Network, TimmNetwork, TransformersNetwork
 def build_network(card: Card, weights: Weights | None, *, remote_code: bool = False) -> Network:
     """Build a card's network in float32 on the CPU and load its weights.
 
-    Args:
-        weights: None builds the architecture with random weights (checks and tests).
-        remote_code: run code from the hub repository where the card needs it.
+    Parameters
+    ----------
+    weights
+        None builds the architecture with random weights (checks and tests).
+    remote_code
+        run code from the hub repository where the card needs it.
 
-    Raises:
-        EncoderError: the weights do not fit the architecture.
-        MissingDependency: timm or transformers is not installed.
-        InvalidRequest: the card needs code from its hub repository and `remote_code` is False.
-        UntrustedCode: the card names Python code that nobody trusted (`load_card`).
+    Raises
+    ------
+    EncoderError
+        the weights do not fit the architecture.
+    MissingDependency
+        timm or transformers is not installed.
+    InvalidRequest
+        the card needs code from its hub repository and `remote_code` is False.
+    UntrustedCode
+        the card names Python code that nobody trusted (`load_card`).
     """
     if card.kind == "timm":
         from .timm import build_timm

@@ -58,8 +58,10 @@ class ConchTower(Network):
 def build_conch(card: Card, weights: Weights | None) -> ConchTower:
     """The image tower in float32 on the CPU; the text tower of the checkpoint is left out.
 
-    Raises:
-        EncoderError: the file holds no such tower.
+    Raises
+    ------
+    EncoderError
+        the file holds no such tower.
     """
     tower = ConchTower(create(card))
     if weights is None:

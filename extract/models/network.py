@@ -19,10 +19,14 @@ from ..cards import Card
 class Features:
     """What one forward pass gave.
 
-    Attributes:
-        tokens: (b, prefix + grid, dim) after the final norm, CLS first, then registers; None without tokens.
-        pooled: (b, dim) of the network's own pooling; None if not requested or unavailable.
-        layers: the same as `tokens` after block K, final norm applied, by K = 1...
+    Attributes
+    ----------
+    tokens
+        (b, prefix + grid, dim) after the final norm, CLS first, then registers; None without tokens.
+    pooled
+        (b, dim) of the network's own pooling; None if not requested or unavailable.
+    layers
+        the same as `tokens` after block K, final norm applied, by K = 1...
     """
 
     tokens: Tensor | None = None
@@ -33,9 +37,12 @@ class Features:
 class Network(nn.Module):
     """Base of the adapters.
 
-    Attributes:
-        depth: the number of blocks that intermediate layers may name, 0 for none.
-        origin: where in its file the weights were found, in words; "" for the top.
+    Attributes
+    ----------
+    depth
+        the number of blocks that intermediate layers may name, 0 for none.
+    origin
+        where in its file the weights were found, in words; "" for the top.
     """
 
     depth: int = 0

@@ -84,8 +84,10 @@ class _Fit:
 def read_file(path: Path) -> Any:
     """What a .safetensors, .pth, .pt or .bin file holds. Nothing is unpickled but tensors and plain values.
 
-    Raises:
-        EncoderError: not such a file, or one with other Python objects in it, which are named.
+    Raises
+    ------
+    EncoderError
+        not such a file, or one with other Python objects in it, which are named.
     """
     other = not_a_model(path)
     if other:
@@ -94,7 +96,7 @@ def read_file(path: Path) -> Any:
         start = file.read(9)
     if start.startswith((b"{", b"[")) and start[8:] != b"{":
         if path.suffix != ".json" or path.name == "config.json":  # its digest would not hold the shards
-            raise EncoderError(f"{path} is JSON, no weights; an index of shards is called NAME.index.json")
+            raise EncoderError(f"{path} is JSON, but no index of shards, which is called NAME.index.json")
         return _read_shards(path)
     try:
         if start[8:] == b"{":  # by content: such files are found under names of the other kind, too
@@ -175,17 +177,25 @@ def load_file_into(
 ) -> str:
     """Fill a model, each tensor into its place, as float32.
 
-    Args:
-        convert: the family's own renaming of a state dict (timm's checkpoint_filter_fn).
-        heads: names of modules that the file may hold and the model lacks (classifiers).
-        inside: the tensors wanted stand under this prefix, whatever else is beside it.
+    Parameters
+    ----------
+    convert
+        the family's own renaming of a state dict (timm's checkpoint_filter_fn).
+    heads
+        names of modules that the file may hold and the model lacks (classifiers).
+    inside
+        the tensors wanted stand under this prefix, whatever else is beside it.
 
-    Returns:
+    Returns
+    -------
+    str
         Where in the file the tensors were found, in words; "" for its top.
 
-    Raises:
-        EncoderError: no place in the file gives every tensor; the nearest one and its faults are named. Or
-            several do, or a tensor holds NaN or infinity.
+    Raises
+    ------
+    EncoderError
+        no place in the file gives every tensor; the nearest one and its faults are named. Or
+        several do, or a tensor holds NaN or infinity.
     """
     own = model.state_dict()
     places = list(_places(read_file(path)))

@@ -42,7 +42,9 @@ def create(card: Card) -> nn.Module:
 def build_timm(card: Card, weights: Weights | None) -> tuple[nn.Module, str]:
     """The model in float32 on the CPU, weights loaded by key, or random where `weights` is None.
 
-    Returns:
+    Returns
+    -------
+    tuple[nn.Module, str]
         The model, and where in the file its tensors were (see `checkpoints.load_file_into`).
     """
     if weights is None:
@@ -71,9 +73,12 @@ def _fill(model: nn.Module, card: Card, path: Path) -> str:
 def card_of_timm(name: str) -> Card:
     """A card for any timm model with pretrained weights, from timm's own configuration and flags.
 
-    Raises:
-        UnknownEncoder: timm has no such model, or no weights for it; suggests near names.
-        EncoderError: its input or its output is none that a card can describe; says which.
+    Raises
+    ------
+    UnknownEncoder
+        timm has no such model, or no weights for it; suggests near names.
+    EncoderError
+        its input or its output is none that a card can describe; says which.
     """
     config = _configuration(name)
     data = resolve_data_config({}, pretrained_cfg=config.to_dict())

@@ -30,9 +30,12 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
 
     Without weights the architecture is built from the card's arguments ("model_type" and its configuration).
 
-    Raises:
-        InvalidRequest: the card needs code from the hub repository and that is not allowed.
-        EncoderError: the folder cannot be loaded, or tensors are missing from it.
+    Raises
+    ------
+    InvalidRequest
+        the card needs code from the hub repository and that is not allowed.
+    EncoderError
+        the folder cannot be loaded, or tensors are missing from it.
     """
     loading = {key: value for key, value in card.arguments.items() if key in _LOADING}
     if weights is None:
@@ -73,9 +76,12 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
 def card_of_hub(hub: str) -> Card:
     """A card for any vision model of transformers, on the hub or in a folder, from its configuration.
 
-    Raises:
-        InvalidRequest: not ORG/NAME, or not a vision model.
-        EncoderError, GatedEncoder: the configuration is unavailable.
+    Raises
+    ------
+    InvalidRequest
+        not ORG/NAME, or not a vision model.
+    EncoderError, GatedEncoder
+        the configuration is unavailable.
     """
     folder = Path(hub)
     local = (folder / "config.json").is_file()

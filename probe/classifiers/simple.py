@@ -131,7 +131,8 @@ class KNN:
 @dataclass
 class NearestCentroid:
     """SimpleShot (Wang et al. 2019, CL2N): centre on the training mean, scale to length 1, compare with
-    the class means. The score is |x - c0|^2 - |x - c1|^2. Sample weights act within a class only."""
+    the class means. The score is |x - c0|^2 - |x - c1|^2. Sample weights act within a class only.
+    """
 
     threshold: ClassVar[float] = 0.0
 

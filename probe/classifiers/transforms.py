@@ -27,6 +27,8 @@ class Transform(Protocol):
 
 
 class Identity:
+    """Features as they are."""
+
     def __call__(self, X: np.ndarray) -> np.ndarray:
         return X
 

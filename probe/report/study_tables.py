@@ -17,7 +17,8 @@ SHOWN = ("balanced_accuracy", "auroc")
 
 def frame(page: StudyPage) -> pd.DataFrame:
     """One row a system x evaluation set x metric, with the published figure where there is one; one row for a
-    system without results, saying why."""
+    system without results, saying why.
+    """
     beside = {(p.system, p.dataset, p.metric): p for p in reversed(page.published)}  # the first of several
     records: list[dict[str, Any]] = []
     for row in page.systems:

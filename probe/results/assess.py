@@ -53,7 +53,8 @@ class Assessment:
     def calibration(self, logits: Floats) -> list[dict[str, Any]]:
         """slope, intercept, observed_expected (see `calibration.assess_calibration`), and ece_floor: mean
         and high, the mean and the 95th percentile of the ECE (equal width) that perfectly calibrated
-        probabilities would have on these rows, p of the observed one."""
+        probabilities would have on these rows, p of the observed one.
+        """
         found = self._numbers(assess_calibration(self.y, logits, self.codes), CALIBRATION_SCALES)
         for one, column in zip(found, special.expit(logits).T, strict=True):
             one["ece_floor"] = calibration_floor(self.y, column)._asdict()
@@ -71,7 +72,8 @@ class Assessment:
 
     def calls(self, scores: Floats) -> list[dict[str, Any]]:
         """Of score >= 0: confusion (tp, fp, fn, tn), sensitivity, specificity, and predictive_values,
-        prevalence -> ppv, npv; the prevalence "observed" is that of these rows."""
+        prevalence -> ppv, npv; the prevalence "observed" is that of these rows.
+        """
         rates = self._estimates(scores, _RATES)
         left = leave_one_out(self.y, scores, metrics=_RATES, logits=True, groups=self.codes)
         shares = {f"{p:g}": p for p in PREVALENCES}

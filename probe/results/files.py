@@ -125,7 +125,8 @@ class ProbeResult:
     def scores(self) -> pd.DataFrame:
         """Every score, one row a value: features, role, dataset, domain, subset, n, ..., kind, metric, value,
         low, high, standard_error, degrees_of_freedom, design_effect, method, reason. kind: "metrics" at
-        probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. FORMAT.md has all keys."""
+        probability 0.5; "at_threshold", "temperature", "platt": chosen on folds. FORMAT.md has all keys.
+        """
         return scores_table(self.results.scores)
 
     def leaderboard(self) -> list[Score]:
@@ -134,7 +135,8 @@ class ProbeResult:
 
     def optimism(self, mark: str = "*") -> str:
         """What is to be said of the out-of-fold score of what the same folds chose (marked by `mark`): ""
-        where there was nothing to choose from, or no score out of fold is shown."""
+        where there was nothing to choose from, or no score out of fold is shown.
+        """
         train = self.results.train.dataset
         shown = {one.features for one in self.leaderboard() if one.dataset == train}
         if self.chosen not in shown or len(shown) < 2:
@@ -188,7 +190,8 @@ class ProbeResult:
 
 def read_document(folder: Path) -> dict[str, Any]:
     """results.json without format, version and digest, as it was written; of version 1 in today's form and
-    without `files`. Raises ProbeError."""
+    without `files`. Raises ProbeError.
+    """
     path = folder / "results.json"
     try:
         document = json.loads(path.read_text("utf-8"), parse_constant=_no_constant)

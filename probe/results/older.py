@@ -38,7 +38,8 @@ def document_of_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def predictions_of_version_1(table: pd.DataFrame) -> pd.DataFrame:
     """The predictions that belong to it: probability calibrated with Platt's method, the threshold on that
-    scale, the call. Calls are those of then."""
+    scale, the call. Calls are those of then.
+    """
     call = table["probability"] >= table["threshold"]
     found = table.drop(columns="probability_platt").assign(
         probability=table["probability_platt"], call=call.astype(np.int8)

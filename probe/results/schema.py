@@ -882,7 +882,8 @@ class Results(Part):
         """Scores that stand for each model on each whole set: training rows out of fold, the others by the
         refit (by the ensemble where there is none), without duplicates where a set has any; in the order of
         the sets, best criterion on the folds first, but the sweep as a whole before all: its score alone has
-        the choice of the feature set in it."""
+        the choice of the feature set in it.
+        """
         order = {m.features: -m.criterion for m in self.models} | {SWEEP: -math.inf}
         found: dict[tuple[int, str], Score] = {}
         for role in (Role.ENSEMBLE, Role.REFIT, Role.OOF):  # later ones go first

@@ -162,7 +162,8 @@ def specificity_cuts(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def out_of_fold_cuts(y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """`specificity_cuts` of each row from the rows of the other folds: float64 (n, 2).
 
-    scores : float64 (n,), out of fold and on one scale; folds : int (n,). NaN for the only fold."""
+    scores : float64 (n,), out of fold and on one scale; folds : int (n,). NaN for the only fold.
+    """
     cuts = np.full((len(y), len(SPECIFICITIES)), np.nan)
     for k in np.unique(folds):
         rows = folds == k
@@ -173,7 +174,8 @@ def out_of_fold_cuts(y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np
 
 def estimate_set(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> Estimates | None:
     """Intervals of METRICS on all rows at probability 0.5, for scores and comparisons; None: none are asked
-    for."""
+    for.
+    """
     if not config.bootstrap:
         return None
     score, order = _tables(columns)
@@ -378,7 +380,8 @@ def scores_of(
 ) -> dict[str, Any]:
     """`metrics` (metric -> [value, low, high]) and `uncertainty` (metric -> standard_error, ..., method,
     reason) of one model. score : logits (n,), calls at 0; order : (n,), what the ranking metrics are taken
-    on; inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses."""
+    on; inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses.
+    """
     score, order = score[:, None], order[:, None]
     inflation = inflation if config.interval == "jackknife" else 1.0
     found = _estimate(y, score, order, group, names, config, inflation) if config.bootstrap else None
@@ -390,7 +393,8 @@ def _with_uncertainty(
     found: Estimates | None, y: np.ndarray, score: np.ndarray, order: np.ndarray, names: Sequence[str]
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Of each column of scores (n, m), metric -> [value, low, high] and metric -> uncertainty; without
-    intervals where none were asked for (None)."""
+    intervals where none were asked for (None).
+    """
     columns = range(score.shape[1])
     if found is None:
         values = metrics_module.evaluate(y, score, metrics=names, logits=True, order=order)
@@ -453,7 +457,6 @@ def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> di
     Returns metric -> estimate. All K are scored on the same resamples, so their
     correlation is in the interval; that other trainings would give other models is not.
     """
-
     names = (*DEFAULT_METRICS, "sensitivity", "specificity")  # of which balanced accuracy's interval is made
 
     def mean(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -238,7 +238,8 @@ class Objective:
 
 def default_threads(numbers: int) -> int:
     """The cores of this process, fewer where OMP_NUM_THREADS or OPENBLAS_NUM_THREADS say so (joblib does), or
-    where the features are so few numbers (n d) that the threads would mostly wait for each other."""
+    where the features are so few numbers (n d) that the threads would mostly wait for each other.
+    """
     threads = joblib.cpu_count()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         if os.environ.get(name, "").isdigit():

@@ -86,7 +86,8 @@ def _cut_above(labels: NDArray[np.bool_], scores: Floats, specificity: float) ->
 
 def _rates(labels: NDArray[np.bool_], scores: Floats) -> tuple[Floats, Codes, Floats, Floats]:
     """Scores falling (n,), the last place of each distinct one (k,), and the sensitivity and false positive
-    rate of the calls down to it, each (k,)."""
+    rate of the calls down to it, each (k,).
+    """
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     last = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # cuts fall between distinct scores
@@ -349,7 +350,8 @@ def assess_calibration(y: ArrayLike, logits: ArrayLike, codes: Codes | None = No
 
 def _logistic(x: Floats, labels: NDArray[np.bool_], offset: Floats) -> Floats:
     """Weights (k,) of an unpenalised logistic regression with an offset, by Newton's method with halved
-    steps."""
+    steps.
+    """
     w = np.zeros(x.shape[1])
 
     def loss(w: Floats) -> float:
@@ -441,7 +443,8 @@ def net_benefit(
 def predictive_values(sensitivity: Floats, specificity: Floats, prevalence: float) -> tuple[Floats, Floats]:
     """PPV and NPV of these sensitivities and specificities, any shape, at a prevalence in (0, 1) (Bayes).
 
-    NaN where nothing is called positive (PPV) or negative (NPV)."""
+    NaN where nothing is called positive (PPV) or negative (NPV).
+    """
     if not 0 < prevalence < 1:
         raise InvalidRequest(f"a prevalence lies between 0 and 1, not {prevalence}")
     true_positive, true_negative = sensitivity * prevalence, specificity * (1 - prevalence)

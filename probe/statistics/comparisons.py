@@ -166,6 +166,7 @@ def compare(
 def pairs_of(
     m: int, pairs: Iterable[tuple[int, int]] | NDArray[np.intp] | None, reference: int | None
 ) -> NDArray[np.intp]:
+    """The pairs of columns to compare, (k, 2): those given, each with `reference`, or all of m."""
     if pairs is not None:
         chosen = np.array(list(pairs), np.intp).reshape(-1, 2)
     elif reference is not None:

@@ -38,7 +38,8 @@ class DeLong:
     ) -> tuple[Floats, Floats]:
         """Low and high (m,): normal on the logit scale (stays in (0, 1)) or linear, clipped to [0, 1], as
         DeLong has it. Too narrow with few clusters: `estimate` is what the results are made with. NaN for an
-        AUROC of exactly 0 or 1, whose variance cannot be estimated."""
+        AUROC of exactly 0 or 1, whose variance cannot be estimated.
+        """
         z = stats.norm.ppf((1 + confidence) / 2)
         inner = (self.auroc > 0) & (self.auroc < 1)
         error = np.where(inner, np.sqrt(np.diag(self.covariance)), np.nan)
@@ -61,7 +62,8 @@ class DeLong:
 
         Degrees of freedom: those of the sum of the two classes' parts of the variance, each with its
         effective number of clusters less 1 (Welch). The normal that the paper uses rejects 14 in 100 true
-        hypotheses at 5 % with 20 slides."""
+        hypotheses at 5 % with 20 slides.
+        """
         chosen = pairs_of(len(self.auroc), pairs, reference)
         i, j = chosen.T
 

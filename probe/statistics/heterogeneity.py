@@ -1,5 +1,6 @@
 """How much a score differs between domains beyond chance: Cochran's Q, I2, the random-effects standard
-deviation."""
+deviation.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

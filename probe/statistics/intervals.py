@@ -424,7 +424,8 @@ class _Maker:
     def _welch(self, influence: Floats) -> float:
         """Degrees of freedom of the sum of the two classes' parts of a variance (Welch 1947).
 
-        influence : (n,), what each row changes"""
+        influence : (n,), what each row changes
+        """
         if self.labels is None or self.clusters is None:
             return np.inf
         total, spread = 0.0, 0.0
@@ -475,7 +476,8 @@ def proportion_interval(
 
 def _mover(first: Interval, second: Interval, j: int) -> tuple[float, float]:
     """Interval of the mean of two estimates from the intervals of each: the method of variance estimates
-    recovery, with their correlation over clusters (Zou, Statistics in Medicine 2009, eq. 3-4)."""
+    recovery, with their correlation over clusters (Zou, Statistics in Medicine 2009, eq. 3-4).
+    """
     correlation = 0.0
     if first.standard_error[j] > 0 and second.standard_error[j] > 0:
         both = [np.asarray(one.left_out)[:, j] for one in (first, second)]
@@ -494,7 +496,8 @@ def _jackknife_error(left_out: Floats) -> tuple[float, float]:
     """Standard error from the values without each cluster, and the degrees of freedom of its square.
 
     The relative variance of a variance estimate is (kurtosis - 1) / G, and 2 / df of a chi-square's. The
-    kurtosis of few values is too small, hence the bound of the normal case."""
+    kurtosis of few values is too small, hence the bound of the normal case.
+    """
     n = len(left_out)
     influence = left_out - left_out.mean()
     total = float((influence**2).sum())
@@ -507,7 +510,8 @@ def _jackknife_error(left_out: Floats) -> tuple[float, float]:
 
 def _spread(value: float, half: float, scale: Scale) -> tuple[float, float]:
     """value -+ half, which is on the value's own scale, made symmetric on another one. Where the value is at
-    the end of its range, which has no other scale, it stays linear."""
+    the end of its range, which has no other scale, it stays linear.
+    """
     sides = np.array([-1.0, 1.0])
     low, high = value + sides * half
     if scale == "log" and value > 0:

@@ -598,7 +598,8 @@ def check_clusters(
 
 def check_scores(scores: ArrayLike, n: int) -> tuple[Floats, bool]:
     """Scores of n rows as (n, m), and whether they were (n,). Raises InvalidRequest (shape) and ProbeError
-    (not finite)."""
+    (not finite).
+    """
     table = np.asarray(scores, np.float64)
     one_model = table.ndim == 1
     if one_model:
@@ -634,7 +635,8 @@ def check_labels(y: ArrayLike) -> Bools:
 
 def bin_edges(p: ArrayLike, *, bins: int = BINS, strategy: Strategy = "width") -> Floats:
     """Edges (bins + 1,) of calibration bins (a, b], the first one closed: equal in width over [0, 1], or
-    in mass (quantiles of p, (n,); equal probabilities stay together, so bins may be empty)."""
+    in mass (quantiles of p, (n,); equal probabilities stay together, so bins may be empty).
+    """
     if bins < 1:
         raise InvalidRequest(f"{bins} bins: one or more")
     if strategy == "width":
