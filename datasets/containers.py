@@ -105,6 +105,11 @@ class Hdf5Arrays(Container):
         return h5py.File(self.path, "r", rdcc_nbytes=HDF5_CACHE)
 
     @cached_property
+    def _known(self) -> dict[str, h5py.Dataset]:
+        """The arrays that may be read: asking for their size in the file walks all chunks."""
+        return {}
+
+    @cached_property
     def _checked(self) -> set[Any]:
         """The chunks that decompress to no more than they claim."""
         return set()
@@ -112,7 +117,9 @@ class Hdf5Arrays(Container):
     def _read(self, member: str, name: str) -> np.ndarray:
         key, row = parse_row(member, name)
         with self._lock:
-            array = hdf5_array(self._file, key, self.path)
+            if key not in self._known:
+                self._known[key] = hdf5_array(self._file, key, self.path)
+            array = self._known[key]
             _check_row(row, array.shape, name)
             return as_rgb(hdf5_rows(array, row, self.path, self._checked), name)
 
