@@ -106,6 +106,11 @@ def locate(
     return _on_hub(card, download)
 
 
+def may_be_index(path: Path) -> bool:
+    """Whether a file of this name may be an index of shards, whose digest then holds them too."""
+    return path.suffix == ".json" and path.name != "config.json"
+
+
 def shards(index: Path) -> list[Path]:
     """The files that together are one model, by the index beside them (NAME.safetensors.index.json).
 
@@ -134,7 +139,7 @@ def shards(index: Path) -> list[Path]:
 
 def _digest(path: Path) -> str:
     """sha256 of a file, or of names and digests: of a folder's model files, of an index and its shards."""
-    if path.is_file() and (path.suffix != ".json" or path.name == "config.json"):
+    if path.is_file() and not may_be_index(path):
         return f"sha256:{sha256(path)}"
     if path.is_file():
         parts = [path, *shards(path)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...errors import EncoderError, MissingDependency
 from ..cards import Card
-from ..weights import INSTALL, not_a_model, shards
+from ..weights import INSTALL, may_be_index, not_a_model, shards
 
 State = dict[str, Tensor]
 # of equally good fits: averaged weights, the teacher's, those without such a word, the student's, MoCo's keys
@@ -95,7 +95,7 @@ def read_file(path: Path) -> Any:
     with path.open("rb") as file:
         start = file.read(9)
     if start.startswith((b"{", b"[")) and start[8:] != b"{":
-        if path.suffix != ".json" or path.name == "config.json":  # its digest would not hold the shards
+        if not may_be_index(path):
             raise EncoderError(f"{path} is JSON, but no index of shards, which is called NAME.index.json")
         return _read_shards(path)
     try:
