@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +121,42 @@ def test_reading_goes_on_while_blocks_are_packed_and_swept(store: Store, make_ro
 # --- leases -----------------------------------------------------------------------------------------
 
 
+def until(happened: Callable[[], object], seconds: float = 30.0) -> None:
+    """Waits for another thread's work, however slow the machine is."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: Any) -> None:
     files = Bank(tmp_path).open_store(identity(), create=True).files
+    now = 0.0  # by the clock of whoever asks
+    watch = leases.Watch(lambda: now)
+
+    def ask() -> Lease | None:
+        return Lease.acquire(files, "unit", ttl=0.4, watch=watch)
+
     first = Lease.acquire(files, "unit", ttl=0.4)
     assert first is not None
-    assert Lease.acquire(files, "unit", ttl=0.4) is None
+    assert ask() is None
     assert Lease.acquire(files, "unit2") is not None
-    time.sleep(0.6)
-    assert Lease.acquire(files, "unit", ttl=0.4) is None  # it is renewed
+    name, before = f"{leases.FOLDER}/unit.0.json", files.read(f"{leases.FOLDER}/unit.0.json")
+    until(lambda: files.read(name) != before)
+    now += 10
+    assert ask() is None  # it was renewed
     first._stop.set()  # a machine that hangs
     first._thread.join()
     monkeypatch.setattr(leases, "machine", lambda: "")  # and is another, whose processes nobody can see
-    time.sleep(0.6)
-    second = Lease.acquire(files, "unit", ttl=0.4)
+    assert ask() is None  # its last sign of life may be later than our last look
+    now += 0.3
+    assert ask() is None
+    now += 0.2
+    second = ask()
     assert second is not None
-    assert Lease.acquire(files, "unit", ttl=0.4) is None
+    assert ask() is None
     first.release()  # it wakes up: that takes nothing from its successor
-    assert Lease.acquire(files, "unit", ttl=0.4) is None
+    assert ask() is None
     second.release()
     third = Lease.acquire(files, "unit")
     assert third is not None
@@ -154,8 +174,7 @@ def test_damaged_and_lost_leases(tmp_path: Path, identity: Any, monkeypatch: pyt
     assert held is not None
     for path in (tmp_path).rglob("unit.*.json"):
         path.unlink()
-    time.sleep(0.3)
-    assert held.lost
+    until(lambda: held.lost)
     held.release()
 
 
