@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "hub", "options", "settings", "steps", "terminal", "texts", "version"}
+LEAVES = {"errors", "files", "geojson", "hub", "options", "settings", "steps", "terminal", "texts", "version"}
 STAGES = {"datasets", "extract", "probe", "finetune"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
+    "geojson": {"errors", "files"},
     "hub": {"files"},
     "options": set(),
     "settings": {"errors", "files"},
