@@ -386,7 +386,7 @@ def export_command(
       patchbank cache export uni.full slides/ -b bank -f stamp --table wsi.toml --by group \\
           --tile-um 112 --mpp 0.5
     """
-    from .export import export
+    from .export.write import export
 
     if where and table is None:
         raise click.UsageError("--where picks rows of a table: add --table")
@@ -411,7 +411,7 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str) 
     from ..files import check_writable
     from ..texts import write_csv
     from .bank import Bank
-    from .importing import import_export
+    from .importing.exports import import_export
 
     if table_out is not None:
         check_writable(table_out)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 from patchbank.cache.bank import Bank
-from patchbank.cache.export import LAYOUTS
+from patchbank.cache.export.write import LAYOUTS
 from patchbank.cache.store import Store
 from patchbank.cli import main, patchbank
 from patchbank.errors import PatchbankError

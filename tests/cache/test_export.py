@@ -15,9 +15,9 @@ import pyarrow.parquet
 import pytest
 from patchbank.cache.bank import Bank
 from patchbank.cache.columns import TAKEN, written_name
-from patchbank.cache.export import LAYOUTS, export
+from patchbank.cache.export.write import LAYOUTS, export
 from patchbank.cache.finalize import finalize
-from patchbank.cache.importing import import_export, layout_of
+from patchbank.cache.importing.exports import import_export, layout_of
 from patchbank.cache.store import Store
 from patchbank.cache.table import first_of_key, keys_of_table, read_table, select
 from patchbank.cache.verify import verify

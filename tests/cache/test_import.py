@@ -20,8 +20,8 @@ import pytest
 from click.testing import CliRunner
 from patchbank.cache.backend import seal
 from patchbank.cache.bank import Bank
-from patchbank.cache.export import LAYOUTS, export
-from patchbank.cache.importing import import_export
+from patchbank.cache.export.write import LAYOUTS, export
+from patchbank.cache.importing.exports import import_export
 from patchbank.cli import patchbank
 from patchbank.errors import InvalidRequest, PatchbankError, StoreError
 

@@ -16,17 +16,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ..errors import InvalidRequest
-from .backend import seal
-from .bank import Bank
-from .columns import read_columns
-from .export import FORMAT, LAYOUTS, SAFETENSORS, STEP, VERSION, Rows, anndata_module, column_sum, row_sums
-from .filesystem import LocalFiles, explained
-from .identity import Identity
-from .index import KEY_BYTES, KeyIndex, as_keys
-from .store import Store
-from .table import keys_of_table
-from .untrusted import (
+from ...errors import InvalidRequest
+from ..backend import seal
+from ..bank import Bank
+from ..columns import read_columns
+from ..export.write import (
+    FORMAT,
+    LAYOUTS,
+    SAFETENSORS,
+    STEP,
+    VERSION,
+    Rows,
+    anndata_module,
+    column_sum,
+    row_sums,
+)
+from ..filesystem import LocalFiles, explained
+from ..identity import Identity
+from ..index import KEY_BYTES, KeyIndex, as_keys
+from ..store import Store
+from ..table import keys_of_table
+from ..untrusted import (
     check_hdf5,
     check_regular,
     check_size,

@@ -34,14 +34,14 @@ import numpy as np
 import pandas as pd
 import xxhash
 
-from ..errors import InvalidRequest, MissingDependency
-from ..files import make_folder, publish
-from .backend import seal
-from .columns import written_columns, written_name
-from .filesystem import TEMPORARY, explained
-from .identity import safe_name
-from .store import Store
-from .table import keys_of_table
+from ...errors import InvalidRequest, MissingDependency
+from ...files import make_folder, publish
+from ..backend import seal
+from ..columns import written_columns, written_name
+from ..filesystem import TEMPORARY, explained
+from ..identity import safe_name
+from ..store import Store
+from ..table import keys_of_table
 
 FORMAT = "patchbank-export"
 VERSION = 2  # 1 had no checksums

@@ -1,0 +1,1 @@
+"""Embeddings in files, of patchbank's exports and of other programs, one format a file."""
