@@ -139,6 +139,16 @@ def _measured(record: Mapping[str, Any], uncertainty: Mapping[str, Any]) -> dict
     return found
 
 
+def _metrics_with_uncertainty(values: Any) -> Any:
+    """A record whose `metrics` and `uncertainty` stand side by side, with estimates as metrics."""
+    if not isinstance(values, Mapping):
+        return values
+    found = {key: value for key, value in values.items() if key != "uncertainty"}
+    if not found.get("metrics"):
+        return found
+    return found | _measured(found, {"metrics": values.get("uncertainty") or {}})
+
+
 def _uncertainty(score: Any) -> dict[str, dict[str, dict[str, Any]]]:
     """What stands beside the numbers of a score, where it was recorded."""
     kinds = {kind: values for kind in KINDS if (values := getattr(score, kind, None))}
@@ -244,6 +254,42 @@ class Benefit(Part):
     all: Triple
 
 
+class ClassScore(Part):
+    """One of more than two classes against the rest; called : rows that are called so.
+
+    metrics : sensitivity, specificity, precision, f1, auroc, average_precision
+    """
+
+    label: str
+    n: int
+    n_groups: int
+    called: int
+    metrics: dict[str, Triple]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        return _metrics_with_uncertainty(values)
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return handler(self) | {"uncertainty": _uncertainty(self).get("metrics")}
+
+    def estimate(self, metric: str) -> Estimate:
+        """One number; one without a value where it was not computed."""
+        return self.metrics.get(metric, UNKNOWN)
+
+
+class Confused(Part):
+    """Rows of a class that are called another; share : of the rows of the class, groups : with such rows."""
+
+    label: str
+    called: str
+    rows: int
+    groups: int
+    share: float
+
+
 class Worst(Part):
     """The lowest domain, with an interval that holds all domains at once."""
 
@@ -277,6 +323,11 @@ class Score(Part):
     domain : "" for the whole set; subset : "raw", or "dedup" for one row of each content
     metrics : at probability 0.5; at_threshold : at the threshold that the folds chose; temperature, platt :
         of calibrated probabilities
+
+    Of more than two classes (`n_positive` is None) calls are the most probable class. There is no threshold,
+    and no Platt scaling. `missing` are classes without rows: means over the classes are undefined then.
+    classes : each class against the rest; confusion : counts of rows, [label][call], in the order of
+        `DataSet.classes`; confused : the most frequent errors, most rows first. All of whole sets only.
     """
 
     features: str
@@ -287,8 +338,9 @@ class Score(Part):
     domain: str
     subset: str
     n: int
-    n_positive: int
+    n_positive: int | None = None
     n_groups: int | None = None
+    missing: list[str] = []
     clusters: Clusters | None = None
     inflation: float | None = None
     metrics: dict[str, Triple]
@@ -302,6 +354,11 @@ class Score(Part):
     """Threshold probability as text -> Benefit."""
     net_benefit_reasons: dict[str, str] | None = None
     at_specificity: dict[str, Rates] = {}
+    classes: list[ClassScore] = []
+    confusion: list[list[int]] = []
+    confused: list[Confused] = []
+    n_classes: int | None = None
+    """Where there are more than two."""
     between_domains: dict[str, BetweenDomains] = {}
 
     @model_validator(mode="before")
@@ -346,12 +403,19 @@ class Score(Part):
 
     @property
     def share(self) -> float:
-        """Of positive rows: the chance level of average precision."""
+        """Of positive rows, on average over the classes where there are more than two: the chance level of
+        average precision.
+        """
+        if self.n_positive is None:
+            return 1 / (self.n_classes or 1)
         return self.n_positive / self.n
 
     def chance(self, metric: str) -> float:
-        """The chance level of one of `display.SHOWN`."""
-        return self.share if metric == "average_precision" else 0.5
+        """The chance level of balanced_accuracy, auroc, average_precision or kappa."""
+        if metric == "kappa":
+            return 0.0
+        shared = metric == "average_precision" or (metric == "balanced_accuracy" and self.n_positive is None)
+        return self.share if shared else 0.5
 
     def estimate(self, metric: str, kind: str = "metrics") -> Estimate:
         """One number; one without a value where it was not computed."""
@@ -404,6 +468,7 @@ class Model(Part):
 
     threshold : on the calibrated probability, threshold_score : the same on the logit
     criterion : on the folds, higher is better
+    threshold, threshold_score, platt : None of more than two classes
     recipe, folds : of a fine-tuned one, folds with their cards. chosen : of a merged one, the feature set or
         recipe behind the system
     """
@@ -414,10 +479,10 @@ class Model(Part):
     choice: Choice | None = None
     fold_choices: list[Choice] = []
     path: Path | None = None
-    threshold: float
+    threshold: float | None = None
     threshold_score: float | None = None
     temperature: float | None
-    platt: tuple[float, float]
+    platt: tuple[float, float] | None = None
     fits: Fits | None = None
     seconds: dict[str, float] = {}
     recipe: dict[str, Any] | None = None
@@ -610,7 +675,7 @@ class LeftOut(Part):
 
     domain: str
     n: int
-    n_positive: int
+    n_positive: int | None = None
     n_groups: int | None = None
     choice: Choice | None
     metrics: dict[str, Triple] | None
@@ -618,12 +683,7 @@ class LeftOut(Part):
     @model_validator(mode="before")
     @classmethod
     def _read(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        found = {key: value for key, value in values.items() if key != "uncertainty"}
-        if not found.get("metrics"):
-            return found
-        return found | _measured(found, {"metrics": values.get("uncertainty", {})})
+        return _metrics_with_uncertainty(values)
 
     @model_serializer(mode="wrap")
     def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -644,7 +704,7 @@ class Matrix(Part):
     train: list[str]
     test: list[str]
     n: list[int]
-    n_positive: list[int]
+    n_positive: list[int] = []
     n_groups: list[int] = []
     balanced_accuracy: list[list[float | None]]
     auroc: list[list[float | None]]
@@ -692,6 +752,8 @@ class Settings(Part):
     level: float
     domains: str = "none"
     positive: str | None = None
+    one_vs_rest: str | None = None
+    select_on: str | None = None
     precision: str | None = None
     dtype: str | None = None
     near_duplicates: str | None = None
@@ -726,7 +788,11 @@ class Store(Part):
 
 
 class DataSet(Part):
-    """One evaluation set; the first of a result is the training set. rows : digest of ids and labels."""
+    """One evaluation set; the first of a result is the training set. rows : digest of ids and labels.
+
+    positive, n_positive : "" and None where there are more than two classes; counts : then the rows of each,
+        in the order of `classes`, and ordered : whether these are grades
+    """
 
     dataset: str
     name: str
@@ -736,10 +802,12 @@ class DataSet(Part):
     group_kind: str
     positive: str
     classes: list[str] = []
+    ordered: bool = False
+    counts: list[int] = []
     rows: str | None = None
     root: str | None = None
     n: int
-    n_positive: int
+    n_positive: int | None = None
     groups_known: bool | None = None
     n_groups: int
     left_out: dict[str, int] = {}
@@ -829,6 +897,11 @@ class Results(Part):
     def train(self) -> DataSet:
         """The set that was trained on."""
         return self.data[0]
+
+    @property
+    def multiclass(self) -> bool:
+        """Whether there are more than two classes; one of them against the rest is not."""
+        return self.train.n_positive is None
 
     @property
     def sets(self) -> list[str]:

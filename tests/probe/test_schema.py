@@ -126,6 +126,22 @@ def test_the_model_of_one_fold_has_its_number() -> None:
     assert score.model_dump(mode="json", exclude_unset=True) == record
 
 
+def test_a_score_of_three_classes_has_them_one_by_one() -> None:
+    about = {"standard_error": 0.1, "degrees_of_freedom": 5.0, "design_effect": 1.0, "method": "jackknife"}
+    about["reason"] = ""
+    one = {"label": "G3", "n": 4, "n_groups": 2, "called": 5, "metrics": {"f1": [0.5, 0.3, 0.7]}}
+    record = {"features": "a", "role": "refit", "dataset": "s", "domain": "", "subset": "raw", "n": 9}
+    record |= {"metrics": {"auroc": [0.5, None, None]}, "classes": [one | {"uncertainty": {"f1": about}}]}
+    record |= {"confusion": [[4, 0, 0], [1, 3, 0], [0, 1, 0]], "n_classes": 3, "missing": []}
+    record |= {"confused": [{"label": "G4", "called": "G3", "rows": 1, "groups": 1, "share": 0.25}]}
+    score = Score.model_validate(record)
+    f1 = score.classes[0].estimate("f1")
+    assert (f1.value, f1.standard_error, f1.n, f1.groups) == (0.5, 0.1, 4, 2)
+    assert score.classes[0].estimate("auroc") == Estimate()
+    assert [score.chance(m) for m in ("balanced_accuracy", "auroc", "kappa")] == [1 / 3, 0.5, 0.0]
+    assert score.model_dump(mode="json", exclude_unset=True) == record
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
