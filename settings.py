@@ -132,8 +132,13 @@ def _sentences(key: str, error: Any, values: Mapping[str, Any], fields: Mapping[
 
 def near(word: str, known: Iterable[str]) -> str:
     """`, did you mean 'NAME'?` where a known name is like the word, else ""."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {found[0]!r}?" if found else ""
+    alike = nearest(word, known)
+    return f", did you mean {alike!r}?" if alike else ""
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """The known name that is most like the word, "" if none is (see difflib.get_close_matches)."""
+    return next(iter(difflib.get_close_matches(word, [str(one) for one in known], n=1, cutoff=cutoff)), "")
 
 
 def not_one_of(key: str, value: Any, allowed: Iterable[Any]) -> str:

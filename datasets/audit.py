@@ -18,7 +18,7 @@ from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_gre
 from .facts import Facts, contents_digest, load_facts, names
 from .hashes import hex_hashes
 from .images import content_hash
-from .manifest import Manifest, groups_note
+from .manifest import Manifest, classes_note, groups_note
 from .values import spellings_note
 
 SIDE = 128  # pixels a side at which two images are compared
@@ -152,7 +152,16 @@ def audit(
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
         hashes=hashes,
         small=small,
-        note="; ".join(filter(None, (groups_note(manifest), spellings_note(manifest.header.classes)))),
+        note="; ".join(
+            filter(
+                None,
+                (
+                    groups_note(manifest),
+                    classes_note(manifest),
+                    spellings_note(manifest.header.classes),
+                ),
+            )
+        ),
     )
     if facts is None:
         return ended

@@ -4,7 +4,6 @@ So unreadable files are known now and not after hours of extraction, and the con
 manifest.
 """
 
-import difflib
 import inspect
 import os
 import re
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ..errors import ImageError, InvalidRequest, ManifestError
 from ..files import cores
+from ..settings import not_one_of
 from .arrays import hdf5_table, npz_table, parquet_table
 from .clusters import (
     MOST,
@@ -37,7 +37,7 @@ from .clusters import (
 )  # fmt: skip
 from .hashes import hex_hashes
 from .images import content_hash
-from .layouts import csv_table, folder_table
+from .layouts import SUFFIXES, csv_table, folder_table
 from .manifest import KNOWN_COLUMNS, Header, Manifest, is_text, listed
 from .mitosis import BUILDERS
 from .regions import wsi_table
@@ -46,6 +46,8 @@ from .tables import FAULT
 from .values import SPLITS, read_values, spelling_of
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
+MOST_CLASSES = 200  # more labels than these were not meant as classes
+FEW_CLASSES = 20  # more than these, in fewer than twice as many rows, neither
 TOGETHER = 3  # rows with one fault that are named one a line; more are one line
 BLOCK = 64  # rows that a thread decodes in one go
 # each: (root, *, dataset, options) -> (table, the folder that its paths are relative to)
@@ -63,9 +65,10 @@ TABLES: dict[str, Callable[..., tuple[pd.DataFrame, Path]]] = {
 class Description:
     """What the user says of a data set of their own.
 
-    dataset: its name. positive: may be left out where there are fewer than two classes. classes: the order
-        of the labels, by default sorted (numbers as numbers). domain, split: for the rows that have none of
-        their own. mapping, strip: see `values.read_values`.
+    dataset: its name. positive: of two classes; may be left out otherwise. classes: the order of the labels,
+        by default sorted (numbers as numbers). ordered: they are grades; needs `classes`, unless the labels
+        are numbers. targets: columns of numbers to be predicted, instead of labels. domain, split: for the
+        rows that have none of their own. mapping, strip: see `values.read_values`.
     group_kind: what a group is; by default the name of the column that the groups come from, if that is
         "slide" or "patient" (or the like), else "group".
     """
@@ -73,6 +76,8 @@ class Description:
     dataset: str
     positive: str = ""
     classes: Sequence[str] = ()
+    ordered: bool = False
+    targets: Sequence[str] = ()
     domain: str = ""
     split: str = ""
     licence: str = "not stated"
@@ -112,7 +117,7 @@ def build_manifest(
     the files and tables, ImageError for unreadable images.
     """
     if name not in BUILDERS and name not in TABLES:
-        raise InvalidRequest(f"no builder is called {name!r}; {_near(name, [*BUILDERS, *TABLES])}")
+        raise InvalidRequest(not_one_of("builder", name, [*BUILDERS, *TABLES]) + ".")
     if on_error not in ("fail", "skip"):
         raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
     say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
@@ -245,47 +250,97 @@ def _describe(
             f"no split is called 'train', which folds are made of; there are "
             f"{listed(map(repr, sorted(splits)))}: rename one with --map split:OLD=train"
         )
+    if description.targets:
+        table = _with_targets(table, description, say)
     others = [name for name in table.columns if name not in (*KNOWN_COLUMNS, FAULT, "slide")]
-    if others and "label" not in table.columns:
+    if others and "label" not in table.columns and not description.targets:
         say(
             "no row has a label: there is no column 'label'; if it is one of "
-            f"{listed(map(repr, others))}: --column label=NAME"
+            f"{listed(map(repr, others))}: --column label=NAME, or --targets NAME for a number to predict"
         )
-    classes = tuple(description.classes)
-    if not classes and "label" in table.columns:
-        found = sorted({*table["label"]} - {""})
-        numbers = all(label.isdecimal() for label in found)
-        classes = tuple(sorted(found, key=int) if numbers else found)
-    positive = description.positive or (classes[0] if len(classes) == 1 else "")
-    if positive and not classes:
-        raise ManifestError(
-            f"--positive {positive!r}, but no row of {name!r} has a label: say where the labels are, for "
-            f"example --column label=NAME or {{label}} in --layout; the columns are {list(table.columns)}."
-        )
-    if classes and not positive:
-        raise ManifestError(
-            f"{name!r} has the classes {list(classes)}: say which is the positive one (--positive)."
-        )
-    if positive and positive not in classes:
-        alike = [label for label in classes if spelling_of(label) == spelling_of(positive)]
-        hint = f" Fix: --strip, or --positive {alike[0]!r}." if alike else ""
-        raise ManifestError(f"--positive {positive!r} is not one of the classes {list(classes)}.{hint}")
-    if len(classes) > 2:
-        rows = table["label"].value_counts()
-        rest = ", ".join(f"{c} ({rows.get(c, 0)})" for c in classes if c != positive)
-        say(f"{positive} ({rows.get(positive, 0)} rows) is separated from all others as one class: {rest}")
+    classes = _classes(table, description)
+    positive = _positive(classes, table, description, say)
     kind = _GROUP_KIND.search(group_column)
     header = Header(
         name=name,
         version=description.version,
         classes=classes,
         positive=positive,
+        ordered=description.ordered,
+        targets=tuple(description.targets),
         licence=description.licence,
         source=description.source,
         description=description.description,
         group_kind=description.group_kind or (kind[0].lower() if kind else "group"),
     )
     return Manifest(header, table, base)
+
+
+def _with_targets(table: pd.DataFrame, description: Description, say: Callable[[str], None]) -> pd.DataFrame:
+    """The table without labels. Raises ManifestError for targets that it does not have."""
+    if description.classes or description.positive or description.ordered:
+        raise ManifestError("--targets are numbers; --classes, --positive and --ordered are of labels.")
+    columns = [str(name) for name in table.columns]
+    if lost := [name for name in description.targets if name not in columns]:
+        shown = "; ".join(not_one_of("--targets", name, columns) for name in lost)
+        raise ManifestError(f"{description.dataset!r}: {shown}.")
+    if "label" in columns and "label" not in description.targets:
+        say("labels were left out: the data set has targets")
+    return table.drop(columns="label", errors="ignore")
+
+
+def _classes(table: pd.DataFrame, description: Description) -> tuple[str, ...]:
+    """The labels in their order. Raises ManifestError: too many to be classes, no order stated."""
+    if description.classes or "label" not in table.columns:
+        return tuple(description.classes)
+    rows = table["label"].value_counts().drop("", errors="ignore")
+    found = sorted(str(label) for label in rows.index)
+    shown = listed(map(repr, found[:3]), total=len(found)) if len(found) > 3 else ""
+    if len(found) > MOST_CLASSES or (len(found) > FEW_CLASSES and 2 * len(found) > rows.sum()):
+        paths = sum("/" in label or label.lower().endswith(SUFFIXES) for label in found)
+        what = "the labels are paths" if 2 * paths > len(found) else "the labels look like names or numbers"
+        raise ManifestError(
+            f"{description.dataset!r} has {len(found)} classes in {rows.sum()} rows ({shown}): {what}, not "
+            "classes. Fix: take another column or folder (--column label=NAME, --layout), or --targets NAME "
+            "for a number to predict; if they are classes, list them with --classes."
+        )
+    numbers = all(label.isdecimal() for label in found)
+    if description.ordered and not numbers:
+        raise ManifestError(
+            f"--ordered, but the order of {listed(map(repr, found))} is not stated. Fix: --classes "
+            f"{','.join(found)} from the lowest to the highest."
+        )
+    return tuple(sorted(found, key=int) if numbers else found)
+
+
+def _positive(
+    classes: tuple[str, ...], table: pd.DataFrame, description: Description, say: Callable[[str], None]
+) -> str:
+    """The positive class. Raises ManifestError where there are two classes and it is not stated."""
+    positive = description.positive or (classes[0] if len(classes) == 1 else "")
+    if positive and not classes:
+        raise ManifestError(
+            f"--positive {positive!r}, but no row of {description.dataset!r} has a label: say where the "
+            f"labels are, for example --column label=NAME or {{label}} in --layout; the columns are "
+            f"{list(table.columns)}."
+        )
+    if len(classes) == 2 and not positive:
+        raise ManifestError(
+            f"{description.dataset!r} has the classes {list(classes)}: say which is the positive one "
+            "(--positive)."
+        )
+    if positive and positive not in classes:
+        alike = [label for label in classes if spelling_of(label) == spelling_of(positive)]
+        hint = f" Fix: --strip, or --positive {alike[0]!r}." if alike else ""
+        raise ManifestError(f"--positive {positive!r} is not one of the classes {list(classes)}.{hint}")
+    if positive and len(classes) > 2:
+        rows = table["label"].value_counts()
+        rest = ", ".join(f"{c} ({rows.get(c, 0)})" for c in classes if c != positive)
+        say(
+            f"of more than two classes --positive is only the default of one against the rest: {positive} "
+            f"({rows.get(positive, 0)} rows) against {rest}"
+        )
+    return positive
 
 
 def _with_hashes(
@@ -414,9 +469,4 @@ def _without_faulty(
 def _refuse_unknown(name: str, options: dict[str, Any], known: list[str]) -> None:
     for option in options:
         if option not in known:
-            raise InvalidRequest(f"the builder {name!r} has no option {option!r}; {_near(option, known)}")
-
-
-def _near(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known) or 'none'}."
+            raise InvalidRequest(f"the builder {name!r}: {not_one_of('option', option, known)}.")

@@ -106,9 +106,16 @@ def _own(command: Command) -> Command:
         click.option(
             "--name", "dataset", required=True, help="The data set's name; every patch_id starts with it."
         ),
-        click.option("--positive", default="", help="The positive class."),
+        click.option("--positive", default="", help="The positive class, of two."),
         click.option(
             "--classes", default="", metavar="A,B,...", help="The labels in their order. [default: sorted]"
+        ),
+        click.option("--ordered", is_flag=True, help="They are grades, from the lowest to the highest."),
+        click.option(
+            "--targets",
+            default="",
+            metavar="A,B,...",
+            help="Instead of labels: columns of numbers that are to be predicted.",
         ),
         click.option("--split", default="", help="The split of rows that have none."),
         click.option("--domain", default="", help="The domain of rows that have none."),
@@ -147,22 +154,21 @@ def _build(
     name: str, root: str, out: str | None, table_format: str | None, as_json: bool, **options: Any
 ) -> None:
     from .builders import build_manifest, fault_lines
-    from .manifest import check_place, groups_note
+    from .manifest import check_place, classes_note, groups_note
 
     skipped: list[tuple[str, str]] = []
     notes: list[str] = []
     if "mapping" in options:
         options["mapping"] = _pairs(options["mapping"], "--map", empty=True)
     options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
-    if "classes" in options:
-        options["classes"] = tuple(part.strip() for part in options["classes"].split(","))
+    for key in {"classes", "targets"} & options.keys():
+        options[key] = tuple(part.strip() for part in options[key].split(","))
     place = Path(out or f"{options.get('dataset', name)}.toml")
     check_place(place, table_format or "csv")  # before the work, not after it
     manifest = build_manifest(
         name, root, on_skip=lambda *item: skipped.append(item), on_note=notes.append, **options
     )
-    if lost := groups_note(manifest):
-        notes.append(lost)
+    notes += filter(None, (groups_note(manifest), classes_note(manifest)))
     file = manifest.save(place, table_format=table_format)
     if as_json:
         return _json(

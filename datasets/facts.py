@@ -57,7 +57,7 @@ class Facts:
         return sum(sum(classes.values()) for classes in self.counts.values())
 
     def header(self) -> Header:
-        return Header(**{field.name: getattr(self, field.name) for field in fields(Header)})
+        return Header(**{key: getattr(self, key) for key in Header.model_fields if hasattr(self, key)})
 
     def table_file(self, what: str) -> Path:
         """A table of facts that is shipped beside the TOML: NAME.WHAT.csv."""
@@ -80,7 +80,7 @@ def load_facts(name: str) -> Facts:
 
 def read_facts(path: Path) -> Facts:
     """Facts from a file. Raises ManifestError."""
-    document = read_toml(path, FORMAT, FORMAT_VERSION, "a file of data set facts")
+    document = read_toml(path, FORMAT, [FORMAT_VERSION], "a file of data set facts")
     del document["format"], document["format_version"]
     faults = unknown_keys(document, [field.name for field in fields(Facts)], "")
     required = ("name", "version", "classes", "positive", "licence", "source")

@@ -7,40 +7,42 @@ that it gives the same folds wherever and whenever it runs.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
-from ..files import write_text
-from ..settings import SHIPPED
-from .manifest import Manifest, listed, read_toml, toml_value, unknown_keys
+from ..settings import SHIPPED, Settings, write_toml
+from .manifest import Manifest, listed, parsed, read_toml
 
 FORMAT = "patchbank-folds"
 FORMAT_VERSION = 1
 REFINED_GROUPS = 500  # above this many groups the greedy start is even enough and swaps are slow
 
 
-@dataclass(frozen=True)
-class Folds:
-    """fold_of_group: group name -> fold, 1..n_splits. dataset: whose groups they are ("" = anybody's)."""
+class Folds(Settings):
+    """fold_of_group: group name -> fold, 1..n_splits. dataset: whose groups they are ("" = anybody's).
+
+    Raises InvalidSettings with every fault.
+    """
 
     name: str
-    n_splits: int
-    fold_of_group: Mapping[str, int]
     dataset: str = ""
     made_with: str = ""
+    n_splits: int
+    fold_of_group: dict[str, int]
 
-    def __post_init__(self) -> None:
+    def faults(self) -> Iterable[str]:
+        if not {"n_splits", "fold_of_group"} <= self.model_fields_set:
+            return
         odd = [group for group, fold in self.fold_of_group.items() if fold not in range(1, self.n_splits + 1)]
         empty = set(range(1, self.n_splits + 1)) - set(self.fold_of_group.values())
         if odd or empty or self.n_splits < 2:
-            raise ManifestError(
-                f"folds {self.name!r}: the folds must be 1..n_splits (= {self.n_splits}, at least 2) and "
-                f"none may be empty; empty: {sorted(empty)}, outside: {odd[:8]}."
+            yield (
+                f"the folds must be 1..n_splits (= {self.n_splits}, at least 2) and none may be empty; "
+                f"empty: {sorted(empty)}, outside: {odd[:8]}"
             )
 
     def assign(self, groups: Sequence[str] | np.ndarray | pd.Series) -> np.ndarray:
@@ -61,20 +63,9 @@ class Folds:
         file = Path(file)
         if file.suffix != ".toml":
             raise ManifestError(f"folds are saved as NAME.toml, not as {file.name!r}.")
-        lines = [
-            f"format = {toml_value(FORMAT)}",
-            f"format_version = {FORMAT_VERSION}",
-            f"name = {toml_value(self.name)}",
-            f"dataset = {toml_value(self.dataset)}",
-            f"made_with = {toml_value(self.made_with)}",
-            f"n_splits = {self.n_splits}",
-            "",
-            "[fold_of_group]",
-            *(f"{toml_value(group)} = {fold}" for group, fold in sorted(self.fold_of_group.items())),
-            "",
-        ]
-        write_text(file, "\n".join(lines))
-        return file
+        of_group = dict(sorted(self.fold_of_group.items()))
+        said = self.model_dump() | {"fold_of_group": of_group}
+        return write_toml(file, {"format": FORMAT, "format_version": FORMAT_VERSION, **said})
 
 
 def effective_groups(manifest: Manifest) -> np.ndarray:
@@ -110,22 +101,9 @@ def load_folds(name_or_path: str | os.PathLike[str]) -> Folds:
                 f"no folds are called {text!r}; shipped are {shipped}, or give the path of a .toml."
             )
         path = SHIPPED / "folds" / f"{text}.toml"
-    document = read_toml(path, FORMAT, FORMAT_VERSION, "a fold file")
-    keys = {"format", "format_version", "name", "dataset", "made_with", "n_splits", "fold_of_group"}
-    faults = unknown_keys(document, keys, "")
-    if not isinstance(document.get("n_splits"), int):
-        faults.append("n_splits is missing or is not a whole number")
-    if not isinstance(document.get("fold_of_group"), dict):
-        faults.append("the table [fold_of_group] is missing")
-    if faults:
-        raise ManifestError(f"{path}: {'; '.join(faults)}.")
-    return Folds(
-        name=str(document.get("name", path.stem)),
-        n_splits=document["n_splits"],
-        fold_of_group=document["fold_of_group"],
-        dataset=str(document.get("dataset", "")),
-        made_with=str(document.get("made_with", "")),
-    )
+    document = read_toml(path, FORMAT, [FORMAT_VERSION], "a fold file")
+    del document["format"], document["format_version"]
+    return parsed(Folds, {"name": path.stem, **document}, str(path))
 
 
 def folds_for(
@@ -213,7 +191,7 @@ def make_folds(
         raise refuse()
     of_group = {names[g]: fold[g] + 1 for g in range(len(names))}
     made = f"patchbank make_folds, version 1, n_splits={n_splits}, seed={seed}"
-    return Folds(name, n_splits, of_group, dataset=dataset, made_with=made)
+    return Folds(name=name, n_splits=n_splits, fold_of_group=of_group, dataset=dataset, made_with=made)
 
 
 def too_few(labels: np.ndarray, groups: np.ndarray, n_splits: int) -> str:

@@ -1,6 +1,5 @@
 """Tables of image files: by what the folders' names say, or by a CSV."""
 
-import difflib
 import os
 import re
 from collections import Counter
@@ -10,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
+from ..settings import near
 from .containers import TarImages, ZipImages, open_container
 from .manifest import fault_sentence, listed
 from .sources import MARK
@@ -171,9 +171,8 @@ def refuse_unknown_columns(file: Path, frame: pd.DataFrame, names: list[str]) ->
     faults = []
     for name in names:
         if name not in frame.columns:
-            near = difflib.get_close_matches(name, [str(column) for column in frame.columns], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {list(frame.columns)}"
-            faults.append(f"there is no column {name!r}; {hint}")
+            hint = near(name, frame.columns) or f"; it has {list(frame.columns)}"
+            faults.append(f"there is no column {name!r}{hint}")
     if faults:
         raise ManifestError(fault_sentence(str(file), faults))
 

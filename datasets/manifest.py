@@ -7,15 +7,12 @@ of them are raised as one `ManifestError`.
 """
 
 import csv
-import difflib
-import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,11 +22,12 @@ import pyarrow.parquet
 
 from .. import settings
 from ..errors import ManifestError
-from ..files import check_writable, write_atomically, write_text
+from ..files import check_writable, write_atomically
+from ..settings import InvalidSettings, Settings, near, nearest, not_one_of, write_toml
 from ..texts import cells_of_csv, write_csv
 
 FORMAT = "patchbank-manifest"
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)  # 2 is written only where version 1 cannot say it
 TEXT_COLUMNS = ("patch_id", "path", "label", "group", "domain", "split")
 NUMBER_COLUMNS = ("votes_positive", "votes_total", "x", "y")
 KNOWN_COLUMNS = (*TEXT_COLUMNS, "content_hash", "content_cluster", *NUMBER_COLUMNS)
@@ -37,34 +35,87 @@ PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told o
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
 SHOWN = 8  # rows that a message names before it says "and N more"
+_S = TypeVar("_S", bound=Settings)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
+class Header(Settings):
     """What a data set is.
 
-    name: letters, digits, `.`, `_`, `-`; every patch_id starts with "name/".
-    version: the maker's own; counts up when rows or labels change.
-    classes: the labels, in the order in which they are numbered from 0.
-    positive: the class that sensitivity, AP etc. speak of; one of `classes`. Without any label both are
-        empty.
-    licence, source: of the images; a URL or a sentence. group_kind: what a group is ("slide", "patient"), or
-        "none" where no row's group is known (a Manifest sets that itself).
+    name : letters, digits, `.`, `_`, `-`; every patch_id starts with "name/".
+    version : the maker's own; counts up when rows or labels change.
+    classes : the labels, in the order in which they are numbered from 0; empty without labels.
+    positive : of two classes the one that sensitivity, AP etc. refer to. Of more it may be "", and is else
+        the default for one against the rest.
+    licence, source : of the images; a URL or a sentence.
+    group_kind : what a group is ("slide", "patient"), or "none" where no row's group is known (a Manifest
+        sets that itself).
+    ordered : whether the classes are grades, from the lowest to the highest.
+    targets : columns of the table that hold the numbers to be predicted, instead of classes.
+
+    Raises InvalidSettings with every fault.
     """
 
     name: str
     version: str
-    classes: tuple[str, ...]
-    positive: str
+    classes: tuple[str, ...] = ()
+    positive: str = ""
     licence: str
     source: str
     description: str = ""
     group_kind: str = "slide"
+    ordered: bool = False
+    targets: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        faults = header_faults(asdict(self))
-        if faults:
-            raise ManifestError(fault_sentence(f"the header of {self.name!r}", faults))
+    @property
+    def label_kind(self) -> Literal["classes", "targets", "none"]:
+        """What the labels are."""
+        return "targets" if self.targets else "classes" if self.classes else "none"
+
+    @property
+    def format_version(self) -> int:
+        """The lowest version of the manifest format that can say this."""
+        return 2 if self.ordered or self.targets or (len(self.classes) > 2 and not self.positive) else 1
+
+    def faults(self) -> Iterable[str]:
+        if "name" in self.model_fields_set and not NAME.match(self.name):
+            yield f"name = {self.name!r} may hold letters, digits, '.', '_' and '-' only"
+        for key, names in (("classes", self.classes), ("targets", self.targets)):
+            if not all(one.strip() for one in names) or len(set(names)) != len(names):
+                yield f"{key} = {list(names)!r} is not a list of different names"
+        if self.positive and not self.classes:
+            yield f"positive = {self.positive!r}, but there are no classes"
+        elif self.positive not in self.classes and (self.positive or len(self.classes) == 2):
+            yield not_one_of("positive", self.positive, self.classes)
+        if self.classes and self.targets:
+            yield "a data set has classes or targets, not both"
+        if self.ordered and len(self.classes) < 2:
+            yield "ordered = true needs classes, from the lowest to the highest"
+        if taken := [one for one in self.targets if one in KNOWN_COLUMNS and one not in NUMBER_COLUMNS]:
+            yield f"targets {taken} are columns with a meaning of their own; rename them"
+
+
+class _Place(Settings):
+    """[table] of a manifest's TOML."""
+
+    file: str
+    format: Literal["csv", "parquet"]
+    rows: int | None = None
+    root: str = "."
+
+
+class _File(Settings):
+    """A manifest's TOML."""
+
+    format_version: int
+    dataset: Header
+    table: _Place
+
+    def faults(self) -> Iterable[str]:
+        if isinstance(self.dataset, Header) and self.dataset.format_version > self.format_version:
+            yield (
+                f"format_version = {self.format_version} has no ordered classes, no targets and no more than "
+                f"two classes without a positive one: write format_version = {self.dataset.format_version}"
+            )
 
 
 class Manifest:
@@ -153,28 +204,25 @@ class Manifest:
         root = Path(os.path.abspath(self.root))  # noqa: PTH100  resolve() would follow the user's links
         folder = Path(os.path.abspath(file.parent))  # noqa: PTH100
         inside = root.is_relative_to(folder)
-        lines = [
-            f"format = {toml_value(FORMAT)}",
-            f"format_version = {FORMAT_VERSION}",
-            "",
-            "[dataset]",
-            *(f"{key} = {toml_value(value)}" for key, value in asdict(self.header).items()),
-            "",
-            "[table]",
-            f"file = {toml_value(table_file.name)}",
-            f"format = {toml_value(form)}",
-            f"rows = {len(self)}",
-            f"root = {toml_value(root.relative_to(folder).as_posix() if inside else str(root))}",
-            "",
-        ]
-
+        version = self.header.format_version
+        new = {"ordered", "targets"} if version == 1 else set()
+        document = {
+            "format": FORMAT,
+            "format_version": version,
+            "dataset": self.header.model_dump(exclude=new),
+            "table": {
+                "file": table_file.name,
+                "format": form,
+                "rows": len(self),
+                "root": root.relative_to(folder).as_posix() if inside else str(root),
+            },
+        }
         if form == "csv":
             write_csv(table_file, self.table)
         else:
             rows = pa.Table.from_pandas(self.table, preserve_index=False)
             write_atomically(table_file, lambda to: pyarrow.parquet.write_table(rows, to, compression="zstd"))
-        write_text(file, "\n".join(lines))
-        return file
+        return write_toml(file, document)
 
 
 def check_place(file: Path, form: str) -> Path:
@@ -206,37 +254,21 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
         raise ManifestError(
             f"{where} is a table; load the manifest {path.with_suffix('.toml').name} beside it."
         )
-    document = read_toml(path, FORMAT, FORMAT_VERSION, "a manifest")
-    faults = unknown_keys(document, {"format", "format_version", "dataset", "table"}, "")
-    header, place = document.get("dataset"), document.get("table")
-    if not isinstance(header, dict) or not isinstance(place, dict):
-        faults.append("the tables [dataset] and [table] must both be there")
-        raise ManifestError(fault_sentence(where, faults))
-    faults += [f"[dataset] {fault}" for fault in header_faults(header)]
-    faults += unknown_keys(place, {"file", "format", "rows", "root"}, "[table] ")
-    for key, kind in (("file", str), ("format", str)):
-        if not isinstance(place.get(key), kind):
-            faults.append(f"[table] {key} is missing or is not text")
-    if faults:
-        raise ManifestError(fault_sentence(where, faults))
-    if place["format"] not in ("csv", "parquet"):
-        raise ManifestError(
-            f"{where}: table format {place['format']!r} is not known; it is 'csv' or 'parquet'."
-        )
-    table_file = path.parent / place["file"]
-    table = read_table(table_file, place["format"])
-    if place["format"] == "csv":
+    document = read_toml(path, FORMAT, FORMAT_VERSIONS, "a manifest")
+    said = parsed(_File, {key: value for key, value in document.items() if key != "format"}, where)
+    table_file = path.parent / said.table.file
+    table = read_table(table_file, said.table.format)
+    if said.table.format == "csv":
         table = cells_of_csv(table)
-    if "rows" in place and place["rows"] != len(table):
+    if said.table.rows not in (None, len(table)):
         raise ManifestError(
-            f"{table_file} has {len(table)} rows, but {path.name} says rows = {place['rows']}: the table "
+            f"{table_file} has {len(table)} rows, but {path.name} says rows = {said.table.rows}: the table "
             "was cut off or edited; correct the number in the TOML if the table is right."
         )
-    known = Header(**{**header, "classes": tuple(header["classes"])})
     manifest = object.__new__(Manifest)
-    manifest.root = Path(root) if root is not None else path.parent / place.get("root", ".")
-    manifest.table = _normalised(known, table, where=str(table_file))
-    manifest.header = _with_group_kind(known, manifest.table, where)
+    manifest.root = Path(root) if root is not None else path.parent / said.table.root
+    manifest.table = _normalised(said.dataset, table, where=str(table_file))
+    manifest.header = _with_group_kind(said.dataset, manifest.table, where)
     return manifest
 
 
@@ -304,8 +336,8 @@ def read_table(
     return table.to_pandas()
 
 
-def read_toml(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
-    """A TOML file of ours; refuses another format and a newer version by name (ManifestError)."""
+def read_toml(path: Path, form: str, versions: Collection[int], what: str) -> dict[str, Any]:
+    """A TOML file of ours; refuses another format and an unknown version by name (ManifestError)."""
     try:
         document = settings.read_toml(path)
     except FileNotFoundError:
@@ -318,51 +350,25 @@ def read_toml(path: Path, form: str, version: int, what: str) -> dict[str, Any]:
         raise ManifestError(f"{path} cannot be read: {error.strerror or error}.") from error
     if document.get("format") != form:
         raise ManifestError(f'{path} is not {what}: it has no line format = "{form}".')
-    if document.get("format_version") != version:
+    if document.get("format_version") not in versions:
         raise ManifestError(
-            f"{path} has format_version {document.get('format_version')!r}; this patchbank reads {version}: "
-            "upgrade patchbank."
+            f"{path} has format_version {document.get('format_version')!r}; this patchbank reads "
+            f"{' and '.join(map(str, versions))}: upgrade patchbank."
         )
     return document
 
 
-def unknown_keys(table: dict[str, Any], allowed: Iterable[str], where: str) -> list[str]:
+def parsed(kind: type[_S], values: Mapping[str, Any], where: str) -> _S:
+    """Settings from a file of ours. Raises ManifestError with all faults."""
+    try:
+        return kind.read(values, where=where)
+    except InvalidSettings as error:
+        raise ManifestError(f"{error}.") from None
+
+
+def unknown_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> list[str]:
     """One fault for each key that is not allowed, with the near name where there is one."""
-    allowed = sorted(allowed)
-    faults = []
-    for key in table:
-        if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"allowed are {', '.join(allowed)}"
-            faults.append(f"{where}key {key!r} is not known; {hint}")
-    return faults
-
-
-def header_faults(header: dict[str, Any]) -> list[str]:
-    """Everything that is wrong with these header fields, as sentences without an end."""
-    kinds = {field.name: field for field in fields(Header)}
-    faults = unknown_keys(header, kinds, "")
-    required = ("name", "version", "classes", "positive", "licence", "source")
-    faults += [f"{key} is missing" for key in required if key not in header]
-    faults += [
-        f"{key} = {value!r} is not text"
-        for key, value in header.items()
-        if key in kinds and key != "classes" and not isinstance(value, str)
-    ]
-    if faults:
-        return faults
-    if not NAME.match(header["name"]):
-        faults.append(f"name = {header['name']!r} may hold letters, digits, '.', '_' and '-' only")
-    classes = header["classes"]
-    if (
-        not isinstance(classes, list | tuple)
-        or not all(isinstance(c, str) and c.strip() for c in classes)
-        or len(set(classes)) != len(classes)
-    ):
-        faults.append(f"classes = {classes!r} is not a list of different names")
-    elif header["positive"] not in (classes or [""]):
-        faults.append(f"positive = {header['positive']!r} is not one of the classes {list(classes)}")
-    return faults
+    return [f"{where}{not_one_of('key', key, allowed)}" for key in table if key not in allowed]
 
 
 def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame:
@@ -371,14 +377,19 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     table.columns = [str(name) for name in table.columns]
     faults = []
     for name in table.columns:
-        near = difflib.get_close_matches(name.lower(), KNOWN_COLUMNS, n=1, cutoff=0.75)
-        if name not in KNOWN_COLUMNS and near and near[0] not in table.columns:
+        if name in KNOWN_COLUMNS or name in header.targets:
+            continue
+        alike = nearest(name.lower(), KNOWN_COLUMNS, cutoff=0.75)
+        if alike and alike not in table.columns:
             faults.append(
-                f"column {name!r} is not known; did you mean {near[0]!r}? Fix: rename it, or build with "
-                f"--column {near[0]}={name}"
+                f"column {name!r} is not known; did you mean {alike!r}? Fix: rename it, or build with "
+                f"--column {alike}={name}"
             )
+    required = ("patch_id", "path", *header.targets)
     faults += [
-        f"the column {name!r} is missing" for name in ("patch_id", "path") if name not in table.columns
+        f"the column {name!r} is missing{near(name, table.columns)}"
+        for name in required
+        if name not in table.columns
     ]
     if not len(table):
         faults.append("it has no rows")
@@ -430,6 +441,17 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
                 show = rows(odd, lambda i, name=name: f"{row(i)} has {table[name].iat[i]!r}")
                 faults.append(f"{name} is not a whole number: {show}")
             table[name] = numbers
+    for name in header.targets:
+        numbers = (
+            pd.to_numeric(table[name], errors="coerce")
+            .astype("Float64")
+            .to_numpy(np.float64, na_value=np.nan)
+        )
+        odd = ~np.isfinite(numbers)
+        if odd.any():
+            show = rows(odd, lambda i, name=name: f"{row(i)} has {str(table[name].iat[i])!r}")
+            faults.append(f"the target {name!r} is not a number in {show}: leave these rows out")
+        table[name] = numbers
     if {"votes_positive", "votes_total"} <= set(table.columns):
         positive, total = table["votes_positive"], table["votes_total"]
         odd = ((positive < 0) | (positive > total)).fillna(False) | (positive.isna() != total.isna())
@@ -446,7 +468,7 @@ def _with_group_kind(header: Header, table: pd.DataFrame, where: str) -> Header:
     """The header, saying "none" where the table has no groups. Raises ManifestError: "none", and groups."""
     known = int((table["group"] != "").sum())
     if not known:
-        return replace(header, group_kind=NO_GROUPS)
+        return header.replace(group_kind=NO_GROUPS)
     if header.group_kind == NO_GROUPS:
         raise ManifestError(
             f"{where}: group_kind is {NO_GROUPS!r}, but {known} rows have a group; say what a group is, for "
@@ -464,6 +486,24 @@ def groups_note(manifest: Manifest) -> str:
         kind = manifest.header.group_kind
         return f"{lost} of {len(manifest)} rows have no {kind}: intervals may be too narrow"
     return ""
+
+
+def classes_note(manifest: Manifest) -> str:
+    """Which classes have no more than one group in a split, as one clause; "" where there is none.
+
+    They can be in one fold only, and an interval over groups does not exist.
+    """
+    if not manifest.groups_known:
+        return ""
+    table = manifest.table[(manifest.table["group"] != "") & (manifest.table["label"] != "")]
+    groups = table.groupby(["split", "label"], sort=True)["group"].agg(["nunique", "first"])
+    few = [
+        f"{label!r}{f' of {split}' if split else ''} ({first!r})"
+        for (split, label), count, first in groups.itertuples()
+        if count == 1
+    ]
+    kind = manifest.header.group_kind
+    return f"classes with one {kind}, so no interval and no folds: {listed(few)}" if few else ""
 
 
 def _text(column: pd.Series) -> pd.Series:
@@ -503,13 +543,6 @@ def listed(items: Iterable[str], total: int | None = None) -> str:
 def fault_sentence(where: str, faults: Sequence[str]) -> str:
     """All faults of one thing in one message."""
     return f"{where}: " + "; ".join(faults) + "."
-
-
-def toml_value(value: str | Sequence[str]) -> str:
-    """A text or a list of texts as TOML."""
-    if isinstance(value, str):  # JSON's escapes are TOML's, but for DEL, which TOML wants escaped
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return "[" + ", ".join(toml_value(item) for item in value) + "]"
 
 
 def _owns(file: Path, table_file: Path) -> bool:

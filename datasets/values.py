@@ -4,7 +4,6 @@ Tables that were typed or exported write one thing in several ways. What is cert
 and reported; what is not (two spellings of one class, or two classes?) is refused by name.
 """
 
-import difflib
 import re
 import unicodedata
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
+from ..settings import near
 from .manifest import listed
 
 COLUMNS = ("label", "group", "domain", "split")
@@ -173,9 +173,8 @@ def _meanings(
         new = known
     for old in wanted:
         if old not in counts and old not in new.values():
-            near = difflib.get_close_matches(old, list(counts), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed(map(repr, sorted(counts)))}."
-            raise InvalidRequest(f"--map: no {column} is {old!r}; {hint}")
+            hint = near(old, counts) or f"; there are {listed(map(repr, sorted(counts)))}."
+            raise InvalidRequest(f"--map: no {column} is {old!r}{hint}")
     new = {old: wanted.get(old, wanted.get(value, value)) for old, value in new.items()}
     lost = sorted(value for value in missing if not new[value])
     rows = sum(counts[value] for value in lost)

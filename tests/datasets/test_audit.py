@@ -1,6 +1,5 @@
 """The audit finds what was planted, and says nothing where nothing is."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -240,7 +239,7 @@ def test_near_identical_images_on_two_sides_are_named(
     pictures |= {"a": scene(0)[:128, :128], "b": lightly_changed(scene(0)[:128, :128])}
     manifest = scenes(pictures)
     table = manifest.table.assign(**{column: ["", "", "", "", *values] for column, values in changes.items()})
-    manifest = Manifest(dataclasses.replace(manifest.header, group_kind="slide"), table, manifest.root)
+    manifest = Manifest(manifest.header.replace(group_kind="slide"), table, manifest.root)
     pairs = near_identical([manifest], [audit(manifest, progress=False)], progress=False)
     found = pairs[["patch_a", "patch_b", "between", "identical"]].to_numpy().tolist()
     assert found == ([["toy/a", "toy/b", kind, False]] if kind else [])
@@ -263,9 +262,7 @@ def test_identical_and_near_identical_images_of_two_sets(
     table = scenes(others).table.assign(patch_id=[f"more/{name}" for name in others])
     for split, status in (("", 1), ("train", 1), ("test", 0)):
         train = Manifest(first.header, first.table.assign(split=split), first.root)
-        test = Manifest(
-            dataclasses.replace(first.header, name="more"), table.assign(split="test"), first.root
-        )
+        test = Manifest(first.header.replace(name="more"), table.assign(split="test"), first.root)
         pairs = near_identical(
             [train, test], [audit(one, progress=False) for one in (train, test)], progress=False
         )

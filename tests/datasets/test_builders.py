@@ -119,7 +119,6 @@ class TestFolder:
                 {"pattern": r"train/(?P<label>\w+)/"},
                 r"1 images do not fit the pattern .*: 'test/good/s3/3.png'",
             ),
-            ({"dataset": "my set"}, "may hold letters"),
         ],
     )
     def test_faults(
@@ -138,7 +137,7 @@ class TestFolder:
             ({"layout": "{label}/{label}"}, "redefinition"),
             ({"pattern": "(?P<label>"}, "not a regular expression"),
             ({"on_error": "skp"}, "it is 'fail' or 'skip'"),
-            ({"layuot": "{label}"}, "no option 'layuot'; did you mean 'layout'"),
+            ({"layuot": "{label}"}, "option 'layuot' is not one of .*, did you mean 'layout'"),
             ({"dataset": ""}, "needs a name"),
         ],
     )
@@ -157,7 +156,7 @@ class TestFolder:
 
 
 def test_unknown_builders_are_suggested(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no builder is called 'amibr'; did you mean 'ami-br'"):
+    with pytest.raises(InvalidRequest, match=r"builder 'amibr' is not one of .*, did you mean 'ami-br'"):
         build_manifest("amibr", tmp_path)
 
 
@@ -255,8 +254,8 @@ class TestCsv:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"columns": {"label": "diagnosys"}}, "no column 'diagnosys'; did you mean 'diagnosis'"),
-            ({"path_format": "{uuid}.png"}, "no column 'uuid'; did you mean 'uid'"),
+            ({"columns": {"label": "diagnosys"}}, "no column 'diagnosys', did you mean 'diagnosis'"),
+            ({"path_format": "{uuid}.png"}, "no column 'uuid', did you mean 'uid'"),
             ({"path_format": ""}, "which column is the path"),
             (
                 {"columns": {"patch_id": "slide", "label": "diagnosis"}},
@@ -428,7 +427,7 @@ class TestParquet:
         ("options", "message"),
         [
             ({"image": "picture"}, "no image column 'picture'"),
-            ({"columns": {"group": "patent"}}, "no column 'patent'; did you mean 'patient'"),
+            ({"columns": {"group": "patent"}}, "no column 'patent', did you mean 'patient'"),
             ({"classes": ("bad",)}, r"labels \[1\] have no name"),
         ],
     )

@@ -244,6 +244,37 @@ def test_many_rows_with_one_fault_are_one_line(images: Path, capsys: pytest.Capt
     assert "left out: 11 rows (toy/train/bad/s0train/0, " in capsys.readouterr().err
 
 
+def test_more_than_two_classes_grades_and_targets(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path / "in", {f"{k}.png": k for k in range(6)})
+    lines = [f"{k}.png,{k % 3},s{k},{k / 7}" for k in range(6)]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,group,gene", *lines]))
+    out = tmp_path / "t.toml"
+    command = (
+        "build",
+        "from-csv",
+        "--root",
+        tmp_path / "in",
+        "--table",
+        tmp_path / "labels.csv",
+        "--name",
+        "t",
+    )
+    assert invoke(*command, "--out", out).exit_code == 0
+    assert load_manifest(out).header.classes == ("0", "1", "2")
+    assert load_manifest(out).header.positive == ""
+    assert invoke(*command, "--ordered", "--out", out).exit_code == 0
+    assert load_manifest(out).header.ordered
+    result = invoke(*command, "--targets", "gene", "--out", out)
+    assert "labels were left out" in result.output
+    assert load_manifest(out).header.label_kind == "targets"
+    lines[0] = "0.png,0,s0,0"
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label,group,gene", *lines[:-1], "5.png,2,s2,1"]))
+    assert (
+        "classes with one group, so no interval and no folds: '2' ('s2')"
+        in invoke(*command, "--out", out).output
+    )
+
+
 ODD = "[/grade] [red]G3[/red] :smile: \\[x]"
 
 

@@ -1,14 +1,16 @@
 """The table and its header: what is kept, what is refused, and that all faults are named at once."""
 
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from patchbank.datasets.manifest import NO_GROUPS, Header, Manifest, groups_note, load_manifest
+from patchbank.datasets.manifest import NO_GROUPS, Header, Manifest, classes_note, groups_note, load_manifest
 from patchbank.errors import ManifestError, OutputError
+from patchbank.settings import InvalidSettings
 
 
 def rows(**columns: object) -> pd.DataFrame:
@@ -166,11 +168,17 @@ def test_no_rows_and_no_columns(header: Header) -> None:
     ("change", "message"),
     [
         ({"name": "a b"}, "may hold letters"),
-        ({"positive": "ugly"}, "is not one of the classes"),
+        ({"positive": "ugly"}, "positive 'ugly' is not one of bad, good"),
+        ({"positive": ""}, "positive '' is not one of bad, good"),
+        ({"classes": ("a", "b", "c")}, "positive 'bad' is not one of a, b, c"),
+        ({"targets": ("x",)}, "classes or targets, not both"),
+        ({"classes": (), "positive": "", "targets": ("label",)}, r"targets \['label'\] are columns"),
+        ({"classes": ("bad",), "ordered": True}, "from the lowest to the highest"),
+        ({"ordered": 1}, "ordered = 1 has to be true or false"),
         ({"classes": ("bad", "bad")}, "not a list of different names"),
-        ({"classes": "bad"}, "not a list of different names"),
-        ({"classes": (), "positive": "bad"}, "is not one of the classes"),
-        ({"licence": 3}, "licence = 3 is not text"),
+        ({"classes": "bad"}, r"classes is a list, as \['bad'\]"),
+        ({"classes": (), "positive": "bad"}, "but there are no classes"),
+        ({"licence": 3}, "licence = 3 has to be a text"),
     ],
 )
 def test_header_faults(change: dict[str, object], message: str) -> None:
@@ -182,7 +190,7 @@ def test_header_faults(change: dict[str, object], message: str) -> None:
         "licence": "",
         "source": "",
     }
-    with pytest.raises(ManifestError, match=message):
+    with pytest.raises(InvalidSettings, match=message):
         Header(**{**good, **change})  # pyright: ignore[reportArgumentType]
 
 
@@ -203,15 +211,19 @@ def edited(toy: Manifest, folder: Path, old: str, new: str) -> Path:
     ("old", "new", "message"),
     [
         ('format = "patchbank-manifest"', 'format = "other"', "is not a manifest"),
-        ("format_version = 1", "format_version = 7", "format_version 7; this patchbank reads 1"),
+        (
+            "format_version = 1",
+            "format_version = 7",
+            "format_version 7; this patchbank reads 1 and 2",
+        ),
         (
             "licence = ",
             "license = ",
-            r"key 'license' is not known; did you mean 'licence'\?; .*licence is missing",
+            r"dataset: unknown key 'license', did you mean 'licence'\?; dataset: licence is missing",
         ),
-        ("[table]", "[tabel]", r"key 'tabel' is not known; did you mean 'table'"),
+        ("[table]", "[tabel]", r"unknown key 'tabel', did you mean 'table'\?; table is missing"),
         ("rows = 8", "rows = 9", r"has 8 rows, but toy.toml says rows = 9"),
-        ('format = "csv"', 'format = "xls"', "table format 'xls' is not known"),
+        ('format = "csv"', 'format = "xls"', "table: format 'xls' is not one of csv, parquet"),
         ('file = "toy.csv"', 'file = "lost.csv"', "lost.csv does not exist"),
         ("[dataset]", "[dataset", "is not TOML"),
     ],
@@ -304,3 +316,67 @@ def test_an_old_manifest_that_says_slide_and_has_none(toy: Manifest, tmp_path: P
     file = Manifest(toy.header, toy.table.assign(group=""), toy.root).save(tmp_path / "u.toml")
     file.write_text(file.read_text().replace('group_kind = "none"', 'group_kind = "slide"'))
     assert load_manifest(file).header.group_kind == NO_GROUPS
+
+
+def test_the_kinds_of_labels(header: Header) -> None:
+    many = header.replace(classes=("a", "b", "c"), positive="")
+    assert (header.label_kind, header.format_version) == ("classes", 1)
+    assert (many.label_kind, many.format_version) == ("classes", 2)
+    assert many.replace(positive="c").format_version == 1, "as manifests of before have it"
+    assert many.replace(ordered=True, positive="c").format_version == 2
+    assert header.replace(classes=(), positive="").label_kind == "none"
+    assert header.replace(classes=(), positive="", targets=("gene",)).label_kind == "targets"
+
+
+@pytest.mark.parametrize("change", [{}, {"ordered": True}, {"classes": ("bad", "good", "x"), "positive": ""}])
+def test_version_2_is_written_where_a_new_key_is_used(
+    header: Header, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    manifest = Manifest(header.replace(**change), rows(label=["bad", "good"]), tmp_path)
+    file = manifest.save(tmp_path / "toy.toml")
+    assert load_manifest(file).header == manifest.header
+    written = tomllib.loads(file.read_text())
+    assert written["format_version"] == (2 if change else 1)
+    assert ("ordered" in written["dataset"]) == bool(change)
+    file.write_text(file.read_text().replace("format_version = 2", "format_version = 1"))
+    if change:
+        with pytest.raises(ManifestError, match="write format_version = 2"):
+            load_manifest(file)
+
+
+@pytest.mark.parametrize("table_format", ["csv", "parquet"])
+def test_targets_are_numbers(header: Header, tmp_path: Path, table_format: str) -> None:
+    header = header.replace(classes=(), positive="", targets=("GATA3", "x"))
+    table = rows(GATA3=["0.5", "-1e3"], x=[1, 2])
+    manifest = Manifest(header, table, tmp_path)
+    assert manifest.table["GATA3"].tolist() == [0.5, -1000.0]
+    assert manifest.table[["GATA3", "x"]].dtypes.tolist() == [np.float64, np.float64]
+    loaded = load_manifest(manifest.save(tmp_path / "toy.toml", table_format=table_format))
+    pd.testing.assert_frame_equal(loaded.table, manifest.table)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"gene": ["0.5", "high"]},
+            r"the target 'gene' is not a number in row 2 \('toy/b'\) has 'high': leave these rows out",
+        ),
+        ({"gene": [np.nan, 1.0]}, r"the target 'gene' is not a number in row 1 \('toy/a'\) has 'nan'"),
+        ({"gene": ["", "inf"]}, r"row 1 \('toy/a'\) has '', row 2 \('toy/b'\) has 'inf'"),
+        ({"gen": [1, 2]}, "the column 'gene' is missing, did you mean 'gen'"),
+        ({"gene": [1, 2], "label": ["a", ""]}, "label outside the classes"),
+    ],
+)
+def test_targets_that_are_no_numbers(header: Header, columns: dict[str, Any], message: str) -> None:
+    header = header.replace(classes=(), positive="", targets=("gene",))
+    with pytest.raises(ManifestError, match=message):
+        Manifest(header, rows(**columns), ".")
+
+
+def test_a_class_with_one_group_is_named(toy: Manifest) -> None:
+    assert classes_note(toy) == (
+        "classes with one slide, so no interval and no folds: 'bad' of test ('g3'), 'good' of test ('g3')"
+    )
+    assert classes_note(toy.select("train")) == ""
+    assert classes_note(Manifest(toy.header, toy.table.assign(group=""), toy.root)) == ""

@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def test_the_example_loads_and_is_written_again_as_it_is(example: Path, tmp_path
 def test_every_key_and_column_is_explained() -> None:
     rows = set(re.findall(r"^\| (`.*?`) \|", TEXT, re.MULTILINE))
     words = {word for row in rows for word in re.findall(r"`(\w+)`", row)}
-    assert {field.name for field in fields(Header)} | {
+    assert {*Header.model_fields} | {
         *KNOWN_COLUMNS,
         "file",
         "format",

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from patchbank.datasets.audit import audit
-from patchbank.datasets.builders import build_manifest
+from patchbank.datasets.builders import Description, _classes, build_manifest
 from patchbank.datasets.manifest import Manifest
 from patchbank.datasets.values import DASHES, MISSING, read_values, spellings
 from patchbank.errors import InvalidRequest, ManifestError
@@ -144,7 +144,7 @@ def test_map() -> None:
     assert read("split", [0, 1], mapping={"split:0": "train", "split:1": "test"})[0] == ["train", "test"]
     assert read("label", ["0.0", "1.0"], mapping={"1": "tumor", "0": "normal"})[0] == ["normal", "tumor"]
     assert read("label", ["a", "b"], mapping={"b": ""}) == (["a", ""], [])
-    with pytest.raises(InvalidRequest, match="no label is 'tumr'; did you mean 'tumor'"):
+    with pytest.raises(InvalidRequest, match="no label is 'tumr', did you mean 'tumor'"):
         read("label", ["tumor"], mapping={"tumr": "x"})
     with pytest.raises(InvalidRequest, match="names the split, and the data have none"):
         read("label", ["tumor"], mapping={"split:0": "train"})
@@ -174,7 +174,44 @@ def test_missing_labels_are_no_class(tmp_path: Path, write_images: WriteImages) 
 def test_the_classes_of_the_rest_are_said(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, {f"{i}.png": i for i in range(4)})
     _, said = build(tmp_path, ["tumor", "fat", "benign", "fat"], positive="tumor")
-    assert said == ["tumor (1 rows) is separated from all others as one class: benign (1), fat (2)"]
+    assert said == [
+        "of more than two classes --positive is only the default of one against the rest: tumor (1 rows) "
+        "against benign (1), fat (2)"
+    ]
+
+
+def test_grades_need_an_order(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {f"{i}.png": i for i in range(4)})
+    grades = ["low", "high", "mid", "mid"]
+    with pytest.raises(ManifestError, match=r"'high', 'low', 'mid' is not stated.*--classes high,low"):
+        build(tmp_path, grades, ordered=True)
+    built, _ = build(tmp_path, grades, ordered=True, classes=("low", "mid", "high"))
+    assert (built.header.classes, built.header.ordered) == (("low", "mid", "high"), True)
+    built, _ = build(tmp_path, ["10", "2", "3", "2"], ordered=True)
+    assert built.header.classes == ("2", "3", "10"), "numbers have an order"
+
+
+def test_targets_instead_of_labels(tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path, {f"{i}.png": i for i in range(2)})
+    built, said = build(tmp_path, ["0.5", "2"], targets=("gene",), columns={"gene": "label"})
+    assert built.header.targets == ("gene",)
+    assert built.table["gene"].tolist() == [0.5, 2.0]
+    assert said == ["labels were left out: the data set has targets"]
+    with pytest.raises(ManifestError, match=r"--targets 'gen' is not one of .*, did you mean 'gene'"):
+        build(tmp_path, ["0.5", "2"], targets=("gen",), columns={"gene": "label"})
+    with pytest.raises(ManifestError, match="--positive and --ordered are of labels"):
+        build(tmp_path, ["0.5", "2"], targets=("gene",), columns={"gene": "label"}, positive="2")
+
+
+def test_a_column_of_paths_is_no_label(tmp_path: Path, write_images: WriteImages) -> None:
+    with pytest.raises(ManifestError, match=r"has 1000 classes in 1000 rows .*labels are paths, not classes"):
+        _classes(pd.DataFrame({"label": [f"a/{i}.png" for i in range(1000)]}), Description(dataset="toy"))
+    with pytest.raises(ManifestError, match=r"30 classes in 31 rows .*look like names or numbers"):
+        _classes(pd.DataFrame({"label": [f"s{min(i, 29)}" for i in range(31)]}), Description(dataset="toy"))
+    many = pd.DataFrame({"label": [f"organ {i % 32}" for i in range(100)]})
+    assert len(_classes(many, Description(dataset="toy"))) == 32
+    listed = tuple(f"{i}" for i in range(1000))
+    assert _classes(pd.DataFrame({"label": listed}), Description(dataset="toy", classes=listed)) == listed
 
 
 def test_positive_without_labels(tmp_path: Path, write_images: WriteImages) -> None:
@@ -249,7 +286,8 @@ def test_a_table_without_labels_says_which_column_could_hold_them(
     (tmp_path / "t.csv").write_text(f"path,{name}\n0.png,a\n")
     _, said = build_as_is(tmp_path)
     assert said == [
-        f"no row has a label: there is no column 'label'; if it is one of {name!r}: --column label=NAME"
+        f"no row has a label: there is no column 'label'; if it is one of {name!r}: --column label=NAME, "
+        "or --targets NAME for a number to predict"
     ]
     (tmp_path / "t.csv").write_text("path,labels\n0.png,a\n")
     with pytest.raises(ManifestError, match=r"'labels' is not known.*--column label=labels"):

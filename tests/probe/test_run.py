@@ -1,6 +1,5 @@
 """The study as a whole: what is chosen, what is scored, what is written, what is refused."""
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -344,7 +343,7 @@ def test_repeated_content_is_scored_once_beside_the_raw_numbers(study: Any) -> N
 
 
 def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
-    header = dataclasses.replace(study.train.header, classes=("Normal", "Atypical", "Other"))
+    header = study.train.header.replace(classes=("Normal", "Atypical", "Other"))
     three = Manifest(header, study.train.table, study.train.root)
     with pytest.raises(InvalidRequest, match=r"3 classes.*--positive 'Atypical'"):
         run_probe(train=three, bank=study.bank, encoders=["good"], **QUICK)
