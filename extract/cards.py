@@ -6,25 +6,28 @@ are in `manifests/encoders`; `timm:NAME` and `hf:ORG/NAME` make one on the fly; 
 the group "patchbank.encoders" brings a user's own.
 """
 
-import difflib
 import json
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, get_args
+
+from pydantic import Field
 
 from ..errors import EncoderError, InvalidRequest, UntrustedCode
-from ..settings import toml_text
+from ..settings import Settings, near, toml_text
 
-KINDS = ("timm", "transformers", "conch", "python")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
-MODES = ("center", "squash", "border")
-PRECISIONS = ("fp32", "bf16", "fp16")
+Kind = Literal["timm", "transformers", "conch", "python"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Mode = Literal["center", "squash", "border"]
+Precision = Literal["fp32", "bf16", "fp16"]
+KINDS: tuple[str, ...] = get_args(Kind)
+INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+MODES: tuple[str, ...] = get_args(Mode)
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 UNPINNED = "unpinned"
 # What the arguments of a card may set: the shape of an architecture. Whatever makes timm or transformers read
 # another file or address is not on the list (checkpoint_path, pretrained_cfg, auto_map, attn_implementation).
@@ -57,8 +60,7 @@ ARGUMENTS = {
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Transform:
+class Transform(Settings):
     """From a uint8 RGB patch to the model's input: resize, centre crop, scale to 0..1, normalise.
 
     Attributes
@@ -79,15 +81,19 @@ class Transform:
 
     size: int = 224
     resize: int = 0  # 0: the same as size
-    mode: str = "center"
-    interpolation: str = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mode: Mode = "center"
+    interpolation: Interpolation = "bicubic"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "resize", self.resize or self.size)
-        for name in ("mean", "std"):
-            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+    def faults(self) -> Iterable[str]:
+        if not 0 < self.size <= (self.resize or self.size):
+            yield f"size {self.size} has to be positive and at most resize {self.resize}"
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
+            yield "mean and std are three numbers each, std positive"
+
+    def resolved(self) -> Mapping[str, Any]:
+        return {"resize": self.resize or self.size}
 
     @property
     def fill(self) -> tuple[int, ...]:
@@ -103,14 +109,26 @@ class Transform:
     @property
     def identity(self) -> dict[str, Any]:
         """What stands in an embedding's identity; "center" is left out, which was the only mode at first."""
-        values = asdict(self)
+        values = self.model_dump()
         if self.mode == "center":
             del values["mode"]
         return values
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
+class Lora(Settings):
+    """What LoRA adapts in this network.
+
+    Attributes
+    ----------
+    targets
+        patterns of layers inside the attention blocks (see `finetune.recipe.Recipe`), for a recipe that does
+        not name its own; empty: those of the network's family (`finetune/lora.py`).
+    """
+
+    targets: tuple[str, ...] = ()
+
+
+class Card(Settings):
     """One encoder.
 
     Attributes
@@ -160,7 +178,7 @@ class Card:
     """
 
     id: str
-    kind: str = "timm"
+    kind: Kind = "timm"
     model: str = ""
     name: str = ""
     hub: str = ""
@@ -168,7 +186,7 @@ class Card:
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     package: str = ""
     sha256: str = ""
-    load: str = "strict"
+    load: Literal["strict", "ordered"] = "strict"
     gated: bool = False
     licence: str = "unknown"
     source: str = ""
@@ -178,24 +196,16 @@ class Card:
     prefix: int = 0
     class_token: bool = True
     tokens: str = "cls"
-    precision: str = "fp16"
+    precision: Precision = "fp16"
     remote_code: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    transform: Transform = field(default_factory=Transform)
-    factory: Callable[..., Any] | None = None
-    admit: Callable[[Any], None] | None = None
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    transform: Transform = Transform()
+    lora: Lora = Lora()
+    factory: Callable[..., Any] | None = Field(default=None, exclude=True)
+    admit: Callable[[Any], None] | None = Field(default=None, exclude=True)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "files", tuple(self.files))
-        object.__setattr__(self, "arguments", MappingProxyType(dict(self.arguments)))
-        faults = list(_faults(self))
-        if faults:
-            raise InvalidRequest(f"encoder card {self.id!r}: " + "; ".join(faults))
-
-    def __reduce__(self) -> tuple[Any, ...]:  # a mapping proxy does not pickle, and Ray sends cards around
-        return _rebuild, (
-            {f.name: getattr(self, f.name) for f in fields(self)} | {"arguments": dict(self.arguments)},
-        )
+    def faults(self) -> Iterable[str]:
+        return _faults(self)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -203,67 +213,45 @@ class Card:
         return {"kind": self.kind, "model": self.model, "arguments": dict(self.arguments)}
 
 
-def _rebuild(values: dict[str, Any]) -> Card:
-    return Card(**values)
-
-
-def _faults(card: Card) -> Any:
-    allowed = {"kind": KINDS, "precision": PRECISIONS, "load": ("strict", "ordered")}
-    for name, values in allowed.items():
-        if getattr(card, name) not in values:
-            yield f"{name} = {getattr(card, name)!r} is none of {', '.join(values)}"
-    if not card.id or set(card.id) & set('\\ \t\n"'):
-        yield "id must be one word"
-    if card.dim < 1:
-        yield f"dim = {card.dim} must be positive"
+def _faults(card: Card) -> Iterable[str]:
+    given = card.model_fields_set
+    if "id" in given and (not card.id or set(card.id) & set('\\ \t\n"')):
+        yield "id has to be one word"
+    if "dim" in given and card.dim < 1:
+        yield f"dim = {card.dim} has to be positive"
     if card.grid < 0 or card.prefix < 0 or (card.prefix and not card.grid):
         yield f"grid = {card.grid} and prefix = {card.prefix} do not fit together"
-    shape = card.transform
-    if not 0 < shape.size <= shape.resize:
-        yield f"transform: size {shape.size} must be positive and at most resize {shape.resize}"
-    if shape.interpolation not in INTERPOLATIONS:
-        yield f"transform: interpolation {shape.interpolation!r} is none of {', '.join(INTERPOLATIONS)}"
-    if shape.mode not in MODES:
-        yield f"transform: mode {shape.mode!r} is none of {', '.join(MODES)}"
-    if len(shape.mean) != 3 or len(shape.std) != 3 or min(shape.std) <= 0:
-        yield "transform: mean and std are three numbers each, std positive"
     if card.kind in ("timm", "conch") and not re.fullmatch(r"\w[\w.]*", card.model):
-        yield f"model = {card.model!r} must be the name of a timm architecture"
+        yield f"model = {card.model!r} has to be the name of a timm architecture"
     if card.kind in ARGUMENTS:
         yield from _argument_faults(card)
     for name in (card.id.partition(":")[2] or card.id, *card.files):
         if ".." in PurePosixPath(name).parts or (PurePosixPath(name).is_absolute() and name in card.files):
             yield f"{name!r} leads out of the folder of the weights"
     if card.hub and card.kind != "transformers" and not _REPOSITORY.fullmatch(card.hub):
-        yield f"hub = {card.hub!r} should be ORG/NAME"
+        yield f"hub = {card.hub!r} has to be ORG/NAME"
     if card.package and not card.files[0].partition("/")[0].isidentifier():
         yield f"files = {card.files!r}: the files of a package begin with the name of its folder"
     if card.kind == "transformers" and not card.hub:
         yield "hub (ORG/NAME) is missing"
     if card.kind == "python" and card.factory is None and ":" not in card.model:
-        yield "model must name the factory as 'package.module:attribute'"
+        yield "model has to name the factory as 'package.module:attribute'"
     if card.kind == "python" and card.revision == UNPINNED:
-        yield "revision must name the version of the weights: nothing else tells two of them apart"
+        yield "revision has to name the version of the weights: nothing else tells two of them apart"
 
 
-def _argument_faults(card: Card) -> Any:
+def _argument_faults(card: Card) -> Iterable[str]:
     allowed = ARGUMENTS[card.kind]
     unknown = [name for name in card.arguments if name not in allowed]
     if unknown:
-        near = "".join(_near(name, allowed) for name in unknown[:1])
         yield (
-            f"arguments: {', '.join(unknown)}: a card sets the shape of an architecture only{near}; "
-            f"the allowed arguments are {', '.join(sorted(allowed))}"
+            f"arguments: {', '.join(unknown)}: a card sets the shape of an architecture only"
+            f"{near(unknown[0], allowed)}; the allowed arguments are {', '.join(sorted(allowed))}"
         )
     for name, value in card.arguments.items():
         parts = value if isinstance(value, list | tuple) else [value]
         if not all(isinstance(part, str | int | float) for part in parts):
-            yield f"arguments: {name} = {value!r} should be a word, a number, or a list of them"
-
-
-def _near(word: str, words: Any) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+            yield f"arguments: {name} = {value!r} has to be a word, a number, or a list of them"
 
 
 def read_card(path: str | Path) -> Card:
@@ -294,42 +282,14 @@ def parse_card(text: str, *, origin: str) -> Card:
 
 def card_from(table: Mapping[str, Any], *, origin: str) -> Card:
     """A card from plain values, as a TOML file or `declaration` has them. Raises InvalidRequest."""
-    table = dict(table)
-    shape = table.pop("transform", {})
-    if not isinstance(shape, dict):
-        raise InvalidRequest(f"{origin}: transform must be a table")
-    faults = [
-        *_key_faults(table, Card, skip=("transform", "factory", "admit")),
-        *_key_faults(shape, Transform),
-    ]
-    faults += [f"{key} is missing" for key in ("id", "dim") if key not in table]
-    if faults:
-        raise InvalidRequest(f"{origin}: " + "; ".join(faults))
-    try:
-        return Card(**table, transform=Transform(**shape))
-    except (InvalidRequest, TypeError, ValueError) as error:
-        raise InvalidRequest(f"{origin}: {error}") from error
+    if code := {"factory", "admit"} & {*table}:
+        raise InvalidRequest(f"{origin}: unknown key {min(code)!r}")
+    return Card.read(table, where=origin)
 
 
 def declaration(card: Card) -> dict[str, Any]:
     """A card as plain JSON values, without what Python put into it; `card_from` reads it."""
-    values = {f.name: getattr(card, f.name) for f in fields(card) if f.name not in ("factory", "admit")}
-    values |= {"arguments": dict(card.arguments), "transform": asdict(card.transform)}
-    return json.loads(json.dumps(values))
-
-
-_TYPES = {"str": str, "int": int, "bool": bool, "tuple": list, "Mapping": dict}
-
-
-def _key_faults(table: Mapping[str, Any], kind: type, skip: tuple[str, ...] = ()) -> Any:
-    known = {f.name: f for f in fields(kind) if f.name not in skip}
-    for key, value in table.items():
-        if key not in known:
-            yield f"unknown key {key!r}{_near(key, known)}"
-            continue
-        wanted = getattr(known[key].type, "__name__", str(known[key].type))
-        if type(value) is not _TYPES[wanted]:
-            yield f"{key} = {value!r} should be a {_TYPES[wanted].__name__}"
+    return json.loads(json.dumps(card.model_dump()))
 
 
 def untrusted(card: Card, spec: str) -> UntrustedCode:
@@ -342,7 +302,7 @@ def untrusted(card: Card, spec: str) -> UntrustedCode:
 
 def trusted(card: Card) -> Card:
     """The same card with a factory that imports what its `model` names."""
-    return replace(card, factory=partial(_call_factory, card.id, card.model))
+    return card.replace(factory=partial(_call_factory, card.id, card.model))
 
 
 def _call_factory(card_id: str, model: str, /, **arguments: Any) -> Any:
@@ -356,4 +316,4 @@ def _call_factory(card_id: str, model: str, /, **arguments: Any) -> Any:
 
 def with_revision(card: Card, revision: str | None) -> Card:
     """The same card at another commit of its hub repository."""
-    return replace(card, revision=revision) if revision else card
+    return card.replace(revision=revision) if revision else card

@@ -1,19 +1,15 @@
 """What an extraction can be asked for: one list for Python, the command line and the actors of a cluster."""
 
-import difflib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Literal
 
-from ..errors import InvalidRequest
+from ..settings import Settings
 
 RESIZERS = {"pil": "pil", "device": "torch-antialias"}  # `resize` -> what an identity says
-CHOICES = {"on_error": ("fail", "skip"), "resize": tuple(RESIZERS), "engine": ("local", "ray")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
+class ExtractOptions(Settings):
     """Everything beside manifests, encoders and bank (frozen).
 
     view             names, see views.py
@@ -39,55 +35,32 @@ class ExtractOptions:
     shift            fraction of the work to begin after; for runs that are known to go on at once
     """
 
-    view: str | Sequence[str] = "full"
-    tokens: str | Sequence[str] | None = None
+    view: str | tuple[str, ...] = "full"
+    tokens: str | tuple[str, ...] | None = None
     device: str = "auto"
     precision: str | None = "auto"
     dtype: str = "float16"
     batch_size: int | None = None
     workers: int | None = None
-    on_error: str = "fail"
+    on_error: Literal["fail", "skip"] = "fail"
     checkpoint: str | Path | None = None
     weights_dir: str | Path | None = None
     revision: str | None = None
-    resize: str = "pil"
+    resize: Literal["pil", "device"] = "pil"
     backend: str = "zarr"
     channels_last: bool | None = None
     compile: bool = False
     remote_code: bool = False
     trust_code: bool = False
-    engine: str = "local"
+    engine: Literal["local", "ray"] = "local"
     actors: int | None = None
     shift: float = 0.0
 
-    def __post_init__(self) -> None:
-        faults = list(self._faults())
-        if faults:
-            raise InvalidRequest("; ".join(faults))
-
-    def _faults(self) -> Iterator[str]:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                yield f"{name} is {getattr(self, name)!r}; it has to be {' or '.join(allowed)}"
+    def faults(self) -> Iterable[str]:
         for name in ("batch_size", "workers", "actors"):
             number = getattr(self, name)
             if number is not None and number < 1:
-                yield f"{name} is {number}; it has to be at least 1"
-
-    @classmethod
-    def of(cls, **options: Any) -> Self:
-        """Unknown names are refused, with the near one."""
-        known = [field.name for field in fields(cls)]
-        faults = []
-        for name in options:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                faults.append(
-                    f"there is no option {name!r}" + (f", did you mean {near[0]!r}?" if near else "")
-                )
-        if faults:
-            raise InvalidRequest("; ".join(faults) + f" (there are {', '.join(known)})")
-        return cls(**options)
+                yield f"{name} has to be at least 1, not {number}"
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from another), and is replaced. Manifests, bank and weights must have the same p
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..datasets.manifest import Manifest
@@ -113,7 +113,7 @@ def run_actors(
     def start(number: int) -> None:
         actor = worker.remote()
         # the revision is in the cards by now
-        own = replace(options, engine="local", revision=None, shift=number / cluster.actors)
+        own = options.replace(engine="local", revision=None, shift=number / cluster.actors)
         running[actor.run.remote(extract, shared, list(cards), bank, own)] = (actor, number)
 
     for number in range(cluster.actors):

@@ -11,7 +11,6 @@ What happens, in order:
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +71,7 @@ def run_extract(
     """
     started = time.perf_counter()
     if options is None:
-        options = ExtractOptions.of(**settings)
+        options = ExtractOptions(**settings)
     elif settings:
         raise InvalidRequest("give either options= or the settings one by one, not both")
     listed = [manifests] if isinstance(manifests, Manifest | str | Path) else list(manifests)
@@ -100,7 +99,7 @@ def run_extract(
         )
         for card in cards
     ]
-    options = replace(options, device=_device(options))
+    options = options.replace(device=_device(options))
     precisions = [_precision(card, options) for card in cards]
     lanes = open_lanes(Bank(bank), cards, weights, precisions, options, dry_run=dry_run)
     index = Path(bank) / "hashes" if "://" not in str(bank) else None

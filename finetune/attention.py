@@ -9,13 +9,11 @@ It costs minutes on a CPU.
 2 H dim + 1 numbers are trained. With the queries at 0, where they begin, the z_h are the mean of the tokens.
 """
 
-import difflib
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from ..files import check_folder_writable, locked
 from ..probe.config import ProbeConfig
 from ..probe.features import load, open_bank
 from ..probe.results.files import ProbeResult
+from ..settings import Settings
 from .augment import draw
 from .data import chosen_folds, gather_rows
 from .recipe import Recipe
@@ -35,8 +34,7 @@ from .scores import OOF, assemble, validation_metrics
 from .train import epoch_rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionSettings:
+class AttentionSettings(Settings):
     """How the pooling is trained; the meaning of each is that of the recipe's field of the same name."""
 
     heads: int = 4
@@ -46,15 +44,19 @@ class AttentionSettings:
     epochs: int = 40
     patience: int = 8
     batch_size: int = 64
-    monitor: str = "auroc"
+    monitor: Literal["auroc", "balanced_accuracy", "log_loss"] = "auroc"
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        low = [n for n in ("heads", "epochs", "patience", "batch_size") if getattr(self, n) < 1]
-        if low or not self.lr > 0 or self.weight_decay < 0 or not 0 <= self.dropout < 1:
-            raise InvalidRequest(f"attention settings: out of range: {', '.join(low) or asdict(self)}")
-        if self.monitor not in ("auroc", "balanced_accuracy", "log_loss"):
-            raise InvalidRequest(f"monitor {self.monitor!r} is not auroc, balanced_accuracy or log_loss")
+    def faults(self) -> Iterable[str]:
+        for name in ("heads", "epochs", "patience", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} has to be at least 1, not {getattr(self, name)}"
+        if not self.lr > 0:
+            yield f"lr has to be more than 0, not {self.lr}"
+        if self.weight_decay < 0:
+            yield f"weight_decay must not be negative, as {self.weight_decay} is"
+        if not 0 <= self.dropout < 1:
+            yield f"dropout has to be in [0, 1), not {self.dropout}"
 
 
 class AttentionProbe(nn.Module):
@@ -179,7 +181,9 @@ def run_attention(
     started = time.perf_counter()
     if out is not None:
         check_folder_writable(out)
-    chosen = settings if isinstance(settings, AttentionSettings) else settings_from(settings or {})
+    chosen = settings
+    if not isinstance(chosen, AttentionSettings):
+        chosen = AttentionSettings.read(chosen or {}, where="attention settings")
     if token_dim is None:
         from ..extract.registry import load_card
 
@@ -223,7 +227,7 @@ def run_attention(
     about = {
         "dim": int(chosen.heads * token_dim),
         "criterion": float(np.mean([max(e["auroc"] for e in h) for h in histories.values()])),
-        "recipe": {"method": "attention", **asdict(chosen)},
+        "recipe": {"method": "attention", **chosen.model_dump()},
         "folds": [{"fold": k, "history": histories[k]} for k in numbers],
         "seconds": {"all": time.perf_counter() - started},
     }
@@ -237,15 +241,3 @@ def run_attention(
                 save_tensors(folder / f"fold-{k}.safetensors", model.state_dict())
             result.save(folder)
     return result
-
-
-def settings_from(values: Mapping[str, Any]) -> AttentionSettings:
-    """Settings from plain values; an unknown key is refused with the closest known name."""
-    known = [f.name for f in fields(AttentionSettings)]
-    for key in values:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise InvalidRequest(
-                f"attention settings: unknown key {key!r}" + (f", did you mean {near[0]!r}?" if near else "")
-            )
-    return AttentionSettings(**values)

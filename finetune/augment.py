@@ -14,7 +14,6 @@ An image that `resize` or `random_resized_crop` has brought to its size is norma
 one goes through the encoder's own resize and crop.
 """
 
-import difflib
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,16 +21,8 @@ from typing import Any
 
 import numpy as np
 
-_REQUIRED = object()
-STEPS: dict[str, dict[str, Any]] = {
-    "d4": {},
-    "hflip": {"p": 0.5},
-    "rotation": {"degrees": _REQUIRED},
-    "color_jitter": {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
-    "stain_jitter": {"sigma": 0.1, "bias": 0.02},
-    "resize": {"size": _REQUIRED},
-    "random_resized_crop": {"size": _REQUIRED, "scale": (0.8, 1.0), "ratio": (3 / 4, 4 / 3)},
-}
+from ..settings import InvalidSettings, Settings, not_one_of
+
 # Optical densities of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
 _STAINS = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
@@ -44,20 +35,15 @@ def draw(*key: Any) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 
-def augment(
-    pixels: np.ndarray, steps: Sequence[Mapping[str, Any]], rng: np.random.Generator
-) -> tuple[np.ndarray, bool]:
+def augment(pixels: np.ndarray, steps: Sequence["Step"], rng: np.random.Generator) -> tuple[np.ndarray, bool]:
     """Apply the steps to one patch.
 
-    pixels : uint8 (h, w, 3), not changed
+    pixels : uint8 (h, w, 3), not changed; steps : of `read_steps`
     Returns uint8 (h', w', 3), and whether a step has brought it to the input size already.
     """
-    sized = False
     for step in steps:
-        options = {**STEPS[step["step"]], **{k: v for k, v in step.items() if k != "step"}}
-        pixels = _DO[step["step"]](pixels, rng, **options)
-        sized = sized or "size" in options
-    return np.ascontiguousarray(pixels), sized
+        pixels = step(pixels, rng)
+    return np.ascontiguousarray(pixels), any(hasattr(step, "size") for step in steps)
 
 
 def d4(pixels: np.ndarray, k: int) -> np.ndarray:
@@ -66,125 +52,153 @@ def d4(pixels: np.ndarray, k: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if flip else pixels, turns))
 
 
-def step_faults(step: Any) -> Iterable[str]:
-    """The faults of one step of a recipe, as text."""
-    if not isinstance(step, Mapping) or "step" not in step:
-        yield f"augment: {step!r} is not a table with a key 'step'"
-        return
-    name = step["step"]
-    if name not in STEPS:
-        near = difflib.get_close_matches(str(name), STEPS, n=1)
-        yield f"augment: unknown step {name!r}" + (
-            f", did you mean {near[0]!r}?" if near else f" ({', '.join(STEPS)})"
-        )
-        return
-    for key, value in step.items():
-        if key == "step":
-            continue
-        if key not in STEPS[name]:
-            known = ", ".join(STEPS[name]) or "none"
-            yield f"augment: step {name!r} has no option {key!r} (it has: {known})"
-        elif key in ("scale", "ratio"):
-            if not (isinstance(value, list | tuple) and len(value) == 2 and 0 < value[0] <= value[1]):
-                yield f"augment: {name} {key} has to be [low, high] with 0 < low <= high, not {value!r}"
-        elif not isinstance(value, int | float) or not (value >= 0 and math.isfinite(value)):
-            yield f"augment: {name} {key} has to be a number >= 0, not {value!r}"
-    for key, default in STEPS[name].items():
-        if default is _REQUIRED and key not in step:
-            yield f"augment: step {name!r} needs {key!r}"
+class Step(Settings):
+    """One step of a recipe; its options are its fields, numbers >= 0."""
+
+    def faults(self) -> Iterable[str]:
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                if len(value) != 2 or not 0 < value[0] <= value[1]:
+                    yield f"{name} has to be [low, high] with 0 < low <= high, not {list(value)}"
+            elif isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
+                yield f"{name} has to be a number >= 0, not {value!r}"
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """uint8 (h, w, 3) -> uint8 (h', w', 3)."""
+        raise NotImplementedError
 
 
-def _d4(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return d4(pixels, int(rng.integers(8)))
+class _D4(Step):
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return d4(pixels, int(rng.integers(8)))
 
 
-def _hflip(pixels: np.ndarray, rng: np.random.Generator, *, p: float) -> np.ndarray:
-    return pixels[:, ::-1] if rng.random() < p else pixels
+class _HFlip(Step):
+    p: float = 0.5
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return pixels[:, ::-1] if rng.random() < self.p else pixels
 
 
-def _rotation(pixels: np.ndarray, rng: np.random.Generator, *, degrees: float) -> np.ndarray:
-    from PIL import Image
+class _Rotation(Step):
+    degrees: float
 
-    angle = rng.uniform(-degrees, degrees)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).rotate(angle, Image.Resampling.NEAREST))
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        from PIL import Image
 
-
-def _color_jitter(pixels: np.ndarray, rng: np.random.Generator, **strengths: float) -> np.ndarray:
-    # the ranges, the random order and the PIL arithmetic of torchvision.transforms.ColorJitter
-    from PIL import Image
-    from torchvision.transforms import functional
-
-    change = {
-        "brightness": functional.adjust_brightness,
-        "contrast": functional.adjust_contrast,
-        "saturation": functional.adjust_saturation,
-        "hue": functional.adjust_hue,
-    }
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    order = rng.permutation(list(change))
-    factors = {
-        name: rng.uniform(-s, s) if name == "hue" else rng.uniform(max(0.0, 1 - s), 1 + s)
-        for name, s in strengths.items()
-    }
-    for name in order:
-        if strengths[name]:
-            image = change[name](image, factors[name])
-    return np.asarray(image)
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(image.rotate(rng.uniform(-self.degrees, self.degrees), Image.Resampling.NEAREST))
 
 
-def _stain_jitter(pixels: np.ndarray, rng: np.random.Generator, *, sigma: float, bias: float) -> np.ndarray:
-    # stain' = stain * alpha + beta: Tellez et al. 2018, IEEE TMI 37, "Whole-slide mitosis detection in H&E"
-    density = -np.log((pixels.astype(np.float32) + 1) / 256)
-    alpha = rng.uniform(1 - sigma, 1 + sigma, 3)
-    beta = rng.uniform(-bias, bias, 3)
-    mixed = (_UNMIX * alpha) @ _STAINS
-    density = density @ mixed.astype(np.float32) + (beta @ _STAINS).astype(np.float32)
-    return np.clip(np.rint(np.exp(-density) * 256 - 1), 0, 255).astype(np.uint8)
+class _ColorJitter(Step):
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        # the ranges, the random order and the PIL arithmetic of torchvision.transforms.ColorJitter
+        from PIL import Image
+        from torchvision.transforms import functional
+
+        change = {
+            "brightness": functional.adjust_brightness,
+            "contrast": functional.adjust_contrast,
+            "saturation": functional.adjust_saturation,
+            "hue": functional.adjust_hue,
+        }
+        strengths = self.model_dump()
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        order = rng.permutation(list(change))
+        factors = {
+            name: rng.uniform(-s, s) if name == "hue" else rng.uniform(max(0.0, 1 - s), 1 + s)
+            for name, s in strengths.items()
+        }
+        for name in order:
+            if strengths[name]:
+                image = change[name](image, factors[name])
+        return np.asarray(image)
 
 
-def _resize(pixels: np.ndarray, rng: np.random.Generator, *, size: int) -> np.ndarray:
-    from PIL import Image
+class _StainJitter(Step):
+    sigma: float = 0.1
+    bias: float = 0.02
 
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    return np.asarray(image.resize((int(size), int(size)), Image.Resampling.BILINEAR))
-
-
-def _random_resized_crop(
-    pixels: np.ndarray,
-    rng: np.random.Generator,
-    *,
-    size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-) -> np.ndarray:
-    # the search of torchvision.transforms.RandomResizedCrop: ten tries, then a centred crop
-    from PIL import Image
-
-    height, width = pixels.shape[:2]
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
-            break
-    else:
-        aspect = min(max(width / height, ratio[0]), ratio[1])
-        w = min(width, round(height * aspect))
-        h = min(height, round(width / aspect))
-        top, left = (height - h) // 2, (width - w) // 2
-    image = Image.fromarray(np.ascontiguousarray(pixels)).crop((left, top, left + w, top + h))
-    return np.asarray(image.resize((int(size), int(size)), Image.Resampling.BILINEAR))
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        # stain' = stain * alpha + beta: Tellez et al. 2018, IEEE TMI 37, "Whole-slide mitosis detection"
+        density = -np.log((pixels.astype(np.float32) + 1) / 256)
+        alpha = rng.uniform(1 - self.sigma, 1 + self.sigma, 3)
+        beta = rng.uniform(-self.bias, self.bias, 3)
+        mixed = (_UNMIX * alpha) @ _STAINS
+        density = density @ mixed.astype(np.float32) + (beta @ _STAINS).astype(np.float32)
+        return np.clip(np.rint(np.exp(-density) * 256 - 1), 0, 255).astype(np.uint8)
 
 
-_DO = {
-    "d4": _d4,
-    "hflip": _hflip,
-    "rotation": _rotation,
-    "color_jitter": _color_jitter,
-    "stain_jitter": _stain_jitter,
-    "resize": _resize,
-    "random_resized_crop": _random_resized_crop,
+class _Resize(Step):
+    size: int
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        from PIL import Image
+
+        if pixels.shape[:2] == (self.size, self.size):
+            return pixels
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+
+class _RandomResizedCrop(Step):
+    size: int
+    scale: tuple[float, ...] = (0.8, 1.0)
+    ratio: tuple[float, ...] = (3 / 4, 4 / 3)
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        # the search of torchvision.transforms.RandomResizedCrop: ten tries, then a centred crop
+        from PIL import Image
+
+        low, high = self.ratio
+        height, width = pixels.shape[:2]
+        for _ in range(10):
+            area = height * width * rng.uniform(self.scale[0], self.scale[1])
+            aspect = math.exp(rng.uniform(math.log(low), math.log(high)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1))
+                break
+        else:
+            aspect = min(max(width / height, low), high)
+            w = min(width, round(height * aspect))
+            h = min(height, round(width / aspect))
+            top, left = (height - h) // 2, (width - w) // 2
+        image = Image.fromarray(np.ascontiguousarray(pixels)).crop((left, top, left + w, top + h))
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR))
+
+
+STEPS: dict[str, type[Step]] = {
+    "d4": _D4,
+    "hflip": _HFlip,
+    "rotation": _Rotation,
+    "color_jitter": _ColorJitter,
+    "stain_jitter": _StainJitter,
+    "resize": _Resize,
+    "random_resized_crop": _RandomResizedCrop,
 }
+
+
+def read_steps(steps: Iterable[Any]) -> list[Step]:
+    """Steps from the tables of a recipe. Raises InvalidSettings with the faults of all of them."""
+    made, faults = [], []
+    for step in steps:
+        name = step.get("step") if isinstance(step, Mapping) else None
+        if name is None:
+            faults.append(f"augment: {step!r} is not a table with a key 'step'")
+        elif name not in STEPS:
+            faults.append(f"augment: {not_one_of('step', name, STEPS)}")
+        else:
+            try:
+                made.append(STEPS[name](**{key: value for key, value in step.items() if key != "step"}))
+            except InvalidSettings as error:
+                faults += [f"augment: {name}: {fault}" for fault in error.faults]
+    if faults:
+        raise InvalidSettings(faults)
+    return made

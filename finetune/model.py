@@ -1,7 +1,6 @@
 """The network that is trained: an encoder's backbone, a token policy and one linear layer."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -160,10 +159,11 @@ def card_for(card: Card, recipe: Recipe) -> Card:
                     f"{shape.size // round(card.grid**0.5)} pixels"
                 )
             grid, arguments["img_size"] = int(side) ** 2, size
-        card = replace(card, grid=grid, arguments=arguments, transform=replace(shape, size=size, resize=size))
+        sized = shape.replace(size=size, resize=size)
+        card = card.replace(grid=grid, arguments=arguments, transform=sized)
     if recipe.normalize != "encoder":
         mean, std = STATISTICS[recipe.normalize]
-        card = replace(card, transform=replace(card.transform, mean=mean, std=std))
+        card = card.replace(transform=card.transform.replace(mean=mean, std=std))
     return card
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidRequest
-from ..settings import SHIPPED, Settings, near, not_one_of, read_table
-from .augment import step_faults
+from ..settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
+from .augment import read_steps
 
 METHODS = ("lora", "full")
 OPTIMIZERS = ("adam", "adamw")
@@ -210,5 +210,7 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         yield "warmup does not go with schedule 'plateau': set warmup = 0"
     if recipe.schedule == "cosine" and recipe.warmup >= recipe.epochs:
         yield f"warmup ({recipe.warmup} epochs) has to be shorter than epochs ({recipe.epochs})"
-    for step in recipe.augment:
-        yield from step_faults(step)
+    try:
+        read_steps(recipe.augment)
+    except InvalidSettings as error:
+        yield from error.faults

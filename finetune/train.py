@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..errors import InvalidRequest, TrainingError
-from .augment import augment, d4, draw
+from .augment import augment, d4, draw, read_steps
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
 from .data import Patches
 from .lora import adapters, require_gradients
@@ -238,7 +238,8 @@ class _Pixels(Dataset[tuple[Tensor, int]]):
         *,
         symmetry: int = 0,
     ) -> None:
-        self.prepare, self.patches, self.steps, self.seed = network.prepare, patches, steps, seed
+        self.prepare, self.patches, self.seed = network.prepare, patches, seed
+        self.steps = read_steps(steps)
         self.symmetry = symmetry
 
     def __getitem__(self, key: tuple[int, int, int]) -> tuple[Tensor, int]:  # pyright: ignore[reportIncompatibleMethodOverride]

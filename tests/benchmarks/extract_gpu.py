@@ -11,7 +11,6 @@ Aims: patchbank >= 90 % of bare; utilisation >= 45 % on ViT-H. --peak is the GPU
 """
 
 import argparse
-import dataclasses
 import time
 from pathlib import Path
 
@@ -94,7 +93,7 @@ def main() -> None:
         for card_id in CARDS:
             card = load_card(card_id)
             if options.quick and device.type == "cpu":
-                card = dataclasses.replace(card, arguments={**card.arguments, "depth": 2})
+                card = card.replace(arguments={**card.arguments, "depth": 2})
             checkpoint = _save(card, folder / f"{card_id}.safetensors")
             common = {"device": options.device, "precision": options.precision, "compile": options.compile}
             encoder = build_encoder(card, checkpoint=checkpoint, **common)

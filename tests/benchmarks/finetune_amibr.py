@@ -12,7 +12,6 @@ The validation fold chose the epoch, so its figure is a little too good; the tes
 """
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 from patchbank.datasets.builders import build_manifest
@@ -87,12 +86,11 @@ def main() -> None:
 
     card = load_card("dinov2-s")
     cards = [
-        replace(
-            card,
+        card.replace(
             id=f"dinov2-s-{size}",
             grid=(size // 14) ** 2,
             arguments={**card.arguments, "img_size": size},
-            transform=replace(card.transform, size=size, resize=size),
+            transform=card.transform.replace(size=size, resize=size),
         )
         for size in given.sizes
     ]

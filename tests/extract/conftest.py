@@ -1,6 +1,5 @@
 """Encoders whose vectors can be computed by hand, and pictures on disk."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ def _rgb_card(function: Any, **changes: Any) -> Card:
         transform=shape,
         factory=lambda: function,
     )
-    return dataclasses.replace(card, **changes)
+    return card.replace(**changes)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Every card against the architecture it names, on torch's meta device: shapes without memory or time."""
 
-import dataclasses
 import importlib.metadata
 import json
 from pathlib import Path
@@ -51,7 +50,7 @@ def shallow(card: Card) -> Card:
     if not card.grid:
         return card
     depth = {"timm": {"depth": 2}, "transformers": {"num_hidden_layers": 2}}[card.kind]
-    return dataclasses.replace(card, arguments={**card.arguments, **depth})
+    return card.replace(arguments={**card.arguments, **depth})
 
 
 def test_the_listed_encoders_are_there() -> None:
@@ -178,17 +177,20 @@ GOOD = 'id = "mine"\nmodel = "resnet18"\ndim = 512\ntokens = "pooled"\n'
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (GOOD + "tokenz = 'cls'", "unknown key 'tokenz' (did you mean 'tokens'?)"),
-        (GOOD.replace("512", '"512"'), "dim = '512' should be a int"),
-        (GOOD + "[transform]\nsiez = 3", "unknown key 'siez' (did you mean 'size'?)"),
-        (GOOD + "[transform]\nsize = 300\nresize = 224", "size 300 must be positive and at most resize 224"),
-        (GOOD + 'precision = "fp8"', "precision = 'fp8' is none of fp32, bf16, fp16"),
+        (GOOD + "tokenz = 'cls'", "unknown key 'tokenz', did you mean 'tokens'?"),
+        (GOOD.replace("512", '"512"'), "dim = '512' has to be a whole number"),
+        (GOOD + "[transform]\nsiez = 3", "transform: unknown key 'siez', did you mean 'size'?"),
+        (
+            GOOD + "[transform]\nsize = 300\nresize = 224",
+            "size 300 has to be positive and at most resize",
+        ),
+        (GOOD + 'precision = "fp8"', "precision 'fp8' is not one of fp32, bf16, fp16"),
         (GOOD + "prefix = 4", "grid = 0 and prefix = 4 do not fit together"),
         ('model = "x"', "id is missing; dim is missing"),
         ("id = ", "is not TOML"),
         (
             'id = "a"\ndim = 3\nkind = "python"\nmodel = "x:y"',
-            "revision must name the version of the weights",
+            "revision has to name the version of the weights",
         ),
         ('id = "a"\ndim = 3\nkind = "python"\nmodel = "x"\nrevision = "1"', "package.module:attribute"),
         (GOOD + "[transform]\nmean = [1.0, 2.0]", "mean and std are three numbers each"),
@@ -197,14 +199,17 @@ GOOD = 'id = "mine"\nmodel = "resnet18"\ndim = 512\ntokens = "pooled"\n'
             "arguments: checkpoint_path: a card sets the shape",
         ),
         (GOOD + "[arguments.pretrained_cfg]\nurl = 'http://x'", "arguments: pretrained_cfg: a card sets"),
-        (GOOD + "[arguments.num_classes]\na = 1", "num_classes = {'a': 1} should be a word, a number"),
+        (GOOD + "[arguments.num_classes]\na = 1", "num_classes = {'a': 1} has to be a word, a number"),
         (GOOD + "[arguments]\nimg_siez = 3", "did you mean 'img_size'?"),
-        (GOOD.replace("resnet18", "hf-hub:lab/x"), "'hf-hub:lab/x' must be the name of a timm architecture"),
-        (GOOD.replace("resnet18", "local-dir:/x"), "must be the name of a timm architecture"),
+        (
+            GOOD.replace("resnet18", "hf-hub:lab/x"),
+            "'hf-hub:lab/x' has to be the name of a timm",
+        ),
+        (GOOD.replace("resnet18", "local-dir:/x"), "has to be the name of a timm architecture"),
         (GOOD + 'files = ["../../x.bin"]', "leads out of the folder of the weights"),
         (GOOD + 'files = ["/etc/x.bin"]', "leads out of the folder of the weights"),
         (GOOD.replace('"mine"', '"../mine"'), "leads out of the folder of the weights"),
-        (GOOD + 'hub = "../x"', "hub = '../x' should be ORG/NAME"),
+        (GOOD + 'hub = "../x"', "hub = '../x' has to be ORG/NAME"),
         (HUB + "[arguments]\nattn_implementation = 'kernels-community/x'", "arguments: attn_implementation:"),
         (HUB + "[arguments.auto_map]\nAutoModel = 'x.y'", "arguments: auto_map:"),
         (GOOD + 'package = "x"\nfiles = ["a.b/c.bin"]', "files of a package begin with the name"),
@@ -339,7 +344,7 @@ def test_entry_points_bring_cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert load_card("mine") is mine
     points({"mine": lambda: mine})
     assert plugged_cards()["mine"] is mine
-    points({"uni": dataclasses.replace(mine, id="uni")})
+    points({"uni": mine.replace(id="uni")})
     with pytest.raises(EncoderError, match=r"lab-encoders brings an encoder 'uni', a name that is taken"):
         plugged_cards()
     points({"bad": ImportError("no module")})

@@ -1,6 +1,5 @@
 """The commands: what they print, how they end."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -40,7 +39,7 @@ def ended(*arguments: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str
 
 def test_the_command_has_the_options_of_the_function(tmp_path: Path) -> None:
     (tmp_path / "any.toml").touch()
-    ours = {field.name: field.default for field in dataclasses.fields(ExtractOptions)}
+    ours = {name: field.default for name, field in ExtractOptions.model_fields.items()}
     asked = extract_command.make_context("extract", [str(tmp_path / "any.toml"), "--bank", "bank"]).params
     asked["remote_code"] = asked.pop("trust_remote_code")
     assert set(ours) - set(asked) == {"shift"}, "for those who start runs that share the work"

@@ -1,6 +1,5 @@
 """Encoders: precision, layers, promises of a card that are not kept, transformers models, CONCH."""
 
-import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -128,14 +127,14 @@ def test_callables_that_break_their_promise(function: Any, says: str) -> None:
 
 def test_a_factory_by_name() -> None:
     card = Card(id="mine", kind="python", model="torch.nn:Flatten", revision="1", dim=12, tokens="pooled")
-    card = dataclasses.replace(card, transform=Transform(size=2))
+    card = card.replace(transform=Transform(size=2))
     with pytest.raises(UntrustedCode, match=r"'torch\.nn:Flatten' is imported and called"):
         build_encoder(card, device="cpu")
     with pytest.raises(UntrustedCode):
         build_network(card, None)  # not by another way either
     mine = pickle.loads(pickle.dumps(load_card(card, trust_code=True)))  # as Ray sends it around
     assert build_encoder(mine, device="cpu").embed(torch.ones(2, 3, 2, 2))["pooled"].shape == (2, 12)
-    nothing = load_card(dataclasses.replace(card, model="torch.nn:Nothing"), trust_code=True)
+    nothing = load_card(card.replace(model="torch.nn:Nothing"), trust_code=True)
     with pytest.raises(EncoderError, match=r"'torch\.nn:Nothing' of mine cannot be imported"):
         build_encoder(nothing, device="cpu")
 
@@ -262,8 +261,8 @@ def test_code_from_the_hub_needs_a_yes(folder: Path) -> None:
 def test_conch_takes_the_image_tower_of_its_checkpoint(tmp_path: Path) -> None:
     """Against torch's attention written out; the text tower and the caption pooling are left out."""
     card = load_card("conch")
-    card = dataclasses.replace(
-        card, arguments={**card.arguments, "img_size": 32, "depth": 1}, transform=Transform(size=32)
+    card = card.replace(
+        arguments={**card.arguments, "img_size": 32, "depth": 1}, transform=Transform(size=32)
     )
     torch.manual_seed(0)
     encoder = build_encoder(card, device="cpu", random_weights=True, precision="fp32")

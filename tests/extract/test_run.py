@@ -510,11 +510,11 @@ def test_memory_that_runs_out_halves_the_batch(
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"on_error": "ignore"}, "on_error is 'ignore'"),
-        ({"resize": "gpu"}, "resize is 'gpu'"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"workers": 0, "engine": "spark"}, "engine is 'spark'.*; workers is 0"),
-        ({"batchsize": 8}, "no option 'batchsize', did you mean 'batch_size'"),
+        ({"on_error": "ignore"}, "on_error 'ignore' is not one of fail, skip"),
+        ({"resize": "gpu"}, "resize 'gpu' is not one of pil, device"),
+        ({"batch_size": 0}, "batch_size has to be at least 1, not 0"),
+        ({"workers": 0, "engine": "spark"}, "engine 'spark' is not one of .*; workers has to be at least 1"),
+        ({"batchsize": 8}, "unknown key 'batchsize', did you mean 'batch_size'"),
         ({"options": run.ExtractOptions()}, "not both"),
         ({"precision": "fp8"}, "unknown precision"),
         ({"precision": "fp16", "device": "cpu"}, "fp16 is not computed on a CPU"),

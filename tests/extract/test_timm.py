@@ -1,7 +1,5 @@
 """timm:NAME is timm's own model and input; what cannot be is refused in a sentence."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import timm
@@ -74,7 +72,7 @@ def test_registers_without_a_class_token_are_no_class_token() -> None:
 def test_identities_of_the_old_transforms_stay() -> None:
     shape = Transform(size=224, resize=256)
     assert "mode" not in shape.identity
-    assert dataclasses.replace(shape, mode="squash").identity["mode"] == "squash"
+    assert shape.replace(mode="squash").identity["mode"] == "squash"
 
 
 def test_a_tag_that_is_not_there_names_those_that_are() -> None:

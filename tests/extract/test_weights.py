@@ -1,7 +1,6 @@
 """Where weights are found, and what is said where they are not. No test touches the network."""
 
 import argparse
-import dataclasses
 import hashlib
 import json
 import threading
@@ -96,11 +95,11 @@ def test_the_default_encoder_comes_from_its_package() -> None:
 def test_a_package_that_is_missing_changed_or_of_another_version() -> None:
     card = load_card("efficientnet-lite0")
     with pytest.raises(MissingDependency, match=r"no-such-package, which is not installed: pip install"):
-        locate(dataclasses.replace(card, package="no-such-package"))
+        locate(card.replace(package="no-such-package"))
     with pytest.raises(EncoderError, match=r"made for .*==9.9, installed is 0.1.0"):
-        locate(dataclasses.replace(card, revision="9.9"))
+        locate(card.replace(revision="9.9"))
     with pytest.raises(EncoderError, match="is not the file that the card"):
-        locate(dataclasses.replace(card, sha256="0" * 64))
+        locate(card.replace(sha256="0" * 64))
 
 
 def test_a_checkpoint_is_known_by_its_digest(
@@ -119,7 +118,7 @@ def test_a_checkpoint_is_known_by_its_digest(
 
 
 def test_a_position_grid_of_another_size_is_resampled(tmp_path: Path, tiny: Card) -> None:
-    larger = dataclasses.replace(tiny, arguments={**tiny.arguments, "img_size": 64}, grid=16)
+    larger = tiny.replace(arguments={**tiny.arguments, "img_size": 64}, grid=16)
     big = build_encoder(larger, device="cpu", random_weights=True).network.model.state_dict()  # pyright: ignore
     save_file(big, tmp_path / "big.safetensors")  # pyright: ignore
     encoder = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "big.safetensors")
@@ -489,7 +488,7 @@ def test_each_answer_of_the_hub_has_its_own_reason_and_fix(
     log_in(monkeypatch, logged_in)
     fake_hub.script = lambda *_: (status, headers, b"<!DOCTYPE html>")
     with pytest.raises(EncoderError, match=says) as error:
-        locate(dataclasses.replace(tiny, gated=False))
+        locate(tiny.replace(gated=False))
     assert SECRET not in str(error.value)
     assert len(fake_hub.asked) <= 2, "no retries: the answer would be the same"
     assert capfd.readouterr() == ("", "")
@@ -514,7 +513,7 @@ def test_gated_weights_name_the_licence_page_and_the_login(
 def test_a_hub_that_is_not_there_and_a_cache_that_cannot_be_written(
     fake_hub: Any, tiny: Card, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    open_card = dataclasses.replace(tiny, gated=False)
+    open_card = tiny.replace(gated=False)
     fake_hub.script = lambda *_: (
         200,
         {"X-Repo-Commit": COMMIT, "ETag": '"e"', "Content-Length": "4"},
@@ -546,12 +545,12 @@ def test_weights_are_downloaded_and_the_second_file_name_is_tried(
         return 200, {"X-Repo-Commit": COMMIT, "ETag": '"one"'}, content
 
     fake_hub.script = script
-    found = locate(dataclasses.replace(tiny, gated=False))
+    found = locate(tiny.replace(gated=False))
     assert (found.commit, found.identity) == (COMMIT, f"hub:lab/tiny@{COMMIT}")
     assert found.path is not None
     assert found.path.read_bytes() == content
     fake_hub.asked.clear()
-    assert locate(dataclasses.replace(tiny, gated=False)) == found
+    assert locate(tiny.replace(gated=False)) == found
     assert fake_hub.asked == [], "what the cache holds is not asked for again"
 
 
@@ -596,12 +595,12 @@ def test_a_folder_without_them_says_where_it_looked(tmp_path: Path, tiny: Card) 
 
 def test_a_card_without_a_place_for_its_weights_says_how_to_name_one(cache: Path, tiny: Card) -> None:
     with pytest.raises(EncoderError, match="name the file with --checkpoint, or add --weights-dir"):
-        locate(dataclasses.replace(tiny, hub=""))
+        locate(tiny.replace(hub=""))
 
 
 def test_what_is_on_the_hub_only_is_told_apart_from_what_cannot_be_had(cache: Path, tiny: Card) -> None:
     with pytest.raises(WeightsNotHere, match="a run downloads them"):
-        locate(dataclasses.replace(tiny, gated=False), download=False)
+        locate(tiny.replace(gated=False), download=False)
 
 
 def test_the_token_is_looked_at_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

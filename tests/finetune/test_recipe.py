@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest
-from patchbank.finetune.augment import augment, d4, draw
+from patchbank.finetune.augment import augment, d4, draw, read_steps
 from patchbank.finetune.recipe import Recipe, load_recipe, paper_models, recipe_from, shipped_recipes
 
 LORA = ["virchow", "virchow2", "uni", "uni2-h", "prov-gigapath", "h-optimus-0", "h-optimus-1"]
@@ -82,8 +82,8 @@ def test_faults_are_named_together_with_near_names(tmp_path: Path) -> None:
         load_recipe("lora", optimizer="adamx", epochs=0)
     for step, message in [
         ({"step": "rotate"}, "did you mean 'rotation'"),
-        ({"step": "rotation"}, "needs 'degrees'"),
-        ({"step": "d4", "p": 1}, "has no option 'p'"),
+        ({"step": "rotation"}, "rotation: degrees is missing"),
+        ({"step": "d4", "p": 1}, "d4: unknown key 'p'"),
         ({"step": "random_resized_crop", "size": 8, "scale": [1, 0]}, "low <= high"),
     ]:
         with pytest.raises(InvalidRequest, match=message):
@@ -104,9 +104,11 @@ def test_augmentation_depends_on_its_key_alone(name: str) -> None:
     recipe = load_recipe(name, encoder="uni")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     before = pixels.copy()
-    first, sized = augment(pixels, recipe.augment, draw("augment", 0, 3, 17, "a/1"))
-    again, _ = augment(pixels, recipe.augment, draw("augment", 0, 3, 17, "a/1"))
-    others = [augment(pixels, recipe.augment, draw("augment", 0, 3, i, "a/1"))[0] for i in range(8)]
+    first, sized = augment(pixels, read_steps(recipe.augment), draw("augment", 0, 3, 17, "a/1"))
+    again, _ = augment(pixels, read_steps(recipe.augment), draw("augment", 0, 3, 17, "a/1"))
+    others = [
+        augment(pixels, read_steps(recipe.augment), draw("augment", 0, 3, i, "a/1"))[0] for i in range(8)
+    ]
     assert np.array_equal(first, again)
     assert any(not np.array_equal(first, other) for other in others)
     assert first.dtype == np.uint8
@@ -128,8 +130,8 @@ def test_the_eight_symmetries_are_extracts() -> None:
 
 def test_stain_jitter_of_nothing_is_nothing_and_moves_colours_a_little() -> None:
     pixels = np.random.default_rng(0).integers(20, 250, (32, 32, 3), dtype=np.uint8)
-    still, _ = augment(pixels, ({"step": "stain_jitter", "sigma": 0.0, "bias": 0.0},), draw(0))
+    still, _ = augment(pixels, read_steps([{"step": "stain_jitter", "sigma": 0.0, "bias": 0.0}]), draw(0))
     assert np.array_equal(still, pixels)
-    moved = augment(pixels, ({"step": "stain_jitter", "sigma": 0.1, "bias": 0.02},), draw(0))[0]
+    moved = augment(pixels, read_steps([{"step": "stain_jitter", "sigma": 0.1, "bias": 0.02}]), draw(0))[0]
     change = np.abs(moved.astype(int) - pixels).mean()
     assert 0.5 < change < 40
