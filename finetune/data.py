@@ -14,7 +14,7 @@ from ..datasets.sources import open_source
 from ..errors import InvalidRequest
 from ..extract.views import crop_pixels
 from ..probe.config import ProbeConfig
-from ..probe.run import StudyData, audit, gather, outer_folds
+from ..probe.data import StudyData, audit, gather, outer_folds
 
 IN_MEMORY_BYTES = 2 << 30  # decoded patches up to this size are read once and kept
 

@@ -112,8 +112,9 @@ def predict_probe(
     other weights or preprocessing than those that the probe was fitted on. And what `run_extract` raises.
     """
     from ..extract.run import run_extract
+    from ..probe.data import labelled_train_rows
+    from ..probe.describe import rows_digest
     from ..probe.features import load_set, open_bank
-    from ..probe.run import labelled_train_rows, rows_digest
 
     loaded = ProbeResult.load(results)
     chosen = features or loaded.chosen

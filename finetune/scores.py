@@ -9,6 +9,8 @@ import numpy as np
 from scipy.special import expit
 
 from ..probe.config import ProbeConfig
+from ..probe.data import StudyData
+from ..probe.describe import describe, describe_adjusted, predictions_table, score_fold_models
 from ..probe.model import mean_logit
 from ..probe.protocol import adjustment, as_ensemble, standardized
 from ..probe.results.files import ProbeResult
@@ -20,7 +22,6 @@ from ..probe.results.scoring import (
     score_set,
     specificity_cuts,
 )
-from ..probe.run import StudyData, describe, describe_adjusted, predictions_table, score_fold_models
 from ..probe.statistics import metrics
 from ..version import provenance
 from .data import TrainingData

@@ -10,8 +10,8 @@ from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest
 from .classifiers.simple import few_shot_curve, make_probe
 from .config import FeatureSet, ProbeConfig, feature_sets
+from .data import audit, gather, leak_notes
 from .features import load_set, open_bank, resolve_set
-from .run import audit, gather, leak_notes
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64)
 

@@ -52,7 +52,9 @@ OTHER_DICTS = {
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},
     "study_page.py": {"about"},  # a row that is made
-    "run.py": {"seconds", "train.table", "run.seconds", "run.fits", "choices", "runs", "cards", "c", "done"},
+    "run.py": {"seconds", "run.seconds", "run.fits", "cards", "c", "done", "runs"},
+    "data.py": {"train.table"},
+    "describe.py": {"run.fits", "choices", "runs"},
 }
 FORBIDDEN = {"probe": GPU_STACK, "cache": GPU_STACK}
 

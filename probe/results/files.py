@@ -37,7 +37,7 @@ class ProbeResult:
     """What `run_probe` returns.
 
     results : what results.json holds, see `schema.Results`; or the same as plain JSON values
-    predictions : DataFrame, one row a prediction; see `run.predictions_table`
+    predictions : DataFrame, one row a prediction; see `describe.predictions_table`
     probes : feature set -> what predicts further patches (the refit); none where networks were trained
     Raises ProbeError where plain values are no results.
     """

@@ -13,13 +13,14 @@ from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
+from patchbank.probe.describe import fit_notes
 from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.leaks import near_embeddings
 from patchbank.probe.report.page import StudyPage, SystemRow, page_html
 from patchbank.probe.report.write import html_report, markdown_report
 from patchbank.probe.results.files import OPTIMISM, SWEEP, ProbeResult
 from patchbank.probe.results.merge import merge_systems
-from patchbank.probe.run import fit_notes, run_probe
+from patchbank.probe.run import run_probe
 
 QUICK: dict[str, Any] = {
     "C": [1e-3, 1e-1], "bootstrap": 0, "jobs": 1, "progress": False, "domains": "none"

@@ -1,0 +1,309 @@
+"""The data of a probe study: manifests reduced to labelled rows, folds, the audit for leaks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..datasets.folds import Folds, effective_groups, folds_for
+from ..datasets.manifest import Manifest
+from ..errors import InvalidRequest, ProbeError
+from .config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
+from .features import check_rows, content_keys, load_set
+from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
+from .near import near_images
+from .protocol import MOST_FOLDS, Plan, folds_of, make_plan
+from .results.scoring import Rows
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """Train rows and evaluation sets: manifests reduced to their labelled rows, and the same as arrays."""
+
+    train_manifest: Manifest
+    test_manifests: list[Manifest]
+    train: Rows
+    tests: list[Rows]
+
+    @property
+    def rows(self) -> list[Rows]:
+        """Train rows, then those of the evaluation sets."""
+        return [self.train, *self.tests]
+
+    @property
+    def manifests(self) -> list[Manifest]:
+        """In the order of `rows`."""
+        return [self.train_manifest, *self.test_manifests]
+
+
+def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeConfig) -> StudyData:
+    """Split and check the manifests. Evaluation sets are named NAME, or NAME:SPLIT for the other splits of
+    `train`.
+
+    Raises InvalidRequest for classes that do not fit together, ProbeError where there is nothing to fit or
+    score.
+    """
+    positive = _positive(train, tests, config)
+    split = train.table["split"].to_numpy(dtype=object)
+    labelled = train.table["label"].to_numpy(dtype=object) != ""
+    is_train = _is_train(split)
+    if not (is_train & labelled).any():
+        raise ProbeError(
+            f"{train.header.name} has no labelled row with split 'train'; it has {sorted(set(split))}. "
+            "The manifest that is trained on has to say which rows those are."
+        )
+    pieces = [(f"{train.header.name}:train", labelled_train_rows(train))]
+    pieces += [
+        (f"{train.header.name}:{word or 'no split'}", train.select((split == word) & labelled))
+        for word in dict.fromkeys(split[~is_train & labelled])
+    ]
+    for manifest in tests:
+        keep = manifest.table["label"].to_numpy(dtype=object) != ""
+        if not keep.any():
+            raise ProbeError(f"{manifest.header.name} has no labelled rows, so it cannot be scored")
+        pieces.append((manifest.header.name, manifest.select(keep)))
+    names = [name for name, _ in pieces]
+    if len(set(names)) < len(names):
+        raise InvalidRequest(f"two evaluation sets have the same name: {', '.join(names)}")
+    lost = {train.header.name: int((~labelled).sum())}
+    lost |= {m.header.name: int((m.table["label"] == "").sum()) for m in tests}
+    rows = [
+        _rows(name, piece, positive, bank, {"no label": n} if (n := lost[piece.header.name]) else {})
+        for name, piece in pieces
+    ]
+    for label, one in (("negative", 0), ("positive", 1)):
+        if not (rows[0].y == one).any():
+            raise ProbeError(
+                f"{names[0]} has no {label} row ({positive!r} is positive): nothing can be fitted"
+            )
+    return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:])
+
+
+def labelled_train_rows(train: Manifest) -> Manifest:
+    """The rows of a manifest that a study is trained on."""
+    is_train = _is_train(train.table["split"].to_numpy(dtype=object))
+    return train.select(is_train & (train.table["label"] != "").to_numpy())
+
+
+def _is_train(split: np.ndarray) -> np.ndarray:
+    return split == "train" if (split != "").any() else np.ones(len(split), bool)
+
+
+def _positive(train: Manifest, tests: Sequence[Manifest], config: ProbeConfig) -> str:
+    header = train.header
+    if config.positive is None and len(header.classes) > 2:
+        raise InvalidRequest(
+            f"{header.name} has {len(header.classes)} classes ({', '.join(header.classes)}); a probe study "
+            "has two: name the class to find against the rest, for instance --positive "
+            + repr(header.positive)
+        )
+    positive = config.positive or header.positive
+    for manifest in [train, *tests]:
+        if positive not in manifest.header.classes:
+            raise InvalidRequest(
+                f"the positive class {positive!r} is not one of {manifest.header.name}'s: "
+                f"{', '.join(manifest.header.classes)}"
+            )
+        if set(manifest.header.classes) != set(header.classes):
+            raise InvalidRequest(
+                f"{manifest.header.name} has the classes {sorted(manifest.header.classes)}, {header.name} "
+                f"{sorted(header.classes)}: one of the manifests has to be changed"
+            )
+    return positive
+
+
+def _rows(name: str, manifest: Manifest, positive: str, bank: Any, left_out: Mapping[str, int]) -> Rows:
+    table = hashed(manifest, bank)
+    group = manifest.table["group"]
+    if (group == "").any():  # rows of equal content are one cluster
+        group = pd.Series(effective_groups(Manifest(manifest.header, table, manifest.root)))
+    return Rows(
+        dataset=name,
+        patch_id=table["patch_id"].to_numpy(dtype=object),
+        y=(table["label"] == positive).to_numpy().astype(np.int64),
+        group=group.to_numpy(dtype=object),
+        domain=table["domain"].to_numpy(dtype=object),
+        distinct=deduplicate(table).keep,
+        votes_positive=_votes(table, "votes_positive"),
+        votes_total=_votes(table, "votes_total"),
+        path=table["path"].to_numpy(dtype=object),
+        content_hash=table["content_hash"].to_numpy(dtype=object),
+        groups_known=manifest.groups_known,
+        left_out=left_out,
+    )
+
+
+def _votes(table: pd.DataFrame, column: str) -> np.ndarray:
+    if column not in table:
+        return np.full(len(table), -1)
+    return table[column].astype("Int64").fillna(-1).to_numpy(np.int64)
+
+
+def hashed(manifest: Manifest, bank: Any) -> pd.DataFrame:
+    """The manifest's table with the content hash of every row."""
+    return manifest.table.assign(content_hash=[key.tobytes().hex() for key in content_keys(manifest, bank)])
+
+
+def audit(
+    data: StudyData,
+    folds: np.ndarray | None,
+    bank: Any,
+    config: ProbeConfig,
+    *,
+    progress: bool = False,
+) -> LeakReport:
+    """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
+
+    Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
+    out. Near-duplicates of a file of pairs are refused; those that are found here are reported.
+    """
+    train, *others = (
+        manifest.table.assign(content_hash=rows.content_hash)
+        for rows, manifest in zip(data.rows, data.manifests, strict=True)
+    )
+    evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
+    near, by = _near(data, bank, config, progress)
+    report = audit_leaks(train, evaluations, folds=folds, near_duplicates=near, near_by=by)
+    # of those found here nobody has looked at the pictures: blank patches are alike too
+    found_here = () if by == "file" else ("near-duplicate",)
+    report.refuse(allow={"labels", *config.allow_leaks, *found_here})
+    return report
+
+
+def _near(
+    data: StudyData, bank: Any, config: ProbeConfig, progress: bool
+) -> tuple[Sequence[Sequence[str]] | None, str]:
+    """Sets of patch_ids that show the same, None where they cannot be looked for; and how they were found."""
+    if config.near_duplicates not in (None, *NEAR_BY):
+        return read_pairs(str(config.near_duplicates)), "file"
+    if config.near_duplicates in (None, "none") or bank is None:
+        return (), ""
+    contents = [rows.content_hash.astype(str) for rows in data.rows]
+    content = np.concatenate(contents)
+    patch_id = np.concatenate([rows.patch_id for rows in data.rows])
+    if config.near_duplicates == "images":
+        pairs = near_images(data.manifests, contents, bank, progress=progress)
+        if pairs is not None:
+            wanted = {key for pair in pairs for key in pair}
+            of: dict[str, list[str]] = {}
+            for i in np.flatnonzero(np.isin(content, list(wanted))):
+                of.setdefault(str(content[i]), []).append(patch_id[i])
+            return [[*of[a], *of[b]] for a, b in pairs], "images"
+    source = FeatureSet(parse_features(config.features[0]).sources[:1])
+    X = [load_set(one, source, bank=bank) for one in data.manifests]
+    found = near_embeddings(np.concatenate(X), len(data.train), content)
+    return None if found is None else [patch_id[rows].tolist() for rows in found], "embeddings"
+
+
+def clustered(data: StudyData, near: Iterable[Sequence[str]]) -> StudyData:
+    """Near-duplicates of a set of which no slides are known are one cluster in its intervals, as identical
+    images are. near : patch_ids of each set of near-duplicates.
+    """
+    found = []
+    for rows in data.rows:
+        group = rows.group.copy()
+        if not rows.groups_known:
+            at = {patch: i for i, patch in enumerate(rows.patch_id)}
+            for ids in near:
+                mine = [at[patch] for patch in ids if patch in at]
+                for i in mine[1:]:
+                    group[group == group[i]] = group[mine[0]]
+        found.append(replace(rows, group=group))
+    return replace(data, train=found[0], tests=found[1:])
+
+
+def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
+    """What is to be said of near-duplicates that nobody has confirmed."""
+    if leaks.near_by not in ("images", "embeddings"):
+        return []
+    how = "by their pixels" if leaks.near_by == "images" else "by their embeddings"
+    crossing = [tuple(dict.fromkeys(leak.patch_ids)) for leak in leaks.of("near-duplicate")]
+    within = [ids for ids in leaks.near if set(ids) not in map(set, crossing)]
+    notes = []
+    if crossing:
+        check = (
+            "Look at them, and give those that are the same picture one group; or list them in a CSV "
+            "(patch_a, patch_b): --near-duplicates near.csv then refuses these pairs"
+            if leaks.near_by == "images"
+            else "`patchbank datasets check MANIFESTS` compares the pixels and names those that are nearly "
+            "identical (--near --pairs near.csv finds shifted ones too; --near-duplicates near.csv then "
+            "refuses these pairs)"
+        )
+        notes.append(
+            f"near-duplicates on both sides of a split, {how} ({len(crossing)}): {_named(crossing)}. Where "
+            f"they show the same picture, scores are too high. {check}"
+        )
+    if within:
+        notes.append(
+            f"near-duplicates on one side of every split, {how} ({len(within)}): {_named(within)}. "
+            "They flatter no score; where no slides are known they are one cluster in the intervals"
+        )
+    return notes
+
+
+def _named(found: Sequence[Sequence[str]]) -> str:
+    shown = "; ".join(
+        " and ".join(ids[:2]) + (f" and {len(ids) - 2} more" if ids[2:] else "") for ids in found[:3]
+    )
+    return shown + ("; ..." if found[3:] else "")
+
+
+def check_embeddings(data: StudyData, bank: Any, config: ProbeConfig) -> None:
+    """Every embedding that will be needed is there; else RowsMissing, before any work."""
+    for source in dict.fromkeys(s for name in config.features for s in parse_features(name).sources):
+        for manifest in data.manifests:
+            check_rows(manifest, source, bank=bank)
+
+
+def outer_folds(train: Manifest, config: ProbeConfig) -> Folds:
+    """The folds of the train rows. Where none are named and no number is given, as many as can be made, 5 at
+    most. Raises InvalidRequest.
+    """
+    header = train.header
+    if not isinstance(config.folds, int) and (config.folds != "balanced" or header.name == "ami-br"):
+        return folds_for(train, config.folds, seed=config.seed)
+    exactly = config.folds if isinstance(config.folds, int) else None
+    labels, groups = train.table["label"].to_numpy(dtype=object), effective_groups(train)
+    per_class = [len(set(groups[labels == name])) for name in dict.fromkeys(labels)]
+    if exactly is None and len(per_class) > 2 and min(per_class) < MOST_FOLDS:
+        positive = config.positive or header.positive  # the rare class is one of the rest
+        labels = np.where(labels == positive, positive, f"not {positive}").astype(object)
+    return folds_of(
+        labels,
+        groups,
+        exactly=exactly,
+        seed=config.seed if exactly else 0,
+        what=f"folds of {header.name}",
+        fix="give fewer folds (--folds 2)",
+        name=f"balanced-{exactly}-seed{config.seed}" if exactly else "balanced",
+        dataset=header.name,
+    )
+
+
+def fold_notes(folds: Folds, plan: Plan, config: ProbeConfig) -> list[str]:
+    """What is to be said of numbers of folds that were chosen automatically."""
+    notes = []
+    few = "a class occurs in too few groups for"
+    if config.folds == "balanced" and folds.n_splits < MOST_FOLDS:
+        notes.append(f"{folds.n_splits} folds: {few} {MOST_FOLDS}")
+    if config.inner_folds is None and (least := min(plan.inner_folds)) < MOST_FOLDS:
+        most = max(plan.inner_folds)
+        notes.append(f"{least}{f' to {most}' if most > least else ''} inner folds: {few} {MOST_FOLDS}")
+    return notes
+
+
+def plan_of(data: StudyData, fold_of_row: np.ndarray, config: ProbeConfig) -> Plan:
+    """`make_plan` of the train rows."""
+    header = data.train_manifest.header
+    positive = config.positive or header.positive
+    rest = [name for name in header.classes if name != positive]
+    return make_plan(
+        data.train.y,
+        effective_groups(data.train_manifest),
+        fold_of_row,
+        config=config,
+        votes=data.train.vote_share(),
+        classes=(rest[0] if len(rest) == 1 else f"not {positive}", positive),
+    )
