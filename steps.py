@@ -151,7 +151,7 @@ def digest(*parts: Any) -> str:
 
 
 def contents(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of the files that settings name: what is in them counts, not how they are called."""
+    """Digests of the files that settings name: of their content, not of their names."""
     files = {key: Path(str(settings.get(key, ""))) for key in ("folds", "near_duplicates")}
     return {key: sha256(file) for key, file in files.items() if file.is_file()}
 

@@ -109,7 +109,7 @@ class _Work:
         paths = {name: study.manifest(name, where.data) for name in (study.train, *study.tests)}
         sets, data = plan_data(paths, train=study.train, study=study.name)
         yield data
-        extracts = [plan_extract(one, sets, where, self.state) for one in self._extractions()]
+        extracts = [plan_extract(extraction, sets, where, self.state) for extraction in self._extractions()]
         if self.measure:
             for step in extracts:
                 measure(step, device=where.device)
@@ -118,7 +118,7 @@ class _Work:
         stores = _stores(extracts)
         absent = {name for step in extracts if step.state in ("blocked", "failed") for name in step.systems}
         probing = [self._probing(system, stores) for system in study.of("probe") if system.name not in absent]
-        probes = [plan_probe(one, sets, rows, where, self.state) for one in probing]
+        probes = [plan_probe(each, sets, rows, where, self.state) for each in probing]
         yield probes
         trained = study.of("lora", "full")
         plans = []
@@ -152,11 +152,11 @@ class _Work:
         ]
 
     def _probing(self, system: System, stores: Stores) -> Probing:
-        settings, found = self.study.settings_of(system), stores.get(system.name)
-        if found is None:
+        settings, candidates = self.study.settings_of(system), stores.get(system.name)
+        if candidates is None:
             return Probing(system=system.name, settings=settings, stores=None)
-        settings |= {"precision": found[0].precision, "dtype": found[0].dtype}
-        sources = {store.name: Source(store.encoder, store.view, store.tokens) for store in found}
+        settings |= {"precision": candidates[0].precision, "dtype": candidates[0].dtype}
+        sources = {store.name: Source(store.encoder, store.view, store.tokens) for store in candidates}
         return Probing(system=system.name, settings=settings, stores=sources)
 
     def _training(self, system: System) -> Training:
@@ -171,5 +171,5 @@ class _Work:
 
 
 def _stores(extracts: Sequence[ExtractStep]) -> Stores:
-    found = {system: step.stores_of(system) for step in extracts for system in step.systems}
-    return {system: stores for system, stores in found.items() if stores is not None}
+    by_system = {system: step.stores_of(system) for step in extracts for system in step.systems}
+    return {system: stores for system, stores in by_system.items() if stores is not None}

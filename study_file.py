@@ -15,7 +15,7 @@ from .probe.report.projection import Projection
 from .probe.results.display import SHOWN
 from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
 
-# what run_finetune is told by the command or another key
+# options of run_finetune that the command or another key sets
 OF_TRAINING = ("train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir")
 OF_TRAINING += ("trust_code", "progress")
 OF_SYSTEMS = ("view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code")
@@ -47,7 +47,7 @@ class System(Settings):
         if "name" in self.model_fields_set:
             yield from _faults_of_name(self.name)
         if self.stage != "probe":
-            yield from _told_elsewhere("settings", self.settings, OF_TRAINING)
+            yield from _set_elsewhere("settings", self.settings, OF_TRAINING)
 
 
 class Study(Settings):
@@ -86,14 +86,16 @@ class Study(Settings):
     def faults(self) -> Iterable[str]:
         if "name" in self.model_fields_set:
             yield from _faults_of_name(self.name)
-        systems = [dict(one) for one in self.systems if isinstance(one, Mapping | System)]
+        systems = [dict(system) for system in self.systems if isinstance(system, Mapping | System)]
         if {"system", "systems"} & self.model_fields_set and not systems:
             yield "there is no [[system]]"
-        yield from _faults_of_names([name for one in systems if isinstance(name := one.get("name"), str)])
+        yield from _faults_of_names(
+            [name for system in systems if isinstance(name := system.get("name"), str)]
+        )
         yield from _faults_of_trainings(systems)
         yield from self._faults_of_data()
-        yield from _told_elsewhere("[extract]", self.extract, OF_SYSTEMS)
-        yield from _told_elsewhere("[finetune]", self.finetune, OF_TRAINING)
+        yield from _set_elsewhere("[extract]", self.extract, OF_SYSTEMS)
+        yield from _set_elsewhere("[finetune]", self.finetune, OF_TRAINING)
         yield from _faults_of_settings(self.probe, systems)
 
     def _faults_of_data(self) -> Iterable[str]:
@@ -102,7 +104,7 @@ class Study(Settings):
         if self.primary_metric and self.primary_metric not in SHOWN:
             yield not_one_of("primary_metric", self.primary_metric, SHOWN)
         primary = self.primary_set
-        files = any(one.endswith(".toml") for one in sets)  # their data sets' names are in the files
+        files = any(name.endswith(".toml") for name in sets)  # their data sets' names are in the files
         if primary and not files and primary.partition(":")[0] not in sets:
             yield f"primary_set {primary!r} is of none of the study's data sets ({', '.join(sets)})"
 
@@ -185,10 +187,10 @@ def _faults_of_name(name: str) -> Iterable[str]:
 def _faults_of_names(names: Sequence[str]) -> Iterable[str]:
     yield from (f"two systems are called {name!r}" for name, n in sorted(Counter(names).items()) if n > 1)
     folders: dict[str, str] = {}  # where results go
-    for one in dict.fromkeys(names):
-        other = folders.setdefault(safe_name(one).lower(), one)
-        if other != one:
-            yield f"{other!r} and {one!r} differ in punctuation or case only: results go to folders by name"
+    for name in dict.fromkeys(names):
+        other = folders.setdefault(safe_name(name).lower(), name)
+        if other != name:
+            yield f"{other!r} and {name!r} differ in punctuation or case only: results go to folders by name"
 
 
 def _faults_of_trainings(systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
@@ -206,10 +208,10 @@ def _faults_of_trainings(systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
                 )
 
 
-def _told_elsewhere(where: str, options: Mapping[str, Any], others: Sequence[str]) -> Iterable[str]:
+def _set_elsewhere(where: str, options: Mapping[str, Any], others: Sequence[str]) -> Iterable[str]:
     for option in others:
         if option in options:
-            yield f"{where} {option}: the study, its systems or the command say that"
+            yield f"{where} {option}: the study, its systems or the command set that"
 
 
 def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:

@@ -156,7 +156,7 @@ class StudyReport:
         )
 
     def _saved(self, spent: Mapping[str, Any]) -> int:
-        """Passes that were not made, against scripts that embed everything anew for each fold's probe."""
+        """Passes that were not made, against scripts that embed everything again for each fold's probe."""
         if not spent or self.merged is None:
             return 0
         return (self.merged.results.folds.n_splits - 1) * spent["forwards"]

@@ -73,7 +73,7 @@ def print_table(
     heads : names of the columns; rows : cells, one for each head, any text (markup is shown as it is)
     lead : how many of the first columns name the row; equal neighbours in the first of several are
         written once
-    right : places of the columns that are aligned to the right, beside those of numbers
+    right : numbers of the columns that are aligned to the right, beside those of numbers
     boxed : draw lines around the table where it fits
     """
     from rich.text import Text

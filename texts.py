@@ -29,7 +29,7 @@ _MARKUP = re.compile(
 def markdown(text: object) -> str:
     """A text as itself in Markdown: no HTML, no link, no emphasis, no cell of a table, no new line."""
     return _MARKUP.sub(
-        lambda found: f"&#{ord(found[0])};" if found["entity"] else f"\\{found[0]}",
+        lambda match: f"&#{ord(match[0])};" if match["entity"] else f"\\{match[0]}",
         printable(" ".join(str(text).split())),
     )
 
@@ -121,7 +121,7 @@ def public_url(url: str) -> str:
 def other_file(start: bytes) -> str:
     """What a file is that came under another's name, in words, by its first 512 bytes; "" = not known.
 
-    A pointer of git-lfs and the page of a login or a proxy come under the right name; gzip is told from text.
+    A pointer of git-lfs and the page of a login or a proxy come under the right name.
     """
     start = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"version https://git-lfs"):

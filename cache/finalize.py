@@ -52,7 +52,7 @@ def finalize(
     table: rows of a manifest with `content_hash` (32 hex digits); its other columns become string arrays
         of length n (columns.py has the rule for their names), "" where a row is of no patch of the table, the
         first patch's where it is of several.
-    say: is told who is waited for, where another process holds the store and gives no sign of life.
+    say: called with who is waited for, where another process holds the store and gives no sign of life.
 
     Raises StoreError while another process finalises the same store, and where a row that would have to be
     copied is damaged.

@@ -1,7 +1,7 @@
 """Stores on the Hugging Face hub, in data set repositories: `push` with a data card, `pull` with a check.
 
 A repository holds stores/NAME/ of one or more stores, and README.md. What is pushed of a store is put
-together anew: its description, the files of its published blocks, the arrays of a finalised one, and a single
+reassembled: its description, the files of its published blocks, the arrays of a finalised one, and a single
 log that names neither machines nor what was taken back. The columns of a table (patch names, labels, groups)
 stay here unless asked for.
 """

@@ -253,7 +253,7 @@ def hold(
 ) -> Lease:
     """The lease of a unit, waiting for a silent holder's time to live; for work that one does at a time.
 
-    say: is told who is waited for. Raises StoreError, naming the holder, where it is alive.
+    say: called with who is waited for. Raises StoreError, naming the holder, where it is alive.
     """
     first: bytes | None = None
     while True:

@@ -29,7 +29,7 @@ from .store import Store, StoreWriter, make_folders, write_block
 
 PATIENCE = 100  # looks at a block that others keep moving
 STEP = 8192  # rows in memory at a time
-GRACE = 86_400.0  # seconds before a file that no log speaks of is taken for a leftover
+GRACE = 86_400.0  # seconds before a file that no log names is taken for a leftover
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
     Nothing is overwritten: good rows of a damaged block go to a new block, the old one is retired, damaged
     log lines are excused, and blocks whose line was lost are published again from what their names prove.
 
-    say: is told who is waited for, where another process holds the store and gives no sign of life.
+    say: called with who is waited for, where another process holds the store and gives no sign of life.
     Raises StoreError while another process finalises or repairs the store.
     """
     done = Repaired()

@@ -53,7 +53,7 @@ class Plan:
         the state of a patch's file and whether it is too young to tell (of a container: when it
         was opened), and the patch's pixels.
     reopen
-        containers are opened anew from now on.
+        containers are opened again from now on.
     unentered
         of each manifest the rows whose hash it gives itself and the index has not, with those
         hashes and the states of their files.

@@ -5,7 +5,7 @@ all weights), of the recipe, and the base weights' identity: its embeddings have
 
 The leak rule. Let T be the rows that the fold's model was trained on. An embedding of a row of T has seen the
 row's label: a probe that is scored on it scores too high, and one fitted on it is fitted on features that new
-patches do not have. So T never enters the store: `admit` refuses a manifest that holds a row of T, told by
+patches do not have. So T never enters the store: `admit` refuses a manifest that holds a row of T, by its
 content hash, or by group where it is of the same data set. Everything else may be embedded, fitted on and
 scored: other data sets, test splits, and the fold's validation rows, which chose the epoch (their scores have
 that optimism, as the out-of-fold scores have). `unseen` gives the manifest of the rows that may be embedded.

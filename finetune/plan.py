@@ -177,7 +177,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Cost:
-    """Patches a second in training and in scoring, measured on `device`; `epochs` to reckon with."""
+    """Patches a second in training and in scoring, measured on `device`; `epochs` to assume."""
 
     train_rate: float
     score_rate: float
@@ -196,8 +196,8 @@ class Cost:
 def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
     """(the recipe that can train this encoder, why the one that was asked for cannot, or "").
 
-    Told by the architecture alone, built without memory or weights. An encoder that cannot be built here, or
-    is a Python function, is left to the run.
+    Decided from the architecture alone, built without memory or weights. An encoder that cannot be built
+    here, or is a Python function, is left to the run.
     """
     import torch
 

@@ -137,7 +137,7 @@ class ProbeConfig(Settings):
     positive         one class against the rest; needed where a data set has more than two classes
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
     near_duplicates  for the audit: "images" (pairs whose pixels show the same, shifted by up to 8 of 128
-                     pixels, encoded anew or a bit recoloured; embeddings where images are not at hand or
+                     pixels, encoded again or a bit recoloured; embeddings where images are not at hand or
                      more than 20,000), "embeddings" (pairs of which one set of embeddings is nearly the
                      same), "none", or a file of pairs that show the same, of `datasets check --near --pairs`
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any
@@ -289,7 +289,7 @@ def _resolved(config: ProbeConfig) -> dict[str, Any]:
     if config.C is not None and own != "C":
         found["C"] = None
         notes.append(
-            f"C was given and is no parameter of {who}, which " + (f"has {own}" if own else "has none")
+            f"C was given and is not a parameter of {who}, which " + (f"has {own}" if own else "has none")
         )
     if config.solver != "exact":
         if config.preprocess not in ((), ("none",)):

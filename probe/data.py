@@ -166,7 +166,7 @@ def audit(
     evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
     near, by = _near(data, bank, config, progress)
     report = audit_leaks(train, evaluations, folds=folds, near_duplicates=near, near_by=by)
-    # of those found here nobody has looked at the pictures: blank patches are alike too
+    # of those found here nobody has looked at the images: blank patches are similar too
     found_here = () if by == "file" else ("near-duplicate",)
     report.refuse(allow={"labels", *config.allow_leaks, *found_here})
     return report
@@ -224,7 +224,7 @@ def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
     notes = []
     if crossing:
         check = (
-            "Look at them, and give those that are the same picture one group; or list them in a CSV "
+            "Look at them, and give those that are the same image one group; or list them in a CSV "
             "(patch_a, patch_b): --near-duplicates near.csv then refuses these pairs"
             if leaks.near_by == "images"
             else "`patchbank datasets check MANIFESTS` compares the pixels and names those that are nearly "
@@ -233,7 +233,7 @@ def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
         )
         notes.append(
             f"near-duplicates on both sides of a split, {how} ({len(crossing)}): {_named(crossing)}. Where "
-            f"they show the same picture, scores are too high. {check}"
+            f"they show the same image, scores are too high. {check}"
         )
     if within:
         notes.append(

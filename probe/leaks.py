@@ -20,7 +20,7 @@ from ..errors import InvalidRequest, ProbeError
 from ..texts import cells_of_csv
 
 KINDS = ("content", "group", "near-duplicate", "labels", "reused")
-NEAR = 0.15  # of the median distance between nearest neighbours: closer embeddings are of one picture
+NEAR = 0.15  # of the median distance between nearest neighbours: closer embeddings are of one image
 NEAR_DIM = 16  # columns, below which neighbours come that close by chance
 NEAR_WORK = 2e12  # multiplications, above which not all pairs are compared (minutes)
 _NEAR_SAMPLE, _NEAR_BLOCK = 1000, 512
@@ -91,7 +91,7 @@ class LeakReport:
                 continue
             named = "; ".join(_describe(leak) for leak in found[:_SHOWN])
             more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            parts.append(f"{_MEANING[kind]} ({len(found)}): {named}{more}. Way out: {_WAY_OUT[kind]}.")
+            parts.append(f"{_MEANING[kind]} ({len(found)}): {named}{more}. Fix: {_WAY_OUT[kind]}.")
         if parts:
             kinds = sorted({leak.kind for leak in self.leaks} - set(allow))
             parts.append(f"To probe all the same, allow: {', '.join(kinds)}.")
@@ -138,7 +138,7 @@ def read_pairs(file: str | Path) -> list[tuple[str, str]]:
         return list(zip(table["patch_a"], table["patch_b"], strict=True))
     except (OSError, ValueError, KeyError) as error:
         raise InvalidRequest(
-            f"{file} is no list of near-duplicates (columns patch_a, patch_b): {error}. "
+            f"{file} is not a list of near-duplicates (columns patch_a, patch_b): {error}. "
             f"`patchbank datasets check MANIFESTS --near --pairs {file}` writes one"
         ) from error
 
@@ -150,9 +150,9 @@ def near_embeddings(X: NDArray[Any], trained: int, content: ArrayLike) -> list[l
         content alone are not reported
     Compared are standardised columns, scaled to length 1. Two rows are near if they are closer than 0.15 of
     the median distance of rows to their nearest neighbour. On AMi-Br and AtNorM-Br (10 million pairs) no two
-    different pictures are closer than 0.31 of it (DINOv2 ViT-S/14; EfficientNet-Lite0: 0.46), so none is
+    different images are closer than 0.31 of it (DINOv2 ViT-S/14; EfficientNet-Lite0: 0.46), so none is
     reported; of 32 copies with one bit changed, and of 32 brighter by 2 of 255, all are. Copies that are
-    shifted, turned or encoded anew as JPEG can be farther away than other pictures: those are found in the
+    shifted, turned or encoded again as JPEG can be farther away than other images: those are found in the
     pixels alone, by `patchbank datasets check --near`. Blank patches are near-duplicates of each other.
     None: not compared, since there are fewer than 16 columns or too many rows.
     """

@@ -30,7 +30,7 @@ def near_images(
     """Pairs of contents that show the same thing, shifted, re-encoded or a bit recoloured.
 
     manifests : of all rows of the study; content : str (n,) of each, content hashes as hex digits
-    bank : whose folder remembers the pairs; None, or one that is not local: they are found anew
+    bank : whose folder remembers the pairs; None, or one that is not local: they are found again
     Returns pairs of content hashes, see `datasets.audit.near_duplicates`. None: not compared, because images
     are not here or cannot be read, there are more than MOST_IMAGES, or more than MOST_ALIKE pairs look alike.
     """

@@ -268,7 +268,7 @@ def test_the_root_modules_are_named_in_contributing() -> None:
 
 
 def assert_rooms_are_the_tree(text: str, folder: Path, *, folders: bool = True, tests: bool = False) -> None:
-    """The first cells of its tables name every module and every folder, and nothing that is not there.
+    """The first cells of its tables name every module and every folder, and nothing that does not exist.
 
     tests : files of tests need not be named
     """

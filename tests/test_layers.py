@@ -152,7 +152,7 @@ def test_results_are_read_as_classes() -> None:
     readers = [p for p in sources("probe") if "results" not in p.relative_to(ROOT).parts]
     readers += [*sources("finetune"), *ROOT.glob("study*.py"), ROOT / "quickstart.py", ROOT / "cli.py"]
     readers = [p for p in readers if READS.search(p.read_text("utf-8"))]
-    assert {p.name for p in readers} >= {"sections.py", "charts.py", "board.py", "plan.py", "study_page.py"}
+    assert {p.name for p in readers} >= {"scores.py", "charts.py", "board.py", "plan.py", "study_page.py"}
     faults = []
     for path in readers:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -553,7 +553,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         load_study(file)
     text = str(error.value)
     for part in (
-        "[extract] device: the study, its systems or the command say that",
+        "[extract] device: the study, its systems or the command set that",
         "map 'tsne' is not one of pca, umap",
         "unknown key 'tittle', did you mean 'title'?",
         "tests is a list",

@@ -17,7 +17,7 @@ from ..results.display import SHOWN, TITLES, interval
 from ..results.schema import PAIRED, TEST_ROLES, TRAIN_ROLES, Role, Score
 from .markup import render, span
 from .model import PublishedRow, SystemRow
-from .sections import Sections
+from .view import View
 
 FAMILIES = {"probe": "probe", "lora": "LoRA", "full": "end to end"}
 RANKED = 4  # systems from which on a rank correlation says something
@@ -39,10 +39,10 @@ class Standing:
 
 
 class Board:
-    """What the tables have in common: the records, the scales, who can be told from whom."""
+    """What the tables have in common: the records, the scales, which systems differ significantly."""
 
     def __init__(
-        self, view: Sections | None, systems: Sequence[SystemRow], *, first: str = "", metric: str = ""
+        self, view: View | None, systems: Sequence[SystemRow], *, first: str = "", metric: str = ""
     ) -> None:
         """first, metric : the evaluation set and the metric to lead with"""
         self.view, self.systems, self.metric = view, systems, metric or SHOWN[0]
@@ -80,23 +80,23 @@ class Board:
 
     def _standing(self, dataset: str, metric: str) -> Standing | None:
         assert self.view
-        mine = [self.records[dataset, n] for n in self.view.names if (dataset, n) in self.records]
-        known = [(v, r) for r in mine if (v := r.estimate(metric).value) is not None]
+        scores = [self.records[dataset, n] for n in self.view.names if (dataset, n) in self.records]
+        known = [(v, r) for r in scores if (v := r.estimate(metric).value) is not None]
         if not known:
             return None
-        best = max(known, key=lambda one: one[0])[1]
-        found: dict[str, float] = {}
+        best = max(known, key=lambda pair: pair[0])[1]
+        adjusted: dict[str, float] = {}
         if dataset not in self.view.ungrouped:
             for c in self.view.results.comparisons_of(best.features, dataset=dataset):
                 if (c.metric, c.test) != (metric, PAIRED) or c.p_holm is None:
                     continue
-                if c.role == best.role or c.a not in found:
-                    found[c.a] = c.p_holm
-        names = [r.features for _, r in known if r.features in found]
+                if c.role == best.role or c.a not in adjusted:
+                    adjusted[c.a] = c.p_holm
+        names = [r.features for _, r in known if r.features in adjusted]
         return Standing(
             best,
-            tuple(n for n in names if found[n] < self.alpha),
-            tuple(n for n in names if found[n] >= self.alpha),
+            tuple(n for n in names if adjusted[n] < self.alpha),
+            tuple(n for n in names if adjusted[n] >= self.alpha),
             len(known) - 1,
         )
 
@@ -128,12 +128,12 @@ class Board:
         return text
 
     def choice(self, metric: str) -> str:
-        """What an honest choice, made before any of these sets was looked at, comes to."""
+        """The scores of the choice that was made on the training folds, before these sets were scored."""
         assert self.view
-        found = [self.records.get((s, self.view.chosen)) for s in self.held_out]
+        scores = [self.records.get((s, self.view.chosen)) for s in self.held_out]
         values = [
             f"{interval(r.estimate(metric))} on {r.dataset}"
-            for r in found
+            for r in scores
             if r and r.estimate(metric).value is not None
         ]
         if not values:
@@ -228,11 +228,11 @@ class Board:
     def rank_agreement(self, dataset: str, metric: str) -> str:
         """Spearman's correlation of the systems' values on a set with those out of fold."""
         assert self.view
-        train, there = (
+        train, test = (
             [_or_last(self.value(n, of, metric)) for n in self._on_both(dataset)]
             for of in (self.view.train, dataset)
         )
-        rho = float(np.asarray(spearmanr(train, there))[0])
+        rho = float(np.asarray(spearmanr(train, test))[0])
         return "-" if rho != rho else f"{rho:+.2f}"
 
     # --- domains
@@ -258,7 +258,7 @@ class Board:
             board=self,
             view=view,
             domains=domains,
-            places=len({(s, d) for _, s, d in records}),
+            shown=len({(s, d) for _, s, d in records}),
             scores=[records[key] for key in ordered if key in records],
             scales={m: span(r.estimate(m) for r in records.values()) for m in SHOWN},
         )
@@ -291,7 +291,7 @@ def published_table(rows: Sequence[PublishedRow], *, source: str, metric: str) -
         metric=metric,
         scale=span([r.ours for r in rows] + [[r.published, *r.published_folds] for r in rows]),
         about_zero=(-reach, reach),
-        marks=lambda r: [*((v, "fold") for v in r.published_folds), (r.published, "there")],
+        marks=lambda r: [*((v, "fold") for v in r.published_folds), (r.published, "published")],
     )
 
 

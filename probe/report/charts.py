@@ -1,9 +1,8 @@
 """What each plot shows, as data: the page draws it as SVG (plots.py), `--figures` for print (figures.py)."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -113,37 +112,43 @@ class Matrix:
 
 def roc(view: View, dataset: str) -> Chart:
     """Sensitivity over the false positive rate."""
-    parts = _curves(view, dataset, roc_points, "auroc", "AUROC")
-    return Chart(
-        kind="roc",
-        of=dataset,
-        title=f"ROC curves, {dataset}",
-        note=_note(view, dataset),
-        xlabel="false positive rate (1 - specificity)",
-        ylabel="sensitivity",
-        parts=[*parts, Part(x=UNIT, y=UNIT, label="chance level")],
-    )
+    chance = Part(x=UNIT, y=UNIT, label="chance level")
+    axes = {"xlabel": "false positive rate (1 - specificity)", "ylabel": "sensitivity"}
+    return _curves(view, dataset, "roc", roc_points, "auroc", "ROC", "AUROC", chance=chance, **axes)
 
 
 def precision_recall(view: View, dataset: str) -> Chart:
     """Precision over sensitivity."""
-    parts = _curves(view, dataset, pr_points, "average_precision", "AP")
     share = view.scored(dataset, view.chosen)["label"].mean()
-    if parts:
-        label = f"chance level: share of {view.positive}"
-        parts.append(Part(x=UNIT, y=(share, share), label=label))
-    return Chart(
-        kind="precision-recall",
-        of=dataset,
-        title=f"precision-recall curves, {dataset}",
-        note=_note(view, dataset),
-        xlabel="sensitivity (recall)",
-        ylabel="precision",
-        parts=parts,
+    chance = Part(x=UNIT, y=(share, share), label=f"chance level: share of {view.positive}")
+    axes = {"xlabel": "sensitivity (recall)", "ylabel": "precision"}
+    return _curves(
+        view,
+        dataset,
+        "precision-recall",
+        pr_points,
+        "average_precision",
+        "precision-recall",
+        "AP",
+        chance=chance,
+        **axes,
     )
 
 
-def _curves(view: View, dataset: str, points: Any, metric: str, short: str) -> list[Part]:
+def _curves(
+    view: View,
+    dataset: str,
+    kind: str,
+    points: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
+    metric: str,
+    title: str,
+    short: str,
+    *,
+    chance: Part,
+    xlabel: str,
+    ylabel: str,
+) -> Chart:
+    """A curve of every plotted system on a set that has both classes."""
     parts = []
     for name, series in view.series.items():
         rows = view.scored(dataset, name)
@@ -152,7 +157,15 @@ def _curves(view: View, dataset: str, points: Any, metric: str, short: str) -> l
             value = interval(view.records[dataset, name].estimate(metric))
             label = f"{view.starred(name)}: {short} {value}"
             parts.append(Part(x=x, y=y, series=series, thick=name == view.chosen, label=label))
-    return parts
+    return Chart(
+        kind=kind,
+        of=dataset,
+        title=f"{title} curves, {dataset}",
+        note=_note(view, dataset),
+        xlabel=xlabel,
+        ylabel=ylabel,
+        parts=[*parts, chance] if parts or kind == "roc" else parts,
+    )
 
 
 def reliability(view: View, dataset: str) -> Chart:
@@ -210,7 +223,7 @@ def decision(view: View, dataset: str) -> Chart | None:
         return None
     ends = model[:, 1:][np.isfinite(model[:, 1:])]
     low, high = min([-0.05 * share, *ends[ends > -share]]), 1.05 * max(share, *ends)
-    every = [(t, b.all.value) for t, b in curve if b.all.value is not None and b.all.value >= low]
+    treat_all = [(t, b.all.value) for t, b in curve if b.all.value is not None and b.all.value >= low]
     t, value, lower, upper = model.T
     parts = [
         Part(
@@ -223,8 +236,10 @@ def decision(view: View, dataset: str) -> Chart | None:
             label=f"{view.starred(view.chosen)}, calibrated",
         )
     ]
-    if every:
-        parts.append(Part(x=[t for t, _ in every], y=[v for _, v in every], label="act on every patch"))
+    if treat_all:
+        parts.append(
+            Part(x=[t for t, _ in treat_all], y=[v for _, v in treat_all], label="act on every patch")
+        )
     return Chart(
         kind="decision-curve",
         of=dataset,
@@ -242,12 +257,12 @@ def decision(view: View, dataset: str) -> Chart | None:
 def against_chosen(view: View, dataset: str, metric: str, test: str = PAIRED) -> list[Comparison]:
     """Paired comparisons of a set: each `a` minus the chosen system, best on the folds first."""
     roles = (Role.OOF if dataset == view.train else Role.REFIT,)
-    found = [
+    comparisons = [
         c
         for c in view.results.comparisons_of(view.chosen, dataset=dataset, roles=roles)
         if (c.metric, c.test) == (metric, test) and c.difference is not None
     ]
-    return sorted(found, key=lambda c: view.names.index(c.a))
+    return sorted(comparisons, key=lambda c: view.names.index(c.a))
 
 
 def differences(view: View, dataset: str, metric: str) -> Chart | None:
@@ -433,13 +448,13 @@ def charts_of(view: View) -> Iterator[Chart]:
 
 def matrices(view: View) -> list[Matrix]:
     """Scores across domains, the chosen system's first; none where the study did not ask for them."""
-    found = view.results.domains
+    domains = view.results.domains
     out = []
-    for name in sorted(found, key=lambda name: name != view.chosen):
-        m = found[name].matrix
-        places = [column.partition(" / ") for column in m.test]
-        columns = zip(places, m.n_positive, m.n, strict=True)
-        shape = len(m.train), len(places)
+    for name in sorted(domains, key=lambda name: name != view.chosen):
+        m = domains[name].matrix
+        tested = [column.partition(" / ") for column in m.test]
+        columns = zip(tested, m.n_positive, m.n, strict=True)
+        shape = len(m.train), len(tested)
         ends = m.intervals.get("auroc", np.full((*shape, 2), np.nan))  # older results have none
         out.append(
             Matrix(

@@ -80,15 +80,15 @@ def write_figures(
 
     view = View(result if isinstance(result, ProbeResult) else ProbeResult.load(result))
     made: dict[str, Callable[[], Figure]] = {}
-    for one in (*charts_of(view), *matrices(view)):
-        kind = "domain-matrix" if isinstance(one, Matrix) else one.kind
-        stem = name = f"{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', one.of).strip('-.') or 'set'}"
+    for drawn in (*charts_of(view), *matrices(view)):
+        kind = "domain-matrix" if isinstance(drawn, Matrix) else drawn.kind
+        stem = name = f"{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', drawn.of).strip('-.') or 'set'}"
         again = 1
         while name in made:  # of names that differ in other characters only
             again += 1
             name = f"{stem}-{again}"
         made[name] = (
-            (lambda m=one: draw_matrix(view, m)) if isinstance(one, Matrix) else lambda c=one: draw(c)
+            (lambda m=drawn: draw_matrix(view, m)) if isinstance(drawn, Matrix) else lambda c=drawn: draw(c)
         )
     files = []
     with rc_context(STYLE):
@@ -196,10 +196,10 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         view.train if dataset == "train" else dataset for dataset, *_ in matrix.columns
     ):
         end = start + len(list(same))
-        ends, place = (start - 0.42, end - 0.58), axes.get_xaxis_transform()
-        axes.plot(ends, (-0.03, -0.03), color=GREY, linewidth=0.7, transform=place, clip_on=False)
+        ends, transform = (start - 0.42, end - 0.58), axes.get_xaxis_transform()
+        axes.plot(ends, (-0.03, -0.03), color=GREY, linewidth=0.7, transform=transform, clip_on=False)
         name = _wrapped(dataset, CELL[0] * (end - start))
-        axes.text(sum(ends) / 2, -0.06, name, ha="center", va="top", transform=place)
+        axes.text(sum(ends) / 2, -0.06, name, ha="center", va="top", transform=transform)
         start = end
     figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
     return figure

@@ -29,8 +29,8 @@ def caption(one: EmbeddingMap) -> str:
     text = f"{drawn}. {one.method} of {one.title}"
     if one.explained:
         shares = " and ".join(f"{share:.1%}" for share in one.explained)
-        return f"{text}; its axes hold {shares} of the variance, all the rest is not to be seen here."
-    return f"{text}; neighbours are near each other, but distances between far points mean nothing."
+        return f"{text}; its axes hold {shares} of the variance, the remaining variance is not shown."
+    return f"{text}; neighbouring points are similar, but larger distances carry no meaning."
 
 
 def json_script(name: str, data: Any) -> Markup:

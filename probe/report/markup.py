@@ -37,7 +37,7 @@ def document(
     """A whole HTML file. It may fetch nothing, and no script but `script` runs in it: its policy says so.
 
     sections : (anchor, title, content) of each; of the content, texts are paragraphs (see `marked`), Tables
-        tables, and Markup is put in as it is
+        tables, and Markup is inserted unchanged
     lead : between the title and the links to the sections; foot : the last line
     styles : files of style sheets after style.css; script : JavaScript, run when the body is there
     metric : the one that is shown first where a page shows one of several
@@ -80,20 +80,20 @@ def prose(text: str) -> Markup:
             lines.append(code.format(line.strip().removeprefix("$ ")))
             continue
         out, last = Markup(""), 0
-        for found in _PIECES.finditer(line):
-            out += line[last : found.start()]
-            out += code.format(found[1]) if found[1] else link.format(found[2])
-            last = found.end()
+        for match in _PIECES.finditer(line):
+            out += line[last : match.start()]
+            out += code.format(match[1]) if match[1] else link.format(match[2])
+            last = match.end()
         lines.append(out + line[last:])
     return Markup("<br>").join(lines)
 
 
 def grouped(items: Iterable[Any], attribute: str) -> list[tuple[Any, list[Any]]]:
     """(value, items that have it), in the order in which the values first occur."""
-    found: dict[Any, list[Any]] = {}
+    groups: dict[Any, list[Any]] = {}
     for item in items:
-        found.setdefault(getattr(item, attribute), []).append(item)
-    return list(found.items())
+        groups.setdefault(getattr(item, attribute), []).append(item)
+    return list(groups.items())
 
 
 def interval_html(value: Numbers, form: str = ".3f") -> Markup:
@@ -138,14 +138,14 @@ def whisker(
     }
     if low is not None and high is not None:
         known |= {"l": low, "h": high}
-    places = [f"--{name}:{at(x, scale)}" for name, x in known.items() if x is not None]
+    properties = [f"--{name}:{at(x, scale)}" for name, x in known.items() if x is not None]
     if series is not None:
-        places.append(f"--k:var(--s{series})")
+        properties.append(f"--k:var(--s{series})")
     inner = Markup("").join(
         Markup('<b class="{}" style="--x:{}"></b>').format(kind, at(x, scale)) for x, kind in marks
     )
     text = Markup('<i class="{}" style="{}" aria-hidden="true">{}</i>')
-    return text.format("w o" if hollow else "w", ";".join(places), inner)
+    return text.format("w o" if hollow else "w", ";".join(properties), inner)
 
 
 def tint(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the page of a study is told: one entry a system, published figure, map, picture."""
+"""The data model of a study's page: systems, published figures, maps, images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ class EmbeddingMap:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A member of a group of equal pictures with different labels."""
+    """An image of a group of identical ones with different labels."""
 
     patch_id: str
     dataset: str

@@ -1,6 +1,6 @@
 """The page of a study: everything it found, as one HTML file that needs nothing else.
 
-The sections of a report (sections.py) and what only a study has: rows that wait for weights, published
+The sections of a report (sections/) and what only a study has: rows that wait for weights, published
 figures, costs, maps, a log. page.js makes the tables sort and the maps speak; without it all but the maps is
 there.
 """
@@ -13,12 +13,12 @@ from markupsafe import Markup
 
 from ...files import write_text
 from ..results.display import TITLES, Table
-from . import clinical
 from .board import RANKED, Board, cost_table, published_table
 from .maps import maps_html
 from .markup import content, document, render
 from .model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
-from .sections import Sections
+from .sections import clinical, curves, data, differences, domains, experts, gallery, scores
+from .view import View
 
 __all__ = ["EmbeddingMap", "Picture", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
 
@@ -35,7 +35,7 @@ def write_page(path: Path, page: StudyPage) -> Path:
 
 def page_html(page: StudyPage) -> str:
     """The whole file."""
-    view = Sections(page.result, noun="system") if page.result else None
+    view = View(page.result, noun="system") if page.result else None
     board = Board(view, page.systems, first=page.primary_set, metric=page.primary_metric)
     sections = [(name, title, parts) for name, title, parts in _sections(page, view, board) if parts]
     lead = render(
@@ -65,7 +65,7 @@ def _primary(page: StudyPage, board: Board) -> str:
     return f"Primary, as the study file says: **{TITLES[board.metric]}**{where}. All else is secondary."
 
 
-def _facts(page: StudyPage, view: Sections | None) -> str:
+def _facts(page: StudyPage, view: View | None) -> str:
     done = sum(s.state == "done" for s in page.systems)
     parts = [f"{done} of {len(page.systems)} systems finished" if page.systems else ""]
     if view:
@@ -75,41 +75,47 @@ def _facts(page: StudyPage, view: Sections | None) -> str:
     return " · ".join(p for p in parts if p)
 
 
-def _sections(page: StudyPage, view: Sections | None, board: Board) -> list[tuple[str, str, list[Any]]]:
+def _sections(page: StudyPage, view: View | None, board: Board) -> list[tuple[str, str, list[Any]]]:
     """(anchor, title, content), those that have content."""
-    found: list[tuple[str, str, list[Any]]] = [
+    sections: list[tuple[str, str, list[Any]]] = [
         ("leaderboard", "Leaderboard", _leaderboard(page, view, board))
     ]
     if view and page.result:
-        found += [
+        sections += [
             ("across", "Across data sets", _across(view, board)),
-            ("repeats", "Repeated with other folds", view.repeats()),
+            ("repeats", "Repeated with other folds", scores.repeats(view)),
             ("domains", "Domains", _domains(view, board)),
-            ("curves", "Curves", view.curves()),
-            ("thresholds", "Threshold", view.thresholds()),
+            ("curves", "Curves", curves.curves(view)),
+            ("thresholds", "Threshold", curves.thresholds(view)),
             ("calibration", "Calibration", clinical.calibration(view)),
             ("operating", "Operating points", clinical.operating_points(view)),
             ("decision", "Decision curve", clinical.decision_curve(view)),
-            ("differences", "Paired differences", [*view.differences(), *clinical.precision(view)]),
-            ("experts", "Agreement of the experts", view.votes()),
+            (
+                "differences",
+                "Paired differences",
+                [*differences.differences(view), *clinical.precision(view)],
+            ),
+            ("experts", "Agreement of the experts", experts.experts(view)),
         ]
-    found.append(("published", "Beside the published figures", _published(page, view, board)))
-    found.append(("costs", "Costs", _costs(page)))
+    sections.append(("published", "Beside the published figures", _published(page, view, board)))
+    sections.append(("costs", "Costs", _costs(page)))
     if page.maps:
         positive = view.positive if view else "positive"
-        text = "Each point is a patch, placed by its embedding. What is near here is alike to the encoder."
-        found.append(("maps", "Embedding map", [text, maps_html(page.maps, positive=positive)]))
+        text = (
+            "Each point is a patch, placed by its embedding. Points that are close have similar embeddings."
+        )
+        sections.append(("maps", "Embedding map", [text, maps_html(page.maps, positive=positive)]))
     if view:
-        found.append(("errors", "Most confident errors", view.errors()))
-    found.append(("contradictions", "Contradictory labels", _contradictions(page.contradictions)))
+        sections.append(("errors", "Most confident errors", gallery.confident_errors(view)))
+    sections.append(("contradictions", "Contradictory labels", _contradictions(page.contradictions)))
     if view:
-        found.append(("data", "Data and leaks", view.data()))
-        found.append(("provenance", "Provenance", view.provenance()))
-    found.append(("log", "Log of the run", _log(page)))
-    return found
+        sections.append(("data", "Data and leaks", data.data(view)))
+        sections.append(("provenance", "Provenance", data.provenance(view)))
+    sections.append(("log", "Log of the run", _log(page)))
+    return sections
 
 
-def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[Any]:
+def _leaderboard(page: StudyPage, view: View | None, board: Board) -> list[Any]:
     out: list[Any] = []
     if view:
         human = " The dashed line is an expert against the other experts." if view.human else ""
@@ -119,10 +125,10 @@ def _leaderboard(page: StudyPage, view: Sections | None, board: Board) -> list[A
             f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
     out.append(render("leaderboard.html", board=board))
-    return [*out, view.meaning(), *view.notes()] if view else out
+    return [*out, scores.meaning(view), *scores.notes(view)] if view else out
 
 
-def _across(view: Sections, board: Board) -> list[Any]:
+def _across(view: View, board: Board) -> list[Any]:
     if not board.held_out:
         return []
     text = (
@@ -145,7 +151,7 @@ def _across(view: Sections, board: Board) -> list[Any]:
     ]
 
 
-def _domains(view: Sections, board: Board) -> list[Any]:
+def _domains(view: View, board: Board) -> list[Any]:
     bars = board.domains()
     if not bars:
         return []
@@ -153,10 +159,10 @@ def _domains(view: Sections, board: Board) -> list[Any]:
         "Scanners, centres or tumour types by themselves: one system on all of them, or all systems on one.",
         bars,
     ]
-    left_out = view.left_out()
+    left_out = domains.domains_left_out(view)
     if left_out:
         out += [Markup("<h3>One domain left out</h3>"), *left_out]
-    matrices = view.domain_matrices()
+    matrices = domains.domain_matrices(view)
     if matrices:
         out += [Markup("<h3>Trained on one domain, scored on another</h3>"), *matrices[0]]
     if len(matrices) > 1:
@@ -166,7 +172,7 @@ def _domains(view: Sections, board: Board) -> list[Any]:
     return out
 
 
-def _published(page: StudyPage, view: Sections | None, board: Board) -> list[Any]:
+def _published(page: StudyPage, view: View | None, board: Board) -> list[Any]:
     out: list[Any] = []
     if page.published:
         out = [
@@ -175,7 +181,7 @@ def _published(page: StudyPage, view: Sections | None, board: Board) -> list[Any
             "zero, these patches show no significant difference.",
             published_table(page.published, source=page.published_source, metric=board.metric),
         ]
-    models = view.fold_models() if view else []
+    models = scores.fold_models(view) if view else []
     if models and out:
         return [*out, _details("Each fold's model by itself", models)]
     return out
@@ -194,7 +200,7 @@ def _costs(page: StudyPage) -> list[Any]:
     if saved:
         times = (made + saved) / max(made, 1)
         text += (
-            " Rows of one encoder share its passes. Saved are those of embedding all anew for each fold, "
+            " Rows of one encoder share its passes. Saved are those of embedding all again for each fold, "
             f"as scripts without a cache do: that takes {times:,.1f} times as many."
         )
     return [text, table]
@@ -204,7 +210,7 @@ def _contradictions(groups: Sequence[Sequence[Picture]]) -> list[Any]:
     if not groups:
         return []
     return [
-        "These files hold the same picture, pixel for pixel, under different labels. At most one label can "
+        "These files hold the same image, pixel for pixel, under different labels. At most one label can "
         "be right; no system can score well on all of them.",
         render("contradictions.html", groups=groups),
     ]

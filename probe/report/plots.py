@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from .charts import Chart
 from .markup import render
+from .view import View
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ def svg(
     top = 24 if chart.head else 10
     axes = Axes(chart, width, height, left, width - right, top, height - bottom)
     return render("plot.svg", chart=chart, axes=axes)
+
+
+def legend(view: View) -> Markup:
+    """The colours of the systems that plots show."""
+    return render("legend.html", view=view)
 
 
 def side_by_side(plots: Iterable[Markup], *, head: str = "") -> Markup:

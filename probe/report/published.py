@@ -82,19 +82,19 @@ def beside_published(
     """A row for each system x evaluation set x metric that both have; see HOW for the formula.
 
     result : merged over systems (`systems.merge_systems`); entries : of `load_published`
-    systems : our system -> each (system, family) there that it is set beside
-    datasets : our evaluation set -> data set there
+    systems : our system -> each published (system, family) that it is set beside
+    datasets : our evaluation set -> data set of the publication
     A row has no interval and no p where the jackknife gives no standard error. p is adjusted (Holm) over all
     rows; a row of a set without known groups takes part in the adjustment and is never called significant.
     """
     published = {(e["system"], e["family"], e["dataset"]): e for e in entries}
     rows: list[PublishedRow] = []
     for system, others in systems.items():
-        for (name, family), (dataset, theirs) in itertools.product(others, datasets.items()):
-            entry = published.get((name, family, theirs))
+        for (name, family), (dataset, published_set) in itertools.product(others, datasets.items()):
+            entry = published.get((name, family, published_set))
             if entry is not None:
-                found = (_row(result, system, dataset, metric, entry, level) for metric in COMPARED)
-                rows += [row for row in found if row is not None]
+                compared = (_row(result, system, dataset, metric, entry, level) for metric in COMPARED)
+                rows += [row for row in compared if row is not None]
     adjusted = holm([math.nan if row.p_holm is None else row.p_holm for row in rows])
     return [
         replace(
@@ -118,8 +118,8 @@ def _verdict(row: PublishedRow, p: float, ungrouped: Sequence[str], alpha: float
 
 def in_words(entries: Sequence[Mapping[str, Any]], system: str, family: str) -> str:
     """What was published of a system, for a row without figures of ours; "" where nothing was."""
-    mine = [e for e in entries if (e["system"], e["family"]) == (system, family)]
-    cells = [f"{e['dataset']} " + " / ".join(f"{np.mean(e[m]):.3f}" for m in COMPARED) for e in mine]
+    of_system = [e for e in entries if (e["system"], e["family"]) == (system, family)]
+    cells = [f"{e['dataset']} " + " / ".join(f"{np.mean(e[m]):.3f}" for m in COMPARED) for e in of_system]
     return f"Published (balanced accuracy / AUROC): {', '.join(cells)}." if cells else ""
 
 
@@ -131,14 +131,14 @@ def _row(
         return None
     models = np.array(result.results.fold_models[system][dataset][metric], float)
     values = np.asarray(entry[metric], np.float64)
-    there, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    published, spread = float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else 0.0
     own = float(np.std(models, ddof=1)) if len(models) > 1 else 0.0
     value, error = mean.value, mean.standard_error
-    difference = value - there
+    difference = value - published
     low = high = p = None
     if error and 0 < value < 1:
         freedom = mean.degrees_of_freedom or math.inf
-        scaled = error**2 * (1 + there * (1 - there) / (value * (1 - value)))
+        scaled = error**2 * (1 + published * (1 - published) / (value * (1 - value)))
         total = math.sqrt(scaled + spread**2 / len(values) + own**2 / len(models))
         half = float(stats.t.ppf((1 + level) / 2, freedom)) * total
         low, high = difference - half, difference + half
@@ -150,7 +150,7 @@ def _row(
         ours=mean,
         refit=_refit(result, system, dataset, metric),
         against=f"{entry['system']}, {entry['family']}",
-        published=there,
+        published=published,
         published_folds=tuple(values.tolist()),
         difference=difference,
         low=low,
@@ -164,5 +164,5 @@ def _refit(result: ProbeResult, system: str, dataset: str, metric: str) -> Estim
     """Of the refit on all training rows; None where the system has models of folds only."""
     if result.results.model(system).choice is None:  # a published recipe, or fine-tuning
         return None
-    found = result.results.whole(features=system, dataset=dataset)
-    return found[0].estimate(metric) if found else None
+    scores = result.results.whole(features=system, dataset=dataset)
+    return scores[0].estimate(metric) if scores else None

@@ -1,4 +1,4 @@
-"""The tables of a study, from what its page is told: for a terminal, as Markdown, as CSV."""
+"""The tables of a study, from the data model of its page: for a terminal, as Markdown, as CSV."""
 
 from typing import Any
 
@@ -23,19 +23,23 @@ def frame(page: StudyPage) -> pd.DataFrame:
     records: list[dict[str, Any]] = []
     for row in page.systems:
         about = {"system": row.name, "family": row.family, "encoder": row.encoder, "state": row.state}
-        mine = [record for record in _board(page) if record.features == row.name]
-        if not mine:
+        scores = [record for record in _board(page) if record.features == row.name]
+        if not scores:
             records.append({**about, "why": row.why})
-        for record in mine:
+        for record in scores:
             for metric, (value, low, high) in record.metrics.items():
                 one: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record.dataset}
                 one |= {"metric": metric, "value": value, "low": low, "high": high}
-                there = beside.get((row.name, record.dataset, metric))
-                if there is not None:
-                    one |= {"published": there.published, "against": there.against}
-                    one |= {"fold_mean": there.ours.value}
-                    one |= {"difference": there.difference, "difference_low": there.low}
-                    one |= {"difference_high": there.high, "p_holm": there.p_holm, "verdict": there.verdict}
+                published = beside.get((row.name, record.dataset, metric))
+                if published is not None:
+                    one |= {"published": published.published, "against": published.against}
+                    one |= {"fold_mean": published.ours.value}
+                    one |= {"difference": published.difference, "difference_low": published.low}
+                    one |= {
+                        "difference_high": published.high,
+                        "p_holm": published.p_holm,
+                        "verdict": published.verdict,
+                    }
                 records.append(one)
     return pd.DataFrame(records)
 
@@ -90,13 +94,13 @@ def _board(page: StudyPage) -> list[Score]:
 def _table(page: StudyPage, between: str) -> Table:
     """Finished systems: name, what the folds chose, a cell for each set."""
     sets = list(dict.fromkeys(record.dataset for record in _board(page)))
-    found = {(record.features, record.dataset): record for record in _board(page)}
+    by_system = {(record.features, record.dataset): record for record in _board(page)}
     rows = []
     for row in page.systems:
         if row.state == "done":
-            every = [found.get((row.name, dataset)) for dataset in sets]
+            scores = [by_system.get((row.name, dataset)) for dataset in sets]
             cells = [
-                "-" if m is None else between.join(interval(m.estimate(s)) for s in SHOWN) for m in every
+                "-" if m is None else between.join(interval(m.estimate(s)) for s in SHOWN) for m in scores
             ]
             rows.append([row.name, row.chosen, *cells])
     return Table(["system", "chosen on the folds", *sets], rows, left=2)

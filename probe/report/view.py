@@ -1,6 +1,7 @@
 """A result, read for its page and figures: what is positive, which sets and systems there are, what leads."""
 
 import pandas as pd
+from markupsafe import Markup
 
 from ..leaks import deduplicate
 from ..results.files import ProbeResult
@@ -35,6 +36,17 @@ class View:
     def starred(self, name: str) -> str:
         """The name, marked if the folds chose it."""
         return f"{name} ★" if name == self.chosen else name
+
+    def swatch(self, name: str) -> Markup:
+        """The colour of a system in the plots, where it has one."""
+        colour = Markup(' style="background:var(--s{})"')
+        return Markup('<i class="swatch"{}></i>').format(
+            colour.format(self.series[name]) if name in self.series else ""
+        )
+
+    def cell(self, name: str) -> tuple[str, Markup]:
+        """A system as a cell of a table, on the page with its colour."""
+        return self.starred(name), self.swatch(name) + self.starred(name)
 
     def predicted(self, dataset: str, name: str) -> pd.DataFrame:
         """Predictions of a system for all files of a set: out of fold, by the refit, or by the ensemble."""

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -10,7 +11,10 @@ from ...files import write_text
 from ...texts import prose
 from ..results.files import ProbeResult
 from .markup import document, marked
-from .sections import Sections
+from .sections import clinical, curves, data, differences, domains, experts, gallery, scores
+from .view import View
+
+Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Markup
 
 
 def write_report(
@@ -34,22 +38,70 @@ def write_report(
 
 def html_report(result: ProbeResult, *, images: bool = True) -> str:
     """The whole page."""
-    view = Sections(result)
-    sections = [(f"s{i}", *one) for i, one in enumerate(view.sections(images=images))]
-    lead = Markup('<p class="lead">{}</p>').format(marked(view.lead))
-    return document(view.title, sections, lead=lead, foot=f"patchbank {view.results.made_by}")
+    view = View(result)
+    sections = [(f"s{i}", *section) for i, section in enumerate(sections_of(view, images=images))]
+    lead = Markup('<p class="lead">{}</p>').format(marked(lead_of(view)))
+    return document(title_of(view), sections, lead=lead, foot=f"patchbank {view.results.made_by}")
 
 
 def markdown_report(result: ProbeResult) -> str:
     """The same tables and sentences without the plots."""
-    view = Sections(result)
-    out = [f"# {prose(view.title)}", prose(view.lead)]
-    for title, found in view.sections(images=False):
+    view = View(result)
+    out = [f"# {prose(title_of(view))}", prose(lead_of(view))]
+    for title, content in sections_of(view, images=False):
         shown = [
-            prose(one) if isinstance(one, str) else one.markdown()
-            for one in found
-            if not isinstance(one, Markup)
+            prose(part) if isinstance(part, str) else part.markdown()
+            for part in content
+            if not isinstance(part, Markup)
         ]
         if shown:
             out += [f"## {title}", *shown]
     return "\n\n".join(out) + "\n"
+
+
+def title_of(view: View) -> str:
+    """The title of a report."""
+    return f"Probe report: {view.results.train.name}"
+
+
+def lead_of(view: View) -> str:
+    """The question of a study and what was trained and tested."""
+    train, tests = view.results.train, view.sets[1:]
+    groups = f"{train.n_groups} {train.group_kind}s" if train.n_groups else "no known groups"
+    systems = f"{len(view.names)} {view.noun}s" if len(view.names) > 1 else f"one {view.noun}"
+    sets = " and ".join(part for part in (", ".join(tests[:-1]), *tests[-1:]) if part) or "no other set"
+    what = f"probe {view.results.config.probe!r}"
+    if view.results.config.probe == "logistic":
+        what = "linear classifier on frozen embeddings"
+    if view.models[view.chosen].recipe is not None:
+        what = "fine-tuned network"
+    return (
+        f"How well does a {what} tell **{view.positive}** patches from the others? It was trained on "
+        f"{train.n} patches ({train.n_positive} {view.positive}) from {groups}, for {systems}, and "
+        f"tested on {sets}. Chosen on the folds: **{view.chosen}**."
+    )
+
+
+def sections_of(view: View, *, images: bool) -> list[Section]:
+    """The sections of a report that have content, in order."""
+    sections = [
+        ("Results", scores.leaderboard(view)),
+        ("Repeated with other folds", scores.repeats(view)),
+        ("Curves", curves.curves(view)),
+        ("Threshold", curves.thresholds(view)),
+        ("Calibration", clinical.calibration(view)),
+        ("Operating points", clinical.operating_points(view)),
+        ("Decision curve", clinical.decision_curve(view)),
+        ("How the penalty was chosen", curves.paths(view)),
+        ("Models of the folds", scores.fold_models(view)),
+        (
+            f"Differences between {view.noun}s",
+            [*differences.differences(view), *clinical.precision(view)],
+        ),
+        ("Domains", domains.by_domain(view)),
+        ("Agreement of the experts", experts.experts(view)),
+        ("Most confident errors", gallery.confident_errors(view) if images else []),
+        ("Data and leaks", data.data(view)),
+        ("Provenance and cost", data.provenance(view)),
+    ]
+    return [(title, content) for title, content in sections if content]

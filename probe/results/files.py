@@ -58,7 +58,7 @@ class ProbeResult:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The results as plain JSON values, made anew: changing them changes nothing here."""
+        """The results as plain JSON values, made again: changing them changes nothing here."""
         return self.results.to_json()
 
     @property
@@ -248,7 +248,7 @@ def _digest(document: Mapping[str, Any]) -> str:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def scores_table(scores: Sequence[Score]) -> pd.DataFrame:

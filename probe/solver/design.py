@@ -44,7 +44,7 @@ class Design:
     y : int (n,), every class of 0..n_classes-1 in every set
     weights : float (S, n), >= 0
     standardize : as for `fit_logistic`
-    memory : bytes that the float32 copy of X may take; above, blocks are prepared anew in every pass
+    memory : bytes that the float32 copy of X may take; above, blocks are prepared again in every pass
 
     d, n (rows with weight in any set), n_classes
     outputs : columns of coefficients a problem, 1 for two classes, else K

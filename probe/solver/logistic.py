@@ -35,7 +35,7 @@ SMALL = 2e7  # sets x rows x features: passes are short and best full, so the pa
 ROUNDING = 1e-13  # of an objective, relative
 MEMORY = 4 * 2**30
 FEW = 1000  # (n m)^2 / d up to which sets of n rows go to Newton at once
-KEPT_ROWS = 2**29  # bytes of a set's float64 rows, above which Newton reads them anew in every step
+KEPT_ROWS = 2**29  # bytes of a set's float64 rows, above which Newton reads them again in every step
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def fit_logistic(
     tol : relative distance of the objective to its optimum at which a fit stops, estimated by g' H g / 2
     max_rounds : rounds of the descent (four times as many with more than two classes), before float64
         Newton takes over
-    memory : bytes for a float32 copy of X; if it would take more, X is read anew in every round
+    memory : bytes for a float32 copy of X; if it would take more, X is reread in every round
     threads : default: the cores, or OMP_NUM_THREADS where that is less; one for a few million numbers
 
     Warns with scikit-learn's ConvergenceWarning where a status is "capped".
@@ -227,7 +227,7 @@ def _finish_set(objective: Objective, found: Minimum, status: Array, ids: Array,
 
 
 def _rows(design: Design, s: int) -> Rows:
-    """The rows of set s, in its units; kept where they are not too many, else read anew in every step."""
+    """The rows of set s, in its units; kept where they are not too many, else reread in every step."""
     used = np.flatnonzero(design.weights[s] > 0)
     y, v = design.y[used], design.weights[s, used]
     if 8 * len(used) * design.d <= KEPT_ROWS:

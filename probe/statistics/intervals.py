@@ -496,7 +496,7 @@ def _jackknife_error(left_out: Floats) -> tuple[float, float]:
     """Standard error from the values without each cluster, and the degrees of freedom of its square.
 
     The relative variance of a variance estimate is (kurtosis - 1) / G, and 2 / df of a chi-square's. The
-    kurtosis of few values is too small, hence the bound of the normal case.
+    kurtosis of few values is too small, which is why it is bounded by that of the normal case.
     """
     n = len(left_out)
     influence = left_out - left_out.mean()

@@ -520,7 +520,7 @@ def leave_one_out(
 
 
 def check_names(metrics: Iterable[str]) -> list[str]:
-    """The names as a list. Raises InvalidRequest if one is no binary metric."""
+    """The names as a list. Raises InvalidRequest if one is not a binary metric."""
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     unknown = [name for name in names if name not in METRICS]
     if unknown:

@@ -573,7 +573,7 @@ def hostile(folder: Path) -> Counter[str]:
 
 
 def hostile_stores(folder: Path, backend: str) -> Counter[str]:
-    """Block ids and names of arrays that lead out of the store, links in the place of files, pipes."""
+    """Block ids and names of arrays that lead out of the store, links instead of files, pipes."""
     found: Counter[str] = Counter()
     module, shared = of_tests("cache/test_hostile.py"), of_tests("cache/conftest.py")
     module.Attack.prepare(folder / "template", shared.make_identity(), shared.Rows(20), backend)

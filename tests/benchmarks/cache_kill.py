@@ -4,7 +4,7 @@
 
 A quarter of the kills each: Zarr and HDF5, with 1 and with 4 writers at once. Every vector follows from its
 key, so a reader can tell garbage; every writer reports what was acknowledged (published) and what was
-appended. After each kill the store is opened anew and read whole. The next writers resume where the store
+appended. After each kill the store is opened again and read whole. The next writers resume where the store
 ends. Exit code 1 unless: no store unreadable, no acknowledged row lost, no row visible that is not what was
 written, and at most a block in flight to be computed again for each writer.
 """

@@ -12,7 +12,7 @@ Loops other than ours see n/8 of the pictures (paper) and n/4 (loader). On a mac
 CPU ms. Aim: patchbank <= 1.05 x bare.
 
 --decode measures the decoding alone (read, hash, resize to 224 px) of the pictures and of their central 64
-pixels, saved anew: by 1, 2 and 4 threads as the engine has them, and by as many processes, which send the
+pixels, saved again: by 1, 2 and 4 threads as the engine has them, and by as many processes, which send the
 pixels back through a pipe as a DataLoader's or a process pool's do.
 """
 

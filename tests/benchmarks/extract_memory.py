@@ -8,8 +8,8 @@ its own. What a run is given about every patch is allocated before the measureme
 26 bytes. What it adds are 2 bytes, with --unhashed (no key known before) 10, and the store's index, 20 bytes
 a row and up to 11 more while two pieces of it are merged; the rest has to be the same at every size.
 
-Anonymous memory and pages of files are told apart (the second can be dropped by the system at any time), both
-sampled 100 times a second; the peak of the sum is the kernel's own (VmHWM, reset before the run).
+Anonymous memory and pages of files are reported separately (the second can be dropped by the system at any
+time), both sampled 100 times a second; the peak of the sum is the kernel's own (VmHWM, reset before the run).
 """
 
 import argparse

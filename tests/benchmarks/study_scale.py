@@ -5,7 +5,7 @@
 Measured in this run: a manifest and a store of 1,000,000 rows, a store with as many blocks as 1e8 rows have,
 the probe at two sizes, and extraction on a local Ray cluster of several nodes, one of which is taken away.
 Counted: the operations of a forward pass, of the cards' real architectures (no memory: torch's meta device).
-Reckoned: everything at --patches, in proportion. --tflops and --share are of your accelerator (dense bf16,
+Estimated: everything at --patches, in proportion. --tflops and --share are of your accelerator (dense bf16,
 and the share of it that `extract_gpu.py` prints); they are arguments, not measurements.
 """
 
@@ -284,7 +284,7 @@ def tell_reckoned(
 ) -> None:
     n = args.patches
     speed = args.tflops * 1e12 * args.share
-    print(f"Reckoned: {len(ENCODERS)} x {n:.0e} patches at {args.tflops:.0f} TFLOP/s x {args.share:.0%}")
+    print(f"Estimated: {len(ENCODERS)} x {n:.0e} patches at {args.tflops:.0f} TFLOP/s x {args.share:.0%}")
     print(f"  {'encoder':14} {'dim':>5} {'GFLOP':>7} {'GPU h':>9} {'TB':>7} {'files':>9}")
     total = np.zeros(3)
     for name in ENCODERS:

@@ -106,7 +106,7 @@ def test_reading_goes_on_while_blocks_are_packed_and_swept(store: Store, make_ro
     assert late.contains(rows.keys).all()  # its index is built from blocks that are gone
     more = make_rows(5, seed=1)
     steps = 0
-    for part, vectors in reader.iter_blocks(rows.keys, 100):  # rows are numbered anew on the way
+    for part, vectors in reader.iter_blocks(rows.keys, 100):  # rows are numbered again on the way
         assert vectors.tobytes() == rows.vectors[part].tobytes()
         with store.writer() as writer:
             writer.append(*more[slice(steps % 5, steps % 5 + 1)])

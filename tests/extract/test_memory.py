@@ -19,7 +19,7 @@ from patchbank.extract.work import Lane, Target, Work
 FEW, MANY = 10_000, 40_000
 CONSTANT = 100_000  # bytes: queues that are fuller in one run than in the other
 INDEX = 20 + 11  # bytes a row: at rest, and while the largest pieces are merged
-WAITS, SEEN = 2, 8  # bytes a patch: lanes it waits for; the table that tells doubles
+WAITS, SEEN = 2, 8  # bytes a patch: lanes it waits for; the table that finds duplicates
 
 
 @pytest.mark.parametrize("hashed", [True, False])

@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest
-from patchbank.probe.report import clinical
 from patchbank.probe.report.board import Board
 from patchbank.probe.report.model import StudyPage, SystemRow
 from patchbank.probe.report.page import page_html
-from patchbank.probe.report.sections import Sections
+from patchbank.probe.report.sections import clinical
+from patchbank.probe.report.view import View
 from patchbank.probe.report.write import html_report, markdown_report
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.merge import from_predictions, merge_systems
@@ -95,7 +95,7 @@ def test_nothing_is_claimed_where_no_slides_are_known(result: ProbeResult) -> No
     assert "slides unknown (the intervals take patches as independent and are too narrow)" in text
     assert "Of outer no slides are known" in text
     assert not re.search(r"outer[^\n]*independent groups", text)
-    view = Sections(result)
+    view = View(result)
     [rows] = tables(
         clinical.if_clustered(view, [r for r in result.leaderboard() if r.dataset == "outer"], ["auroc"])
     )
@@ -111,7 +111,7 @@ def test_nothing_is_claimed_where_no_slides_are_known(result: ProbeResult) -> No
 
 
 def test_counts_of_calls_are_those_of_the_predictions(result: ProbeResult) -> None:
-    counts = tables(clinical.operating_points(Sections(result)))[0]
+    counts = tables(clinical.operating_points(View(result)))[0]
     rows = result.predictions
     rows = rows[
         (rows["dataset"] == "inner:test") & (rows["features"] == result.chosen) & (rows["role"] == "refit")
@@ -127,7 +127,7 @@ def test_counts_of_calls_are_those_of_the_predictions(result: ProbeResult) -> No
 
 
 def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
-    _, cuts, values = tables(clinical.operating_points(Sections(result)))
+    _, cuts, values = tables(clinical.operating_points(View(result)))
     record = next(
         r for r in result.leaderboard() if r.dataset == "inner:test" and r.features == result.chosen
     )
@@ -144,7 +144,7 @@ def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
 
 
 def test_a_calibration_error_stands_beside_its_floor(result: ProbeResult) -> None:
-    [rows] = tables(clinical.calibration(Sections(result)))
+    [rows] = tables(clinical.calibration(View(result)))
     assert len(rows) == 6  # three sets, as fitted and calibrated
     record = next(r for r in result.leaderboard() if r.dataset == "outer" and r.features == result.chosen)
     row = next(r for r in rows if r["set"] == "outer" and r["probabilities"].startswith("calibrated"))
@@ -156,7 +156,7 @@ def test_a_calibration_error_stands_beside_its_floor(result: ProbeResult) -> Non
 
 def test_experts_and_models_are_scored_on_the_same_rows(result: ProbeResult) -> None:
     votes = result.results.votes[0]
-    parts = clinical.human(Sections(result), votes)
+    parts = clinical.human(View(result), votes)
     [rows] = tables(parts)
     line = votes.human
     assert line
@@ -190,7 +190,7 @@ def test_the_page_leads_with_what_the_study_named(result: ProbeResult) -> None:
         for m in result.document["models"]
     ]
     page = StudyPage(title="A study", about="", result=result, systems=tuple(systems))
-    assert Board(Sections(result), systems).sets[0] == "inner:test"
+    assert Board(View(result), systems).sets[0] == "inner:test"
     assert 'data-metric="balanced_accuracy"><head>' in page_html(page)
     named = page_html(dataclasses.replace(page, primary_set="outer", primary_metric="auroc"))
     assert 'data-metric="auroc"><head>' in named
@@ -236,7 +236,7 @@ def test_results_without_these_records_have_no_such_sections(result: ProbeResult
     for votes in document["votes"]:
         votes.pop("human", None)
     document.pop("precision")
-    view = Sections(ProbeResult(document, result.predictions))
+    view = View(ProbeResult(document, result.predictions))
     for section in (
         clinical.calibration,
         clinical.operating_points,
@@ -270,7 +270,7 @@ def one_slide_of_the_rare_class(table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize("bootstrap", [100, 0])
 @pytest.mark.parametrize("rows", [one_class, one_domain_with_both, two_rows, one_slide_of_the_rare_class])
 def test_sets_that_say_little_are_shown(study: Any, rows: Any, bootstrap: int) -> None:
-    """Where a number cannot be had its place says so; nothing fails, and no interval is made up."""
+    """Where a number is undefined, the table has a dash; nothing fails, and no interval is made up."""
     external = Manifest(study.external.header, rows(study.external.table), study.external.root)
     result = run_probe(
         train=study.train,

@@ -31,7 +31,7 @@ from patchbank.probe.report.page import (
     page_html,
     write_page,
 )
-from patchbank.probe.report.sections import Sections
+from patchbank.probe.report.view import View
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.schema import PAIRED, Estimate
 from patchbank.probe.run import run_probe
@@ -134,7 +134,7 @@ def page(result: ProbeResult) -> StudyPage:
     twins = [("outer/1", "Atypical", png), ("outer/2", "Normal", b"")]
     return StudyPage(
         title="A study of what is known",
-        about="Which **encoder** tells them apart?",
+        about="Which **encoder** separates them?",
         result=result,
         systems=tuple(systems),
         published=tuple(published),
@@ -223,7 +223,7 @@ def board_with(page: StudyPage, p_holm: float | None) -> Board:
         if c["test"] == PAIRED and p_holm is not None
     ]
     changed = ProbeResult({**result.document, "comparisons": comparisons}, result.predictions)
-    return Board(Sections(changed), page.systems)
+    return Board(View(changed), page.systems)
 
 
 def test_a_winner_is_significantly_above_the_others(page: StudyPage) -> None:
@@ -249,7 +249,7 @@ def test_no_winner_is_named_where_no_slides_are_known(page: StudyPage) -> None:
     document = copy.deepcopy(page.result.document)
     for entry in document["data"]:
         entry["groups_known"] = entry["dataset"] != "outer"
-    board = Board(Sections(ProbeResult(document, page.result.predictions)), page.systems)
+    board = Board(View(ProbeResult(document, page.result.predictions)), page.systems)
     assert "is the best" in board.answers()  # on the set whose slides are known
     on_outer = [part for part in board.answers().split("<p>") if "On <b>outer</b>" in part]
     assert len(on_outer) == 1
@@ -260,7 +260,7 @@ def test_no_winner_is_named_where_no_slides_are_known(page: StudyPage) -> None:
 
 
 def test_who_differs_significantly_is_counted(result: ProbeResult) -> None:
-    """Three systems: the highest is told from one, not from the other."""
+    """Three systems: the highest differs significantly from one, not from the other."""
     document = dict(result.document)
     third = "third/full/cls"
     document["models"] = [*document["models"], {**document["models"][0], "features": third}]
@@ -274,13 +274,13 @@ def test_who_differs_significantly_is_counted(result: ProbeResult) -> None:
         {**about, "a": "good/full/cls", "b": "poor/full/cls", "p_holm": 0.01},
         {**about, "a": third, "b": "good/full/cls", "p_holm": 0.2},
     ]
-    board = Board(Sections(ProbeResult(document, result.predictions)), [])
+    board = Board(View(ProbeResult(document, result.predictions)), [])
     standing = board.standings["outer", "auroc"]
     assert standing
     assert (standing.worse, standing.similar, standing.others) == (("poor/full/cls",), (third,), 2)
     assert "significantly above 1 of the 2 others; not above third/full/cls" in board.answers()
     document["comparisons"] = document["comparisons"][:1]
-    board = Board(Sections(ProbeResult(document, result.predictions)), [])
+    board = Board(View(ProbeResult(document, result.predictions)), [])
     assert "significantly above 1 of the 1 of 2 others that it was compared with" in board.answers()
     assert "is the best" not in board.answers()
 
@@ -307,7 +307,7 @@ def test_json_cannot_end_its_element() -> None:
 
 def test_captions_say_how_much_is_drawn() -> None:
     assert caption(make_map(total=4)).startswith("All 4 patches. PCA of good/full/cls; its axes hold 40.0%")
-    assert "mean nothing" in caption(make_map(method="UMAP", explained=()))
+    assert "carry no meaning" in caption(make_map(method="UMAP", explained=()))
 
 
 def hostile(page: StudyPage) -> StudyPage:

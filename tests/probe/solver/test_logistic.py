@@ -241,7 +241,7 @@ def test_streamed_is_the_same(tmp_path, k):
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_streamed_fits_that_the_descent_does_not_finish_are_finished_by_newton(k):
-    """They once ended capped: its rows are read anew in every step."""
+    """They once ended capped: its rows are reread in every step."""
     X, y = data(5000, 10, k)
     v = sets(y)
     strengths = [1e-2, 1e4]

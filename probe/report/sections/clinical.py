@@ -8,11 +8,11 @@ Reloaded). Read from the scores that FORMAT.md documents; results without them h
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..results.display import TITLES, Table, interval, number, p_value
-from ..results.schema import UNKNOWN, Role, Score, Votes
-from .charts import decision
-from .plots import side_by_side, svg
-from .view import View
+from ...results.display import TITLES, Table, interval, number, p_value
+from ...results.schema import UNKNOWN, Role, Score, Votes
+from ..charts import decision
+from ..plots import side_by_side, svg
+from ..view import View
 
 PREVALENCES = ("0.05", "0.1", "0.2", "0.3", "observed")
 CALLED = {"metrics": "probability 0.5", "at_threshold": "threshold of the folds"}
@@ -29,11 +29,11 @@ def _counted(view: View, score: Score) -> str:
 
 def reasons(records: Iterable[tuple[str, Mapping[str, str]]]) -> list[Any]:
     """Why some numbers have no interval, each reason once."""
-    found: dict[str, list[str]] = {}
+    where_missing: dict[str, list[str]] = {}
     for where, each in records:
         for what, why in each.items():
-            found.setdefault(why, []).append(f"{where}, {what.replace('_', ' ')}")
-    return [f"No interval ({why}): {'; '.join(places)}." for why, places in found.items()]
+            where_missing.setdefault(why, []).append(f"{where}, {what.replace('_', ' ')}")
+    return [f"No interval ({why}): {'; '.join(places)}." for why, places in where_missing.items()]
 
 
 def calibration(view: View) -> list[Any]:

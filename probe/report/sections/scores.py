@@ -1,0 +1,157 @@
+"""The leaderboard of a report: scores of all systems, what they mean, repeats, duplicates, fold models."""
+
+from typing import Any
+
+from ...results.display import SHOWN, TITLES, Table, interval, mean_and_sd, mean_sd, number
+from ...results.scoring import FEW_GROUPS
+from ..charts import OTHERS
+from ..markup import interval_html, span, whisker
+from ..view import View
+from . import clinical
+
+_SIMULATED = "In simulated studies of 20 to 150 slides, 95 % intervals of this kind held the truth in "
+COVERED = {  # tests/benchmarks/stats_coverage.py
+    "jackknife": f"{_SIMULATED}.90 to .99 of studies (out of fold, with the variance raised by a factor of "
+    "1.25, in .93 to .99); where slides exist and are not known, in .58 to .84.",
+    "bca": "How often such intervals hold the truth was not simulated; percentiles are too narrow.",
+    "percentile": f"{_SIMULATED}.88 to .96 of studies.",
+}
+
+
+def leaderboard(view: View) -> list[Any]:
+    """All systems on each set, with what the numbers mean and what bears on them."""
+    records = list(view.records.values())
+    scale = {m: span([r.estimate(m) for r in records]) for m in SHOWN}
+    solver = view.results.config.solver
+    out: list[Any] = []
+    if solver != "exact":
+        out.append(
+            f"These are models of the published recipe {solver!r}, for comparison: each fold chose the "
+            "epoch of its own model, so that scores on the training set would be no estimate and are "
+            "left out."
+        )
+    out.append(meaning(view))
+    for dataset in view.sets:
+        on_set = [r for r in records if r.dataset == dataset]
+        if not on_set:
+            continue
+        what = "different patches" if on_set[0].deduplicated else "patches"
+        how = "scored out of fold" if dataset == view.train else "never used in training or choosing"
+        share = on_set[0].share
+        line = (
+            f"; an expert against the other experts: balanced accuracy {view.human[dataset]:.3f} (dashed)"
+            if dataset in view.human
+            else ""
+        )
+        out.append(
+            f"**{dataset}**: {on_set[0].n:,} {what}, {share:.1%} {view.positive}, "
+            f"{clinical.independence(view, on_set[0])}; "
+            f"{how}{line}."
+        )
+        rows = []
+        for r in on_set:
+            cells: list[Any] = [view.cell(r.features)]
+            for m in SHOWN:
+                human = view.human.get(dataset) if m == "balanced_accuracy" else None
+                series, value = view.series.get(r.features, OTHERS), r.estimate(m)
+                bar = whisker(value, scale[m], chance=r.chance(m), human=human, series=series)
+                cells.append((interval(value), interval_html(value) + bar))
+            cells += [number(r.estimate(m).value) for m in ("sensitivity", "specificity")]
+            rows.append(cells)
+        out.append(
+            Table(
+                [view.noun, *(TITLES[m] for m in SHOWN), "sensitivity", "specificity"],
+                rows,
+                kind="board",
+            )
+        )
+        out += clinical.if_clustered(view, on_set, SHOWN)
+    return [*out, *clinical.no_interval(view, SHOWN), *with_duplicates(view), *notes(view)]
+
+
+def notes(view: View) -> list[Any]:
+    """Notes of the run that bear on its numbers: settings not used, fewer folds, near-duplicates."""
+    return [f"Note: {note}." for note in view.results.notes]
+
+
+def repeats(view: View) -> list[Any]:
+    """How far the scores depend on how the folds happened to be made."""
+    repeats = view.results.repeats
+    if not repeats:
+        return []
+    spreads = {(r.dataset, r.features, r.role): r for r in repeats.scores}
+    rows = [
+        [r.dataset, view.starred(r.features), *(mean_and_sd(one.spread(m)) for m in SHOWN)]
+        for r in view.records.values()
+        if (one := spreads.get((r.dataset, r.features, r.role)))
+    ]
+    return [
+        f"Mean ± standard deviation over {len(repeats.seeds)} runs of the whole protocol, each with "
+        "folds of another seed; the first run is the one that all other figures are of. The deviation "
+        "is that of the choice of folds, on all files of these same patches: it is not an interval for other "
+        "patients.",
+        Table(["set", view.noun, *(TITLES[m] for m in SHOWN)], rows, left=2),
+    ]
+
+
+def with_duplicates(view: View) -> list[Any]:
+    """The chosen system on all files of the sets that hold duplicates, beside the figures that lead."""
+    raw = {(r.dataset, r.role): r for r in view.results.whole(features=view.chosen)}
+    rows = [
+        [r.dataset, raw[r.dataset, r.role].n, r.n]
+        + [
+            interval(one.estimate(m))
+            for m in ("balanced_accuracy", "auroc")
+            for one in (raw[r.dataset, r.role], r)
+        ]
+        for r in view.records.values()
+        if r.deduplicated and r.features == view.chosen
+    ]
+    if not rows:
+        return []
+    heads = ["balanced accuracy, all files", "different", "AUROC, all files", "different"]
+    return [
+        "Some images occur more than once. The figures above count each once, and none that carries both "
+        f"labels; on all files {view.chosen} (★) has:",
+        Table(["set", "files", "different", *heads], rows),
+    ]
+
+
+def meaning(view: View) -> str:
+    """What the numbers of the leaderboard are."""
+    kind = view.groups
+    how = {
+        "jackknife": f"the jackknife over whole {kind} with Student's t",
+        "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} of them",
+        "percentile": f"percentiles of the bootstrap of whole {kind}",
+    }[view.results.config.interval]
+    parts = (_meaning_of_numbers(view, how), COVERED[view.results.config.interval], view.result.optimism("★"))
+    return " ".join(part for part in parts if part)
+
+
+def _meaning_of_numbers(view: View, how: str) -> str:
+    return (
+        f"In brackets: {view.level} % intervals, by {how}. Balanced "
+        "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is "
+        f"chance level. AUROC is the chance that a random {view.positive} patch scores above a "
+        f"random other one. Average precision is for the class {view.positive}; chance level is the "
+        "class's share. ★ "
+        "marks what the folds of the training set chose; no choice of any kind was made on the test "
+        "sets."
+    )
+
+
+def fold_models(view: View) -> list[Any]:
+    """As published tables put it: mean over the folds' models and standard deviation (ddof 0)."""
+    rows = []
+    for name in view.names:
+        for dataset, values in view.results.fold_models.get(name, {}).items():
+            rows.append([name, dataset, *(mean_sd(values[m]) for m in ("balanced_accuracy", "auroc"))])
+    if not rows:
+        return []
+    return [
+        "Each outer fold's model by itself on the sets that none was trained on: mean (standard "
+        "deviation) over the folds, as published tables often have it. The deviation is between "
+        "trainings and says nothing about other patches.",
+        Table([view.noun, "set", "balanced accuracy", "AUROC"], rows, left=2),
+    ]
