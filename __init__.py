@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .probe.estimator import BatchedLogisticRegression as BatchedLogisticRegression
     from .probe.estimator import BatchedLogisticRegressionCV as BatchedLogisticRegressionCV
     from .probe.features import load as load
+    from .probe.model import ProbeModel as ProbeModel
     from .probe.run import run_probe as run_probe
     from .probe.solver.logistic import fit_logistic as fit_logistic
 
@@ -32,6 +33,7 @@ _EXPORTS = {
     "BatchedLogisticRegression": ".probe.estimator",
     "BatchedLogisticRegressionCV": ".probe.estimator",
     "Manifest": ".datasets.manifest",
+    "ProbeModel": ".probe.model",
     "build_manifest": ".datasets.builders",
     "fit_logistic": ".probe.solver.logistic",
     "load": ".probe.features",

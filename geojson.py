@@ -66,9 +66,8 @@ def write_geojson(
         if names is not None and names[i]:
             properties["name"] = names[i]
         if classes is not None and classes[i]:
-            properties["classification"] = {"name": classes[i]}
-            if colours and classes[i] in colours:
-                properties["classification"]["color"] = list(colours[classes[i]])
+            colour = {"color": list(colours[classes[i]])} if colours and classes[i] in colours else {}
+            properties["classification"] = {"name": classes[i], **colour}
         values = {name: float(column[i]) for name, column in (measurements or {}).items()}
         values = {name: value for name, value in values.items() if value == value}
         if values:

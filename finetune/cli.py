@@ -399,7 +399,8 @@ def predict_command(
       patchbank predict results images --bank bank -o predictions.csv
     """
     from ..files import check_writable
-    from ..probe.results.files import PROBES
+    from ..probe.artefact import ABOUT
+    from ..probe.results.older import PROBES
     from ..texts import write_csv
     from .predict import manifest_of, predict_finetuned, predict_probe
 
@@ -409,7 +410,7 @@ def predict_command(
         suffixes=tuple(filter(None, suffixes.split(","))),
         on_note=lambda note: say(f"{images}: {note}.", style="yellow"),
     )
-    if (model / PROBES).exists():
+    if (model / ABOUT).exists() or (model / PROBES).exists():
         from ..datasets.manifest import load_manifest
 
         if bank is None:
@@ -426,7 +427,7 @@ def predict_command(
     elif train or bank or features or encoders:
         raise InvalidRequest(
             f"--train, --bank, --features and --encoder belong to the results of `patchbank probe run`, and "
-            f"{model} has no {PROBES}"
+            f"{model} has no {ABOUT}"
         )
     else:
         table = predict_finetuned(model, found, batch_size=batch_size, workers=workers, **options)

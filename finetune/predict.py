@@ -118,7 +118,8 @@ def predict_probe(
 
     loaded = ProbeResult.load(results)
     chosen = features or loaded.chosen
-    if chosen not in loaded.probes:
+    of = loaded.probes.get(chosen)
+    if not of:
         there = ", ".join(loaded.probes) or "none: they are of trained networks"
         raise InvalidRequest(f"{results} has no probe on {chosen!r}; it has {there}")
     about, stores = loaded.results.train, loaded.results.stores
@@ -152,7 +153,7 @@ def predict_probe(
         _check_identity(report.stores[0].name, fitted, str(source))
     first = stores[str(sources[0])]
     opened = open_bank(os.fspath(bank), precision=first.precision, dtype=first.dtype)
-    probe = loaded.probes[chosen]
+    probe = of.get("refit") or of["ensemble"]
     score = probe.score(load_set(manifest, chosen, bank=opened))
     words = {"classes": about.classes, "positive": about.positive}
     return _table(manifest, score[:, None], ["refit"], probe.adjusted, **words)

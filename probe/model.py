@@ -1,4 +1,4 @@
-"""A fitted probe as plain numbers, so that it can be stored with its results and applied without a refit.
+"""A fitted probe as plain numbers: stored with its results, taken away, applied without a refit.
 
 A probe is a short list of steps over the rows of a feature matrix, each a kind and its arrays:
 
@@ -9,28 +9,61 @@ A probe is a short list of steps over the rows of a feature matrix, each a kind 
     relu        negative numbers become 0
     neighbours  weighted share of positives among the nearest training rows, see `neighbours`
 
-All are applied in float64. The file is an .npz without pickles, with a JSON text "about" in it.
+All are applied in float64. `probe.safetensors` has the arrays, `probe.json` all the rest; FORMAT.md of
+results describes both, with a reader of a few lines.
 """
 
 import json
-import zipfile
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, logsumexp
 
 from ..errors import InvalidRequest, ProbeError
-from ..files import write_atomically
+from .artefact import read_artefact, write_artefact
 
-FORMAT, FORMAT_VERSION = "patchbank-probes", 1
-UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
+if TYPE_CHECKING:
+    from sklearn.model_selection import FixedThresholdClassifier
+    from sklearn.pipeline import Pipeline
+
+ROLES = ("refit", "ensemble")
 BLOCK_ROWS = 1024  # of a matrix of similarities
 
 Arrays = Mapping[str, np.ndarray]
 Steps = tuple[tuple[str, Arrays], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a probe is for.
+
+    features : the feature set, as "uni2-h/full/cls" or "a/full/cls + b/full/cls": the columns in this order
+    role : "refit" (one model of all training rows) or "ensemble" (the mean probability of the folds' models)
+    classes : the labels; positive : the one that a binary probe finds, against the rest
+    stores : source -> name, identity (encoder, weights, preprocessing, view, tokens, ...) and provenance
+        (licence, hub, ...) of the embeddings that it was fitted on
+    training : data set, licence, number of rows and the digest of their ids and labels
+    scores : dataset -> metric -> [value, low, high]
+    """
+
+    features: str = ""
+    role: str = "refit"
+    classes: Sequence[str] = ()
+    positive: str = ""
+    stores: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in probe.json."""
+        return {f: getattr(self, f) for f in self.__dataclass_fields__} | {"classes": list(self.classes)}
 
 
 @dataclass(frozen=True)
@@ -40,10 +73,29 @@ class ProbeModel:
     members : one for the refit; several for a fold ensemble, the mean of whose probabilities counts
     adjusted : float64 (4,), chosen on held-out scores: threshold on the score, 1 / temperature, Platt's scale
         and offset
+    about : what it is for
     """
 
     members: tuple[Steps, ...]
     adjusted: np.ndarray
+    about: About = field(default_factory=About)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], *, features: str | None = None, role: str | None = None
+    ) -> "ProbeModel":
+        """The probe in a folder of results, or in one that has its two files only; numpy is all it needs.
+
+        features : of a folder with several probes (None: the one that the folds chose)
+        role : "refit", or "ensemble" of the models of the folds (None: the refit where there is one)
+        Raises ProbeError (no probe, damaged), InvalidRequest (no such feature set or role).
+        """
+        probes, chosen = load_probes(path)
+        return pick_probe(probes, features or chosen, role, where=str(path))
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write probe.json and probe.safetensors of this probe alone. Returns the folder."""
+        return save_probes(folder, [self], chosen=self.about.features)
 
     def score(self, X: np.ndarray) -> np.ndarray:
         """float (n, d) -> float64 (n,): logits of the positive class (decision values of other probes).
@@ -54,13 +106,103 @@ class ProbeModel:
             raise InvalidRequest(f"features {X.shape} for a probe on {self.dim} columns")
         return mean_logit(np.stack([apply(steps, X) for steps in self.members], axis=1))
 
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        """float (n, d) embeddings, as they are in the store -> float64 (n, 2): probabilities of `classes`.
+
+        Calibrated on the scores that were held out in training (Platt). Rows sum to 1.
+        """
+        probability = calibrated(self.score(X), self.adjusted)[0]
+        columns = [1 - probability, probability]
+        return np.stack(columns if self.classes[1] == self.about.positive else columns[::-1], axis=1)
+
+    def predict(self, X: np.ndarray) -> np.ndarray:
+        """float (n, d) -> object (n,): the positive class where its probability reaches `threshold`."""
+        negative = next(name for name in self.classes if name != self.about.positive)
+        probability, threshold = calibrated(self.score(X), self.adjusted)
+        return np.where(probability >= threshold, self.about.positive, negative).astype(object)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the columns of `predict_proba` are of; of a class against several others "not CLASS"."""
+        classes, positive = tuple(self.about.classes), self.about.positive
+        return classes if len(classes) == 2 else (f"not {positive}", positive)
+
+    @property
+    def threshold(self) -> float:
+        """On the probability of the positive class, chosen on held-out scores (best balanced accuracy)."""
+        return float(calibrated(np.zeros(1), self.adjusted)[1][0])
+
     @property
     def dim(self) -> int:
         """Columns of the feature set."""
-        kind, arrays = next(step for step in self.members[0] if step[0] != "unit")
+        kind, arrays = next((kind, arrays) for kind, arrays in self.members[0] if kind != "unit")
         if kind == "neighbours":
             return arrays["train"].shape[1]
         return len(arrays["weight" if kind == "affine" else "value"])
+
+    def to_sklearn(self) -> "FixedThresholdClassifier":
+        """The same probabilities and calls from a fitted classifier of scikit-learn.
+
+        `predict_proba` is calibrated, `predict` calls at `threshold`, `classes_` are the labels.
+        Raises InvalidRequest for an ensemble, and for nearest neighbours.
+        """
+        from .conversion import sklearn_of
+
+        return sklearn_of(self._pipeline(), threshold=self.threshold, positive=self.about.positive)
+
+    def to_onnx(self, file: str | os.PathLike[str]) -> Path:
+        """Write the probe as ONNX, through skl2onnx (`pip install patchbank[onnx]`).
+
+        Input "embeddings", float32 (n, d); outputs "label" (at probability 0.5) and "probabilities", float32
+        (n, 2). Its metadata has `threshold`, on the probability of the positive class, and `patchbank`:
+        features, classes, encoder and training data as in probe.json.
+        Raises MissingDependency, OutputError, and InvalidRequest as `to_sklearn`.
+        """
+        from .conversion import write_onnx
+
+        about = {"threshold": repr(self.threshold), "patchbank": json.dumps(self.about.to_json())}
+        return write_onnx(self._pipeline(), file, about=about)
+
+    def _pipeline(self) -> "Pipeline":
+        from .conversion import pipeline_of
+
+        steps, *others = self.members
+        if others:
+            raise InvalidRequest("an ensemble is several classifiers: take the refit (role='refit')")
+        _, _, scale, offset = self.adjusted
+        return pipeline_of(
+            folded(steps),
+            dim=self.dim,
+            classes=self.classes,
+            positive=self.about.positive,
+            scale=scale,
+            offset=offset,
+        )
+
+
+def folded(steps: Steps) -> Steps:
+    """The same function with neighbouring linear steps as one: of a linear probe, its coefficients on the
+    features as they are.
+    """
+    found: list[tuple[str, Arrays]] = []
+    for kind, arrays in steps:
+        if kind == "affine":
+            weight, bias = arrays["weight"], arrays["bias"]
+            while found and found[-1][0] in ("shift", "scale", "affine"):
+                before, values = found.pop()
+                if before == "shift":
+                    bias = bias - values["value"] @ weight
+                elif before == "scale":
+                    weight = values["value"][:, None] * weight
+                else:
+                    weight, bias = values["weight"] @ weight, values["bias"] @ weight + bias
+            found.append(("affine", {"weight": weight, "bias": bias}))
+        elif kind == "shift" and found and found[-1][0] == "affine":
+            weight, bias = found.pop()[1].values()
+            found.append(("affine", {"weight": weight, "bias": bias - arrays["value"]}))
+        else:
+            found.append((kind, arrays))
+    return tuple(found)
 
 
 def apply(steps: Steps, X: np.ndarray) -> np.ndarray:
@@ -137,61 +279,69 @@ def calibrated(score: np.ndarray, adjusted: np.ndarray) -> tuple[np.ndarray, np.
     return expit(scale * score + offset), expit(scale * cut + offset)
 
 
-def save_probes(file: Path, probes: Mapping[str, ProbeModel]) -> None:
-    """Write the probes of all feature sets into one file; no pickles."""
-    arrays, about = {}, {}
-    for i, (name, probe) in enumerate(probes.items()):
-        arrays[f"{i}.adjusted"] = probe.adjusted
-        about[name] = [[kind for kind, _ in steps] for steps in probe.members]
-        for j, steps in enumerate(probe.members):
+def save_probes(folder: str | os.PathLike[str], probes: Sequence[ProbeModel], *, chosen: str) -> Path:
+    """Write probes as probe.safetensors and, last, probe.json. Linear ones as coefficients on the features.
+
+    chosen : the feature set that stands for the whole
+    """
+    arrays: dict[str, np.ndarray] = {}
+    records = []
+    for i, probe in enumerate(probes):
+        members = []
+        for j, steps in enumerate(map(folded, probe.members)):
+            members.append([kind for kind, _ in steps])
             for k, (_, values) in enumerate(steps):
-                arrays |= {f"{i}.{j}.{k}.{key}": value for key, value in values.items()}
-    text = json.dumps({"format": FORMAT, "version": FORMAT_VERSION, "probes": about})
-
-    def write(to: Path) -> None:
-        with to.open("wb") as stream:
-            np.savez(stream, about=np.array(text), **arrays)
-
-    write_atomically(file, write)
-
-
-def load_probes(file: Path) -> dict[str, ProbeModel]:
-    """What `save_probes` wrote. Raises ProbeError for anything else."""
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            about = json.loads(str(stored["about"]))
-            if about["format"] != FORMAT or about["version"] != FORMAT_VERSION:
-                raise ProbeError(
-                    f"{file} is {about['format']!r} version {about['version']!r}; this patchbank reads "
-                    f"{FORMAT!r} version {FORMAT_VERSION}"
-                )
-            probes = {
-                name: ProbeModel(
-                    tuple(_read_steps(stored, f"{i}.{j}", kinds) for j, kinds in enumerate(members)),
-                    stored[f"{i}.adjusted"],
-                )
-                for i, (name, members) in enumerate(about["probes"].items())
+                arrays |= {f"{i}.{j}.{k}.{name}": value for name, value in values.items()}
+        records.append(
+            {
+                **probe.about.to_json(),
+                "threshold": probe.threshold,
+                "adjusted": probe.adjusted.tolist(),
+                "members": members,
             }
-    except ProbeError:
-        raise
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        EOFError,
-        zipfile.BadZipFile,
-    ) as error:
-        raise ProbeError(f"{file} cannot be read as probes of `patchbank probe run`: {error}") from error
-    return probes
+        )
+    return write_artefact(folder, {"chosen": chosen, "probes": records}, arrays)
 
 
-def _read_steps(stored: Any, place: str, kinds: Sequence[str]) -> Steps:
+def load_probes(folder: str | os.PathLike[str]) -> tuple[list[ProbeModel], str]:
+    """(probes, the chosen feature set) of what `save_probes` wrote. Raises ProbeError for anything else."""
+    about, arrays = read_artefact(folder)
+    try:
+        probes = [
+            ProbeModel(
+                tuple(read_steps(arrays, f"{i}.{j}", kinds) for j, kinds in enumerate(record["members"])),
+                np.array(record["adjusted"], np.float64),
+                About(**{key: record[key] for key in About.__dataclass_fields__ if key in record}),
+            )
+            for i, record in enumerate(about["probes"])
+        ]
+        for probe in probes:
+            apply(probe.members[0], np.zeros((1, probe.dim)))
+        return probes, str(about["chosen"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ProbeError(f"{folder} does not hold a probe: {error!r}") from error
+
+
+def pick_probe(probes: Sequence[ProbeModel], features: str, role: str | None, *, where: str) -> ProbeModel:
+    """One of several probes, see `ProbeModel.load`. Raises InvalidRequest, naming those that there are."""
+    if role not in (None, *ROLES):
+        raise InvalidRequest(f"role {role!r} is not one of {', '.join(ROLES)}")
+    of = {probe.about.role: probe for probe in probes if probe.about.features == features}
+    for one in ROLES if role is None else (role,):
+        if one in of:
+            return of[one]
+    if of:
+        raise InvalidRequest(f"{where} has no {role} of {features!r}, only its {', '.join(of)}")
+    known = ", ".join(dict.fromkeys(probe.about.features for probe in probes))
+    raise InvalidRequest(f"{where} has no probe on {features!r}; it has {known or 'none'}")
+
+
+def read_steps(arrays: Arrays, place: str, kinds: Sequence[str]) -> Steps:
+    """The steps of one model from arrays named "PLACE.STEP.ARRAY". Raises ValueError for an unknown kind."""
     steps = []
     for k, kind in enumerate(kinds):
         if kind not in KINDS:
             raise ValueError(f"a step of the unknown kind {kind!r}")
         start = f"{place}.{k}."
-        steps.append((kind, {n.removeprefix(start): stored[n] for n in stored.files if n.startswith(start)}))
+        steps.append((kind, {n.removeprefix(start): v for n, v in arrays.items() if n.startswith(start)}))
     return tuple(steps)

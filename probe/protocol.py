@@ -159,7 +159,9 @@ class ProtocolRun:
     fold_models: dict[str, np.ndarray]  # float64 (n_t, K), scores of the outer folds' models
     fits: dict[str, Any]  # number of fits and of solver calls, statuses, worst gap bound
     seconds: dict[str, float]
-    model: ProbeModel  # the refit, or the fold ensemble of a published recipe
+    models: dict[
+        str, ProbeModel
+    ]  # "refit" (a published recipe has none), "ensemble" of the outer folds' models
     train_role: str = "oof"  # "validation": each fold has chosen the model that scores it
 
 
@@ -226,7 +228,11 @@ def run_protocol(
         score = fitted.scorer(rows)
         columns = [score(of_model[model], setting) for model, setting in enumerate(settings)]
         refit[name], fold_models[name] = columns[0], np.stack(columns[1:], axis=1)
-    adjusted = adjustment(y, oof_flat)
+    adjusted, ensemble_adjusted = adjustment(y, oof_flat), adjustment(y, oof_ensemble)
+    models = {"refit": ProbeModel((fitted.steps(of_model[0], choice),), adjusted)}
+    if config.probe != "knn":  # whose models of folds are the training rows again, each
+        members = tuple(fitted.steps(of_model[k], one) for k, one in enumerate(fold_choices, start=1))
+        models["ensemble"] = ProbeModel(members, ensemble_adjusted)
     seconds["score tests"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
     return ProtocolRun(
@@ -242,12 +248,12 @@ def run_protocol(
         oof_adjusted=oof_adjusted,
         adjusted=adjusted,
         oof_ensemble=oof_ensemble,
-        ensemble_adjusted=adjustment(y, oof_ensemble),
+        ensemble_adjusted=ensemble_adjusted,
         refit=refit,
         fold_models=fold_models,
         fits=fitted.facts,
         seconds=seconds,
-        model=ProbeModel((fitted.steps(of_model[0], choice),), adjusted),
+        models=models,
     )
 
 
@@ -311,7 +317,7 @@ def run_published(
             "worst_gap_bound": None,
         },
         seconds={"fit": fitted, "all": time.perf_counter() - started},
-        model=ProbeModel(tuple(head.steps() for head in heads), adjusted),
+        models={"ensemble": ProbeModel(tuple(head.steps() for head in heads), adjusted)},
         train_role="validation",
     )
 

@@ -180,7 +180,7 @@ def run_probe(
         "domains": {name: found for name, found in domains.items() if found},
         "seconds": seconds,
     }
-    probes = {name: run.model for name, run in runs.items()}
+    probes = {name: run.models for name, run in runs.items()}
     result = ProbeResult(document, predictions_table(data, plan, columns), probes)
     if out is not None:
         result.save(out)

@@ -427,7 +427,7 @@ def content(out: Path) -> tuple[Any, ...]:
         result.document["config"]["seed"],
         json.dumps(result.document["scores"]),
         result.predictions["score"].tolist(),
-        result.probes[result.chosen].members[0][-1][1]["bias"].tolist(),
+        result.model.members[0][-1][1]["bias"].tolist(),
         (out / "table.csv").read_text(),
     )
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from ...errors import ProbeError
 from ...files import sha256, write_atomically, write_text
 from ...terminal import say
 from ...texts import write_csv
-from ..model import ProbeModel, load_probes, save_probes
+from ..artefact import ABOUT, ARRAYS
+from ..config import parse_features
+from ..model import About, ProbeModel, load_probes, pick_probe, save_probes
 from .display import SHOWN, TITLES, Table, interval, mean_and_sd
-from .older import document_of_version_1, predictions_of_version_1
-from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Score
+from .older import PROBES as OLD_PROBES
+from .older import document_of_version_1, predictions_of_version_1, probes_of_npz
+from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Role, Score
 
 FORMAT = "patchbank-probe-results"
-FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests; probes.npz
-PREDICTIONS, PROBES = "predictions.parquet", "probes.npz"
+FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests
+PREDICTIONS = "predictions.parquet"
 UNGROUPED = "no slides or patients are known, the intervals take patches as independent and are too narrow"
 NESTED = (
     f"Out of fold, {SWEEP!r} is the estimate of what was chosen: what scores a fold was chosen without it. "
@@ -38,7 +42,8 @@ class ProbeResult:
 
     results : what results.json holds, see `schema.Results`; or the same as plain JSON values
     predictions : DataFrame, one row a prediction; see `describe.predictions_table`
-    probes : feature set -> what predicts further patches (the refit); none where networks were trained
+    probes : feature set -> role ("refit", "ensemble") -> what predicts further patches; none where networks
+        were trained
     Raises ProbeError where plain values are no results.
     """
 
@@ -46,7 +51,7 @@ class ProbeResult:
         self,
         results: Results | Mapping[str, Any],
         predictions: pd.DataFrame,
-        probes: Mapping[str, ProbeModel] | None = None,
+        probes: Mapping[str, Mapping[str, ProbeModel]] | None = None,
     ) -> None:
         try:
             self.results = results if isinstance(results, Results) else Results.model_validate(results)
@@ -54,7 +59,10 @@ class ProbeResult:
             faults = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:5])
             raise ProbeError(f"these are no results of a probe: {'; '.join(faults)}") from error
         self.predictions = predictions
-        self.probes = dict(probes or {})
+        self.probes = {
+            name: {role: self._described(probe, name, role) for role, probe in of.items()}
+            for name, of in (probes or {}).items()
+        }
 
     @property
     def document(self) -> dict[str, Any]:
@@ -71,8 +79,41 @@ class ProbeResult:
         """Evaluation sets of which no slides or patients are known: nothing is significant there."""
         return self.results.ungrouped
 
+    @property
+    def model(self) -> ProbeModel:
+        """The probe of the chosen feature set: the refit (of a published recipe the ensemble).
+
+        Raises InvalidRequest where there is none: merged systems, trained networks.
+        """
+        probes = [probe for of in self.probes.values() for probe in of.values()]
+        return pick_probe(probes, self.chosen, None, where="this result")
+
+    def _described(self, probe: ProbeModel, features: str, role: str) -> ProbeModel:
+        """The probe with what it is for, as far as the results know it."""
+        train, scored = self.results.train, self.results.whole(features=features)
+        out_of_fold = (Role.OOF, Role.VALIDATION)
+        kept = ("dataset", "version", "licence", "source", "n", "n_positive", "n_groups", "rows")
+        about = About(
+            features=features,
+            role=role,
+            classes=tuple(train.classes),
+            positive=train.positive,
+            stores={
+                str(source): self.results.stores[str(source)].to_json()
+                for source in parse_features(features).sources
+                if str(source) in self.results.stores
+            },
+            training={key: getattr(train, key) for key in kept},
+            scores={
+                one.dataset: {metric: list(value) for metric, value in one.metrics.items()}
+                for one in scored
+                if one.role == role or one.role in out_of_fold
+            },
+        )
+        return replace(probe, about=about)
+
     def save(self, folder: str | os.PathLike[str], *, request: str | None = None) -> Path:
-        """Write predictions.parquet, probes.npz, results.csv and, last, results.json.
+        """Write predictions.parquet, the probes, results.csv and, last, results.json.
 
         Each appears whole or not at all. results.json has the digests of the others and of itself: files of
         two runs, or changed ones, are not read as one result.
@@ -86,8 +127,10 @@ class ProbeResult:
         )
         names = [PREDICTIONS]
         if self.probes:
-            save_probes(folder / PROBES, self.probes)
-            names.append(PROBES)
+            save_probes(
+                folder, [one for of in self.probes.values() for one in of.values()], chosen=self.chosen
+            )
+            names += [ABOUT, ARRAYS]
         write_csv(folder / "results.csv", self.scores())
         digests = {name: sha256(folder / name) for name in names}
         document = {**self.to_json(), **({"request": request} if request else {}), "files": digests}
@@ -116,7 +159,12 @@ class ProbeResult:
             raise ProbeError(f"{folder / PREDICTIONS} cannot be read: {error}") from error
         if digests is None:
             predictions = predictions_of_version_1(predictions)
-        probes = load_probes(folder / PROBES) if PROBES in (digests or {}) else {}
+        probes: dict[str, dict[str, ProbeModel]] = {}
+        if ABOUT in (digests or {}):
+            for probe in load_probes(folder)[0]:
+                probes.setdefault(probe.about.features, {})[probe.about.role] = probe
+        elif OLD_PROBES in (digests or {}):
+            probes = probes_of_npz(folder / OLD_PROBES)
         try:
             return cls(document, predictions, probes)
         except ProbeError as error:
@@ -230,7 +278,7 @@ def complete_for(folder: Path, request: str) -> bool:
 
 def _check_files(folder: Path, digests: Mapping[str, str]) -> None:
     for name in {PREDICTIONS, *digests}:
-        if name not in (PREDICTIONS, PROBES):
+        if name not in (PREDICTIONS, ABOUT, ARRAYS, OLD_PROBES):
             raise ProbeError(f"{folder / 'results.json'} lists a file {name!r} that no result has")
         file = folder / name
         if not file.is_file():

@@ -4,15 +4,22 @@ to be not recorded.
 Version 1 (2026-11-23 to 27) had its probabilities as the fit gives them, and the threshold on those.
 """
 
+import json
+import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
 
+from ...errors import ProbeError
+from ..model import ProbeModel, read_steps
 from .schema import PAIRED
 
+PROBES = "probes.npz"  # of version 2 until 2026-11-27: the refits (of published recipes the ensembles)
+UNREADABLE = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 BOOTSTRAP = "paired cluster bootstrap"  # the paired test of the first days; p_method says so too
 LACKS = {  # what version 1 may lack, by where it would stand
     "stores": "which stores the embeddings came from",
@@ -57,4 +64,22 @@ def predictions_of_version_1(table: pd.DataFrame) -> pd.DataFrame:
     for name, given in (("path", ""), ("content_hash", ""), ("ranking", table["score"])):
         if name not in found:
             found[name] = given
+    return found
+
+
+def probes_of_npz(file: Path) -> dict[str, dict[str, ProbeModel]]:
+    """The probes of a probes.npz: feature set -> role -> probe. Raises ProbeError for anything else."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            about = json.loads(str(stored["about"]))
+            if (about["format"], about["version"]) != ("patchbank-probes", 1):
+                raise ValueError(f"{about['format']!r} version {about['version']!r}")
+            found: dict[str, dict[str, ProbeModel]] = {}
+            arrays = {name: stored[name] for name in stored.files if name != "about"}
+        for i, (name, members) in enumerate(about["probes"].items()):
+            steps = tuple(read_steps(arrays, f"{i}.{j}", kinds) for j, kinds in enumerate(members))
+            role = "refit" if len(members) == 1 else "ensemble"
+            found[name] = {role: ProbeModel(steps, arrays[f"{i}.adjusted"])}
+    except UNREADABLE as error:
+        raise ProbeError(f"{file} cannot be read as probes of `patchbank probe run`: {error}") from error
     return found

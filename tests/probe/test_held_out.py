@@ -113,7 +113,7 @@ def test_a_protocol_is_the_probe_on_transformed_rows(
         expected = by_hand.decision(T) - by_hand.threshold
     np.testing.assert_allclose(found.refit["T"], expected, rtol=2e-3, atol=2e-3)
     np.testing.assert_allclose(
-        apply(found.model.members[0], data["T"]), found.refit["T"], rtol=1e-3, atol=1e-3
+        apply(found.models["refit"].members[0], data["T"]), found.refit["T"], rtol=1e-3, atol=1e-3
     )
 
 

@@ -1,7 +1,9 @@
-"""Probes as plain numbers: the scores of the refit, written, read, refused where the file is not one."""
+"""Probes as plain numbers: scores of the run, written, read, for other software, refused where damaged."""
 
 import json
-import zipfile
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,18 @@ import numpy as np
 import pytest
 from patchbank.datasets.folds import make_folds
 from patchbank.errors import InvalidRequest, ProbeError
+from patchbank.probe.artefact import ABOUT, ARRAYS
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.model import ProbeModel, apply, calibrated, load_probes, mean_logit, save_probes
+from patchbank.probe.model import (
+    About,
+    ProbeModel,
+    apply,
+    calibrated,
+    folded,
+    load_probes,
+    mean_logit,
+    save_probes,
+)
 from patchbank.probe.protocol import ProtocolRun, make_plan, run_protocol, run_published
 from scipy.special import expit, logit
 
@@ -34,36 +46,144 @@ def fitted(**settings: Any) -> tuple[ProtocolRun, np.ndarray]:
     return run(X, y, plan, {"test": T}, config=config), T
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"preprocess": ["none"]},
-        {"preprocess": ["l2"]},
-        {"preprocess": ["whiten"]},
-        {"class_weight": ["votes"]},
-        {"probe": "knn"},
-        {"probe": "centroid"},
-        {"probe": "ridge"},
-        {"probe": "svm"},
-        {"probe": "mlp"},
-        {"probe": "knn", "preprocess": ["whiten"]},
-        {"solver": "paper-sgd"},
-    ],
-    ids=str,
-)
+SETTINGS = [
+    {},
+    {"preprocess": ["none"]},
+    {"preprocess": ["l2"]},
+    {"preprocess": ["whiten"]},
+    {"class_weight": ["votes"]},
+    {"probe": "knn"},
+    {"probe": "centroid"},
+    {"probe": "ridge"},
+    {"probe": "svm"},
+    {"probe": "mlp"},
+    {"probe": "knn", "preprocess": ["whiten"]},
+    {"solver": "paper-sgd"},
+]
+NAME = "a/full/cls + b/full/cls"
+
+
+def saved(run: ProtocolRun, folder: Path, positive: str = "odd") -> Path:
+    """The run's models as `probe run` writes them."""
+    probes = [
+        ProbeModel(
+            one.members,
+            one.adjusted,
+            About(features=NAME, role=role, classes=("odd", "plain"), positive=positive),
+        )
+        for role, one in run.models.items()
+    ]
+    return save_probes(folder, probes, chosen=NAME)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_stored_numbers_give_the_scores_of_the_run(settings: dict[str, Any], tmp_path: Path) -> None:
     run, T = fitted(**settings)
-    save_probes(tmp_path / "probes.npz", {"a/full/cls + b/full/cls": run.model})
-    (name, probe), *others = load_probes(tmp_path / "probes.npz").items()
-    assert name == "a/full/cls + b/full/cls"
-    assert not others
-    expected = run.refit["test"] if run.refit else mean_logit(run.fold_models["test"])
-    np.testing.assert_allclose(probe.score(T), expected, rtol=2e-4, atol=2e-4)
-    assert np.array_equal(probe.adjusted, run.adjusted)
-    assert probe.dim == T.shape[1]
-    with pytest.raises(InvalidRequest, match="probe on 7 columns"):
-        probe.score(T[:, :5])
+    saved(run, tmp_path)
+    expected = {"ensemble": mean_logit(run.fold_models["test"])} | (
+        {"refit": run.refit["test"]} if run.refit else {}
+    )
+    adjusted = {"refit": run.adjusted, "ensemble": run.ensemble_adjusted}
+    assert list(run.models) == (
+        ["refit"] if settings.get("probe") == "knn" else sorted(expected, reverse=True)
+    )
+    for role in run.models:
+        probe = ProbeModel.load(tmp_path, role=role)
+        np.testing.assert_allclose(probe.score(T), expected[role], rtol=2e-4, atol=2e-4)
+        assert np.array_equal(probe.adjusted, adjusted[role])
+        assert probe.dim == T.shape[1]
+        p = probe.predict_proba(T)
+        np.testing.assert_allclose(p.sum(axis=1), 1)
+        np.testing.assert_array_equal(p[:, 0], calibrated(probe.score(T), probe.adjusted)[0])
+        assert ((p[:, 0] >= probe.threshold) == (probe.predict(T) == "odd")).all()
+        with pytest.raises(InvalidRequest, match="probe on 7 columns"):
+            probe.score(T[:, :5])
+    assert ProbeModel.load(tmp_path).about.role == next(iter(run.models))
+
+
+def test_a_linear_probe_is_stored_as_coefficients_on_the_features(tmp_path: Path) -> None:
+    run, T = fitted(preprocess=["whiten"])
+    saved(run, tmp_path)
+    probe = ProbeModel.load(tmp_path)
+    ((kind, arrays),) = probe.members[0]
+    assert kind == "affine"
+    np.testing.assert_allclose(T @ arrays["weight"][:, 0] + arrays["bias"], probe.score(T))
+    unit, shift = ("unit", {}), ("shift", {"value": np.ones(2)})
+    affine = ("affine", {"weight": np.eye(2), "bias": np.zeros(2)})
+    assert [kind for kind, _ in folded((shift, unit, shift, affine, ("relu", {}), affine, shift))] == [
+        "shift", "unit", "affine", "relu", "affine",
+    ]  # fmt: skip
+
+
+def test_the_reader_of_the_format(tmp_path: Path) -> None:
+    """The lines of FORMAT.md, as somebody without patchbank would use them."""
+    text = (Path(__file__).parents[2] / "probe/results/FORMAT.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, "FORMAT.md", "exec"), names)
+    run, T = fitted()
+    saved(run, tmp_path)
+    probe = ProbeModel.load(tmp_path)
+    np.testing.assert_allclose(names["probability"](tmp_path, T), probe.predict_proba(T)[:, 0])
+
+
+def test_a_probe_needs_neither_torch_nor_scikit_learn_nor_pandas(tmp_path: Path) -> None:
+    run, T = fitted()
+    saved(run, tmp_path)
+    np.save(tmp_path / "T.npy", T)
+    script = (
+        "import sys, numpy as np\n"
+        "from patchbank import ProbeModel\n"
+        f"p = ProbeModel.load({str(tmp_path)!r}).predict_proba(np.load({str(tmp_path / 'T.npy')!r}))\n"
+        "heavy = {'torch', 'sklearn', 'pandas', 'pyarrow', 'zarr', 'h5py', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+        "print(repr(float(p.sum(axis=0)[0])))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(ProbeModel.load(tmp_path).predict_proba(T).sum(axis=0)[0])
+
+
+LINEAR = [one for one in SETTINGS if one.get("probe") != "knn" and "solver" not in one]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("positive", ["odd", "plain"])
+@pytest.mark.parametrize("settings", LINEAR, ids=str)
+def test_scikit_learn_and_onnx_give_the_same_probabilities(
+    settings: dict[str, Any], positive: str, tmp_path: Path
+) -> None:
+    run, T = fitted(**settings)
+    saved(run, tmp_path, positive)
+    probe = ProbeModel.load(tmp_path)
+    classifier = probe.to_sklearn()
+    expected = probe.predict_proba(T)
+    assert list(classifier.classes_) == list(probe.classes) == ["odd", "plain"]
+    np.testing.assert_allclose(classifier.predict_proba(T.astype(float)), expected, atol=1e-9)
+    assert list(classifier.predict(T)) == list(probe.predict(T))
+    pytest.importorskip("skl2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(
+        probe.to_onnx(tmp_path / "probe.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(["probabilities"], {"embeddings": T})
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    about = session.get_modelmeta().custom_metadata_map
+    assert float(about["threshold"]) == probe.threshold
+    assert json.loads(about["patchbank"])["features"] == NAME
+
+
+def test_what_has_no_counterpart_in_scikit_learn(tmp_path: Path) -> None:
+    saved(fitted(probe="knn")[0], tmp_path / "knn")
+    with pytest.raises(InvalidRequest, match="only linear probes and the mlp"):
+        ProbeModel.load(tmp_path / "knn").to_sklearn()
+    saved(fitted()[0], tmp_path)
+    with pytest.raises(InvalidRequest, match="take the refit"):
+        ProbeModel.load(tmp_path, role="ensemble").to_sklearn()
+    with pytest.raises(InvalidRequest, match=r"has no ensemble of .*, only its refit"):
+        ProbeModel.load(tmp_path / "knn", role="ensemble")
+    with pytest.raises(InvalidRequest, match="has no probe on 'c'; it has a/full/cls"):
+        ProbeModel.load(tmp_path, features="c")
 
 
 def test_steps_by_hand() -> None:
@@ -96,31 +216,29 @@ def test_probability_threshold_and_call_are_of_one_scale() -> None:
     np.testing.assert_allclose(t, expit(0.5 * 0.7 - 1))
 
 
-def test_a_file_that_is_no_probe_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "probes.npz"
-    step = ("affine", {"weight": np.ones((2, 1)), "bias": np.zeros(1)})
-    save_probes(file, {"a": ProbeModel(((step,),), np.array([0.0, 1.0, 1.0, 0.0]))})
-    whole = file.read_bytes()
+def test_files_that_are_no_probe_are_refused(tmp_path: Path) -> None:
+    saved(fitted()[0], tmp_path)
+    whole = {name: (tmp_path / name).read_bytes() for name in (ABOUT, ARRAYS)}
     refused = 0
-    for damaged in (b"", b"PK", whole[:100], whole[:-30], b"<html>", np.random.default_rng(0).bytes(500)):
-        file.write_bytes(damaged)
-        with pytest.raises(ProbeError, match=r"probes\.npz cannot be read"):
-            load_probes(file)
-        refused += 1
-    assert refused == 6
-    for about in (
-        "{",
-        "[]",
-        "{}",
-        '{"format": "patchbank-probes", "version": 1, "probes": {"a": [["exec"]]}}',
+    for name, content in whole.items():
+        for damaged in (b"", content[:50], content[:-3], b"<html>", np.random.default_rng(0).bytes(500)):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(ProbeError, match=r"probe\.(json|safetensors)"):
+                load_probes(tmp_path)
+            refused += 1
+        (tmp_path / name).write_bytes(content)
+    assert refused == 10
+    about = json.loads(whole[ABOUT])
+    for key, value, message in (
+        ("version", 2, "version 2 of patchbank-probe; this patchbank reads version 1"),
+        ("format", "other", "is not a probe of patchbank"),
+        ("probes", [{**about["probes"][0], "members": [["exec"]]}], "does not hold a probe"),
+        ("probes", [{**about["probes"][0], "members": []}], "does not hold a probe"),
+        ("probes", 3, "does not hold a probe"),
     ):
-        np.savez(file, about=np.array(about))
-        with pytest.raises(ProbeError, match=r"probes\.npz cannot be read"):
-            load_probes(file)
-    np.savez(file, about=np.array(json.dumps({"format": "patchbank-probes", "version": 2, "probes": {}})))
-    with pytest.raises(ProbeError, match="version 2; this patchbank reads"):
-        load_probes(file)
-    np.savez(file, about=np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    assert zipfile.is_zipfile(file)
-    with pytest.raises(ProbeError, match="cannot be read"):
-        load_probes(file)
+        (tmp_path / ABOUT).write_text(json.dumps({**about, key: value}))
+        with pytest.raises(ProbeError, match=message):
+            load_probes(tmp_path)
+    (tmp_path / ABOUT).unlink()
+    with pytest.raises(ProbeError, match=r"holds no probe: it has no probe\.json"):
+        load_probes(tmp_path)

@@ -167,7 +167,7 @@ def test_results_that_were_changed_or_mixed_are_a_sentence(result: ProbeResult, 
         refused(r"results\.json")
     file.write_text(json.dumps(whole))
     other = ProbeResult(result.document, result.predictions.iloc[1:], result.probes).save(tmp_path / "other")
-    for name in ("predictions.parquet", "probes.npz"):
+    for name in ("predictions.parquet", "probe.json", "probe.safetensors"):
         mine = (folder / name).read_bytes()
         (folder / name).write_bytes(b"x" + (other / name).read_bytes())
         refused(rf"{name} is not the one that results\.json was written with")
