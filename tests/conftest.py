@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,24 @@ def shared() -> Path:
     if not folder or not (Path(folder) / "data").is_dir():
         pytest.skip("needs real data: set PATCHBANK_SHARED to the folder that holds data/ and weights/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], object]], None]:
+    """until(condition) waits for another thread or process, however slow the machine is."""
+
+    def wait(condition: Callable[[], object], seconds: float = 300.0) -> None:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                if condition():
+                    return
+            except FileNotFoundError:  # a folder vanished while it was listed
+                pass
+            assert time.monotonic() < end, "what was waited for did not happen"
+            time.sleep(0.005)
+
+    return wait
 
 
 @pytest.fixture(scope="session")

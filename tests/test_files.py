@@ -156,7 +156,7 @@ def test_a_lock_can_be_waited_for(tmp_path: Path) -> None:
         waiting.start()
         waiting.join(0.05)
         order.append("first")
-    waiting.join(10)
+    waiting.join(300)
     assert order == ["first", "second"]
 
 

@@ -1,10 +1,9 @@
 """Many writers at once, leases, and the index below them."""
 
 import json
-import multiprocessing
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,30 @@ from patchbank.cache.store import Store
 from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import StoreError
 
-FORK = multiprocessing.get_context("fork")
+# Processes are forked where no thread runs: this one may have any number.
+WRITERS = """
+import importlib.util, multiprocessing, sys
+spec = importlib.util.spec_from_file_location("shared", {conftest!r})
+shared = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(shared)
+from patchbank.cache.bank import Bank
+
+def write(seed):
+    rows = shared.Rows({count}, seed=seed)
+    options = dict(backend={backend!r}, block_rows=128, provenance={{"machine": seed}})
+    store = Bank({bank!r}).open_store(shared.make_identity(), create=True, **options)
+    with store.writer() as writer:
+        for start in range(0, {count}, 50):
+            writer.append(*rows[start : start + 50])
+
+fork = multiprocessing.get_context("fork")
+processes = [fork.Process(target=write, args=(seed,)) for seed in range({processes})]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(any(process.exitcode for process in processes))
+"""
 
 
 @pytest.fixture(params=["zarr", "hdf5"])
@@ -28,24 +50,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, identity: Any) -> Stor
     return Bank(tmp_path).open_store(identity(), create=True, backend=request.param, block_rows=128)
 
 
-def run(*targets: Any) -> None:
-    processes = [FORK.Process(target=target) for target in targets]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+def write_at_once(bank: Path, *, processes: int, count: int, backend: str = "zarr") -> None:
+    """Let processes create the store, if need be, and write `Rows(count, seed=number of the process)`."""
+    conftest = str(Path(__file__).with_name("conftest.py"))
+    script = WRITERS.format(
+        conftest=conftest, bank=str(bank), backend=backend, processes=processes, count=count
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
-def test_processes_write_at_once(store: Store, make_rows: Any, on_disk: Any) -> None:
+def test_processes_write_at_once(store: Store, tmp_path: Path, make_rows: Any, on_disk: Any) -> None:
     shares = [make_rows(500, seed=seed) for seed in range(4)]
-
-    def write(rows: Any) -> None:
-        with store.writer() as writer:
-            for start in range(0, 500, 50):
-                writer.append(*rows[slice(start, start + 50)])
-
-    run(*(lambda rows=rows: write(rows) for rows in shares))
+    write_at_once(tmp_path, processes=4, count=500, backend=store.backend)
     wanted = {key: vector for rows in shares for key, vector in rows.as_dict().items()}
     assert on_disk(Path(store.path)) == wanted
     store.refresh()
@@ -80,14 +97,8 @@ def test_threads_write_and_read_at_once(store: Store, make_rows: Any) -> None:
     assert len(store) == 1200
 
 
-def test_a_store_that_two_create_at_once_is_one(tmp_path: Path, identity: Any, make_rows: Any) -> None:
-    def create(seed: int) -> None:
-        bank = Bank(tmp_path / "bank")
-        store = bank.open_store(identity(), create=True, provenance={"machine": seed})
-        with store.writer() as writer:
-            writer.append(*make_rows(10, seed=seed)[:])
-
-    run(*(lambda seed=seed: create(seed) for seed in range(6)))
+def test_a_store_that_six_create_at_once_is_one(tmp_path: Path) -> None:
+    write_at_once(tmp_path / "bank", processes=6, count=10)
     store = Bank(tmp_path / "bank").find("fake:noise")
     assert len(store) == 60
     assert verify(store).good
@@ -121,15 +132,7 @@ def test_reading_goes_on_while_blocks_are_packed_and_swept(store: Store, make_ro
 # --- leases -----------------------------------------------------------------------------------------
 
 
-def until(happened: Callable[[], object], seconds: float = 30.0) -> None:
-    """Waits for another thread's work, however slow the machine is."""
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: Any) -> None:
+def test_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: Any, until: Any) -> None:
     files = Bank(tmp_path).open_store(identity(), create=True).files
     now = 0.0  # by the clock of whoever asks
     watch = leases.Watch(lambda: now)
@@ -163,7 +166,9 @@ def test_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, identity: Any)
     third.release()
 
 
-def test_damaged_and_lost_leases(tmp_path: Path, identity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_and_lost_leases(
+    tmp_path: Path, identity: Any, monkeypatch: pytest.MonkeyPatch, until: Any
+) -> None:
     files = Bank(tmp_path).open_store(identity(), create=True).files
     files.make_folder(leases.FOLDER)
     broken = files.path(f"{leases.FOLDER}/unit.0.json")

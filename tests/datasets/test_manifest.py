@@ -287,9 +287,9 @@ def test_a_large_table_is_parquet_and_loads_fast(header: Header, tmp_path: Path)
     )
     file = Manifest(header, table, tmp_path).save(tmp_path / "toy.toml")
     assert (tmp_path / "toy.parquet").is_file()
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(load_manifest(file)) == n
-    assert time.perf_counter() - start < 10  # about 1 s; this says only that nothing loops over cells
+    assert time.process_time() - start < 30  # about 1 s; this says only that nothing loops over cells
 
 
 def test_a_manifest_says_that_no_groups_are_known(toy: Manifest, tmp_path: Path) -> None:

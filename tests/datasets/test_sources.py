@@ -81,7 +81,7 @@ class SourceTests:
         source.read(0)
         for method in ("fork", "spawn"):
             with multiprocessing.get_context(method).Pool(1) as pool:
-                read = pool.apply_async(source.read, (7,)).get(timeout=60)
+                read = pool.apply_async(source.read, (7,)).get(timeout=300)
             np.testing.assert_array_equal(read, images[7])
         np.testing.assert_array_equal(source.read(7), images[7])
 

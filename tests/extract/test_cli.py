@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,15 +169,29 @@ def test_bad_images(tmp_path: Path, make_manifest: Make, capsys: pytest.CaptureF
     assert "failed: toy/2:" in done.stderr
 
 
+SLOW = """
+import itertools, pathlib, time
+
+folder, numbers = pathlib.Path(__file__).parent, itertools.count()
+
+def make():
+    def forward(batch):
+        number = next(numbers)
+        (folder / str(number)).touch()
+        while number == 3 and not (folder / "sent").exists():
+            time.sleep(0.01)
+        time.sleep(0.1 if number > 3 else 0)
+        return batch.mean(dim=(2, 3))
+    return forward
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_from_outside_publishes(tmp_path: Path, make_manifest: Make, number: signal.Signals) -> None:
+def test_a_stop_from_outside_publishes(
+    tmp_path: Path, make_manifest: Make, number: signal.Signals, until: Any
+) -> None:
     make_manifest(400)
-    (tmp_path / "slow.py").write_text(
-        "import time\n"
-        "def make():\n"
-        "    def forward(batch):\n        time.sleep(0.1)\n        return batch.mean(dim=(2, 3))\n"
-        "    return forward\n"
-    )
+    (tmp_path / "slow.py").write_text(SLOW)
     card = tmp_path / "slow.toml"
     card.write_text(
         'id = "slow"\nkind = "python"\nmodel = "slow:make"\nrevision = "1"\ndim = 3\ntokens = "pooled"\n'
@@ -190,12 +203,10 @@ def test_a_stop_from_outside_publishes(tmp_path: Path, make_manifest: Make, numb
     running = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     )
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "bank").rglob("leases/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(1)
+    until(lambda: (tmp_path / "3").exists() or running.poll() is not None)
     running.send_signal(number)
-    _, text = running.communicate(timeout=60)
+    (tmp_path / "sent").touch()
+    _, text = running.communicate(timeout=300)
     assert running.returncode == 130
     kept = len(Bank(tmp_path / "bank").find("slow"))
     assert 0 < kept < 400

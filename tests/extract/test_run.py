@@ -1,5 +1,6 @@
 """The engine and its plan, with an encoder that can be computed by hand."""
 
+import _thread
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -32,6 +34,7 @@ from patchbank.errors import (
 )
 from patchbank.extract import engine, planning, run
 from patchbank.extract.cards import Transform
+from patchbank.extract.engine import Outcome, Pipeline
 from patchbank.extract.run import run_extract
 from patchbank.extract.weights import Weights
 from patchbank.probe.features import load
@@ -290,20 +293,38 @@ def test_fail_stops_with_one_error_and_keeps_what_was_embedded(
     assert rgb.seen <= 60
 
 
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch, until: Any) -> Callable[[], None]:
+    """Presses Ctrl-C, from any thread, and waits until the run has noticed."""
+    pipelines: list[Pipeline] = []
+    real = Pipeline.run
+
+    def run(pipeline: Pipeline) -> Outcome:
+        pipelines.append(pipeline)
+        return real(pipeline)
+
+    def press() -> None:
+        _thread.interrupt_main()
+        until(lambda: pipelines[0]._error is not None)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    return press
+
+
 def test_ctrl_c_publishes_and_the_next_run_goes_on(
-    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, interrupt: Callable[[], None]
 ) -> None:
-    import _thread
-
     manifest = make_manifest(80)
+    pressing = threading.Lock()
 
-    def interrupt(batch: torch.Tensor) -> None:
-        if rgb.seen >= 24:
-            rgb.before = lambda _: time.sleep(0.3)  # what comes after leaves the main thread its time
-            _thread.interrupt_main()
-            time.sleep(0.3)
+    def press(batch: torch.Tensor) -> None:
+        with pressing:  # the other device waits, too
+            if rgb.seen >= 24 and not pressed:
+                pressed.append(True)
+                interrupt()
 
-    rgb.before = interrupt
+    pressed: list[bool] = []
+    rgb.before = press
     with pytest.raises(KeyboardInterrupt) as stop:
         extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8, device="cpu,cpu")
     kept = len(Bank(tmp_path / "bank").find("mean-rgb"))
@@ -315,21 +336,18 @@ def test_ctrl_c_publishes_and_the_next_run_goes_on(
 
 
 def test_a_second_ctrl_c_waits_for_nobody(
-    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, interrupt: Callable[[], None]
 ) -> None:
-    import _thread
-
     blocked, go_on = threading.Event(), threading.Event()
 
     def block(batch: torch.Tensor) -> None:
         blocked.set()
-        go_on.wait(60)
+        go_on.wait(300)
 
     def stop_twice() -> None:
-        blocked.wait(60)
-        for _ in range(2):
-            _thread.interrupt_main()
-            time.sleep(0.3)
+        blocked.wait(300)
+        interrupt()
+        interrupt()
 
     rgb.before = block
     stops = threading.Thread(target=stop_twice)
@@ -343,7 +361,7 @@ def test_a_second_ctrl_c_waits_for_nobody(
     assert all(t.daemon for t in left), "no process waits for them"
     go_on.set()
     for thread in left:
-        thread.join(60)
+        thread.join(300)
     report = extract(make_manifest(40), rgb_card(), tmp_path / "bank")
     assert report.cached + report.embedded == 40
 
@@ -562,17 +580,15 @@ def other_run(folder: Path, body: str) -> subprocess.Popen[str]:
 
 
 def test_two_runs_at_once_share_the_work(
-    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, until: Any
 ) -> None:
     """Both end with everything there; nothing is stored twice."""
     manifest = make_manifest(1200)  # five units
     rgb.before = lambda _: time.sleep(0.01)
     other = other_run(tmp_path, "time.sleep(0.01)")
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "bank").rglob("leases/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: list((tmp_path / "bank").rglob("leases/*.json")) or other.poll() is not None)
     report = extract(manifest, rgb_card(), tmp_path / "bank", batch_size=8)
-    embedded, elsewhere = map(int, other.communicate(timeout=60)[0].split())
+    embedded, elsewhere = map(int, other.communicate(timeout=300)[0].split())
     assert other.returncode == 0
     store = Bank(tmp_path / "bank").find("mean-rgb")
     assert len(store) == store.published_rows == 1200
@@ -586,7 +602,7 @@ def test_a_killed_runs_unit_is_taken_over(tmp_path: Path, make_manifest: Make, r
     """A lease whose process is gone does not stop anybody."""
     manifest = make_manifest(30)
     other = other_run(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)")
-    other.communicate(timeout=60)
+    other.communicate(timeout=300)
     assert other.returncode == -9
     assert list((tmp_path / "bank").rglob("leases/*.json"))
     assert extract(manifest, rgb_card(), tmp_path / "bank").embedded == 30
@@ -758,7 +774,11 @@ def test_a_container_replaced_within_a_tick_is_read_again(
     one_tick = lambda path: (os.stat(path).st_size, now, now)  # noqa: E731, PTH116
     monkeypatch.setattr(hashes, "state_of", one_tick)
     monkeypatch.setattr(planning, "state_of", one_tick)
-    monkeypatch.setattr(hashes, "TICK", 500_000_000)
+    clock = [now]  # stands still but for the wait for a tick, however long the run takes
+    fake = SimpleNamespace(
+        time_ns=lambda: clock[0], sleep=lambda seconds: clock.append(clock.pop() + int(1e9 * seconds))
+    )
+    monkeypatch.setattr(planning, "time", fake)
 
     def replace(batch: torch.Tensor) -> None:
         rgb.before = lambda _: None

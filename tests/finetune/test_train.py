@@ -3,9 +3,9 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,14 +75,22 @@ def test_a_run_in_pieces_has_the_same_bits(tiny: SimpleNamespace, tmp_path: Path
 
 
 SCRIPT = """
-import importlib.util, sys, torch
+import importlib.util, sys, time, torch
 from pathlib import Path
 torch.set_num_threads(1)
 spec = importlib.util.spec_from_file_location("tiny", {conftest!r})
 tiny = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny)
 from patchbank.finetune.model import classifier
+from patchbank.finetune.checkpoint import STATE
 from patchbank.finetune.train import fit
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+def hang(*_):  # in the second epoch, until the process is killed
+    if (Path({folder!r}) / STATE).exists():
+        time.sleep(600)
+
+register_optimizer_step_post_hook(hang)
 recipe = tiny.tiny_recipe(epochs=5, patience=5)
 network, _ = classifier(tiny.TINY, recipe, weights=None, build=tiny.tiny_vit)
 fit(network, recipe, tiny.tiny_patches(48, seed=1), tiny.tiny_patches(30, seed=2, name="val"),
@@ -91,13 +99,11 @@ fit(network, recipe, tiny.tiny_patches(48, seed=1), tiny.tiny_patches(30, seed=2
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_ends_with_the_same_bits(tiny: SimpleNamespace, tmp_path: Path) -> None:
+def test_kill_9_and_resume_ends_with_the_same_bits(tiny: SimpleNamespace, tmp_path: Path, until: Any) -> None:
     folder = tmp_path / "killed"
     script = SCRIPT.format(conftest=str(Path(__file__).with_name("conftest.py")), folder=str(folder))
     child = subprocess.Popen([sys.executable, "-c", script])
-    deadline = time.monotonic() + 60
-    while not (folder / STATE).exists() and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
+    until(lambda: (folder / STATE).exists() or child.poll() is not None)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL, "the run was over before it could be killed"
     recipe = tiny.recipe(epochs=5, patience=5)

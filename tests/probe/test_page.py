@@ -416,7 +416,7 @@ class Browser:
 
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self.buffer:
-            assert select.select([self.inward], [], [], 60)[0], "chromium is silent"
+            assert select.select([self.inward], [], [], 240)[0], "chromium is silent"
             data = os.read(self.inward, 1 << 20)
             assert data, "chromium ended"
             self.buffer += data
@@ -496,7 +496,7 @@ class Browser:
     def close(self) -> None:
         self.session = ""
         self.call("Browser.close")
-        self.process.wait(30)
+        self.process.wait(240)
         os.close(self.out)
         os.close(self.inward)
 
