@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from ...errors import InvalidRequest, ProbeError
-from .metrics import check_clusters, check_labels, check_probabilities, check_scores, evaluate
+from .metrics import check_labels, check_probabilities, check_scores, evaluate
+from .weighted import check_clusters
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.intp]

@@ -1,6 +1,6 @@
 """Differences of two models on the same rows: paired intervals, p values, Holm's adjustment."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,14 @@ from ...errors import InvalidRequest
 from .intervals import STILL, Clusters, Floats, Interval, Method, cluster_codes, estimate
 from .metrics import METRICS, check_labels, check_names, evaluate
 
+# Metrics whose difference of two models is linear in the swaps of clusters. Of means over rows that is plain.
+# An AUROC is a sum over pairs of a positive of cluster g and a negative of cluster h, so it is quadratic in
+# the swaps z; exchanging the models is z -> 1 - z, and in the difference the second-order terms cancel: with D
+# (G, G) the sums of pairs within the first model less those within the second, and E those of the first
+# model's positives with the second's negatives less the reverse, it is
+# sum D - sum_g z_g (D_g. + D_.g + E_g. - E_.g).
+LINEAR = {"accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity"}
+LINEAR |= {"log_loss", "balanced_log_loss", "brier"}
 FEW_CLUSTERS = 10  # with fewer clusters of a class, a comparison's p is by permutation
 
 
@@ -90,20 +98,35 @@ def compare_paired(
             **about,
         )
     labels = check_labels(y)
-    few = min(Clusters.of(labels, cluster_codes(groups, len(labels))).holding) < FEW_CLUSTERS
-    found = {}
     chosen = pairs_of(np.shape(scores)[1], pairs, reference)
-    for name in names:
-        one = compare(estimates[name], pairs=chosen)
-        differs, still = np.abs(one.difference) > 1e-12, one.reason == STILL
-        again = np.flatnonzero(differs & (still | (few & (one.reason == ""))))
-        if method == "jackknife" and len(again):
-            swapped = permutation_test(y, scores, metric=name, pairs=chosen[again], seed=seed, **about)
-            p, how = one.p.copy(), one.p_method.copy()
-            p[again], how[again] = swapped.p, swapped.p_method
-            one = replace(one, p=p, p_holm=holm(p), p_method=how)
-        found[name] = one
-    return found
+
+    def permuted(name: str, pairs: NDArray[np.intp]) -> Differences:
+        return permutation_test(y, scores, metric=name, pairs=pairs, seed=seed, **about)
+
+    few = min(Clusters.of(labels, cluster_codes(groups, len(labels))).holding) < FEW_CLUSTERS
+    return {name: compare_or_permute(estimates[name], chosen, few=few, permuted=permuted) for name in names}
+
+
+def compare_or_permute(
+    interval: Interval,
+    pairs: NDArray[np.intp],
+    *,
+    few: bool,
+    permuted: Callable[[str, NDArray[np.intp]], Differences],
+) -> Differences:
+    """`compare`, with p by permutation where Student's t has no standard error or too few clusters.
+
+    few : whether a class is in fewer than FEW_CLUSTERS clusters; permuted : (metric, pairs) -> the test
+    """
+    one = compare(interval, pairs=pairs)
+    differs, still = np.abs(one.difference) > 1e-12, one.reason == STILL
+    again = np.flatnonzero(differs & (still | (few & (one.reason == ""))))
+    if interval.asked != "jackknife" or not len(again):
+        return one
+    swapped = permuted(interval.metric, pairs[again])
+    p, how = one.p.copy(), one.p_method.copy()
+    p[again], how[again] = swapped.p, swapped.p_method
+    return replace(one, p=p, p_holm=holm(p), p_method=how)
 
 
 def compare(
@@ -245,51 +268,87 @@ def permutation_test(
         table = (table >= np.asarray(cut)).astype(np.float64)
     elif logits:
         table = special.expit(table)
-    codes = cluster_codes(groups, len(labels))
+
+    def score(i: int, j: int, weights: NDArray[Any], groups: NDArray[np.intp]) -> Floats:
+        both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])
+        found = evaluate(np.tile(labels, 2), both, metrics=[metric], weights=weights, groups=groups)
+        return found[metric]
+
+    return permute(
+        score,
+        observed,
+        metric=metric,
+        codes=cluster_codes(groups, len(labels)),
+        pairs=pairs_of(table.shape[1], pairs, reference),
+        n_permutations=n_permutations,
+        seed=seed,
+    )
+
+
+def permute(
+    score: Callable[[int, int, NDArray[Any], NDArray[np.intp]], Floats],
+    observed: Floats,
+    *,
+    metric: str,
+    codes: NDArray[np.intp],
+    pairs: NDArray[np.intp],
+    n_permutations: int = 9999,
+    seed: int = 0,
+) -> Differences:
+    """`permutation_test` of any metric.
+
+    score : (i, j, weights (B, 2 G), groups (2 n,)) -> (B, 2), the values of models i and j on their rows
+        and, after these, on the same rows with the two exchanged: a swap is a choice of the clusters' weights
+        0 and 1, 0 .. G-1 as they are and G .. 2 G-1 exchanged
+    observed : (m,), the values as they are; codes : (n,), clusters; pairs : (k, 2)
+    """
     n_clusters = int(codes.max()) + 1
     exact = n_clusters < 31 and 2**n_clusters <= n_permutations + 1
     if exact:
         swaps = (np.arange(2**n_clusters)[:, None] >> np.arange(n_clusters)) & 1
     else:
         swaps = np.random.default_rng(seed).integers(0, 2, (n_permutations, n_clusters), dtype=np.uint8)
-    chosen = pairs_of(table.shape[1], pairs, reference)
-    p, error = np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
-    difference = observed[chosen[:, 0]] - observed[chosen[:, 1]]
+    p, error = np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+    difference = observed[pairs[:, 0]] - observed[pairs[:, 1]]
     step = max(1, (1 << 22) // n_clusters)
-    for k in np.flatnonzero(~np.isnan(difference)):
-        i, j = chosen[k]
-        # rows of both models in one sample: a swap is a choice of the clusters' weights 0 and 1
-        both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])
+    linear = metric in LINEAR and len(swaps) > n_clusters
+
+    def apart(i: int, j: int, swaps: NDArray[Any]) -> Floats:
+        """The difference after each of the swaps (B, G)."""
         drawn = []
         for start in range(0, len(swaps), step):
             swap = swaps[start : start + step]
-            found = evaluate(
-                np.tile(labels, 2),
-                both,
-                metrics=[metric],
-                weights=np.concatenate([1 - swap, swap], axis=1),
-                groups=np.concatenate([codes, codes + n_clusters]),
-            )[metric]
+            weights = np.concatenate([1 - swap, swap], axis=1)
+            found = score(i, j, weights, np.concatenate([codes, codes + n_clusters]))
             drawn.append(found[:, 0] - found[:, 1])
-        null = np.concatenate(drawn)
+        return np.concatenate(drawn)
+
+    for k in np.flatnonzero(~np.isnan(difference)):
+        i, j = pairs[k]
+        if linear:
+            change = apart(i, j, np.eye(n_clusters)) - difference[k]
+            parts = [swaps[start : start + step] @ change for start in range(0, len(swaps), step)]
+            null = difference[k] + np.concatenate(parts)
+        else:
+            null = apart(i, j, swaps)
         reached = np.count_nonzero(np.abs(null) >= abs(difference[k]) - 1e-12)
         p[k] = reached / len(null) if exact else (1 + reached) / (1 + len(null))
         error[k] = null.std()
-    nothing = np.full(len(chosen), np.nan)
+    nothing = np.full(len(pairs), np.nan)
     return Differences(
         metric=metric,
-        pairs=chosen,
+        pairs=pairs,
         difference=difference,
         low=nothing,
         high=nothing,
         standard_error=error,
         p=p,
         p_holm=holm(p),
-        degrees_of_freedom=np.full(len(chosen), np.inf),
+        degrees_of_freedom=np.full(len(pairs), np.inf),
         p_method=np.full(
-            len(chosen),
+            len(pairs),
             f"permutation, {'all' if exact else 'random'} {len(swaps)} swaps of groups",
             dtype=object,
         ),
-        reason=np.full(len(chosen), "a permutation test has no interval", dtype=object),
+        reason=np.full(len(pairs), "a permutation test has no interval", dtype=object),
     )

@@ -11,6 +11,7 @@ with the reason in words. Two models are compared by `compare_paired`, everywher
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ _BLOCK_WEIGHTS = 1 << 24  # 128 MiB of float64 weights (resamples x clusters) at
 DEFAULT_METRICS = ("balanced_accuracy", "auroc", "average_precision")
 UNDEFINED_DRAWS = 0.01  # share of undefined draws above which a bootstrap has no interval
 STILL = "not estimable: no group changes the value"
+BINARY = ("negative", "positive")
 
 
 def cluster_codes(groups: ArrayLike | None, n: int) -> NDArray[np.intp]:
@@ -75,33 +77,36 @@ class Clusters:
 
     n: int
     """Clusters in all."""
-    rows: tuple[int, int]
-    """Rows of the negatives and of the positives."""
-    holding: tuple[int, int]
-    """Clusters with negatives, clusters with positives."""
-    effective: tuple[float, float]
+    rows: tuple[int, ...]
+    """Rows of each class; of two, those of the negatives and of the positives."""
+    holding: tuple[int, ...]
+    """Clusters with rows of each class."""
+    effective: tuple[float, ...]
     """Kish's effective number of them, (sum c)^2 / sum c^2 with c the class's rows in each cluster: the
     number of independent rows of the class if all rows of a cluster were one and the same."""
     pairs: int
-    """How many pairs of a positive and a negative of different clusters there are, each cluster in one of
-    them."""
+    """How many pairs of rows of two classes and of different clusters there are for every two classes, each
+    cluster in one of them."""
 
     @classmethod
-    def of(cls, y: NDArray[np.bool_], codes: NDArray[np.intp]) -> "Clusters":
-        """Counts of labels (n,) in clusters, codes (n,) 0 .. G-1."""
+    def of(cls, y: NDArray[Any], codes: NDArray[np.intp], n_classes: int = 2) -> "Clusters":
+        """Counts of labels (n,), bool or 0 .. n_classes-1, in clusters, codes (n,) 0 .. G-1."""
         n = int(codes.max()) + 1
-        counts = np.stack([np.bincount(codes[~y], minlength=n), np.bincount(codes[y], minlength=n)])
+        counts = np.stack([np.bincount(codes[y == k], minlength=n) for k in range(n_classes)])
         holding = (counts > 0).sum(axis=1)
-        pairs = min(int(holding.min()), int(counts.any(axis=0).sum()) // 2)
         total = counts.sum(axis=1)
-        effective = total**2 / np.maximum((counts.astype(np.float64) ** 2).sum(axis=1), 1)
         return cls(
             n=n,
-            rows=(int(total[0]), int(total[1])),
-            holding=(int(holding[0]), int(holding[1])),
-            effective=(float(effective[0]), float(effective[1])),
-            pairs=pairs,
+            rows=tuple(map(int, total)),
+            holding=tuple(map(int, holding)),
+            effective=tuple(map(kish, counts)),
+            pairs=min(int(holding.min()), int(counts.any(axis=0).sum()) // 2),
         )
+
+
+def kish(counts: NDArray[Any]) -> float:
+    """Kish's effective number of clusters with these numbers of rows, (sum c)^2 / sum c^2."""
+    return float(counts.sum() ** 2 / max((counts.astype(np.float64) ** 2).sum(), 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +141,7 @@ class Interval:
     """(G, m), the metric without each cluster; None for percentiles."""
     rows_out: Floats | None
     """(n, m), the metric without each row, from which design effect and degrees of freedom are."""
-    made_by: "_Maker" = field(repr=False)
+    made_by: "Maker" = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +181,7 @@ def estimate(
     inflation: float = 1.0,
     n_resamples: int = 2000,
     seed: int = 0,
+    classes: tuple[str, str] = BINARY,
 ) -> Estimates:
     """Values and intervals of several metrics of m models over clusters of rows.
 
@@ -197,6 +203,7 @@ def estimate(
     confidence : between 0 and 1, two-sided
     inflation : factor of the jackknife's variance: a design effect that is assumed where clusters are
         unknown, or what out-of-fold scores need (`scoring.OOF_INFLATION`)
+    classes : what 0 and 1 are called in reasons
 
     There is no interval (NaN), and `Interval.reason` says why, where a value is undefined, where there are
     fewer than two clusters, where a metric is undefined without one of them (a class sits in one cluster),
@@ -230,6 +237,7 @@ def estimate(
         inflation=inflation,
         n_resamples=n_resamples,
         seed=seed,
+        classes=classes,
     )
     return replace(found, intervals={name: found[name] for name in names})
 
@@ -240,7 +248,9 @@ def estimate_function(
     n_rows: int,
     groups: ArrayLike | None,
     without: Callable[[NDArray[np.intp] | None], Mapping[str, Floats]] | None = None,
-    labels: NDArray[np.bool_] | None = None,
+    labels: NDArray[Any] | None = None,
+    classes: Sequence[str] = BINARY,
+    undefined: Mapping[str, str] = MappingProxyType({name: m.undefined for name, m in METRICS.items()}),
     scales: Mapping[str, Scale] = MappingProxyType({}),
     method: Method = "jackknife",
     confidence: float = 0.95,
@@ -254,8 +264,10 @@ def estimate_function(
         arguments `weights` and `groups` of `metrics.evaluate`; values (m,) or (B, m), the m may be absent
     without : codes -> {name: (G, m)}, the values without each cluster (codes None: without each row). None:
         they are made by `score` under G x G weights, O(n G), and the design effect stays unknown
-    labels : bool (n_rows,); needed for the exceptions that `estimate` has for proportions, balanced accuracy
-        (with `sensitivity` and `specificity` among the values) and AUROC, which go by these names
+    labels : bool or int (n_rows,); needed for the exceptions that `estimate` has for proportions, balanced
+        accuracy (with `sensitivity` and `specificity` among the values) and AUROC, which go by these names
+    classes : what the labels 0, 1, ... are called in reasons
+    undefined : name -> when the value is NaN, in words
     scales : for method "jackknife", name -> scale of its interval; "linear" where there is none
     The rest, and what is raised, as for `estimate`.
     """
@@ -293,8 +305,8 @@ def estimate_function(
             left_out = without(codes) if without else scored(n_clusters, without_one)
         if method == "jackknife" and without:
             each_row = left_out if n_clusters == n_rows else without(None)
-    clusters = None if labels is None else Clusters.of(labels, codes)
-    made = _Maker(method, confidence, inflation, codes, labels, clusters)
+    clusters = None if labels is None else Clusters.of(labels, codes, len(classes))
+    made = Maker(method, confidence, inflation, codes, labels, clusters, classes, undefined)
     found: dict[str, Interval] = {}
     # balanced accuracy last: it is made of the other two
     for name in sorted(values, key=lambda name: name == "balanced_accuracy"):
@@ -318,15 +330,17 @@ def estimate_function(
 
 
 @dataclass(frozen=True)
-class _Maker:
+class Maker:
     """Intervals of one set of rows, metric by metric."""
 
     method: Method
     confidence: float
     inflation: float
     codes: NDArray[np.intp]
-    labels: NDArray[np.bool_] | None = None
-    clusters: Clusters | None = None
+    labels: NDArray[Any] | None
+    clusters: Clusters | None
+    classes: Sequence[str]
+    undefined: Mapping[str, str]
 
     def interval(
         self,
@@ -338,6 +352,11 @@ class _Maker:
         scale: Scale,
         parts: Sequence[Interval] = (),
     ) -> Interval:
+        """The interval of a metric of m models.
+
+        value : (m,); draws (n_resamples, m), left_out (G, m), each_row (n, m) : as `Interval` has them
+        parts : intervals of what the metric is the mean of, see `estimate`
+        """
         m = len(value)
         found = Interval(
             metric=metric,
@@ -369,15 +388,13 @@ class _Maker:
 
     def _why_not(self, found: Interval, j: int) -> str:
         if np.isnan(found.value[j]):
-            return "the value is undefined: " + (
-                METRICS[found.metric].undefined if found.metric in METRICS else "a class is missing"
-            )
+            return f"the value is undefined: {self.undefined.get(found.metric, 'a class is missing')}"
         if found.draws is None and found.left_out is None:
             return "all rows are in one group"
         if found.left_out is not None and np.isnan(found.left_out[:, j]).any():
-            c = self.clusters
-            alone = [] if c is None else [k for k in (1, 0) if c.holding[k] == 1]
-            which = " and ".join(("negative", "positive")[k] for k in alone)
+            holding = () if self.clusters is None else self.clusters.holding
+            alone = [name for name, k in zip(self.classes, holding, strict=False) if k == 1]
+            which = " and ".join(reversed(alone) if len(holding) == 2 else alone)
             return f"all {which} rows are in one group" if which else "undefined without one of the groups"
         if found.draws is not None and found.undefined[j] > UNDEFINED_DRAWS * len(found.draws):
             share = found.undefined[j] / len(found.draws)
@@ -397,19 +414,28 @@ class _Maker:
         found.degrees_of_freedom[j] = freedom
         value, tail = float(found.value[j]), (1 - self.confidence) / 2
         counts = self.clusters
-        if counts and found.metric in ("sensitivity", "specificity"):
-            k = int(found.metric == "sensitivity")
+        if counts and found.metric in ("sensitivity", "specificity", "accuracy"):
+            if found.metric == "accuracy":
+                n, effective = len(self.codes), kish(np.bincount(self.codes))
+            else:
+                k = int(found.metric == "sensitivity")
+                n, effective = counts.rows[k], counts.effective[k]
             found.low[j], found.high[j] = proportion_interval(
                 value,
                 error,
-                n=counts.rows[k] / self.inflation,
-                n_clustered=counts.effective[k] / self.inflation,
+                n=n / self.inflation,
+                n_clustered=effective / self.inflation,
                 confidence=self.confidence,
             )
             found.method[j] = "korn-graubard"
-        elif found.metric == "balanced_accuracy" and len(parts) == 2:
-            found.low[j], found.high[j] = _mover(parts[0], parts[1], j)
+        elif found.metric == "balanced_accuracy" and len(parts) > 1:
+            found.low[j], found.high[j] = _mover(parts, j)
             found.method[j] = "mover"
+        elif parts and found.metric == "auroc" and value in (0.0, 1.0):
+            found.low[j], found.high[j] = (
+                float(np.mean([getattr(part, side)[j] for part in parts])) for side in ("low", "high")
+            )
+            found.method[j] = "exact"
         elif counts and found.metric == "auroc" and value in (0.0, 1.0):
             reach = tail ** (self.inflation / max(counts.pairs, 1))
             found.low[j], found.high[j] = (reach, 1.0) if value else (0.0, 1 - reach)
@@ -422,14 +448,15 @@ class _Maker:
             found.reason[j] = STILL
 
     def _welch(self, influence: Floats) -> float:
-        """Degrees of freedom of the sum of the two classes' parts of a variance (Welch 1947).
+        """Degrees of freedom of the sum of the classes' parts of a variance (Welch 1947).
 
         influence : (n,), what each row changes
         """
         if self.labels is None or self.clusters is None:
             return np.inf
         total, spread = 0.0, 0.0
-        for k, of in enumerate((~self.labels, self.labels)):
+        for k in range(len(self.classes)):
+            of = self.labels == k
             sums = np.bincount(self.codes[of], influence[of], self.clusters.n)
             sums = sums[np.bincount(self.codes[of], minlength=self.clusters.n) > 0]
             variance = float(((sums - sums.mean()) ** 2).sum()) if len(sums) else 0.0
@@ -474,22 +501,26 @@ def proportion_interval(
     return low, high
 
 
-def _mover(first: Interval, second: Interval, j: int) -> tuple[float, float]:
-    """Interval of the mean of two estimates from the intervals of each: the method of variance estimates
-    recovery, with their correlation over clusters (Zou, Statistics in Medicine 2009, eq. 3-4).
+def _mover(parts: Sequence[Interval], j: int) -> tuple[float, float]:
+    """Interval of the mean of several estimates from the intervals of each: the method of variance estimates
+    recovery, with their correlations over clusters (Zou, Statistics in Medicine 2009, eq. 3-4).
     """
-    correlation = 0.0
-    if first.standard_error[j] > 0 and second.standard_error[j] > 0:
-        both = [np.asarray(one.left_out)[:, j] for one in (first, second)]
-        correlation = float(np.corrcoef(both)[0, 1])
-    middle = float(first.value[j] + second.value[j]) / 2
-
-    def reach(a: float, b: float) -> float:
-        return float(np.sqrt(max(a * a + b * b + 2 * correlation * a * b, 0.0))) / 2
-
-    low = middle - reach(first.value[j] - first.low[j], second.value[j] - second.low[j])
-    high = middle + reach(first.high[j] - first.value[j], second.high[j] - second.value[j])
-    return max(low, 0.0), min(high, 1.0)
+    n = len(parts)
+    middle = sum(float(one.value[j]) for one in parts) / n
+    below = [float(one.value[j] - one.low[j]) for one in parts]
+    above = [float(one.high[j] - one.value[j]) for one in parts]
+    squares = [sum(d * d for d in side) for side in (below, above)]
+    for a, b in combinations(range(n), 2):
+        correlation = 0.0
+        if parts[a].standard_error[j] > 0 and parts[b].standard_error[j] > 0:
+            both = [np.asarray(parts[i].left_out)[:, j] for i in (a, b)]
+            correlation = float(np.corrcoef(both)[0, 1])
+        squares = [
+            total + 2 * correlation * side[a] * side[b]
+            for total, side in zip(squares, (below, above), strict=True)
+        ]
+    low, high = (float(np.sqrt(max(total, 0.0))) / n for total in squares)
+    return max(middle - low, 0.0), min(middle + high, 1.0)
 
 
 def _jackknife_error(left_out: Floats) -> tuple[float, float]:

@@ -23,7 +23,7 @@ scores; one sparse product per model gives both for all B at once, and no (B, n)
 Counts are summed in float64 and so exactly: AUROC and AP do not depend on how the work is cut up.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -35,8 +35,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, special, stats
 
 from ...errors import InvalidRequest, ProbeError
+from .weighted import Floats, Weighted, check_clusters, divide
 
-Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Strategy = Literal["width", "mass"]
 Scale = Literal["linear", "logit", "fisher", "log"]
@@ -61,42 +61,15 @@ class Confusion:
     tn: Floats
 
 
-@dataclass(frozen=True)
-class _Sample:
+@dataclass(frozen=True, kw_only=True)
+class _Sample(Weighted):
     """Checked inputs and the sums that several metrics share, each made when it is first used."""
 
     y: Bools  # (n,)
     scores: Floats  # (n, m)
     threshold: Floats  # (m,)
-    weights: Floats | None  # (B, G); None: each of the G clusters is left out in turn, B = G
-    groups: NDArray[np.intp] | None  # (n,)
     logits: bool = False
     order: Floats | None = None  # (n, m), what ranking metrics are taken on; None: scores
-
-    @cached_property
-    def codes(self) -> NDArray[np.intp]:
-        return np.arange(len(self.y)) if self.groups is None else self.groups
-
-    @cached_property
-    def n_clusters(self) -> int:
-        return int(self.codes.max()) + 1 if self.weights is None else self.weights.shape[1]
-
-    @property
-    def n_samples(self) -> int:
-        """B."""
-        return self.n_clusters if self.weights is None else len(self.weights)
-
-    def sums(self, values: NDArray[Any]) -> Floats:
-        """(n, k) -> (B, k): the weighted sums over rows."""
-        if self.groups is not None:
-            values = self.indicator(self.codes, len(self.y), self.n_clusters) @ values
-        values = np.asarray(values, np.float64)
-        return values.sum(axis=0) - values if self.weights is None else self.weights @ values
-
-    @staticmethod
-    def indicator(codes: NDArray[np.intp], n_rows: int, n_codes: int) -> sparse.csr_array:
-        """(codes, rows), 1 where a row has the code."""
-        return sparse.csr_array((np.ones(n_rows), (codes, np.arange(n_rows))), shape=(n_codes, n_rows))
 
     @cached_property
     def probabilities(self) -> Floats:
@@ -138,7 +111,7 @@ class _Sample:
             bins = bin_of(model, bin_edges(model, strategy=strategy))
             gaps = self.indicator(bins, len(self.y), BINS).multiply(self.y - model)
             summed = np.abs(self.sums(gaps.T.toarray())).sum(axis=1)  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
-            columns.append(_divide(summed, total))
+            columns.append(divide(summed, total))
         return np.stack(columns, axis=1)
 
     @cached_property
@@ -230,7 +203,7 @@ def _areas(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
     called = np.where(positive > 0, reached + (n_negative - below), 1.0)
     areas = (positive * reached / called).sum(axis=0)
     # without negatives every ranking is perfect: no statement, as for AUROC
-    return _divide(u, n_positive * n_negative), _divide(areas, np.where(n_negative > 0, n_positive, 0.0))
+    return divide(u, n_positive * n_negative), divide(areas, np.where(n_negative > 0, n_positive, 0.0))
 
 
 def _without_each_row(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
@@ -242,7 +215,7 @@ def _without_each_row(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
     """
     n_positive, n_negative = int(y.sum()), int((~y).sum())
     u = placements(y, scores[:, None])[:, 0] * np.where(y, n_negative, n_positive)  # pairs that a row wins
-    auroc = _divide(
+    auroc = divide(
         u[y].sum() - u,
         np.where(y, (n_positive - 1) * n_negative, n_positive * (n_negative - 1)).astype(float),
     )
@@ -263,7 +236,7 @@ def _without_each_row(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
     own, after = first[y], first[y] + 1
     summed[y] = plain[own] + ((at - 1) * (true - 1) / fewer)[own] + positive[-1] - positive[after]
     left = np.where(y, n_positive - 1, n_positive if n_negative > 1 else 0).astype(float)
-    return auroc, _divide(summed, left)
+    return auroc, divide(summed, left)
 
 
 def placements(y: Bools, scores: Floats) -> Floats:
@@ -286,19 +259,14 @@ def _accumulate(rows: Floats) -> None:
         row += above
 
 
-def _divide(a: Floats, b: Floats) -> Floats:
-    """a / b, NaN where b is 0."""
-    return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
-
-
 def _balanced(s: _Sample) -> Floats:
     positive, negative = s.class_weights
-    return (_divide(s.confusion.tp, positive) + _divide(s.confusion.tn, negative)) / 2
+    return (divide(s.confusion.tp, positive) + divide(s.confusion.tn, negative)) / 2
 
 
 def _f1(s: _Sample) -> Floats:
     c = s.confusion
-    return _divide(2 * c.tp, 2 * c.tp + c.fp + c.fn)
+    return divide(2 * c.tp, 2 * c.tp + c.fp + c.fn)
 
 
 def _mcc(s: _Sample) -> Floats:
@@ -310,15 +278,15 @@ def _mcc(s: _Sample) -> Floats:
 
 
 def _log_loss(s: _Sample) -> Floats:
-    return _divide(sum(s.log_losses), sum(s.class_weights))  # pyright: ignore[reportArgumentType]
+    return divide(sum(s.log_losses), sum(s.class_weights))  # pyright: ignore[reportArgumentType]
 
 
 def _balanced_log_loss(s: _Sample) -> Floats:
-    return sum(_divide(loss, w) for loss, w in zip(s.log_losses, s.class_weights, strict=True)) / 2  # pyright: ignore[reportReturnType]
+    return sum(divide(loss, w) for loss, w in zip(s.log_losses, s.class_weights, strict=True)) / 2  # pyright: ignore[reportReturnType]
 
 
 def _brier(s: _Sample) -> Floats:
-    return _divide(s.sums((s.probabilities - s.y[:, None]) ** 2), sum(s.class_weights))  # pyright: ignore[reportArgumentType]
+    return divide(s.sums((s.probabilities - s.y[:, None]) ** 2), sum(s.class_weights))  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,7 +303,7 @@ class Metric:
     definition: str
     scale: Scale = "logit"
     """On which symmetric intervals are made: "logit" for [0, 1], "fisher" for [-1, 1], "log" for [0, inf)."""
-    compute: Callable[[_Sample], Floats] = field(repr=False)
+    compute: Callable[[Any], Floats] = field(repr=False)
 
 
 _NO_CLASS = "a class is missing"
@@ -398,7 +366,7 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
                 higher_is_better=True,
                 undefined="no positive row",
                 definition="tp / (tp + fn)",
-                compute=lambda s: _divide(s.confusion.tp, s.class_weights[0]),
+                compute=lambda s: divide(s.confusion.tp, s.class_weights[0]),
             ),
             Metric(
                 name="specificity",
@@ -407,7 +375,16 @@ METRICS: MappingProxyType[str, Metric] = MappingProxyType(
                 higher_is_better=True,
                 undefined="no negative row",
                 definition="tn / (tn + fp)",
-                compute=lambda s: _divide(s.confusion.tn, s.class_weights[1]),
+                compute=lambda s: divide(s.confusion.tn, s.class_weights[1]),
+            ),
+            Metric(
+                name="precision",
+                title="Precision",
+                needs="threshold",
+                higher_is_better=True,
+                undefined="no row called positive",
+                definition="tp / (tp + fp)",
+                compute=lambda s: divide(s.confusion.tp, s.confusion.tp + s.confusion.fp),
             ),
             Metric(
                 name="brier",
@@ -567,33 +544,17 @@ def _sample(
     if np.isnan(cut).any():
         raise InvalidRequest("a threshold is NaN: no score reaches it")
     codes, drawn, axis = check_clusters(len(labels), weights, groups)
-    sample = _Sample(labels, table, np.broadcast_to(cut, table.shape[1:]), drawn, codes, logits, by)
+    sample = _Sample(
+        n=len(labels),
+        weights=drawn,
+        groups=codes,
+        y=labels,
+        scores=table,
+        threshold=np.broadcast_to(cut, table.shape[1:]),
+        logits=logits,
+        order=by,
+    )
     return sample, (axis, 0 if one_model else slice(None))
-
-
-def check_clusters(
-    n: int, weights: ArrayLike | None, groups: ArrayLike | None
-) -> tuple[NDArray[np.intp] | None, Floats, Any]:
-    """Codes (n,) or None, weights (B, G), and the index that takes B out again, of `evaluate`'s arguments."""
-    codes, n_groups = None, n
-    if groups is not None:
-        codes = np.asarray(groups)
-        if codes.shape != (n,) or codes.dtype.kind not in "iu" or codes.min() < 0:
-            raise InvalidRequest("groups are integer codes 0 .. G-1, one a row: see intervals.cluster_codes")
-        codes, n_groups = codes.astype(np.intp), int(codes.max()) + 1
-    if weights is None:
-        drawn, axis = np.ones((1, n_groups)), 0
-    else:
-        drawn = np.asarray(weights, np.float64)
-        axis = 0 if drawn.ndim == 1 else slice(None)
-        drawn = np.atleast_2d(drawn)
-        if drawn.ndim != 2 or drawn.shape[1] < n_groups or (groups is None and drawn.shape[1] != n_groups):
-            raise InvalidRequest(
-                f"weights {np.shape(weights)}: (resamples, {n_groups}), one column a cluster"
-            )
-        if not (np.isfinite(drawn).all() and drawn.min(initial=0) >= 0):
-            raise InvalidRequest("weights are finite and not negative")
-    return codes, drawn, axis
 
 
 def check_scores(scores: ArrayLike, n: int) -> tuple[Floats, bool]:
@@ -668,62 +629,3 @@ def auroc(y: ArrayLike, scores: ArrayLike, **sample: Any) -> Any:
 def average_precision(y: ArrayLike, scores: ArrayLike, **sample: Any) -> Any:
     """Average precision, scikit-learn's definition; keywords, shapes and errors as for `evaluate`."""
     return evaluate(y, scores, metrics=["average_precision"], **sample)["average_precision"]
-
-
-MULTICLASS_METRICS = ("balanced_accuracy", "auroc", "log_loss", "balanced_log_loss", "accuracy")
-
-
-def evaluate_multiclass(
-    y: ArrayLike,
-    probabilities: ArrayLike,
-    *,
-    metrics: Sequence[str] = MULTICLASS_METRICS,
-    weights: ArrayLike | None = None,
-    groups: ArrayLike | None = None,
-) -> dict[str, Any]:
-    """K-class metrics: the call is the most probable class (the first of equals).
-
-    y : int, (n,), 0 .. K-1; probabilities : float, (n, K) or (n, m, K), rows summing to 1
-    metrics : balanced_accuracy (mean recall), auroc (macro mean of one class against the rest),
-        log_loss, balanced_log_loss (mean of the classes' means), accuracy
-    weights, groups, result and errors as for `evaluate`. NaN where one of the K classes is missing
-    (log_loss and accuracy: where there are no rows).
-    """
-    unknown = [name for name in metrics if name not in MULTICLASS_METRICS]
-    if unknown:
-        raise InvalidRequest(f"no multiclass metric is called {unknown}; there are {MULTICLASS_METRICS}")
-    p = np.asarray(probabilities, np.float64)
-    one_model = p.ndim == 2
-    if one_model:
-        p = p[:, None, :]
-    labels = np.asarray(y)
-    if p.ndim != 3 or labels.shape != p.shape[:1]:
-        raise InvalidRequest(
-            f"probabilities {np.shape(probabilities)}, labels {labels.shape}: (n, [m,] K) and (n,)"
-        )
-    n_classes = p.shape[2]
-    if labels.dtype.kind not in "iub" or labels.min() < 0 or labels.max() >= n_classes:
-        raise ProbeError(f"labels are integers from 0 to {n_classes - 1}")
-    if not np.isfinite(p).all() or p.min() < 0 or not np.allclose(p.sum(axis=2), 1, atol=1e-4):
-        raise InvalidRequest("the probabilities of a row do not sum to 1, or one is below 0")
-    one_hot = labels[:, None] == np.arange(n_classes)  # (n, K)
-    rest = [_sample(one_hot[:, k], p[:, :, k], 0.5, weights, groups)[0] for k in range(n_classes)]
-    class_weights = np.stack([s.class_weights[0] for s in rest], axis=2)  # (B, 1, K)
-    total = class_weights.sum(axis=2)
-    tiny = np.finfo(np.float64).eps
-    loss = -np.log(np.clip(np.take_along_axis(p, labels[:, None, None], axis=2)[:, :, 0], tiny, 1 - tiny))
-    right = p.argmax(axis=2) == labels[:, None]
-
-    def by_class(values: NDArray[Any]) -> Floats:  # (n, m) -> (B, m, K)
-        return np.stack([s.sums(values * s.y[:, None]) for s in rest], axis=2)
-
-    compute: dict[str, Callable[[], Floats]] = {
-        "balanced_accuracy": lambda: _divide(by_class(right), class_weights).mean(axis=2),
-        "auroc": lambda: np.mean([s.ranking[0] for s in rest], axis=0),
-        "log_loss": lambda: _divide(rest[0].sums(loss), total),
-        "balanced_log_loss": lambda: _divide(by_class(loss), class_weights).mean(axis=2),
-        "accuracy": lambda: _divide(rest[0].sums(right), total),
-    }
-    no_weights = weights is None or np.ndim(weights) == 1
-    squeeze = (0 if no_weights else slice(None), 0 if one_model else slice(None))
-    return {name: compute[name]()[squeeze] for name in metrics}

@@ -6,7 +6,7 @@ from pathlib import Path
 from patchbank.probe import leaks
 from patchbank.probe.config import C_GRID, SELECTION
 from patchbank.probe.protocol import MOST_FOLDS
-from patchbank.probe.statistics import comparisons, intervals, metrics
+from patchbank.probe.statistics import comparisons, intervals, metrics, multiclass
 
 TEXT = (Path(__file__).resolve().parents[2] / "probe" / "METHODS.md").read_text("utf-8")
 WORDS = " ".join(TEXT.split())
@@ -14,7 +14,7 @@ WORDS = " ".join(TEXT.split())
 
 def test_every_metric_is_defined() -> None:
     section = TEXT.partition("## Metrics")[2].partition("\n## ")[0].casefold()
-    for metric in metrics.METRICS.values():
+    for metric in (*metrics.METRICS.values(), *multiclass.METRICS.values()):
         name = metric.title.casefold().removeprefix("balanced ").partition(" (")[0]
         assert name in section, metric.name
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe.statistics import agreement, calibration, comparisons, delong, intervals, metrics
+from patchbank.probe.statistics import (
+    agreement,
+    calibration,
+    comparisons,
+    delong,
+    intervals,
+    metrics,
+    multiclass,
+)
 from patchbank.probe.statistics.heterogeneity import heterogeneity
 from scipy import special, stats
 from sklearn.metrics import auc, cohen_kappa_score, precision_recall_curve, roc_curve
@@ -34,6 +42,7 @@ def test_one_positive_row() -> None:
     known = {
         "f1": 1.0,
         "sensitivity": 1.0,
+        "precision": 1.0,
         "brier": 0.3**2,
         "log_loss": -np.log(0.7),
         "ece": 0.3,
@@ -47,6 +56,7 @@ def test_one_negative_row() -> None:
     found = metrics.evaluate([0], [0.7])
     known = {
         "f1": 0.0,
+        "precision": 0.0,
         "specificity": 0.0,
         "brier": 0.7**2,
         "log_loss": -np.log(0.3),
@@ -302,7 +312,7 @@ def test_weights_and_groups_are_checked_for_metrics_and_votes_alike(
     with pytest.raises(InvalidRequest, match=message):
         metrics.evaluate([0, 1], [0.1, 0.2], **options)
     with pytest.raises(InvalidRequest, match=message):
-        metrics.evaluate_multiclass([0, 1], [[0.9, 0.1], [0.2, 0.8]], **options)
+        multiclass.evaluate([0, 1], [[0.9, 0.1], [0.2, 0.8]], **options)
     with pytest.raises(InvalidRequest, match=message):
         agreement.soft_scores([1, 2], [3, 3], [0.1, 0.2], **options)
     with pytest.raises(InvalidRequest, match=message):
@@ -322,17 +332,6 @@ def test_a_threshold_that_is_no_number_is_refused() -> None:
     for threshold in (np.nan, [0.5, np.nan]):
         with pytest.raises(InvalidRequest, match="threshold is NaN"):
             metrics.evaluate([0, 1], [[0.1, 0.2], [0.3, 0.4]], threshold=threshold)
-
-
-def test_probabilities_of_several_classes_are_checked() -> None:
-    for wrong in ([[-0.5, 1.5]], [[0.5, 0.6]], [[np.nan, 0.5]], [[np.inf, -np.inf]]):
-        with pytest.raises(InvalidRequest, match="sum to 1, or one is below 0"):
-            metrics.evaluate_multiclass([0], wrong)
-    one = metrics.evaluate_multiclass([2], [[0.2, 0.3, 0.5]])
-    assert (one["accuracy"], one["log_loss"]) == (1, pytest.approx(-np.log(0.5)))
-    assert np.isnan([one["auroc"], one["balanced_accuracy"], one["balanced_log_loss"]]).all()
-    tied = metrics.evaluate_multiclass([0, 1], [[0.5, 0.5], [0.5, 0.5]])
-    assert tied["accuracy"] == 0.5, "of equals the first class is called"
 
 
 # --- intervals

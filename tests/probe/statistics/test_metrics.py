@@ -16,6 +16,7 @@ REFERENCE = {  # name -> (y, scores, sample_weight) -> value, at threshold .5
     "mcc": lambda y, s, w: reference.matthews_corrcoef(y, s >= 0.5, sample_weight=w),
     "sensitivity": lambda y, s, w: reference.recall_score(y, s >= 0.5, sample_weight=w),
     "specificity": lambda y, s, w: reference.recall_score(y, s >= 0.5, pos_label=0, sample_weight=w),
+    "precision": lambda y, s, w: reference.precision_score(y, s >= 0.5, sample_weight=w),
     "brier": lambda y, s, w: reference.brier_score_loss(y, s, sample_weight=w),
     "log_loss": lambda y, s, w: reference.log_loss(y, s, sample_weight=w),
     "balanced_log_loss": lambda y, s, w: reference.log_loss(y, s, sample_weight=balanced(y, w)),
@@ -225,7 +226,7 @@ def test_a_missing_class_is_nan_and_nothing_else_is():
     assert {n for n, v in no_negative.items() if np.isnan(v)} == undefined | {"specificity"}
     assert no_positive["f1"] == 0
     assert np.isnan(metrics.evaluate([0, 0], [0.1, 0.2], metrics=["f1"])["f1"])
-    nothing_drawn = metrics.evaluate([0, 1], [0.1, 0.2], weights=[[0, 0], [1, 1]])
+    nothing_drawn = metrics.evaluate([0, 1], [0.1, 0.7], weights=[[0, 0], [1, 1]])
     assert all(np.isnan(v[0]) and not np.isnan(v[1]) for v in nothing_drawn.values())
     assert metrics.evaluate([0, 1], [0.1, 0.2], metrics=["mcc"])["mcc"] == 0  # all calls the same
 
@@ -248,52 +249,3 @@ def test_a_missing_class_is_nan_and_nothing_else_is():
 def test_bad_input_is_refused(arguments, options, error, message):
     with pytest.raises(error, match=message):
         metrics.evaluate(*arguments, **options)
-
-
-def multiclass(seed=0, n=200):
-    rng = np.random.default_rng(seed)
-    y = rng.choice(3, n, p=[0.6, 0.3, 0.1])
-    p = rng.dirichlet(np.ones(3), (n, 2)) + 0.8 * np.eye(3)[y][:, None]
-    return y, p / p.sum(axis=2, keepdims=True)
-
-
-def test_multiclass_equals_scikit_learn():
-    y, p = multiclass()
-    weights = np.random.default_rng(1).integers(0, 3, (3, len(y)))
-    found = metrics.evaluate_multiclass(y, p, weights=weights)
-    for b, w in enumerate(weights):
-        by_class = w / np.bincount(y, w)[y]
-        for j in range(2):
-            q, call = p[:, j], p[:, j].argmax(axis=1)
-            areas = [reference.roc_auc_score(y == k, q[:, k], sample_weight=w) for k in range(3)]
-            expected = {
-                "balanced_accuracy": reference.balanced_accuracy_score(y, call, sample_weight=w),
-                "auroc": np.mean(areas),
-                "log_loss": reference.log_loss(y, q, sample_weight=w),
-                "balanced_log_loss": reference.log_loss(y, q, sample_weight=by_class),
-                "accuracy": reference.accuracy_score(y, call, sample_weight=w),
-            }
-            assert set(expected) == set(metrics.MULTICLASS_METRICS)
-            for name, value in expected.items():
-                assert found[name][b, j] == pytest.approx(value, rel=1e-12), name
-    plain = metrics.evaluate_multiclass(y, p[:, 0])
-    assert plain["auroc"] == pytest.approx(reference.roc_auc_score(y, p[:, 0], multi_class="ovr"))
-
-
-def test_two_classes_are_the_binary_case():
-    y, scores = sample(m=1)
-    binary = metrics.evaluate(y, scores[:, 0])
-    both = metrics.evaluate_multiclass(y, np.column_stack([1 - scores[:, 0], scores[:, 0]]))
-    for name in ("auroc", "log_loss", "balanced_log_loss"):
-        assert both[name] == pytest.approx(binary[name], rel=1e-12)
-
-
-def test_multiclass_refuses_bad_input():
-    y, p = multiclass()
-    with pytest.raises(ProbeError, match="from 0 to 2"):
-        metrics.evaluate_multiclass(y + 1, p)
-    with pytest.raises(InvalidRequest, match="sum to 1"):
-        metrics.evaluate_multiclass(y, p * 2)
-    with pytest.raises(InvalidRequest, match="no multiclass metric"):
-        metrics.evaluate_multiclass(y, p, metrics=["f1"])
-    assert np.isnan(metrics.evaluate_multiclass(np.zeros(len(y), int), p[:, 0])["auroc"])
