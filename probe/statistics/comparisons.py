@@ -14,8 +14,8 @@ from .metrics import METRICS, check_labels, check_names, evaluate
 
 # Metrics whose difference of two models is linear in the swaps of clusters. Of means over rows that is plain.
 # An AUROC is a sum over pairs of a positive of cluster g and a negative of cluster h, so it is quadratic in
-# the swaps z; exchanging the models is z -> 1 - z, and in the difference the second-order terms cancel: with D
-# (G, G) the sums of pairs within the first model less those within the second, and E those of the first
+# the swaps z; exchanging the models is z -> 1 - z, and in the difference the second-order terms cancel: with
+# D (G, G) the sums of pairs within the first model less those within the second, and E those of the first
 # model's positives with the second's negatives less the reverse, it is
 # sum D - sum_g z_g (D_g. + D_.g + E_g. - E_.g).
 LINEAR = {"accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity"}

@@ -107,7 +107,8 @@ class _Sample(Weighted):
     def macro(self, name: str) -> Floats:
         """Mean over the classes of a binary metric, (B, m); NaN where a class has no row."""
         found = [self.of_class(k, name) for k in range(self.n_classes)]
-        return np.where((self.class_weights > 0).all(axis=1)[:, None], np.mean(found, axis=0), np.nan)
+        known = self.class_weights.min(axis=1, keepdims=True) > 0
+        return np.where(known, np.mean(found, axis=0), np.nan)
 
     def tables(self, j: int) -> Iterator[Floats]:
         """Confusion matrices of model j, blocks of (b, K, K) that make (B, K, K): labels x calls."""
