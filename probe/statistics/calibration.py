@@ -8,7 +8,7 @@ and choose nothing; they give the values without each cluster too, from which `i
 makes intervals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -182,17 +182,25 @@ def _newton(columns: Floats, targets: Floats, weights: Floats) -> Floats:
     scale = np.abs(columns).max(axis=0)
     scale[scale == 0] = 1.0
     x = columns / scale
-    w = np.zeros(x.shape[1])
 
     def loss(w: Floats) -> float:
         z = x @ w
         return float(weights @ (np.logaddexp(0, z) - targets * z))
 
+    def slopes(w: Floats) -> tuple[Floats, Floats]:
+        p = special.expit(x @ w)
+        return x.T @ (weights * (p - targets)), (x.T * (weights * p * (1 - p))) @ x
+
+    return newton(loss, slopes, np.zeros(x.shape[1])) / scale
+
+
+def newton(
+    loss: Callable[[Floats], float], slopes: Callable[[Floats], tuple[Floats, Floats]], w: Floats
+) -> Floats:
+    """The minimum (k,) of a convex loss from w on; slopes : w -> gradient (k,) and Hessian (k, k)."""
     value, polished = loss(w), 0
     for _ in range(200):
-        p = special.expit(x @ w)
-        gradient = x.T @ (weights * (p - targets))
-        hessian = (x.T * (weights * p * (1 - p))) @ x
+        gradient, hessian = slopes(w)
         # lstsq: a constant score leaves a direction without curvature, in which nothing is to be gained
         step = np.linalg.lstsq(hessian, gradient, rcond=1e-14)[0]
         decrement = float(gradient @ step)
@@ -207,7 +215,7 @@ def _newton(columns: Floats, targets: Floats, weights: Floats) -> Floats:
         while (trial := loss(w - length * step)) > value - 1e-4 * length * decrement and length > 1e-8:
             length /= 2
         w, value = w - length * step, trial
-    return w / scale
+    return w
 
 
 def _two_classes(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats, bool]:

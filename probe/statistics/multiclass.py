@@ -390,25 +390,7 @@ def _sample(
     groups: ArrayLike | None,
 ) -> tuple[_Sample, tuple[Any, ...]]:
     """The checked arrays, and the index that takes the axes out again that were not given."""
-    table = np.asarray(scores, np.float64)
-    one_model = table.ndim == 2
-    if one_model:
-        table = table[:, None, :]
-    if table.ndim != 3 or len(table) != len(np.asarray(y)) or table.shape[2] < 2:
-        raise InvalidRequest(
-            f"scores {np.shape(scores)} do not fit {len(np.asarray(y))} labels: (n, K) or (n, models, K), "
-            "K two or more"
-        )
-    if table.shape[2] > MOST_CLASSES:
-        raise InvalidRequest(
-            f"{table.shape[2]} classes, at most {MOST_CLASSES}: is the label a name or a path of each patch?"
-        )
-    labels = _check_labels(y, table.shape[2])
-    finite = np.isfinite(table).all(axis=(1, 2))
-    if not finite.all():
-        raise ProbeError(
-            f"{(~finite).sum()} rows have a score that is not finite, the first is row {finite.argmin()}"
-        )
+    labels, table, one_model = check_scores(y, scores)
     if not logits and (table.min() < 0 or not np.allclose(table.sum(axis=2), 1, atol=1e-4)):
         wrong = ((table < 0).any(axis=2) | ~np.isclose(table.sum(axis=2), 1, atol=1e-4)).any(axis=1)
         raise InvalidRequest(
@@ -435,6 +417,30 @@ def _sample(
         ordered=ordered,
     )
     return sample, (axis, 0 if one_model else slice(None))
+
+
+def check_scores(y: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.intp], Floats, bool]:
+    """Labels (n,), scores (n, m, K), and whether they were (n, K). Raises InvalidRequest and ProbeError."""
+    table = np.asarray(scores, np.float64)
+    one_model = table.ndim == 2
+    if one_model:
+        table = table[:, None, :]
+    n = len(np.asarray(y))
+    if table.ndim != 3 or len(table) != n or table.shape[2] < 2:
+        raise InvalidRequest(
+            f"scores {np.shape(scores)} do not fit {n} labels: (n, K) or (n, models, K), K two or more"
+        )
+    if table.shape[2] > MOST_CLASSES:
+        raise InvalidRequest(
+            f"{table.shape[2]} classes, at most {MOST_CLASSES}: is the label a name or a path of each patch?"
+        )
+    labels = _check_labels(y, table.shape[2])
+    finite = np.isfinite(table).all(axis=(1, 2))
+    if not finite.all():
+        raise ProbeError(
+            f"{(~finite).sum()} rows have a score that is not finite, the first is row {finite.argmin()}"
+        )
+    return labels, table, one_model
 
 
 def _check_labels(y: ArrayLike, n_classes: int) -> NDArray[np.intp]:
