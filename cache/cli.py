@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
     from .store import Store
 
-LAYOUTS = ("trident", "stamp", "npy", "parquet", "h5ad", "zarr", "safetensors", "npz")
+LAYOUTS = (
+    *("trident", "clam", "stamp", "eva", "npy", "parquet", "huggingface", "h5ad", "zarr", "safetensors"),
+    *("npz", "webdataset", "csv", "projector", "fiftyone", "qupath"),
+)
 
 store_argument = click.argument("name", metavar="STORE")
 
@@ -370,11 +373,30 @@ def diff_command(
 @click.option("-f", "--format", "layout", required=True, type=click.Choice(LAYOUTS), help="What to write.")
 @options.table
 @click.option("--where", help="pandas query: only these rows of the table.")
-@click.option("--by", help="(trident, stamp) PATH is a folder with one file for each value of this column.")
+@click.option(
+    "--by", help="(trident, clam, stamp, qupath) A folder with one file for each value of this column."
+)
+@click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), help="Of the vectors (default: as stored)."
+)
 @click.option("--tile-um", type=float, help="(stamp) Edge of a tile in um.")
+@click.option("--tile-px", type=int, help="(stamp) Edge of a tile in pixels, as the encoder saw it.")
 @click.option("--mpp", type=float, help="(stamp) um per pixel of the table's x and y.")
+@click.option(
+    "--attribute",
+    "attributes",
+    multiple=True,
+    help="(trident, clam, qupath) KEY=VALUE of the coordinates, such as patch_size_level0=512.",
+)
 def export_command(
-    name: str, path: Path, bank: str, layout: str, table: Path | None, where: str | None, **options: Any
+    name: str,
+    path: Path,
+    bank: str,
+    layout: str,
+    table: Path | None,
+    where: str | None,
+    attributes: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Write embeddings, metadata and provenance in a format that other tools read.
 
@@ -383,16 +405,31 @@ def export_command(
       patchbank cache export uni.full slides/ --bank bank -f trident --table wsi.toml --by group
       patchbank cache export uni.full ami.parquet --bank bank -f parquet --table ami-br.toml
       patchbank cache export uni.full ami.h5ad -b bank -f h5ad --table ami-br.toml --where "split == 'train'"
+      patchbank cache export uni.full clam/ -b bank -f clam --table wsi.toml
       patchbank cache export uni.full slides/ -b bank -f stamp --table wsi.toml --by group \\
-          --tile-um 112 --mpp 0.5
+          --tile-um 112 --tile-px 224 --mpp 0.5
     """
     from .export.write import export
 
     if where and table is None:
         raise click.UsageError("--where picks rows of a table: add --table")
     frame = None if table is None else _table(table, bank, where)
-    rows = export(_open(bank, name), path, layout, frame, **options)
+    about = dict(_attribute(text) for text in attributes)
+    rows = export(_open(bank, name), path, layout, frame, attributes=about, **options)
     echo(f"{path}: {rows} rows")
+
+
+def _attribute(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value as a number where it is one."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="--attribute")
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 @cache_group.command("import")

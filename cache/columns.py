@@ -4,8 +4,10 @@ One rule for names, in every layout and in finalised stores: a name is written a
 characters and those that a path cannot have (/ \\ : * ? " < > |) are written as in a URL (%2F), and so is the
 first character of a name that the layouts use themselves or that begins with a dot or two underscores, and
 the last one of a name that ends in a dot, a space or .npy.
-Numbers stay numbers (int64, uint64, float64); everything else is text, "" where a cell is empty. The document
-that goes with an export says where a name or a type was changed, so that an import gives back both.
+Numbers stay numbers (int64, uint64, float64), truth values bool; a column of a CSV whose cells are all
+numbers is a column of numbers, but for those that are names (`NAMES`). Everything else is text, "" where a
+cell is empty. Formats without missing numbers (NumPy, HDF5, safetensors) have them as NaN. The document that
+goes with an export says where a name or a type was changed, so that an import gives back both.
 """
 
 import re
@@ -32,6 +34,12 @@ TAKEN = {
 }
 LONGEST = 200  # bytes of a written name; a folder's name has 255
 KINDS = ("bool", "Int64", "UInt64")
+NAMES = {"patch_id", "path", "label", "group", "domain", "split", "content_cluster", "slide"}  # never numbers
+CATEGORIES = ("label", "domain", "split")
+EXACT = 1 << 53  # whole numbers up to here are exact as float64
+DIGITS = 17  # of a number that is read from text; more would be lost
+_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+_REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f%/\\:*?"<>|\ud800-\udfff]')
 
 
@@ -51,15 +59,22 @@ def written_name(name: str) -> str:
     return written or "%"
 
 
-def written_columns(table: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict[str, dict[str, str]]]:
+def written_columns(table: pd.DataFrame) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
     """The columns of a table but `content_hash`, and what an import has to know: written name -> what.
+
+    A column is a NumPy array (text as str objects, int64, uint64, float64, bool) or, where numbers or truth
+    values are missing, a pandas array (Int64, UInt64, boolean).
 
     Raises InvalidRequest for two columns of one name, and text that no file can hold.
     """
-    columns: dict[str, np.ndarray] = {}
+    columns: dict[str, Any] = {}
     changed: dict[str, dict[str, str]] = {}
     for written, name, column in _named(table):
-        columns[written], kind = _plain(column, name)
+        values = _typed(column, name)
+        kind = "bool" if values.dtype in (bool, "boolean") else ""
+        if not isinstance(values, np.ndarray) and not kind:
+            kind = str(values.dtype)
+        columns[written] = values
         about = ({"name": name} if written != name else {}) | ({"kind": kind} if kind else {})
         if about:
             changed[written] = about
@@ -82,19 +97,59 @@ def _named(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series]]:
             yield written_name(name), name, table.iloc[:, place]
 
 
-def _plain(column: pd.Series, name: str) -> tuple[np.ndarray, str]:
-    """A column as numbers or text, and the type that it had where text does not tell."""
-    kind = ""
+def _typed(column: pd.Series, name: str) -> Any:
+    if pd.api.types.is_bool_dtype(column.dtype):
+        return pd.array(column, dtype="boolean") if column.isna().any() else column.to_numpy(bool)
     if pd.api.types.is_integer_dtype(column.dtype):
         unsigned = str(column.dtype).lower() == "uint64"
-        if not column.isna().any():
-            return column.to_numpy(np.uint64 if unsigned else np.int64), ""
-        kind = "UInt64" if unsigned else "Int64"
-    elif pd.api.types.is_float_dtype(column.dtype):
-        return column.to_numpy(np.float64, na_value=np.nan), ""
-    elif pd.api.types.is_bool_dtype(column.dtype):
-        kind = "bool"
-    return texts(column, name), kind
+        if column.isna().any():
+            return pd.array(column, dtype="UInt64" if unsigned else "Int64")
+        return column.to_numpy(np.uint64 if unsigned else np.int64)
+    if pd.api.types.is_float_dtype(column.dtype):
+        return column.to_numpy(np.float64, na_value=np.nan)
+    words = texts(column, name)
+    return words if name in NAMES or isinstance(column.dtype, pd.CategoricalDtype) else _numbers(words)
+
+
+def _numbers(words: np.ndarray) -> Any:
+    """Text as numbers, where every cell that is not empty is one that is written as numbers are ("007" is
+    none, nor is a whole number that no column of numbers holds).
+    """
+    there = words != ""
+    cells = words[there]
+    if not len(cells):
+        return words
+    if all(_WHOLE.fullmatch(word) for word in cells):
+        numbers = list(map(int, cells))
+        if not all(-(2**63) <= number < 2**63 for number in numbers):
+            return words
+        if len(cells) == len(words):
+            return np.array(numbers, np.int64)
+        each = iter(numbers)
+        return pd.array([next(each) if one else None for one in there], dtype="Int64")
+    if all(_REAL.fullmatch(word) and sum(map(str.isdigit, word)) <= DIGITS for word in cells):
+        out = np.full(len(words), np.nan)
+        out[there] = cells.astype(np.float64)
+        return out if np.isfinite(out[there]).all() else words
+    return words
+
+
+def as_text(values: Any) -> np.ndarray:
+    """A column as text, "" where a cell is missing."""
+    if isinstance(values, np.ndarray) and values.dtype == object:
+        return values
+    return pd.Series(values).astype("string").fillna("").to_numpy(dtype=object)
+
+
+def array_of(values: Any) -> np.ndarray:
+    """A column for formats without missing numbers: whole ones as float64 with NaN where that is exact, else
+    text.
+    """
+    if isinstance(values, np.ndarray):
+        return values
+    if str(values.dtype) != "boolean" and abs(pd.Series(values)).max() <= EXACT:
+        return values.to_numpy(np.float64, na_value=np.nan)
+    return as_text(values)
 
 
 def texts(column: pd.Series, name: str) -> np.ndarray:
@@ -111,7 +166,7 @@ def texts(column: pd.Series, name: str) -> np.ndarray:
     return words
 
 
-def read_columns(columns: Mapping[str, np.ndarray], changed: object) -> dict[str, pd.Series]:
+def read_columns(columns: Mapping[str, Any], changed: object) -> dict[str, pd.Series]:
     """The columns as they were before the export. Raises InvalidRequest where `changed` does not fit."""
     if not isinstance(changed, dict):
         raise InvalidRequest("the export's description of its columns is not a table of names")
@@ -125,17 +180,24 @@ def read_columns(columns: Mapping[str, np.ndarray], changed: object) -> dict[str
             raise InvalidRequest(
                 f"what the export says about its column {written!r} makes no sense: {about!r}"
             )
-        found[name] = pd.Series(_restored(values, kind, name) if kind else values)
+        found[name] = pd.Series(restored(values, kind, name) if kind else values)
     return found
 
 
-def _restored(values: np.ndarray, kind: str, name: str) -> Any:
+def restored(values: Any, kind: str, name: str) -> Any:
+    """Values as they were read, in the type that an export says they had. Raises InvalidRequest."""
     try:
         if kind == "bool":
-            cells = [{"True": True, "False": False, "": None}[word] for word in values]
+            cells = [{"True": True, "False": False, "": None}[word] for word in as_text(values)]
             return pd.array(cells, dtype="boolean") if None in cells else np.array(cells, dtype=bool)
         dtype = pd.UInt64Dtype() if kind == "UInt64" else pd.Int64Dtype()
-        return pd.array([int(word) if word else None for word in values], dtype=dtype)
+        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+            cells = [None if cell != cell else int(cell) for cell in values.tolist()]
+            if any(cell is not None and cell != value for cell, value in zip(cells, values, strict=True)):
+                raise ValueError("a number is not whole")
+        else:
+            cells = [int(word) if word else None for word in as_text(values)]
+        return pd.array(cells, dtype=dtype)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise InvalidRequest(
             f"the column {name!r} is not of the type {kind} that the export names: {error}"

@@ -20,7 +20,10 @@ from .index import KEY_BYTES, KeyIndex
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
-    """A CSV (everything is text) or parquet file, or the one that a manifest's TOML names."""
+    """A CSV (everything is text) or parquet file, or the one that a manifest's TOML names.
+
+    Of a manifest, `attrs` has the classes in their order and the root of the paths.
+    """
     path = Path(path)
     if not path.exists():
         raise InvalidRequest(f"the table {path} does not exist")
@@ -34,7 +37,12 @@ def read_table(path: str | Path) -> pd.DataFrame:
             raise InvalidRequest(
                 f"{path} is not a manifest: it has no [table] with a file; give the CSV or parquet"
             )
-        return read_table(path.parent / section["file"])
+        table = read_table(path.parent / section["file"])
+        about = header.get("dataset")
+        if isinstance(about, dict) and isinstance(about.get("classes"), list):
+            table.attrs["classes"] = tuple(map(str, about["classes"]))
+        table.attrs["root"] = str(path.parent / str(section.get("root", ".")))
+        return table
     try:
         if path.suffix == ".parquet":
             table = _read_parquet(path)

@@ -164,6 +164,10 @@ def test_export_and_import(bank: Path) -> None:
         "group",
         "--tile-um",
         112,
+        "--tile-px",
+        224,
+        "--mpp",
+        0.5,
         "--where",
         "split == 'train'",
     ]

@@ -15,15 +15,18 @@ import pyarrow.parquet
 import pytest
 from patchbank.cache.bank import Bank
 from patchbank.cache.columns import TAKEN, written_name
-from patchbank.cache.export.write import LAYOUTS, export
+from patchbank.cache.export.write import DOCUMENTED, FOLDERS, LAYOUTS, export
 from patchbank.cache.finalize import finalize
-from patchbank.cache.importing.exports import import_export, layout_of
+from patchbank.cache.importing.exports import import_export
 from patchbank.cache.store import Store
 from patchbank.cache.table import first_of_key, keys_of_table, read_table, select
 from patchbank.cache.verify import verify
-from patchbank.errors import InvalidRequest, RowsMissing, StoreError
+from patchbank.errors import InvalidRequest, RowsMissing, StoreError, VectorRefused
 
-NAMES = {"trident": "x.h5", "stamp": "x.h5", "npy": "x", "zarr": "x.zarr"}
+NAMES = {"trident": "x.h5", "stamp": "x.h5", "npy": "x", "zarr": "x.zarr", "webdataset": "x.tar"}
+NAMES |= {"qupath": "x.geojson", "csv": "x.csv"} | dict.fromkeys(FOLDERS, "x")
+STAMP_ATTRIBUTES = ("unit", "tile_size_um", "tile_size_px", "extractor", "stamp_version", "feat_type")
+SLIDES = {"trident", "clam", "stamp", "qupath"}
 WORDS = ("patch_id", "label", "group", "domain", "split")
 
 
@@ -64,35 +67,49 @@ def write(
 ) -> Path:
     path = tmp_path / "out" / NAMES.get(layout, f"x.{layout}")
     if layout == "stamp":
-        options = {"tile_um": 112.0, "mpp": 0.5} | options
+        options = {"tile_um": 112.0, "tile_px": 224, "mpp": 0.5} | options
+    if layout == "eva" and table is not None:
+        table = table.assign(label=table["label"].replace("", "normal"))
     rows = export(filled[0], path, layout, table, **options)
     assert rows == len(filled[1].keys if table is None else table)
     assert [item.name for item in path.parent.iterdir()] == [path.name]
     return path
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DOCUMENTED)
 def test_round_trip(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str) -> None:
     store, rows = filled
     path = write(filled, table, tmp_path, layout)
-    assert layout_of(path) == layout
     bank = Bank(tmp_path / "back")
     done = import_export(bank, path)
     assert (done.rows, done.added) == (153, 150)
     assert done.store.identity == store.identity
     assert done.store.provenance == store.provenance
     assert done.store.load(rows.keys).tobytes() == rows.vectors.tobytes()
-    back = done.table[list(table.columns)]
-    assert (back.astype(str).to_numpy() == table.astype(str).to_numpy()).all()
+    if layout == "eva":
+        table = table.assign(label=table["label"].replace("", "normal"))
+    back, wanted = (
+        each.set_index("patch_id").loc[table["patch_id"], table.columns[1:]] for each in (done.table, table)
+    )
+    assert (back.astype(str).to_numpy() == wanted.astype(str).to_numpy()).all()
     assert back["x"].dtype == np.int64
+    if layout not in ("clam", "huggingface"):  # in the order of their files
+        assert done.table["patch_id"].tolist() == table["patch_id"].tolist()
     assert import_export(bank, path).added == 0
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_whole_store_without_a_table(filled: tuple[Store, Any], tmp_path: Path, layout: str) -> None:
+    if layout in {*SLIDES, "eva", "fiftyone"}:
+        with pytest.raises(
+            InvalidRequest, match=r"coordinates|column path|have no label|column 'group'|level 0"
+        ):
+            write(filled, None, tmp_path, layout)
+        return
     path = write(filled, None, tmp_path, layout)
-    done = import_export(Bank(tmp_path / "back"), path, backend="hdf5")
-    assert done.store.load(filled[1].keys).tobytes() == filled[1].vectors.tobytes()
+    if layout in DOCUMENTED:
+        done = import_export(Bank(tmp_path / "back"), path, backend="hdf5")
+        assert done.store.load(filled[1].keys).tobytes() == filled[1].vectors.tobytes()
 
 
 HARD_NAMES = [
@@ -103,17 +120,18 @@ HARD_NAMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DOCUMENTED)
 @pytest.mark.parametrize("filled", ["float16"], indirect=True)
 def test_names_of_columns_come_back(
     filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str
 ) -> None:
-    named = table.assign(**{name: [f"{i}" for i in range(153)] for name in HARD_NAMES})
+    named = table.assign(**{name: [f"v{i}" for i in range(153)] for name in HARD_NAMES})
     path = write(filled, named, tmp_path, layout)
     done = import_export(Bank(tmp_path / "back"), path)
     assert sorted(done.table.columns) == sorted(named.columns)
+    back = done.table.set_index("patch_id").loc[table["patch_id"]]
     for name in HARD_NAMES:
-        assert done.table[name].tolist() == named[name].tolist(), name
+        assert back[name].tolist() == named[name].tolist(), name
 
 
 def test_the_rule_for_names_is_reversible() -> None:
@@ -148,13 +166,14 @@ TYPES = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", DOCUMENTED)
 @pytest.mark.parametrize("filled", ["float16"], indirect=True)
 def test_types_of_columns_come_back(
     filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str
 ) -> None:
     path = write(filled, table.assign(**TYPES), tmp_path, layout)
     back = import_export(Bank(tmp_path / "back"), path).table
+    back = back.set_index("patch_id").loc[table["patch_id"]].reset_index()
     assert back["big"].tolist() == TYPES["big"].tolist()
     assert back["big"].dtype == np.uint64
     for name in ("signed", "small", "whole"):
@@ -179,6 +198,7 @@ def test_whole_numbers_with_empty_cells_stay_whole(
     read = read_table(tmp_path / "t.parquet")
     path = write(filled, read, tmp_path, "npz")
     with np.load(path) as archive:
+        assert archive["age"].dtype.kind == "U"  # 2^53 + 1 is no float64
         assert set(archive["age"].tolist()) == {"1", "", str(2**53 + 1)}
     assert import_export(Bank(tmp_path / "back"), path).table["age"].equals(pd.Series(TYPES["maybe"]))
     finalize(filled[0], read)
@@ -225,29 +245,76 @@ def test_trident(filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndar
 
 def test_one_file_a_slide(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path) -> None:
     folder = tmp_path / "slides"
-    assert export(filled[0], folder, "trident", table.drop(columns=["x", "y"]), by="group") == 153
+    of_slide = table.assign(patch_size_level0=table["group"].map({f"slide {i}": 400 + i for i in range(4)}))
+    assert export(filled[0], folder, "trident", of_slide, by="group", attributes={"overlap": 0}) == 153
     assert sorted(p.name for p in folder.iterdir()) == [f"slide-{i}.h5" for i in range(4)]
     with h5py.File(folder / "slide-2.h5") as file:
         assert {word.decode() for word in np.asarray(file["group"])} == {"slide 2"}
-        assert (np.asarray(file["coords"]) == -1).all()
+        assert dict(file["coords"].attrs) == {"patch_size_level0": 402, "overlap": 0, "name": "slide-2"}
         assert len(np.asarray(file["features"])) == (table["group"] == "slide 2").sum()
     done = import_export(Bank(tmp_path / "back"), folder)
     assert (done.rows, done.added, len(done.table)) == (153, 150, 153)
+    with pytest.raises(InvalidRequest, match=r"patch_size_level0 is 40. in some rows and 40. in others"):
+        export(filled[0], tmp_path / "no.h5", "trident", of_slide)
     twice = table.assign(group=["a b", "a-b"] + ["c"] * 151)
-    with pytest.raises(InvalidRequest, match=r"would both become the file a-b\.h5"):
+    with pytest.raises(InvalidRequest, match=r"would both become the file a-b"):
         export(filled[0], tmp_path / "no", "trident", twice, by="group")
     assert not (tmp_path / "no").exists()
+
+
+def test_regions_of_slides_say_the_size_of_a_patch(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path
+) -> None:
+    for scale, wanted in (
+        ("", {"patch_size": 256, "patch_size_level0": 256}),
+        (",down=2", {"patch_size": 256, "patch_size_level0": 512}),
+        (",mpp=0.5,mpp0=0.25", {"patch_size": 256, "patch_size_level0": 512}),
+        (",mpp=0.5", {"patch_size": 256}),
+        (",level=1,border=crop", {"patch_size": 256}),
+    ):
+        path = tmp_path / f"{len(scale)}.h5"
+        regions = [f"a.svs::wsi[{x},7,256,256{scale}]" for x in table["x"]]
+        export(filled[0], path, "trident", table.assign(path=regions))
+        with h5py.File(path) as file:
+            assert dict(file["coords"].attrs) == wanted | {"name": path.stem}, scale
+
+
+@pytest.mark.parametrize("layout", sorted(SLIDES))
+def test_slide_layouts_refuse_rows_without_coordinates(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str
+) -> None:
+    options = {"tile_um": 112.0, "tile_px": 224, "mpp": 0.5, "attributes": {"patch_size_level0": 512}}
+    table.loc[3, "y"] = pd.NA
+    with pytest.raises(InvalidRequest, match=rf"1 of \d+ rows have no coord.*{table['patch_id'][3]}"):
+        export(filled[0], tmp_path / "out", layout, table, **options)
+    with pytest.raises(InvalidRequest, match="has no columns x and y"):
+        export(filled[0], tmp_path / "out", layout, table.drop(columns="y"), **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_clam_reads_its_folder(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path) -> None:
+    """As CLAM's Generic_MIL_Dataset does: torch.load of pt_files, or features and coords of h5_files."""
+    torch = pytest.importorskip("torch")
+    path = write(filled, table, tmp_path, "clam")
+    for i in range(4):
+        of_slide = table[table["group"] == f"slide {i}"]
+        features = torch.load(path / f"pt_files/slide-{i}.pt")
+        assert features.dtype == torch.float32
+        with h5py.File(path / f"h5_files/slide-{i}.h5") as file:
+            assert np.asarray(file["features"]).tobytes() == features.numpy().tobytes()
+            assert np.asarray(file["coords"]).tolist() == of_slide[["x", "y"]].to_numpy().tolist()
+        assert torch.nn.Linear(8, 2)(features).shape == (len(of_slide), 2)
 
 
 def test_stamp(filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path) -> None:
     with h5py.File(write(filled, table, tmp_path, "stamp")) as file:
         assert np.asarray(file["feats"]).tobytes() == wanted.tobytes()
         assert np.asarray(file["coords"]).tolist() == (table[["x", "y"]].to_numpy() * 0.5).tolist()
-        assert {
-            name: file.attrs[name] for name in ("unit", "tile_size_um", "extractor", "stamp_version")
-        } == {
+        assert {name: file.attrs[name] for name in STAMP_ATTRIBUTES} == {
             "unit": "um",
             "tile_size_um": 112.0,
+            "tile_size_px": 224,
+            "feat_type": "tile",
             "extractor": "fake:noise",
             "stamp_version": "2.1.0",
         }
@@ -284,6 +351,154 @@ def test_parquet_loads_with_datasets(
     assert vectors.tobytes() == wanted.tobytes()
 
 
+@pytest.fixture
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table as a CSV gives it: all text, numbers with gaps, ids that look like numbers."""
+    gaps = ["" if i % 5 == 0 else str(i) for i in range(153)]
+    more = {"age": gaps, "mpp": [f"0.{i + 1}" for i in range(153)], "code": [f"{i:03d}" for i in range(153)]}
+    return table.astype({"x": str, "y": str}).assign(**more, group=[str(i % 4) for i in range(153)])
+
+
+def test_pandas_and_duckdb_see_types(filled: tuple[Store, Any], typed: pd.DataFrame, tmp_path: Path) -> None:
+    path = write(filled, typed, tmp_path, "parquet")
+    frame = pd.read_parquet(path)
+    assert [str(frame[name].dtype) for name in ("label", "domain", "split")] == ["category"] * 3
+    assert frame["label"].isna().tolist() == (typed["label"] == "").tolist()
+    assert [frame[name].dtype.kind for name in ("x", "age", "mpp", "code", "group")] == list("iffOO")
+    duckdb = pytest.importorskip("duckdb")
+    kinds = dict(
+        duckdb.sql(f"select column_name, column_type from (describe select * from '{path}')").fetchall()
+    )
+    assert [kinds[name] for name in ("x", "age", "mpp", "code", "group")] == [
+        *("BIGINT", "BIGINT", "DOUBLE", "VARCHAR", "VARCHAR")
+    ]
+    if filled[0].identity.dtype == "float32":
+        assert kinds["embedding"].startswith("FLOAT[")
+    (total,) = duckdb.sql(f"select sum(x) from '{path}' where label = 'atypical'").fetchall()[0]
+    assert total == typed["x"].astype(int)[typed["label"] == "atypical"].sum()
+
+
+def test_datasets_has_splits_and_class_labels(
+    filled: tuple[Store, Any], typed: pd.DataFrame, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = write(filled, typed, tmp_path, "huggingface", classes=("normal", "atypical"))
+    loaded = datasets.load_dataset(str(path), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "test"}
+    for split, part in loaded.items():
+        of_split = typed[typed["split"] == split].reset_index(drop=True)
+        assert part["patch_id"][:] == of_split["patch_id"].tolist()
+        assert part.features["label"].names == ["normal", "atypical"]
+        assert part.features["domain"].names == ["scänner"]
+        names = [None if code is None else part.features["label"].int2str(code) for code in part["label"][:]]
+        assert names == [label or None for label in of_split["label"]]
+        assert part.features["x"].dtype == "int64"
+        store, rows = filled
+        vectors = np.asarray(part.with_format("numpy")[:]["embedding"], dtype=store.identity.dtype)
+        place = {key.tobytes().hex(): i for i, key in enumerate(rows.keys)}
+        assert vectors.tobytes() == rows.vectors[[place[word] for word in of_split["content_hash"]]].tobytes()
+
+
+def test_webdataset(
+    filled: tuple[Store, Any], typed: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    wds = pytest.importorskip("webdataset")
+    path = write(filled, typed, tmp_path, "webdataset", classes=("normal", "atypical"))
+    samples = list(wds.WebDataset(str(path), shardshuffle=False).decode())
+    assert len(samples) == 153
+    assert np.stack([sample["npy"] for sample in samples]).tobytes() == wanted.tobytes()
+    assert [sample["json"]["patch_id"] for sample in samples] == typed["patch_id"].tolist()
+    assert [sample["json"]["x"] for sample in samples] == typed["x"].astype(int).tolist()
+    assert [sample.get("cls", -1) for sample in samples] == [1 if label else -1 for label in typed["label"]]
+
+
+def test_eva_reads_its_folder(
+    filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    """As its EmbeddingsClassificationDataset does: manifest.csv, torch.load, int targets."""
+    torch = pytest.importorskip("torch")
+    path = write(filled, table, tmp_path, "eva")
+    manifest = pd.read_csv(path / "manifest.csv")
+    assert list(manifest.columns[:4]) == ["origin", "embeddings", "target", "split"]
+    vectors = torch.stack(
+        [torch.load(path / name, map_location="cpu").squeeze(0) for name in manifest["embeddings"]]
+    )
+    assert vectors.numpy().tobytes() == wanted.tobytes()
+    assert np.asarray(manifest["target"], np.int64).tolist() == [0 if x else 1 for x in table["label"]]
+    assert manifest["split"].tolist() == table["split"].tolist()
+
+
+def test_csv_and_projector(
+    filled: tuple[Store, Any], typed: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    typed = typed.assign(note="a\tb\nc")
+    frame = pd.read_csv(write(filled, typed, tmp_path, "csv"), dtype={"group": str}, keep_default_na=False)
+    numbers = frame[[f"embedding_{i}" for i in range(8)]].to_numpy(wanted.dtype)
+    assert numbers.tobytes() == wanted.tobytes()
+    assert frame["patch_id"].tolist() == typed["patch_id"].tolist()
+    assert frame["note"].tolist() == typed["note"].tolist()
+    folder = tmp_path / "projector"
+    export(filled[0], folder, "projector", typed)
+    tensors = [line.split("\t") for line in (folder / "tensors.tsv").read_text().splitlines()]
+    assert np.array(tensors, np.float64).astype(wanted.dtype).tobytes() == wanted.tobytes()
+    lines = [line.split("\t") for line in (folder / "metadata.tsv").read_text().splitlines()]
+    assert lines[0] == [*typed.drop(columns="content_hash").columns, "content_hash"]
+    assert [line[0] for line in lines[1:]] == typed["patch_id"].tolist()
+    assert {len(line) for line in lines} == {len(typed.columns)}
+    assert 'tensor_path: "tensors.tsv"' in (folder / "projector_config.pbtxt").read_text()
+
+
+def test_fiftyone_reads_its_folder(
+    filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
+) -> None:
+    """As its FiftyOneImageClassificationDataset does: key -> file, key -> number of the class or nothing."""
+    table = table.assign(path=[f"a/{i}.png" for i in range(153)])
+    path = write(filled, table, tmp_path, "fiftyone", root="/data")
+    files, labels = (json.loads((path / f"{name}.json").read_text()) for name in ("data", "labels"))
+    assert sorted(files) == list(files) == list(labels["labels"])
+    assert list(files.values()) == [f"/data/a/{i}.png" for i in range(153)]
+    named = [None if code is None else labels["classes"][code] for code in labels["labels"].values()]
+    assert named == [label or None for label in table["label"]]
+    assert np.load(path / "embeddings.npy").tobytes() == wanted.tobytes()
+
+
+def test_qupath(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path) -> None:
+    path = write(filled, table.assign(score=0.5), tmp_path, "qupath", attributes={"patch_size_level0": 512})
+    found = json.loads(path.read_text())["features"]
+    assert [one["properties"]["name"] for one in found] == table["patch_id"].tolist()
+    assert [one["geometry"]["coordinates"][0][2] for one in found] == [[x + 512, 519] for x in table["x"]]
+    assert found[0]["properties"]["measurements"] == {"score": 0.5}
+    named = [one["properties"].get("classification", {}).get("name", "") for one in found]
+    assert named == table["label"].tolist()
+
+
+@pytest.mark.parametrize("layout", DOCUMENTED)
+def test_vectors_in_another_type(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, layout: str
+) -> None:
+    """Wider ones come back as they were stored; narrower ones are another identity's."""
+    store, rows = filled
+    wide = import_export(Bank(tmp_path / "wide"), write(filled, table, tmp_path, layout, dtype="float32"))
+    assert wide.store.identity == store.identity
+    assert wide.store.load(rows.keys).tobytes() == rows.vectors.tobytes()
+    shutil.rmtree(tmp_path / "out")
+    narrow = import_export(Bank(tmp_path / "narrow"), write(filled, table, tmp_path, layout, dtype="float16"))
+    assert narrow.store.identity.dtype == "float16"
+    assert narrow.store.load(rows.keys).tobytes() == rows.vectors.astype("float16").tobytes()
+
+
+def test_numbers_that_float16_does_not_hold(tmp_path: Path, identity: Any, make_rows: Any) -> None:
+    store = Bank(tmp_path / "bank").open_store(identity(dtype="float32"), create=True)
+    rows = make_rows(9, dtype="float32")
+    rows.vectors[5, 2] = 1e6
+    with store.writer() as writer:
+        writer.append(*rows[:])
+    store.refresh()
+    with pytest.raises(VectorRefused, match=r"row 5 \(set/0-5\) has a number that float16 does not hold"):
+        export(store, tmp_path / "x.npz", "npz", rows.table(), dtype="float16")
+    assert not (tmp_path / "x.npz").exists()
+
+
 @pytest.mark.parametrize("layout", ["h5ad", "zarr"])
 def test_anndata(
     filled: tuple[Store, Any], table: pd.DataFrame, wanted: np.ndarray, tmp_path: Path, layout: str
@@ -294,6 +509,7 @@ def test_anndata(
     assert np.asarray(data.X).tobytes() == wanted.tobytes()
     assert data.obs_names.tolist() == table["patch_id"].tolist()
     assert data.obs["domain"].tolist() == table["domain"].tolist()
+    assert [str(data.obs[name].dtype) for name in ("label", "domain", "split")] == ["category"] * 3
     about(data.uns["patchbank"])
     assert data.uns["licence"] == "CC-BY-NC-4.0"
 
@@ -305,8 +521,22 @@ def test_safetensors(
     with safetensors.safe_open(write(filled, table, tmp_path, "safetensors"), "numpy") as file:
         assert file.get_tensor("embeddings").tobytes() == wanted.tobytes()
         about(file.metadata()["patchbank"])
+        for name in ("patch_id", "domain"):
+            assert json.loads(file.metadata()[f"column.{name}"]) == table[name].tolist()
+        assert file.get_tensor("column.x").tolist() == table["x"].tolist()
+
+
+def test_safetensors_whose_header_would_be_too_long(
+    filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("patchbank.cache.export.safetensors.HEADER", 4000)
+    safetensors = pytest.importorskip("safetensors")
+    path = write(filled, table, tmp_path, "safetensors")
+    with safetensors.safe_open(path, "numpy") as file:
         words = [bytes(word).rstrip(b"\0").decode() for word in file.get_tensor("column.domain")]
         assert words == table["domain"].tolist()
+    back = import_export(Bank(tmp_path / "back"), path).table
+    assert back[["patch_id", "domain"]].equals(table[["patch_id", "domain"]])
 
 
 def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFrame, tmp_path: Path) -> None:
@@ -320,7 +550,8 @@ def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFr
             export(store, out, layout, frame, **o)
         assert not [p for p in tmp_path.iterdir() if p.name != "bank"]
 
-    refused("unknown layout 'csv'", "csv")
+    refused("unknown layout 'xlsx'", "xlsx")
+    refused("dtype is 'float64'", dtype="float64")
     refused("no column content_hash", frame=table.drop(columns="content_hash"))
     refused("no column patch_id", frame=table.drop(columns="patch_id"))
     refused("two columns 'x'", frame=pd.concat([table, table[["x"]]], axis=1))
@@ -332,12 +563,22 @@ def test_requests_that_make_no_sense(filled: tuple[Store, Any], table: pd.DataFr
         frame=table.assign(content_hash=["0" * 32] * 3 + [""] + ["0" * 32] * 149),
     )
     refused("153 of 153 patches", frame=table.assign(content_hash="0" * 32), error=RowsMissing)
-    refused("trident and stamp", by="group")
+    refused("trident, clam, stamp and qupath", by="group")
     refused("no column 'slide'", "trident", by="slide")
-    refused("tile_um", "stamp")
+    refused("tile_um.* and .*tile_px", "stamp")
+    refused("um per pixel", "stamp", tile_um=112.0, tile_px=224)
+    refused("level 0", "qupath")
+    out = tmp_path / "x"
+    refused("have no label .*the first: set/", "eva")
+    refused("no column path", "fiftyone")
+    refused(r"inside of other files .*a\.zip::1\.png", "fiftyone", table.assign(path="a.zip::1.png"))
+    out = tmp_path / "x.npz"
     for size in (0.0, -1.0, float("nan"), float("inf")):
         refused("tile_um is", "stamp", tile_um=size)
         refused("mpp is", "stamp", tile_um=112.0, mpp=size)
+    for layout in FOLDERS:  # a folder that is called f.npy misleads whoever finds it
+        with pytest.raises(InvalidRequest, match=rf"{layout} is a folder .*f\.npy is the name of a file"):
+            export(store, tmp_path / "f.npy", layout, table)
     out.write_text("mine")
     with pytest.raises(InvalidRequest, match="exists already"):
         export(store, out, "npz", table)
@@ -359,8 +600,8 @@ def test_imports_of_other_things(tmp_path: Path, filled: tuple[Store, Any]) -> N
         import_export(bank, tmp_path / "x.txt")
     path = write(filled, None, tmp_path, "npy")
     text = (path / "patchbank.json").read_text()
-    (path / "patchbank.json").write_text(text.replace('"version": 2', '"version": 3'))
-    with pytest.raises(InvalidRequest, match=r"version 3; .* update patchbank"):
+    (path / "patchbank.json").write_text(text.replace('"version": 3', '"version": 4'))
+    with pytest.raises(InvalidRequest, match=r"version 4; .* update patchbank"):
         import_export(bank, path)
     assert bank.names() == []
 

@@ -1,0 +1,69 @@
+"""HDF5: exports of the layouts trident, clam and stamp."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..export.rows import STEP, Rows
+from ..untrusted import check_hdf5, check_size
+from .documents import Vectors, checked, document_of
+
+if TYPE_CHECKING:
+    import h5py
+
+STRINGS = 1 << 28  # bytes of text in memory at a time, at the very most
+
+
+def read_h5(path: Path, name: str) -> Rows:
+    """The rows of an export whose vectors are in the data set `name`."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        check_hdf5(file, path)
+        document = document_of(path, file.attrs.get("patchbank"))
+        data = dataset_in(file, name)
+        skip = {name, "coords", "content_hash", "row_checksum"}
+        columns = {
+            column: column_in(dataset_in(file, column), path)
+            for column in map(str, file)
+            if column not in skip
+        }
+        keys = np.asarray(dataset_in(file, "content_hash"))
+        sums = np.asarray(dataset_in(file, "row_checksum")) if "row_checksum" in file else None
+        shape, dtype = data.shape, data.dtype
+
+    def read() -> Iterator[np.ndarray]:
+        with h5py.File(path, "r") as file:
+            for start in range(0, shape[0], STEP):
+                yield dataset_in(file, name)[start : start + STEP]
+
+    return checked(path, document, keys, columns, Vectors(shape, dtype, read), sums)
+
+
+def dataset_in(file: "h5py.File", name: str) -> "h5py.Dataset":
+    """A data set of the file. Raises ValueError for anything else."""
+    import h5py
+
+    item = file[name]
+    if not isinstance(item, h5py.Dataset) or item.shape is None or not item.shape:
+        raise ValueError(f"{name} is not an array")
+    return item
+
+
+def column_in(data: "h5py.Dataset", path: Path) -> np.ndarray:
+    """A column; texts some at a time."""
+    import h5py
+
+    if h5py.check_string_dtype(data.dtype) is None:
+        return data[:]
+    size = path.stat().st_size
+    step = max(1, STRINGS // max(size, 1))  # many texts may be one and the same in the file
+    words: list[str] = []
+    total = 0
+    for start in range(0, len(data), step):
+        words += np.asarray(data.asstr()[start : start + step]).tolist()
+        total += sum(map(len, words[start:]))
+        check_size(path, total, size)
+    return np.array(words, dtype=object)
