@@ -1,0 +1,140 @@
+"""Temperature and vector scaling of K classes, fitted on out-of-fold logits; the calibration of the call.
+
+Labels are int (n,), 0 .. K-1. What is fitted here is applied to the logits of other rows as it is.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, special
+
+from ...errors import InvalidRequest, ProbeError
+from .calibration import newton
+from .multiclass import check_scores
+from .weighted import Floats
+
+ClassWeight = Literal["balanced"] | None
+
+
+def fit_temperature(
+    y: ArrayLike, logits: ArrayLike, *, class_weight: ClassWeight = None, smooth: bool = True
+) -> Any:
+    """The T > 0 that minimises the log-loss of softmax(logits / T) (Guo et al., ICML 2017).
+
+    logits : (n, K), or (n, m, K) for m models
+    class_weight : "balanced" weighs the classes with rows alike
+    smooth : targets (N_k + 1) / (N_k + K) for the label, of which there are N_k rows, and 1 / (N_k + K) for
+        the other classes, instead of 1 and 0, so that T > 0 where every call is right; of two classes these
+        are Platt's (1999). Without it such logits raise ProbeError.
+    The derivative in 1/T rises, and its root is found by bracketing, to the last digit. inf where every T is
+    worse than equal probabilities. Returns float, or float64 (m,).
+    """
+    labels, table, one_model = check_scores(y, logits)
+    targets, weights = _targets(labels, table.shape[2], class_weight, smooth)
+    found = np.empty(table.shape[1])
+    for j in range(table.shape[1]):
+        z = table[:, j] - table[:, j].max(axis=1, keepdims=True)
+        if not smooth and (np.take_along_axis(z, labels[:, None], axis=1) == 0).all():
+            raise ProbeError(f"model {j}: every call is right, T would be 0; use smooth=True")
+        wanted = float(weights @ (targets * z).sum(axis=1))
+
+        def slope(s: float, z: Floats = z, wanted: float = wanted) -> float:
+            return float(weights @ (special.softmax(s * z, axis=1) * z).sum(axis=1)) - wanted
+
+        if slope(0.0) >= 0:
+            found[j] = np.inf
+            continue
+        high = 1.0 / max(float(-z.min()), np.finfo(np.float64).tiny)
+        while slope(high) < 0:
+            high *= 4
+        root: Any = optimize.brentq(slope, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
+        found[j] = 1 / root
+    return float(found[0]) if one_model else found
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Vector scaling: probabilities = softmax(scale * logits + offset)."""
+
+    scale: Floats
+    """(K,)."""
+    offset: Floats
+    """(K,)."""
+
+    def logits(self, logits: ArrayLike) -> Floats:
+        """Calibrated logits, (n, K)."""
+        return np.asarray(logits, np.float64) * self.scale + self.offset
+
+
+def fit_vector(
+    y: ArrayLike, logits: ArrayLike, *, class_weight: ClassWeight = None, smooth: bool = True
+) -> Vector:
+    """A scale and an offset of each class's logit that minimise the log-loss (Guo et al., ICML 2017).
+
+    Arguments as for `fit_temperature`, logits (n, K). Convex, by Newton's method. It has 2 K parameters where
+    temperature has one, and can change calls: for sets with many rows of every class. Raises ProbeError where
+    a class has no row, and without `smooth` where every call is right.
+    """
+    labels, table, one_model = check_scores(y, logits)
+    if not one_model:
+        raise InvalidRequest(f"logits {table.shape}: of one model, (n, K)")
+    z, k = table[:, 0], table.shape[2]
+    counts = np.bincount(labels, minlength=k)
+    if not counts.all():
+        raise ProbeError(f"no row of class {counts.argmin()}: its offset cannot be estimated")
+    if not smooth and (z.argmax(axis=1) == labels).all():
+        raise ProbeError("every call is right: the scales would be infinite; use smooth=True")
+    targets, weights = _targets(labels, k, class_weight, smooth)
+    size = np.abs(z).max(axis=0)
+    size[size == 0] = 1.0
+    x = z / size
+
+    def loss(w: Floats) -> float:
+        log_p = special.log_softmax(x * w[:k] + w[k:], axis=1)
+        return -float(weights @ (targets * log_p).sum(axis=1))
+
+    def slopes(w: Floats) -> tuple[Floats, Floats]:
+        p = special.softmax(x * w[:k] + w[k:], axis=1)
+        rest = weights[:, None] * (p - targets)
+        gradient = np.concatenate([(rest * x).sum(axis=0), rest.sum(axis=0)])
+        both = np.concatenate([p * x, p], axis=1)
+        hessian = -(both.T * weights) @ both
+        diagonals = [(weights[:, None] * p * x**power).sum(axis=0) for power in (2, 1, 0)]
+        own = np.arange(k)
+        hessian[own, own] += diagonals[0]
+        hessian[own, own + k] += diagonals[1]
+        hessian[own + k, own] += diagonals[1]
+        hessian[own + k, own + k] += diagonals[2]
+        return gradient, hessian
+
+    found = newton(loss, slopes, np.concatenate([size, np.zeros(k)]))
+    return Vector(found[:k] / size, found[k:] - found[k:].mean())
+
+
+def top_label(y: ArrayLike, logits: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    """Whether each call is right, bool (n,), and the probability of the call, float64 (n,).
+
+    logits : (n, K). For `calibration.reliability_curve` and `calibration_floor`, which take them as labels
+    and probabilities (confidence calibration, Guo et al., ICML 2017).
+    """
+    labels, table, one_model = check_scores(y, logits)
+    if not one_model:
+        raise InvalidRequest(f"logits {table.shape}: of one model, (n, K)")
+    p = special.softmax(table[:, 0], axis=1)
+    return p.argmax(axis=1) == labels, p.max(axis=1)
+
+
+def _targets(
+    labels: NDArray[np.intp], k: int, class_weight: ClassWeight, smooth: bool
+) -> tuple[Floats, Floats]:
+    """Probabilities (n, K) that are aimed at, and weights (n,) of sum 1."""
+    if class_weight not in (None, "balanced"):
+        raise InvalidRequest(f"class_weight is None or 'balanced', not {class_weight!r}")
+    counts = np.bincount(labels, minlength=k)[labels]
+    targets = np.equal.outer(labels, np.arange(k)).astype(np.float64)
+    if smooth:
+        targets = (counts[:, None] * targets + 1) / (counts[:, None] + k)
+    weights = 1.0 / counts if class_weight else np.ones(len(labels))
+    return targets, weights / weights.sum()
