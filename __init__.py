@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .datasets.manifest import Manifest as Manifest
     from .datasets.manifest import load_manifest as load_manifest
     from .extract.run import run_extract as run_extract
+    from .prediction import predict as predict
     from .probe.estimator import BatchedLogisticRegression as BatchedLogisticRegression
     from .probe.estimator import BatchedLogisticRegressionCV as BatchedLogisticRegressionCV
     from .probe.features import load as load
@@ -38,6 +39,7 @@ _EXPORTS = {
     "fit_logistic": ".probe.solver.logistic",
     "load": ".probe.features",
     "load_manifest": ".datasets.manifest",
+    "predict": ".prediction",
     "run_extract": ".extract.run",
     "run_probe": ".probe.run",
 }

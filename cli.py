@@ -13,9 +13,10 @@ import click
 
 from . import options
 from .errors import PatchbankError
-from .terminal import echo
+from .terminal import echo, print_table, say
 from .version import __version__
 
+SHOWN_ROWS = 20  # of predictions, on a terminal
 # command -> (module, attribute); the modules import click alone at their top (held by tests/test_cli.py)
 COMMANDS = {
     "quickstart": (".cli", "quickstart_command"),
@@ -27,7 +28,7 @@ COMMANDS = {
     "cache": (".cache.cli", "cache_group"),
     "probe": (".probe.cli", "probe_group"),
     "finetune": (".finetune.cli", "finetune_group"),
-    "predict": (".finetune.cli", "predict_command"),
+    "predict": (".cli", "predict_command"),
 }
 
 
@@ -218,6 +219,135 @@ def run_command(
             echo(f"Wrote {', '.join(map(str, done.files))}.")
     if done.failed:
         raise click.exceptions.Exit(1)
+
+
+@click.command("predict")
+@click.argument("model", type=options.PATH)
+@click.argument("source", type=options.PATH)
+@options.out("CSV to write; or a folder, into which slides get GeoJSON and heat maps too.")
+@click.option(
+    "--coordinates",
+    type=options.PATH,
+    help="Of slides: a CSV with slide, x, y, or TRIDENT's or CLAM's .h5 files.",
+)
+@click.option("--size", type=int, default=0, help="Of patches from a CSV: pixels a side.")
+@click.option("--level", type=int, help="Of patches from a CSV: the slide's level (default: 0).")
+@click.option("--mpp", type=float, help="Of patches from a CSV: micrometres a pixel, instead of a level.")
+@click.option("--mpp0", type=float, help="Micrometres a level-0 pixel, of slides that do not say it.")
+@click.option(
+    "--suffixes", default="", metavar=".A,.B,...", help="Files of these are images too, such as .jp2,.gif."
+)
+@options.bank("Of a probe: folder of embeddings, read and added to (default: none are kept).", required=False)
+@click.option("--features", help="Of a probe: another feature set than the one its folds chose.")
+@click.option(
+    "--role",
+    type=click.Choice(["refit", "ensemble"]),
+    help="Of a probe: the refit (default), or its folds' mean.",
+)
+@click.option(
+    "-e",
+    "--encoder",
+    "encoders",
+    multiple=True,
+    metavar="ID=SPEC",
+    help="Of a probe: how an encoder is loaded.",
+)
+@options.device
+@click.option("--batch-size", type=int, help="Patches in a forward pass (default: as in extract).")
+@click.option("--workers", type=int, help="Threads (of fine-tuned models processes) that read images.")
+@click.option("--tta", is_flag=True, help="Of fine-tuned models: mean over the 8 flips and quarter turns.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["fail", "skip"]),
+    default="fail",
+    show_default=True,
+    help="At an image that cannot be read.",
+)
+@options.checkpoint
+@options.weights_dir
+@options.trust_code
+@options.json("Print the rows as JSON.")
+def predict_command(
+    model: Path,
+    source: Path,
+    out: Path | None,
+    encoders: tuple[str, ...],
+    suffixes: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Predict SOURCE with a MODEL: a probe's results, or a fine-tuned model.
+
+    MODEL is the folder of `patchbank probe run` (or a copy of its probe.json and probe.safetensors), or one
+    of `patchbank finetune run`: a fold's, or the one above, whose mean counts. SOURCE is a folder of images,
+    one image, a manifest, a zip, tar, .h5, .npz or .parquet with images, or slides with --coordinates.
+    Neither the training data nor a bank is needed. A row is called positive where its calibrated probability
+    reaches the threshold beside it.
+
+    \b
+    Examples:
+      patchbank predict results images -o predictions.csv
+      patchbank predict results patch.png
+      patchbank predict results slide.svs --coordinates slide.h5 -o predictions
+      patchbank predict results slides --coordinates patches.csv --size 224 --mpp 0.5 -o predictions
+      patchbank predict models/dinov2-s+lora images --tta -o predictions.csv
+    """
+    from .files import check_folder_writable, check_writable
+    from .prediction import predict
+    from .texts import write_csv
+
+    is_file = out is not None and out.suffix.lower() == ".csv"
+    if out is not None:
+        (check_writable if is_file else check_folder_writable)(out)
+    odd = [one for one in encoders if "=" not in one]
+    if odd:
+        raise click.BadParameter(f"{odd[0]!r} is not ID=SPEC", param_hint="--encoder")
+    found = predict(
+        model,
+        source,
+        encoders=dict(one.split("=", 1) for one in encoders),
+        suffixes=tuple(filter(None, suffixes.split(","))),
+        on_note=lambda note: say(f"{source}: {note}.", style="yellow", err=as_json),
+        progress=not as_json,
+        **options,
+    )
+    table = found.table
+    files = []
+    if out is not None:
+        files.append(write_csv(out if is_file else out / "predictions.csv", table))
+    if out is not None and not is_file:
+        from .slides import slide_files, write_slides
+
+        if (slide_files(found) != "").any():
+            files += write_slides(found, out)
+    if as_json:
+        echo(table.to_json(orient="records"))
+        return
+    for name, why in found.skipped:
+        say(f"left out: {name}: {why}", style="yellow", err=True)
+    if not files:
+        _show_predictions(table)
+    counts = ", ".join(f"{n} {name}" for name, n in table["prediction"].value_counts().items())
+    seconds = ", ".join(f"{name} {found.seconds[name]:.1f} s" for name in ("encoder", "images", "model"))
+    echo(f"{len(table)} images in {found.seconds['all']:.1f} s ({seconds}): {counts}")
+    if len(files) > 6:
+        files = [*files[:5], f"{len(files) - 5} more"]
+    if files:
+        echo(f"Wrote {', '.join(map(str, files))}.")
+
+
+def _show_predictions(table: Any) -> None:
+    """The first rows; the file has all of them."""
+    shown = [
+        name for name in table if str(name) in ("path", "prediction") or str(name).startswith("probability")
+    ]
+    rows = [
+        [f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row]
+        for row in table[shown].head(SHOWN_ROWS).itertuples(index=False)
+    ]
+    print_table([str(name) for name in shown], rows, right=range(1, len(shown) - 1))
+    if len(table) > SHOWN_ROWS:
+        echo(f"... {len(table) - SHOWN_ROWS} more; -o FILE.csv writes all")
 
 
 def main(args: list[str] | None = None) -> None:

@@ -194,6 +194,24 @@ class Slide(Container):
         down = self._downsamples[level]
         return down, down
 
+    def thumbnail(self, side: int) -> np.ndarray:
+        """The whole slide, uint8 (h, w, 3), its longer side at most `side` pixels.
+
+        Raises ImageError where the file has no level that is small enough to be read at once.
+        """
+        scale = max(self.dimensions) / side
+        level = self._slide.get_best_level_for_downsample(scale)
+        size = self._slide.level_dimensions[level]
+        if math.prod(size) > MAX_PIXELS:
+            raise ImageError(
+                f"{self.path}: its smallest level, {size[0]} x {size[1]}, is too large for a thumbnail."
+            )
+        pixels = self._region((0, 0), level, size, self.path)
+        ground = Image.new("RGBA", pixels.size, "white")
+        small = Image.alpha_composite(ground, pixels).convert("RGB")
+        small.thumbnail((side, side))
+        return np.array(small)
+
     def _inside(self, region: Region, scale: tuple[float, float], name: str) -> tuple[int, int]:
         """The patch's size after it was cut at the slide's border, in returned pixels."""
         size = []

@@ -1,4 +1,4 @@
-"""`patchbank finetune` and `patchbank predict`."""
+"""`patchbank finetune`."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 
 from .. import options
 from ..errors import InvalidRequest
-from ..terminal import echo, print_table, say
+from ..terminal import echo, print_table
 
 if TYPE_CHECKING:
     from ..probe.results.files import ProbeResult
@@ -346,94 +346,6 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
     rest = unseen(folder, loaded)
     rest.save(out)
     echo(f"wrote {out}: {len(rest)} of {len(loaded)} patches")
-
-
-@click.command("predict")
-@click.argument("model", type=options.PATH)
-@click.argument("images", type=options.PATH)
-@options.out("CSV to write.", required=True)
-@click.option("--train", type=options.PATH, help="Of a probe: its training manifest, to be checked.")
-@options.bank("Of a probe: the bank of its embeddings; the images are embedded into it.", required=False)
-@click.option("--features", help="Of a probe: another feature set than the one its folds chose.")
-@click.option(
-    "-e",
-    "--encoder",
-    "encoders",
-    multiple=True,
-    metavar="ID=SPEC",
-    help="Of a probe: how an encoder is loaded.",
-)
-@options.device
-@click.option("--batch-size", type=int, default=64, show_default=True, help="Patches in a forward pass.")
-@click.option("--workers", type=int, default=0, show_default=True, help="Processes that read images.")
-@click.option("--tta", is_flag=True, help="Mean over the 8 flips and quarter turns.")
-@options.checkpoint
-@options.weights_dir
-@options.trust_code
-@click.option(
-    "--suffixes", default="", metavar=".A,.B,...", help="Files of these are images too, such as .jp2,.gif."
-)
-def predict_command(
-    model: Path,
-    images: Path,
-    out: Path,
-    train: Path | None,
-    bank: str | None,
-    features: str | None,
-    encoders: tuple[str, ...],
-    batch_size: int,
-    workers: int,
-    suffixes: str,
-    **options: Any,
-) -> None:
-    """Predict a folder of IMAGES with a fine-tuned MODEL or a probe's results, to a CSV.
-
-    MODEL is one fold's folder, the folder above (the mean of its folds, with the threshold and calibration
-    from out-of-fold scores), or the results of `patchbank probe run` (with --bank), whose probe is stored
-    there. A row is called positive where its calibrated probability reaches the threshold beside it.
-
-    \b
-    Examples:
-      patchbank predict models/dinov2-s+lora images -o predictions.csv
-      patchbank predict models/dinov2-s+lora/fold-1 images --tta -o predictions.csv
-      patchbank predict results images --bank bank -o predictions.csv
-    """
-    from ..files import check_writable
-    from ..probe.artefact import ABOUT
-    from ..probe.results.older import PROBES
-    from ..texts import write_csv
-    from .predict import manifest_of, predict_finetuned, predict_probe
-
-    check_writable(out)
-    found = manifest_of(
-        images,
-        suffixes=tuple(filter(None, suffixes.split(","))),
-        on_note=lambda note: say(f"{images}: {note}.", style="yellow"),
-    )
-    if (model / ABOUT).exists() or (model / PROBES).exists():
-        from ..datasets.manifest import load_manifest
-
-        if bank is None:
-            raise InvalidRequest("a probe needs --bank: the images are embedded into it")
-        table = predict_probe(
-            model,
-            found,
-            train=None if train is None else load_manifest(train),
-            bank=bank,
-            features=features,
-            encoder_specs=dict(one.split("=", 1) for one in encoders if "=" in one),
-            **options,
-        )
-    elif train or bank or features or encoders:
-        raise InvalidRequest(
-            f"--train, --bank, --features and --encoder belong to the results of `patchbank probe run`, and "
-            f"{model} has no {ABOUT}"
-        )
-    else:
-        table = predict_finetuned(model, found, batch_size=batch_size, workers=workers, **options)
-    write_csv(out, table)
-    counts = table["prediction"].value_counts()
-    echo(f"wrote {out}: {len(table)} images, " + ", ".join(f"{n} {name}" for name, n in counts.items()))
 
 
 def _bounds(low: float | None, high: float | None) -> str:

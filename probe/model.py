@@ -111,14 +111,22 @@ class ProbeModel:
 
         Calibrated on the scores that were held out in training (Platt). Rows sum to 1.
         """
-        probability = calibrated(self.score(X), self.adjusted)[0]
-        columns = [1 - probability, probability]
-        return np.stack(columns if self.classes[1] == self.about.positive else columns[::-1], axis=1)
+        return self.probabilities(self.score(X))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """float (n, d) -> object (n,): the positive class where its probability reaches `threshold`."""
+        return self.calls(self.score(X))
+
+    def probabilities(self, score: np.ndarray) -> np.ndarray:
+        """Scores, as `score` gives them -> float64 (n, 2); see `predict_proba`."""
+        probability = calibrated(score, self.adjusted)[0]
+        columns = [1 - probability, probability]
+        return np.stack(columns if self.classes[1] == self.about.positive else columns[::-1], axis=1)
+
+    def calls(self, score: np.ndarray) -> np.ndarray:
+        """Scores -> object (n,), labels; see `predict`."""
         negative = next(name for name in self.classes if name != self.about.positive)
-        probability, threshold = calibrated(self.score(X), self.adjusted)
+        probability, threshold = calibrated(score, self.adjusted)
         return np.where(probability >= threshold, self.about.positive, negative).astype(object)
 
     @property

@@ -28,8 +28,10 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "study_file": LEAVES | {"cache", "probe"},
     "study_page": LEAVES | {"datasets", "extract", "probe", "study_file"},
     "study": LEAVES | STAGES | {"study_file", "study_page"},
+    "prediction": LEAVES | STAGES,
+    "slides": {"cache", "datasets", "errors", "files", "geojson", "prediction", "texts"},
     "quickstart": {"datasets", "extract", "probe"},
-    "cli": LEAVES | STAGES | {"cache", "quickstart", "study", "study_file"},
+    "cli": LEAVES | STAGES | {"cache", "prediction", "quickstart", "slides", "study", "study_file"},
 }
 WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
@@ -43,12 +45,13 @@ OTHER_DICTS = {
         "r",
         "records",
         "summary",
+        "found.seconds",  # of predictions
         "settings",
         "tomllib.loads(f'value = {value}')",
     },  # of comparisons, of few-shot curves
     "compare.py": {"r"},  # what is printed of a comparison
     "domains.py": {"record", "c"},  # makes records
-    "predict.py": {"card"},  # of a fine-tuned model
+    "prediction.py": {"card"},  # of a fine-tuned model
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},
     "study_page.py": {"about"},  # a row that is made

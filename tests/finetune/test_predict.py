@@ -1,24 +1,30 @@
 """From models to a CSV; the command line; folds on a Ray cluster."""
 
+import json
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from patchbank.cli import predict_command
 from patchbank.datasets.manifest import Manifest
-from patchbank.errors import InvalidRequest
+from patchbank.errors import ImageError, InvalidRequest
 from patchbank.extract.run import run_extract
-from patchbank.finetune.cli import finetune_group, predict_command
-from patchbank.finetune.predict import predict_finetuned, predict_probe
+from patchbank.finetune.cli import finetune_group
 from patchbank.finetune.run import run_finetune
+from patchbank.prediction import predict
+from patchbank.probe.model import ProbeModel
 from patchbank.probe.run import run_probe
 from patchbank.texts import write_csv
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.special import expit
+from scipy.stats import spearmanr
 
 
 def trained(tiny: SimpleNamespace, tmp_path: Path, encoder: tuple[str, Path], **changes: object) -> Path:
@@ -45,7 +51,7 @@ def test_predictions_are_the_scores_of_training(
 ) -> None:
     folder = trained(tiny, tmp_path, tiny_encoder)
     options = {"device": "cpu", "progress": False}
-    table = predict_finetuned(folder, tmp_path / "images", **options)
+    table = predict(folder, tmp_path / "images", **options).table
     assert len(table) == 90
     known = pd.read_parquet(folder / "predictions.parquet")
     test = known[(known["dataset"] == "tiny:test") & (known["role"] == "ensemble")].set_index("patch_id")
@@ -58,15 +64,15 @@ def test_predictions_are_the_scores_of_training(
     assert set(table["prediction"]) <= {"odd", "plain"}
     assert ((table["probability"] >= table["threshold"]) == (table["prediction"] == "odd")).all()
 
-    one = predict_finetuned(folder / "fold-1", tmp_path / "images", **options)
+    one = predict(folder / "fold-1", tmp_path / "images", **options).table
     assert np.allclose(one["score"], table["score_fold_1"])
     assert (one["threshold"] == 0.5).all()
-    turned = predict_finetuned(folder / "fold-1", tmp_path / "images", tta=True, **options)
+    turned = predict(folder / "fold-1", tmp_path / "images", tta=True, **options).table
     assert not np.allclose(one["score"], turned["score"])
     file = write_csv(tmp_path / "csv" / "out.csv", table)
     assert np.allclose(pd.read_csv(file)["score"], table["score"])
     with pytest.raises(InvalidRequest, match="holds no images"):
-        predict_finetuned(folder, tmp_path / "csv", **options)
+        predict(folder, tmp_path / "csv", **options)
 
 
 def probed(
@@ -100,57 +106,182 @@ def held_out(tmp_path: Path) -> Path:
 def test_a_probe_predicts_what_it_scored(
     tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path], weight: str
 ) -> None:
-    """Also in a bank that has none of the training rows: nothing is fitted again."""
-    manifest, results = probed(tiny, tmp_path, tiny_encoder, class_weight=[weight])
+    """Its two files alone, and images of which no bank has an embedding."""
+    _, results = probed(tiny, tmp_path, tiny_encoder, class_weight=[weight])
     # the card's id finds the store; its file is where the encoder is loaded from
     options = {
-        "encoder_specs": {"tiny-vit": tiny_encoder[0]},
+        "encoders": {"tiny-vit": tiny_encoder[0]},
         "checkpoint": tiny_encoder[1],
         "device": "cpu",
         "progress": False,
     }
-    new = held_out(tmp_path)
-    table = predict_probe(results, new, bank=tmp_path / "empty", **options)
+    new, taken = held_out(tmp_path), tmp_path / "taken"
+    taken.mkdir()
+    for name in ("probe.json", "probe.safetensors"):
+        shutil.copy(results / name, taken / name)
     known = pd.read_parquet(results / "predictions.parquet")
-    refit = known[(known["dataset"] == "tiny:test") & (known["role"] == "refit")].set_index("patch_id")
-    assert len(table) == len(refit) == 30
-    mine = (
-        table.assign(patch_id="tiny/" + table["path"].str.removesuffix(".png"))
-        .set_index("patch_id")
-        .loc[refit.index]
-    )
-    for column in ("score", "probability", "threshold"):
-        assert np.allclose(mine[column], refit[column], atol=1e-3), column
-    assert ((mine["prediction"] == "odd") == (refit["call"] == 1)).all()
-    again = predict_probe(results, new, bank=tmp_path / "bank", train=manifest, **options)
+    for role in ("refit", "ensemble"):
+        found = predict(taken, new, role=role, **options)
+        table = found.table
+        scored = known[(known["dataset"] == "tiny:test") & (known["role"] == role)].set_index("patch_id")
+        assert len(table) == len(scored) == 30
+        mine = (
+            table.assign(patch_id="tiny/" + table["path"].str.removesuffix(".png"))
+            .set_index("patch_id")
+            .loc[scored.index]
+        )
+        for column in ("score", "probability", "threshold"):
+            assert np.allclose(mine[column], scored[column], atol=1e-3), column
+        assert ((mine["prediction"] == "odd") == (scored["call"] == 1)).all()
+        assert set(found.seconds) == {"encoder", "images", "model", "all"}
+    again = predict(ProbeModel.load(taken, role=role), new, bank=tmp_path / "bank", **options).table
     assert np.allclose(again["score"], table["score"], atol=1e-6)
     file = pd.read_csv(write_csv(tmp_path / "p.csv", table), float_precision="round_trip")
     assert ((file["probability"] >= file["threshold"]) == (file["prediction"] == "odd")).all()
 
 
-def test_a_probe_is_applied_to_its_own_embeddings_and_beside_its_own_rows_only(
-    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
-) -> None:
+def test_sources_of_images(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:
+    """One image, a folder, a manifest, a zip, HDF5 and npz: the same images, the same predictions."""
     manifest, results = probed(tiny, tmp_path, tiny_encoder)
     options = {
-        "encoder_specs": {"tiny-vit": tiny_encoder[0]},
-        "checkpoint": tiny_encoder[1],
-        "device": "cpu",
-        "progress": False,
-        "bank": tmp_path / "bank",
-    }
+        "encoders": {"tiny-vit": tiny_encoder[0]}, "checkpoint": tiny_encoder[1], "device": "cpu",
+        "progress": False, "bank": tmp_path / "bank",
+    }  # fmt: skip
     new = held_out(tmp_path)
-    flipped = manifest.table.assign(label=manifest.table["label"].map({"odd": "plain", "plain": "odd"}))
-    fewer = manifest.table.iloc[1:]
-    for table in (flipped, fewer):
-        with pytest.raises(InvalidRequest, match="ids or labels of its training rows differ"):
-            predict_probe(results, new, train=Manifest(manifest.header, table, manifest.root), **options)
+    expected = predict(results, new, **options).table
+    files = [new / name for name in expected["path"]]
+    pixels = np.stack([np.asarray(Image.open(file)) for file in files])
+    with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    with h5py.File(tmp_path / "new.h5", "w") as store:
+        store["x"] = pixels
+    np.savez(tmp_path / "new.npz", test_images=pixels, test_labels=np.zeros(30, int))
+    table = manifest.table.assign(path=[f"{Path(p).name}" for p in manifest.table["path"]])
+    toml = Manifest(manifest.header, table, manifest.root).select("test").save(tmp_path / "images/test.toml")
+    for source in ("new.zip", "new.h5", "new.npz", toml):
+        found = predict(results, tmp_path / source, **options).table
+        assert sorted(found["score"]) == pytest.approx(sorted(expected["score"]), abs=1e-6), source
+        assert ("label" in found) == (source == toml)
+    assert list(found["label"]) == list(manifest.select("test").table["label"])
+    one = predict(results, files[3], **options)
+    assert one.table["score"].tolist() == [pytest.approx(expected["score"][3], abs=1e-6)]
+    assert "<table" in one._repr_html_()
+
+
+def test_an_unreadable_image_stops_or_is_left_out(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
+    _, results = probed(tiny, tmp_path, tiny_encoder)
+    options = {
+        "encoders": {"tiny-vit": tiny_encoder[0]}, "checkpoint": tiny_encoder[1],
+        "device": "cpu", "progress": False,
+    }  # fmt: skip
+    new = held_out(tmp_path)
+    (new / "bad.png").write_bytes(b"\x89PNG no")
+    with pytest.raises(ImageError, match=r"bad\.png"):
+        predict(results, new, **options)
+    found = predict(results, new, on_error="skip", **options)
+    assert len(found) == 30
+    assert [name for name, _ in found.skipped] == ["images/bad.png"]
+    with pytest.raises(InvalidRequest, match="no image could be read"):
+        predict(results, new / "bad.png", on_error="skip", **options)
+
+
+def test_a_probe_is_applied_to_its_own_embeddings_only(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
+    _, results = probed(tiny, tmp_path, tiny_encoder)
+    options = {
+        "encoders": {"tiny-vit": tiny_encoder[0]}, "checkpoint": tiny_encoder[1],
+        "device": "cpu", "progress": False,
+    }  # fmt: skip
+    new = held_out(tmp_path)
     other = {n: t + 0.1 for n, t in load_file(tiny_encoder[1]).items()}
     save_file(other, tmp_path / "other.safetensors")
-    with pytest.raises(InvalidRequest, match="weights or preprocessing differ"):
-        predict_probe(results, new, **{**options, "checkpoint": tmp_path / "other.safetensors"})
+    with pytest.raises(InvalidRequest, match="with another encoder: weights or preprocessing differ"):
+        predict(results, new, **{**options, "checkpoint": tmp_path / "other.safetensors"})
     with pytest.raises(InvalidRequest, match="has no probe on 'x'; it has tiny-vit/full/cls"):
-        predict_probe(results, new, features="x", **options)
+        predict(results, new, features="x", **options)
+    with pytest.raises(InvalidRequest, match="instead of --tta"):
+        predict(results, new, tta=True, **options)
+    with pytest.raises(InvalidRequest, match="give coordinates too"):
+        predict(results, new, size=32, **options)
+    (tmp_path / "a.svs").write_bytes(b"slide")
+    with pytest.raises(InvalidRequest, match="which patches of it"):
+        predict(results, tmp_path / "a.svs", **options)
+    (tmp_path / "a.doc").write_bytes(b"text")
+    with pytest.raises(InvalidRequest, match="is no image, slide, manifest or container"):
+        predict(results, tmp_path / "a.doc", **options)
+    with pytest.raises(InvalidRequest, match="belong to a probe, and"):
+        predict(tmp_path / "new", new, bank="bank")
+
+
+def test_slides_get_geojson_a_heat_map_and_numbers(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
+    """A tiled TIFF of tiny patches in a grid, by one command; a region is the patch that it was made of."""
+    pytest.importorskip("openslide")
+    tifffile = pytest.importorskip("tifffile")
+    _, results = probed(tiny, tmp_path, tiny_encoder)
+    patches = tiny.patches(24, seed=5)
+    grid = np.concatenate(
+        [np.concatenate([patches.read(6 * r + c) for c in range(6)], axis=1) for r in range(4)]
+    )
+    for name in ("one.tiff", "other.tiff"):
+        with tifffile.TiffWriter(tmp_path / name) as writer:
+            writer.write(grid, tile=(64, 64), photometric="rgb", compression=None)
+    rows = [("one", 40 * c, 40 * r) for r in range(4) for c in range(6)] + [("other.tiff", 0, 0)]
+    pd.DataFrame(rows, columns=["slide", "x", "y"]).to_csv(tmp_path / "patches.csv", index=False)
+    out = tmp_path / "predictions"
+    done = CliRunner().invoke(
+        predict_command,
+        [str(results), str(tmp_path / "one.tiff"), "--coordinates", str(tmp_path / "patches.csv"),
+         "--size", "40",
+         "-e", f"tiny-vit={tiny_encoder[0]}", "--checkpoint", str(tiny_encoder[1]), "--device", "cpu",
+         "-o", str(out)],
+        catch_exceptions=False,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert {file.name for file in out.iterdir()} == {
+        "predictions.csv",
+        "slides.csv",
+        "one.geojson",
+        "one.png",
+    }
+    table = pd.read_csv(out / "predictions.csv")
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for i in range(24):
+        Image.fromarray(patches.read(i)).save(folder / f"{i}.png")
+    alone = predict(
+        results, folder, encoders={"tiny-vit": tiny_encoder[0]}, checkpoint=tiny_encoder[1], device="cpu",
+        progress=False,
+    ).table  # fmt: skip
+    assert np.allclose(table["probability"], alone["probability"], atol=1e-6)
+    features = json.loads((out / "one.geojson").read_text("utf-8"))["features"]
+    assert len(features) == 24
+    for i, feature in enumerate(features):
+        (ring,) = feature["geometry"]["coordinates"]
+        assert (ring[0], ring[2]) == ([rows[i][1], rows[i][2]], [rows[i][1] + 40, rows[i][2] + 40])
+        assert feature["properties"]["classification"]["name"] == table["prediction"][i]
+        assert feature["properties"]["measurements"] == {
+            "probability": pytest.approx(table["probability"][i])
+        }
+    (slide,) = pd.read_csv(out / "slides.csv").to_dict("records")
+    called = int((table["prediction"] == "odd").sum())
+    assert slide == {
+        "slide": "one.tiff", "patches": 24, "called_odd": called, "share_odd": pytest.approx(called / 24),
+        "mean_probability_odd": pytest.approx(table["probability"].mean()),
+    }  # fmt: skip
+    with Image.open(out / "one.png") as image:
+        picture = np.asarray(image).astype(float)
+    assert picture.shape == (4 * 40 + 22, 420, 3)
+    # redder where the probability is higher
+    red = [picture[40 * r : 40 * r + 40, 40 * c : 40 * c + 40] for r in range(4) for c in range(6)]
+    excess = np.array([part[..., 0].mean() - part[..., 2].mean() for part in red])
+    plain = np.array([patches.read(i)[..., 0].mean() - patches.read(i)[..., 2].mean() for i in range(24)])
+    assert spearmanr(excess - 0.45 * plain, table["probability"]).statistic > 0.95
 
 
 def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:

@@ -32,7 +32,13 @@ def test_a_run_prints_a_table_and_writes_its_files(study: Any, files: list[str],
     for text in ("inner:train", "inner:test", "outer", "good/full/cls", "patchbank probe report"):
         assert text in result.output
     written = {path.name for path in (tmp_path / "out").iterdir()} - {".lock"}
-    assert written == {"predictions.parquet", "probe.json", "probe.safetensors", "results.csv", "results.json"}
+    assert written == {
+        "predictions.parquet",
+        "probe.json",
+        "probe.safetensors",
+        "results.csv",
+        "results.json",
+    }
 
 
 def test_json_is_the_whole_document(study: Any, files: list[str]) -> None:

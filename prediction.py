@@ -1,0 +1,295 @@
+"""From a fitted model and images to predictions: `patchbank predict`.
+
+The model is a probe (`probe.json`, as `probe run` writes it) or a fine-tuned one. Neither its training data
+nor a bank is needed: without one the embeddings live as long as the prediction.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .datasets.manifest import Manifest
+from .datasets.unlabelled import manifest_of
+from .errors import InvalidRequest
+from .finetune.scores import UNADJUSTED
+from .probe.artefact import ABOUT
+from .probe.config import Source, parse_features
+from .probe.model import About, ProbeModel, mean_logit, pick_probe
+from .probe.results.files import ProbeResult
+from .probe.results.older import PROBES
+
+SAME = ("encoder", "preprocess", "view", "tokens", "dim")  # of two identities, for a probe to be applied
+ABOUT_ROWS = ("patch_id", "path", "label", "group", "domain")  # columns of a manifest that are passed on
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What `predict` returns.
+
+    table : DataFrame, one row an image, in the order of the source: of the manifest patch_id, path, label,
+        group and domain, where known; score (logit); probability of the positive class, calibrated on
+        held-out scores of the training, and the threshold on it that they chose; prediction: the positive
+        class where probability >= threshold, else the other. Of several fine-tuned folds also score_fold_K.
+        Of more than two classes instead score_CLASS, probability_CLASS, and the most probable as prediction.
+    manifest : the images
+    model : what was applied; classes, positive, threshold
+    skipped : (image, why) of those that could not be read
+    seconds : "encoder" (to load), "images" (to read and embed), "model", "all"
+    """
+
+    table: pd.DataFrame
+    manifest: Manifest
+    model: ProbeModel
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(max_rows=20, notebook=True)
+
+
+def predict(
+    model: str | os.PathLike[str] | ProbeModel,
+    source: str | os.PathLike[str] | Manifest,
+    *,
+    bank: str | os.PathLike[str] | None = None,
+    features: str | None = None,
+    role: str | None = None,
+    encoders: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    precision: str | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    tta: bool = False,
+    checkpoint: str | Path | None = None,
+    weights_dir: str | Path | None = None,
+    trust_code: bool = False,
+    on_error: str = "fail",
+    progress: bool = True,
+    **images: Any,
+) -> Predictions:
+    """Apply a fitted model to images.
+
+    model : a folder of `probe run` (or a copy of its probe.json and probe.safetensors), a ProbeModel, or the
+        folder of a fine-tuned model: one fold's, or the one above (the mean probability of its folds)
+    source : a folder of images, one image, a manifest, a container, a slide; see `manifest_of`, whose other
+        arguments (coordinates, size, mpp, ...) are taken too
+    bank : of embeddings, to be read and added to (None: they are not kept)
+    features, role : of a probe, see `ProbeModel.load`
+    encoders : id -> how the encoder is loaded, where its id is not enough (a card file, a Card)
+    precision : to embed in (None: what the probe was fitted on, or fp32 on a CPU that cannot)
+    tta : of fine-tuned models: mean logit of the 8 flips and quarter turns of every patch
+    on_error : at an image that cannot be read: "fail", or "skip" (see `Predictions.skipped`)
+
+    Raises InvalidRequest: no such model; embeddings of other weights or preprocessing than the probe was
+    fitted on. TrainingError, ProbeError, EncoderError, ImageError.
+    """
+    started = time.perf_counter()
+    manifest = manifest_of(source, **images)
+    how = {"device": device, "checkpoint": checkpoint, "weights_dir": weights_dir, "trust_code": trust_code}
+    probe = _probe_of(model, features, role)
+    if probe is None:
+        if bank or features or role or encoders or on_error != "fail":
+            raise InvalidRequest(
+                "--bank, --features, --role, --encoder and --on-error belong to a probe, and "
+                f"{model} has no {ABOUT}"
+            )
+        found = _by_networks(
+            Path(str(model)), manifest, batch_size=batch_size or 64, workers=workers or 0, tta=tta,
+            progress=progress, **how,
+        )  # fmt: skip
+    else:
+        if tta:
+            raise InvalidRequest(
+                "the view belongs to a probe: extract d4:mean and fit one on it, instead of --tta"
+            )
+        options = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
+        found = _by_probe(
+            probe, manifest, bank=bank, encoders=encoders or {}, precision=precision, **options, **how
+        )
+    found.seconds["all"] = time.perf_counter() - started
+    return found
+
+
+def _probe_of(
+    model: str | os.PathLike[str] | ProbeModel, features: str | None, role: str | None
+) -> ProbeModel | None:
+    """The probe; None where the folder has none and may be a fine-tuned model."""
+    if isinstance(model, ProbeModel):
+        return model
+    folder = Path(model)
+    folder = folder.parent if folder.name in (ABOUT, "results.json") else folder
+    if (folder / ABOUT).exists():
+        return ProbeModel.load(folder, features=features, role=role)
+    if (folder / PROBES).exists():
+        result = ProbeResult.load(folder)
+        probes = [probe for of in result.probes.values() for probe in of.values()]
+        return pick_probe(probes, features or result.chosen, role, where=str(folder))
+    return None
+
+
+def _by_probe(
+    probe: ProbeModel,
+    manifest: Manifest,
+    *,
+    bank: str | os.PathLike[str] | None,
+    encoders: Mapping[str, Any],
+    precision: str | None,
+    device: str,
+    **options: Any,
+) -> Predictions:
+    from .extract.run import run_extract
+    from .probe.features import load, open_bank
+
+    seconds = {"encoder": 0.0, "images": 0.0}
+    skipped: dict[str, str] = {}
+    blocks = []
+    with _bank(bank) as place:
+        reports = []
+        for source in parse_features(probe.about.features).sources:
+            stored = probe.about.stores.get(str(source), {}).get("identity", {})
+            lap = time.perf_counter()
+            report = run_extract(
+                [manifest],
+                encoder=encoders.get(source.encoder, source.encoder),
+                bank=place,
+                view=source.view,
+                tokens=source.tokens,
+                precision=precision or _precision(stored.get("precision"), device),
+                dtype=stored.get("dtype", "float16"),
+                device=device,
+                **options,
+            )
+            seconds["encoder"] += (load_time := report.seconds.get("load", 0.0))
+            seconds["images"] += time.perf_counter() - lap - load_time
+            skipped |= dict(report.failed)
+            reports.append((source, stored, report.stores[0]))
+        manifest = manifest.select(~manifest.table["patch_id"].isin(list(skipped)).to_numpy())
+        if not len(manifest):
+            raise InvalidRequest(f"no image could be read: {next(iter(skipped.values()))}")
+        lap = time.perf_counter()
+        for source, stored, report in reports:
+            store = open_bank(place).open_name(report.name)
+            _check_identity(store.identity.to_json(), stored, source, report.name)
+            where = {"view": source.view, "tokens": report.tokens, "precision": report.precision}
+            narrow = open_bank(place, dtype=report.dtype)
+            blocks.append(load(manifest, encoder=source.encoder, bank=narrow, **where))
+        score = probe.score(np.concatenate(blocks, axis=1))
+        table = _table(manifest, score, probe)
+    seconds["model"] = time.perf_counter() - lap
+    return Predictions(table, manifest, probe, list(skipped.items()), seconds)
+
+
+@contextmanager
+def _bank(given: str | os.PathLike[str] | None) -> Iterator[str]:
+    if given is not None:
+        yield os.fspath(given)
+        return
+    with tempfile.TemporaryDirectory(prefix="patchbank-predict-") as folder:
+        yield folder
+
+
+def _precision(fitted: str | None, device: str) -> str:
+    """What the probe was fitted on; half precision of a GPU is computed in fp32 on a CPU."""
+    if fitted != "fp16":
+        return fitted or "auto"
+    from .extract.devices import resolve_devices
+
+    return "fp32" if resolve_devices(device)[0].type == "cpu" else fitted
+
+
+def _check_identity(found: Mapping[str, Any], fitted: Mapping[str, Any], source: Source, name: str) -> None:
+    """Raise where the embeddings are of other weights or preprocessing than the probe was fitted on."""
+    different = [part for part in SAME if fitted and found.get(part) != fitted.get(part)]
+    if different:
+        raise InvalidRequest(
+            f"{source}: the images were embedded as {name}, and the probe was fitted on embeddings with "
+            f"another {', '.join(different)}: weights or preprocessing differ. Fix: use the original weights "
+            "(--checkpoint, --weights-dir, or --encoder ID=SPEC)"
+        )
+
+
+def _by_networks(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    device: str,
+    batch_size: int,
+    workers: int,
+    tta: bool,
+    progress: bool,
+    **weights: Any,
+) -> Predictions:
+    """By the network of a fold, or by the mean probability of the networks of all folds."""
+    from .extract.devices import resolve_devices
+    from .finetune.adapted import fold_folders, load_model
+    from .finetune.data import patches_of
+    from .finetune.model import crop_of
+    from .finetune.recipe import recipe_from
+    from .finetune.train import predict_logits
+
+    folders = fold_folders(folder)
+    place = str(resolve_devices(device)[0])
+    seconds = {"encoder": 0.0, "images": 0.0, "model": 0.0}
+    each, card = [], {}
+    for one in folders:
+        lap = time.perf_counter()
+        network, card = load_model(one, **weights)
+        recipe = recipe_from(card["recipe"], where=str(one))
+        seconds["encoder"] += time.perf_counter() - lap
+        lap = time.perf_counter()
+        each.append(
+            predict_logits(
+                network.to(place),
+                patches_of(manifest, None, crop=crop_of(recipe)),
+                batch_size=batch_size,
+                device=place,
+                precision=recipe.eval_precision or recipe.precision,
+                workers=workers,
+                symmetries=8 if tta else 1,
+                progress=progress,
+            )
+        )
+        seconds["images"] += time.perf_counter() - lap
+    logits = np.stack(each, axis=1)
+    adjusted = _adjusted(folder) if (folder / "results.json").exists() else UNADJUSTED
+    data = card["data"]
+    about = About(features=folder.name, classes=tuple(data["classes"]), positive=data["positive"])
+    model = ProbeModel((), adjusted, about)
+    table = _table(manifest, mean_logit(logits), model)
+    if len(folders) > 1:
+        for i, one in enumerate(folders):
+            table[f"score_{one.name.replace('-', '_')}"] = logits[:, i]
+    return Predictions(table, manifest, model, seconds=seconds)
+
+
+def _adjusted(folder: Path) -> np.ndarray:
+    """Threshold on the logit, 1 / temperature, Platt's scale and offset of the fold ensemble."""
+    (model,) = ProbeResult.load(folder).results.models
+    slope = 1 / model.temperature if model.temperature else 0.0
+    return np.array([model.threshold_score, slope, *(model.platt or ())])
+
+
+def _table(manifest: Manifest, score: np.ndarray, model: ProbeModel) -> pd.DataFrame:
+    known = [name for name in ABOUT_ROWS if (manifest.table[name] != "").any()]
+    if manifest.header.name == "images":  # the name of a source that is no manifest
+        known.remove("patch_id")
+    table: dict[str, Any] = {name: manifest.table[name].to_numpy() for name in known}
+    probabilities = model.probabilities(score)
+    if score.ndim == 1:
+        column = list(model.classes).index(model.about.positive)
+        table |= {"score": score, "probability": probabilities[:, column], "threshold": model.threshold}
+    else:
+        for kind, values in (("score", score), ("probability", probabilities)):
+            table |= {f"{kind}_{name}": values[:, i] for i, name in enumerate(model.classes)}
+    return pd.DataFrame({**table, "prediction": model.calls(score)})
