@@ -118,7 +118,7 @@ def _sentences(key: str, error: Any, values: Mapping[str, Any], fields: Mapping[
     if error["type"] == "missing":
         return [f"{key} is missing"]
     if _is_nested(error):
-        where = key if len(error["loc"]) == 1 else _element(key, int(error["loc"][1]), error["input"])
+        where = key if len(error["loc"]) == 1 else _element(key, error["loc"][1], error["input"])
         return [f"{where}: {fault}" for fault in error["ctx"]["error"].faults]
     value, wanted = values[key], fields[key].annotation
     if isinstance(value, str) and get_origin(wanted) is tuple:
@@ -163,8 +163,10 @@ def _is_nested(error: Any) -> bool:
     return isinstance(error.get("ctx", {}).get("error"), InvalidSettings)
 
 
-def _element(key: str, index: int, value: Any) -> str:
-    """Where a fault is in a list of tables: its number, and the name that it has."""
+def _element(key: str, index: int | str, value: Any) -> str:
+    """Where a fault is in a table of tables, or in a list: its number, and the name that it has."""
+    if isinstance(index, str):
+        return f"{key}.{index}"
     named = value if isinstance(value, Mapping) else {}
     name = next((named[key] for key in ("name", "encoder") if key in named), "without a name")
     return f"{key} {index + 1} ({name})"

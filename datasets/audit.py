@@ -3,6 +3,7 @@
 An audit changes nothing. Its findings are tables: a report can show them, a leak check can use them.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,10 +13,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from ..errors import ImageError
+from ..errors import ImageError, ManifestError
 from .builders import decode_all, read_greys
 from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_grey
-from .facts import Facts, contents_digest, load_facts, names
+from .declarations import Declaration, compared, load_declaration, names
 from .hashes import hex_hashes
 from .images import content_hash
 from .manifest import Manifest, classes_note, groups_note
@@ -27,6 +28,7 @@ CELL = 8  # pixels of a cell whose mean serves to find candidates
 STEP = 5  # pixels between the shifts at which candidates are looked for
 CANDIDATE = 0.75  # correlation of cell means; half a STEP off leaves a true pair above it
 PAIR_BLOCK = 2048  # rows of one matrix product
+SHOWN_SIZES = 3
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,11 @@ class Audit:
 
 
 def audit(
-    manifest: Manifest, *, facts: Facts | None = None, workers: int | None = None, progress: bool = True
+    manifest: Manifest, *, facts: Declaration | None = None, workers: int | None = None, progress: bool = True
 ) -> Audit:
     """Decode every image and compare: files, pixels, labels, groups, splits, known facts.
 
-    facts: what to compare with; by default the shipped facts of a data set of this name, if there are any.
+    facts: what to compare with; by default the shipped declaration of this name, if there is one.
     """
     table = manifest.table
     hashes = np.zeros((len(manifest), 16), np.uint8)
@@ -134,7 +136,7 @@ def audit(
     by_twin = duplicates.groupby("duplicate")
     disputed = by_twin["label"].transform(lambda labels: labels[labels != ""].nunique() > 1).astype(bool)
     if facts is None and manifest.header.name in names():
-        facts = load_facts(manifest.header.name)
+        facts = load_declaration(manifest.header.name)
     ended = Audit(
         name=manifest.header.name,
         rows=len(manifest),
@@ -190,36 +192,45 @@ def _sizes(shape: np.ndarray) -> pd.DataFrame:
     return sizes.value_counts().rename("rows").reset_index()
 
 
-def _against_facts(manifest: Manifest, found: Audit, facts: Facts) -> pd.DataFrame:
-    table, checks = manifest.table, []
+def _against_facts(manifest: Manifest, found: Audit, facts: Declaration) -> pd.DataFrame:
+    rows: list[tuple[str, str, object, object]] = []
 
-    def check(fact: str, expected: object, seen: object) -> None:
-        checks.append({"fact": fact, "expected": expected, "found": seen, "ok": expected == seen})
+    def check(key: str, fact: str, expected: object, seen: object) -> None:
+        rows.append((key, fact, expected, seen))
 
-    if facts.counts:
-        check("rows", facts.rows, len(table))
-    for split, classes in facts.counts.items():
-        for label, expected in classes.items():
-            seen = (table["split"] == split) & (table["label"] == label)
-            check(f"{split} {label}", expected, int(seen.sum()))
-    grouped = table[table["group"] != ""]
-    for split, expected in facts.groups.items():
-        check(f"{split} groups", expected, int(grouped["group"][grouped["split"] == split].nunique()))
-    for domain, expected in facts.domains.items():
-        check(f"domain {domain}", expected, int((table["domain"] == domain).sum()))
-    if facts.image_size != (0, 0):
+    if facts.image_size:
         sizes = found.sizes[["height", "width"]].to_numpy().tolist()
-        check("image size", "x".join(map(str, facts.image_size)), ", ".join(f"{h}x{w}" for h, w in sizes))
+        shown = ", ".join(f"{h}x{w}" for h, w in sizes[:SHOWN_SIZES])
+        check("image_size", "image size", "x".join(map(str, facts.image_size)), shown)
     known = {
         "groups": found.duplicate_groups,
         "files": len(found.duplicates),
         "contradictions": found.contradictory_groups,
     }
     for key, expected in facts.duplicates.items():
-        check(f"duplicate {key}" if key != "contradictions" else key, expected, known[key])
+        check("duplicates", f"duplicate {key}" if key != "contradictions" else key, expected, known[key])
     if facts.contents and not len(found.unreadable):
-        check("contents (sha256)", facts.contents, contents_digest(manifest))
-    return pd.DataFrame(checks, columns=["fact", "expected", "found", "ok"])
+        check("contents", "contents (sha256)", facts.contents, contents_digest(manifest))
+    checks = compared(facts, manifest.table).astype(object)
+    checks = pd.concat([checks, pd.DataFrame(rows, columns=checks.columns)], ignore_index=True)
+    same = [expected == seen for expected, seen in zip(checks["expected"], checks["found"], strict=True)]
+    # what nobody has verified may be wrong itself
+    ok = np.array(same, bool) | checks["key"].isin(facts.unverified).to_numpy()
+    return checks.assign(ok=ok).drop(columns="key")
+
+
+def contents_digest(manifest: Manifest) -> str:
+    """SHA-256 of the sorted lines "patch_id label content_hash": same images, same names, same labels.
+
+    Does not depend on how the images were packed. Raises ManifestError where content hashes are not known.
+    """
+    table = manifest.table
+    if "content_hash" not in table.columns or (table["content_hash"] == "").any():
+        raise ManifestError(f"{manifest.header.name!r} has rows without content_hash; build it with hashes.")
+    lines = np.sort(
+        (table["patch_id"] + " " + table["label"] + " " + table["content_hash"]).to_numpy(dtype=str)
+    )
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def near_identical(

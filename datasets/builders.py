@@ -35,11 +35,12 @@ from .clusters import (
     grey,
     small_grey,
 )  # fmt: skip
+from .declarations import load_declaration
+from .declared import build_declared
 from .hashes import hex_hashes
 from .images import content_hash
 from .layouts import SUFFIXES, csv_table, folder_table
 from .manifest import KNOWN_COLUMNS, Header, Manifest, is_text, listed
-from .mitosis import BUILDERS
 from .regions import wsi_table
 from .sources import open_source
 from .tables import FAULT
@@ -103,32 +104,32 @@ def build_manifest(
 ) -> Manifest:
     """Build a manifest; nothing is saved.
 
-    name: a shipped data set (ami-br, atnorm-br, atnorm-md), or a way to describe your own: folder, from-csv,
-        hdf5, npz, parquet, wsi. root: where its files are; the manifest's paths are relative to it.
+    name: a declared data set (a name of `declarations.names`, or a TOML file), or a way to describe your own:
+        folder, from-csv, hdf5, npz, parquet, wsi.
+    root: where its files are; the manifest's paths are relative to it.
     hashes: decode every image and fill content_hash; by default yes, but for whole-slide images (extraction
         fills an index then).
     on_error: "fail" raises an ImageError whose notes list all unreadable images; "skip" leaves them out and
         calls on_skip(patch_id, message) for each (or warns).
     on_note: called with a sentence for everything that was read as something else than it says, or is easily
         misunderstood (or warns).
-    options: those of `Description`, and of the table's function (`TABLES`); a shipped data set has none.
+    options: those of `Description`, and of the table's function (`TABLES`); a declared data set has only
+        `dataset`, another name.
 
     Raises InvalidRequest for an unknown name or option (suggesting a near one), ManifestError for faults of
     the files and tables, ImageError for unreadable images.
     """
-    if name not in BUILDERS and name not in TABLES:
-        raise InvalidRequest(not_one_of("builder", name, [*BUILDERS, *TABLES]) + ".")
     if on_error not in ("fail", "skip"):
         raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
     say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
-    if name in BUILDERS:
-        _refuse_unknown(name, options, [])
-        manifest = BUILDERS[name](Path(root))
+    if name not in TABLES:
+        declaration = load_declaration(name)
+        _refuse_unknown(name, options, ["dataset"])
+        manifest = build_declared(declaration, Path(root), name=options.get("dataset", ""), say=say)
     else:
         describing = [one.name for one in fields(Description)]
-        own = [
-            key for key in inspect.signature(TABLES[name]).parameters if key not in ("root", "say", "lose")
-        ]
+        parameters = inspect.signature(TABLES[name]).parameters
+        own = [key for key in parameters if key not in ("root", "say", "lose", "free")]
         _refuse_unknown(name, options, [*describing, *own])
         if not options.get("dataset"):
             raise InvalidRequest(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .audit import Audit
+    from .declarations import Declaration
     from .manifest import Manifest
 
 SHOWN = 12  # rows of a finding on the terminal
@@ -22,64 +23,138 @@ Command = Callable[..., Any]
 
 @click.group("datasets")
 def datasets_group() -> None:
-    """Tables of patches: build, check, fetch, folds."""
+    """Tables of patches: list, fetch, build, check, folds."""
 
 
 @datasets_group.command("ls")
 @options.json()
 def ls(as_json: bool) -> None:
-    """List the data sets that patchbank knows.
+    """List the public data sets that patchbank has a declaration of.
 
     \b
     Examples:
       patchbank datasets ls
       patchbank datasets ls --json
     """
-    from .facts import load_facts, names
+    from .declarations import load_declaration, names
 
-    rows = []
-    for facts in map(load_facts, names()):
-        rows.append(
-            {
-                "name": facts.name,
-                "patches": facts.rows,
-                "splits": {split: sum(classes.values()) for split, classes in facts.counts.items()},
-                "classes": list(facts.classes),
-                "domains": len(facts.domains),
-                "licence": facts.licence,
-                "source": facts.source,
-                "description": facts.description,
-            }
-        )
+    found = [load_declaration(name) for name in names()]
     if as_json:
-        return _json(rows)
+        keys = {"name", "version", "classes", "positive", "ordered", "targets", "licence", "source", "paper",
+                "access", "rows", "counts", "groups", "domains", "known_faults", "unverified",
+                "description"}  # fmt: skip
+        return _json(
+            [{**one.model_dump(include=keys), "patches": one.total, "size": one.size} for one in found]
+        )
     print_table(
-        ("name", "patches", "splits", "domains", "description"),
+        ("name", "labels", "patches", "GB", "licence", "to get it"),
         [
-            (
-                row["name"],
-                row["patches"],
-                ", ".join(f"{split} {n}" for split, n in row["splits"].items()),
-                row["domains"],
-                row["description"],
-            )
-            for row in rows
+            (one.name, _labels(one), one.total or "?", _gigabytes(one), _licence(one.licence), _way(one))
+            for one in found
         ],
     )
+    echo("More: patchbank datasets show NAME. Then: datasets fetch NAME, datasets build NAME --root DIR.")
     echo("For your own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
+    return None
+
+
+def _labels(declaration: "Declaration") -> str:
+    if declaration.targets:
+        return f"{len(declaration.targets)} numbers"
+    return f"{len(declaration.classes)} {'grades' if declaration.ordered else 'classes'}"
+
+
+def _gigabytes(declaration: "Declaration") -> str:
+    return f"{declaration.size / 1e9:.1f}" if declaration.size else "?"
+
+
+def _licence(text: str) -> str:
+    """Its name alone, where more is said."""
+    return text.partition(";")[0].partition(" (")[0]
+
+
+def _way(declaration: "Declaration") -> str:
+    """What it takes to get a data set, in a word."""
+    return declaration.access.partition(":")[0] if declaration.access else "fetch"
+
+
+@datasets_group.command("show")
+@click.argument("name", metavar="NAME|FILE.toml")
+@options.json()
+def show(name: str, as_json: bool) -> None:
+    """Show what a declaration says of a data set: classes, counts, known faults, how to get it.
+
+    \b
+    Examples:
+      patchbank datasets show ami-br
+      patchbank datasets show mine.toml --json
+    """
+    from .declarations import load_declaration
+
+    found = load_declaration(name)
+    if as_json:
+        return _json(found.model_dump(by_alias=True))
+    echo(f"{found.name}: {found.description or found.source}")
+    labels = ", ".join(found.targets or found.classes)
+    facts = {
+        "targets" if found.targets else "grades, lowest first" if found.ordered else "classes": labels,
+        "positive class": found.positive,
+        "patches": found.total or "",
+        "groups": found.group_kind + "".join(f", {split} {n}" for split, n in found.groups.items()),
+        "licence": found.licence,
+        "source": found.source,
+        "paper": found.paper,
+        "to get it": found.access or "".join(f"\n  {one.url}" for one in found.archives),
+        "not verified": ", ".join(found.unverified),
+    }
+    for what, text in facts.items():
+        if text:
+            echo(f"{what}: {text}")
+    for fault in found.known_faults:
+        say(f"known: {fault}", style="yellow")
+    echo(f"build: patchbank datasets build {name} --root DIR")
     return None
 
 
 # --- build ------------------------------------------------------------------------------------------
 
 
-@datasets_group.group("build")
+class _Builders(click.Group):
+    """The builders, and a command for each declaration: of a name, or of a TOML file."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            return command
+        from .declarations import names
+
+        return _declared_command(cmd_name) if cmd_name.endswith(".toml") or cmd_name in names() else None
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            from ..settings import near
+            from .declarations import names
+
+            known = [*self.commands, *names()]
+            hint = (
+                near(args[0], known) or f"; builders are {', '.join(self.commands)}; `datasets ls` has names"
+            )
+            raise click.UsageError(f"no builder or data set is called {args[0]!r}{hint}", ctx) from None
+
+
+@datasets_group.group("build", cls=_Builders, subcommand_metavar="BUILDER|NAME|FILE.toml [OPTIONS]")
 def build() -> None:
     """Make a manifest of images: a table with one row a patch, and a header.
+
+    Of a public data set by its name (see `patchbank datasets ls`) or a declaration of your own, else with one
+    of the builders below.
 
     \b
     Examples:
       patchbank datasets build ami-br --root data --out ami-br.toml
+      patchbank datasets build ./declared.toml --root data --name mine
       patchbank datasets build folder --root images --name mine --layout "{split}/{label}" --positive tumor
       patchbank datasets build from-csv --root images --table labels.csv --name mine \\
           --column label=diagnosis --column path=file --column group=patient --positive tumor
@@ -163,7 +238,9 @@ def _build(
     options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
     for key in {"classes", "targets"} & options.keys():
         options[key] = tuple(part.strip() for part in options[key].split(","))
-    place = Path(out or f"{options.get('dataset', name)}.toml")
+    place = Path(out or f"{options.get('dataset', Path(name).stem)}.toml")
+    if place.exists() and place.samefile(name if Path(name).exists() else root):
+        raise InvalidRequest(f"{place} is the declaration itself: name the manifest with --out.")
     check_place(place, table_format or "csv")  # before the work, not after it
     manifest = build_manifest(
         name, root, on_skip=lambda *item: skipped.append(item), on_note=notes.append, **options
@@ -188,23 +265,21 @@ def _build(
     return None
 
 
-def _shipped(name: str, what: str) -> click.Command:
+def _declared_command(name: str) -> click.Command:
+    """The command of a declared data set."""
+
     def run(**options: Any) -> None:
         _build(name, **options)
 
-    run.__doc__ = f"""{what}
+    run.__doc__ = f"""Of the files of the data set {Path(name).name}.
 
     \b
     Examples:
       patchbank datasets fetch {name} --to data
-      patchbank datasets build {name} --root data --out {name}.toml
+      patchbank datasets build {name} --root data --out {Path(name).stem}.toml
     """
-    return build.command(name)(_ROOT(_common(run)))
-
-
-_shipped("ami-br", "AMi-Br: breast, MIDOG21 and TUPAC16; train and test, slides, three votes.")
-_shipped("atnorm-br", "AtNorM-Br: TCGA breast, test only.")
-_shipped("atnorm-md", "AtNorM-MD: six non-breast domains of MIDOG++, test only, five votes.")
+    called = click.option("--name", "dataset", default="", help="Another name for the data set.")
+    return click.command(name)(_ROOT(called(_common(run))))
 
 
 @build.command("folder")
@@ -457,24 +532,33 @@ def check(
 def fetch_command(name: str, folder: str, url: str, sha256: str, again: bool, as_json: bool) -> None:
     """Download a public data set: resumed where it broke off, checked, safely unpacked.
 
+    NAME is one of `patchbank datasets ls`, or the TOML file of a declaration. What takes a form or an account
+    is named, with what to do.
+
     \b
     Examples:
       patchbank datasets fetch ami-br --to data
       patchbank datasets fetch ami-br --to data --again
     """
-    from .facts import load_facts
+    from .declarations import load_declaration
     from .fetch import fetch
 
-    facts = load_facts(name)
-    got = fetch(facts, folder, url=url, sha256=sha256, again=again)
+    declaration = load_declaration(name)
+    got = fetch(declaration, folder, url=url, sha256=sha256, again=again)
     if as_json:
-        return _json({**vars(got), "folder": str(got.folder)})
-    echo(f"{'unpacked to' if got.new else 'already there:'} {got.folder} ({got.bytes} bytes)")
-    echo(f"sha256 {got.sha256}" + (" (as pinned)" if got.pinned else " (not pinned; recorded for next time)"))
-    for file, state in got.files.items():
-        echo(f"{file}: {state}")
-    echo(f"licence: {facts.licence}")
-    echo(f"next: patchbank datasets build {name} --root {got.folder}")
+        return _json([{**vars(one), "folder": str(one.folder)} for one in got])
+    for one in got:
+        echo(f"{'unpacked to' if one.new else 'already there:'} {one.folder} ({one.bytes} bytes)")
+        echo(
+            f"sha256 {one.sha256}"
+            + (" (as pinned)" if one.pinned else " (not pinned; recorded for next time)")
+        )
+        for file, state in one.files.items():
+            echo(f"{file}: {state}")
+    echo(f"licence: {declaration.licence}")
+    if declaration.access:
+        say(f"to get the rest: {declaration.access}", style="yellow")
+    echo(f"next: patchbank datasets build {name} --root {folder if len(got) > 1 else got[0].folder}")
     return None
 
 

@@ -28,17 +28,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from ..errors import FetchError, InvalidRequest, PatchbankError
-from ..files import sha256 as sha256_of
-from ..files import sync_folder, sync_tree, write_text
+from ..files import publish, sync_folder, sync_tree, write_text
 from ..texts import public_url
-from .facts import UNPINNED, Facts
+from .declarations import UNPINNED, Archive, Declaration
 
 CHUNK = 1 << 18
 ATTEMPTS = 5
@@ -70,7 +69,7 @@ class Fetched:
 
 
 def fetch(
-    facts: Facts,
+    declaration: Declaration,
     folder: str | os.PathLike[str],
     *,
     url: str = "",
@@ -78,31 +77,51 @@ def fetch(
     again: bool = False,
     max_bytes: int = MAX_BYTES,
     progress: bool = True,
-) -> Fetched:
-    """Download a data set's archive into `folder` and unpack it there.
+) -> list[Fetched]:
+    """Download a data set's archives into `folder` and unpack each of them there.
 
-    url, sha256: instead of those of the facts (a mirror, a pinned checksum). again: download although it is
-    there. Without a pinned checksum the one that was computed is recorded, and later ones must be the same.
+    url, sha256: instead of those that are declared (a mirror, a pinned checksum), of a set with one archive.
+    again: download although it is there. Without a pinned checksum the one that was computed is recorded, and
+    later ones must be the same.
 
-    Raises InvalidRequest where the facts name no source, FetchError: the connection breaks off again and
-    again (what has arrived is kept), another checksum, an archive that is not safe.
+    Raises InvalidRequest where no archive is declared, saying what it takes to get the set; FetchError: the
+    connection breaks off again and again (what has arrived is kept), another checksum, an archive that is not
+    safe.
     """
-    url = url or str(facts.fetch.get("url", ""))
-    if not url:
-        raise InvalidRequest(f"{facts.name!r} has no public source to download from; see {facts.source}.")
-    url = _checked_url(url)
+    archives = declaration.archives
+    if url and len(archives) < 2:
+        archive = archives[0].replace(url=_checked_url(url)) if archives else Archive(url=_checked_url(url))
+        archives = (archive.replace(unpack=archive.unpack or declaration.name),)
+    if not archives:
+        how = declaration.access or f"see {declaration.source}."
+        raise InvalidRequest(f"{declaration.name!r} has no public archive to download: {how}")
+    if (url or sha256) and len(archives) > 1:
+        raise InvalidRequest(
+            f"{declaration.name!r} has {len(archives)} archives: --url and --sha256 are of one."
+        )
     sha256 = sha256.strip().lower()
     if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise InvalidRequest(f"{sha256!r} is not a SHA-256 (64 hex digits).")
-    try:
-        return _fetch(facts, Path(folder), url, sha256, again, max_bytes, progress)
-    except OSError as error:
-        if isinstance(error, PatchbankError):
-            raise
-        # a full or read-only disk
-        raise FetchError(
-            f"{error.filename or folder}: {error.strerror or error}; nothing was unpacked."
-        ) from error
+    got = []
+    for archive in archives:
+        try:
+            one = _fetch(
+                archive.replace(url=_checked_url(archive.url)),
+                Path(folder),
+                sha256,
+                again,
+                max_bytes,
+                progress,
+            )
+        except OSError as error:
+            if isinstance(error, PatchbankError):
+                raise
+            # a full or read-only disk
+            raise FetchError(
+                f"{error.filename or folder}: {error.strerror or error}; nothing was unpacked."
+            ) from error
+        got.append(replace(one, files=_known_files(declaration, one.folder)))
+    return got
 
 
 def _checked_url(url: str) -> str:
@@ -119,33 +138,42 @@ def _checked_url(url: str) -> str:
 
 
 def _fetch(
-    facts: Facts, folder: Path, url: str, sha256: str, again: bool, max_bytes: int, progress: bool
+    archive: Archive, folder: Path, sha256: str, again: bool, max_bytes: int, progress: bool
 ) -> Fetched:
-    wanted = sha256 or str(facts.fetch.get("sha256", UNPINNED))
-    pinned = wanted != UNPINNED
-    place = folder / str(facts.fetch.get("unpack", facts.name))
+    wanted = sha256 or archive.sha256
+    pinned = wanted != UNPINNED or bool(archive.md5)
+    place = folder / archive.place
     record = _Record(folder / "fetched.json")
-    earlier = record.of(url)
-    if earlier and place.is_dir() and not again and (not pinned or earlier["sha256"] == wanted):
-        return Fetched(place, earlier["sha256"], earlier["bytes"], pinned, False, _known_files(facts, place))
-    if not pinned and earlier:
+    earlier = record.of(archive.url)
+    if earlier and place.exists() and not again and (wanted in (UNPINNED, earlier["sha256"])):
+        return Fetched(place, earlier["sha256"], earlier["bytes"], pinned, False)
+    if wanted == UNPINNED and earlier:
         wanted = earlier["sha256"]
 
     part = folder / ".fetch" / f"{place.name}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = _download(url, part, max_bytes=max_bytes, progress=progress)
-    if wanted not in (UNPINNED, digest):
-        _forget(part)
-        who = "is pinned" if pinned else f"was downloaded before (recorded in {record.file})"
-        raise FetchError(
-            f"{public_url(url)}: the archive's SHA-256 is {digest}, but {wanted} {who}. Nothing was "
-            "unpacked. If the new one is right, give it as --sha256."
-        )
-    unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
+    digest, size = _download(archive.url, part, max_bytes=max_bytes, progress=progress)
+    seen = {"SHA-256": (digest, "" if wanted == UNPINNED else wanted)}
+    if archive.md5:
+        with part.open("rb") as stream:
+            seen["MD5"] = (hashlib.file_digest(stream, "md5").hexdigest(), archive.md5)
+    for kind, (computed, stated) in seen.items():
+        if stated and computed != stated:
+            _forget(part)
+            who = "is pinned" if pinned else f"was downloaded before (recorded in {record.file})"
+            raise FetchError(
+                f"{public_url(archive.url)}: the archive's {kind} is {computed}, but {stated} {who}. Nothing "
+                "was unpacked. If the new one is right, give it as --sha256."
+            )
+    if archive.file:
+        _keep(part, place, max_bytes=max_bytes, replace=again, progress=progress)
+    else:
+        unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
     entry = {"sha256": digest, "bytes": size, "folder": place.name, "date": time.strftime("%Y-%m-%d")}
-    record.add(url, entry)
-    _forget(part)
-    return Fetched(place, digest, size, pinned, True, _known_files(facts, place))
+    record.add(archive.url, entry)
+    if part.exists():
+        _forget(part)
+    return Fetched(place, digest, size, pinned, True)
 
 
 def _forget(part: Path) -> None:
@@ -182,12 +210,14 @@ class _Record:
         write_text(self.file, json.dumps(entries, indent=2) + "\n")
 
 
-def _known_files(facts: Facts, place: Path) -> dict[str, str]:
+def _known_files(declaration: Declaration, place: Path) -> dict[str, str]:
     """The tables whose checksums are known, each "ok", "missing" or "differs"."""
-    result = dict.fromkeys(facts.files, "missing")
-    for folder, _, names in os.walk(place):
+    result = dict.fromkeys(declaration.files, "missing")
+    for folder, _, names in os.walk(place) if place.is_dir() else [(place.parent, [], [place.name])]:
         for name in result.keys() & set(names):
-            same = sha256_of(Path(folder) / name) == facts.files[name]
+            kind = "sha256" if len(declaration.files[name]) == 64 else "md5"
+            with (Path(folder) / name).open("rb") as stream:
+                same = hashlib.file_digest(stream, kind).hexdigest() == declaration.files[name]
             result[name] = "ok" if same else "differs"
     return result
 
@@ -383,6 +413,27 @@ def unpack(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _keep(part: Path, target: Path, *, max_bytes: int, replace: bool, progress: bool) -> None:
+    """Give a file that is no archive its name; a gzip is decompressed. Raises FetchError."""
+    if target.exists() and not replace:
+        raise FetchError(f"{target} already exists; move it away, or give --again to replace it.")
+    with part.open("rb") as stream:
+        packed = stream.read(2) == b"\x1f\x8b" and target.suffix != ".gz"
+    if not packed:
+        publish(part, target)
+        return
+    limit = min(max_bytes, max(part.stat().st_size * MAX_RATIO, 1 << 20))
+    temporary = target.parent / f".{target.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        with gzip.open(part) as stream, _bar(None, "decompress", progress) as bar:
+            _write(stream, temporary, limit, part, bar)
+        publish(temporary, target)
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise FetchError(f"{part.name} cannot be decompressed: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _unpack_zip(archive: Path, to: Path, limit: int, progress: bool) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
@@ -471,7 +522,7 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def _write(source: IO[bytes], target: Path, room: int, archive: Path, bar: tqdm) -> int:
+def _write(source: IO[bytes] | gzip.GzipFile, target: Path, room: int, archive: Path, bar: tqdm) -> int:
     """Copy at most `room` bytes; returns how many."""
     written = 0
     try:

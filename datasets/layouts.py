@@ -22,7 +22,14 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 def folder_table(
-    root: Path, *, layout: str = "", pattern: str = "", suffixes: Sequence[str] = (), say: Say
+    root: Path,
+    *,
+    layout: str = "",
+    pattern: str = "",
+    suffixes: Sequence[str] = (),
+    exclude: str = "",
+    free: bool = False,
+    say: Say,
 ) -> tuple[pd.DataFrame, Path]:
     """The images of a folder, a zip or an uncompressed tar; their folders' names say what they are.
 
@@ -30,13 +37,15 @@ def folder_table(
     "*/{label}"; fields are label, group, domain and split, "*" means nothing. Deeper folders do not matter.
     pattern: instead of the layout, a regular expression that must match the path from its start, with named
     groups of those fields, such as `(?P<label>[^/]+)/(?P<group>[^_/]+)_`.
-    suffixes: of files that are images too, beside `SUFFIXES`. say: called with what was left out.
+    suffixes: of files that are images too, beside `SUFFIXES`. exclude: a regular expression, found in the
+    paths of folders ("a/b/") and files that are left out in silence. free: the pattern may name any columns.
+    say: called with what was left out.
 
     Raises InvalidRequest for a faulty layout or pattern, ManifestError where there are no images or some of
     them do not fit.
     """
-    expression = _expression(layout or "{label}", pattern)
-    prefix, base, files = _files(root)
+    expression = _expression(layout or "{label}", pattern, free=free)
+    prefix, base, files = _files(root, exclude)
     known = tuple(f".{suffix.lower().lstrip('.')}" for suffix in (*SUFFIXES, *suffixes))
     paths = sorted((file for file in files if file.lower().endswith(known)), key=natural)
     others = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in set(files) - set(paths))
@@ -177,7 +186,7 @@ def refuse_unknown_columns(file: Path, frame: pd.DataFrame, names: list[str]) ->
         raise ManifestError(fault_sentence(str(file), faults))
 
 
-def _expression(layout: str, pattern: str) -> re.Pattern[str]:
+def _expression(layout: str, pattern: str, *, free: bool) -> re.Pattern[str]:
     if pattern:
         try:
             expression = re.compile(pattern)
@@ -196,20 +205,22 @@ def _expression(layout: str, pattern: str) -> re.Pattern[str]:
             expression = re.compile("".join(parts))
         except re.error as error:
             raise InvalidRequest(f"the layout {layout!r}: {error}.") from None
-    odd = sorted(set(expression.groupindex) - set(FIELDS))
+    odd = [] if free else sorted(set(expression.groupindex) - set(FIELDS))
     if odd or not expression.groupindex:
         raise InvalidRequest(f"{pattern or layout!r} must name some of the fields {FIELDS}; unknown: {odd}.")
     return expression
 
 
-def _files(root: Path) -> tuple[str, Path, list[str]]:
+def _files(root: Path, exclude: str = "") -> tuple[str, Path, list[str]]:
     """(what goes before a path in the table, the manifest's root, the paths of all files but hidden ones)."""
+    left_out = re.compile(exclude or r"(?!)")
     if root.is_dir():
         files = [
             (folder / name).relative_to(root).as_posix()
-            for folder, _, names in walk_files(root)
+            for folder, _, names in walk_files(root, left_out)
             for name in names
         ]
+        files = [file for file in files if not left_out.search(file)]
         marked = [file for file in files if MARK in file]
         if marked:
             raise ManifestError(f"{root}: file names may not hold '{MARK}': {listed(map(repr, marked))}.")
@@ -218,6 +229,7 @@ def _files(root: Path) -> tuple[str, Path, list[str]]:
         container = open_container(str(root))
         assert isinstance(container, ZipImages | TarImages)
         files = [name for name in container.members() if not any(map(is_hidden, name.split("/")))]
+        files = [name for name in files if not left_out.search(name)]
         return f"{root.name}{MARK}", root.parent, files
     raise ManifestError(f"{root} is not a folder, zip or uncompressed tar.")
 

@@ -169,9 +169,12 @@ def _without_unnamed(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFrame:
     return table
 
 
-def walk_files(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+def walk_files(
+    root: Path, exclude: re.Pattern[str] | None = None
+) -> Iterator[tuple[Path, list[str], list[str]]]:
     """As os.walk, through symbolic links, but into no folder twice; sorted; hidden ones are left out.
 
+    exclude : found in the path of a folder under the root, with a "/" at its end: it is not entered
     Gives (folder, its subfolders, its files).
     """
     seen: set[tuple[int, int]] = set()
@@ -182,6 +185,9 @@ def walk_files(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
             continue
         seen.add((state.st_dev, state.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
+        if exclude is not None:
+            inner = Path(folder).relative_to(root)
+            subfolders[:] = [n for n in subfolders if not exclude.search(f"{(inner / n).as_posix()}/")]
         yield Path(folder), list(subfolders), sorted(name for name in files if not is_hidden(name))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytest
 from patchbank.cache.table import read_table
-from patchbank.datasets.facts import read_facts
+from patchbank.datasets.declarations import load_declaration
 from patchbank.datasets.folds import load_folds
 from patchbank.datasets.manifest import Header, Manifest, load_manifest
 from patchbank.errors import PatchbankError
@@ -45,7 +45,7 @@ READERS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], str]]] = {
     "manifest": (lambda path: load_manifest(path).header, manifest),
     "table": (lambda path: read_table(path)["patch_id"].tolist(), manifest),
     "folds": (load_folds, of("folds/paper.toml")),
-    "facts": (read_facts, of("datasets/ami-br.toml")),
+    "declaration": (load_declaration, of("datasets/ami-br.toml")),
     "card": (lambda path: read_card(path).id, of("encoders/uni.toml")),
     "recipe": (load_recipe, of("recipes/lora.toml")),
     "plan": (load_plan, plan),

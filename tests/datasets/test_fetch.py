@@ -14,7 +14,6 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patchbank.datasets import fetch as module
-from patchbank.datasets.facts import Facts
+from patchbank.datasets.declarations import Declaration
 from patchbank.datasets.fetch import fetch, unpack
 from patchbank.errors import FetchError, InvalidRequest
 
@@ -107,9 +106,10 @@ GOOD = {"top/AMi-Br/a.png": NOISE, "top/votes.csv": b"a,b\n", "top/empty/": b""}
 
 
 @pytest.fixture
-def facts(server: Server) -> Facts:
+def facts(server: Server) -> Declaration:
     server.body = zipped(GOOD)
-    return Facts(
+    return Declaration(
+        parts=[{"builder": "folder"}],
         name="toy",
         version="1",
         classes=("bad", "good"),
@@ -117,19 +117,24 @@ def facts(server: Server) -> Facts:
         licence="",
         source="somewhere",
         files={"votes.csv": hashlib.sha256(b"a,b\n").hexdigest(), "lost.csv": "0" * 64},
-        fetch={"url": server.url, "sha256": "unpinned", "unpack": "Toy"},
+        archives=[{"url": server.url, "sha256": "unpinned", "unpack": "Toy"}],
     )
 
 
-def get(facts: Facts, folder: Path, **options: Any) -> module.Fetched:
-    return fetch(facts, folder, progress=False, **options)
+def changed(facts: Declaration, **changes: str) -> Declaration:
+    return facts.replace(archives=[facts.archives[0].replace(**changes)])
+
+
+def get(facts: Declaration, folder: Path, **options: Any) -> module.Fetched:
+    (got,) = fetch(facts, folder, progress=False, **options)
+    return got
 
 
 def left(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_download_and_unpack(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_download_and_unpack(facts: Declaration, server: Server, tmp_path: Path) -> None:
     got = get(facts, tmp_path)
     assert got.new
     assert not got.pinned
@@ -141,7 +146,7 @@ def test_download_and_unpack(facts: Facts, server: Server, tmp_path: Path) -> No
     assert json.loads((tmp_path / "fetched.json").read_text())[server.url]["sha256"] == got.sha256
 
 
-def test_what_is_there_is_not_downloaded_again(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_what_is_there_is_not_downloaded_again(facts: Declaration, server: Server, tmp_path: Path) -> None:
     get(facts, tmp_path)
     got = get(facts, tmp_path)
     assert not got.new
@@ -151,14 +156,14 @@ def test_what_is_there_is_not_downloaded_again(facts: Facts, server: Server, tmp
     assert len(server.asked) == 2
 
 
-def test_a_broken_connection_is_resumed(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_broken_connection_is_resumed(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.break_after = [20_000, 10_000]
     got = get(facts, tmp_path)
     assert got.sha256 == hashlib.sha256(server.body).hexdigest()
     assert server.asked == [None, "bytes=20000-", "bytes=30000-"]
 
 
-def test_a_later_command_goes_on(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_later_command_goes_on(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.break_after = [1000] * module.ATTEMPTS
     with pytest.raises(FetchError, match=r"failed 5 times .*; 5000 bytes are kept, the same command goes on"):
         get(facts, tmp_path)
@@ -168,13 +173,15 @@ def test_a_later_command_goes_on(facts: Facts, server: Server, tmp_path: Path) -
     assert server.asked == ["bytes=5000-"]
 
 
-def test_a_server_without_ranges_starts_again(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_starts_again(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.ranges = False
     server.break_after = [20_000]
     assert get(facts, tmp_path).sha256 == hashlib.sha256(server.body).hexdigest()
 
 
-def test_another_version_is_not_glued_to_the_old_start(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_another_version_is_not_glued_to_the_old_start(
+    facts: Declaration, server: Server, tmp_path: Path
+) -> None:
     server.break_after = [2000] * module.ATTEMPTS
     with pytest.raises(FetchError):
         get(facts, tmp_path)
@@ -184,14 +191,14 @@ def test_another_version_is_not_glued_to_the_old_start(facts: Facts, server: Ser
     assert left(tmp_path / "Toy") == {"top/other.png"}
 
 
-def test_a_weak_validator_promises_nothing(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_weak_validator_promises_nothing(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.etag = 'W/"1"'
     server.break_after = [20_000]
     assert get(facts, tmp_path).new
     assert server.asked == [None, None]
 
 
-def test_a_part_as_long_as_the_file(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_part_as_long_as_the_file(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.break_after = [1000] * module.ATTEMPTS
     with pytest.raises(FetchError):
         get(facts, tmp_path)
@@ -200,7 +207,7 @@ def test_a_part_as_long_as_the_file(facts: Facts, server: Server, tmp_path: Path
     assert get(facts, tmp_path).sha256 == hashlib.sha256(server.body).hexdigest()
 
 
-def test_errors_of_the_server(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_errors_of_the_server(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.status = [503, 502]  # passing
     assert get(facts, tmp_path).new
     server.status = [404]
@@ -209,12 +216,12 @@ def test_errors_of_the_server(facts: Facts, server: Server, tmp_path: Path) -> N
     assert (tmp_path / "Toy").is_dir()
 
 
-def test_nobody_listens(facts: Facts, tmp_path: Path) -> None:
+def test_nobody_listens(facts: Declaration, tmp_path: Path) -> None:
     with pytest.raises(FetchError, match="failed 5 times"):
         get(facts, tmp_path, url="http://127.0.0.1:9/a.zip")
 
 
-def test_a_pinned_checksum(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_pinned_checksum(facts: Declaration, server: Server, tmp_path: Path) -> None:
     with pytest.raises(
         FetchError, match=r"SHA-256 is [0-9a-f]{64}, but 0{64} is pinned\. Nothing was unpacked"
     ):
@@ -222,11 +229,11 @@ def test_a_pinned_checksum(facts: Facts, server: Server, tmp_path: Path) -> None
     assert left(tmp_path) == set()  # a wrong file is not gone on with
     digest = hashlib.sha256(server.body).hexdigest()
     assert get(facts, tmp_path, sha256=digest.upper()).pinned
-    pinned = replace(facts, fetch={**facts.fetch, "sha256": digest})
+    pinned = changed(facts, sha256=digest)
     assert get(pinned, tmp_path, again=True).pinned
 
 
-def test_an_unpinned_checksum_is_remembered(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_an_unpinned_checksum_is_remembered(facts: Declaration, server: Server, tmp_path: Path) -> None:
     get(facts, tmp_path)
     server.body = zipped({"top/other.png": NOISE})
     with pytest.raises(
@@ -239,28 +246,28 @@ def test_an_unpinned_checksum_is_remembered(facts: Facts, server: Server, tmp_pa
     assert left(tmp_path / "Toy") == {"top/other.png"}
 
 
-def test_what_cannot_be_asked_for(facts: Facts, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no public source"):
-        get(replace(facts, fetch={}), tmp_path)
+def test_what_cannot_be_asked_for(facts: Declaration, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no public archive to download"):
+        get(facts.replace(archives=()), tmp_path)
     for url in ("file:///etc/passwd", "ftp://127.0.0.1/a.zip"):
         with pytest.raises(InvalidRequest, match="only http and https"):
             get(facts, tmp_path, url=url)
 
 
-def test_a_page_instead_of_an_archive(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_page_instead_of_an_archive(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.body = b"<html>please log in</html>"
     with pytest.raises(FetchError, match=r"neither a zip nor a tar \(it starts with b'<html>please"):
         get(facts, tmp_path)
     assert not (tmp_path / "Toy").exists()
 
 
-def test_a_folder_that_cannot_be_made(facts: Facts, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(facts: Declaration, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FetchError, match="nothing was unpacked"):
         get(facts, tmp_path / "file" / "data")
 
 
-def test_a_full_disk(facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(facts: Declaration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -271,7 +278,7 @@ def test_a_full_disk(facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "Toy").exists()
 
 
-def test_a_damaged_record(facts: Facts, tmp_path: Path) -> None:
+def test_a_damaged_record(facts: Declaration, tmp_path: Path) -> None:
     (tmp_path / "fetched.json").write_text("{")
     with pytest.raises(FetchError, match=r"fetched\.json is damaged"):
         get(facts, tmp_path)
@@ -284,13 +291,13 @@ SECRETS = ("hunter2", "ab12signature", "my-token", "anna")
 
 
 def test_secrets_of_a_url_are_kept_nowhere(
-    facts: Facts, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    facts: Declaration, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not in fetched.json, not beside a part that has arrived, not in a message."""
     base, host = server.url, server.url.removeprefix("http://")
     query = "?X-Amz-Signature=ab12signature&token=my-token&download=1"
     url = f"http://anna:hunter2@{host}{query}#my-token"
-    facts = replace(facts, fetch={**facts.fetch, "url": url})
+    facts = changed(facts, url=url)
 
     server.break_after = [5_000] * 5
     with pytest.raises(FetchError) as caught:
@@ -313,12 +320,12 @@ def test_secrets_of_a_url_are_kept_nowhere(
     assert not [secret for secret in SECRETS for text in said if secret in text]
     assert all(base in text for text in said[:3])
 
-    other = replace(facts, fetch={**facts.fetch, "url": url.replace("download=1", "download=2")})
+    other = changed(facts, url=url.replace("download=1", "download=2"))
     assert get(other, tmp_path / "b").new
     record = json.loads((tmp_path / "fetched.json").read_text())
     (name,) = record
     (tmp_path / "fetched.json").write_text(json.dumps({url.partition("#")[0]: record[name]}))  # as before
-    old = replace(facts, fetch={**facts.fetch, "url": url.partition("#")[0]})
+    old = changed(facts, url=url.partition("#")[0])
     assert not get(old, tmp_path).new
     server.body = zipped(GOOD)
     assert get(old, tmp_path, again=True).new
@@ -326,14 +333,18 @@ def test_secrets_of_a_url_are_kept_nowhere(
 
 
 @pytest.mark.parametrize("to", ["ftp://127.0.0.1/x.zip", "file:///etc/passwd", "data:,x", "gopher://x/"])
-def test_redirects_lead_to_web_servers_only(facts: Facts, server: Server, tmp_path: Path, to: str) -> None:
+def test_redirects_lead_to_web_servers_only(
+    facts: Declaration, server: Server, tmp_path: Path, to: str
+) -> None:
     server.to = to
     with pytest.raises(FetchError, match=r"redirects to .*neither http nor https"):
         get(facts, tmp_path, url=server.url.replace("/archive.zip", "/moved?token=my-token"))
     assert len(server.asked) == 1, "not tried again"
 
 
-def test_a_login_is_not_sent_to_where_a_redirect_leads(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_login_is_not_sent_to_where_a_redirect_leads(
+    facts: Declaration, server: Server, tmp_path: Path
+) -> None:
     server.to = server.url.replace("127.0.0.1", "localhost")
     url = server.url.replace("http://", "http://anna:hunter2@").replace("/archive.zip", "/moved")
     assert get(facts, tmp_path, url=url).new
@@ -349,19 +360,21 @@ def test_a_redirect_to_a_page_that_is_not_encrypted() -> None:
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "1e9", "5, 5", "9" * 40])
-def test_a_length_that_is_no_number(facts: Facts, server: Server, tmp_path: Path, length: str) -> None:
+def test_a_length_that_is_no_number(facts: Declaration, server: Server, tmp_path: Path, length: str) -> None:
     server.headers = {"Content-Length": length}
     with pytest.raises(FetchError, match=r"bytes, which is not a number"):
         get(facts, tmp_path)
 
 
-def test_no_length_at_all(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_no_length_at_all(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.headers = {"Content-Length": ""}
     assert get(facts, tmp_path).new
 
 
 @pytest.mark.parametrize("kind", ["", "bytes", "bytes x-5/9", "items 0-5/9", "bytes */60000"])
-def test_a_part_that_does_not_say_which(facts: Facts, server: Server, tmp_path: Path, kind: str) -> None:
+def test_a_part_that_does_not_say_which(
+    facts: Declaration, server: Server, tmp_path: Path, kind: str
+) -> None:
     server.break_after = [20_000]
     server.headers = {"Content-Range": kind}
     with pytest.raises(FetchError, match="did not say which"):
@@ -371,13 +384,13 @@ def test_a_part_that_does_not_say_which(facts: Facts, server: Server, tmp_path: 
     assert get(facts, tmp_path).new
 
 
-def test_a_part_of_somewhere_else(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_part_of_somewhere_else(facts: Declaration, server: Server, tmp_path: Path) -> None:
     server.headers = {"Content-Range": "bytes 30000-59999/60000"}
     with pytest.raises(FetchError, match="behind the end"):
         get(facts, tmp_path)
 
 
-def test_a_download_without_end(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_a_download_without_end(facts: Declaration, server: Server, tmp_path: Path) -> None:
     for length in ("", str(10**15)):
         server.headers = {"Content-Length": length}
         with pytest.raises(FetchError, match=r"longer than 10,000 bytes"):
@@ -387,24 +400,24 @@ def test_a_download_without_end(facts: Facts, server: Server, tmp_path: Path) ->
 @pytest.mark.parametrize(
     "url", ["http://[::1", "http://h:x/", "http://", "ftp://h/x", "file:///etc/passwd", "x", "http:///x"]
 )
-def test_urls_that_are_none(facts: Facts, tmp_path: Path, url: str) -> None:
+def test_urls_that_are_none(facts: Declaration, tmp_path: Path, url: str) -> None:
     with pytest.raises(InvalidRequest):
         get(facts, tmp_path, url=url)
 
 
-def test_a_checksum_that_is_none(facts: Facts, tmp_path: Path) -> None:
+def test_a_checksum_that_is_none(facts: Declaration, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="64 hex digits"):
         get(facts, tmp_path, sha256="abc")
 
 
-def test_characters_outside_ascii_in_a_url(facts: Facts, server: Server, tmp_path: Path) -> None:
+def test_characters_outside_ascii_in_a_url(facts: Declaration, server: Server, tmp_path: Path) -> None:
     assert get(facts, tmp_path, url=server.url.replace("archive", "über all")).new
 
 
 @pytest.mark.parametrize(
     "text", ["[]", "5", '{"a": 1}', '{"a": {}}', '{"a": {"sha256": 5, "bytes": 1}}', "[" * 10**5]
 )
-def test_a_record_of_other_things(facts: Facts, tmp_path: Path, text: str) -> None:
+def test_a_record_of_other_things(facts: Declaration, tmp_path: Path, text: str) -> None:
     (tmp_path / "fetched.json").write_text(text)
     with pytest.raises(FetchError, match=r"fetched\.json is damaged"):
         get(facts, tmp_path)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.folds import Folds, effective_groups, folds_for, load_folds, make_folds
 from patchbank.datasets.manifest import Manifest
-from patchbank.datasets.mitosis import build_ami_br
 from patchbank.errors import InvalidRequest, ManifestError
 
 
@@ -168,13 +168,13 @@ def test_folds_for(toy: Manifest, tmp_path: Path) -> None:
 def test_the_papers_folds(shared: Path) -> None:
     reference = json.loads((shared / "reference" / "paper_folds.json").read_text())
     assert dict(load_folds("paper").fold_of_group) == reference["fold_of_slide"]
-    train = build_ami_br(shared / "data").select("train")
+    train = build_manifest("ami-br", shared / "data", hashes=False).select("train")
     folds = load_folds("paper").assign(train.table["group"])
     assert np.bincount(folds)[1:].tolist() == [592, 805, 451, 379, 667]
 
 
 def test_our_folds_are_the_shipped_ones(shared: Path) -> None:
-    train = build_ami_br(shared / "data").select("train")
+    train = build_manifest("ami-br", shared / "data", hashes=False).select("train")
     labels, groups = train.table["label"].to_numpy(), effective_groups(train)
     made = make_folds(labels, groups, n_splits=5, seed=0, name="balanced", dataset="ami-br")
     assert made == load_folds("balanced") == folds_for(train)
