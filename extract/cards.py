@@ -20,7 +20,7 @@ from pydantic import Field
 from ..errors import EncoderError, InvalidRequest, UntrustedCode
 from ..settings import Settings, near, toml_text
 
-Kind = Literal["timm", "transformers", "conch", "python"]
+Kind = Literal["timm", "transformers", "conch", "tower", "open_clip", "python"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Mode = Literal["center", "squash", "border"]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -43,7 +43,7 @@ _VIT = """
 _OTHERS = """
     window_size depths dims strict_img_size always_partition output_fmt layers channels stem_width stem_type
     cardinality base_width avg_down output_stride kernel_sizes ls_init_value conv_mlp conv_bias use_grn
-    head_norm_first
+    head_norm_first embed_layer
 """
 _CONFIGURATION = """
     model_type add_pooling_layer hidden_size num_hidden_layers num_attention_heads intermediate_size mlp_ratio
@@ -55,8 +55,11 @@ _ARCHITECTURE = frozenset(f"{_VIT} {_OTHERS}".split())
 ARGUMENTS = {
     "timm": _ARCHITECTURE,
     "conch": _ARCHITECTURE,
+    "tower": _ARCHITECTURE | frozenset(_CONFIGURATION.split()),
+    "open_clip": frozenset(),
     "transformers": frozenset(_CONFIGURATION.split()),
 }
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -137,8 +140,14 @@ class Card(Settings):
         short name; the readable part of a store's identity.
     kind
         who builds it: one of KINDS.
+    aliases
+        other names that it goes by, as in STAMP, TRIDENT and thunder; taken wherever an encoder is named.
+        They name the encoder only: those tools may take another token policy.
+    family
+        architecture in words, as "ViT-L/16".
     model
-        timm architecture; for "python" the factory as "package.module:attribute".
+        timm architecture; for "tower" one of `models.towers.TOWERS`, for "open_clip" its own name of an
+        architecture, for "python" the factory as "package.module:attribute".
     hub
         repository on the Hugging Face hub, "ORG/NAME"; "" if the weights are elsewhere.
     revision
@@ -162,7 +171,11 @@ class Card(Settings):
     class_token
         the first of them is a CLS token; False where all are registers (timm's reg4_gap models).
     tokens
-        the token policy used when none is asked for.
+        the token policy used when none is asked for; `tokens_reason` says why this one.
+    projection
+        width of the network's own projection of the pooled vector (CLIP), 0 where it has none.
+    mpp
+        micrometres a pixel that it was trained at; none: not stated, or natural images.
     precision
         autocast dtype on a GPU, one of PRECISIONS.
     remote_code
@@ -181,6 +194,8 @@ class Card(Settings):
     kind: Kind = "timm"
     model: str = ""
     name: str = ""
+    aliases: tuple[str, ...] = ()
+    family: str = ""
     hub: str = ""
     revision: str = UNPINNED
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
@@ -196,6 +211,9 @@ class Card(Settings):
     prefix: int = 0
     class_token: bool = True
     tokens: str = "cls"
+    tokens_reason: str = ""
+    projection: int = 0
+    mpp: tuple[float, ...] = ()
     precision: Precision = "fp16"
     remote_code: bool = False
     arguments: dict[str, Any] = Field(default_factory=dict)
@@ -210,7 +228,12 @@ class Card(Settings):
     @property
     def architecture(self) -> dict[str, Any]:
         """What defines the function besides its weights; part of an embedding's identity."""
-        return {"kind": self.kind, "model": self.model, "arguments": dict(self.arguments)}
+        values = {"kind": self.kind, "model": self.model, "arguments": dict(self.arguments)}
+        return values | ({"projection": self.projection} if self.projection else {})
+
+    def apart(self, mpp: float) -> float:
+        """How many times more or less micrometres a pixel than it was trained at, >= 1; 1 where unknown."""
+        return min((max(mpp / one, one / mpp) for one in self.mpp), default=1.0) if mpp else 1.0
 
 
 def _faults(card: Card) -> Iterable[str]:
@@ -234,6 +257,8 @@ def _faults(card: Card) -> Iterable[str]:
         yield f"files = {card.files!r}: the files of a package begin with the name of its folder"
     if card.kind == "transformers" and not card.hub:
         yield "hub (ORG/NAME) is missing"
+    if any(one <= 0 for one in card.mpp):
+        yield f"mpp = {list(card.mpp)}: micrometres a pixel are more than 0"
     if card.kind == "python" and card.factory is None and ":" not in card.model:
         yield "model has to name the factory as 'package.module:attribute'"
     if card.kind == "python" and card.revision == UNPINNED:

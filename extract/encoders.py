@@ -141,7 +141,7 @@ class Encoder:
         batch = batch.to(self.device, non_blocking=True)
         if batch.dtype == torch.uint8:
             batch = self.normalise(batch)
-        pooled = any(policy.pooling == "pooled" for policy in wanted)
+        pooled = any(policy.pooling in ("pooled", "projected") for policy in wanted)
         size, low = len(batch), self.precision != "fp32"
         if self._padded is not None:  # a compiled network is compiled again for another shape
             padded = self._padded = max(self._padded, size)  # another thread may set it meanwhile
@@ -180,10 +180,11 @@ class Encoder:
 
     def _vector(self, features: Features, policy: Policy) -> Tensor:
         card = self.card
-        if policy.pooling == "pooled":
-            if features.pooled is None:
-                raise InvalidRequest(f"{card.id} pools nothing by itself; use cls or mean")
-            return features.pooled.float()
+        if policy.pooling in ("pooled", "projected"):
+            vector = features.pooled if policy.pooling == "pooled" else features.projected
+            if vector is None:
+                raise InvalidRequest(f"{card.id} gives no {policy.pooling} vector by itself; use cls or mean")
+            return vector.float()
         tokens = features.layers[policy.layer] if policy.layer is not None else features.tokens
         if tokens is None or tokens.ndim != 3 or tokens.shape[1] != card.prefix + card.grid:
             got = "no tokens" if tokens is None else f"tokens of shape {tuple(tokens.shape)}"

@@ -34,15 +34,14 @@ def policies_of(card: Card) -> dict[str, int]:
 
 
 def show_cards(cards: Iterable[Card]) -> None:
-    """Print a table of cards."""
+    """Print a table of cards: each with its other names, and two lines where the terminal is narrow."""
     rows = []
     for card in cards:
-        layout = f"{card.prefix} + {card.grid}" if card.grid else "-"
+        names = f"{card.id} ({', '.join(card.aliases)})" if card.aliases else card.id
         access = "gated" if card.gated else "PyPI" if card.package else "open"
-        if card.remote_code:
-            access += ", code"
+        access += ", code" if card.remote_code else ""
         dim = vector_dim(card, parse_policy(card.tokens))
-        size = card.transform.size
-        rows.append((card.id, layout, f"{dim} ({card.tokens})", size, card.precision, access, card.licence))
-    heads = ("encoder", "tokens", "dim", "input", "precision", "access", "licence")
+        mpp = "-".join(f"{one:g}" for one in dict.fromkeys((*card.mpp[:1], *card.mpp[-1:]))) or "-"
+        rows.append((names, card.family or card.model, f"{dim} {card.tokens}", mpp, access, card.licence))
+    heads = ("encoder (also called)", "family", "dim, tokens", "mpp", "access", "licence")
     print_table(heads, rows, boxed=False)

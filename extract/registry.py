@@ -63,13 +63,18 @@ def plugged_cards() -> dict[str, Card]:
     return cards
 
 
+def by_alias(cards: Mapping[str, Card]) -> dict[str, str]:
+    """Other name -> id of the card that has it, lower case."""
+    return {alias.lower(): card.id for card in cards.values() for alias in card.aliases}
+
+
 def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
     """The card for a name. Imports no code that a file names, unless `trust_code` is given.
 
     Parameters
     ----------
     spec
-        the id of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
+        the id or an alias of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
         the path of a .toml file.
     trust_code
         allow a card of kind "python" that names its callable as text. The card that is returned
@@ -145,6 +150,8 @@ def _find(spec: str) -> Card:
     cards = shipped | plugged_cards()
     if spec in cards:
         return cards[spec]
+    if (alias := by_alias(cards).get(spec.lower())) is not None:
+        return cards[alias]
     raise UnknownEncoder(_unknown(spec, repository, cards))
 
 
@@ -154,7 +161,8 @@ def _unknown(spec: str, repository: str, cards: Mapping[str, Card]) -> str:
     def plain(name: str) -> str:
         return name.lower().replace("_", "-").replace(" ", "-")
 
-    lowered = {plain(name): name for name in cards}
+    lowered = {plain(alias): name for alias, name in by_alias(cards).items()}
+    lowered |= {plain(name): name for name in cards}
     lowered |= {plain(card.hub): card.id for card in cards.values() if card.hub}
     lowered |= {plain(card.hub.partition("/")[2]): card.id for card in cards.values() if card.hub}
     key = plain(repository)

@@ -6,6 +6,7 @@
     registers  the register tokens, concatenated                (registers dim,)
     patches    all patch tokens, row by row                     (grid dim,)
     pooled     what the network itself pools: the global average of a CNN, the head's input elsewhere (dim,)
+    projected  the pooled vector after the network's own projection, as CLIP's image embedding (projection,)
     POLICY@K   cls, mean or cls+mean after block K = 1... (the final norm applied), as in cls@8
 
 An encoder's name implies none of them, so the policy is part of every embedding's identity.
@@ -22,7 +23,7 @@ from .cards import Card
 if TYPE_CHECKING:
     import torch
 
-POLICIES = ("cls", "mean", "cls+mean", "registers", "patches", "pooled")
+POLICIES = ("cls", "mean", "cls+mean", "registers", "patches", "pooled", "projected")
 _LAYERED = re.compile(r"(cls|mean|cls\+mean)@([1-9][0-9]*)")
 
 
@@ -50,6 +51,10 @@ def parse_policy(name: str) -> Policy:
 def vector_dim(card: Card, policy: Policy) -> int:
     """Length of the vector that a policy makes of this encoder. Raises InvalidRequest if it cannot."""
     name = policy.pooling
+    if name == "projected":
+        if not card.projection:
+            raise InvalidRequest(f"{card.id} has no projection; use pooled")
+        return card.projection
     if not card.grid and name != "pooled":
         raise InvalidRequest(f"{card.id} has no tokens, so {policy.name!r} is unavailable; use pooled")
     class_token = card.class_token and card.prefix > 0

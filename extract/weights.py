@@ -23,6 +23,10 @@ from .hub import explained, gated
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 INSTALL = "pip install 'patchbank[extract]'"
+FOLDERS = {  # kinds whose weights are a folder, and the configuration in it
+    "transformers": "config.json",
+    "open_clip": "open_clip_config.json",
+}
 
 
 @dataclass(frozen=True)
@@ -201,8 +205,8 @@ def _in_folder(card: Card, folder: Path) -> Weights:
 
 def _model_in(card: Card, place: Path) -> Path | None:
     """The weight file in a folder; for transformers models the folder itself."""
-    if card.kind == "transformers":
-        return place if (place / "config.json").is_file() else None
+    if card.kind in FOLDERS:
+        return place if (place / FOLDERS[card.kind]).is_file() else None
     names = [*card.files, *(f"{name}.index.json" for name in card.files)]
     return next((place / name for name in names if (place / name).is_file()), None)
 
@@ -213,7 +217,12 @@ def _on_hub(card: Card, download: bool) -> Weights:
     except ImportError as error:
         raise MissingDependency(f"the hub client is not installed: {INSTALL}") from error
     revision = None if card.revision == UNPINNED else card.revision
-    wanted = ("config.json",) if card.kind == "transformers" else card.files
+    if card.remote_code and not _COMMIT.fullmatch(card.revision):
+        raise InvalidRequest(
+            f"{card.id} runs Python code from {card.hub}, and its card pins no commit: read the code of one "
+            "and name it, --revision COMMIT (40 hex digits)"
+        )
+    wanted = _wanted(card)
     cached = _cached(card, revision)
     if cached is not None:
         return cached
@@ -242,6 +251,11 @@ def _on_hub(card: Card, download: bool) -> Weights:
         raise reason from error
 
 
+def _wanted(card: Card) -> tuple[str, ...]:
+    """The files to ask for, one of which there has to be."""
+    return (FOLDERS[card.kind],) if card.kind in FOLDERS else card.files
+
+
 def _download(card: Card, revision: str | None, wanted: Sequence[str]) -> Weights:
     """From the hub into its cache. What it raises is the hub client's; see `explained`.
 
@@ -260,7 +274,7 @@ def _download(card: Card, revision: str | None, wanted: Sequence[str]) -> Weight
             continue
         if not seen.commit_hash:
             raise NotTheHubError
-        if card.kind == "transformers":
+        if card.kind in FOLDERS:
             folder = Path(hub.snapshot_download(card.hub, revision=revision, allow_patterns=_PATTERNS))
             return Weights(f"hub:{card.hub}@{folder.name}", folder, folder.name)
         path = Path(hub.hf_hub_download(card.hub, name, revision=revision))
@@ -275,14 +289,13 @@ def _cached(card: Card, revision: str | None) -> Weights | None:
     """What the hub's cache on this disk holds; touches no network."""
     import huggingface_hub as hub
 
-    names = ("config.json",) if card.kind == "transformers" else card.files
-    for name in names:
+    for name in _wanted(card):
         found = hub.try_to_load_from_cache(card.hub, name, revision=revision)
         if not isinstance(found, str):
             continue
         path = Path(found)
         commit = _commit_of(path)
-        if card.kind != "transformers":
+        if card.kind not in FOLDERS:
             return Weights(f"hub:{card.hub}@{commit}", path, commit)
         # the config alone may be left over from an interrupted download
         if any(path.parent.glob("*.safetensors")) or any(path.parent.glob("*.bin")):

@@ -15,6 +15,26 @@ from ..errors import EncoderError, InvalidRequest, MissingDependency
 from .recipe import Recipe
 
 _ATTENTION = ("attn", "attention", "self_attn", "self_attention")
+# The linear layers of an attention block by family: timm and CONCH; transformers 5 and 4 (ViT, DINOv2, CLIP);
+# EVA. Of each list the first whose names are all there is taken.
+_FAMILIES = (
+    (
+        ("qkv", "proj"),
+        ("q_proj", "k_proj", "v_proj", "o_proj"),
+        ("q_proj", "k_proj", "v_proj", "out_proj"),
+        ("q_proj", "k_proj", "v_proj", "proj"),
+        ("query", "key", "value", "attention.output.dense"),
+    ),
+    (
+        ("gate_proj", "up_proj", "down_proj"),
+        ("up_proj", "down_proj"),
+        ("fc1_g", "fc1_x", "fc2"),
+        ("fc1", "fc2"),
+        ("weights_in", "weights_out"),
+        ("w12", "w3"),
+        ("intermediate.dense", "output.dense"),
+    ),
+)
 _PEFT_PREFIX = (
     "base_model.model."  # what PeftModel.from_pretrained expects before every name of an adapter file
 )
@@ -28,6 +48,27 @@ def attention_blocks(model: nn.Module) -> list[str]:
         if name and not inside and any(child in _ATTENTION for child, _ in module.named_children()):
             blocks.append(name)
     return blocks
+
+
+def family_targets(model: nn.Module) -> tuple[str, ...]:
+    """Patterns of all linear layers of its attention blocks, by the family's names; () if unknown."""
+    blocks = tuple(f"{block}." for block in attention_blocks(model))
+    there = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(blocks)]
+    chosen: list[str] = []
+    for family in _FAMILIES if blocks else ():
+        found = (names for names in family if all(any(n.endswith(f".{p}") for n in there) for p in names))
+        chosen += next(found, ())
+    return tuple(chosen)
+
+
+def chosen_targets(model: nn.Module, recipe: Recipe, declared: Sequence[str] = ()) -> tuple[str, ...]:
+    """The recipe's targets; where it leaves them at the default, those of the card, else of the family.
+
+    declared : the card's `lora.targets`
+    """
+    if recipe.suffix_match or recipe.targets != Recipe.model_fields["targets"].default:
+        return recipe.targets
+    return tuple(declared) or family_targets(model) or recipe.targets
 
 
 def target_layers(
@@ -95,9 +136,10 @@ def target_layers(
     return [n for n, _ in layers if n in wanted]
 
 
-def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
+def add_lora(model: nn.Module, recipe: Recipe, *, seed: int, declared: Sequence[str] = ()) -> list[str]:
     """Wrap the recipe's layers in place; freeze everything else. Returns the names of the adapted layers.
 
+    declared : the targets of the encoder's card (see `chosen_targets`)
     The first output of the adapted model is the base model's (B starts at 0). `seed` decides A. PEFT is asked
     for the layers by name, and what it wrapped is compared with what was wanted.
     """
@@ -105,9 +147,8 @@ def add_lora(model: nn.Module, recipe: Recipe, *, seed: int) -> list[str]:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise MissingDependency("LoRA needs PEFT: pip install 'patchbank[finetune]'") from error
-    names = target_layers(
-        model, recipe.targets, suffix_match=recipe.suffix_match, last_blocks=recipe.last_blocks
-    )
+    targets = chosen_targets(model, recipe, declared)
+    names = target_layers(model, targets, suffix_match=recipe.suffix_match, last_blocks=recipe.last_blocks)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,  # pyright: ignore[reportArgumentType]  (a ratio; PEFT only divides it)

@@ -103,7 +103,7 @@ def classifier(
     names: list[str] = []
     if recipe.method == "lora":
         backbone.requires_grad_(False)
-        names = add_lora(network.inner, recipe, seed=recipe.seed)
+        names = add_lora(network.inner, recipe, seed=recipe.seed, declared=card.lora.targets)
     else:
         backbone.requires_grad_(True)
     return network, names

@@ -202,7 +202,7 @@ def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
     import torch
 
     from ..extract.models.build import build_network
-    from .lora import attention_blocks, target_layers
+    from .lora import attention_blocks, chosen_targets, target_layers
     from .model import base_card
     from .recipe import load_recipe
 
@@ -217,7 +217,8 @@ def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
         return recipe, ""
     model = getattr(network, "model", network)
     try:
-        target_layers(model, chosen.targets, suffix_match=chosen.suffix_match, last_blocks=chosen.last_blocks)
+        targets = chosen_targets(model, chosen, card.lora.targets)
+        target_layers(model, targets, suffix_match=chosen.suffix_match, last_blocks=chosen.last_blocks)
     except InvalidRequest as error:
         if not attention_blocks(model):
             return "full", "no attention blocks for LoRA to adapt, so all of it is trained"

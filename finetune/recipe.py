@@ -28,7 +28,8 @@ class Recipe(Settings):
     """Everything that decides a training run apart from the encoder, the data and the fold.
 
     method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
-    targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.fc?"
+    targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.*";
+                     by default all of them, by the names that the encoder's card or family has for them
     suffix_match     PEFT's own rule instead of ours: any module of the whole model whose name ends so,
                      which takes `patch_embed.proj` for "proj". Only there to repeat a publication.
     last_blocks      adapt only so many blocks, from the output backwards: the backward pass ends there; 0:

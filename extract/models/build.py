@@ -42,6 +42,14 @@ def build_network(card: Card, weights: Weights | None, *, remote_code: bool = Fa
         from .conch import build_conch
 
         return build_conch(card, weights)
+    if card.kind == "tower":
+        from .towers import build_tower
+
+        return build_tower(card, weights)
+    if card.kind == "open_clip":
+        from .open_clip import build_open_clip
+
+        return build_open_clip(card, weights)
     if card.factory is None:
         raise untrusted(card, "the card")
     function = card.factory(**card.arguments)

@@ -25,12 +25,15 @@ class Features:
         (b, prefix + grid, dim) after the final norm, CLS first, then registers; None without tokens.
     pooled
         (b, dim) of the network's own pooling; None if not requested or unavailable.
+    projected
+        (b, projection): that after its own projection; None where it has none.
     layers
         the same as `tokens` after block K, final norm applied, by K = 1...
     """
 
     tokens: Tensor | None = None
     pooled: Tensor | None = None
+    projected: Tensor | None = None
     layers: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -91,6 +94,8 @@ class TransformersNetwork(Network):
     def __init__(self, model: nn.Module, card: Card) -> None:
         super().__init__()
         self.model: Any = getattr(model, "vision_model", model)
+        self.projection: Any = getattr(model, "visual_projection", None)
+        self.has_tokens, self.card_id = card.grid > 0, card.id
         self.norm = next(
             (
                 getattr(self.model, name)
@@ -103,6 +108,11 @@ class TransformersNetwork(Network):
         self.depth = int(getattr(config, "num_hidden_layers", 0))
 
     def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+        if not self.has_tokens:  # code of the repository that answers with one vector
+            vectors = self.model(batch)
+            if not isinstance(vectors, Tensor) or vectors.ndim != 2:
+                raise EncoderError(f"the code of {self.card_id} gave a {type(vectors).__name__}, not vectors")
+            return Features(pooled=vectors)
         out = self.model(pixel_values=batch, output_hidden_states=bool(layers), return_dict=True)
         states = out.hidden_states if layers else ()
         pooled_output = getattr(out, "pooler_output", None) if pooled else None
@@ -111,6 +121,7 @@ class TransformersNetwork(Network):
         return Features(
             tokens=out.last_hidden_state,
             pooled=pooled_output,
+            projected=self.projection(pooled_output) if self.projection is not None and pooled else None,
             layers={layer: self.norm(states[layer]) for layer in layers},
         )
 

@@ -174,6 +174,7 @@ def load_file_into(
     convert: Callable[[State, nn.Module], State] | None = None,
     heads: Collection[str] = (),
     inside: str = "",
+    only: tuple[str, ...] = (),
 ) -> str:
     """Fill a model, each tensor into its place, as float32.
 
@@ -185,6 +186,8 @@ def load_file_into(
         names of modules that the file may hold and the model lacks (classifiers).
     inside
         the tensors wanted stand under this prefix, whatever else is beside it.
+    only
+        of a file that holds more (a text tower), the names that begin so; none: all.
 
     Returns
     -------
@@ -199,6 +202,9 @@ def load_file_into(
     """
     own = model.state_dict()
     places = list(_places(read_file(path)))
+    if only:
+        places = [(at, {k: v for k, v in state.items() if k.startswith(only)}) for at, state in places]
+        places = [(at, state) for at, state in places if state]
     if not places:
         raise EncoderError(f"{path} holds no state dict (names of tensors and tensors)")
     if card.load == "ordered":

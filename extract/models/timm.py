@@ -18,12 +18,48 @@ from .state import load_file_into
 try:
     import timm
     from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
-    from timm.layers import SwiGLUPacked  # pyright: ignore[reportPrivateImportUsage]
+    from timm.layers import SwiGLUPacked, to_2tuple  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as missing:
     raise MissingDependency(f"timm is not installed: {INSTALL}") from missing
 
+
+class ConvStem(nn.Module):
+    """CTransPath's patch embedding under the names of its checkpoint: three convolutions, then a norm.
+
+    Written after its description (Wang et al., Medical Image Analysis 2022): 3 x 3 with stride 2 twice, from
+    dim / 8 to dim / 4 channels, then 1 x 1 to dim.
+    """
+
+    def __init__(
+        self, img_size: Any = 224, patch_size: int = 4, in_chans: int = 3, embed_dim: int = 96, **options: Any
+    ) -> None:
+        super().__init__()
+        if patch_size != 4:
+            raise ValueError(f"ConvStem has patches of 4 pixels, not {patch_size}")
+        self.img_size: Any = to_2tuple(img_size)
+        self.patch_size = (4, 4)
+        self.grid_size = (self.img_size[0] // 4, self.img_size[1] // 4)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        narrow, wide = embed_dim // 8, embed_dim // 4
+        self.proj = nn.Sequential(
+            nn.Conv2d(in_chans, narrow, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(narrow),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(narrow, wide, 3, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(wide, embed_dim, 1),
+        )
+        norm = options.get("norm_layer")
+        self.norm = norm(embed_dim) if norm else nn.Identity()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(b, 3, h, w) -> (b, h / 4, w / 4, dim)."""
+        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+
+
 # what a card's arguments may name; TOML cannot hold a class
-_CLASSES: dict[str, Any] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU}
+_CLASSES: dict[str, Any] = {"SwiGLUPacked": SwiGLUPacked, "SiLU": nn.SiLU, "ConvStem": ConvStem}
 
 
 def create(card: Card) -> nn.Module:

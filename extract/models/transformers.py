@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ...errors import EncoderError, InvalidRequest, MissingDependency
-from ..cards import Card, Transform
+from ..cards import Card, Interpolation, Transform
 from ..weights import Weights, locate, not_a_model
 from .state import refuse_not_finite
 
@@ -22,7 +22,12 @@ except ImportError as missing:
 
 # from_pretrained arguments; all other arguments of a card are its configuration
 _LOADING = ("add_pooling_layer",)
-_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as the hub stores them
+_FILTERS: dict[Any, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}  # PIL's numbers, as the hub stores them
 
 
 def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool = False) -> nn.Module:
@@ -44,7 +49,10 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
             raise InvalidRequest(
                 f"the card of {card.id} holds no configuration, so it cannot be built without weights"
             )
-        config = transformers.AutoConfig.for_model(**settings)
+        config: Any = transformers.AutoConfig.for_model(**settings)
+        if card.projection:
+            config.projection_dim = card.projection
+            return transformers.CLIPVisionModelWithProjection(config).eval()
         return transformers.AutoModel.from_config(config, **loading).eval()
     if card.remote_code and not remote_code:
         raise InvalidRequest(
@@ -55,7 +63,8 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
             f"{card.id} wants a folder with config.json and model.safetensors, not {weights.path}"
         )
     try:
-        model, report = transformers.AutoModel.from_pretrained(
+        kind: Any = transformers.CLIPVisionModelWithProjection if card.projection else transformers.AutoModel
+        model, report = kind.from_pretrained(
             weights.path,
             trust_remote_code=card.remote_code and remote_code,
             local_files_only=True,
@@ -70,7 +79,19 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
     if missing:
         raise EncoderError(f"{weights.path} lacks {len(missing)} tensors of {card.id}, first {missing[0]}")
     refuse_not_finite(model.state_dict(), str(weights.path))
+    _same_statistics(card, model.config)
     return model.eval()
+
+
+def _same_statistics(card: Card, config: Any) -> None:
+    """Raises EncoderError where a configuration states other statistics of the pixels than the card."""
+    for ours, name in ((card.transform.mean, "pixel_mean"), (card.transform.std, "pixel_std")):
+        theirs = getattr(config, name, None)
+        if theirs and any(abs(a - b) > 1e-3 for a, b in zip(ours, theirs, strict=True)):
+            raise EncoderError(
+                f"the configuration of {card.hub} says {name} {list(theirs)}, the card of {card.id} "
+                f"{list(ours)}. Fix: `patchbank encoders show {card.id} > mine.toml`, correct it there"
+            )
 
 
 def card_of_hub(hub: str) -> Card:

@@ -2,21 +2,25 @@
 
 import importlib.metadata
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
+from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode, WeightsNotHere
 from patchbank.extract import cards as module
 from patchbank.extract.cards import Card, Transform, read_card
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.listing import describe, policies_of, to_toml
 from patchbank.extract.models.build import build_network
 from patchbank.extract.registry import load_card, named_card, plugged_cards, shipped_cards
-from patchbank.extract.tokens import parse_policy, vector_dim
+from patchbank.extract.tokens import parse_policy, select, vector_dim
 from patchbank.extract.views import prepare
+from patchbank.extract.weights import locate
+from patchbank.finetune.lora import attention_blocks, chosen_targets, target_layers
+from patchbank.finetune.recipe import Recipe
 from PIL import Image
 from torchvision import transforms  # comes with timm
 
@@ -42,15 +46,54 @@ PREFIX = {  # CLS + registers, from the models' own descriptions
     **{f"dinov3-{size}": 5 for size in ("s", "b", "l", "hplus")},
     "kaiko-l14": 5,
     "openmidnight-1.1": 5,
+    "openmidnight": 5,
+}
+CODE = {"genbio-pathfm", "mascaret", "phaet", "rudolfv2", "rudolfv2-b", "rudolfv2-s"}  # of the hub: no twin
+TWINS = [name for name in CARDS if name not in CODE]
+WHOLE = {  # networks without attention blocks: LoRA has nothing to adapt
+    "convnextv2-b",
+    "efficientnet-lite0",
+    "lunit-resnet50-bt",
+    "lunit-resnet50-mocov2",
+    "lunit-resnet50-swav",
+    "resnet50",
+    "tf-efficientnetv2-m",
+}
+NAMES = {  # kind or card -> names of tensors that its checkpoints have
+    "timm": ("cls_token", "pos_embed", "blocks.0.attn.qkv.weight", "blocks.0.mlp.fc1.weight"),
+    "dinov3": ("cls_token", "reg_token", "blocks.0.attn.qkv.weight", "blocks.0.gamma_1"),
+    "vit": ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight"),
+    "dinov2": ("embeddings.cls_token", "embeddings.mask_token", "layernorm.weight"),
+    "dinov2_with_registers": ("embeddings.register_tokens", "layernorm.weight"),
+    "clip_vision_model": ("embeddings.class_embedding", "pre_layrnorm.weight", "post_layernorm.bias"),
+    "conch": ("trunk.blocks.0.attn.qkv.weight", "attn_pool_contrast.attn.in_proj_bias", "ln_contrast.weight"),
+    "conch-v1.5": ("trunk.blocks.0.ls1.gamma", "attn_pool_contrast.to_kv.weight", "ln_contrast.weight"),
+    "keep": ("visual.blocks.0.ls1.gamma", "visual_head.0.weight", "visual_head.2.bias"),
+    "isight": ("patch_encoder.vision_model.embeddings.class_embedding", "visual_token_projection.weight"),
+    "ctranspath": ("patch_embed.proj.4.running_mean", "patch_embed.norm.weight"),
+    "open_clip": (
+        "visual.class_embedding",
+        "visual.proj",
+        "visual.transformer.resblocks.0.attn.in_proj_bias",
+    ),
 }
 
 
 def shallow(card: Card) -> Card:
-    """Two blocks in place of all: the same widths, tokens and prefix."""
-    if not card.grid:
+    """Two blocks instead of all: the same widths, tokens and prefix."""
+    if not card.grid and card.kind not in ("conch", "tower"):
         return card
-    depth = {"timm": {"depth": 2}, "transformers": {"num_hidden_layers": 2}}[card.kind]
-    return card.replace(arguments={**card.arguments, **depth})
+    hub = card.kind == "transformers" or card.model == "isight"
+    return card.replace(arguments={**card.arguments, "num_hidden_layers" if hub else "depth": 2})
+
+
+@cache
+def twin(name: str) -> Any:
+    """The network of a shallow card without weights, on torch's meta device."""
+    if CARDS[name].kind == "open_clip":
+        pytest.importorskip("open_clip")
+    with torch.device("meta"):
+        return build_network(shallow(CARDS[name]), None).eval()
 
 
 def test_the_listed_encoders_are_there() -> None:
@@ -65,29 +108,123 @@ def test_the_listed_encoders_are_there() -> None:
     assert wanted <= set(CARDS)
 
 
-@pytest.mark.parametrize("name", CARDS)
+@pytest.mark.parametrize("name", TWINS)
 def test_card_against_its_architecture(name: str) -> None:
-    card = shallow(CARDS[name])
+    card, network, side = CARDS[name], twin(name), CARDS[name].transform.size
     with torch.device("meta"), torch.no_grad():
-        network = build_network(card, None)
-        side = card.transform.size
-        features = network.features(torch.empty(2, 3, side, side), pooled=not card.grid)
+        features = network.features(
+            torch.empty(2, 3, side, side), pooled=not card.grid or card.projection > 0
+        )
     if card.grid:
-        assert features.tokens is not None
         assert features.tokens.shape == (2, card.prefix + card.grid, card.dim)
-        inner: Any = network.model
         if card.kind == "timm":
-            assert inner.num_prefix_tokens == card.prefix
+            assert network.model.num_prefix_tokens == card.prefix
         else:
-            assert 1 + getattr(inner.config, "num_register_tokens", 0) == card.prefix
+            assert 1 + getattr(network.model.config, "num_register_tokens", 0) == card.prefix
         assert card.prefix == PREFIX.get(name, 1)
+        for policy, dim in policies_of(card).items():
+            if policy not in ("pooled", "projected"):
+                assert select(features.tokens, card.prefix, policy).shape == (2, dim)
     else:
-        assert features.pooled is not None
         assert features.pooled.shape == (2, card.dim)
-    assert vector_dim(card, parse_policy(card.tokens)) in (card.dim, 2 * card.dim)
+    if card.projection:
+        assert features.projected.shape == (2, card.projection)
+
+
+def test_every_card_has_a_twin_but_those_of_code_from_the_hub() -> None:
+    assert len(CARDS) >= 60
+    assert {name for name, card in CARDS.items() if card.remote_code and not card.arguments} == CODE
+    assert len(TWINS) == len(CARDS) - len(CODE)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_a_card_says_what_users_ask(name: str) -> None:
+    card = CARDS[name]
     assert card.licence
     assert card.source.startswith("https://")
     assert card.package or card.hub
+    assert card.family
+    assert len(card.family) <= 20
+    assert card.tokens_reason
+    assert vector_dim(card, parse_policy(card.tokens)) >= card.dim
+    assert card.mpp or "atural images" in card.note or name in ("biomedclip",)
+    assert card.revision in ("unpinned", "0.1.0") or len(card.revision) == 40
+    assert (
+        not card.remote_code or card.revision != "unpinned" or name in ("genbio-pathfm", "hibou-b", "hibou-l")
+    )
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_lora_finds_all_linear_layers_of_the_blocks(name: str) -> None:
+    """By the default recipe, in every family; PEFT is asked for them by full name."""
+    network = twin(name)
+    model = getattr(network, "model", network)
+    targets = chosen_targets(model, Recipe(), CARDS[name].lora.targets)
+    if name in WHOLE or CARDS[name].kind == "open_clip":
+        with pytest.raises(InvalidRequest, match=r"no attention blocks|match no layer"):
+            target_layers(model, targets)
+        return
+    found = target_layers(model, targets)
+    blocks = attention_blocks(model)
+    linear = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and any(n.startswith(f"{b}.") for b in blocks) and "pool" not in n
+    ]
+    assert set(linear) == set(found)
+    assert len(found) >= 4 * min(2, len(blocks))
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_names_of_the_tensors_are_those_of_the_checkpoints(name: str) -> None:
+    card, network = CARDS[name], twin(name)
+    names = {n.removeprefix("model.") for n in network.state_dict()}
+    if name in NAMES:
+        wanted = NAMES[name]
+    elif card.kind == "timm" and card.grid:
+        wanted = NAMES["dinov3" if "dinov3" in name else "timm"]
+    elif card.kind == "transformers":
+        wanted = NAMES[card.arguments["model_type"]]
+    elif card.kind == "open_clip" and name != "biomedclip":
+        wanted = NAMES["open_clip"]
+    else:  # CNNs and Swin: timm's own names; BiomedCLIP's tower is of its hub configuration
+        assert name in {*WHOLE, "swin-b", "biomedclip"}
+        return
+    assert set(wanted) <= names, set(wanted) - names
+
+
+def test_other_names_lead_to_one_card() -> None:
+    """Those of TRIDENT, STAMP and thunder, as their registries list them."""
+    trident = (
+        "conch_v1 conch_v15 uni_v1 uni_v2 digepath ctranspath phikon phikon_v2 resnet50 keep gigapath "
+        "gigapath-flash virchow virchow2 hoptimus0 hoptimus1 h0-mini phaet mascaret openmidnight gpfm "
+        "hibou_l kaiko-vitb8 kaiko-vitb16 kaiko-vits8 kaiko-vits16 kaiko-vitl14 lunit-vits8 "
+        "genbio-pathfm midnight12k"
+    )
+    stamp = (
+        "ctranspath chief-ctranspath conch conch1_5 mahmood-conch mahmood-uni mahmood-uni2 uni uni2 gigapath "
+        "h-optimus-0 h-optimus-1 virchow virchow-full virchow2 mstar plip keep"
+    )
+    thunder = (
+        "hiboub hiboul hoptimus0 hoptimus1 midnight phikon phikon2 uni uni2h virchow virchow2 conch titan "
+        "keep plip quiltnetb32 dinov2base dinov2large"
+    )
+    for name in f"{trident} {stamp} {thunder}".split():
+        assert load_card(name).id in CARDS
+    assert load_card("UNI2h").id == load_card("uni_v2").id == "uni2-h"
+    aliases = [alias.lower() for card in CARDS.values() for alias in card.aliases]
+    assert len(set(aliases)) == len(aliases)
+    assert not set(aliases) & set(CARDS)
+
+
+def test_code_of_the_hub_runs_at_a_commit_only() -> None:
+    for name in ("genbio-pathfm", "hibou-b"):
+        with pytest.raises(
+            InvalidRequest, match=f"{name} runs Python code .* pins no commit.*--revision COMMIT"
+        ):
+            locate(CARDS[name], download=False)
+    with pytest.raises(WeightsNotHere):
+        locate(CARDS["hibou-b"].replace(revision="a" * 40, gated=False), download=False)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -97,8 +234,11 @@ def test_parameters_of_the_papers_encoders(name: str) -> None:
     assert round(sum(p.numel() for p in network.parameters()) / 1e6) == PAPER[name]
 
 
-@pytest.mark.parametrize("name", CARDS)
-@pytest.mark.parametrize("shape", [(128, 128), (96, 150), (300, 257)])
+GEOMETRIES = {card.transform.geometry: name for name, card in CARDS.items()}
+
+
+@pytest.mark.parametrize("name", GEOMETRIES.values())
+@pytest.mark.parametrize("shape", [(64, 64), (128, 128), (96, 150), (300, 257)])
 def test_transform_is_torchvisions(name: str, shape: tuple[int, int]) -> None:
     card = CARDS[name]
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
@@ -232,11 +372,10 @@ def test_a_card_file_that_is_not_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("typed", "near"),
     [
-        ("uni2h", "uni2-h"),
+        ("uni2hh", "uni2-h"),
         ("Virchow-2", "virchow2"),
         ("dinov2_s", "dinov2-s"),
-        ("hoptimus0", "h-optimus-0"),
-        ("gigapath", "prov-gigapath"),
+        ("hoptimus_0", "h-optimus-0"),
         ("virchow-2", "virchow2"),
         ("hf-hub:someone/UNI2", "uni2-h"),
     ],
@@ -284,16 +423,15 @@ def test_the_address_of_a_model_is_its_name() -> None:
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
-        ("gigapath", "did you mean prov-gigapath?"),
         ("H-optimus-0", "did you mean h-optimus-0?"),
         ("Virchow2", "did you mean virchow2?"),
         ("UNI", "did you mean uni?"),
         ("UNI 2", "did you mean uni"),
         ("Phikon v2", "did you mean phikon-v2?"),
-        ("CONCH v1.5", "did you mean conch?"),
+        ("CONCH v1.5", "did you mean conch-v1.5?"),
         ("timm/vit_small_patch16_224.augreg_in21k", "A model of timm is timm:vit_small_patch16_224."),
         ("vit_small_patch16_224", "If it is an architecture of timm: timm:vit_small_patch16_224."),
-        ("CTransPath", "no encoder is called 'CTransPath': `patchbank encoders ls`"),
+        ("Atlas 2", "no encoder is called 'Atlas 2': `patchbank encoders ls`"),
     ],
 )
 def test_names_that_are_nearly_one_lead_to_it(typed: str, says: str) -> None:
