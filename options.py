@@ -63,7 +63,14 @@ trust_remote_code = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code from the encoder's hub repository."
 )
 # what is learned
-positive = click.option("--positive", help="The class to find against the rest (default: the manifest's).")
+positive = click.option(
+    "--positive", help="Which of two classes is the positive one (default: the manifest's)."
+)
+one_vs_rest = click.option(
+    "--one-vs-rest",
+    metavar="CLASS",
+    help="One of more than two classes against the rest (default: all classes).",
+)
 folds = click.option(
     "--folds", default="balanced", show_default=True, help="Shipped name, fold file, or a number."
 )

@@ -9,7 +9,6 @@ import numpy as np
 from scipy.special import expit
 
 from ..probe.config import ProbeConfig
-from ..probe.data import StudyData
 from ..probe.describe import describe, describe_adjusted, predictions_table, score_fold_models
 from ..probe.model import mean_logit
 from ..probe.protocol import adjustment, as_ensemble, standardized
@@ -61,7 +60,7 @@ def assemble(
     study, features, numbers = data.study, config.features[0], sorted(logits)
     keep = np.isin(data.fold, numbers)
     fold, train = data.fold[keep], _subset(study.train, keep)
-    trained = StudyData(study.train_manifest.select(keep), study.test_manifests, train, study.tests)
+    trained = replace(study, train_manifest=study.train_manifest.select(keep), train=train)
     oof = np.empty(len(train))
     for k in numbers:
         oof[fold == k] = logits[k][OOF]

@@ -42,12 +42,16 @@ def probe_group() -> None:
 @click.option("--temperature", type=float, help="Neighbours weigh exp(cosine / temperature), for knn.")
 @click.option("--class-weight", multiple=True, help="balanced (default), none, votes (soft labels).")
 @click.option("--select", help="log_loss (default: balanced log-loss), auroc or balanced_accuracy.")
+@click.option(
+    "--select-on", metavar="SPLIT", help="folds (default), or TRAIN's own split that chooses, such as val."
+)
 @click.option("--folds", help="balanced (default), another shipped name, a fold file, or a number.")
 @click.option(
     "--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5, if possible)."
 )
 @click.option("--repeats", type=int, help="Runs, each with folds of another seed: SD over them (default: 1).")
 @options.positive
+@options.one_vs_rest
 @click.option("--bootstrap", type=int, help="Resamples for the intervals (default: 2000; 0: none).")
 @click.option("--interval", help="jackknife (default), bca or percentile; all over whole groups.")
 @click.option("--domains", help="Leave-one-domain-out and domain matrix for: chosen (default), all, none.")
@@ -122,6 +126,7 @@ def run_command(
 @click.option("--repeats", type=int, default=20, show_default=True, help="Draws of the shots.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @options.positive
+@options.one_vs_rest
 @options.near_duplicates
 @options.allow_leaks
 @options.out("CSV of every draw.")

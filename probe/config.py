@@ -134,7 +134,11 @@ class ProbeConfig(Settings):
                      stats_coverage.py has what it covers), bootstrap "bca" (percentiles below 20 groups) or
                      "percentile", which are narrower than they say; level in [0.5, 1)
     domains          leave-one-domain-out and train-A/test-B for: the chosen feature set, all, none
-    positive         one class against the rest; needed where a data set has more than two classes
+    positive         which of two classes is the positive one (None: the manifest's)
+    one_vs_rest      one of more than two classes, to be found against all others: two classes again
+    select_on        "folds" of the train rows, or a split of the train manifest, such as "val": all choices
+                     are made on its rows by models of the train rows alone, as public benchmarks with an
+                     official validation split do; there are no scores of train rows then
     precision, dtype of the stores to read, where a bank has several of one encoder, view and token policy
     near_duplicates  for the audit: "images" (pairs whose pixels show the same, shifted by up to 8 of 128
                      pixels, encoded again or a bit recoloured; embeddings where images are not at hand or
@@ -165,6 +169,8 @@ class ProbeConfig(Settings):
     level: float = 0.95
     domains: str = "chosen"
     positive: str | None = None
+    one_vs_rest: str | None = None
+    select_on: str = "folds"
     precision: str | None = None
     dtype: str | None = None
     near_duplicates: str | None = "images"
@@ -181,6 +187,16 @@ class ProbeConfig(Settings):
 
     def resolved(self) -> Mapping[str, Any]:
         return _resolved(self)
+
+    @property
+    def target(self) -> str | None:
+        """The class to find, where one was named."""
+        return self.one_vs_rest or self.positive
+
+    @property
+    def probabilistic(self) -> bool:
+        """Whether scores are logits."""
+        return self.probe in PROBABILISTIC
 
     @property
     def criterion(self) -> str:
@@ -239,6 +255,8 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
         yield f"class_weight 'votes' is for the probe 'logistic', not for {config.probe!r}"
     if config.solver != "exact" and config.probe != "logistic":
         yield f"solver {config.solver!r} is for the probe 'logistic', not for {config.probe!r}"
+    if config.positive and config.one_vs_rest:
+        yield "give positive (which of two classes) or one_vs_rest (one of more than two), not both"
     yield from _not_in("interval", [config.interval], INTERVALS)
     yield from _not_in("domains", [config.domains], DOMAIN_ANALYSIS)
     yield from _not_in("allow_leaks", config.allow_leaks or ["all"], (*KINDS, "all"))

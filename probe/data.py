@@ -8,14 +8,15 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.folds import Folds, effective_groups, folds_for
-from ..datasets.manifest import Manifest
+from ..datasets.manifest import Header, Manifest
 from ..errors import InvalidRequest, ProbeError
 from .config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
 from .features import check_rows, content_keys, load_set
 from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
 from .near import near_images
-from .protocol import MOST_FOLDS, Plan, folds_of, make_plan
+from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
 from .results.scoring import Rows
+from .statistics.multiclass import MOST_CLASSES
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class StudyData:
     test_manifests: list[Manifest]
     train: Rows
     tests: list[Rows]
+    classes: tuple[str, ...]
+    """What the codes of `Rows.y` mean; of two the second is the positive class."""
 
     @property
     def rows(self) -> list[Rows]:
@@ -45,7 +48,9 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     Raises InvalidRequest for classes that do not fit together, ProbeError where there is nothing to fit or
     score.
     """
-    positive = _positive(train, tests, config)
+    classes = class_names(train.header, config)
+    for manifest in [train, *tests]:
+        _check_classes(manifest, train, classes, config)
     split = train.table["split"].to_numpy(dtype=object)
     labelled = train.table["label"].to_numpy(dtype=object) != ""
     is_train = _is_train(split)
@@ -70,15 +75,20 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     lost = {train.header.name: int((~labelled).sum())}
     lost |= {m.header.name: int((m.table["label"] == "").sum()) for m in tests}
     rows = [
-        _rows(name, piece, positive, bank, {"no label": n} if (n := lost[piece.header.name]) else {})
+        _rows(name, piece, classes, bank, {"no label": n} if (n := lost[piece.header.name]) else {})
         for name, piece in pieces
     ]
-    for label, one in (("negative", 0), ("positive", 1)):
-        if not (rows[0].y == one).any():
-            raise ProbeError(
-                f"{names[0]} has no {label} row ({positive!r} is positive): nothing can be fitted"
-            )
-    return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:])
+    present = np.unique(rows[0].y)
+    absent = [name for k, name in enumerate(classes) if k not in present]
+    if absent and len(classes) == 2:
+        label = "positive" if absent == [classes[1]] else "negative"
+        raise ProbeError(f"{names[0]} has no {label} row ({classes[1]!r} is positive): nothing can be fitted")
+    if absent:
+        raise ProbeError(
+            f"{names[0]} has no row of {', '.join(map(repr, absent))}, so these classes cannot be learned. "
+            "Fix: take them out of `classes` in the manifest, or move rows of them into the split 'train'."
+        )
+    return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:], classes)
 
 
 def labelled_train_rows(train: Manifest) -> Manifest:
@@ -91,30 +101,66 @@ def _is_train(split: np.ndarray) -> np.ndarray:
     return split == "train" if (split != "").any() else np.ones(len(split), bool)
 
 
-def _positive(train: Manifest, tests: Sequence[Manifest], config: ProbeConfig) -> str:
-    header = train.header
-    if config.positive is None and len(header.classes) > 2:
+def class_names(header: Header, config: ProbeConfig) -> tuple[str, ...]:
+    """What is told apart, by code: (negative, positive) of two classes, or of one against the rest; all
+    classes in the header's order where there are more than two. Raises InvalidRequest.
+    """
+    classes, name = tuple(header.classes), header.name
+    if len(classes) < 2:
+        raise InvalidRequest(f"{name} has {len(classes)} classes: a probe needs two or more")
+    if config.target is not None and config.target not in classes:
+        which = "positive class" if config.positive else "class"
         raise InvalidRequest(
-            f"{header.name} has {len(header.classes)} classes ({', '.join(header.classes)}); a probe study "
-            "has two: name the class to find against the rest, for instance --positive "
-            + repr(header.positive)
+            f"the {which} {config.target!r} is not one of {name}'s: {', '.join(map(str, classes[:20]))}"
         )
-    positive = config.positive or header.positive
-    for manifest in [train, *tests]:
-        if positive not in manifest.header.classes:
-            raise InvalidRequest(
-                f"the positive class {positive!r} is not one of {manifest.header.name}'s: "
-                f"{', '.join(manifest.header.classes)}"
-            )
-        if set(manifest.header.classes) != set(header.classes):
-            raise InvalidRequest(
-                f"{manifest.header.name} has the classes {sorted(manifest.header.classes)}, {header.name} "
-                f"{sorted(header.classes)}: one of the manifests has to be changed"
-            )
-    return positive
+    if len(classes) > 2 and config.positive:
+        raise InvalidRequest(
+            f"{name} has {len(classes)} classes; a positive class is for two. For all classes leave "
+            f"--positive out; for one against the rest give --one-vs-rest {config.positive!r}"
+        )
+    positive = config.target or header.positive
+    if len(classes) > 2 and not config.one_vs_rest:
+        return classes
+    rest = [one for one in classes if one != positive]
+    return (rest[0] if len(rest) == 1 else f"not {positive}", positive)
 
 
-def _rows(name: str, manifest: Manifest, positive: str, bank: Any, left_out: Mapping[str, int]) -> Rows:
+def _check_classes(
+    manifest: Manifest, train: Manifest, classes: tuple[str, ...], config: ProbeConfig
+) -> None:
+    """Raises InvalidRequest where labels of a manifest are no classes of the training manifest."""
+    header, known = manifest.header, train.header.classes
+    if len(classes) > 2:
+        labels = manifest.table["label"].to_numpy(dtype=object)
+        if (n := len(classes)) > MOST_CLASSES or n > max(20, (labels != "").sum() / 3):
+            raise InvalidRequest(
+                f"{header.name} has {n:,} classes in {int((labels != '').sum()):,} labelled rows "
+                f"({', '.join(map(repr, classes[:3]))}, ...): is the label a path, an id or a number of each "
+                "patch? Build the manifest with the column that has the classes (--label COLUMN)"
+            )
+        unknown = {name: int((labels == name).sum()) for name in header.classes if name not in known}
+        if lacking := {name: rows for name, rows in unknown.items() if rows}:
+            counts = ", ".join(f"{name!r} ({rows} rows)" for name, rows in lacking.items())
+            raise InvalidRequest(
+                f"{header.name} has rows of classes that {train.header.name} lacks: {counts}. It has: "
+                f"{', '.join(known)}. Fix: build one of the manifests with the other's names "
+                "(datasets build --map OLD=NEW), or leave these rows out (an empty label)."
+            )
+        return
+    if config.target and config.target not in header.classes:
+        raise InvalidRequest(
+            f"the positive class {config.target!r} is not one of {header.name}'s: {', '.join(header.classes)}"
+        )
+    if set(header.classes) != set(known):
+        raise InvalidRequest(
+            f"{header.name} has the classes {sorted(header.classes)}, {train.header.name} "
+            f"{sorted(known)}: one of the manifests has to be changed"
+        )
+
+
+def _rows(
+    name: str, manifest: Manifest, classes: tuple[str, ...], bank: Any, left_out: Mapping[str, int]
+) -> Rows:
     table = hashed(manifest, bank)
     group = manifest.table["group"]
     if (group == "").any():  # rows of equal content are one cluster
@@ -122,7 +168,7 @@ def _rows(name: str, manifest: Manifest, positive: str, bank: Any, left_out: Map
     return Rows(
         dataset=name,
         patch_id=table["patch_id"].to_numpy(dtype=object),
-        y=(table["label"] == positive).to_numpy().astype(np.int64),
+        y=class_codes(table["label"], classes),
         group=group.to_numpy(dtype=object),
         domain=table["domain"].to_numpy(dtype=object),
         distinct=deduplicate(table).keep,
@@ -132,7 +178,16 @@ def _rows(name: str, manifest: Manifest, positive: str, bank: Any, left_out: Map
         content_hash=table["content_hash"].to_numpy(dtype=object),
         groups_known=manifest.groups_known,
         left_out=left_out,
+        classes=classes if len(classes) > 2 else (),
+        ordered=manifest.header.ordered and len(classes) > 2,
     )
+
+
+def class_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+    """Labels (n,) as int64 (n,): the place of each name in `classes`; of two, whether it is the second."""
+    if len(classes) == 2:
+        return (labels == classes[1]).to_numpy().astype(np.int64)
+    return labels.map({name: k for k, name in enumerate(classes)}).to_numpy(np.int64)
 
 
 def _votes(table: pd.DataFrame, column: str) -> np.ndarray:
@@ -267,8 +322,9 @@ def outer_folds(train: Manifest, config: ProbeConfig) -> Folds:
     exactly = config.folds if isinstance(config.folds, int) else None
     labels, groups = train.table["label"].to_numpy(dtype=object), effective_groups(train)
     per_class = [len(set(groups[labels == name])) for name in dict.fromkeys(labels)]
-    if exactly is None and len(per_class) > 2 and min(per_class) < MOST_FOLDS:
-        positive = config.positive or header.positive  # the rare class is one of the rest
+    if exactly is None and config.one_vs_rest and min(per_class) < MOST_FOLDS:
+        # the rare class is one of the rest
+        positive = config.one_vs_rest
         labels = np.where(labels == positive, positive, f"not {positive}").astype(object)
     return folds_of(
         labels,
@@ -276,7 +332,7 @@ def outer_folds(train: Manifest, config: ProbeConfig) -> Folds:
         exactly=exactly,
         seed=config.seed if exactly else 0,
         what=f"folds of {header.name}",
-        fix="give fewer folds (--folds 2)",
+        fix="give fewer folds (--folds 2)" + rare_class_fix(() if config.one_vs_rest else per_class),
         name=f"balanced-{exactly}-seed{config.seed}" if exactly else "balanced",
         dataset=header.name,
     )
@@ -296,14 +352,11 @@ def fold_notes(folds: Folds, plan: Plan, config: ProbeConfig) -> list[str]:
 
 def plan_of(data: StudyData, fold_of_row: np.ndarray, config: ProbeConfig) -> Plan:
     """`make_plan` of the train rows."""
-    header = data.train_manifest.header
-    positive = config.positive or header.positive
-    rest = [name for name in header.classes if name != positive]
     return make_plan(
         data.train.y,
         effective_groups(data.train_manifest),
         fold_of_row,
         config=config,
         votes=data.train.vote_share(),
-        classes=(rest[0] if len(rest) == 1 else f"not {positive}", positive),
+        classes=data.classes,
     )

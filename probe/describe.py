@@ -11,16 +11,15 @@ import pandas as pd
 from ..datasets.manifest import Manifest
 from .config import ProbeConfig, parse_features
 from .data import StudyData
-from .model import calibrated, mean_logit
-from .protocol import Plan, ProtocolRun, adjustment, as_ensemble
+from .model import calibrated, class_probabilities, mean_logit
+from .protocol import Plan, ProtocolRun, adjustment, as_ensemble, by_class
 from .results.schema import SWEEP
-from .results.scoring import Column, Rows, out_of_fold_cuts, specificity_cuts
+from .results.scoring import Column, Rows, evaluate_models, out_of_fold_cuts, specificity_cuts
 from .statistics.intervals import DEFAULT_METRICS
-from .statistics.metrics import evaluate
 
 
 def columns_of(
-    data: StudyData, plan: Plan, runs: Mapping[str, ProtocolRun]
+    data: StudyData, plan: Plan, runs: Mapping[str, ProtocolRun], config: ProbeConfig
 ) -> tuple[str, dict[str, list[Column]]]:
     """The chosen feature set, and the columns to score of each evaluation set.
 
@@ -31,48 +30,49 @@ def columns_of(
     chosen = names[int(np.argmax([run.path.max() for run in runs.values()]))]
     all_runs = dict(runs)
     if len(runs) > 1 and runs[chosen].choice:  # first: it is the estimate of what the folds choose
-        all_runs = {SWEEP: _sweep(plan, data.train.y, list(runs.values()), runs[chosen]), **runs}
+        all_runs = {SWEEP: _sweep(plan, data.train.y, list(runs.values()), runs[chosen], config), **runs}
     columns: dict[str, list[Column]] = {data.train.dataset: []}
-    y = data.train.y
+    y, binary = data.train.y, len(data.classes) == 2
+
+    def one_model(
+        name: str, role: str, score: np.ndarray, adjusted: np.ndarray, held_out: np.ndarray
+    ) -> Column:
+        """The column of one model, with one adjustment and the same cuts for all rows."""
+        about = np.tile(adjusted, (len(score), 1))
+        if not binary:
+            return Column(name, role, score, about, by_class(score, probabilistic=config.probabilistic))
+        return Column(name, role, score, about, cuts=np.tile(specificity_cuts(y, held_out), (len(score), 1)))
+
     for name, run in all_runs.items():
+        cuts = out_of_fold_cuts(y, run.oof_ranking, plan.folds) if binary else None
         columns[data.train.dataset].append(
-            Column(
-                name,
-                run.train_role,
-                run.oof,
-                run.oof_adjusted,
-                run.oof_ranking,
-                out_of_fold_cuts(y, run.oof_ranking, plan.folds),
-            )
+            Column(name, run.train_role, run.oof, run.oof_adjusted, run.oof_ranking, cuts)
         )
         for dataset, scores in run.fold_models.items():
-            ensemble = mean_logit(scores)
-            mine = columns.setdefault(dataset, [])
+            of_set = columns.setdefault(dataset, [])
             if name != SWEEP and dataset in run.refit:  # the sweep's refit is that of the chosen features
-                refit = run.refit[dataset]
-                mine.append(_one_model(name, "refit", refit, run.adjusted, specificity_cuts(y, run.oof_flat)))
-            cuts = specificity_cuts(y, run.oof_ensemble)
-            mine.append(_one_model(name, "ensemble", ensemble, run.ensemble_adjusted, cuts))
+                of_set.append(one_model(name, "refit", run.refit[dataset], run.adjusted, run.oof_flat))
+            ensemble = mean_logit(scores)
+            of_set.append(one_model(name, "ensemble", ensemble, run.ensemble_adjusted, run.oof_ensemble))
     return chosen, columns
 
 
-def _one_model(name: str, role: str, score: np.ndarray, adjusted: np.ndarray, cuts: np.ndarray) -> Column:
-    """The column of one model, which has one `adjustment` (4,) and one set of cuts (2,) for all rows."""
-    n = len(score)
-    return Column(name, role, score, np.tile(adjusted, (n, 1)), cuts=np.tile(cuts, (n, 1)))
-
-
-def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: ProtocolRun) -> ProtocolRun:
+def _sweep(
+    plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: ProtocolRun, config: ProbeConfig
+) -> ProtocolRun:
     """The run of "whatever the folds choose": in fold k the feature set that is best on its inner folds."""
     outer = np.unique(plan.folds)
     pick = [int(np.argmax([run.fold_paths[i].max() for run in runs])) for i in range(len(outer))]
-    oof, ranking, adjusted = np.empty(len(y)), np.empty(len(y)), np.empty((len(y), 4))
+    oof, ranking, adjusted = (
+        np.empty_like(one) for one in (chosen.oof, chosen.oof_ranking, chosen.oof_adjusted)
+    )
     for i, k in enumerate(outer):
         rows, run = plan.folds == k, runs[pick[i]]
         oof[rows], adjusted[rows] = run.oof[rows], run.oof_adjusted[rows]
         ranking[rows] = run.oof_ranking[rows]
     scales = np.stack([runs[p].scales[i] for i, p in enumerate(pick)])
-    oof_ensemble = as_ensemble(ranking, scales)
+    oof_ensemble = as_ensemble(ranking, scales, probabilistic=config.probabilistic)
+    weighted = chosen.choice is None or chosen.choice.class_weight != "none"
     return replace(
         chosen,
         oof=oof,
@@ -80,7 +80,7 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
         scales=scales,
         oof_adjusted=adjusted,
         oof_ensemble=oof_ensemble,
-        ensemble_adjusted=adjustment(y, oof_ensemble),
+        ensemble_adjusted=adjustment(y, oof_ensemble, weighted=weighted),
         fold_models={
             name: np.stack([runs[p].fold_models[name][:, i] for i, p in enumerate(pick)], axis=1)
             for name in chosen.fold_models
@@ -89,16 +89,18 @@ def _sweep(plan: Plan, y: np.ndarray, runs: Sequence[ProtocolRun], chosen: Proto
 
 
 def score_fold_models(
-    tests: Sequence[Rows], scores: Mapping[str, np.ndarray]
+    tests: Sequence[Rows], scores: Mapping[str, np.ndarray], *, probabilistic: bool = True
 ) -> dict[str, dict[str, list[float | None]]]:
     """Evaluation set -> metric -> a value for each outer fold's model, which published tables average.
 
-    scores : evaluation set -> logits float64 (n, K)
+    scores : evaluation set -> logits float64 (n, K), or (n, K, C) of C > 2 classes
     """
     found = {}
     for rows in tests:
-        values = evaluate(rows.y, scores[rows.dataset], metrics=DEFAULT_METRICS, threshold=0.0)
-        found[rows.dataset] = {name: finite(one) for name, one in values.items()}
+        score = scores[rows.dataset]
+        order = by_class(score, probabilistic=probabilistic) if rows.classes else None
+        values = evaluate_models(rows.y, score, order, DEFAULT_METRICS)
+        found[rows.dataset] = {name: finite(of_models) for name, of_models in values.items()}
     return found
 
 
@@ -110,9 +112,12 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
     models of the folds, see `protocol.ranking`: what AUROC and average precision are taken on); probability,
     calibrated on folds (Platt); threshold on this probability, chosen on folds; call, int8: probability >=
     threshold.
+    Of more than two classes label and call are names, there is no threshold, and for each class there are
+    the columns score_NAME, ranking_NAME and probability_NAME (calibrated on folds by a temperature).
     """
     frames = []
     for rows in data.rows:
+        label = np.array(rows.classes, dtype=object)[rows.y] if rows.classes else rows.y.astype(np.int8)
         fold = plan.folds if rows.dataset == data.train.dataset else np.zeros(len(rows), int)
         about = pd.DataFrame(
             {
@@ -122,25 +127,41 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
                 "dataset": rows.dataset,
                 "domain": rows.domain,
                 "group": rows.group,
-                "label": rows.y.astype(np.int8),
+                "label": label,
                 "fold": fold.astype(np.int16),
             }
         )
         for column in columns[rows.dataset]:
-            probability, threshold = calibrated(column.score, column.adjusted)
-            frames.append(
-                about.assign(
-                    features=column.features,
-                    role=column.role,
-                    score=column.score,
-                    ranking=column.order,
-                    probability=probability,
-                    threshold=threshold,
-                    call=(probability >= threshold).astype(np.int8),
-                )
-            )
+            numbers = _class_columns(rows.classes, column) if rows.classes else _binary_columns(column)
+            model = {"features": column.features, "role": column.role}
+            frames.append(pd.concat([about.assign(**model), pd.DataFrame(numbers)], axis=1))
     table = pd.concat(frames, ignore_index=True)
-    return table.astype(dict.fromkeys(("path", "dataset", "domain", "features", "role"), "category"))
+    words = ["path", "dataset", "domain", "features", "role"]
+    words += ["label", "call"] if data.train.classes else []
+    return table.astype(dict.fromkeys(words, "category"))
+
+
+def _binary_columns(column: Column) -> dict[str, np.ndarray]:
+    probability, threshold = calibrated(column.score, column.adjusted)
+    return {
+        "score": column.score,
+        "ranking": column.order,
+        "probability": probability,
+        "threshold": threshold,
+        "call": (probability >= threshold).astype(np.int8),
+    }
+
+
+def _class_columns(classes: Sequence[str], column: Column) -> dict[str, np.ndarray]:
+    tables = {
+        "score": column.score,
+        "ranking": column.order,
+        "probability": class_probabilities(column.score, column.adjusted),
+    }
+    found = {
+        f"{kind}_{name}": table[:, k] for kind, table in tables.items() for k, name in enumerate(classes)
+    }
+    return {**found, "call": np.array(classes, dtype=object)[column.score.argmax(axis=1)]}
 
 
 def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
@@ -165,8 +186,10 @@ def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
 
 def describe_adjusted(adjusted: np.ndarray) -> dict[str, Any]:
     """What was chosen on held-out scores: `threshold` is of the calibrated probability, `threshold_score` the
-    same on the score.
+    same on the score; of more than two classes the temperature alone.
     """
+    if len(adjusted) == 1:
+        return {"temperature": finite(1 / adjusted[0])}
     return {
         "threshold": float(calibrated(np.zeros(1), adjusted)[1][0]),
         "threshold_score": float(adjusted[0]),
@@ -192,6 +215,14 @@ def describe_stores(bank: Any, config: ProbeConfig) -> dict[str, Any]:
 def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> dict[str, Any]:
     """One evaluation set's entry in results.json."""
     header = manifest.header
+    classes: dict[str, Any] = {
+        "positive": positive or header.positive,
+        "classes": list(header.classes),
+        "n_positive": int(rows.y.sum()),
+    }
+    if rows.classes:
+        counts = np.bincount(rows.y, minlength=len(rows.classes)).tolist()
+        classes = {"positive": "", "classes": list(rows.classes), "counts": counts, "ordered": rows.ordered}
     return {
         "dataset": rows.dataset,
         "name": header.name,
@@ -199,12 +230,10 @@ def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> 
         "licence": header.licence,
         "source": header.source,
         "group_kind": header.group_kind,
-        "positive": positive or header.positive,
-        "classes": list(header.classes),
+        **classes,
         "rows": rows_digest(manifest),
         "root": str(manifest.root.absolute()),
         "n": len(rows),
-        "n_positive": int(rows.y.sum()),
         "groups_known": rows.groups_known,
         "n_groups": int(manifest.table.loc[manifest.table["group"] != "", "group"].nunique()),
         "left_out": dict(rows.left_out),

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -10,13 +10,15 @@ from ..datasets.folds import make_folds
 from ..errors import InvalidRequest
 from .classifiers.grid import Fitted, Part, Setting, fit_parts, sum_facts
 from .config import ProbeConfig
-from .protocol import MOST_FOLDS, criterion_path
-from .results.scoring import OOF_INFLATION, scores_of
+from .protocol import MOST_FOLDS, by_class, criterion_path
+from .results.schema import Choice, Domains, Estimate, Fits, LeftOut, Matrix
+from .results.scoring import OOF_INFLATION, measure
 from .selection import best
 from .statistics.intervals import cluster_codes
 
 METRICS = ("balanced_accuracy", "auroc", "average_precision")
-NO_MODEL = "no model: the domain's rows, or their folds, have one class only"
+_Value = TypeVar("_Value")
+NO_MODEL = "no model: the domain's rows, or their folds, lack a class"
 GRID = 20  # values of the probe's parameter at most, about
 
 
@@ -43,7 +45,8 @@ def analyse_domains(
     *,
     config: ProbeConfig,
     votes: np.ndarray | None = None,
-) -> dict[str, Any] | None:
+    classes: Sequence[str] = (),
+) -> Domains | None:
     """Leave-one-domain-out and the train-A/test-B matrix of one feature set.
 
     Leave one out. Fitted on : train rows outside domain d. Chosen on : for d, every other domain e in turn,
@@ -54,32 +57,25 @@ def analyse_domains(
         setting that these same folds chose, so it is a little too good.
 
     X : float (n, d); y : int (n,); groups : str (n,); domain : str (n,), "" takes part in training only
-    votes : float (n,), see `fitting.Targets`
-    Returns, as plain values, or None where the train rows have fewer than two domains:
-    leave_one_out : a record a domain: domain, n, n_positive, n_groups, choice, metrics (metric -> [value,
-        low, high]), uncertainty (metric -> standard_error, degrees_of_freedom, design_effect, method,
-        reason); these are None where nothing could be fitted
-    matrix : train (domains trained on), test (scored on), n, n_positive, n_groups (of each scored on), each
-        metric as values [[...]]; intervals and reasons : metric -> [[...]] of [low, high], and why they are
-        None ("" where they are not). Intervals are over groups; those of the diagonal are inflated by
-        OOF_INFLATION
+    votes : float (n,), see `grid.Targets`; classes : names of 0 .. K-1 where there are more than two
+    Domains without rows of every class take part in training only. None where fewer than two have them.
+    Intervals are over groups; those of the matrix' diagonal are inflated by OOF_INFLATION.
     """
-    names = [d for d in dict.fromkeys(domain) if d and len(np.unique(y[domain == d])) == 2]
+    n_classes = len(classes) or 2
+    names = [d for d in dict.fromkeys(domain) if d and len(np.unique(y[domain == d])) == n_classes]
     if len(names) < 2:
         return None
     if len(config.grid) > GRID:  # half of a fine grid is fine enough for folds as small as these
-        coarser: Any = {config.parameter: config.grid[:: len(config.grid) // GRID]}
-        config = config.replace(**coarser)
-    study = _Study(X, y, groups, domain, names, config, votes)
+        coarser = {config.parameter: config.grid[:: len(config.grid) // GRID]}
+        config = config.model_copy(update=coarser)
+    study = _Study(X, y, groups, domain, names, config, votes, tuple(classes))
     study.fit()
-    return {
-        "leave_one_out": [study.left_out(d) for d in names],
-        "matrix": study.matrix(tests),
-        "fits": sum_facts([fitted.facts for fitted in study.fitted]),
-        "seconds": {
-            key: sum(fitted.seconds[key] for fitted in study.fitted) for key in study.fitted[0].seconds
-        },
-    }
+    return Domains(
+        leave_one_out=[study.left_out(d) for d in names],
+        matrix=study.matrix(tests),
+        fits=Fits.model_validate(sum_facts([fitted.facts for fitted in study.fitted])),
+        seconds={key: sum(fitted.seconds[key] for fitted in study.fitted) for key in study.fitted[0].seconds},
+    )
 
 
 @dataclass(frozen=True)
@@ -91,8 +87,8 @@ class _Model:
     held_out: np.ndarray
 
     def scores(self, rows: np.ndarray) -> np.ndarray:
-        """Scores of some of the held-out rows: float32 (P, W, L, rows)."""
-        return self.fitted.held_out[self.part][..., rows[self.held_out]]
+        """Scores of some of the held-out rows: float32 (P, W, L, rows[, K])."""
+        return self.fitted.held_out[self.part][:, :, :, rows[self.held_out]]
 
 
 @dataclass
@@ -106,6 +102,7 @@ class _Study:
     names: list[str]
     config: ProbeConfig
     votes: np.ndarray | None
+    classes: tuple[str, ...]
     models: dict[tuple[str, ...], _Model] = field(default_factory=dict)
     fitted: list[Fitted] = field(default_factory=list)
 
@@ -119,16 +116,18 @@ class _Study:
                 without["out", d, e] = (self.domain == d) | (self.domain == e)
         self._fit(everything, {key: (~held, held) for key, held in without.items()})
         for d in self.names:
-            mine = self.domain == d
-            folds = _folds_inside(self.y, self.groups, mine, self.config)
-            within: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {("in", d): (mine, mine & False)}
+            inside = self.domain == d
+            folds = _folds_inside(self.y, self.groups, inside, self.config)
+            within: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]
+            within = {("in", d): (inside, np.zeros_like(inside))}
             for j in np.unique(folds[folds > 0]):
-                within["in", d, str(j)] = (mine & (folds != j), mine & (folds == j))
-            self._fit(mine, within)
+                within["in", d, str(j)] = (inside & (folds != j), inside & (folds == j))
+            self._fit(inside, within)
 
-    def _fit(self, rows: np.ndarray, sets: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]]) -> None:
-        """Fit sets (training, held out: bool (n,)) of these rows; those of one class are left out."""
-        keys = [key for key, (training, _) in sets.items() if len(np.unique(self.y[training])) == 2]
+    def _fit(self, rows: np.ndarray, sets: Mapping[tuple[str, ...], tuple[np.ndarray, np.ndarray]]) -> None:
+        """Fit sets (training, held out: bool (n,)) of these rows; those that lack a class are left out."""
+        n_classes = len(self.classes) or 2
+        keys = [key for key, (training, _) in sets.items() if len(np.unique(self.y[training])) == n_classes]
         parts = [
             Part(sets[key][0][rows], sets[key][1][rows], i, 0 if len(key) == 3 else None)
             for i, key in enumerate(keys)
@@ -140,7 +139,7 @@ class _Study:
         self.fitted.append(fitted)
         self.models |= {key: _Model(fitted, i, sets[key][1]) for i, key in enumerate(keys)}
 
-    def left_out(self, d: str) -> dict[str, Any]:
+    def left_out(self, d: str) -> LeftOut:
         """One domain by the model that is fitted and chosen on the others."""
         others = [e for e in self.names if e != d]
         if len(others) > 1:
@@ -150,61 +149,71 @@ class _Study:
             held = self._inside(others[0])
         setting = self._choose(held)
         rows = self.domain == d
-        record: dict[str, Any] = {"domain": d, "n": int(rows.sum()), "n_positive": int(self.y[rows].sum())}
-        record["n_groups"] = n_clusters(self.groups[rows])
-        if setting is None or ("out", d) not in self.models:
-            return {**record, "choice": None, "metrics": None, "uncertainty": None}
-        scores = self.models["out", d].scores(rows)[setting.index].astype(np.float64)
-        found = scores_of(self.y[rows], scores, scores, self.groups[rows], METRICS, self.config)
-        return {**record, "choice": setting.to_dict(), **found}
+        choice = metrics = None
+        if setting is not None and ("out", d) in self.models:
+            choice = Choice.model_validate(setting.to_dict())
+            scores = self.models["out", d].scores(rows)[setting.index].astype(np.float64)
+            metrics = self._measure(self.y[rows], scores, self.groups[rows])
+        counts = {} if self.classes else {"n_positive": int(self.y[rows].sum())}
+        return LeftOut(
+            domain=d,
+            n=int(rows.sum()),
+            n_groups=n_clusters(self.groups[rows]),
+            choice=choice,
+            metrics=metrics,
+            **counts,
+        )
 
-    def matrix(self, tests: Mapping[str, DomainRows]) -> dict[str, Any]:
+    def _measure(
+        self, y: np.ndarray, scores: np.ndarray, groups: np.ndarray, inflation: float = 1.0
+    ) -> dict[str, Estimate]:
+        order = by_class(scores, probabilistic=self.config.probabilistic)
+        about = {"inflation": inflation, "classes": self.classes}
+        return measure(y, scores, order, groups, METRICS, self.config, **about)
+
+    def matrix(self, tests: Mapping[str, DomainRows]) -> Matrix:
         """Rows: the domain trained on; columns: the domains scored on."""
-        mine = DomainRows(self.X, self.y, self.domain, self.groups)
-        columns = {f"train / {d}": mine.select(self.domain == d) for d in self.names}
+        train = DomainRows(self.X, self.y, self.domain, self.groups)
+        columns = {f"train / {d}": train.select(self.domain == d) for d in self.names}
         for name, test in tests.items():
             for d in dict.fromkeys(test.domain):
                 columns[f"{name} / {d}" if d else name] = test.select(test.domain == d)
         chosen = {d: self._choose(self._inside(d)) for d in self.names}
         cells = [[self._cell(d, chosen[d], name, rows) for name, rows in columns.items()] for d in self.names]
 
-        def table(of: Callable[[list[float | None], str], Any]) -> dict[str, list[list[Any]]]:
-            return {
-                m: [[of(c["metrics"][m], c["uncertainty"][m]["reason"]) for c in row] for row in cells]
-                for m in METRICS
-            }
+        def table(of: Callable[[Estimate], _Value]) -> dict[str, list[list[_Value]]]:
+            return {m: [[of(cell[m]) for cell in row] for row in cells] for m in METRICS}
 
-        return {
-            "train": self.names,
-            "test": list(columns),
-            "n": [len(rows.y) for rows in columns.values()],
-            "n_positive": [int(rows.y.sum()) for rows in columns.values()],
-            "n_groups": [n_clusters(rows.group) for rows in columns.values()],
-            **table(lambda value, _: value[0]),
-            "intervals": table(lambda value, _: value[1:]),
-            "reasons": table(lambda _, reason: reason),
-        }
+        about: dict[str, Any] = {**table(lambda cell: cell.value)}
+        if not self.classes:
+            about |= {"n_positive": [int(rows.y.sum()) for rows in columns.values()]}
+        return Matrix(
+            train=self.names,
+            test=list(columns),
+            n=[len(rows.y) for rows in columns.values()],
+            n_groups=[n_clusters(rows.group) for rows in columns.values()],
+            intervals=table(lambda cell: (cell.low, cell.high)),
+            reasons=table(lambda cell: cell.reason),
+            **about,
+        )
 
-    def _cell(self, d: str, setting: Setting | None, name: str, rows: DomainRows) -> dict[str, Any]:
-        """The model of domain d on the rows of a column, metrics and uncertainty; on its own, out of fold."""
+    def _cell(self, d: str, setting: Setting | None, name: str, rows: DomainRows) -> dict[str, Estimate]:
+        """The model of domain d on the rows of a column; on its own, out of fold."""
         model = self.models.get(("in", d))
         if setting is None or model is None:
-            return {
-                "metrics": {metric: [None, None, None] for metric in METRICS},
-                "uncertainty": {metric: {"reason": NO_MODEL} for metric in METRICS},
-            }
+            return dict.fromkeys(METRICS, Estimate(reason=NO_MODEL))
         if name != f"train / {d}":
             scores = model.fitted.scorer(rows.X)(model.part, setting)
-            return scores_of(rows.y, scores, scores, rows.group, METRICS, self.config)
+            return self._measure(rows.y, scores, rows.group)
         held = [(fold.scores(mask)[setting.index], mask) for fold, mask in self._inside(d)]
         scores = np.concatenate([score for score, _ in held]).astype(np.float64)
         y, group = (np.concatenate([of[mask] for _, mask in held]) for of in (self.y, self.groups))
-        return scores_of(y, scores, scores, group, METRICS, self.config, inflation=OOF_INFLATION)
+        return self._measure(y, scores, group, OOF_INFLATION)
 
     def _inside(self, d: str) -> list[tuple[_Model, np.ndarray]]:
         """The models of the folds inside one domain, with the rows that each holds out."""
-        found = [model for key, model in self.models.items() if key[:2] == ("in", d) and len(key) == 3]
-        return [(model, model.held_out) for model in found]
+        models = [model for key, model in self.models.items() if key[:2] == ("in", d) and len(key) == 3]
+        return [(model, model.held_out) for model in models]
 
     def _choose(self, held: Sequence[tuple[_Model, np.ndarray]]) -> Setting | None:
         """The best point of the grid on held-out rows: [(model, bool (n,) of the rows that count)]."""
@@ -212,10 +221,10 @@ class _Study:
             return None
         scores = [model.scores(rows) for model, rows in held]
         y = np.concatenate([self.y[rows] for _, rows in held])
-        folds = np.repeat(np.arange(1, len(held) + 1), [one.shape[-1] for one in scores])
-        if len(np.unique(y)) < 2:
+        folds = np.repeat(np.arange(1, len(held) + 1), [one.shape[3] for one in scores])
+        if len(np.unique(y)) < (len(self.classes) or 2):
             return None
-        path = criterion_path(self.config, y, np.concatenate(scores, axis=-1), folds)
+        path = criterion_path(self.config, y, np.concatenate(scores, axis=3), folds)
         return held[0][0].fitted.setting(best(path))
 
 

@@ -31,6 +31,7 @@ def run_few_shot(
     repeats: int = 20,
     seed: int = 0,
     positive: str | None = None,
+    one_vs_rest: str | None = None,
     allow_leaks: Sequence[str] = (),
     near_duplicates: str = "images",
     precision: str | None = None,
@@ -42,8 +43,8 @@ def run_few_shot(
     Fitted on : k rows of each class of the train split, drawn slide by slide (`others.few_shot_rows`), the
         same draws for every feature set. Chosen : nothing. Scored : the other splits of `train` and `tests`.
 
-    train, tests, bank, encoders, views, tokens, features, near_duplicates, precision, dtype : as for
-        `run_probe`
+    train, tests, bank, encoders, views, tokens, features, near_duplicates, positive, one_vs_rest, precision,
+        dtype : as for `run_probe`
     probe : of `others.PROBES`; "knn" takes as many neighbours as the smallest k
     preprocess : of `transforms`, as for `run_probe` (None: the probe's default)
     on_note : called with a sentence for each of the notes of `run_probe` (or warns): which of several stores
@@ -59,6 +60,7 @@ def run_few_shot(
         probe=probe,
         preprocess=(preprocess,) if preprocess else (),
         positive=positive,
+        one_vs_rest=one_vs_rest,
         allow_leaks=tuple(allow_leaks),
         near_duplicates=near_duplicates,
     )
@@ -83,6 +85,7 @@ def run_few_shot(
             groups=data.train.group,
             preprocess=config.preprocess[0],
             seed=seed,
+            classes=data.classes if data.train.classes else (),
         )
         curves.append(curve.assign(features=name))
     table = pd.concat(curves, ignore_index=True)

@@ -7,7 +7,9 @@ A probe is a short list of steps over the rows of a feature matrix, each a kind 
     unit        rows scaled to length 1; zero rows stay
     affine      X @ weight + bias               weight (d, k), bias (k,)
     relu        negative numbers become 0
-    neighbours  weighted share of positives among the nearest training rows, see `neighbours`
+    neighbours  weighted share of a class among the nearest training rows, see `neighbours`
+
+The last step gives one column, the score of the positive class, or one for each of K > 2 classes.
 
 All are applied in float64. `probe.safetensors` has the arrays, `probe.json` all the rest; FORMAT.md of
 results describes both, with a reader of a few lines.
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import expit, logsumexp
+from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from ..errors import InvalidRequest, ProbeError
 from .artefact import read_artefact, write_artefact
@@ -71,8 +73,8 @@ class ProbeModel:
     """The probe of one feature set.
 
     members : one for the refit; several for a fold ensemble, the mean of whose probabilities counts
-    adjusted : float64 (4,), chosen on held-out scores: threshold on the score, 1 / temperature, Platt's scale
-        and offset
+    adjusted : chosen on held-out scores; float64 (4,): threshold on the score, 1 / temperature, Platt's scale
+        and offset; of more than two classes float64 (1,): 1 / temperature
     about : what it is for
     """
 
@@ -98,7 +100,8 @@ class ProbeModel:
         return save_probes(folder, [self], chosen=self.about.features)
 
     def score(self, X: np.ndarray) -> np.ndarray:
-        """float (n, d) -> float64 (n,): logits of the positive class (decision values of other probes).
+        """float (n, d) -> float64 (n,): logits of the positive class (decision values of other probes), or
+        float64 (n, K): those of K > 2 classes.
 
         Raises InvalidRequest where the rows have another number of columns than the training rows had.
         """
@@ -107,38 +110,52 @@ class ProbeModel:
         return mean_logit(np.stack([apply(steps, X) for steps in self.members], axis=1))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
-        """float (n, d) embeddings, as they are in the store -> float64 (n, 2): probabilities of `classes`.
+        """float (n, d) embeddings, as they are in the store -> float64 (n, K): probabilities of `classes`.
 
-        Calibrated on the scores that were held out in training (Platt). Rows sum to 1.
+        Calibrated on the scores that were held out in training (Platt; by temperature where K > 2). Rows sum
+        to 1.
         """
         return self.probabilities(self.score(X))
 
     def predict(self, X: np.ndarray) -> np.ndarray:
-        """float (n, d) -> object (n,): the positive class where its probability reaches `threshold`."""
+        """float (n, d) -> object (n,): the positive class where its probability reaches `threshold`; of more
+        than two classes the most probable one.
+        """
         return self.calls(self.score(X))
 
     def probabilities(self, score: np.ndarray) -> np.ndarray:
-        """Scores, as `score` gives them -> float64 (n, 2); see `predict_proba`."""
+        """Scores, as `score` gives them -> float64 (n, K); see `predict_proba`."""
+        if self.multiclass:
+            return class_probabilities(score, self.adjusted)
         probability = calibrated(score, self.adjusted)[0]
         columns = [1 - probability, probability]
         return np.stack(columns if self.classes[1] == self.about.positive else columns[::-1], axis=1)
 
     def calls(self, score: np.ndarray) -> np.ndarray:
         """Scores -> object (n,), labels; see `predict`."""
+        if self.multiclass:
+            return np.array(self.classes, dtype=object)[score.argmax(axis=1)]
         negative = next(name for name in self.classes if name != self.about.positive)
         probability, threshold = calibrated(score, self.adjusted)
         return np.where(probability >= threshold, self.about.positive, negative).astype(object)
 
     @property
+    def multiclass(self) -> bool:
+        """Whether there is a score for each of more than two classes."""
+        return len(self.adjusted) == 1
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """What the columns of `predict_proba` are of; of a class against several others "not CLASS"."""
         classes, positive = tuple(self.about.classes), self.about.positive
-        return classes if len(classes) == 2 else (f"not {positive}", positive)
+        return classes if len(classes) == 2 or self.multiclass else (f"not {positive}", positive)
 
     @property
-    def threshold(self) -> float:
-        """On the probability of the positive class, chosen on held-out scores (best balanced accuracy)."""
-        return float(calibrated(np.zeros(1), self.adjusted)[1][0])
+    def threshold(self) -> float | None:
+        """On the probability of the positive class, chosen on held-out scores (best balanced accuracy); None
+        of more than two classes.
+        """
+        return None if self.multiclass else float(calibrated(np.zeros(1), self.adjusted)[1][0])
 
     @property
     def dim(self) -> int:
@@ -156,7 +173,9 @@ class ProbeModel:
         """
         from .conversion import sklearn_of
 
-        return sklearn_of(self._pipeline(), threshold=self.threshold, positive=self.about.positive)
+        pipeline, threshold = self._pipeline(), self.threshold
+        assert threshold is not None
+        return sklearn_of(pipeline, threshold=threshold, positive=self.about.positive)
 
     def to_onnx(self, file: str | os.PathLike[str]) -> Path:
         """Write the probe as ONNX, through skl2onnx (`pip install patchbank[onnx]`).
@@ -175,6 +194,8 @@ class ProbeModel:
         from .conversion import pipeline_of
 
         steps, *others = self.members
+        if self.multiclass:
+            raise InvalidRequest("only a probe of two classes is converted")
         if others:
             raise InvalidRequest("an ensemble is several classifiers: take the refit (role='refit')")
         _, _, scale, offset = self.adjusted
@@ -214,11 +235,11 @@ def folded(steps: Steps) -> Steps:
 
 
 def apply(steps: Steps, X: np.ndarray) -> np.ndarray:
-    """float (n, d) -> float64 (n,)."""
+    """float (n, d) -> float64 (n,), or (n, K) for K > 2 classes."""
     rows = np.asarray(X, np.float64)
     for kind, arrays in steps:
         rows = KINDS[kind](rows, **arrays)
-    return rows.reshape(len(rows))
+    return rows[:, 0] if rows.ndim == 2 and rows.shape[1] == 1 else rows
 
 
 def unit(X: np.ndarray) -> np.ndarray:
@@ -237,14 +258,15 @@ def neighbours(
     temperature: np.ndarray | float,
     euclidean: np.ndarray | bool,
 ) -> np.ndarray:
-    """Share of positives among the k nearest rows of `train`, float64 (n,).
+    """Share of positives among the k nearest rows of `train`, float64 (n,) or (n, K).
 
-    train : (m, d), of unit length for cosine similarity; positive : bool (m,); weight : float (m,)
+    train : (m, d), of unit length for cosine similarity; positive : bool (m,), or (m, K) for the shares of K
+        classes; weight : float (m,)
     temperature : weights times exp((similarity - 1) / temperature); NaN: none
     """
     k, temperature = int(k), float(temperature)
     half_norms = (train**2).sum(axis=1) / 2 if euclidean else 0.0
-    score = np.empty(len(X))
+    score = np.empty((len(X), *positive.shape[1:]))
     for start in range(0, len(X), BLOCK_ROWS):
         block = slice(start, start + BLOCK_ROWS)
         # cosine, or (|x|^2 - distance^2) / 2, which has the same order within a row
@@ -254,7 +276,10 @@ def neighbours(
         if not np.isnan(temperature):
             cosine = np.take_along_axis(near, nearest, axis=1)
             share = share * np.exp((cosine - cosine.max(axis=1, keepdims=True)) / temperature)
-        score[block] = (share * positive[nearest]).sum(axis=1) / share.sum(axis=1)
+        if positive.ndim == 1:
+            score[block] = (share * positive[nearest]).sum(axis=1) / share.sum(axis=1)
+        else:
+            score[block] = np.einsum("nk,nkc->nc", share, positive[nearest]) / share.sum(axis=1)[:, None]
     return score
 
 
@@ -269,10 +294,15 @@ KINDS: Mapping[str, Any] = {
 
 
 def mean_logit(each: np.ndarray) -> np.ndarray:
-    """The logit of the mean probability of K models: float (n, K) -> float64 (n,), without saturation."""
+    """The logit of the mean probability of M models: float (n, M) -> float64 (n,), without saturation.
+
+    Of K > 2 classes float (n, M, K) -> float64 (n, K): logarithms of mean probabilities.
+    """
     each = np.asarray(each, np.float64)
     if each.shape[1] == 1:
         return each[:, 0]
+    if each.ndim == 3:
+        return np.asarray(logsumexp(log_softmax(each, axis=2), axis=1)) - np.log(each.shape[1])
     positive, negative = (logsumexp(-np.logaddexp(0, sign * each), axis=1) for sign in (-1, 1))
     return positive - negative
 
@@ -285,6 +315,15 @@ def calibrated(score: np.ndarray, adjusted: np.ndarray) -> tuple[np.ndarray, np.
     """
     cut, _, scale, offset = np.broadcast_to(adjusted, (len(score), 4)).T
     return expit(scale * score + offset), expit(scale * cut + offset)
+
+
+def class_probabilities(score: np.ndarray, adjusted: np.ndarray) -> np.ndarray:
+    """Calibrated probabilities of K > 2 classes, float64 (n, K): softmax(score / temperature).
+
+    score : float64 (n, K); adjusted : float64 (n, 1) or (1,), see `ProbeModel`
+    A row is called what is most probable, which is what has the highest score.
+    """
+    return softmax(score * np.broadcast_to(adjusted, (len(score), 1)), axis=1)
 
 
 def save_probes(folder: str | os.PathLike[str], probes: Sequence[ProbeModel], *, chosen: str) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import log_expit
 
 from ..datasets.folds import Folds, make_folds, too_few
 from ..errors import InvalidRequest, ProbeError
@@ -16,7 +17,9 @@ from .classifiers.recipes import fit_eva, fit_paper_sgd, fit_thunder
 from .config import ProbeConfig
 from .model import ProbeModel, mean_logit
 from .selection import best, criterion
+from .statistics import multiclass_calibration
 from .statistics.calibration import best_threshold, fit_platt, fit_temperature
+from .statistics.multiclass import log_odds
 
 MOST_FOLDS = 5  # that are made where no number is given
 LEAST_SCALE = 1e-6  # of a Platt scaling, times the standard deviation of the scores
@@ -51,16 +54,16 @@ def make_plan(
     *,
     config: ProbeConfig,
     votes: np.ndarray | None = None,
-    classes: tuple[str, str] = ("negative", "positive"),
+    classes: Sequence[str] = ("negative", "positive"),
 ) -> Plan:
     """Inner folds for every outer training set, grouped and stratified, and the list of all training sets.
 
-    y : int (n,), 0 or 1; groups : str (n,); folds : int (n,), 1..K
+    y : int (n,), 0 .. number of classes - 1; groups : str (n,); folds : int (n,), 1..K
     votes : float (n,), share of positive votes, NaN where there are none; for class weight "votes"
-    classes : what 0 and 1 are called in messages
-    Where `config.inner_folds` is None there are 5, or as many as the rarer class's groups allow.
+    classes : names of 0, 1, ... in messages
+    Where `config.inner_folds` is None there are 5, or as many as the rarest class's groups allow.
     Raises InvalidRequest where the inner folds cannot be made, ProbeError where a group is in two folds, a
-    training set has one class only, or votes are missing.
+    training set lacks a class, or votes are missing.
     """
     if "votes" in config.class_weight and (votes is None or np.isnan(votes).all()):
         raise ProbeError("class weight 'votes' needs votes_positive and votes_total in the train manifest")
@@ -82,20 +85,34 @@ def make_plan(
             exactly=config.inner_folds,
             seed=config.seed,
             what=f"inner folds of outer fold {k}, from the rows of the other folds",
-            fix="give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)",
+            fix="give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)"
+            + rare_class_fix(classes),
         )
         assigned[training] = made.assign(groups[training])
         inner.append(assigned)
     parts = list(_training_sets(folds, inner))
     for part in parts:
-        if len(np.unique(y[part.training])) < 2:
+        present = np.unique(y[part.training])
+        if len(present) < len(classes):
             where = "all train rows" if part.model == 0 else f"outer fold {part.model}"
             where += "" if part.inner is None else f", inner fold {part.inner}"
+            lacking = [name for k, name in enumerate(classes) if k not in present]
+            what = "has one class only" if len(classes) == 2 else f"has no row of {', '.join(lacking)}"
             raise ProbeError(
-                f"{where}: the training set has one class only, so nothing can be fitted. Use fewer folds, "
+                f"{where}: the training set {what}, so nothing can be fitted. Use fewer folds, "
                 "or folds that spread the rare class over the groups."
             )
     return Plan(folds, inner, parts, np.asarray(groups, dtype=object), votes)
+
+
+def rare_class_fix(classes: Sequence[object]) -> str:
+    """What else helps where one of more than two classes is in too few groups."""
+    if len(classes) <= 2:
+        return ""
+    return (
+        ", leave the class out of the manifest (an empty label) or merge it with another one "
+        "(datasets build --map RARE=OTHER), ask for one class against the rest (--one-vs-rest NAME)"
+    )
 
 
 def folds_of(
@@ -136,7 +153,9 @@ def _training_sets(folds: np.ndarray, inner: Sequence[np.ndarray]) -> Iterator[P
 class ProtocolRun:
     """What the protocol found for one feature set; n train rows, T test sets, K outer folds.
 
-    Scores are logits of the positive class (for probes without probabilities: their decision values).
+    Scores are logits of the positive class (for probes without probabilities: their decision values). Of
+    C > 2 classes they are logits of each class and have an axis more, (C,), at the end; so have rankings and
+    scales, and an `adjustment` has one number, not four.
     """
 
     # the grid: P preprocessings x W class weights x L values
@@ -188,36 +207,38 @@ def run_protocol(
         chose its setting, its label. `refit` and `fold_models` are the test rows' scores. Labels of test rows
         are no argument of this function, so nothing that is chosen here can depend on them.
 
-    X : float (n, d); y : int (n,), 0 or 1 (positive); plan : the folds, see `make_plan`
+    X : float (n, d); y : int (n,), 0 or 1 (positive), or 0 .. C-1; plan : the folds, see `make_plan`
     tests : evaluation set -> float (n_t, d)
     """
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
     outer = [int(k) for k in np.unique(folds)]
     fitted = fit_parts(X, y, parts, config, votes=plan.votes, groups=plan.groups)
-    grid = fitted.held_out[0].shape[:3]
-    flat = np.full((*grid, len(y)), np.nan, np.float32)  # held-out scores by the outer models
+    grid, outputs = fitted.held_out[0].shape[:3], fitted.held_out[0].shape[4:]
+    flat = np.full((*grid, len(y), *outputs), np.nan, np.float32)  # held-out scores by the outer models
     nested = np.full((len(outer), *flat.shape), np.nan, np.float32)  # by the models of the inner folds
     for part, scores in zip(parts, fitted.held_out, strict=True):
         into = flat if part.inner is None else nested[part.model - 1]
-        into[..., part.held_out] = scores
+        into[:, :, :, part.held_out] = scores
 
     lap = time.perf_counter()
     path = criterion_path(config, y, flat, folds)
     fold_paths = np.stack([criterion_path(config, y, *one) for one in zip(nested, inner, strict=True)])
     choice = fitted.setting(best(path))
     fold_choices = [fitted.setting(best(one)) for one in fold_paths]
-    oof, oof_ranking, oof_adjusted = np.empty(len(y)), np.empty(len(y)), np.empty((len(y), 4))
-    scales = np.empty((len(outer), 2))
+    oof, oof_ranking = np.empty((2, len(y), *outputs))
+    oof_adjusted = np.empty((len(y), 1 if outputs else 4))
+    scales = np.empty((len(outer), 2, *outputs))
     for i, k in enumerate(outer):
-        rows, chosen = folds == k, fold_choices[i].index
-        oof[rows] = flat[chosen][rows]
-        inner_scores = nested[(i, *chosen)][~rows]
-        oof_adjusted[rows] = adjustment(y[~rows], inner_scores)
-        scales[i] = scale_of(inner_scores)
-        oof_ranking[rows] = ranking(oof[rows], scales[i])
-    oof_ensemble = as_ensemble(oof_ranking, scales)
+        rows, setting = folds == k, fold_choices[i]
+        oof[rows] = flat[setting.index][rows]
+        inner_scores = nested[(i, *setting.index)][~rows]
+        oof_adjusted[rows] = adjustment(y[~rows], inner_scores, weighted=setting.class_weight != "none")
+        scales[i] = scale_of(by_class(inner_scores, probabilistic=config.probabilistic))
+        oof_ranking[rows] = ranking(by_class(oof[rows], probabilistic=config.probabilistic), scales[i])
+    oof_ensemble = as_ensemble(oof_ranking, scales, probabilistic=config.probabilistic)
     oof_flat = flat[choice.index].astype(np.float64)
+    weighted = choice.class_weight != "none"
     seconds = {**fitted.seconds, "choose": time.perf_counter() - lap}
 
     lap = time.perf_counter()
@@ -228,7 +249,8 @@ def run_protocol(
         score = fitted.scorer(rows)
         columns = [score(of_model[model], setting) for model, setting in enumerate(settings)]
         refit[name], fold_models[name] = columns[0], np.stack(columns[1:], axis=1)
-    adjusted, ensemble_adjusted = adjustment(y, oof_flat), adjustment(y, oof_ensemble)
+    adjusted = adjustment(y, oof_flat, weighted=weighted)
+    ensemble_adjusted = adjustment(y, oof_ensemble, weighted=weighted)
     models = {"refit": ProbeModel((fitted.steps(of_model[0], choice),), adjusted)}
     if config.probe != "knn":  # whose models of folds are the training rows again, each
         members = tuple(fitted.steps(of_model[k], one) for k, one in enumerate(fold_choices, start=1))
@@ -277,7 +299,7 @@ def run_published(
     """
     started = time.perf_counter()
     fit = RECIPES[config.solver]
-    validation = np.empty(len(y))
+    validation = np.empty(len(y) if (n_classes := int(y.max()) + 1) == 2 else (len(y), n_classes))
     heads = []
     for k in np.unique(plan.folds):
         rows = plan.folds == k
@@ -285,9 +307,9 @@ def run_published(
         validation[rows] = heads[-1].decision(X[rows])
     fitted = time.perf_counter() - started
     path = criterion_path(config, y, validation[None, None, None], plan.folds)
-    scales, oof_ranking = standardized(validation, plan.folds)
-    oof_ensemble = as_ensemble(oof_ranking, scales)
-    adjusted = adjustment(y, oof_ensemble)
+    scales, oof_ranking = standardized(by_class(validation, probabilistic=config.probabilistic), plan.folds)
+    oof_ensemble = as_ensemble(oof_ranking, scales, probabilistic=config.probabilistic)
+    adjusted = adjustment(y, oof_ensemble, weighted=False)
     return ProtocolRun(
         values=np.zeros(1),
         path=path,
@@ -322,9 +344,12 @@ def run_published(
     )
 
 
-def adjustment(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
+def adjustment(y: np.ndarray, scores: np.ndarray, *, weighted: bool = True) -> np.ndarray:
     """What is chosen on held-out scores (n,): threshold (best balanced accuracy), 1 / temperature, and
-    Platt's scale and offset: float64 (4,). The temperature keeps probability 0.5 where it is; Platt's offset
+    Platt's scale and offset: float64 (4,). Of scores (n, C), C > 2 classes: 1 / temperature alone, float64
+    (1,), by the log-loss in which all classes weigh alike (weighted) or all rows do, as in the fit.
+
+    The temperature keeps probability 0.5 where it is; Platt's offset
     moves the prior too.
 
     A scale is positive: it puts scores of several models on one scale and turns none around. Where the best
@@ -332,6 +357,10 @@ def adjustment(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
     every row; a millionth of the scores' spread is left, which keeps their order.
     """
     scores = scores.astype(np.float64)
+    if scores.ndim == 2:
+        class_weight = "balanced" if weighted else None
+        temperature = multiclass_calibration.fit_temperature(y, scores, class_weight=class_weight)
+        return np.array([1 / temperature])
     scale, offset = fit_platt(y, scores)
     if scale <= 0:
         scale = LEAST_SCALE / (scores.std() or 1)
@@ -339,15 +368,29 @@ def adjustment(y: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return np.array([best_threshold(y, scores), 1 / fit_temperature(y, scores), scale, offset])
 
 
+def by_class(scores: np.ndarray, *, probabilistic: bool = True) -> np.ndarray:
+    """What rows are ranked by: the score, or for each of C > 2 classes its log odds against the rest.
+
+    scores : float (n,), returned as they are, or (n, ..., C); those of probes without probabilities rank too
+    """
+    if scores.ndim == 1 or not probabilistic:
+        return scores
+    return np.stack([log_odds(scores, k) for k in range(scores.shape[-1])], axis=-1)
+
+
 def scale_of(scores: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation (1 where it is 0) of one model's held-out scores (n,): float64 (2,)."""
+    """Mean and standard deviation (1 where it is 0) of one model's held-out scores (n,) or (n, C), see
+    `by_class`: float64 (2,) or (2, C).
+    """
     scores = scores.astype(np.float64)
-    return np.array([scores.mean(), scores.std() or 1.0])
+    deviation = scores.std(axis=0)
+    return np.array([scores.mean(axis=0), np.where(deviation == 0, 1.0, deviation)])
 
 
 def ranking(scores: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """Scores (n,) of one fold's model on a scale that all folds share: less the mean, over the deviation, of
-    scores that the same setting gave held-out rows (`scale_of`, of its inner folds): float64 (n,).
+    scores that the same setting gave held-out rows (`scale_of`, of its inner folds): float64 (n,). Of C > 2
+    classes (n, C), each class by itself.
 
     Fold models that chose another strength or class weight have another scale, so raw scores cannot be
     pooled: their AUROC was .02 to .05 below what the models are worth in simulated studies of 20 slides. No
@@ -360,25 +403,34 @@ def ranking(scores: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def standardized(scores: np.ndarray, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Where there are no inner folds: the scale of each fold's model by the fold's own rows, float64 (K, 2),
-    and the `ranking` of all rows. scores : float64 (n,), each fold's by its own model; folds : int (n,).
+    and the `ranking` of all rows. scores : float64 (n,), each fold's by its own model (of C > 2 classes
+    (n, C), see `by_class`); folds : int (n,).
     """
     numbers, of = np.unique(folds, return_inverse=True)
     scales = np.stack([scale_of(scores[folds == k]) for k in numbers])
-    return scales, ranking(scores, scales[of].T)
+    return scales, ranking(scores, np.moveaxis(scales[of], 1, 0))
 
 
-def as_ensemble(rankings: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """What the fold ensemble would give rows that all of its models place alike: float64 (n,).
+def as_ensemble(rankings: np.ndarray, scales: np.ndarray, *, probabilistic: bool = True) -> np.ndarray:
+    """What the fold ensemble would give rows that all of its models place alike: float64 (n,) or (n, C).
 
     Threshold and calibration of the ensemble are chosen on these scores: each row has been held out by one
     model only, and the mean probability of models that chose differently is on the scale of none of them.
     rankings : float64 (n,), see `ranking`; scales : float64 (K, 2), of the models of the ensemble
     """
-    return mean_logit(rankings[:, None] * scales[:, 1] + scales[:, 0])
+    each = rankings[:, None] * scales[:, 1] + scales[:, 0]
+    if each.ndim == 3 and probabilistic:
+        each = log_expit(each)  # from log odds to logarithms of probabilities
+    return mean_logit(each)
 
 
 def criterion_path(config: ProbeConfig, y: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Criterion of held-out scores (P, W, L, n): float64 (P, W, L), over the rows with folds > 0."""
+    """Criterion of held-out scores (P, W, L, n[, C]): float64 (P, W, L), over the rows with folds > 0."""
     rows = folds > 0
-    columns = scores[..., rows].reshape(-1, int(rows.sum())).T
-    return criterion(config.criterion, y[rows], columns, folds[rows]).reshape(scores.shape[:-1])
+    columns = np.moveaxis(scores[:, :, :, rows].reshape(-1, int(rows.sum()), *scores.shape[4:]), 0, 1)
+    order = (
+        by_class(columns, probabilistic=config.probabilistic)
+        if scores.ndim == 5 and config.criterion == "auroc"
+        else None
+    )
+    return criterion(config.criterion, y[rows], columns, folds[rows], ranking=order).reshape(scores.shape[:3])

@@ -40,6 +40,7 @@ from .features import load_set, open_bank, resolve_set
 from .protocol import Plan, ProtocolRun, run_protocol, run_published
 from .repeats import spread_over_repeats
 from .results.files import ProbeResult
+from .results.schema import Domains
 from .results.scoring import (
     compare_models,
     estimate_set,
@@ -114,14 +115,16 @@ def run_probe(
     seconds["probe"] = time.perf_counter() - lap
 
     lap = time.perf_counter()
-    chosen, columns = columns_of(data, plan, runs)
+    chosen, columns = columns_of(data, plan, runs, config)
     scores, comparisons = [], []
     for rows in data.rows:
-        mine = columns[rows.dataset]
-        whole = estimate_set(rows, mine, config=config)
-        scores += score_set(rows, mine, config=config, whole=whole)
-        comparisons += compare_models(rows, mine, config=config, reference=chosen, whole=whole)
-    again = [(chosen, columns), *(columns_of(data, repeats[i + 1][0], one) for i, one in enumerate(others))]
+        of_set = columns[rows.dataset]
+        whole = estimate_set(rows, of_set, config=config)
+        scores += score_set(rows, of_set, config=config, whole=whole)
+        comparisons += compare_models(rows, of_set, config=config, reference=chosen, whole=whole)
+    again = [(chosen, columns)]
+    for (other_plan, other), other_runs in zip(repeats[1:], others, strict=True):
+        again.append(columns_of(data, other_plan, other_runs, other))
     votes = [
         found for rows in data.rows if (found := score_votes(rows, columns[rows.dataset], config=config))
     ]
@@ -139,7 +142,7 @@ def run_probe(
         "provenance": provenance(),
         "stores": describe_stores(bank, config),
         "data": [
-            describe(rows, manifest, positive=config.positive)
+            describe(rows, manifest, positive=config.target)
             for rows, manifest in zip(data.rows, data.manifests, strict=True)
         ],
         "notes": [
@@ -158,7 +161,10 @@ def run_probe(
         "leaks": leaks.to_json(),
         "chosen": chosen,
         "models": [describe_run(name, run) for name, run in runs.items()],
-        "fold_models": {name: score_fold_models(data.tests, run.fold_models) for name, run in runs.items()},
+        "fold_models": {
+            name: score_fold_models(data.tests, run.fold_models, probabilistic=config.probabilistic)
+            for name, run in runs.items()
+        },
         "fold_means": {
             name: {
                 rows.dataset: mean_of_models(rows, run.fold_models[rows.dataset], config=config)
@@ -276,7 +282,7 @@ def _probe_one(
     return runs
 
 
-def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> dict[str, Any] | None:
+def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> Domains | None:
     manifests = data.manifests
     X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
     tests = {
@@ -285,7 +291,16 @@ def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> 
     }
     groups = effective_groups(data.train_manifest)
     votes = data.train.vote_share()
-    return analyse_domains(X, data.train.y, groups, data.train.domain, tests, config=config, votes=votes)
+    return analyse_domains(
+        X,
+        data.train.y,
+        groups,
+        data.train.domain,
+        tests,
+        config=config,
+        votes=votes,
+        classes=data.train.classes,
+    )
 
 
 def _register_ray() -> None:

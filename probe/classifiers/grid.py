@@ -16,7 +16,10 @@ from .transforms import Scaling, Transform, fit_transform
 
 
 class Models(Protocol):
-    """Fitted models: S training sets x L grid values."""
+    """Fitted models: S training sets x L grid values.
+
+    Scores of K > 2 classes have an axis more, (K,), at the end, here and below.
+    """
 
     def scores(self, X: np.ndarray, sets: Sequence[int], value: int | None = None) -> np.ndarray:
         """Scores of rows: float (n, len(sets), L), or (n, len(sets)) at one grid value."""
@@ -29,7 +32,7 @@ class Models(Protocol):
 
 @dataclass
 class LinearModels:
-    """score = X @ coef + intercept; coef (S, L, d), intercept (S, L)."""
+    """score = X @ coef + intercept; coef (S, L, d), intercept (S, L), or (S, L, K, d) and (S, L, K)."""
 
     coef: np.ndarray
     intercept: np.ndarray
@@ -38,13 +41,16 @@ class LinearModels:
         sets = list(sets)
         coef, intercept = self.coef[sets], self.intercept[sets]
         if value is not None:  # the few models that are kept: in float64
-            return X.astype(np.float64) @ coef[:, value].T.astype(np.float64) + intercept[:, value]
+            coef, intercept = coef[:, value], intercept[:, value]
+            flat = coef.reshape(-1, coef.shape[-1]).T.astype(np.float64)
+            return (X.astype(np.float64) @ flat).reshape(len(X), *intercept.shape) + intercept
         flat = np.ascontiguousarray(coef.reshape(-1, coef.shape[-1]).T, dtype=X.dtype)
         return (X @ flat).reshape(len(X), *intercept.shape) + intercept.astype(X.dtype)
 
     def steps(self, of: int, value: int) -> Steps:
-        weight = self.coef[of, value].astype(np.float64)[:, None]
-        return (("affine", {"weight": weight, "bias": self.intercept[of, value, None].astype(np.float64)}),)
+        weight = np.atleast_2d(self.coef[of, value].astype(np.float64)).T
+        bias = np.atleast_1d(self.intercept[of, value].astype(np.float64))
+        return (("affine", {"weight": weight, "bias": bias}),)
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,8 @@ class Targets:
     def weights(self, training: np.ndarray, class_weight: str) -> np.ndarray:
         """Sample weights, float64 (n + m,), of one training set (bool (n,)): 0 outside it.
 
-        "none": 1 for each row; "balanced": n / (2 n_class); "votes": the shares, scaled so that both labels
-        have half of the weight.
+        "none": 1 for each row; "balanced": n / (K n_class); "votes": the shares, scaled so that all K labels
+        have the same weight.
         """
         weights = training[self.rows].astype(np.float64)
         if class_weight == "votes":
@@ -86,10 +92,10 @@ class Targets:
         else:
             weights[len(training) :] = 0
         if class_weight != "none":
-            total = weights.sum()
-            for label in (0, 1):
-                mine = self.y == label
-                weights[mine] *= total / (2 * weights[mine].sum())
+            total, labels = weights.sum(), np.unique(self.y)
+            for label in labels:
+                of_label = self.y == label
+                weights[of_label] *= total / (len(labels) * weights[of_label].sum())
         return weights
 
 
@@ -132,8 +138,8 @@ class OtherModels:
             Z = self.scaling[s](X)
             probes = self.fitted[s] if value is None else [self.fitted[s][value]]
             columns.append(np.stack([probe.decision(Z) - probe.threshold for probe in probes], axis=1))
-        found = np.stack(columns, axis=1)
-        return found if value is None else found[..., 0]
+        scores = np.stack(columns, axis=1)
+        return scores if value is None else scores[:, :, 0]
 
     def steps(self, of: int, value: int) -> Steps:
         probe = self.fitted[of][value]
@@ -227,7 +233,7 @@ class Fitted:
 
     config: ProbeConfig
     values: np.ndarray  # (L,)
-    held_out: list[np.ndarray]  # per part float32 (P, W, L, its held-out rows)
+    held_out: list[np.ndarray]  # per part float32 (P, W, L, its held-out rows[, K])
     models: dict[tuple[int, int], tuple[Transform, Models, list[int]]]  # (preprocessing, part) -> its W sets
     facts: dict[str, Any]
     seconds: dict[str, float]
@@ -238,7 +244,7 @@ class Fitted:
         return Setting(c.preprocess[p], c.class_weight[w], c.parameter, float(self.values[v]), (p, w, v))
 
     def scorer(self, X: np.ndarray) -> Callable[[int, Setting], np.ndarray]:
-        """A function (part, setting) -> scores float64 (n,) of these rows; it transforms them once."""
+        """A function (part, setting) -> scores float64 (n[, K]) of these rows; it transforms them once."""
         transformed: dict[int, np.ndarray] = {}
 
         def score(part: int, setting: Setting) -> np.ndarray:
@@ -269,13 +275,14 @@ def fit_parts(
     """Fit all parts at all points of the grid, in as few calls of the solver as possible: one for each
     preprocessing, or one for each `model` where the preprocessing learns from rows.
 
-    X : float (n, d); y : int (n,), 0 or 1; votes : see `Targets`; groups : (n,), for probes that choose
+    X : float (n, d); y : int (n,), 0 .. K-1; votes : see `Targets`; groups : (n,), for probes that choose
         something themselves
     """
     targets = Targets.of(y, votes, config)
+    outputs = () if (n_classes := int(y.max()) + 1) <= 2 else (n_classes,)
     values = grid_values(config, min(int(part.training.sum()) for part in parts))
     P, W, L = len(config.preprocess), len(config.class_weight), len(values)
-    held_out = [np.empty((P, W, L, int(part.held_out.sum())), np.float32) for part in parts]
+    held_out = [np.empty((P, W, L, int(part.held_out.sum()), *outputs), np.float32) for part in parts]
     models: dict[tuple[int, int], tuple[Transform, Models, list[int]]] = {}
     facts: list[dict[str, Any]] = []
     seconds = {"fit": 0.0, "score": 0.0}
@@ -298,7 +305,7 @@ def fit_parts(
             for position, i in enumerate(members):
                 sets = list(range(position * W, (position + 1) * W))
                 if parts[i].held_out.any():
-                    held_out[i][p] = np.moveaxis(fits.scores(Z[parts[i].held_out], sets), 0, -1)
+                    held_out[i][p] = np.moveaxis(fits.scores(Z[parts[i].held_out], sets), 0, 2)
                 if parts[i].inner is None:
                     models[p, i] = (transform, fits, sets)
             seconds["score"] += time.perf_counter() - lap

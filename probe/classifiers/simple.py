@@ -2,8 +2,9 @@
 
 Every probe has `fit(X, y, *, sample_weight=None, groups=None)`, which returns itself, `decision(X)`, one
 score a row, larger meaning more positive, `steps()`, the same as plain numbers (see `model`), and
-`threshold`, the score at which it changes its call.
-X is (n, d) float, finite; y (n,) 0 or 1, both present; sample_weight (n,) not negative, 0 leaving the row
+`threshold`, the score at which it changes its call. Of K > 2 classes there are K scores a row, and the call
+is the class of the highest.
+X is (n, d) float, finite; y (n,) 0 .. K-1, all present; sample_weight (n,) not negative, 0 leaving the row
 out; groups (n,) as `intervals.cluster_codes` reads them, used only where a probe chooses something itself.
 Probes take features as they are: `transforms` has what is done to them before.
 """
@@ -19,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import InvalidRequest, ProbeError
 from ..model import Steps, apply, unit
+from ..statistics import multiclass
 from ..statistics.intervals import cluster_codes
 from ..statistics.metrics import check_labels, evaluate
 from .transforms import Scaling, fit_transform
@@ -50,13 +52,20 @@ class _Rows:
     """Checked training rows of positive weight."""
 
     X: Floats
-    y: NDArray[np.bool_]
+    y: NDArray[np.intp]
     weight: Floats
+    weighted: bool  # whether weights were given
     codes: NDArray[np.intp]
+    n_classes: int
+
+    @property
+    def one_hot(self) -> NDArray[np.bool_]:
+        """(n, K), True at each row's class."""
+        return self.y[:, None] == np.arange(self.n_classes)
 
 
 def _rows(X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> _Rows:
-    labels = check_labels(y)
+    labels = _labels(y)
     table = np.asarray(X, np.float64)
     if table.ndim != 2 or len(table) != len(labels):
         raise InvalidRequest(f"features {table.shape} for {len(labels)} labels: have to be (n, d)")
@@ -68,24 +77,24 @@ def _rows(X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: A
         raise InvalidRequest("sample_weight: one finite number >= 0 a row")
     codes = cluster_codes(groups, len(labels))
     used = weight > 0
-    if labels[used].all() or not labels[used].any():
-        raise ProbeError("a probe needs training rows of both classes")
-    return _Rows(table[used], labels[used], weight[used], codes[used])
+    n_classes = max(2, int(labels.max()) + 1)
+    if len(np.unique(labels[used])) < n_classes:
+        raise ProbeError(
+            f"a probe needs training rows of {'both' if n_classes == 2 else f'all {n_classes}'} classes"
+        )
+    return _Rows(table[used], labels[used], weight[used], sample_weight is not None, codes[used], n_classes)
 
 
-@dataclass
-class KNN:
-    """k nearest neighbours, exact, in blocks of rows.
+def _labels(y: ArrayLike) -> NDArray[np.intp]:
+    """Class codes (n,) from 0. Raises ProbeError for anything else."""
+    labels = np.asarray(y)
+    if labels.dtype.kind in "iu" and labels.ndim == 1 and len(labels) and labels.min() >= 0:
+        return labels.astype(np.intp)
+    return check_labels(y).astype(np.intp)
 
-    The score is the weighted share of positives among the k: weights are the sample weights, times
-    exp((similarity - 1) / temperature) if a temperature is given (cosine only; .07 in DINO). Which of several
-    training rows at the very same distance count as the k-th is not defined.
-    """
 
-    k: int = 20
-    metric: Literal["cosine", "euclidean"] = "cosine"
-    temperature: float | None = None
-    threshold: ClassVar[float] = 0.5
+class _Fitted:
+    """What all probes share: rows are checked before they are learned from, scores are those of the steps."""
 
     def fit(
         self,
@@ -95,32 +104,51 @@ class KNN:
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> Self:
-        if self.metric not in ("cosine", "euclidean"):
-            raise InvalidRequest(f"metric is 'cosine' or 'euclidean', not {self.metric!r}")
-        if self.temperature is not None and (self.metric != "cosine" or self.temperature <= 0):
-            raise InvalidRequest("a temperature is positive and goes with metric='cosine'")
-        rows = _rows(X, y, sample_weight, groups)
-        if not 1 <= self.k <= len(rows.X):
-            raise InvalidRequest(f"k is {self.k}, and there are {len(rows.X)} training rows")
-        # distances do not change with the origin, and small numbers lose less in |a|^2 - 2ab + |b|^2
-        self._origin = rows.X.mean(axis=0) if self.metric == "euclidean" else np.zeros(rows.X.shape[1])
-        self._train = self._place(rows.X)
-        self._y, self._weight = rows.y, rows.weight
+        self._learn(_rows(X, y, sample_weight, groups))
         return self
 
-    def _place(self, X: Floats) -> Floats:
-        if self.metric == "cosine":
-            return unit(X)
-        return X - self._origin
+    def _learn(self, rows: _Rows) -> None:
+        raise NotImplementedError
 
     def decision(self, X: ArrayLike) -> Floats:
         return apply(self.steps(), np.asarray(X))
 
     def steps(self) -> Steps:
-        place = ("unit", {}) if self.metric == "cosine" else ("shift", {"value": self._origin})
-        return (place, ("neighbours", {
+        raise NotImplementedError
+
+
+@dataclass
+class KNN(_Fitted):
+    """k nearest neighbours, exact, in blocks of rows.
+
+    The score is the weighted share of positives (of each class) among the k: weights are the sample weights,
+    times exp((similarity - 1) / temperature) if a temperature is given (cosine only; .07 in DINO). Which of
+    several training rows at the very same distance count as the k-th is not defined.
+    """
+
+    k: int = 20
+    metric: Literal["cosine", "euclidean"] = "cosine"
+    temperature: float | None = None
+    threshold: ClassVar[float] = 0.5
+
+    def _learn(self, rows: _Rows) -> None:
+        if self.metric not in ("cosine", "euclidean"):
+            raise InvalidRequest(f"metric is 'cosine' or 'euclidean', not {self.metric!r}")
+        if self.temperature is not None and (self.metric != "cosine" or self.temperature <= 0):
+            raise InvalidRequest("a temperature is positive and goes with metric='cosine'")
+        if not 1 <= self.k <= len(rows.X):
+            raise InvalidRequest(f"k is {self.k}, and there are {len(rows.X)} training rows")
+        # distances do not change with the origin, and small numbers lose less in |a|^2 - 2ab + |b|^2
+        self._origin = rows.X.mean(axis=0) if self.metric == "euclidean" else np.zeros(rows.X.shape[1])
+        self._train = unit(rows.X) if self.metric == "cosine" else rows.X - self._origin
+        self._of_class = rows.y == 1 if rows.n_classes == 2 else rows.one_hot
+        self._weight = rows.weight
+
+    def steps(self) -> Steps:
+        scaling = ("unit", {}) if self.metric == "cosine" else ("shift", {"value": self._origin})
+        return (scaling, ("neighbours", {
             "train": self._train,
-            "positive": self._y,
+            "positive": self._of_class,
             "weight": self._weight,
             "k": np.array(self.k),
             "temperature": np.array(np.nan if self.temperature is None else self.temperature),
@@ -129,103 +157,86 @@ class KNN:
 
 
 @dataclass
-class NearestCentroid:
+class NearestCentroid(_Fitted):
     """SimpleShot (Wang et al. 2019, CL2N): centre on the training mean, scale to length 1, compare with
-    the class means. The score is |x - c0|^2 - |x - c1|^2. Sample weights act within a class only.
+    the class means. The score is |x - c0|^2 - |x - c1|^2; of more than two classes, of class k, |x|^2 -
+    |x - ck|^2. Sample weights act within a class only.
     """
 
     threshold: ClassVar[float] = 0.0
 
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> Self:
-        rows = _rows(X, y, sample_weight, groups)
+    def _learn(self, rows: _Rows) -> None:
         self._mean = np.average(rows.X, axis=0, weights=rows.weight)
-        placed = unit(rows.X - self._mean)
-        self._negative, self._positive = (
-            np.average(placed[of], axis=0, weights=rows.weight[of]) for of in (~rows.y, rows.y)
-        )
-        return self
-
-    def decision(self, X: ArrayLike) -> Floats:
-        return apply(self.steps(), np.asarray(X))
+        scaled = unit(rows.X - self._mean)
+        of_class = [rows.y == k for k in range(rows.n_classes)]
+        self._centroids = [np.average(scaled[of], axis=0, weights=rows.weight[of]) for of in of_class]
 
     def steps(self) -> Steps:
-        middle = (self._positive + self._negative) / 2
-        weight = 2 * (self._positive - self._negative)[:, None]
-        return (
-            ("shift", {"value": self._mean}),
-            ("unit", {}),
-            ("shift", {"value": middle}),
-            ("affine", {"weight": weight, "bias": np.zeros(1)}),
-        )
+        scaling = (("shift", {"value": self._mean}), ("unit", {}))
+        if len(self._centroids) > 2:
+            centroids = np.stack(self._centroids, axis=1)
+            return (*scaling, _affine(2 * centroids, -(centroids**2).sum(axis=0)))
+        negative, positive = self._centroids
+        weight = 2 * (positive - negative)[:, None]
+        return (*scaling, ("shift", {"value": (positive + negative) / 2}), _affine(weight, np.zeros(1)))
 
 
 @dataclass
-class Ridge:
-    """Least squares on targets -1 and 1 with an L2 penalty alpha, closed form for all alphas at once.
+class Ridge(_Fitted):
+    """Least squares on targets -1 and 1 with an L2 penalty alpha, closed form for all alphas at once. Of more
+    than two classes each has its own target, against the rest.
 
     Of `alphas` the one with the least weighted squared error with one group left out is taken (of equals
-    the first). That costs no refits: held-out residuals are (I - H_gg)^-1 r_g with the hat matrix H.
-    The intercept is free. One alpha alone needs no groups.
-    After `fit`: alpha_, group_errors_ (len(alphas),; 0 of one alpha alone), coef_ (d,) and intercept_.
+    the first), the same for all classes. That costs no refits: held-out residuals are (I - H_gg)^-1 r_g with
+    the hat matrix H. The intercept is free. One alpha alone needs no groups.
+    After `fit`: alpha_, group_errors_ (len(alphas),; 0 of one alpha alone), coef_ (d,) or (d, K), and
+    intercept_, float or (K,).
     """
 
     alphas: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-4, 15))
     threshold: ClassVar[float] = 0.0
 
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> Self:
+    def _learn(self, rows: _Rows) -> None:
         if not len(self.alphas) or min(self.alphas) <= 0:
             raise InvalidRequest("alphas are positive, at least one")
-        rows = _rows(X, y, sample_weight, groups)
         root = np.sqrt(rows.weight)
         centre = np.average(rows.X, axis=0, weights=rows.weight)
-        target = np.where(rows.y, 1.0, -1.0)
-        level = np.average(target, weights=rows.weight)
+        positives = [rows.y == k for k in ([1] if rows.n_classes == 2 else range(rows.n_classes))]
+        targets = [np.where(positive, 1.0, -1.0) for positive in positives]
+        levels = [np.average(target, weights=rows.weight) for target in targets]
         search = len(self.alphas) > 1
         if search and len(np.unique(rows.codes)) < 2:
             raise ProbeError("ridge leaves groups out to choose alpha: it needs at least two")
         # weighted rows; centring makes the free intercept orthogonal to them
         z = root[:, None] * (rows.X - centre)
-        aim = root * (target - level)
+        aims = [root * (target - level) for target, level in zip(targets, levels, strict=True)]
         wide = z.shape[1] > z.shape[0]
         curvature, vectors = np.linalg.eigh(z @ z.T if wide else z.T @ z)
         curvature = np.maximum(curvature, 0.0)
         turned = vectors * np.sqrt(curvature) if wide else z @ vectors  # z in its principal axes
-        projected = turned.T @ aim
+        projected = [turned.T @ aim for aim in aims]
         intercept_root = root / np.sqrt(rows.weight.sum())
         errors = []
         for alpha in self.alphas if search else ():
-            residual = aim - turned @ (projected / (curvature + alpha))
-            hat_root = np.column_stack([turned / np.sqrt(curvature + alpha), intercept_root])
-            errors.append(_left_out_error(hat_root, residual, rows.codes))
+            shrunk = curvature + alpha
+            residuals = [aim - turned @ (p / shrunk) for aim, p in zip(aims, projected, strict=True)]
+            hat_root = np.column_stack([turned / np.sqrt(shrunk), intercept_root])
+            errors.append(sum(_left_out_error(hat_root, residual, rows.codes) for residual in residuals))
         self.group_errors_ = np.array(errors or [0.0]) / rows.weight.sum()
         self.alpha_ = float(self.alphas[int(self.group_errors_.argmin())])
+        shrunk = curvature + self.alpha_
         if wide:
-            weights = z.T @ (vectors @ (vectors.T @ aim / (curvature + self.alpha_)))
+            weights = [z.T @ (vectors @ (vectors.T @ aim / shrunk)) for aim in aims]
         else:
-            weights = vectors @ (projected / (curvature + self.alpha_))
-        self.coef_ = weights
-        self.intercept_ = float(level - centre @ weights)
-        return self
-
-    def decision(self, X: ArrayLike) -> Floats:
-        return apply(self.steps(), np.asarray(X))
+            weights = [vectors @ (p / shrunk) for p in projected]
+        intercepts = [float(level - centre @ w) for level, w in zip(levels, weights, strict=True)]
+        several = len(weights) > 1
+        self.coef_ = np.stack(weights, axis=1) if several else weights[0]
+        self.intercept_ = np.array(intercepts) if several else intercepts[0]
 
     def steps(self) -> Steps:
-        return (("affine", {"weight": self.coef_[:, None], "bias": np.array([self.intercept_])}),)
+        weight = self.coef_ if self.coef_.ndim == 2 else self.coef_[:, None]
+        return (_affine(weight, np.atleast_1d(self.intercept_)),)
 
 
 def _left_out_error(hat_root: Floats, residual: Floats, codes: NDArray[np.intp]) -> float:
@@ -245,39 +256,29 @@ def _left_out_error(hat_root: Floats, residual: Floats, codes: NDArray[np.intp])
 
 
 @dataclass
-class LinearSVM:
-    """scikit-learn's LinearSVC (squared hinge, L2); the score is the margin."""
+class LinearSVM(_Fitted):
+    """scikit-learn's LinearSVC (squared hinge, L2; of more than two classes each against the rest); the score
+    is the margin.
+    """
 
     C: float = 1e-3
     max_iter: int = 10_000
     seed: int = 0
     threshold: ClassVar[float] = 0.0
 
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> Self:
+    def _learn(self, rows: _Rows) -> None:
         from sklearn.svm import LinearSVC
 
-        rows = _rows(X, y, sample_weight, groups)
         svm = LinearSVC(C=self.C, dual="auto", max_iter=self.max_iter, random_state=self.seed)
         self._svm = svm.fit(rows.X, rows.y, sample_weight=rows.weight)
-        return self
-
-    def decision(self, X: ArrayLike) -> Floats:
-        return apply(self.steps(), np.asarray(X))
 
     def steps(self) -> Steps:
         return (_affine(np.asarray(self._svm.coef_).T, np.asarray(self._svm.intercept_)),)
 
 
 @dataclass
-class MLP:
-    """scikit-learn's MLPClassifier (one hidden layer, Adam); the score is a logit.
+class MLP(_Fitted):
+    """scikit-learn's MLPClassifier (one hidden layer, Adam); scores are logits.
 
     It runs its epochs without early stopping, whose random validation rows would ignore the groups.
     Sample weights need scikit-learn 1.7.
@@ -289,29 +290,17 @@ class MLP:
     seed: int = 0
     threshold: ClassVar[float] = 0.0
 
-    def fit(
-        self,
-        X: ArrayLike,
-        y: ArrayLike,
-        *,
-        sample_weight: ArrayLike | None = None,
-        groups: ArrayLike | None = None,
-    ) -> Self:
+    def _learn(self, rows: _Rows) -> None:
         import warnings
 
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.neural_network import MLPClassifier
 
-        rows = _rows(X, y, sample_weight, groups)
         mlp = MLPClassifier((self.hidden,), alpha=self.alpha, max_iter=self.epochs, random_state=self.seed)
-        weight = {} if sample_weight is None else {"sample_weight": rows.weight}
+        weight = {"sample_weight": rows.weight} if rows.weighted else {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the number of epochs is the choice here
             self._mlp = mlp.fit(rows.X.astype(np.float32), rows.y, **weight)
-        return self
-
-    def decision(self, X: ArrayLike) -> Floats:
-        return apply(self.steps(), np.asarray(X))
 
     def steps(self) -> Steps:
         hidden, out = zip(self._mlp.coefs_, self._mlp.intercepts_, strict=True)
@@ -342,25 +331,31 @@ def make_probe(name: str, **options: Any) -> Probe:
 
 
 def few_shot_rows(
-    y: ArrayLike, *, shots: Sequence[int], repeats: int, groups: ArrayLike | None = None, seed: int
+    y: ArrayLike,
+    *,
+    shots: Sequence[int],
+    repeats: int,
+    groups: ArrayLike | None = None,
+    seed: int,
+    classes: Sequence[str] = (),
 ) -> Iterator[tuple[int, int, NDArray[np.intp]]]:
     """(k, repeat, rows): k training rows of each class, for every k of shots and repeat 0 .. repeats-1.
 
     The draws depend on y, groups and seed only, so probes and encoders see the same ones; within a repeat
     the rows of a smaller k are among those of a larger. With groups (slides), a class's rows are drawn in
-    rounds, one a group, so that k shots come from as many slides as there are.
+    rounds, one a group, so that k shots come from as many slides as there are. classes : names of 0 .. K-1.
     Raises ProbeError if a class has fewer rows than the largest k.
     """
-    labels = check_labels(y)
+    labels = _labels(y)
     codes = cluster_codes(groups, len(labels))
-    most = max(shots)
-    if min(shots) < 1 or most > min(labels.sum(), (~labels).sum()):
-        raise ProbeError(
-            f"{most} shots a class: there are {labels.sum()} positive and {(~labels).sum()} negative rows"
-        )
+    most, counts = max(shots), np.bincount(labels, minlength=2)
+    if min(shots) < 1 or most > counts.min():
+        names = classes or (("negative", "positive") if len(counts) == 2 else range(len(counts)))
+        words = [f"{n} {name}" for n, name in zip(counts, names, strict=True)]
+        raise ProbeError(f"{most} shots a class: there are {', '.join(words)} rows")
     for repeat in range(repeats):
         rng = np.random.default_rng([seed, repeat])
-        queues = [_in_rounds(np.flatnonzero(labels == value), codes, rng)[:most] for value in (False, True)]
+        queues = [_in_rounds(np.flatnonzero(labels == k), codes, rng)[:most] for k in range(len(counts))]
         for k in shots:
             yield k, repeat, np.concatenate([queue[:k] for queue in queues])
 
@@ -388,12 +383,13 @@ def few_shot_curve(
     metrics: Sequence[str] = ("balanced_accuracy", "auroc"),
     preprocess: str = "none",
     seed: int,
+    classes: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Scores of a probe that is fitted on k rows of each class.
 
     make : gives a fresh probe, which is given the groups of its rows where they have more than one
     preprocess : of `transforms`, learned from the rows that are drawn
-    X, y, groups : the training rows that are drawn from, see `few_shot_rows`
+    X, y, groups, classes : the training rows that are drawn from, see `few_shot_rows`
     evaluations : name -> (X, y) to score on; metrics : of `metrics.METRICS`, not those of probabilities
     Returns columns shots, repeat, evaluation, metric, value: one row each. The spread over repeats is that of
     the draw of the shots; that of the evaluation rows comes on top.
@@ -401,7 +397,8 @@ def few_shot_curve(
     table = np.asarray(X)
     labels = np.asarray(y)
     found = []
-    for k, repeat, rows in few_shot_rows(labels, shots=shots, repeats=repeats, groups=groups, seed=seed):
+    draws = {"shots": shots, "repeats": repeats, "groups": groups, "seed": seed, "classes": classes}
+    for k, repeat, rows in few_shot_rows(labels, **draws):
         transform = fit_transform(preprocess, table[rows])
         shot = transform(table[rows])
         scaling = Scaling.fit(shot, standardize=preprocess == "standardize")
@@ -410,6 +407,11 @@ def few_shot_curve(
         probe = make().fit(scaling(shot), labels[rows], groups=of)
         for name, (test_X, test_y) in evaluations.items():
             found_scores = probe.decision(scaling(transform(np.asarray(test_X))))
-            scores = evaluate(test_y, found_scores, metrics=metrics, threshold=probe.threshold)
+            if found_scores.ndim == 2:
+                scores = multiclass.evaluate(
+                    test_y, found_scores, metrics=metrics, logits=True, order=found_scores
+                )
+            else:
+                scores = evaluate(test_y, found_scores, metrics=metrics, threshold=probe.threshold)
             found += [(k, repeat, name, metric, float(value)) for metric, value in scores.items()]
     return pd.DataFrame(found, columns=pd.Index(["shots", "repeat", "evaluation", "metric", "value"]))

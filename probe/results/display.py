@@ -11,7 +11,9 @@ from .schema import Spread
 
 Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
+SHOWN_OF_CLASSES = ("balanced_accuracy", "auroc", "f1")  # of more than two; of grades the last is kappa
 TITLES = {
+    "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "auroc": "AUROC",
     "average_precision": "average precision",
@@ -22,7 +24,15 @@ TITLES = {
     "brier": "Brier score",
     "ece": "ECE",
     "log_loss": "log-loss",
+    "balanced_log_loss": "balanced log-loss",
+    "kappa": "Cohen's kappa",
+    "precision": "precision",
 }
+
+
+def shown_of_classes(*, ordered: bool) -> tuple[str, ...]:
+    """The metrics that lead where there are more than two classes; of grades kappa instead of F1."""
+    return (*SHOWN_OF_CLASSES[:-1], "kappa") if ordered else SHOWN_OF_CLASSES
 
 
 def interval(value: Numbers, form: str = ".3f") -> str:

@@ -19,13 +19,14 @@ from ...texts import write_csv
 from ..artefact import ABOUT, ARRAYS
 from ..config import parse_features
 from ..model import About, ProbeModel, load_probes, pick_probe, save_probes
-from .display import SHOWN, TITLES, Table, interval, mean_and_sd
+from .display import SHOWN, TITLES, Table, interval, mean_and_sd, shown_of_classes
 from .older import PROBES as OLD_PROBES
 from .older import document_of_version_1, predictions_of_version_1, probes_of_npz
 from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Role, Score
 
 FORMAT = "patchbank-probe-results"
 FORMAT_VERSION = 2  # 2: one scale for probability and threshold; digests
+CLASSES_VERSION = 3  # of more than two classes
 PREDICTIONS = "predictions.parquet"
 UNGROUPED = "no slides or patients are known, the intervals take patches as independent and are too narrow"
 NESTED = (
@@ -140,7 +141,8 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document with the format's name and version in front."""
-        return {"format": FORMAT, "version": FORMAT_VERSION, **self.document}
+        version = CLASSES_VERSION if self.results.multiclass else FORMAT_VERSION
+        return {"format": FORMAT, "version": version, **self.document}
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "ProbeResult":
@@ -201,20 +203,26 @@ class ProbeResult:
                 "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
                 f"folds of the train rows, * by the folds as a whole. {self.optimism()}"
             ).strip()
+        metrics, train = SHOWN, self.results.train
+        if self.results.multiclass:
+            metrics = shown_of_classes(ordered=train.ordered)
+            means = "AUROC is the mean" if train.ordered else "AUROC and F1 are means"
+            weights = "; kappa has quadratic weights" if train.ordered else ""
+            how = f"{means} over the {len(train.classes)} classes, each against the rest{weights}. {how}"
         rows = [
             (
                 one.dataset,
                 one.features + (" *" if one.features == self.chosen else ""),
                 one.n,
-                *(interval(one.estimate(name)) for name in SHOWN),
+                *(interval(one.estimate(name)) for name in metrics),
             )
             for one in self.leaderboard()
         ]
-        titles = [TITLES[name] for name in SHOWN]
-        Table(["scored on", "features", "patches", *titles], rows, left=2).show(
+        Table(["scored on", "features", "patches", *(TITLES[name] for name in metrics)], rows, left=2).show(
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
+        titles = [TITLES[name] for name in SHOWN]
         if repeats := self.results.repeats:
             of = {(r.dataset, r.features, r.role): r for r in repeats.scores}
             spread = [
@@ -248,10 +256,10 @@ def read_document(folder: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ProbeError(f"{path} is not a results.json of `patchbank probe run` (format {FORMAT})")
     version = document.get("version")
-    if version not in (1, FORMAT_VERSION):
+    if version not in range(1, CLASSES_VERSION + 1):
         raise ProbeError(
-            f"{path} has version {version!r} of {FORMAT}; this patchbank reads versions 1 and "
-            f"{FORMAT_VERSION}: upgrade patchbank"
+            f"{path} has version {version!r} of {FORMAT}; this patchbank reads versions 1 to "
+            f"{CLASSES_VERSION}: upgrade patchbank"
         )
     if version == 1:
         try:

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from statistics import median
 from typing import Any, cast
 
@@ -16,8 +17,8 @@ from scipy import stats
 from scipy.special import expit
 
 from ...errors import ProbeError
-from ..config import PROBABILISTIC, ProbeConfig
-from ..statistics import agreement
+from ..config import ProbeConfig
+from ..statistics import agreement, multiclass
 from ..statistics import metrics as metrics_module
 from ..statistics.calibration import best_threshold
 from ..statistics.comparisons import compare_paired, compare_to_zero
@@ -37,7 +38,10 @@ from .schema import (
     PAIRED,
     SWEEP,
     TRAIN_ROLES,
+    BetweenDomains,
+    ClassScore,
     Comparison,
+    Confused,
     Estimate,
     Precision,
     Role,
@@ -60,6 +64,10 @@ METRICS = (
 )
 THRESHOLD_METRICS = ("balanced_accuracy", "f1", "mcc", "sensitivity", "specificity")
 CALIBRATION_METRICS = ("brier", "ece", "log_loss")
+# of K > 2 classes, for the most probable class
+CLASSES_CALIBRATION = ("brier", "ece", "log_loss", "balanced_log_loss")
+CLASSES_METRICS = ("accuracy", *DEFAULT_METRICS, "f1", "kappa", *CLASSES_CALIBRATION)
+MOST_CONFUSED = 10  # pairs of classes that are listed
 COMPARED = ("balanced_accuracy", "auroc")
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
 # Of the variance of out-of-fold scores. The models of K folds share most of their training rows, and each
@@ -75,6 +83,9 @@ ALL_PAIRS_UP_TO = 12  # models; above, each is compared with the chosen one only
 @dataclass(frozen=True)
 class Column:
     """One model's scores of one evaluation set's rows.
+
+    Of K > 2 classes score and ranking are (n, K), the call is the class of the highest score, adjusted is
+    (n, 1), 1 / temperature, and there are no cuts.
 
     score : float64 (n,), logits; a model calls positive what is at or above 0
     adjusted : float64 (n, 4), what was chosen on held-out scores for each row's model, as
@@ -112,6 +123,7 @@ class Rows:
         itself
     groups_known : whether any group is a slide or patient. If not, groups are at most clusters of equal
         content, intervals are too narrow, and no two models are called different
+    classes : names of 0 .. K-1 where there are more than two, else (); ordered : whether these are grades
     left_out : why -> how many rows of the manifest are not here
     distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
     votes_positive, votes_total : int (n,), -1 where they are not known
@@ -130,6 +142,8 @@ class Rows:
     content_hash: np.ndarray
     groups_known: bool = True
     left_out: Mapping[str, int] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+    ordered: bool = False
 
     def __len__(self) -> int:
         return len(self.y)
@@ -178,23 +192,25 @@ def estimate_set(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) 
     """
     if not config.bootstrap:
         return None
-    score, order = _tables(columns)
-    return _estimate(rows.y, score, order, rows.group, _metrics(config), config, _inflation(columns, config))
+    return _Subset.of(rows, columns, config).estimates(_metrics(config, rows.classes))
 
 
 def _tables(
     columns: Sequence[Column], mask: np.ndarray | slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and what ranks, float64 (n, m) each."""
+    """Scores and what ranks, float64 (n, m[, K]) each."""
     return (
         np.stack([c.score[mask] for c in columns], axis=1),
         np.stack([c.order[mask] for c in columns], axis=1),
     )
 
 
-def _metrics(config: ProbeConfig) -> list[str]:
-    """METRICS, without those of probabilities where sigmoid(score) is none (margins, distances)."""
-    return [m for m in METRICS if config.probe in PROBABILISTIC or m not in CALIBRATION_METRICS]
+def _metrics(config: ProbeConfig, classes: Sequence[str]) -> list[str]:
+    """METRICS (of K > 2 classes CLASSES_METRICS), without those of probabilities where scores are no logits
+    (margins, distances).
+    """
+    names, calibration = (CLASSES_METRICS, CLASSES_CALIBRATION) if classes else (METRICS, CALIBRATION_METRICS)
+    return [m for m in names if config.probabilistic or m not in calibration]
 
 
 def _inflation(columns: Sequence[Column], config: ProbeConfig) -> float:
@@ -215,34 +231,41 @@ def score_set(
 
     whole : what `estimate_set` gave for these columns, if it is there already
     """
-    records = _Subset(rows, columns, config).records(full=True, whole=whole)
-    whole_raw = list(records)
+    scores = _Subset.of(rows, columns, config).scores(full=True, whole=whole)
+    distinct = []
     if not rows.distinct.all():
-        records += _Subset(rows, columns, config, mask=rows.distinct, subset="dedup").records(full=True)
+        distinct = _Subset.of(rows, columns, config, mask=rows.distinct, subset="dedup").scores(full=True)
     domains = [d for d in dict.fromkeys(rows.domain) if d]
     if len(domains) < 2:
-        return [Score.model_validate(record) for record in records]
-    parts = {d: _Subset(rows, columns, config, mask=rows.domain == d, domain=d) for d in domains}
+        return scores + distinct
+    parts = {d: _Subset.of(rows, columns, config, mask=rows.domain == d, domain=d) for d in domains}
     found = {d: part.estimates(DEFAULT_METRICS) for d, part in parts.items()}
-    for d, part in parts.items():
-        records += part.records(full=False, whole=found[d])
+    by_domain = [one for d, part in parts.items() for one in part.scores(full=False, whole=found[d])]
     if config.bootstrap:
         level = 1 - (1 - config.level) / len(domains)
         wide = {d: part.estimates(DEFAULT_METRICS, level=level) for d, part in parts.items()}
-        for j, record in enumerate(whole_raw):
-            record["between_domains"] = {
-                metric: between_domains(
-                    {d: one[metric] for d, one in found.items() if one is not None},
-                    {d: one[metric] for d, one in wide.items() if one is not None},
-                    j,
+        for j, score in enumerate(scores):
+            between = {
+                metric: BetweenDomains.model_validate(
+                    between_domains(
+                        {d: one[metric] for d, one in found.items() if one is not None},
+                        {d: one[metric] for d, one in wide.items() if one is not None},
+                        j,
+                    )
                 )
                 for metric in DEFAULT_METRICS
             }
-    return [Score.model_validate(record) for record in records]
+            scores[j] = score.model_copy(update={"between_domains": between})
+    return scores + distinct + by_domain
 
 
 class _Subset:
     """Some rows of an evaluation set, and all its columns."""
+
+    @staticmethod
+    def of(rows: Rows, columns: Sequence[Column], config: ProbeConfig, **about: Any) -> "_Subset":
+        """Of two classes, or of more."""
+        return (_ClassesSubset if rows.classes else _Subset)(rows, columns, config, **about)
 
     def __init__(
         self,
@@ -258,7 +281,7 @@ class _Subset:
         self.y, self.group = rows.y[mask], rows.group[mask]
         self.score, self.order = _tables(columns, mask)
         self.inflation = _inflation(columns, config)
-        self.about = {"dataset": rows.dataset, "domain": domain, "subset": subset}
+        self.about: dict[str, Any] = {"dataset": rows.dataset, "domain": domain, "subset": subset}
 
     def estimates(
         self, names: Sequence[str], *, score: np.ndarray | None = None, level: float | None = None
@@ -266,14 +289,21 @@ class _Subset:
         """Intervals of these metrics; score : calls at 0 (None: at probability 0.5)."""
         if not self.config.bootstrap:
             return None
-        score = self.score if score is None else score
-        return _estimate(
-            self.y, score, self.order, self.group, names, self.config, self.inflation, level=level
-        )
+        return self._estimates(names, self.score if score is None else score, self.inflation, level=level)
 
-    def records(self, *, full: bool, whole: Estimates | None = None) -> list[dict[str, Any]]:
-        """One record a model; full : with all that whole sets have."""
-        names = _metrics(self.config) if full else DEFAULT_METRICS
+    def _estimates(
+        self, names: Sequence[str], score: np.ndarray, inflation: float, **options: Any
+    ) -> Estimates:
+        rows = self.rows
+        options |= {"classes": rows.classes, "ordered": rows.ordered}
+        return _estimate(self.y, score, self.order, self.group, names, self.config, inflation, **options)
+
+    def scores(self, *, full: bool, whole: Estimates | None = None) -> list[Score]:
+        """One a model; full : with all that whole sets have."""
+        return [Score.model_validate(record) for record in self._records(full=full, whole=whole)]
+
+    def _records(self, *, full: bool, whole: Estimates | None) -> list[dict[str, Any]]:
+        names = _metrics(self.config, ()) if full else DEFAULT_METRICS
         scores, kinds = {"metrics": self.score}, {"metrics": names}
         if full:
             adjusted = np.stack([c.adjusted[self.mask] for c in self.columns], axis=1)
@@ -309,16 +339,7 @@ class _Subset:
             found = whole if kind == "metrics" and whole else self.estimates(wanted, score=scores[kind])
             self._put(records, kind, wanted, scores[kind], found)
         if not self.rows.groups_known and self.config.bootstrap:
-            wide = _estimate(
-                self.y,
-                self.score,
-                self.order,
-                self.group,
-                DEFAULT_METRICS,
-                self.config,
-                2 * self.inflation,
-                method="jackknife",
-            )
+            wide = self._estimates(DEFAULT_METRICS, self.score, 2 * self.inflation, method="jackknife")
             for j, record in enumerate(records):
                 record["design_effect_2"] = {name: triple(one, j) for name, one in wide.items()}
         if full:
@@ -341,7 +362,7 @@ class _Subset:
         level = self.config.level if self.config.bootstrap else None
         made = Assessment(self.y, self.group, level=level, inflation=self.inflation)
         calibrated = {"platt": made.calibration(scores["platt"])}
-        if self.config.probe in PROBABILISTIC:
+        if self.config.probabilistic:
             calibrated = {"probability": made.calibration(self.score), **calibrated}
         calls = {kind: made.calls(scores[kind]) for kind in ("metrics", "at_threshold")}
         benefit = made.benefit(scores["platt"])
@@ -360,6 +381,112 @@ class _Subset:
                     records[j].setdefault("at_specificity", {})[f"{specificity:g}"] = one
 
 
+class _ClassesSubset(_Subset):
+    """The same of more than two classes: scores float64 (n, m, K)."""
+
+    def scores(self, *, full: bool, whole: Estimates | None = None) -> list[Score]:
+        """One a model; full : with all that whole sets have."""
+        classes = self.rows.classes
+        counts = np.bincount(self.y, minlength=len(classes))
+        names = _metrics(self.config, classes) if full else DEFAULT_METRICS
+        whole = whole or self.estimates(names)
+        kinds = {"metrics": self._measured(names, self.score, whole)}
+        if full:
+            scaled = self.score * np.stack([c.adjusted[self.mask] for c in self.columns], axis=1)
+            calibrated = self.estimates(CLASSES_CALIBRATION, score=scaled)
+            kinds["temperature"] = self._measured(CLASSES_CALIBRATION, scaled, calibrated)
+        if not self.rows.groups_known and self.config.bootstrap:
+            wide = self._estimates(DEFAULT_METRICS, self.score, 2 * self.inflation, method="jackknife")
+            kinds["design_effect_2"] = [
+                {name: _bare(one, j) for name, one in wide.items()} for j in range(len(self.columns))
+            ]
+        by_class = self._by_class(whole) if full else [{}] * len(self.columns)
+        return [
+            Score(
+                features=column.features,
+                role=Role(column.role),
+                **self.about,
+                n=len(self.y),
+                n_groups=self.n_groups,
+                n_classes=len(classes),
+                missing=[name for name, n in zip(classes, counts, strict=True) if not n],
+                inflation=self.inflation,
+                **{kind: values[j] for kind, values in kinds.items()},
+                **by_class[j],
+            )
+            for j, column in enumerate(self.columns)
+        ]
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """Clusters of the rows, int (n,)."""
+        return cluster_codes(self.group, len(self.y))
+
+    @property
+    def n_groups(self) -> int:
+        """How many clusters."""
+        return int(self.codes.max()) + 1
+
+    def _measured(
+        self, names: Sequence[str], score: np.ndarray, found: Estimates | None
+    ) -> list[dict[str, Estimate]]:
+        about = {"n": len(self.y), "groups": self.n_groups, "ordered": self.rows.ordered}
+        return estimates_of(found, self.y, score, self.order, names, **about)
+
+    def _by_class(self, whole: Estimates | None) -> list[dict[str, Any]]:
+        """classes, confusion and confused of each model."""
+        calls, labels = self.score.argmax(axis=2), np.arange(len(self.rows.classes))
+        tables = multiclass.confusion(self.y, self.score).astype(int)  # (m, K, K)
+        groups = [len(np.unique(self.codes[self.y == k])) for k in labels]
+        of_class = [  # [class][model] -> metric -> estimate
+            estimates_of(
+                whole.classes[k] if isinstance(whole, multiclass.MulticlassEstimates) else None,
+                (self.y == k).astype(int),
+                (calls == k).astype(np.float64),
+                self.order[:, :, k],
+                multiclass.CLASS_METRICS,
+                logits=False,
+                n=int((self.y == k).sum()),
+                groups=groups[k],
+            )
+            for k in labels
+        ]
+        return [
+            {
+                "classes": [
+                    ClassScore(
+                        label=name,
+                        n=int(table[k].sum()),
+                        n_groups=groups[k],
+                        called=int(table[:, k].sum()),
+                        metrics=of_class[k][j],
+                    )
+                    for k, name in enumerate(self.rows.classes)
+                ],
+                "confusion": table.tolist(),
+                "confused": self._confused(table, calls[:, j]),
+            }
+            for j, table in enumerate(tables)
+        ]
+
+    def _confused(self, table: np.ndarray, calls: np.ndarray) -> list[Confused]:
+        """The most frequent errors. table : int (K, K), labels x calls; calls : int (n,)."""
+        wrong = table * (1 - np.eye(len(table), dtype=int))
+        first = np.argsort(-wrong, axis=None, kind="stable")[:MOST_CONFUSED]
+        pairs = [(k // len(table), k % len(table)) for k in first.tolist()]
+        return [
+            Confused(
+                label=self.rows.classes[a],
+                called=self.rows.classes[b],
+                rows=int(wrong[a, b]),
+                groups=len(np.unique(self.codes[(self.y == a) & (calls == b)])),
+                share=float(wrong[a, b] / table[a].sum()),
+            )
+            for a, b in pairs
+            if wrong[a, b]
+        ]
+
+
 UNCERTAINTY = ("standard_error", "degrees_of_freedom", "design_effect")
 
 
@@ -368,7 +495,7 @@ def _uncertainty(interval: Interval, j: int) -> dict[str, Any]:
     return {**numbers, "method": str(interval.method[j]), "reason": interval.reason[j]}
 
 
-def scores_of(
+def measure(
     y: np.ndarray,
     score: np.ndarray,
     order: np.ndarray,
@@ -377,16 +504,75 @@ def scores_of(
     config: ProbeConfig,
     *,
     inflation: float = 1.0,
-) -> dict[str, Any]:
-    """`metrics` (metric -> [value, low, high]) and `uncertainty` (metric -> standard_error, ..., method,
-    reason) of one model. score : logits (n,), calls at 0; order : (n,), what the ranking metrics are taken
-    on; inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses.
+    classes: Sequence[str] = (),
+) -> dict[str, Estimate]:
+    """metric -> estimate of one model.
+
+    score : logits (n,), calls at 0, or (n, K), K > 2; order : as score, what the ranking metrics are taken on
+    inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses
+    classes : names where there are more than two
     """
     score, order = score[:, None], order[:, None]
     inflation = inflation if config.interval == "jackknife" else 1.0
-    found = _estimate(y, score, order, group, names, config, inflation) if config.bootstrap else None
-    [(metrics, uncertainty)] = _with_uncertainty(found, y, score, order, names)
-    return {"metrics": metrics, "uncertainty": uncertainty}
+    found = None
+    if config.bootstrap:
+        found = _estimate(y, score, order, group, names, config, inflation, classes=classes)
+    codes = cluster_codes(group, len(y))
+    return estimates_of(found, y, score, order, names, n=len(y), groups=int(codes.max(initial=-1)) + 1)[0]
+
+
+def evaluate_models(
+    y: np.ndarray,
+    score: np.ndarray,
+    order: np.ndarray | None,
+    names: Sequence[str],
+    *,
+    ordered: bool = False,
+    logits: bool = True,
+) -> dict[str, np.ndarray]:
+    """metric -> values float64 (m,) of m models: scores (n, m), calls at 0, or (n, m, K) of K > 2 classes.
+
+    order : as score, what ranks (None: score); logits : False of calls 0 and 1 of one class
+    """
+    if score.ndim == 3:
+        return multiclass.evaluate(y, score, metrics=names, logits=True, order=order, ordered=ordered)
+    return metrics_module.evaluate(y, score, metrics=names, logits=logits, order=order)
+
+
+def estimates_of(
+    found: Estimates | None,
+    y: np.ndarray,
+    score: np.ndarray,
+    order: np.ndarray,
+    names: Sequence[str],
+    *,
+    n: int | None = None,
+    groups: int | None = None,
+    **about: Any,
+) -> list[dict[str, Estimate]]:
+    """metric -> estimate of each of m models; without intervals where none were asked for (None).
+
+    y, score, order, names, about : as for `evaluate_models`; n, groups : rows and clusters, for the record
+    """
+    size = {"n": n, "groups": groups}
+    if found is None:
+        values = evaluate_models(y, score, order, names, **about)
+        nothing: dict[str, Any] = {"method": "none", "reason": NO_INTERVALS, **size}
+        return [
+            {name: Estimate(number(values[name][j]), **nothing) for name in names}
+            for j in range(score.shape[1])
+        ]
+    return [{name: estimate_of(found[name], j, **size) for name in names} for j in range(score.shape[1])]
+
+
+def estimate_of(interval: Interval, j: int, **size: Any) -> Estimate:
+    """Of model j. size : n and groups."""
+    return replace(_bare(interval, j), **_uncertainty(interval, j), **size)
+
+
+def _bare(interval: Interval, j: int) -> Estimate:
+    value, low, high = triple(interval, j)
+    return Estimate(value, low, high)
 
 
 def _with_uncertainty(
@@ -397,7 +583,7 @@ def _with_uncertainty(
     """
     columns = range(score.shape[1])
     if found is None:
-        values = metrics_module.evaluate(y, score, metrics=names, logits=True, order=order)
+        values = evaluate_models(y, score, order, names)
         nothing = dict.fromkeys(UNCERTAINTY) | {"method": "none", "reason": NO_INTERVALS}
         return [
             (
@@ -432,9 +618,14 @@ def _estimate(
     *,
     level: float | None = None,
     method: Method | None = None,
+    classes: Sequence[str] = (),
+    ordered: bool = False,
 ) -> Estimates:
     options = _options(group, config)
     options |= {"method": method or options["method"], "confidence": level or config.level}
+    if score.ndim == 3:
+        options |= {"classes": classes, "ordered": ordered, "inflation": inflation}
+        return multiclass.estimate(y, score, groups=group, metrics=names, logits=True, order=order, **options)
     return estimate(
         y, score, groups=group, metrics=names, logits=True, order=order, inflation=inflation, **options
     )
@@ -453,22 +644,26 @@ def _options(group: np.ndarray, config: ProbeConfig) -> dict[str, Any]:
 def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> dict[str, Estimate]:
     """What published tables report, with an interval: the mean over K models of each one's metric.
 
-    scores : float64 (n, K), logits of the models of K folds; calls at probability 0.5
-    Returns metric -> estimate. All K are scored on the same resamples, so their
-    correlation is in the interval; that other trainings would give other models is not.
+    scores : float64 (n, K), logits of the models of K folds; calls at probability 0.5 (of C > 2 classes
+        (n, K, C), calls of the most probable class)
+    Returns metric -> estimate. All K are scored on the same resamples, so their correlation is in the
+    interval; that other trainings would give other models is not.
     """
-    names = (*DEFAULT_METRICS, "sensitivity", "specificity")  # of which balanced accuracy's interval is made
+    of: Any = multiclass if rows.classes else metrics_module
+    # of more than two classes the log odds rank, unless scores are no logits
+    about = {"order": scores if rows.classes and not config.probabilistic else None, "logits": True}
+    names = DEFAULT_METRICS
+    if not rows.classes:
+        names = (*names, "sensitivity", "specificity")  # of which balanced accuracy's interval is made
 
     def mean(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: np.mean(values[name], axis=-1, keepdims=True) for name in names}
 
     def score(weights: np.ndarray | None, codes: np.ndarray | None) -> dict[str, np.ndarray]:
-        return mean(
-            metrics_module.evaluate(rows.y, scores, metrics=names, logits=True, weights=weights, groups=codes)
-        )
+        return mean(of.evaluate(rows.y, scores, metrics=names, weights=weights, groups=codes, **about))
 
     def without(codes: np.ndarray | None) -> dict[str, np.ndarray]:
-        return mean(metrics_module.leave_one_out(rows.y, scores, metrics=names, logits=True, groups=codes))
+        return mean(of.leave_one_out(rows.y, scores, metrics=names, groups=codes, **about))
 
     if not config.bootstrap:
         values = score(None, None)
@@ -479,17 +674,14 @@ def mean_of_models(rows: Rows, scores: np.ndarray, *, config: ProbeConfig) -> di
     intervals = estimate_function(
         score,
         without=without,
-        labels=rows.y == 1,
+        labels=rows.y if rows.classes else rows.y == 1,
+        classes=rows.classes or ("negative", "positive"),
         n_rows=len(rows),
         groups=rows.group,
-        scales={name: metrics_module.METRICS[name].scale for name in names},
+        scales={name: of.METRICS[name].scale for name in names},
         **_options(rows.group, config),
     )
-    found = {}
-    for name in DEFAULT_METRICS:
-        value, low, high = triple(intervals[name], 0)
-        found[name] = Estimate(value, low, high, **_uncertainty(intervals[name], 0))
-    return found
+    return {name: estimate_of(intervals[name], 0) for name in DEFAULT_METRICS}
 
 
 def compare_models(
@@ -530,7 +722,7 @@ def compare_models(
         tests = []
         inflation = _inflation([columns[i] for i in mine], config)
         if whole is not None:
-            paired = compare_paired(
+            paired = (multiclass.compare_paired if rows.classes else compare_paired)(
                 rows.y,
                 score,
                 groups=rows.group,
@@ -542,11 +734,12 @@ def compare_models(
                 **_options(rows.group, config),
             )
             tests += [(PAIRED, differences) for differences in paired.values()]
-        try:
-            test = delong(rows.y, order, groups=rows.group)
-            tests.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
-        except ProbeError:  # fewer than two clusters of a class: no test there, the paired one says as much
-            pass
+        if not rows.classes:
+            try:
+                test = delong(rows.y, order, groups=rows.group)
+                tests.append(("DeLong", test.compare(pairs=pairs, confidence=config.level)))
+            except ProbeError:  # fewer than two clusters of a class: the paired test says as much
+                pass
         for name, differences in tests:
             for k, (i, j) in enumerate(differences.pairs):
                 numbers = {key: number(getattr(differences, key)[k]) for key in DIFFERENCE}
@@ -641,7 +834,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
     None where no row has two votes.
     """
     known = rows.votes_total > 1
-    if not known.any():
+    if rows.classes or not known.any():  # votes are for or against one class
         return None
     positive, total, y = rows.votes_positive[known], rows.votes_total[known], rows.y[known]
     score, order = _tables(columns, known)

@@ -74,6 +74,24 @@ def fill(
             writer.append(keys, X[first], manifest.table["patch_id"].iloc[first].tolist())
 
 
+def fill_with_classes(
+    bank: Path, encoder: str, manifests: list[Manifest], *, dim: int, signal: float
+) -> None:
+    """Vectors: noise, and `signal` times each class along a column of its own."""
+    identity = Identity(
+        encoder={"id": encoder}, preprocess={}, view="full", tokens="cls",
+        precision="fp32", dtype="float32", dim=dim,
+    )  # fmt: skip
+    rng = np.random.default_rng(len(encoder))
+    with Bank(bank).open_store(identity, create=True).writer() as writer:
+        for manifest in manifests:
+            X = rng.standard_normal((len(manifest), dim))
+            for k, name in enumerate(sorted(manifest.header.classes)):
+                X[:, k] += signal * (manifest.table["label"] == name)
+            keys, first = np.unique(keys_of(manifest), axis=0, return_index=True)
+            writer.append(keys, X[first], manifest.table["patch_id"].iloc[first].tolist())
+
+
 @dataclass
 class Study:
     """A train manifest with a test split, an external set, and a bank with three stores of two encoders."""
@@ -86,6 +104,11 @@ class Study:
 @pytest.fixture(scope="session")
 def fill_bank() -> Callable[..., None]:
     return fill
+
+
+@pytest.fixture(scope="session")
+def fill_classes() -> Callable[..., None]:
+    return fill_with_classes
 
 
 @pytest.fixture(scope="session")

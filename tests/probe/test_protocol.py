@@ -9,6 +9,7 @@ from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe.config import ProbeConfig, feature_sets, parse_features
 from patchbank.probe.domains import DomainRows, analyse_domains
 from patchbank.probe.protocol import make_plan, run_protocol
+from patchbank.probe.results.schema import Domains
 from patchbank.probe.selection import best, criterion
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -211,26 +212,28 @@ def test_criteria(data: dict[str, Any]) -> None:
 T_SLIDES = np.repeat([f"t{i}" for i in range(10)], 5).astype(object)
 
 
-def check_intervals_of_domains(found: dict[str, Any], domain: np.ndarray, groups: np.ndarray) -> None:
+def check_intervals_of_domains(found: Domains, domain: np.ndarray, groups: np.ndarray) -> None:
     """Every value has an interval over groups, or a reason."""
-    for record in found["leave_one_out"]:
-        assert record["n_groups"] == len(set(groups[domain == record["domain"]]))
-        for metric, (value, low, high) in record["metrics"].items():
-            about = record["uncertainty"][metric]
-            assert bool(about["reason"]) == (low is None), "an interval, or why there is none"
-            if low is not None and about["method"] == "jackknife":
+    for one in found.leave_one_out:
+        assert one.n_groups == len(set(groups[domain == one.domain]))
+        assert one.metrics is not None
+        for found_one in one.metrics.values():
+            value, low, high = found_one
+            assert bool(found_one.reason) == (low is None), "an interval, or why there is none"
+            if low is not None and found_one.method == "jackknife":
+                assert value is not None
+                assert high is not None
                 assert low < value < high
-                assert about["degrees_of_freedom"] <= record["n_groups"] - 1
-    matrix, intervals = found["matrix"], 0
-    assert matrix["n_groups"][-1] == 10
+                assert (found_one.degrees_of_freedom or 0) <= one.n_groups - 1
+    matrix, intervals = found.matrix, 0
+    assert matrix.n_groups[-1] == 10
     for metric in ("balanced_accuracy", "auroc", "average_precision"):
-        for i, row in enumerate(matrix["intervals"][metric]):
+        for i, row in enumerate(matrix.intervals[metric]):
             for j, (low, high) in enumerate(row):
-                reason = matrix["reasons"][metric][i][j]
-                assert bool(reason) == (low is None)
+                assert bool(matrix.reasons[metric][i][j]) == (low is None)
                 if low is not None:
                     intervals += 1
-                    assert low <= matrix[metric][i][j] <= high
+                    assert low <= getattr(matrix, metric)[i][j] <= high
     assert intervals > 30
 
 
@@ -239,31 +242,32 @@ def test_leave_one_domain_out_is_fitted_and_chosen_on_the_others(data: dict[str,
     tests = {"T": DomainRows(data["T"], np.arange(50) % 2, np.full(50, "x", dtype=object), T_SLIDES)}
     found = analyse_domains(X, y, data["groups"], domain, tests, config=config(class_weight=["balanced"]))
     assert found is not None
-    for record in found["leave_one_out"]:
-        rest = domain != record["domain"]
+    for one in found.leave_one_out:
+        rest = domain != one.domain
         _, c = by_hand(X[rest], y[rest], domain[rest], [("balanced", c) for c in C])
-        assert record["choice"]["C"] == c
+        assert one.choice is not None
+        assert c == one.choice.C
         score = sklearn_fit(X[rest], y[rest], c, "balanced").decision_function(X[~rest])
-        assert record["metrics"]["auroc"][0] == pytest.approx(roc_auc_score(y[~rest], score), abs=1e-3)
-    matrix = found["matrix"]
-    assert matrix["train"] == list(dict.fromkeys(domain))
-    assert matrix["test"] == [*(f"train / {d}" for d in matrix["train"]), "T / x"]
-    assert np.array(matrix["auroc"]).shape == (4, 5)
-    bare = {reason for row in matrix["reasons"]["auroc"] for reason in row}
+        assert one.estimate("auroc").value == pytest.approx(roc_auc_score(y[~rest], score), abs=1e-3)
+    matrix = found.matrix
+    assert matrix.train == list(dict.fromkeys(domain))
+    assert matrix.test == [*(f"train / {d}" for d in matrix.train), "T / x"]
+    assert np.array(matrix.auroc).shape == (4, 5)
+    bare = {reason for row in matrix.reasons["auroc"] for reason in row}
     assert bare == {"no intervals were asked for"}
     with_intervals = analyse_domains(
         X, y, data["groups"], domain, tests, config=config(class_weight=["balanced"], bootstrap=100)
     )
     assert with_intervals is not None
-    assert with_intervals["matrix"]["auroc"] == matrix["auroc"]
+    assert with_intervals.matrix.auroc == matrix.auroc
     check_intervals_of_domains(with_intervals, domain, data["groups"])
 
     changed = y.copy()  # labels of one domain do not matter for what is chosen for it
-    first = domain == matrix["train"][0]
+    first = domain == matrix.train[0]
     changed[first] = np.random.default_rng(0).permutation(y[first])
     again = analyse_domains(X, changed, data["groups"], domain, {}, config=config(class_weight=["balanced"]))
     assert again is not None
-    assert again["leave_one_out"][0]["choice"] == found["leave_one_out"][0]["choice"]
+    assert again.leave_one_out[0].choice == found.leave_one_out[0].choice
 
 
 def test_one_domain_is_no_domain_analysis(data: dict[str, Any]) -> None:

@@ -342,12 +342,12 @@ def test_repeated_content_is_scored_once_beside_the_raw_numbers(study: Any) -> N
     assert "Rows left out: 4 of outer (repeated images, and those with both labels" in page
 
 
-def test_more_than_two_classes_need_a_positive_one(study: Any) -> None:
+def test_one_of_several_classes_against_the_rest_is_asked_for(study: Any) -> None:
     header = study.train.header.replace(classes=("Normal", "Atypical", "Other"))
     three = Manifest(header, study.train.table, study.train.root)
-    with pytest.raises(InvalidRequest, match=r"3 classes.*--positive 'Atypical'"):
-        run_probe(train=three, bank=study.bank, encoders=["good"], **QUICK)
-    found = run_probe(train=three, bank=study.bank, encoders=["good"], positive="Normal", **QUICK)
+    with pytest.raises(InvalidRequest, match=r"3 classes.*--one-vs-rest 'Atypical'"):
+        run_probe(train=three, bank=study.bank, encoders=["good"], positive="Atypical", **QUICK)
+    found = run_probe(train=three, bank=study.bank, encoders=["good"], one_vs_rest="Normal", **QUICK)
     assert found.predictions["label"].sum() > len(found.predictions) / 2
 
 
