@@ -5,7 +5,7 @@ the leave-one-out line of each expert needs the experts' columns themselves. No 
 line unless asked for: where the other experts tie, the row counts half as positive and half as negative.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from scipy import special, stats
 
 from ...errors import InvalidRequest, ProbeError
 from .metrics import check_labels, check_probabilities, check_scores, evaluate
-from .weighted import check_clusters
+from .weighted import Weighted, check_clusters
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.intp]
@@ -132,7 +132,8 @@ def score_experts(
     """
     table = _ballots(votes)
     n, n_experts = table.shape
-    mean, squeeze = _weighted_mean(n, weights, groups)
+    rows, squeeze = _weighted(n, weights, groups)
+    mean = rows.mean
     positive, negative = _reference(table.sum(axis=1, keepdims=True) - table, n_experts - 1, ties)
     with np.errstate(invalid="ignore", divide="ignore"):
         sensitivity = mean(positive * table) / mean(positive)
@@ -154,21 +155,10 @@ def _reference(others: Counts, of: Counts | int, ties: Ties) -> tuple[Floats, Fl
     return (2 * others > of) + tied, (2 * others < of) + tied
 
 
-def _weighted_mean(
-    n: int, weights: ArrayLike | None, groups: ArrayLike | None
-) -> tuple[Callable[[Floats], Floats], Any]:
-    """The mean over rows (n, k) -> (B, k) under weights of clusters, and the index that takes B out again."""
-    given, drawn, axis = check_clusters(n, weights, groups)
-    codes = np.arange(n) if given is None else given
-    total = drawn @ np.bincount(codes, minlength=drawn.shape[1])
-
-    def mean(values: Floats) -> Floats:
-        clusters = np.zeros((drawn.shape[1], values.shape[1]))
-        np.add.at(clusters, codes, values)
-        nothing = np.full((len(drawn), values.shape[1]), np.nan)
-        return np.divide(drawn @ clusters, total[:, None], out=nothing, where=total[:, None] > 0)
-
-    return mean, axis
+def _weighted(n: int, weights: ArrayLike | None, groups: ArrayLike | None) -> tuple[Weighted, Any]:
+    """Sums over rows under weights of clusters, and the index that takes B out again."""
+    codes, drawn, axis = check_clusters(n, weights, groups)
+    return Weighted(n=n, weights=drawn, groups=codes), axis
 
 
 def _ballots(votes: ArrayLike) -> Counts:
@@ -348,27 +338,20 @@ def soft_scores(
     p, t = check_votes(positive, total)
     share = p / t
     table, one_model = check_probabilities(probabilities, len(share))
-    mean, drawn_axis = _weighted_mean(len(share), weights, groups)
+    rows, drawn_axis = _weighted(len(share), weights, groups)
+    mean = rows.mean
     tiny = np.finfo(np.float64).eps
     clipped = np.clip(table, tiny, 1 - tiny)
     f = share[:, None]
     loss = -f * np.log(clipped) - (1 - f) * np.log1p(-clipped)
     excess = loss - (special.entr(f) + special.entr(1 - f))
 
-    def correlation(a: Floats, b: Floats) -> Floats:
-        # centred and scaled against cancellation in the weighted moments that follow
-        a, b = ((c - c.mean(axis=0)) / np.where(np.ptp(c, axis=0) > 0, c.std(axis=0), 1.0) for c in (a, b))
-        over = mean(a * b) - mean(a) * mean(b)
-        spread = (mean(a * a) - mean(a) ** 2) * (mean(b * b) - mean(b) ** 2)
-        known = spread > 1e-20
-        return np.where(known, over / np.sqrt(np.where(known, spread, 1.0)), np.nan)
-
     found = {
         "soft_brier": mean((table - f) ** 2),
         "soft_log_loss": mean(loss),
         "soft_excess_log_loss": mean(excess),
-        "pearson": correlation(table, f),
-        "spearman": correlation(stats.rankdata(table, axis=0), stats.rankdata(f, axis=0)),
+        "pearson": rows.correlation(table, f),
+        "spearman": rows.correlation(stats.rankdata(table, axis=0), stats.rankdata(f, axis=0)),
     }
     squeeze = (drawn_axis, 0 if one_model else slice(None))
     return {name: values[squeeze] for name, values in found.items()}

@@ -19,7 +19,7 @@ from .metrics import METRICS, check_labels, check_names, evaluate
 # model's positives with the second's negatives less the reverse, it is
 # sum D - sum_g z_g (D_g. + D_.g + E_g. - E_.g).
 LINEAR = {"accuracy", "balanced_accuracy", "auroc", "sensitivity", "specificity"}
-LINEAR |= {"log_loss", "balanced_log_loss", "brier"}
+LINEAR |= {"log_loss", "balanced_log_loss", "brier", "r2", "mae"}
 FEW_CLUSTERS = 10  # with fewer clusters of a class, a comparison's p is by permutation
 
 

@@ -291,12 +291,13 @@ def _brier(s: _Sample) -> Floats:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What a binary metric is called, needs and means."""
+    """What a metric is called, needs and means."""
 
     name: str
     title: str
-    needs: Literal["score", "probability", "threshold"]
-    """score: the order alone; probability: scores in [0, 1]; threshold: calls score >= threshold positive."""
+    needs: Literal["score", "probability", "threshold", "value"]
+    """score: the order alone; probability: scores in [0, 1]; threshold: calls score >= threshold positive;
+    value: predictions in the unit of the target."""
     higher_is_better: bool
     undefined: str
     """When the value is NaN."""

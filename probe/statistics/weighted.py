@@ -12,6 +12,8 @@ from ...errors import InvalidRequest
 
 Floats = NDArray[np.float64]
 
+CONSTANT = 1e-12  # variance of a part of rows, over that of all, below which it is taken as 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Weighted:
@@ -44,6 +46,22 @@ class Weighted:
             values = self.indicator(self.codes, self.n, self.n_clusters) @ values
         values = np.asarray(values, np.float64)
         return values.sum(axis=0) - values if self.weights is None else self.weights @ values
+
+    def mean(self, values: NDArray[Any]) -> Floats:
+        """(n, k) -> (B, k): the weighted means over rows; NaN without rows."""
+        return divide(self.sums(values), self.sums(np.ones((self.n, 1))))
+
+    def correlation(self, a: Floats, b: Floats) -> Floats:
+        """Pearson's correlation of the columns of a and b, (n, k) or (n, 1) -> (B, k); NaN where one is
+        constant.
+        """
+        # centred and scaled against cancellation in the moments
+        a, b = ((c - c.mean(axis=0)) / np.where(np.ptp(c, axis=0) > 0, c.std(axis=0), 1.0) for c in (a, b))
+        over = self.mean(a * b) - self.mean(a) * self.mean(b)
+        spread = [self.mean(c * c) - self.mean(c) ** 2 for c in (a, b)]
+        known = (spread[0] > CONSTANT) & (spread[1] > CONSTANT)
+        root = np.sqrt(np.where(known, spread[0] * spread[1], 1.0))
+        return np.where(known, np.clip(over / root, -1.0, 1.0), np.nan)
 
     @staticmethod
     def indicator(codes: NDArray[np.intp], n_rows: int, n_codes: int) -> sparse.csr_array:
