@@ -16,7 +16,7 @@ from PIL import Image
 from ..errors import ImageError, ManifestError
 from .builders import decode_all, read_greys
 from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_grey
-from .declarations import Declaration, compared, load_declaration, names
+from .declarations import Declaration, compared, doubtful, load_declaration, names
 from .hashes import hex_hashes
 from .images import content_hash
 from .manifest import Manifest, classes_note, groups_note
@@ -215,7 +215,7 @@ def _against_facts(manifest: Manifest, found: Audit, facts: Declaration) -> pd.D
     checks = pd.concat([checks, pd.DataFrame(rows, columns=checks.columns)], ignore_index=True)
     same = [expected == seen for expected, seen in zip(checks["expected"], checks["found"], strict=True)]
     # what nobody has verified may be wrong itself
-    ok = np.array(same, bool) | checks["key"].isin(facts.unverified).to_numpy()
+    ok = np.array(same, bool) | np.array([doubtful(facts, key) for key in checks["key"]], bool)
     return checks.assign(ok=ok).drop(columns="key")
 
 

@@ -47,7 +47,7 @@ def ls(as_json: bool) -> None:
             [{**one.model_dump(include=keys), "patches": one.total, "size": one.size} for one in found]
         )
     print_table(
-        ("name", "labels", "patches", "GB", "licence", "to get it"),
+        ("name", "classes", "patches", "GB", "licence", "to get it"),
         [
             (one.name, _labels(one), one.total or "?", _gigabytes(one), _licence(one.licence), _way(one))
             for one in found
@@ -61,7 +61,8 @@ def ls(as_json: bool) -> None:
 def _labels(declaration: "Declaration") -> str:
     if declaration.targets:
         return f"{len(declaration.targets)} numbers"
-    return f"{len(declaration.classes)} {'grades' if declaration.ordered else 'classes'}"
+    count = len(declaration.classes) or declaration.class_count
+    return f"{count} grades" if declaration.ordered else str(count)
 
 
 def _gigabytes(declaration: "Declaration") -> str:

@@ -39,6 +39,7 @@ class Archive(Settings):
     md5 : hex digits, where the publisher states one
     unpack : the folder that it is unpacked to; by default its name without suffixes
     file : a file that is no zip or tar is kept under this name; .gz is decompressed
+    skip : regular expression, found in the names of members that are not unpacked
     """
 
     url: str
@@ -47,6 +48,7 @@ class Archive(Settings):
     md5: str = ""
     unpack: str = ""
     file: str = ""
+    skip: str = ""
 
     @property
     def place(self) -> str:
@@ -62,6 +64,8 @@ class Archive(Settings):
         if self.md5 and not re.fullmatch("[0-9a-f]{32}", self.md5):
             yield f"md5 = {self.md5!r} is not 32 hex digits"
         yield from (f"{key}: {why}" for key in ("unpack", "file") if (why := _outside(getattr(self, key))))
+        if fault := _not_regex("skip", self.skip):
+            yield fault
 
 
 class Part(Settings):
@@ -69,12 +73,14 @@ class Part(Settings):
 
     root : folder or file under the root of the data set; it is looked for, also deeper and at the root itself
     values : column -> its value in all rows of this part
+    optional : may be missing
     exclude : regular expression of paths under `root` that are left out
     All others: the options of `patchbank datasets build BUILDER`; a `pattern` may name columns of any name.
     """
 
     builder: Literal["folder", "from-csv", "hdf5", "npz", "parquet"]
     root: str = ""
+    optional: bool = False
     values: dict[str, str] = Field(default_factory=dict)
     columns: dict[str, str] = Field(default_factory=dict)
     pattern: str = ""
@@ -141,6 +147,7 @@ class Column(Settings):
     map : value -> other value, in all rows
     add : a whole number to be added, in all rows
     default : where no pattern fits; without it that is an error
+    overwrite : fill it in all rows
     """
 
     value: str = ""
@@ -153,6 +160,7 @@ class Column(Settings):
     map: dict[str, str] = Field(default_factory=dict)
     add: int = 0
     default: str | None = None
+    overwrite: bool = False
 
     def faults(self) -> Iterable[str]:
         ways = [key for key in ("value", "format", "source", "count") if getattr(self, key)]
@@ -167,6 +175,7 @@ class Column(Settings):
 class Declaration(Settings):
     """A data set.
 
+    class_count : how many classes the files have, where their names are not declared
     access : what it takes to get the files, where a download alone is not enough
     parts, joins, columns : how its files become rows, in this order
     only : column -> the values of the rows that are kept
@@ -187,6 +196,7 @@ class Declaration(Settings):
     description: str = ""
     classes: tuple[str, ...] = ()
     positive: str = ""
+    class_count: int = 0
     ordered: bool = False
     targets: tuple[str, ...] = ()
     licence: str
@@ -245,10 +255,10 @@ class Declaration(Settings):
         """Where the declaration is, and the tables that come with it."""
         return self._folder
 
-    def header(self, name: str = "") -> Header:
-        """The manifest's header, under another name if one is given."""
+    def header(self, name: str = "", classes: tuple[str, ...] = ()) -> Header:
+        """The manifest's header; under another name, and with other classes, if they are given."""
         values: dict[str, Any] = {key: getattr(self, key) for key in Header.model_fields}
-        return Header(**{**values, "name": name or self.name})
+        return Header(**{**values, "name": name or self.name, "classes": classes or self.classes})
 
 
 def names() -> list[str]:
@@ -287,16 +297,21 @@ def compared(declaration: Declaration, table: pd.DataFrame) -> pd.DataFrame:
         checks.append((key, "rows", declaration.total, len(table)))
     for name, expected in declaration.rows.items():
         if name != ALL:
-            checks.append(("rows", f"{name} rows", expected, int(of(name).sum())))
+            checks.append((f"rows.{name}", f"{name} rows", expected, int(of(name).sum())))
     for name, classes in declaration.counts.items():
         for one, expected in classes.items():
             checks.append(("counts", f"{name} {one}", expected, int((of(name) & (label == one)).sum())))
     for name, expected in declaration.groups.items():
         seen = table["group"][of(name) & (table["group"] != "")]
-        checks.append(("groups", f"{name} groups", expected, int(seen.nunique())))
+        checks.append((f"groups.{name}", f"{name} groups", expected, int(seen.nunique())))
     for name, expected in declaration.domains.items():
         checks.append(("domains", f"domain {name}", expected, int((table["domain"] == name).sum())))
     return pd.DataFrame(checks, columns=["key", "fact", "expected", "found"])
+
+
+def doubtful(declaration: Declaration, key: str) -> bool:
+    """Whether what is declared under a key was never verified; `rows` is so for `rows.train` too."""
+    return key in declaration.unverified or key.partition(".")[0] in declaration.unverified
 
 
 def _outside(path: str) -> str:

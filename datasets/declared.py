@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
 from ..settings import near
 from .arrays import hdf5_table, npz_table, parquet_table
-from .declarations import OPTIONS, Column, Declaration, Join, Part, compared, filled, named_in
+from .declarations import OPTIONS, Column, Declaration, Join, Part, compared, doubtful, filled, named_in
 from .layouts import csv_table, folder_table
 from .manifest import KNOWN_COLUMNS, Manifest, listed
 from .sources import MARK
@@ -49,7 +50,11 @@ def _build(declaration: Declaration, root: Path, name: str, say: Say) -> Manifes
         raise ManifestError(f"the root {root} is not a folder.")
     several = len({part.root for part in declaration.parts}) > 1
     table = pd.concat(
-        [_part(declaration, part, root, several=several, say=say) for part in declaration.parts],
+        [
+            _part(declaration, part, place, root, several=several, say=say)
+            for part in declaration.parts
+            if (place := _place(root, part, declaration)) is not None
+        ],
         ignore_index=True,
     ).fillna("")
     faults = _refuse_faulty(table)
@@ -74,7 +79,10 @@ def _build(declaration: Declaration, root: Path, name: str, say: Say) -> Manifes
                    for label, rows in odd.groupby("label")]  # fmt: skip
     if faults:
         raise ManifestError(f"{root}: {'; '.join(faults)}.")
-    header = declaration.header(name)
+    found = () if declaration.classes or "label" not in table else tuple(sorted({*table["label"]} - {""}))
+    if declaration.class_count not in (0, len(found)):
+        say(f"{len(found)} classes instead of {declaration.class_count} declared: {listed(map(repr, found))}")
+    header = declaration.header(name, found)
     ids = table["patch_id"]
     if declaration.patch_id:
         ids = _texts(table, declaration.patch_id)
@@ -91,9 +99,10 @@ def _build(declaration: Declaration, root: Path, name: str, say: Say) -> Manifes
     return manifest
 
 
-def _part(declaration: Declaration, part: Part, root: Path, *, several: bool, say: Say) -> pd.DataFrame:
+def _part(
+    declaration: Declaration, part: Part, place: Path, root: Path, *, several: bool, say: Say
+) -> pd.DataFrame:
     """The rows of one part, all cells texts, with file_name and file_stem; paths are relative to the root."""
-    place = _place(root, part, declaration)
     options: dict[str, Any] = {key: getattr(part, key) for key in OPTIONS[part.builder]}
     if part.builder == "folder":
         options["free"] = True
@@ -123,8 +132,8 @@ def _part(declaration: Declaration, part: Part, root: Path, *, several: bool, sa
     return table
 
 
-def _place(root: Path, part: Part, declaration: Declaration) -> Path:
-    """Where a part is: under the root as declared, the root itself, or deeper down."""
+def _place(root: Path, part: Part, declaration: Declaration) -> Path | None:
+    """Where a part is: under the root as declared, the root itself, or deeper down; None: nowhere."""
     wanted = PurePosixPath(part.root)
     if not wanted.parts or (root / wanted).exists():
         return root / wanted
@@ -133,6 +142,8 @@ def _place(root: Path, part: Part, declaration: Declaration) -> Path:
     for folder, subfolders, files in _walk(root):
         if wanted.parts[0] in (*subfolders, *files) and (folder / wanted).exists():
             return folder / wanted
+    if part.optional:
+        return None
     raise ManifestError(
         f"{root} holds no {part.root}. Fix: give the folder that holds it as --root"
         + (
@@ -213,7 +224,7 @@ def _joined(table: pd.DataFrame, join: Join, file: Path, say: Say) -> tuple[pd.D
 
 def _with_column(table: pd.DataFrame, column: str, rule: Column) -> tuple[pd.DataFrame, list[str]]:
     old = table[column].astype(str) if column in table else pd.Series("", index=table.index)
-    empty, new, faults = old == "", old, list[str]()
+    empty, new, faults = (old == "") | rule.overwrite, old, list[str]()
     if rule.value:
         new = old.mask(empty, rule.value)
     elif rule.count:
@@ -281,17 +292,13 @@ def _tell_differences(declaration: Declaration, manifest: Manifest, say: Say) ->
     """Says which declared numbers differ, and what nobody has verified."""
     checks = compared(declaration, manifest.table)
     differ = checks[checks["expected"] != checks["found"]]
-    doubtful = differ["key"].isin(declaration.unverified)
+    open_ = np.array([doubtful(declaration, key) for key in differ["key"]], bool)
     for rows, why in (
-        (differ[~doubtful], "is the download complete?"),
-        (differ[doubtful], "the declared numbers were never verified"),
+        (differ[~open_], "is the download complete?"),
+        (differ[open_], "the declared numbers were never verified"),
     ):
         shown = [f"{row.fact} {row.found} instead of {row.expected}" for row in rows.itertuples()]
         if shown:
             say(f"not as declared: {listed(shown)}; {why}")
-    met = [key for key in declaration.unverified if key in {*checks["key"]} - {*differ["key"]}]
-    unseen = [key for key in declaration.unverified if key not in {*checks["key"]}]
-    if met:
-        say(f"declared without having been verified, and as declared: {', '.join(met)}")
-    if unseen:
-        say(f"declared without having been verified: {', '.join(unseen)}")
+    if declaration.unverified:
+        say(f"declared without having been verified: {', '.join(declaration.unverified)}")

@@ -168,7 +168,7 @@ def _fetch(
     if archive.file:
         _keep(part, place, max_bytes=max_bytes, replace=again, progress=progress)
     else:
-        unpack(part, place, max_bytes=max_bytes, replace=again, progress=progress)
+        unpack(part, place, skip=archive.skip, max_bytes=max_bytes, replace=again, progress=progress)
     entry = {"sha256": digest, "bytes": size, "folder": place.name, "date": time.strftime("%Y-%m-%d")}
     record.add(archive.url, entry)
     if part.exists():
@@ -371,7 +371,13 @@ def _bar(total: int | None, name: str, progress: bool) -> Iterator[tqdm]:
 
 
 def unpack(
-    archive: Path, place: Path, *, max_bytes: int = MAX_BYTES, replace: bool = False, progress: bool = True
+    archive: Path,
+    place: Path,
+    *,
+    skip: str = "",
+    max_bytes: int = MAX_BYTES,
+    replace: bool = False,
+    progress: bool = True,
 ) -> None:
     """Unpack a zip or tar (.gz, .bz2, .xz) to the folder `place`, which appears when it is complete.
 
@@ -379,6 +385,7 @@ def unpack(
     links, devices, duplicate names, more than `max_bytes` (counted while writing, whatever the headers
     say), more than 200 times the archive's size, too many files.
 
+    skip : a regular expression, found in the names of members that are left out
     Raises FetchError.
     """
     if place.exists() and not replace:
@@ -386,11 +393,12 @@ def unpack(
     limit = min(max_bytes, max(archive.stat().st_size * MAX_RATIO, 1 << 20))
     temporary = place.parent / f".{place.name}.{secrets.token_hex(4)}.tmp"
     temporary.mkdir()
+    left_out = re.compile(skip or r"(?!)")
     try:
         if zipfile.is_zipfile(archive):
-            _unpack_zip(archive, temporary, limit, progress)
+            _unpack_zip(archive, temporary, limit, progress, left_out)
         elif tarfile.is_tarfile(archive):
-            _unpack_tar(archive, temporary, limit, progress)
+            _unpack_tar(archive, temporary, limit, progress, left_out)
         else:
             with archive.open("rb") as stream:
                 start = stream.read(16)
@@ -434,10 +442,10 @@ def _keep(part: Path, target: Path, *, max_bytes: int, replace: bool, progress: 
         temporary.unlink(missing_ok=True)
 
 
-def _unpack_zip(archive: Path, to: Path, limit: int, progress: bool) -> None:
+def _unpack_zip(archive: Path, to: Path, limit: int, progress: bool, skip: re.Pattern[str]) -> None:
     try:
         with zipfile.ZipFile(archive) as packed:
-            members = packed.infolist()
+            members = [info for info in packed.infolist() if not skip.search(info.filename)]
             targets = {}
             for info in members:
                 kind = stat.S_IFMT(info.external_attr >> 16)
@@ -481,7 +489,7 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
             yield packed
 
 
-def _unpack_tar(archive: Path, to: Path, limit: int, progress: bool) -> None:
+def _unpack_tar(archive: Path, to: Path, limit: int, progress: bool, skip: re.Pattern[str]) -> None:
     try:
         with _tar(archive) as packed, _bar(None, "unpack", progress) as bar:
             targets: dict[str, PurePosixPath] = {}
@@ -489,6 +497,8 @@ def _unpack_tar(archive: Path, to: Path, limit: int, progress: bool) -> None:
             for number, info in enumerate(packed):
                 if number >= MAX_FILES:
                     raise FetchError(f"{archive.name}: more than {MAX_FILES} members; refused.")
+                if skip.search(info.name):
+                    continue
                 if info.isdir():
                     _safe(info.name, archive)
                     continue

@@ -14,7 +14,7 @@ from patchbank.cli import main
 from patchbank.datasets.cli import build, datasets_group, folds
 from patchbank.datasets.declarations import names
 from patchbank.datasets.manifest import load_manifest
-from patchbank.errors import ManifestError, OutputError
+from patchbank.errors import InvalidRequest, ManifestError, OutputError
 
 WriteImages = Callable[..., None]
 
@@ -362,3 +362,25 @@ def test_a_place_that_is_taken_is_refused_before_the_work(images: Path, tmp_path
         invoke(*args, "--out", tmp_path / "t.csv" / "u.toml")
     with pytest.raises(ManifestError, match=r"saved as NAME\.toml, not as 'u.csv'"):
         invoke(*args, "--out", tmp_path / "u.csv")
+
+
+def test_a_declaration_by_its_path(images: Path) -> None:
+    file = images.parent / "toy.declared.toml"
+    file.write_text(
+        'format = "patchbank-dataset"\nformat_version = 2\nname = "toy"\n'
+        'classes = ["bad", "good"]\npositive = "bad"\n'
+        'licence = "CC0"\nsource = "here"\nrows = { all = 48 }\nknown_faults = ["Made up."]\n'
+        '[[parts]]\nbuilder = "folder"\nlayout = "{split}/{label}/{group}"\n'
+    )
+    shown = invoke("show", file)
+    assert "classes: bad, good" in shown.output
+    assert "known: Made up." in shown.output
+    assert json.loads(invoke("show", file, "--json").stdout)["rows"] == {"all": 48}
+    out = images.parent / "toy.toml"
+    result = invoke("build", file, "--root", images, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert len(load_manifest(out)) == 48
+    with pytest.raises(InvalidRequest, match="is the declaration itself"):
+        invoke("build", file, "--root", images, "--out", file)
+    result = invoke("build", "toyy", "--root", images)
+    assert "no builder or data set is called 'toyy'" in result.output

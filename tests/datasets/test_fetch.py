@@ -577,3 +577,37 @@ def test_unpacking_again_on_a_failing_disk_keeps_what_was_there(
     unpack(archive, place, replace=True, progress=False)
     assert (place / "a.txt").read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "out"]
+
+
+def test_an_md5_and_members_that_are_skipped(facts: Declaration, server: Server, tmp_path: Path) -> None:
+    digest = hashlib.md5(server.body).hexdigest()
+    got = get(changed(facts, md5=digest, skip="^top/AMi-Br/"), tmp_path)
+    assert got.pinned
+    assert [p.name for p in (tmp_path / "Toy").rglob("*") if p.is_file()] == ["votes.csv"]
+    with pytest.raises(FetchError, match=f"the archive's MD5 is {digest}, but 0000.* is pinned"):
+        get(changed(facts, md5="0" * 32, unpack="Other"), tmp_path / "else")
+    assert not (tmp_path / "else" / "Other").exists()
+
+
+def test_a_file_that_is_no_archive(facts: Declaration, server: Server, tmp_path: Path) -> None:
+    server.body = gzip.compress(NOISE)
+    got = get(changed(facts, file="images.h5"), tmp_path)
+    assert got.folder == tmp_path / "images.h5"
+    assert got.folder.read_bytes() == NOISE
+    assert not get(changed(facts, file="images.h5"), tmp_path).new
+    server.body = b"a,b\n"
+    facts = changed(facts, file="votes.csv")
+    assert get(facts, tmp_path / "plain").files == {"votes.csv": "ok", "lost.csv": "missing"}
+    server.body = gzip.compress(NOISE)[:-20]
+    with pytest.raises(FetchError, match="cannot be decompressed"):
+        get(changed(facts, file="broken.h5"), tmp_path / "broken")
+    assert not (tmp_path / "broken" / "broken.h5").exists()
+
+
+def test_several_archives(facts: Declaration, server: Server, tmp_path: Path) -> None:
+    one = facts.archives[0]
+    both = facts.replace(archives=[one, one.replace(url=f"{server.url}?second", unpack="Second")])
+    got = fetch(both, tmp_path, progress=False)
+    assert [one.folder.name for one in got] == ["Toy", "Second"]
+    with pytest.raises(InvalidRequest, match="has 2 archives: --url and --sha256 are of one"):
+        fetch(both, tmp_path, url=server.url, progress=False)
