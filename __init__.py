@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .datasets.builders import build_manifest as build_manifest
     from .datasets.manifest import Manifest as Manifest
     from .datasets.manifest import load_manifest as load_manifest
+    from .external import import_embeddings as import_embeddings
     from .extract.run import run_extract as run_extract
     from .prediction import predict as predict
     from .probe.estimator import BatchedLogisticRegression as BatchedLogisticRegression
@@ -37,6 +38,7 @@ _EXPORTS = {
     "ProbeModel": ".probe.model",
     "build_manifest": ".datasets.builders",
     "fit_logistic": ".probe.solver.logistic",
+    "import_embeddings": ".external",
     "load": ".probe.features",
     "load_manifest": ".datasets.manifest",
     "predict": ".prediction",

@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
 @click.pass_context
 def patchbank(ctx: click.Context) -> None:
     """Extract patch embeddings once, cache them, probe them on a CPU."""
-    ctx.obj = _known_hashes
+    ctx.obj = {"known_hashes": _known_hashes, "import_embeddings": _import_embeddings}
 
 
 def _known_hashes(manifest: Path, bank: str) -> list[str]:
@@ -75,6 +75,13 @@ def _known_hashes(manifest: Path, bank: str) -> list[str]:
     from .datasets.hashes import known_hashes
 
     return known_hashes(manifest, bank)
+
+
+def _import_embeddings(embeddings: Path, **settings: Any) -> Any:
+    """What `cache import` calls for embeddings of other programs: it may not write a manifest."""
+    from .external import import_embeddings
+
+    return import_embeddings(embeddings, **settings)
 
 
 @click.command("quickstart")

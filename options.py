@@ -1,9 +1,12 @@
 """The options that several commands have: the same name, letter, meaning and words in each of them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from .errors import InvalidRequest
 
 PATH = click.Path(path_type=Path)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -62,6 +65,47 @@ trust_code = click.option(
 trust_remote_code = click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code from the encoder's hub repository."
 )
+# what a user says of a data set of their own
+described = together(
+    click.option("--positive", default="", help="The positive class, of two."),
+    click.option(
+        "--classes", default="", metavar="A,B,...", help="The labels in their order. [default: sorted]"
+    ),
+    click.option("--ordered", is_flag=True, help="They are grades, from the lowest to the highest."),
+    click.option(
+        "--targets",
+        default="",
+        metavar="A,B,...",
+        help="Instead of labels: columns of numbers that are to be predicted.",
+    ),
+    click.option("--split", default="", help="The split of rows that have none."),
+    click.option("--domain", default="", help="The domain of rows that have none."),
+    click.option(
+        "--map",
+        "mapping",
+        multiple=True,
+        metavar="OLD=NEW",
+        help="Rename a label; of others: group:OLD=NEW, split:0=train, ...; empty: not known. Repeat it.",
+    ),
+    click.option("--strip", is_flag=True, help="Remove blanks around labels, groups, domains, splits."),
+    click.option("--licence", default="not stated", help="Of the images."),
+    click.option("--source", default="not stated", help="Where they come from."),
+    click.option("--description", default="", help="One line."),
+    click.option("--dataset-version", "version", default="1", show_default=True),
+    click.option(
+        "--group-kind",
+        default="",
+        metavar="WORD",
+        help="What a group is: slide, patient, ... [default: from its column's name]",
+    ),
+)
+columns = click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="OURS=THEIRS",
+    help="Which of its columns is our label, group, domain, split, x, y, ...; repeat it.",
+)
 # what is learned
 positive = click.option(
     "--positive", help="Which of two classes is the positive one (default: the manifest's)."
@@ -90,3 +134,14 @@ near_duplicates = click.option(
 )
 # the table that goes with a store's rows
 table = click.option("--table", type=PATH, help="Manifest (.toml), CSV or parquet with content_hash.")
+
+
+def pairs(values: Sequence[str], option: str, *, empty: bool = False) -> dict[str, str]:
+    """KEY=VALUE texts of an option as a dictionary. Raises InvalidRequest; empty: values may be empty."""
+    found: dict[str, str] = {}
+    for value in values:
+        key, mark, target = value.partition("=")
+        if not mark or not key or not (target or empty) or key in found:
+            raise InvalidRequest(f"{option} {value!r}: write {option} KEY=VALUE, each key once.")
+        found[key] = target
+    return found

@@ -204,6 +204,12 @@ class Bank:
             raise StoreNotFound(f"no store of {encoder!r} in {self.files} has {asked}; there are: {listing}")
         parts = [p for p in wanted if len({getattr(store.identity, p) for store in fits}) > 1]
         more = f"add {' or '.join(parts)}" if parts else "they differ in weights or preprocessing"
+        if not parts and all(store.identity.encoder.get("origin") == "imported" for store in fits):
+            more = (
+                "they were imported from different sources: `patchbank cache rm` one, or import all of "
+                "them again "
+                "with one --revision, which makes them one store"
+            )
         raise StoreNotFound(
             f"{len(fits)} stores of {encoder!r} in {self.files} fit {asked} ({more}): {listing}"
         )

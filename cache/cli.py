@@ -51,14 +51,14 @@ def _all_names(bank: str) -> list[str]:
 def _table(path: Path, bank: str, where: str | None = None) -> "pd.DataFrame":
     """The rows of a table that `where` picks, with the content hashes that extract found where it has none.
 
-    The root command hands in the function that looks them up: cache knows nothing of manifests.
+    The root command hands in the function that looks them up: cache may not import datasets.
     """
     from .table import read_table, select, with_hash
 
     table = read_table(path)
     complete = "content_hash" in table.columns and len(with_hash(table)) == len(table)
-    look_up = click.get_current_context().find_root().obj
-    if path.suffix == ".toml" and not complete and look_up is not None:
+    if path.suffix == ".toml" and not complete:
+        look_up = click.get_current_context().find_root().obj["known_hashes"]
         table = table.assign(content_hash=look_up(path, bank))
     return select(table, where)
 
@@ -435,16 +435,100 @@ def _attribute(text: str) -> tuple[str, Any]:
 @cache_group.command("import")
 @click.argument("path", type=click.Path(path_type=Path))
 @options.bank()
-@click.option("--table-out", type=click.Path(path_type=Path), help="Write the export's columns here (CSV).")
+@click.option("-e", "--encoder", default="", help="That made them [default: what the source says].")
+@click.option("--name", "dataset", default="", help="The data set's name [default: the source's].")
+@options.out("The manifest to write, NAME.toml by default.")
+@click.option(
+    "--table", type=options.PATH, help="CSV or parquet of labels, groups, ...: a row a patch, or a slide."
+)
+@options.columns
+@click.option(
+    "--join", default="", help="OURS=THEIRS: columns of source and table that belong together; row: by order."
+)
+@click.option(
+    "--unmatched",
+    type=click.Choice(["fail", "drop"]),
+    default="fail",
+    show_default=True,
+    help="Rows of the source or the table without a partner.",
+)
+@click.option("--manifest", type=options.PATH, help="Of these patches, instead of a table: a second encoder.")
+@click.option("--key", default="", help="The array or column of embeddings, where it has no usual name.")
+@click.option("--revision", default="", help="Of the encoder: sources of one revision share a store.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="As stored (default: the source's).")
+@options.described
+@click.option("--table-out", type=click.Path(path_type=Path), help="(exports) Write the columns here (CSV).")
 @click.option("--backend", type=click.Choice(["zarr", "hdf5"]), default="zarr", show_default=True)
-def import_command(path: Path, bank: str, table_out: Path | None, backend: str) -> None:
-    """Bring an export of `patchbank cache export` back into a store, bit for bit.
+def import_command(path: Path, bank: str, table_out: Path | None, backend: str, **settings: Any) -> None:
+    """Import embeddings: of another program, with a manifest; or an export of patchbank, bit for bit.
+
+    PATH is a file (.npy, .npz, .h5, .pt, .parquet, .h5ad, .safetensors, .tar, .csv) or a folder: of TRIDENT,
+    CLAM, STAMP, eva, slide2vec, Hugging Face data sets, or of one file a slide. An export knows its encoder
+    and patches; it needs no other option.
 
     \b
     Examples:
+      patchbank cache import features.npy --table labels.csv --encoder uni --positive tumor --bank bank
+      patchbank cache import job/features_uni_v1 --table slides.csv --join group=slide_id --bank bank \\
+          --column label=subtype --column group=patient --positive LUAD
+      patchbank cache import features_virchow2 --encoder virchow2 --manifest slides.toml --bank bank
       patchbank cache import ami.parquet --bank bank
-      patchbank cache import slides/ --bank bank --table-out table.csv
     """
+    if _is_export(path):
+        given = [name for name, value in settings.items() if value and name not in _DEFAULTS]
+        if given:
+            raise click.UsageError(
+                f"{path} is an export of patchbank, which knows its encoder and patches: leave out "
+                f"{', '.join('--' + name.replace('_', '-') for name in given)}"
+            )
+        _import_export(path, bank, table_out, backend)
+        return
+    if table_out is not None:
+        raise click.UsageError("--table-out is of exports; a manifest is written to --out")
+    settings["columns"] = options.pairs(settings["columns"], "--column")
+    settings["mapping"] = options.pairs(settings["mapping"], "--map", empty=True)
+    for name in ("classes", "targets"):
+        settings[name] = tuple(part.strip() for part in settings[name].split(",") if part.strip())
+    known = settings["manifest"] is not None
+    if not settings["dataset"]:
+        settings["dataset"] = "" if known else _data_set_name(path)
+    if settings["out"] is None and not known:
+        settings["out"] = Path(f"{settings['dataset']}.toml")
+    work = click.get_current_context().find_root().obj["import_embeddings"]
+    notes: list[str] = []
+    settings = {name: value for name, value in settings.items() if value not in (None, "", (), {})}
+    done = work(path, bank=bank, backend=backend, on_note=notes.append, **settings)
+    for note in notes:
+        echo(f"Note: {note}.", err=True)
+    echo(f"{done.store.name}: {done.added} of {len(done.manifest)} rows were new")
+    if done.file is not None:
+        encoder = done.store.identity.encoder["id"]
+        echo(f"wrote {done.file}: {len(done.manifest)} patches")
+        echo(f"Next: patchbank probe run {done.file} --bank {bank} --encoder {encoder} -o results")
+
+
+_DEFAULTS = {"unmatched", "licence", "source", "version"}  # options that always have a value
+
+
+def _data_set_name(path: Path) -> str:
+    import re
+
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "imported"
+
+
+def _is_export(path: Path) -> bool:
+    """Whether patchbank exported a file or folder. Raises InvalidRequest where it does not exist."""
+    from .importing.documents import NoDocument
+    from .importing.exports import parts_of, read_export
+
+    try:
+        read_export(parts_of(path)[0])
+    except NoDocument:
+        return False
+    return True
+
+
+def _import_export(path: Path, bank: str, table_out: Path | None, backend: str) -> None:
     from ..files import check_writable
     from ..texts import write_csv
     from .bank import Bank

@@ -99,11 +99,11 @@ def _named(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series]]:
 
 def _typed(column: pd.Series, name: str) -> Any:
     if pd.api.types.is_bool_dtype(column.dtype):
-        return pd.array(column, dtype="boolean") if column.isna().any() else column.to_numpy(bool)
+        return column.astype("boolean").array if column.isna().any() else column.to_numpy(bool)
     if pd.api.types.is_integer_dtype(column.dtype):
         unsigned = str(column.dtype).lower() == "uint64"
         if column.isna().any():
-            return pd.array(column, dtype="UInt64" if unsigned else "Int64")
+            return column.astype("UInt64" if unsigned else "Int64").array
         return column.to_numpy(np.uint64 if unsigned else np.int64)
     if pd.api.types.is_float_dtype(column.dtype):
         return column.to_numpy(np.float64, na_value=np.nan)

@@ -1,11 +1,13 @@
 """Files of unknown origin, checked before they are read: nothing in them may run code, lead to other files,
 or claim to be far larger than it is.
 
-What is allowed is what exports of `patchbank cache export` have.
+What is allowed is what exports of `patchbank cache export` have, and of other programs' files what can be
+bounded.
 """
 
 import json
 import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
@@ -24,6 +26,7 @@ MAX_RATIO = 200  # of claimed to stored bytes; embeddings hardly compress
 ROOM = 1 << 20  # bytes that any file may claim
 CODECS = {"bytes", "vlen-utf8", "vlen-bytes", "crc32c", "transpose"}
 SIZED = {"zstd", "blosc"}  # compressors whose chunks say how long they are unpacked
+DEFLATE, SHUFFLE, LZF = 1, 2, 32000  # of HDF5
 HDF5_FILTERS = {2, 3}  # shuffle, fletcher32: what they give is as long as what they take
 ZARR_TYPES = {"bool", "string", "variable_length_utf8", "variable_length_bytes", "fixed_length_utf32"}
 
@@ -102,12 +105,15 @@ def npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype]:
 # --- HDF5 -------------------------------------------------------------------------------------------
 
 
-def check_hdf5(file: "h5py.File", path: Path) -> None:
-    """Raises InvalidRequest where a file leads to others, to itself, or claims more than it has."""
-    check_size(path, _claimed(file, path, {file["/"]}), path.stat().st_size)
+def check_hdf5(file: "h5py.File", path: Path, *, compressed: bool = False) -> None:
+    """Raises InvalidRequest where a file leads to others, to itself, or claims more than it has.
+
+    compressed: allow gzip and lzf, whose chunks must unpack to what they claim.
+    """
+    check_size(path, _claimed(file, path, {file["/"]}, compressed), path.stat().st_size)
 
 
-def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
+def _claimed(group: "h5py.Group", path: Path, seen: set[Any], compressed: bool) -> int:
     """The bytes of all data sets below a group, whose links and data sets are checked on the way."""
     import h5py
 
@@ -121,10 +127,10 @@ def _claimed(group: "h5py.Group", path: Path, seen: set[Any]) -> int:
             raise InvalidRequest(f"{where} appears under two names (a loop?); it is not read")
         seen.add(item)
         if isinstance(item, h5py.Group):
-            claimed += _claimed(item, path, seen)
+            claimed += _claimed(item, path, seen, compressed)
         elif isinstance(item, h5py.Dataset):
             check_dataset(item, where)
-            _check_filters(item, where)
+            _check_filters(item, where, compressed)
             claimed += max(prod(item.shape or ()), prod(item.chunks or ())) * item.dtype.itemsize
     return claimed
 
@@ -136,16 +142,36 @@ def check_dataset(item: "h5py.Dataset", where: str) -> None:
         raise InvalidRequest(f"{where} is {kind}: its values are in other files, which are not read")
 
 
-def _check_filters(item: "h5py.Dataset", where: str) -> None:
-    """Raises InvalidRequest for compressed data: HDF5 decompresses a chunk to any size."""
+def _check_filters(item: "h5py.Dataset", where: str, compressed: bool) -> None:
+    """Raises InvalidRequest for compression that is not allowed, or that unpacks to more than a chunk.
+
+    HDF5 decompresses a chunk to any size. lzf makes 88 times of it at most, gzip 1,032 times.
+    """
     plist = item.id.get_create_plist()
     filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    codes = [code for code, *_ in filters]
     names = [str(name or code) for code, _, _, name in filters if code not in HDF5_FILTERS]
-    if names:
+    if not names or (compressed and codes in ([LZF], [SHUFFLE, LZF])):
+        return
+    if not compressed or codes not in ([DEFLATE], [SHUFFLE, DEFLATE]):
+        what = "which exports of patchbank are not" if not compressed else "which is not read"
         raise InvalidRequest(
-            f"{where} is compressed ({', '.join(names)}), which exports of patchbank are not. Fix: "
-            "`h5repack -f NONE` it, if you trust its source"
+            f"{where} is compressed ({', '.join(names)}), {what}. Fix: `h5repack -f NONE` it, if you "
+            "trust its "
+            "source"
         )
+    width = 16 if item.dtype.hasobject else item.dtype.itemsize  # of a text in the file: where it lies
+    size = prod(item.chunks or ()) * width
+    for i in range(item.id.get_num_chunks()):
+        about = item.id.get_chunk_info(i)
+        if about.filter_mask:
+            continue  # stored as it is
+        if about.size > size + (size >> 10) + ROOM:
+            raise InvalidRequest(f"{where}: a chunk of {size:,} bytes is stored in {about.size:,}")
+        _, content = item.id.read_direct_chunk(about.chunk_offset)
+        unpacker = zlib.decompressobj()
+        if len(unpacker.decompress(content, size + 1)) > size:
+            raise InvalidRequest(f"{where}: a chunk unpacks to more than the {size:,} bytes that it claims")
 
 
 # --- Zarr -------------------------------------------------------------------------------------------

@@ -17,9 +17,10 @@ from ..errors import ImageError, ManifestError
 from .builders import decode_all, read_greys
 from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_grey
 from .declarations import Declaration, compared, doubtful, load_declaration, names
-from .hashes import hex_hashes
+from .hashes import hex_hashes, look_up
 from .images import content_hash
 from .manifest import Manifest, classes_note, groups_note
+from .sources import EMBEDDING, MARK
 from .values import spellings_note
 
 SIDE = 128  # pixels a side at which two images are compared
@@ -108,6 +109,8 @@ def audit(
 ) -> Audit:
     """Decode every image and compare: files, pixels, labels, groups, splits, known facts.
 
+    Rows of imported embeddings have no image: they are compared by the content hash that the manifest states.
+
     facts: what to compare with; by default the shipped declaration of this name, if there is one.
     """
     table = manifest.table
@@ -120,7 +123,11 @@ def audit(
         hashes[i] = np.frombuffer(content_hash(pixels), np.uint8)
         shape[i] = pixels.shape[:2]
 
-    failures = decode_all(manifest, use, workers=workers, progress=progress)
+    imported = table["path"].str.contains(f"{MARK}{EMBEDDING}", regex=False).to_numpy(dtype=bool)
+    if imported.any() and "content_hash" in table.columns:
+        hashes[imported] = look_up(manifest).hashes[imported]
+    there = np.flatnonzero(~imported)
+    failures = decode_all(manifest, use, workers=workers, progress=progress, rows=there)
     readable = np.ones(len(manifest), bool)
     readable[[i for i, _ in failures]] = False
     found = pd.Series(hex_hashes(hashes), index=table.index)
@@ -149,7 +156,7 @@ def audit(
         group_leaks=_leaks(rows[rows["group"] != ""], "group"),
         duplicate_leaks=_leaks(duplicates, "duplicate"),
         split_contents=_split_contents(duplicates, splits=bool((table["split"] != "").any())),
-        sizes=_sizes(shape[readable]),
+        sizes=_sizes(shape[readable & ~imported]),
         counts=manifest.counts(),
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
         hashes=hashes,
@@ -158,6 +165,7 @@ def audit(
             filter(
                 None,
                 (
+                    f"{imported.sum()} rows have an embedding only, no image" if imported.any() else "",
                     groups_note(manifest),
                     classes_note(manifest),
                     spellings_note(manifest.header.classes),

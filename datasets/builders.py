@@ -142,7 +142,7 @@ def build_manifest(
             given["lose"] = lambda *one: lost.append(one)
         table, base = TABLES[name](Path(root), say=say, **given)
         table = _without_faulty(table, lost, description.dataset, on_error, on_skip)
-        manifest = _describe(table, base, description, _group_column(name, table, options), say)
+        manifest = describe_table(table, base, description, _group_column(name, table, options), say)
     if hashes is None:
         hashes = name != "wsi"
     if not hashes:
@@ -222,7 +222,7 @@ def _group_column(name: str, table: pd.DataFrame, options: dict[str, Any]) -> st
     return str(options.get("columns", {}).get("group", ""))
 
 
-def _describe(
+def describe_table(
     table: pd.DataFrame,
     base: Path,
     description: Description,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import options
-from ..errors import InvalidRequest
+from ..options import pairs
 from ..terminal import echo, print_table, say
 
 if TYPE_CHECKING:
@@ -178,51 +178,12 @@ _common = options.together(
 
 def _own(command: Command) -> Command:
     """The options that describe a data set of the user's own."""
-    options = [
-        click.option(
-            "--name", "dataset", required=True, help="The data set's name; every patch_id starts with it."
-        ),
-        click.option("--positive", default="", help="The positive class, of two."),
-        click.option(
-            "--classes", default="", metavar="A,B,...", help="The labels in their order. [default: sorted]"
-        ),
-        click.option("--ordered", is_flag=True, help="They are grades, from the lowest to the highest."),
-        click.option(
-            "--targets",
-            default="",
-            metavar="A,B,...",
-            help="Instead of labels: columns of numbers that are to be predicted.",
-        ),
-        click.option("--split", default="", help="The split of rows that have none."),
-        click.option("--domain", default="", help="The domain of rows that have none."),
-        click.option(
-            "--map",
-            "mapping",
-            multiple=True,
-            metavar="OLD=NEW",
-            help="Rename a label; of others: group:OLD=NEW, split:0=train, ...; empty: not known. Repeat it.",
-        ),
-        click.option("--strip", is_flag=True, help="Remove blanks around labels, groups, domains, splits."),
-        click.option("--licence", default="not stated", help="Of the images."),
-        click.option("--source", default="not stated", help="Where they come from."),
-        click.option("--description", default="", help="One line."),
-        click.option("--dataset-version", "version", default="1", show_default=True),
-        click.option(
-            "--group-kind",
-            default="",
-            metavar="WORD",
-            help="What a group is: slide, patient, ... [default: from its column's name]",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    name = click.option(
+        "--name", "dataset", required=True, help="The data set's name; every patch_id starts with it."
+    )
+    return name(options.described(command))
 
 
-_COLUMNS = click.option(
-    "--column", "columns", multiple=True, metavar="OURS=THEIRS",
-    help="Which of its columns is our label, group, domain, split, x, y, ...; repeat it.",
-)  # fmt: skip
 _ROOT = click.option("--root", required=True, type=click.Path(exists=True), help="Where the files are.")
 
 
@@ -235,7 +196,7 @@ def _build(
     skipped: list[tuple[str, str]] = []
     notes: list[str] = []
     if "mapping" in options:
-        options["mapping"] = _pairs(options["mapping"], "--map", empty=True)
+        options["mapping"] = pairs(options["mapping"], "--map", empty=True)
     options = {key: value for key, value in options.items() if value not in (None, "", {}, ())}
     for key in {"classes", "targets"} & options.keys():
         options[key] = tuple(part.strip() for part in options[key].split(","))
@@ -312,7 +273,7 @@ def folder(suffixes: str, **options: Any) -> None:
     "--table", required=True, type=click.Path(exists=True, dir_okay=False), help="A CSV or parquet file."
 )
 @_own
-@_COLUMNS
+@options.columns
 @click.option("--path-format", default="", help='A path made of columns: "{label}/{file}.png".')
 @click.option(
     "--sep",
@@ -331,7 +292,7 @@ def from_csv(columns: Sequence[str], separator: str | None, **options: Any) -> N
           --column label=diagnosis --column group=patient --path-format "{diagnosis}/{uid}.png"
     """
     separator = "\t" if separator == "tab" else separator
-    _build("from-csv", columns=_pairs(columns, "--column"), separator=separator, **options)
+    _build("from-csv", columns=pairs(columns, "--column"), separator=separator, **options)
 
 
 @build.command("hdf5")
@@ -346,7 +307,7 @@ def from_csv(columns: Sequence[str], separator: str | None, **options: Any) -> N
 @click.option("--array", default="", help="The images' array. [default: x]")
 @click.option("--labels-array", default="", help="The labels' array. [default: y]")
 @click.option("--group-by-file", is_flag=True, help="Each file is a group: a slide.")
-@_COLUMNS
+@options.columns
 @_common
 def hdf5(columns: Sequence[str], **options: Any) -> None:
     """Patches in HDF5 arrays, as PatchCamelyon has them.
@@ -363,10 +324,10 @@ def hdf5(columns: Sequence[str], **options: Any) -> None:
     for key in ("images", "labels", "meta"):
         files: dict[str, list[str]] = {}
         for value in options[key]:
-            ((split, file),) = _pairs([value], f"--{key}").items()
+            ((split, file),) = pairs([value], f"--{key}").items()
             files.setdefault(split, []).append(file)
         options[key] = files
-    _build("hdf5", columns=_pairs(columns, "--column"), **options)
+    _build("hdf5", columns=pairs(columns, "--column"), **options)
 
 
 @build.command("npz")
@@ -388,7 +349,7 @@ def npz(**options: Any) -> None:
 @_ROOT
 @_own
 @click.option("--image", default="", help="The image column. [default: the one with embedded images]")
-@_COLUMNS
+@options.columns
 @_common
 def parquet(columns: Sequence[str], **options: Any) -> None:
     """Patches in parquet files, as Hugging Face's image data sets are stored.
@@ -397,7 +358,7 @@ def parquet(columns: Sequence[str], **options: Any) -> None:
     Examples:
       patchbank datasets build parquet --root hub/data --name mine --positive tumor --column group=patient
     """
-    _build("parquet", columns=_pairs(columns, "--column"), **options)
+    _build("parquet", columns=pairs(columns, "--column"), **options)
 
 
 @build.command("wsi")
@@ -414,7 +375,7 @@ def parquet(columns: Sequence[str], **options: Any) -> None:
               help="What lies outside of the slide: white, black, RRGGBB, or crop.")  # fmt: skip
 @click.option("--slides", type=click.Path(exists=True, dir_okay=False),
               help="A CSV with a row a slide: slide, label, group, domain, split, mpp0.")  # fmt: skip
-@_COLUMNS
+@options.columns
 @_common
 def wsi(columns: Sequence[str], **options: Any) -> None:
     """Regions of whole-slide images, by coordinates (pixels of level 0, upper left corner).
@@ -425,7 +386,7 @@ def wsi(columns: Sequence[str], **options: Any) -> None:
       patchbank datasets build wsi --root slides --coordinates trident/20x_256px_0px_overlap/patches \\
           --name mine --slides slides.csv --positive tumor
     """
-    _build("wsi", columns=_pairs(columns, "--column"), **options)
+    _build("wsi", columns=pairs(columns, "--column"), **options)
 
 
 # --- check ------------------------------------------------------------------------------------------
@@ -629,16 +590,6 @@ def folds_show(folds_name: str, manifest: str, split: str, as_json: bool) -> Non
 
 
 # --- printing ---------------------------------------------------------------------------------------
-
-
-def _pairs(values: Sequence[str], option: str, *, empty: bool = False) -> dict[str, str]:
-    pairs = {}
-    for value in values:
-        key, mark, target = value.partition("=")
-        if not mark or not key or not (target or empty) or key in pairs:
-            raise InvalidRequest(f"{option} {value!r}: write {option} KEY=VALUE, each key once.")
-        pairs[key] = target
-    return pairs
 
 
 def _json(value: Any) -> None:

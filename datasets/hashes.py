@@ -227,10 +227,12 @@ def _places(manifest: Manifest, rows: np.ndarray | None = None) -> np.ndarray:
 
 
 def states_of(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
-    """int64 (m, 3): `state_of` each row's file; a container is looked at once."""
+    """int64 (m, 3): `state_of` each row's file; a container is looked at once. Without an image: -1."""
     found: dict[str, tuple[int, int, int]] = {}
-    states = np.empty((len(rows), 3), np.int64)
+    states = np.full((len(rows), 3), -1, np.int64)
     for k, (file, member) in enumerate(_files(manifest, rows)):
+        if member.startswith("embedding["):
+            continue
         if member and file not in found:
             found[file] = state_of(file)
         states[k] = found[file] if member else state_of(file)

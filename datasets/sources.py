@@ -9,6 +9,7 @@ and the patch's place in it:
     pathmnist.npz::train_images[123]              the same in an npz; never unpickled
     train-00000.parquet::image[123]               a row of an image column (struct with `bytes`, or binary)
     slide.svs::wsi[x,y,w,h,mpp=0.5,border=white]  a region of a whole-slide image; see slides.py
+    features.h5::embedding[123]                   an embedding of another program: there is no image
 
 What a path says is all that decides on the pixels, so that a path and a file's state identify an image.
 """
@@ -22,12 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ImageError
 from .container import Container
 from .containers import open_container
 from .images import read_image
 from .manifest import Manifest
 
 MARK = "::"
+EMBEDDING = "embedding["  # begins the member of a row that has an embedding only
 OPEN_FILES = 64  # containers that stay open in one process
 
 
@@ -64,6 +67,8 @@ class PatchSource:
     def read(self, i: int) -> np.ndarray:
         """Row i's pixels, uint8 (h, w, 3) RGB. Raises ImageError naming the file and the place in it."""
         file, mark, member = self.paths[i].partition(MARK)
+        if member.startswith(EMBEDDING):
+            raise ImageError(f"{self.paths[i]}: there is no image; this embedding was imported.")
         file = os.path.join(self.root, file)  # noqa: PTH118
         return self._container(file).read(member) if mark else read_image(file)
 

@@ -14,7 +14,7 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "geojson": {"errors", "files"},
     "hub": {"files"},
-    "options": set(),
+    "options": {"errors"},
     "settings": {"errors", "files"},
     "steps": {"errors", "files", "version"},
     "version": set(),
@@ -23,7 +23,7 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "cache": LEAVES,
     "datasets": LEAVES,
     "extract": LEAVES | {"cache", "datasets"},
-    "probe": LEAVES | {"cache", "datasets"},
+    "probe": LEAVES | {"cache", "datasets", "external"},
     "finetune": LEAVES | {"cache", "datasets", "extract", "probe"},
     "study_file": LEAVES | {"cache", "probe"},
     "study_page": LEAVES | {"datasets", "extract", "probe", "study_file"},
@@ -31,7 +31,10 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "prediction": LEAVES | STAGES,
     "slides": {"cache", "datasets", "errors", "files", "geojson", "prediction", "texts"},
     "quickstart": {"datasets", "extract", "probe"},
-    "cli": LEAVES | STAGES | {"cache", "prediction", "quickstart", "slides", "study", "study_file"},
+    "external": LEAVES | {"cache", "datasets"},
+    "cli": LEAVES
+    | STAGES
+    | {"cache", "external", "prediction", "quickstart", "slides", "study", "study_file"},
 }
 WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}

@@ -1,4 +1,4 @@
-"""HDF5: exports of the layouts trident, clam and stamp."""
+"""HDF5: exports of the layouts trident, clam and stamp, and the files of these programs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from ..export.rows import STEP, Rows
 from ..untrusted import check_hdf5, check_size
 from .documents import Vectors, checked, document_of
+from .source import Source, chosen, encoder_of, flat, of_slide, single
 
 if TYPE_CHECKING:
     import h5py
@@ -21,8 +22,8 @@ def read_h5(path: Path, name: str) -> Rows:
     import h5py
 
     with h5py.File(path, "r") as file:
-        check_hdf5(file, path)
         document = document_of(path, file.attrs.get("patchbank"))
+        check_hdf5(file, path)
         data = dataset_in(file, name)
         skip = {name, "coords", "content_hash", "row_checksum"}
         columns = {
@@ -67,3 +68,40 @@ def column_in(data: "h5py.Dataset", path: Path) -> np.ndarray:
         total += sum(map(len, words[start:]))
         check_size(path, total, size)
     return np.array(words, dtype=object)
+
+
+def foreign_h5(path: Path, root: Path, key: str) -> Source:
+    """A file of TRIDENT, CLAM or STAMP, or any with an array of embeddings; it is one slide."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        check_hdf5(file, path, compressed=True)
+        arrays: dict[str, h5py.Dataset] = {}
+        for name in map(str, file):
+            item = file[name]
+            if isinstance(item, h5py.Dataset) and item.shape:
+                arrays[name] = item
+        floats = {
+            name: item.shape for name, item in arrays.items() if item.dtype.kind == "f" and name != "coords"
+        }
+        name = chosen(path, floats, key)
+        data = arrays[name]
+        attributes = {**file.attrs, **data.attrs}
+        coords = None
+        if "coords" in arrays:
+            coords = arrays["coords"][()]
+            attributes |= dict(arrays["coords"].attrs)
+        shape, dtype = data.shape, data.dtype
+    squeezed = len(shape) == 3 and shape[0] == 1
+
+    def read() -> Iterator[np.ndarray]:
+        with h5py.File(path, "r") as file:
+            data = dataset_in(file, name)
+            rows = shape[1] if squeezed else shape[0]
+            for start in range(0, rows if len(shape) > 1 else 1, STEP):
+                part = slice(start, start + STEP)
+                yield data[()] if len(shape) == 1 else data[0, part] if squeezed else data[part]
+
+    vectors = flat(Vectors(shape, dtype, read), path)
+    columns = of_slide(path, coords, attributes, vectors.shape[0])
+    return single(path, root, "stamp" if name == "feats" else "h5", vectors, columns, encoder_of(attributes))

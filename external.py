@@ -1,0 +1,451 @@
+"""Embeddings that another program made: into a bank, with a manifest, so that they can be probed.
+
+The rows have no image. A row's `path` in the manifest says where its embedding lies in the source,
+"FILE::embedding[ROW]". Its content hash is made of the vector, so that rows of equal vectors are duplicates
+of each other in every audit; with the manifest of another import, or of images, it is that manifest's.
+"""
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from .cache.bank import Bank
+from .cache.importing.documents import in_memory
+from .cache.importing.foreign import read_source
+from .cache.importing.source import IDS, Source, single
+from .cache.importing.storing import identity_of, scan, store_source
+from .cache.index import KEY_BYTES
+from .datasets.builders import Description, describe_table
+from .datasets.hashes import look_up
+from .datasets.manifest import Manifest, check_place, listed, load_manifest
+from .datasets.tables import own_names, read_user_table
+from .errors import InvalidRequest
+from .settings import not_one_of
+
+if TYPE_CHECKING:
+    from .cache.store import Store
+
+Say = Callable[[str], None]
+SLIDE_COLUMNS = (
+    "group",
+    "slide",
+    "slide_id",
+    "slide_name",
+    "wsi",
+    "wsi_id",
+    "sample_id",
+    "filename",
+    "file",
+    "name",
+)
+OURS = ("patch_id", "label", "group", "domain", "split", "x", "y", "content_hash")
+_HASH = r"[0-9a-f]{32}"
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `import_embeddings` made.
+
+    manifest: a row for each embedding, in the order of the source. file: where it was saved, None if it was
+    not. store: that holds the embeddings. added: rows that the store did not have. duplicates: rows whose
+    vector an earlier row has. notes: what is to be known, a sentence without an end each.
+    """
+
+    manifest: Manifest
+    file: Path | None
+    store: "Store"
+    added: int
+    duplicates: int
+    notes: tuple[str, ...]
+
+
+def import_embeddings(
+    embeddings: str | os.PathLike[str] | np.ndarray,
+    *,
+    bank: Any,
+    encoder: str = "",
+    table: str | os.PathLike[str] | pd.DataFrame | None = None,
+    columns: Mapping[str, str] | None = None,
+    join: str = "",
+    unmatched: str = "fail",
+    manifest: str | os.PathLike[str] | Manifest | None = None,
+    key: str = "",
+    revision: str = "",
+    view: str = "full",
+    dtype: str = "",
+    out: str | os.PathLike[str] | None = None,
+    backend: str = "zarr",
+    on_note: Say | None = None,
+    **description: Any,
+) -> Imported:
+    """Put embeddings of another program into a bank, and make a manifest of their rows.
+
+    embeddings : file or folder (npy, npz, CSV, parquet, safetensors, AnnData, .pt; of TRIDENT, CLAM, STAMP,
+    eva,
+        slide2vec, Hugging Face datasets, WebDataset, TensorBoard's projector), or an array float (n, dim)
+    bank : folder, or an open Bank
+    encoder : the name of the encoder; by default the one that the source says
+    table : CSV or parquet file, or frame, of labels, groups, ...: a row an embedding, or a row a slide
+    columns : ours -> its, such as {"label": "diagnosis", "group": "patient"}
+    join : "OURS=THEIRS", the columns of source and table that say which rows belong together; "row": by their
+        order. By default patch_id where both have it, the slide where each file is one, else the order
+    unmatched : "fail" refuses rows without a partner on the other side, "drop" leaves them out
+    manifest : of these patches, which has their content hashes: a second encoder of the same patches, or
+    patches
+        whose images were read; then no table is needed and no manifest is made
+    key : name of the array or column that holds the embeddings, where it is not a usual one
+    revision : what tells versions of the encoder apart (weights, date, ...). Sources of the same encoder and
+        revision share a store; without it each source has its own
+    dtype : of the stored vectors, float16 or float32; by default the source's (float64 becomes float32)
+    out : NAME.toml to be written, after the store
+    on_note : called with a sentence for everything that was assumed (or warns)
+    description : of the data set, see `datasets.builders.Description`; `dataset` is its name, by default the
+        source's
+
+    Raises InvalidRequest naming file and row (wrong shapes, NaN, ids that occur twice, rows without a
+    partner), ManifestError (labels, classes), MissingDependency (.pt without torch), StoreError. Nothing is
+    written then.
+    """
+    notes: list[str] = []
+
+    def say(note: str) -> None:
+        notes.append(note)
+        if on_note is None:
+            warnings.warn(note, stacklevel=3)
+        else:
+            on_note(note)
+
+    if unmatched not in ("fail", "drop"):
+        raise InvalidRequest(not_one_of("unmatched", unmatched, ("fail", "drop")))
+    if isinstance(embeddings, np.ndarray):
+        found = _of_array(embeddings, description)
+    else:
+        found = read_source(Path(embeddings), key)
+    if not found.vectors.shape[0]:
+        raise InvalidRequest(f"{found.path} holds no embeddings")
+    encoder = _encoder(encoder, found, say)
+    stored = dtype or ("float16" if found.vectors.dtype == np.float16 else "float32")
+    known = load_manifest(manifest) if isinstance(manifest, str | os.PathLike) else manifest
+    if known is not None and (table is not None or out is not None):
+        raise InvalidRequest("a manifest has the labels already: give either manifest or table and out")
+    if out is not None:
+        check_place(Path(out), "csv")
+    bank = bank if isinstance(bank, Bank) else Bank(bank)
+
+    if known is None:
+        found = _joined(found, table, dict(columns or {}), join, unmatched, say)
+        made, keys, seen = _manifest_of(found, stored, description, dict(columns or {}), table, say)
+    else:
+        found, made, keys = _of_manifest(found, known, bank, unmatched, say)
+        seen = scan(found, stored)
+    identity = identity_of(
+        encoder, found.vectors.shape[1], stored, digest=found.digest, revision=revision, view=view
+    )
+    about = {
+        "origin": "imported",
+        "source": found.path.name,
+        "layout": found.layout,
+        "source_digest": found.digest,
+        "licence": description.get("licence", "unknown: ask whoever published the encoder's weights"),
+    }
+    store, added = store_source(bank, identity, found, keys, seen, provenance=about, backend=backend)
+    file = made.save(out) if out is not None else None
+    repeats = len(keys) - len({key.tobytes() for key in keys})
+    return Imported(made, file, store, added, repeats, tuple(notes))
+
+
+def _encoder(given: str, source: Source, say: Say) -> str:
+    if not given and not source.encoder:
+        raise InvalidRequest(f"{source.path} does not say which encoder made its embeddings: --encoder NAME")
+    if not given:
+        say(f"the encoder is {source.encoder!r}, as {source.path.name} says")
+    elif source.encoder and source.encoder != given:
+        say(f"{source.path.name} says that the encoder is {source.encoder!r}; it is kept as {given!r}")
+    return given or source.encoder
+
+
+def _of_array(array: np.ndarray, description: Mapping[str, Any]) -> Source:
+    """A matrix in memory; its digest is of its bytes."""
+    name = str(description.get("dataset") or "embeddings")
+    made = single(Path(name), Path(name), "array", in_memory(array), {})
+    content = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+    return replace(made, files=(), content=content)
+
+
+# --- the user's table -------------------------------------------------------------------------------
+
+
+def _joined(
+    source: Source,
+    table: str | os.PathLike[str] | pd.DataFrame | None,
+    columns: dict[str, str],
+    join: str,
+    unmatched: str,
+    say: Say,
+) -> Source:
+    """The source with the columns of the table, in the source's order."""
+    if table is None:
+        frame = _renamed(source.table, source.path, columns, say)
+        return _identified(source, frame)
+    name = "the table" if isinstance(table, pd.DataFrame) else str(table)
+    right = (
+        table.reset_index(drop=True) if isinstance(table, pd.DataFrame) else read_user_table(table, say=say)
+    )
+    right = _renamed(right.rename(columns={"path": "image_path"}), Path(name), columns, say)
+    left = source.table
+    ours, theirs = _join_columns(source, right, name, join, say)
+    if not ours:
+        if len(left) != len(right):
+            raise InvalidRequest(
+                f"{name} has {len(right)} rows, and {source.path} {len(left)} embeddings: they are joined "
+                "by their "
+                "order, unless both have ids (--join OURS=THEIRS)"
+            )
+        at, rows = np.arange(len(left)), np.arange(len(left))
+    else:
+        at = _partners(left[ours], right[theirs], source, name, theirs, ours == "group")
+        rows = _matched(at, source, right, name, theirs, unmatched, say)
+        at = at[rows]
+    more = right.iloc[at].reset_index(drop=True)
+    kept = left.iloc[rows].reset_index(drop=True)
+    twice = [column for column in more.columns if column in kept.columns and column != theirs]
+    kept = kept.drop(columns=twice)
+    frame = pd.concat(
+        [kept, more.drop(columns=[column for column in (theirs,) if column in kept.columns])], axis=1
+    )
+    return _identified(_rows_of(source, rows), frame)
+
+
+def _renamed(frame: pd.DataFrame, file: Path, columns: Mapping[str, str], say: Say) -> pd.DataFrame:
+    """The frame with our names for its columns; those of `columns` that it does not have are left."""
+    frame = own_names(frame, file, columns, OURS, say)
+    lost = [theirs for theirs in columns.values() if theirs not in frame.columns]
+    if lost:
+        shown = not_one_of("--column", lost[0], [str(name) for name in frame.columns])
+        raise InvalidRequest(f"{file}: {shown}")
+    return frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+
+
+def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say: Say) -> tuple[str, str]:
+    """(ours, theirs); "", "" = by the order. Raises InvalidRequest for columns that are not there."""
+    left = source.table
+    if join == "row":
+        return "", ""
+    if join:
+        ours, equals, theirs = join.partition("=")
+        theirs = theirs if equals else ours
+        for what, column, there in ((source.path, ours, left), (name, theirs, right)):
+            if column not in there.columns:
+                shown = not_one_of("--join", column, [str(known) for known in there.columns])
+                raise InvalidRequest(f"{what}: {shown}")
+        return ours, theirs
+    if "patch_id" in left.columns and "patch_id" in right.columns:
+        return "patch_id", "patch_id"
+    if "group" in left.columns:
+        slides = {*map(_bare, left["group"])}
+        fits = [
+            str(column)
+            for column in right.columns
+            if str(column).strip().casefold() in SLIDE_COLUMNS and slides & {*map(_bare, right[column])}
+        ]
+        if fits:
+            say(f"rows are joined on the slide, {fits[0]!r} of {Path(name).name}")
+            return "group", fits[0]
+    if "patch_id" in left.columns:
+        ids = {*left["patch_id"].astype(str)}
+        fits = [str(column) for column in right.columns if ids & {*right[column].astype(str)}]
+        if len(fits) == 1:
+            say(f"rows are joined on {fits[0]!r} of {Path(name).name}")
+            return "patch_id", fits[0]
+        raise InvalidRequest(
+            f"{name}: which of its columns names the rows of {source.path}? Give --join patch_id=NAME (or "
+            "--join "
+            f"group=NAME for slides, --join row for the order); it has {listed(map(str, right.columns))}"
+        )
+    return "", ""
+
+
+def _bare(slide: object) -> str:
+    """A slide's name without folder and suffix."""
+    name = str(slide).strip().replace("\\", "/").rpartition("/")[2]
+    return re.sub(
+        r"\.(svs|tiff?|ndpi|mrxs|scn|bif|vms|vmu|svslide|dcm|isyntax|czi|h5|pt|npy)$", "", name, flags=re.I
+    )
+
+
+def _partners(
+    left: pd.Series, right: pd.Series, source: Source, name: str, theirs: str, slides: bool
+) -> np.ndarray:
+    """The row of the table for each of the source, -1 where there is none. Raises for two rows of one."""
+    of: dict[str, int] = {}
+    texts = [(_bare(value) if slides else str(value)) for value in right]
+    for row, text in enumerate(texts):
+        if text in of:
+            raise InvalidRequest(
+                f"{name}: rows {of[text] + 1} and {row + 1} are both of {text!r} ({theirs}); keep one of them"
+            )
+        of[text] = row
+    if not slides:
+        values = [str(value) for value in left]
+        first: dict[str, int] = {}
+        for row, value in enumerate(values):
+            if value in first:
+                raise InvalidRequest(
+                    f"{source.row(first[value])} and {source.row(row)} have the same id {value!r}"
+                )
+            first[value] = row
+    else:
+        values = [_bare(value) for value in left]
+    return np.array([of.get(value, -1) for value in values])
+
+
+def _matched(
+    at: np.ndarray, source: Source, right: pd.DataFrame, name: str, theirs: str, unmatched: str, say: Say
+) -> np.ndarray:
+    """The rows of the source that have a partner. Raises InvalidRequest where some have none."""
+    alone = np.flatnonzero(at < 0)
+    lost = sorted({*range(len(right))} - {*at.tolist()})
+    faults = []
+    if len(alone):
+        faults.append(
+            f"{len(alone)} of {len(at)} embeddings have no row in {name} (the first: "
+            f"{source.row(int(alone[0]))})"
+        )
+    if lost:
+        faults.append(
+            f"{len(lost)} of {len(right)} rows of {name} have no embedding in {source.path} (the first: row "
+            f"{lost[0] + 1}, {right[theirs].iloc[lost[0]]!r})"
+        )
+    if faults and (unmatched == "fail" or len(alone) == len(at)):
+        raise InvalidRequest(
+            f"{'; '.join(faults)}. Fix: --join OURS=THEIRS, or --unmatched drop leaves them out"
+        )
+    for fault in faults:
+        say(f"left out: {fault}")
+    return np.flatnonzero(at >= 0)
+
+
+def _rows_of(source: Source, rows: np.ndarray) -> Source:
+    """Some rows of a source, int (m,) ascending."""
+    if len(rows) == source.vectors.shape[0]:
+        return source
+    return source.take(rows)
+
+
+def _identified(source: Source, frame: pd.DataFrame) -> Source:
+    """The source with this table, in which every row has an id of its own."""
+    if "patch_id" not in frame.columns:
+        ids = next((name for name in IDS if name in frame.columns and _names_rows(frame[name])), "")
+        stem = source.path.stem or "row"
+        named = frame[ids].astype(str) if ids else [f"{stem}/{i}" for i in range(len(frame))]
+        frame = frame.assign(patch_id=named)
+    ids = frame["patch_id"].astype(str)
+    made = source.with_table(frame.assign(patch_id=ids))
+    empty = np.flatnonzero((ids.str.strip() == "").to_numpy())
+    if len(empty):
+        raise InvalidRequest(f"{made.row(int(empty[0]))} has an empty patch_id")
+    twice = np.flatnonzero(ids.duplicated().to_numpy())
+    if len(twice):
+        first = int(np.flatnonzero((ids == ids.iloc[twice[0]]).to_numpy())[0])
+        raise InvalidRequest(
+            f"{made.row(first)} and {made.row(int(twice[0]))} have the same id ({len(twice)} ids occur again)"
+        )
+    return made
+
+
+def _names_rows(column: pd.Series) -> bool:
+    """Whether the values are texts, none of them empty or twice."""
+    texts = column.astype(str)
+    return column.dtype == object and bool(texts.is_unique) and not (texts.str.strip() == "").any()
+
+
+# --- the manifest -----------------------------------------------------------------------------------
+
+
+def _manifest_of(
+    source: Source,
+    dtype: str,
+    description: dict[str, Any],
+    columns: Mapping[str, str],
+    table: Any,
+    say: Say,
+) -> tuple[Manifest, np.ndarray, np.ndarray]:
+    """The manifest, the rows' keys and what `scan` gave, uint8 (n, 16) each."""
+    known = {field.name for field in fields(Description)}
+    for name in description:
+        if name not in known:
+            raise InvalidRequest(not_one_of("option", name, known))
+    name = (
+        description.get("dataset")
+        or re.sub(r"[^A-Za-z0-9._-]+", "-", source.path.stem).strip("-._")
+        or "imported"
+    )
+    about = Description(**{**description, "dataset": name})
+    frame = source.table.drop(columns="content_hash", errors="ignore")
+    kind = columns.get("group", "slide" if "group" in frame.columns and table is None else "")
+    base = source.path if source.path.is_dir() else source.path.parent
+    described = describe_table(frame, base, about, kind, say)
+    seen = scan(source, dtype)
+    keys = _stated_keys(source.table)
+    keys = seen if keys is None else keys
+    hashes = [key.tobytes().hex() for key in keys]
+    made = Manifest(described.header, described.table.assign(content_hash=hashes), base)
+    repeated = pd.Series(hashes).duplicated(keep=False)
+    if repeated.any():
+        first = pd.Series(hashes)[repeated].iloc[0]
+        ids = [str(one) for one, key in zip(made.table["patch_id"], hashes, strict=True) if key == first]
+        say(
+            f"{int(repeated.sum())} rows have the vector of another row, and count as duplicates of each "
+            "other; the "
+            f"first: {listed(ids)}"
+        )
+    return made, keys, seen
+
+
+def _stated_keys(table: pd.DataFrame) -> np.ndarray | None:
+    """The content hashes that the source or the table states for every row, uint8 (n, 16); None without."""
+    if "content_hash" not in table.columns:
+        return None
+    words = table["content_hash"].astype(str)
+    if not words.str.fullmatch(_HASH).all():
+        return None
+    return np.frombuffer(bytes.fromhex("".join(words)), np.uint8).reshape(-1, KEY_BYTES)
+
+
+def _of_manifest(
+    source: Source, manifest: Manifest, bank: Bank, unmatched: str, say: Say
+) -> tuple[Source, Manifest, np.ndarray]:
+    """The rows of the source that the manifest has, and their keys: uint8 (n, 16)."""
+    name = manifest.header.name
+    place = Path(str(bank.path)) / "hashes" if isinstance(bank.path, Path) else None
+    found = look_up(manifest, place)
+    if not found.known.all():
+        first = manifest.table["patch_id"].iloc[int(np.flatnonzero(~found.known)[0])]
+        raise InvalidRequest(
+            f"{int((~found.known).sum())} rows of {name} have no content hash (the first: {first}): build "
+            "the "
+            "manifest with --hashes, or extract it into this bank first"
+        )
+    ids = manifest.table["patch_id"].astype(str)
+    if "patch_id" not in source.table.columns:
+        if len(ids) != source.vectors.shape[0]:
+            raise InvalidRequest(
+                f"{name} has {len(ids)} rows, and {source.path} {source.vectors.shape[0]} embeddings "
+                "without ids: "
+                "they are joined by their order"
+            )
+        return source.with_table(source.table.assign(patch_id=ids)), manifest, found.hashes
+    right = pd.DataFrame({"patch_id": ids.str.removeprefix(f"{name}/")})
+    left = source.table["patch_id"].astype(str).str.removeprefix(f"{name}/")
+    at = _partners(left, right["patch_id"], source, name, "patch_id", False)
+    rows = _matched(at, source, right, name, "patch_id", unmatched, say)
+    taken = _rows_of(source, rows)
+    return taken, manifest, found.hashes[at[rows]]
