@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import options
+from ..errors import InvalidRequest
 from ..options import pairs
 from ..terminal import echo, print_table, say
 
