@@ -420,8 +420,8 @@ def check(
     """Look at every image: unreadable and changed files, duplicates, contradictions, leaks, known facts.
 
     Images that are nearly identical are named where they lie in several splits, data sets (all MANIFESTS are
-    compared), labels or groups. Ends with status 1 where images are lost or changed, splits leak, or known
-    facts are not met.
+    compared), labels or groups; so are patches of two data sets at one place of a slide.
+    Ends with status 1 where images are lost or changed, splits or data sets leak, or known facts are not met.
 
     \b
     Examples:
@@ -433,6 +433,7 @@ def check(
     from .audit import audit, between, near_duplicates, near_identical
     from .clusters import MOST, MOST_PAIRS, TooManyAlikeError
     from .manifest import load_manifest
+    from .overlaps import same_places, shared_slides
 
     if file and not near:
         raise click.UsageError("--pairs writes what --near finds: add --near")
@@ -457,6 +458,9 @@ def check(
     leaking = across is not None and bool(
         (across["identical"] & across[["split_a", "split_b"]].isin(["train", ""]).any(axis=1)).any()
     )
+    places = same_places(loaded)
+    leaking |= bool(places[["split_a", "split_b"]].isin(["train", ""]).any(axis=None))
+    slides = shared_slides(loaded)
     if file and pairs is not None:
         write_csv(file, pairs)
     if as_json:
@@ -465,6 +469,8 @@ def check(
             found["near_duplicates"] = pairs.to_dict(orient="records")
         if across is not None:
             found["across"] = across.to_dict(orient="records")
+        found["same_places"] = places.to_dict(orient="records")
+        found["shared_slides"] = slides.to_dict(orient="records")
         if unsought:
             found["note"] = unsought
         _json(found)
@@ -475,6 +481,7 @@ def check(
             _finding("near-duplicates", pairs[~pairs["identical"]].drop(columns=["set_a", "set_b"]))
         if across is not None:
             _show_across(across)
+        _show_places(places, slides)
         _note(", ".join(item.name for item in audits), unsought)
     if leaking or not all(item.ok for item in audits):
         ctx.exit(1)
@@ -684,6 +691,24 @@ def _show_across(pairs: "pd.DataFrame") -> None:
             _finding(f"{what} images in two {kind}", of_kind[columns])
             if len(of_kind):
                 say(f"{len(of_kind)} pairs of {what} images in two {kind}: {meaning}.", style="yellow")
+
+
+def _show_places(places: "pd.DataFrame", slides: "pd.DataFrame") -> None:
+    """Patches of two data sets at one place of a slide, and slides whose name is in several."""
+    columns = ["slide", "patch_a", "patch_b", "set_a", "set_b", "distance"]
+    _finding("the same place of a slide in two data sets", places[columns])
+    if len(places):
+        say(
+            f"{len(places)} pairs of patches at one place of a slide: {_ACROSS['data sets'][1]}.",
+            style="yellow",
+        )
+    if len(slides):
+        names = ", ".join(slides["slide"].head(SHOWN)) + (", ..." if len(slides) > SHOWN else "")
+        say(
+            f"{len(slides)} slides have one name in several data sets ({names}): if they are the same, do "
+            "not train on one set and score the other.",
+            style="yellow",
+        )
 
 
 def _show_folds(assigned: Any, rows: "Manifest") -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from patchbank.cli import main
 from patchbank.datasets.cli import build, datasets_group, folds
 from patchbank.datasets.declarations import names
-from patchbank.datasets.manifest import load_manifest
+from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.errors import InvalidRequest, ManifestError, OutputError
 
 WriteImages = Callable[..., None]
@@ -384,3 +384,19 @@ def test_a_declaration_by_its_path(images: Path) -> None:
         invoke("build", file, "--root", images, "--out", file)
     result = invoke("build", "toyy", "--root", images)
     assert "no builder or data set is called 'toyy'" in result.output
+
+
+def test_two_sets_of_one_slide(toy: Manifest, tmp_path: Path, write_images: WriteImages) -> None:
+    write_images(tmp_path / "else", {f"{k}.png": 100 + k for k in range(8)})
+    at = toy.table.assign(x=range(0, 8000, 1000), y=5)
+    header = toy.header.replace(name="other")
+    ids = at["patch_id"].str.replace("toy/", "other/", regex=False)
+    other = Manifest(header, at.assign(patch_id=ids, x=at["x"] + 30), tmp_path / "else")
+    files = [Manifest(toy.header, at, toy.root).save(tmp_path / "a.toml"), other.save(tmp_path / "b.toml")]
+    result = invoke("check", *files)
+    assert result.exit_code == 1, "what is trained on is scored too"
+    assert "8 pairs of patches at one place of a slide: do not train on one" in result.output
+    assert "4 slides have one name in several data sets (g0, g1, g2, g3)" in result.output
+    found = json.loads(invoke("check", *files, "--json").stdout)
+    assert found["same_places"][0]["distance"] == 30
+    assert invoke("check", files[0]).exit_code == 0
