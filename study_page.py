@@ -20,7 +20,7 @@ from .extract.report import StoreReport
 from .files import sha256, write_text
 from .probe.config import parse_features
 from .probe.features import load, open_bank
-from .probe.report.model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
+from .probe.report.model import EmbeddingMap, LabelledImage, PublishedRow, StudyPage, SystemRow
 from .probe.report.page import write_page
 from .probe.report.projection import Projection, project
 from .probe.report.published import HOW, beside_published, in_words, load_published, source_of
@@ -111,8 +111,8 @@ class StudyReport:
         page = self.page(self.steps)
         if self.merged is not None:
             maps = embedding_maps(self.merged, self.sets, self.stores, self.where.bank, method=self.study.map)
-            pictures = contradictions(self.merged, self.sets)
-            page = replace(page, maps=tuple(maps), contradictions=tuple(pictures))
+            images = contradictions(self.merged, self.sets)
+            page = replace(page, maps=tuple(maps), contradictions=tuple(images))
         html, text, table = self.files
         write_page(html, page)
         write_text(text, markdown(page))
@@ -215,24 +215,24 @@ class _Joined:
         return self.sources[number].read(int(i - self.starts[number]))
 
 
-def contradictions(merged: ProbeResult, sets: Sets) -> Iterator[tuple[Picture, ...]]:
+def contradictions(merged: ProbeResult, sets: Sets) -> Iterator[tuple[LabelledImage, ...]]:
     """Groups of equal images that carry different labels."""
     rows = {p: (m, i) for m in sets.manifests.values() for i, p in enumerate(m.table["patch_id"])}
     leaks = merged.results.leaks
     for leak in leaks.leaks if leaks else ():
         if leak.kind != "labels":
             continue
-        pictures = []
+        images = []
         for patch_id, _, label in leak.rows:
             manifest, row = rows[patch_id]
             try:
-                png = thumbnail(open_source(manifest).read(row), 128)
+                jpeg = thumbnail(open_source(manifest).read(row), 224)
             except ImageError:
-                png = b""  # the images need not be on the machine that reports
+                jpeg = b""  # the images need not be on the machine that reports
             path = str(manifest.table["path"].iat[row])
             about = {"patch_id": patch_id, "dataset": manifest.header.name, "label": label, "path": path}
-            pictures.append(Picture(**about, png=png))
-        yield tuple(pictures)
+            images.append(LabelledImage(**about, jpeg=jpeg))
+        yield tuple(images)
 
 
 def figures_of(study: Study) -> Mapping[str, Any]:

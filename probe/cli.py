@@ -188,6 +188,13 @@ def few_shot_command(
 @click.argument("results", type=click.Path(path_type=Path))
 @options.out("File to write: .html or .md.")
 @click.option("--no-images", is_flag=True, help="Leave the thumbnails of errors out.")
+@click.option(
+    "--errors",
+    type=click.IntRange(1),
+    default=12,
+    show_default=True,
+    help="Images of each kind of error; six are seen at once.",
+)
 @click.option("--figures", type=click.Path(path_type=Path), help="Folder for the plots as files for print.")
 @click.option(
     "-f",
@@ -198,7 +205,12 @@ def few_shot_command(
     help="Of the figures; may be repeated (default: all three).",
 )
 def report_command(
-    results: Path, out: Path | None, no_images: bool, figures: Path | None, formats: tuple[str, ...]
+    results: Path,
+    out: Path | None,
+    no_images: bool,
+    errors: int,
+    figures: Path | None,
+    formats: tuple[str, ...],
 ) -> None:
     """Write RESULTS (the folder of `probe run`) as one HTML file that needs nothing else, or as Markdown.
 
@@ -222,7 +234,7 @@ def report_command(
         raise click.UsageError("--format is of figures: name a folder for them with --figures")
     result = ProbeResult.load(results)
     if out is not None:
-        echo(f"Wrote {write_report(result, out, images=not no_images)}.")
+        echo(f"Wrote {write_report(result, out, images=not no_images, errors=errors)}.")
     if figures is not None:
         from .report.figures import FORMATS, write_figures
 

@@ -111,11 +111,12 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
     train row, else 0), features, role; score (logit, as fitted); ranking (the same on one scale over the
     models of the folds, see `protocol.ranking`: what AUROC and average precision are taken on); probability,
     calibrated on folds (Platt); threshold on this probability, chosen on folds; call, int8: probability >=
-    threshold.
+    threshold. votes_positive, votes_total : experts' votes, -1: none; where any row has them.
     Of more than two classes label and call are names, there is no threshold, and for each class there are
     the columns score_NAME, ranking_NAME and probability_NAME (calibrated on folds by a temperature).
     """
     frames = []
+    with_votes = any((rows.votes_total > 0).any() for rows in data.rows)
     for rows in data.rows:
         label = np.array(rows.classes, dtype=object)[rows.y] if rows.classes else rows.y.astype(np.int8)
         fold = plan.folds if rows.dataset == data.train.dataset else np.zeros(len(rows), int)
@@ -131,6 +132,11 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
                 "fold": fold.astype(np.int16),
             }
         )
+        if with_votes:
+            about = about.assign(
+                votes_positive=rows.votes_positive.astype(np.int16),
+                votes_total=rows.votes_total.astype(np.int16),
+            )
         for column in columns[rows.dataset]:
             numbers = _class_columns(rows.classes, column) if rows.classes else _binary_columns(column)
             model = {"features": column.features, "role": column.role}

@@ -8,6 +8,7 @@ tables stay as they are written, in balanced accuracy.
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -46,24 +47,36 @@ class Board:
     ) -> None:
         """first, metric : the evaluation set and the metric to lead with"""
         self.view, self.systems, self.metric = view, systems, metric or SHOWN[0]
+        self.metrics, self.titles = SHOWN, TITLES
         self.records: dict[tuple[str, str], Score] = {}
         self.sets: list[str] = []
         if view is None:
             return
+        self.metrics, self.titles = view.metrics, view.titles
         self.records = view.records
         known = {dataset for dataset, _ in self.records}
         # what the reader came for first: sets that had no part in training or choosing
         self.sets = [s for s in [*view.sets[1:], view.train] if s in known]
         self.sets.sort(key=lambda s: s != first)
         self.alpha = 1 - view.level / 100
-        self.standings = {(s, m): self._standing(s, m) for s in self.sets for m in SHOWN}
+        self.standings = {(s, m): self._standing(s, m) for s in self.sets for m in self.metrics}
 
     @property
     def held_out(self) -> list[str]:
         return [s for s in self.sets if self.view and s != self.view.train]
 
+    def chance(self, metric: str) -> float:
+        """Where a metric's scale and tint begin: 0.5 of two classes, else the chance level."""
+        if self.view is None or not self.view.multiclass:
+            return 0.5
+        return min(r.chance(metric) for r in self.records.values())
+
     def scale(self, metric: str) -> tuple[float, float]:
-        return span(r.estimate(metric) for r in self.records.values())
+        """Of the whiskers of a metric."""
+        return span((r.estimate(metric) for r in self.records.values()), self.chance(metric))
+
+    def _render(self, template: str, **about: Any) -> Markup:
+        return render(template, board=self, metrics=self.metrics, titles=self.titles, **about)
 
     def value(self, name: str, dataset: str, metric: str) -> float | None:
         """Of a system on a set; None where there is none."""
@@ -109,7 +122,7 @@ class Board:
 
     def answers(self) -> Markup:
         """One sentence for each held-out set, for each metric."""
-        return render("answers.html", board=self)
+        return self._render("answers.html")
 
     @property
     def significance(self) -> str:
@@ -140,7 +153,7 @@ class Board:
             return ""
         return (
             "The highest of several is partly luck. Chosen on the training set's folds, before these sets "
-            f"were scored: **{self.view.chosen}** ★, {TITLES[metric]} {' and '.join(values)}."
+            f"were scored: **{self.view.chosen}** ★, {self.titles[metric]} {' and '.join(values)}."
         )
 
     def answer(self, dataset: str, metric: str) -> str:
@@ -151,7 +164,7 @@ class Board:
             return ""
         best = standing.best
         name, value = f"**{best.features}**", interval(best.estimate(metric))
-        where, title = f"On **{dataset}**,", TITLES[metric]
+        where, title = f"On **{dataset}**,", self.titles[metric]
         n_worse, n_similar, others = len(standing.worse), len(standing.similar), standing.others
         if not others:
             return f"{where} the one finished system, {name}, has {title} {value}."
@@ -184,7 +197,11 @@ class Board:
 
     def leaderboard(self) -> Markup:
         """Every system a row, every evaluation set a column."""
-        return render("leaderboard_table.html", board=self, family=family, reason=_reason)
+        return self._render("leaderboard_table.html", family=family, reason=_reason)
+
+    def controls(self) -> Markup:
+        """The leaderboard below what filters and sorts it."""
+        return self._render("leaderboard.html")
 
     @property
     def families(self) -> list[tuple[str, str]]:
@@ -196,7 +213,10 @@ class Board:
         record = next(r for (of, _), r in self.records.items() if of == dataset)
         how = "" if dataset in self.held_out else ", out of fold"
         positive = self.view.positive if self.view else ""
-        return f"{record.n:,} patches, {record.share:.0%} {positive}{how}"
+        classes = f"{record.share:.0%} {positive}"
+        if record.n_positive is None:
+            classes = f"{record.n_classes} classes"
+        return f"{record.n:,} patches, {classes}{how}"
 
     def ranked(self) -> list[SystemRow]:
         """The finished systems, the highest on the first set first."""
@@ -213,7 +233,7 @@ class Board:
 
     def across(self) -> Markup:
         """Systems by evaluation sets, tinted; and how well one set's ranking carries over to the next."""
-        return render("across.html", board=self)
+        return self._render("across.html")
 
     @property
     def comparable(self) -> list[str]:
@@ -253,14 +273,13 @@ class Board:
             return None
         domains = list(dict.fromkeys(domain for _, _, domain in records))
         ordered = itertools.product(view.names, self.sets, domains)
-        return render(
+        return self._render(
             "domains.html",
-            board=self,
             view=view,
             domains=domains,
             shown=len({(s, d) for _, s, d in records}),
             scores=[records[key] for key in ordered if key in records],
-            scales={m: span(r.estimate(m) for r in records.values()) for m in SHOWN},
+            scales={m: span((r.estimate(m) for r in records.values()), self.chance(m)) for m in self.metrics},
         )
 
 
@@ -289,6 +308,8 @@ def published_table(rows: Sequence[PublishedRow], *, source: str, metric: str) -
         rows=rows,
         source=source,
         metric=metric,
+        metrics=SHOWN,
+        titles=TITLES,
         scale=span([r.ours for r in rows] + [[r.published, *r.published_folds] for r in rows]),
         about_zero=(-reach, reach),
         marks=lambda r: [*((v, "fold") for v in r.published_folds), (r.published, "published")],

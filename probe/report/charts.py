@@ -1,22 +1,18 @@
 """What each plot shows, as data: the page draws it as SVG (plots.py), `--figures` for print (figures.py)."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from ..results.display import SHOWN, TITLES, Numbers, interval
+from ..results.display import Numbers, interval
 from ..results.schema import PAIRED, Comparison, Role
 from ..statistics.calibration import reliability_curve
-from .view import View
+from .chart import UNIT, Chart, Confusion, Matrix, Part, pr_points, roc_points, unit_ticks
+from .view import OTHERS, View
 
-UNIT = (0.0, 1.0)
-SERIES = 7  # colours there are
-OTHERS = SERIES - 1  # of systems that have none of their own
-FIFTHS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 PARAMETERS = {
     "C": "C, the inverse penalty",
     "alpha": "alpha, the penalty",
@@ -26,178 +22,147 @@ PARAMETERS = {
 BINS = 8  # of a calibration plot, equally full
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Points of one thing: joined, as dots, with bars."""
-
-    x: ArrayLike
-    y: ArrayLike
-    series: int | None = None
-    """Number of its colour. None: a reference, drawn as a dashed line."""
-    label: str = ""
-    """In the legend of a printed figure."""
-    line: bool = True
-    dots: bool = False
-    hollow: bool = False
-    thick: bool = False
-    low: ArrayLike | None = None
-    high: ArrayLike | None = None
-    """Ends of bars, one for each point; NaN: no bar."""
-    across: bool = False
-    """Bars go along x, not along y."""
-    tips: Sequence[str] = ()
-
-    def points(self) -> list[list[float]]:
-        """[x, y] of each point."""
-        return np.column_stack([self.x, self.y]).tolist()
-
-    def bars(self) -> Iterator[tuple[float, float, float]]:
-        """(where, low, high) of each bar there is."""
-        if self.low is None or self.high is None:
-            return
-        at = np.asarray(self.y if self.across else self.x, float)
-        for where, low, high in zip(
-            at, np.asarray(self.low, float), np.asarray(self.high, float), strict=True
-        ):
-            if low == low and high == high:
-                yield float(where), float(low), float(high)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """One pair of axes and what is drawn on them, the parts that matter most first."""
+@dataclass(frozen=True)
+class Curve:
+    """A plot of thresholds: ROC or precision-recall."""
 
     kind: str
-    """What it is, for the name of its file."""
-    of: str
-    """What it is of, for the name of its file: a set, a system."""
     title: str
-    head: str = ""
-    """Above the axes on the page, where the title is not seen."""
-    note: str = ""
-    """What a printed figure says beside its legend: of how many patches it is."""
+    points: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    metric: str
+    short: str
+    """Name of the area under it."""
     xlabel: str
     ylabel: str
-    x: tuple[float, float] = UNIT
-    y: tuple[float, float] = UNIT
-    xticks: Sequence[float] = FIFTHS
-    yticks: Sequence[float] = FIFTHS
-    xformat: str = "{:g}"
-    rows: Sequence[str] = ()
-    """Of a forest plot: the names of y = 0, 1, ..., from the top."""
-    values: Sequence[str] = ()
-    """Of a forest plot: each row's value with its interval."""
-    parts: Sequence[Part]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matrix:
-    """AUROC of one system, trained on one domain (rows) and scored on another (columns)."""
-
-    of: str
-    rows: Sequence[str]
-    columns: Sequence[tuple[str, str, int, int]]
-    """Set, domain, positive patches, patches."""
-    values: np.ndarray
-    """float64 (rows, columns); NaN: undefined."""
-    intervals: np.ndarray
-    """float64 (rows, columns, 2): low and high; NaN: none."""
-    reasons: Sequence[Sequence[str]]
-    """Why there is no interval, by row and column; "" where there is one. (): not recorded."""
-
-    def own(self, i: int, j: int) -> bool:
-        """Whether the column is the row's own domain, out of fold."""
-        return self.columns[j][:2] == ("train", self.rows[i])
+CHANCE = Part(x=UNIT, y=UNIT, label="chance level")
+ROC = Curve(
+    "roc", "ROC", roc_points, "auroc", "AUROC", "false positive rate (1 - specificity)", "sensitivity"
+)
+PRECISION_RECALL = Curve(
+    "precision-recall",
+    "precision-recall",
+    pr_points,
+    "average_precision",
+    "AP",
+    "sensitivity (recall)",
+    "precision",
+)
+Line = tuple[np.ndarray, np.ndarray, Part]  # labels of 0 and 1 (n,), scores (n,), how it is drawn
 
 
 def roc(view: View, dataset: str) -> Chart:
     """Sensitivity over the false positive rate."""
-    chance = Part(x=UNIT, y=UNIT, label="chance level")
-    axes = {"xlabel": "false positive rate (1 - specificity)", "ylabel": "sensitivity"}
-    return _curves(view, dataset, "roc", roc_points, "auroc", "ROC", "AUROC", chance=chance, **axes)
+    return _thresholds(view, dataset, ROC, _systems(view, dataset, ROC), CHANCE)
 
 
 def precision_recall(view: View, dataset: str) -> Chart:
     """Precision over sensitivity."""
     share = view.scored(dataset, view.chosen)["label"].mean()
     chance = Part(x=UNIT, y=(share, share), label=f"chance level: share of {view.positive}")
-    axes = {"xlabel": "sensitivity (recall)", "ylabel": "precision"}
-    return _curves(
-        view,
-        dataset,
-        "precision-recall",
-        pr_points,
-        "average_precision",
-        "precision-recall",
-        "AP",
-        chance=chance,
-        **axes,
+    return _thresholds(view, dataset, PRECISION_RECALL, _systems(view, dataset, PRECISION_RECALL), chance)
+
+
+def class_roc(view: View, dataset: str) -> Chart:
+    """ROC curves of the chosen system, each class against the rest."""
+    return _thresholds(view, dataset, ROC, _classes(view, dataset, ROC), CHANCE)
+
+
+def class_precision_recall(view: View, dataset: str) -> Chart:
+    """Precision over sensitivity of the chosen system, each class against the rest."""
+    return _thresholds(view, dataset, PRECISION_RECALL, _classes(view, dataset, PRECISION_RECALL), None)
+
+
+def _systems(view: View, dataset: str, curve: Curve) -> Iterator[Line]:
+    for name, series in view.series.items():
+        rows = view.scored(dataset, name)
+        if len(rows):
+            value = interval(view.records[dataset, name].estimate(curve.metric))
+            label = f"{view.starred(name)}: {curve.short} {value}"
+            drawn = Part(x=(), y=(), series=series, thick=name == view.chosen, label=label)
+            yield rows["label"].to_numpy(), rows["ranking"].to_numpy(), drawn
+
+
+def _classes(view: View, dataset: str, curve: Curve) -> Iterator[Line]:
+    rows = view.scored(dataset, view.chosen)
+    record = view.records.get((dataset, view.chosen))
+    for one in record.classes if record else ():
+        label = f"{one.label}: {curve.short} {interval(one.estimate(curve.metric))}"
+        drawn = Part(x=(), y=(), series=view.classes.index(one.label), label=label)
+        yield (rows["label"] == one.label).to_numpy(int), rows[f"ranking_{one.label}"].to_numpy(), drawn
+
+
+def _thresholds(view: View, dataset: str, curve: Curve, lines: Iterable[Line], chance: Part | None) -> Chart:
+    parts = []
+    for labels, scores, drawn in lines:
+        if len(np.unique(labels)) == 2:
+            x, y = curve.points(labels, scores)
+            parts.append(replace(drawn, x=x, y=y))
+    if chance and (parts or chance is CHANCE):
+        parts.append(chance)
+    of_class = f" of each class, {view.chosen}" if view.multiclass else ""
+    return Chart(
+        kind=curve.kind,
+        of=dataset,
+        title=f"{curve.title} curves{of_class}, {dataset}",
+        note=_note(view, dataset),
+        xlabel=curve.xlabel,
+        ylabel=curve.ylabel,
+        parts=parts,
     )
 
 
-def _curves(
-    view: View,
-    dataset: str,
-    kind: str,
-    points: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    metric: str,
-    title: str,
-    short: str,
-    *,
-    chance: Part,
-    xlabel: str,
-    ylabel: str,
-) -> Chart:
-    """A curve of every plotted system on a set that has both classes."""
+def confidence(view: View, dataset: str) -> Chart:
+    """Share of right calls by the probability of the call, calibrated, of more than two classes."""
+    rows = view.scored(dataset, view.chosen)
+    probability = rows[[f"probability_{name}" for name in view.classes]].to_numpy(float).max(axis=1)
+    right = (rows["call"].astype(str) == rows["label"].astype(str)).to_numpy(int)
     parts = []
-    for name, series in view.series.items():
-        rows = view.scored(dataset, name)
-        if rows["label"].nunique() == 2:
-            x, y = points(rows["label"].to_numpy(), rows["ranking"].to_numpy())
-            value = interval(view.records[dataset, name].estimate(metric))
-            label = f"{view.starred(name)}: {short} {value}"
-            parts.append(Part(x=x, y=y, series=series, thick=name == view.chosen, label=label))
+    if len(rows):
+        parts = [_calibration_part(view, right, probability, "calibrated (temperature, on the folds)")]
     return Chart(
-        kind=kind,
+        kind="calibration",
         of=dataset,
-        title=f"{title} curves, {dataset}",
-        note=_note(view, dataset),
-        xlabel=xlabel,
-        ylabel=ylabel,
-        parts=[*parts, chance] if parts or kind == "roc" else parts,
+        title=f"calibration, {dataset}",
+        note=f"{view.starred(view.chosen)}. {counted(view, dataset)}\n"
+        f"Bars: {view.level} % intervals for independent patches, in {BINS} bins of equal count",
+        xlabel="predicted probability of the call",
+        ylabel="share of right calls",
+        parts=[*parts, Part(x=UNIT, y=UNIT, label="perfect calibration")],
+    )
+
+
+def _calibration_part(
+    view: View, y: np.ndarray, probability: np.ndarray, label: str, *, filled: bool = True
+) -> Part:
+    curve = reliability_curve(y, probability, bins=BINS, strategy="mass", confidence=view.level / 100)
+    bins = np.flatnonzero(curve.count > 0)
+    return Part(
+        x=curve.mean_probability[bins],
+        y=curve.share_positive[bins],
+        series=view.series.get(view.chosen, 0),
+        label=label,
+        line=filled,
+        dots=True,
+        hollow=not filled,
+        low=curve.low[bins] if filled else None,
+        high=curve.high[bins] if filled else None,
+        tips=[f"{n} patches" for n in curve.count[bins]],
     )
 
 
 def reliability(view: View, dataset: str) -> Chart:
     """Observed frequency by predicted probability of the chosen system, as fitted and calibrated."""
     rows = view.scored(dataset, view.chosen)
-    series = view.series.get(view.chosen, 0)
     parts = []
-    for probability, how in (
-        (rows["probability"].to_numpy(), "calibrated (Platt, on the folds)"),
-        (expit(rows["score"].to_numpy()), "as fitted"),
-    ):
-        if not len(rows):
-            continue
-        curve = reliability_curve(
-            rows["label"].to_numpy(), probability, bins=BINS, strategy="mass", confidence=view.level / 100
-        )
-        filled = np.flatnonzero(curve.count > 0)
-        calibrated = not parts
-        parts.append(
-            Part(
-                x=curve.mean_probability[filled],
-                y=curve.share_positive[filled],
-                series=series,
-                label=how,
-                line=calibrated,
-                dots=True,
-                hollow=not calibrated,
-                low=curve.low[filled] if calibrated else None,
-                high=curve.high[filled] if calibrated else None,
-                tips=[f"{n} patches" for n in curve.count[filled]],
-            )
-        )
+    if len(rows):
+        y = rows["label"].to_numpy()
+        calibrated, fitted = rows["probability"].to_numpy(), expit(rows["score"].to_numpy())
+        parts = [
+            _calibration_part(view, y, calibrated, "calibrated (Platt, on the folds)"),
+            _calibration_part(view, y, fitted, "as fitted", filled=False),
+        ]
     return Chart(
         kind="calibration",
         of=dataset,
@@ -296,7 +261,7 @@ def forest(view: View, dataset: str, metric: str) -> Chart | None:
         metric,
         [r.features for r in records],
         [r.estimate(metric) for r in records],
-        xlabel=TITLES[metric],
+        xlabel=view.titles[metric],
         reference=(records[0].chance(metric), "chance level"),
     )
 
@@ -336,8 +301,8 @@ def _forest(
     return Chart(
         kind=f"{kind}-{metric.replace('_', '-')}",
         of=dataset,
-        title=f"{TITLES[metric]}, {dataset}",
-        head=f"{dataset}: {TITLES[metric]}",
+        title=f"{view.titles[metric]}, {dataset}",
+        head=f"{dataset}: {view.titles[metric]}",
         note=_note(view, dataset),
         xlabel=xlabel,
         ylabel="",
@@ -356,7 +321,7 @@ def criterion(view: View) -> tuple[int, str]:
     name = view.results.config.criterion
     if name == "log_loss":
         return -1, "balanced log-loss (lower is better)"
-    return 1, f"{TITLES[name]} (higher is better)"
+    return 1, f"{view.titles[name]} (higher is better)"
 
 
 def parameter(view: View) -> str | None:
@@ -419,8 +384,9 @@ def counted(view: View, dataset: str) -> str:
     groups = f"{r.n_groups:,} {view.results.data_set(dataset).group_kind}s"
     if dataset in view.ungrouped:
         groups = "slides unknown, patches taken as independent"
-    how = ", out of fold" if dataset == view.train else ""
-    return f"{dataset}{how}: {r.n:,} patches, {r.n_positive:,} {view.positive}, {groups}"
+    how = view.of_fold(dataset)
+    of = "" if r.n_positive is None else f"{r.n_positive:,} {view.positive}, "
+    return f"{dataset}{how}: {r.n:,} patches, {of}{groups}"
 
 
 def _note(view: View, dataset: str) -> str:
@@ -434,16 +400,28 @@ def _note(view: View, dataset: str) -> str:
     return f"{counted(view, dataset)}\n{bars}★ chosen on the folds of the training set"
 
 
+BINARY = (roc, precision_recall, reliability, decision)
+
+
 def charts_of(view: View) -> Iterator[Chart]:
     """Every chart of a result that shows something."""
     for dataset in dict.fromkeys(dataset for dataset, _ in view.records):
-        for make in (roc, precision_recall, reliability, decision):
+        for make in (class_roc, class_precision_recall, confidence) if view.multiclass else BINARY:
             chart = make(view, dataset)
             if chart and any(part.series is not None for part in chart.parts):
                 yield chart
-        for metric in SHOWN:
+        for metric in view.metrics:
             yield from filter(None, (forest(view, dataset, metric), differences(view, dataset, metric)))
     yield from filter(None, [choice_path(view)])
+
+
+def confusions(view: View) -> list[Confusion]:
+    """The confusion matrix of the chosen system on each set; none of two classes."""
+    return [
+        Confusion(of=dataset, classes=view.classes, counts=np.array(r.confusion, int))
+        for dataset in view.sets
+        if (r := view.records.get((dataset, view.chosen))) and r.confusion
+    ]
 
 
 def matrices(view: View) -> list[Matrix]:
@@ -453,7 +431,7 @@ def matrices(view: View) -> list[Matrix]:
     for name in sorted(domains, key=lambda name: name != view.chosen):
         m = domains[name].matrix
         tested = [column.partition(" / ") for column in m.test]
-        columns = zip(tested, m.n_positive, m.n, strict=True)
+        columns = zip(tested, m.n_positive or [None] * len(m.n), m.n, strict=True)
         shape = len(m.train), len(tested)
         ends = m.intervals.get("auroc", np.full((*shape, 2), np.nan))  # older results have none
         out.append(
@@ -467,37 +445,3 @@ def matrices(view: View) -> list[Matrix]:
             )
         )
     return out
-
-
-def unit_ticks(low: float = 0.0, high: float = 1.0) -> list[float]:
-    """Round ticks inside [low, high], about five."""
-    for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1, 2, 5):
-        first = np.ceil(low / step - 1e-9)
-        ticks = [float(round(k * step, 6)) + 0.0 for k in np.arange(first, np.floor(high / step + 1e-9) + 1)]
-        if len(ticks) <= 6:
-            return ticks
-    return [low, high]
-
-
-def roc_points(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the ROC curve: (1 - specificity, sensitivity), float64 (k,); y int (n,), p float (n,)."""
-    tp, fp = _counts(y, p)
-    x, s = np.append(0, fp / fp[-1]), np.append(0, tp / tp[-1])
-    corner = np.ones(len(x), bool)  # points on a straight piece say nothing
-    corner[1:-1] = np.diff(x[:-1]) * np.diff(s[1:]) != np.diff(x[1:]) * np.diff(s[:-1])
-    return x[corner], s[corner]
-
-
-def pr_points(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Precision over recall as steps, whose area is the average precision: float64 (k,) each."""
-    tp, fp = _counts(y, p)
-    keep = np.append(True, np.diff(tp) > 0) & (tp > 0)
-    recall, precision = tp[keep] / tp[-1], tp[keep] / (tp[keep] + fp[keep])
-    left = np.append(0, recall[:-1])
-    return np.stack([left, recall], axis=1).ravel(), np.repeat(precision, 2)
-
-
-def _counts(y: np.ndarray, p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = np.argsort(-p, kind="stable")
-    last = np.append(np.diff(p[order]) != 0, True)
-    return np.cumsum(y[order])[last].astype(float), np.cumsum(1 - y[order])[last].astype(float)

@@ -7,6 +7,7 @@ distinguish, and lines differ in their dashes as well, for print without colour.
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ from ...errors import InvalidRequest, MissingDependency
 from ...files import write_atomically
 from ...terminal import printable
 from ..results.files import ProbeResult
-from .charts import SERIES, Chart, Matrix, Part, charts_of, matrices
-from .view import View
+from .chart import Chart, Confusion, Matrix, Part
+from .charts import charts_of, confusions, counted, matrices
+from .view import SERIES, View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,7 +67,8 @@ def write_figures(
     """Write every figure of a result (or of the folder that has it) into a folder.
 
     ROC, precision-recall and calibration plots, the decision curve, forest plots of the systems and of their
-    paired differences for each set; the choice of the parameter; the matrices of domains.
+    paired differences for each set; the choice of the parameter; the matrices of domains. Of more than two
+    classes the confusion matrices, and curves of each class against the rest.
     formats : any of FORMATS
     Returns the files, named for what they show and of what: "roc-atnorm-br.pdf".
     Raises MissingDependency (no matplotlib), InvalidRequest (another format), ProbeError, OutputError.
@@ -80,16 +83,14 @@ def write_figures(
 
     view = View(result if isinstance(result, ProbeResult) else ProbeResult.load(result))
     made: dict[str, Callable[[], Figure]] = {}
-    for drawn in (*charts_of(view), *matrices(view)):
-        kind = "domain-matrix" if isinstance(drawn, Matrix) else drawn.kind
+    for drawn in (*charts_of(view), *confusions(view), *matrices(view)):
+        kind = drawn.kind
         stem = name = f"{kind}-{re.sub(r'[^A-Za-z0-9._-]+', '-', drawn.of).strip('-.') or 'set'}"
         again = 1
         while name in made:  # of names that differ in other characters only
             again += 1
             name = f"{stem}-{again}"
-        made[name] = (
-            (lambda m=drawn: draw_matrix(view, m)) if isinstance(drawn, Matrix) else lambda c=drawn: draw(c)
-        )
+        made[name] = partial(_figure_of, view, drawn)
     files = []
     with rc_context(STYLE):
         for name, make in made.items():
@@ -101,6 +102,12 @@ def write_figures(
 
                 files.append(write_atomically(Path(folder) / f"{name}.{form}", save))
     return files
+
+
+def _figure_of(view: View, drawn: Chart | Matrix | Confusion) -> "Figure":
+    if isinstance(drawn, Matrix):
+        return draw_matrix(view, drawn)
+    return draw_confusion(view, drawn) if isinstance(drawn, Confusion) else draw(drawn)
 
 
 def draw(chart: Chart) -> "Figure":
@@ -125,7 +132,11 @@ def draw(chart: Chart) -> "Figure":
         axes.set_box_aspect(1)
     handles, references = [], iter([*REFERENCES, *REFERENCES])
     for order, part in enumerate(chart.parts):
-        dashes = next(references) if part.series is None else DASHES[part.series % SERIES]
+        dashes = (
+            next(references)
+            if part.series is None
+            else DASHES[(part.series + part.series // SERIES) % SERIES]
+        )
         shown = _part(axes, part, dashes if part.line else "none", zorder=3 - order / len(chart.parts))
         if part.label:
             handles.append(shown)
@@ -140,6 +151,11 @@ def draw(chart: Chart) -> "Figure":
         labelspacing=0.3,
     )
     return figure
+
+
+def _dashes(series: int) -> Any:
+    """Lines of one colour differ in their dashes."""
+    return DASHES[(series + series // SERIES) % SERIES]
 
 
 def _part(axes: "Axes", part: Part, dashes: Any, *, zorder: float) -> Any:
@@ -166,13 +182,14 @@ def _part(axes: "Axes", part: Part, dashes: Any, *, zorder: float) -> Any:
 def draw_matrix(view: View, matrix: Matrix) -> "Figure":
     """AUROC of a system by the domain it was trained on and the one it was scored on."""
     rows, columns = matrix.values.shape
-    heads = [_wrapped(f"{domain or 'all'} ({p}/{n})", 26) for _, domain, p, n in matrix.columns]
+    heads = [_wrapped(head, 26) for head in matrix.heads()]
     names = [printable(row) for row in matrix.rows]
     lead, over = (max(map(_width, "\n".join(texts).split("\n"))) for texts in (names, heads))
     width = max(lead + CELL[0] * columns + 4, COLUMN)
     note = _wrapped(
-        f"{view.starred(matrix.of)}: AUROC, trained on the rows, scored on the columns "
-        f"({view.positive} / patches), below it the {view.level} % interval over {view.groups}; framed: "
+        f"{view.starred(matrix.of)}: {view.titles['auroc']}, trained on the rows, scored on the columns "
+        f"({'' if view.multiclass else f'{view.positive} / '}patches), below it the {view.level} % interval "
+        f"over {view.groups}; framed: "
         "the domain itself, out of fold. White: 0.5 (chance level) or less",
         width - 3,
     )
@@ -201,6 +218,35 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         name = _wrapped(dataset, CELL[0] * (end - start))
         axes.text(sum(ends) / 2, -0.06, name, ha="center", va="top", transform=transform)
         start = end
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
+    return figure
+
+
+def draw_confusion(view: View, matrix: Confusion) -> "Figure":
+    """Counts and row shares of the calls on a set, rows by label."""
+    k = len(matrix.classes)
+    names = [_wrapped(name, 40) for name in matrix.classes]
+    lead = max(map(_width, "\n".join(names).split("\n")))
+    width = max(lead + CELL[0] * k + 4, COLUMN)
+    note = _wrapped(
+        f"{view.starred(view.chosen)}. {counted(view, matrix.of)}. Rows: label, columns: call; share of the "
+        "row, below it the number of patches",
+        width - 3,
+    )
+    below = LINE * (note.count("\n") + 2)
+    figure, axes = _figure(width, lead + CELL[1] * k + below + 7)
+    axes.imshow(matrix.shares, cmap="Blues", vmin=0, vmax=1.1, aspect="auto")
+    for i, j in np.ndindex(k, k):
+        share = matrix.shares[i, j]
+        text = "-" if np.isnan(share) else f"{share:.0%}\n{matrix.counts[i, j]:,}"
+        ink = "white" if share > 0.65 else "black"
+        axes.text(j, i, text, ha="center", va="center", color=ink, linespacing=1.05)
+        if i == j:
+            axes.plot(*np.add([[j], [i]], FRAME), color="black", linewidth=0.9)
+    axes.set_xticks(range(k), names, rotation=90)
+    axes.set_yticks(range(k), names)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
     figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
     return figure
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from ..results.display import SHOWN, TITLES, Numbers, Table, interval, p_value
+from ..results.display import SHOWN, Numbers, Table, interval, p_value
 
 FOLDER = Path(__file__).parent
 STYLE = FOLDER / "style.css"
@@ -56,9 +56,9 @@ def document(
     )
 
 
-def content(parts: Iterable[Any]) -> Markup:
-    """Texts, Tables and Markup of a section, as HTML."""
-    return render("content.html", parts=parts)
+def content(parts: Iterable[Any], name: str = "table") -> Markup:
+    """Texts, Tables and Markup of a section, as HTML. name : of the files that its tables download as."""
+    return render("content.html", parts=parts, name=name)
 
 
 def marked(text: str) -> Markup:
@@ -102,10 +102,10 @@ def interval_html(value: Numbers, form: str = ".3f") -> Markup:
     return Markup("<b>{}</b> <small>{}</small>").format(text, rest)
 
 
-def span(values: Iterable[Numbers]) -> tuple[float, float]:
-    """The scale that whiskers of one metric share."""
+def span(values: Iterable[Numbers], chance: float = 0.5) -> tuple[float, float]:
+    """The scale that whiskers of one metric share; it holds the chance level."""
     known = [v for triple in values for v in triple if v is not None]
-    return (min([0.45, *known]), max([0.8, *known]))
+    return (min([0.45, chance, *known]), max([0.8, *known]))
 
 
 def at(x: float, scale: tuple[float, float]) -> str:
@@ -148,15 +148,15 @@ def whisker(
     return text.format("w o" if hollow else "w", ";".join(properties), inner)
 
 
-def tint(value: float) -> str:
-    """The style of a matrix's cell: nothing at the chance level of 0.5, full at 0.9."""
-    share = 55 * min(max((value - 0.5) / 0.4, 0), 1)
+def tint(value: float, low: float = 0.5, high: float = 0.9) -> str:
+    """The style of a matrix's cell: nothing at `low`, the chance level, full at `high`."""
+    share = 55 * min(max((value - low) / (high - low), 0), 1)
     return f"background:color-mix(in srgb,var(--s0) {share:.0f}%,transparent)"
 
 
-def data_uri(image: bytes, kind: str = "png") -> str:
-    """An image as the address of itself."""
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+def data_uri(content: bytes, kind: str) -> str:
+    """A file as an address that holds it. kind : its media type."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 ENVIRONMENT = Environment(
@@ -177,8 +177,6 @@ ENVIRONMENT.filters |= {
 }
 ENVIRONMENT.tests["table"] = lambda part: isinstance(part, Table)
 ENVIRONMENT.globals |= {
-    "SHOWN": SHOWN,
-    "TITLES": TITLES,
     "at": at,
     "interval": interval,
     "interval_html": interval_html,

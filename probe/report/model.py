@@ -98,14 +98,14 @@ class EmbeddingMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class LabelledImage:
     """An image of a group of identical ones with different labels."""
 
     patch_id: str
     dataset: str
     label: str
     path: str
-    png: bytes
+    jpeg: bytes
     """b"" where it cannot be read."""
 
 
@@ -125,6 +125,6 @@ class StudyPage:
     published: tuple[PublishedRow, ...] = ()
     published_source: str = ""
     maps: tuple[EmbeddingMap, ...] = ()
-    contradictions: tuple[tuple[Picture, ...], ...] = ()
+    contradictions: tuple[tuple[LabelledImage, ...], ...] = ()
     log: tuple[tuple[str, str, str, float | None], ...] = ()
     """Steps of the last run: kind, title, state, seconds."""

@@ -12,15 +12,15 @@ from typing import Any
 from markupsafe import Markup
 
 from ...files import write_text
-from ..results.display import TITLES, Table
+from ..results.display import Table
 from .board import RANKED, Board, cost_table, published_table
 from .maps import maps_html
 from .markup import content, document, render
-from .model import EmbeddingMap, Picture, PublishedRow, StudyPage, SystemRow
-from .sections import clinical, curves, data, differences, domains, experts, gallery, scores
+from .model import EmbeddingMap, LabelledImage, PublishedRow, StudyPage, SystemRow
+from .sections import classes, clinical, curves, data, differences, domains, experts, gallery, scores
 from .view import View
 
-__all__ = ["EmbeddingMap", "Picture", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
+__all__ = ["EmbeddingMap", "LabelledImage", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
 
 CSS = Path(__file__).with_name("page.css")
 SCRIPT = Path(__file__).with_name("page.js")
@@ -62,7 +62,7 @@ def _primary(page: StudyPage, board: Board) -> str:
     if first and first not in board.sets:
         return f"The study's primary set, **{first}**, has no scores here; the others are secondary."
     where = f" on **{first}**" if first else ""
-    return f"Primary, as the study file says: **{TITLES[board.metric]}**{where}. All else is secondary."
+    return f"Primary, as the study file says: **{board.titles[board.metric]}**{where}. All else is secondary."
 
 
 def _facts(page: StudyPage, view: View | None) -> str:
@@ -85,9 +85,11 @@ def _sections(page: StudyPage, view: View | None, board: Board) -> list[tuple[st
             ("across", "Across data sets", _across(view, board)),
             ("repeats", "Repeated with other folds", scores.repeats(view)),
             ("domains", "Domains", _domains(view, board)),
+            ("confusion", "Confusion matrix", classes.confusion(view)),
+            ("classes", "Classes", classes.per_class(view)),
             ("curves", "Curves", curves.curves(view)),
             ("thresholds", "Threshold", curves.thresholds(view)),
-            ("calibration", "Calibration", clinical.calibration(view)),
+            ("calibration", "Calibration", [*clinical.calibration(view), *classes.calibration(view)]),
             ("operating", "Operating points", clinical.operating_points(view)),
             ("decision", "Decision curve", clinical.decision_curve(view)),
             (
@@ -124,7 +126,7 @@ def _leaderboard(page: StudyPage, view: View | None, board: Board) -> list[Any]:
             "system that is significantly below the highest of its column (paired test, Holm-adjusted "
             f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
-    out.append(render("leaderboard.html", board=board))
+    out.append(board.controls())
     return [*out, scores.meaning(view), *scores.notes(view)] if view else out
 
 
@@ -206,7 +208,7 @@ def _costs(page: StudyPage) -> list[Any]:
     return [text, table]
 
 
-def _contradictions(groups: Sequence[Sequence[Picture]]) -> list[Any]:
+def _contradictions(groups: Sequence[Sequence[LabelledImage]]) -> list[Any]:
     if not groups:
         return []
     return [

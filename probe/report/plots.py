@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .charts import Chart
+from .chart import Chart
 from .markup import render
-from .view import View
+from .view import SERIES, View
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,19 @@ def svg(
     """The chart as an element, in pixels. left, right, bottom : margins around the axes."""
     top = 24 if chart.head else 10
     axes = Axes(chart, width, height, left, width - right, top, height - bottom)
-    return render("plot.svg", chart=chart, axes=axes)
+    return render("plot.svg", chart=chart, axes=axes, colours=SERIES)
 
 
 def legend(view: View) -> Markup:
     """The colours of the systems that plots show."""
     return render("legend.html", view=view)
+
+
+def class_legend(view: View) -> Markup:
+    """The colours of the classes."""
+    names = enumerate(view.classes)
+    spans = (Markup("<span>{}{}</span>").format(view.class_swatch(i), name) for i, name in names)
+    return Markup('<div class="legend">{}</div>').format(Markup("").join(spans))
 
 
 def side_by_side(plots: Iterable[Markup], *, head: str = "") -> Markup:

@@ -4,8 +4,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..leaks import deduplicate
+from ..results.display import SHOWN, SHOWN_OF_CLASSES, TITLES, titles_of
 from ..results.files import ProbeResult
 
+SERIES = 7  # colours there are
+OTHERS = SERIES - 1  # of systems that have none of their own
 PLOTTED = 6  # systems in one plot: the best on the folds; the tables have all
 
 
@@ -18,6 +21,10 @@ class View:
     def __init__(self, result: ProbeResult, *, noun: str = "feature set") -> None:
         self.result, self.results, self.noun = result, result.results, noun
         self.predictions, first = result.predictions, self.results.train
+        self.multiclass, self.classes = self.results.multiclass, list(first.classes)
+        self.metrics = SHOWN_OF_CLASSES if self.multiclass else SHOWN
+        self.titles = titles_of(multiclass=self.multiclass, ordered=first.ordered)
+        self.class_titles = TITLES  # of one class against the rest
         self.positive, self.train, self.sets = first.positive, first.dataset, self.results.sets
         others = [c for c in first.classes if c != self.positive]
         self.negative = others[0] if len(others) == 1 else f"not {self.positive}"
@@ -37,12 +44,27 @@ class View:
         """The name, marked if the folds chose it."""
         return f"{name} ★" if name == self.chosen else name
 
+    @property
+    def positives(self) -> list[str]:
+        """The head of a column of positive patches; none of more than two classes."""
+        return [] if self.multiclass else [self.positive]
+
     def swatch(self, name: str) -> Markup:
         """The colour of a system in the plots, where it has one."""
         colour = Markup(' style="background:var(--s{})"')
         return Markup('<i class="swatch"{}></i>').format(
             colour.format(self.series[name]) if name in self.series else ""
         )
+
+    def class_swatch(self, number: int) -> Markup:
+        """The colour of a class in plots and maps; beyond the seven colours the shape differs too."""
+        shape = f" s{number // SERIES}" if number >= SERIES else ""
+        text = Markup('<i class="swatch{}" style="background:var(--s{})"></i>')
+        return text.format(shape, number % SERIES)
+
+    def of_fold(self, dataset: str) -> str:
+        """Says that the scores of the training set are out of fold."""
+        return ", out of fold" if dataset == self.train else ""
 
     def cell(self, name: str) -> tuple[str, Markup]:
         """A system as a cell of a table, on the page with its colour."""

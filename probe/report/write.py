@@ -1,6 +1,7 @@
 """`patchbank probe report`: the results of a study as one self-contained HTML file, or as Markdown."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,30 @@ from ...files import write_text
 from ...texts import prose
 from ..results.files import ProbeResult
 from .markup import document, marked
-from .sections import clinical, curves, data, differences, domains, experts, gallery, scores
+from .sections import classes, clinical, curves, data, differences, domains, experts, gallery, scores
 from .view import View
 
+LISTED = 12  # names of classes in the first sentence
 Section = tuple[str, list[Any]]  # title, and paragraphs (str), Table, Markup
 
 
 def write_report(
-    result: ProbeResult | str | os.PathLike[str], output: str | os.PathLike[str], *, images: bool = True
+    result: ProbeResult | str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    images: bool = True,
+    errors: int = gallery.ERRORS,
 ) -> Path:
     """Write a report of results (or of the folder that has them): .html or .md, by the output's name.
 
     images : put the most confident errors into the HTML as thumbnails, where the image files are still there
+    errors : how many of each kind
     Raises ProbeError (no results), InvalidRequest (another ending).
     """
     result = result if isinstance(result, ProbeResult) else ProbeResult.load(result)
     output = Path(output)
     if output.suffix.lower() in (".html", ".htm"):
-        text = html_report(result, images=images)
+        text = html_report(result, images=images, errors=errors)
     elif output.suffix.lower() in (".md", ".markdown"):
         text = markdown_report(result)
     else:
@@ -36,10 +43,12 @@ def write_report(
     return write_text(output, text)
 
 
-def html_report(result: ProbeResult, *, images: bool = True) -> str:
+def html_report(result: ProbeResult, *, images: bool = True, errors: int = gallery.ERRORS) -> str:
     """The whole page."""
     view = View(result)
-    sections = [(f"s{i}", *section) for i, section in enumerate(sections_of(view, images=images))]
+    sections = [
+        (f"s{i}", *section) for i, section in enumerate(sections_of(view, errors=errors if images else 0))
+    ]
     lead = Markup('<p class="lead">{}</p>').format(marked(lead_of(view)))
     return document(title_of(view), sections, lead=lead, foot=f"patchbank {view.results.made_by}")
 
@@ -48,7 +57,7 @@ def markdown_report(result: ProbeResult) -> str:
     """The same tables and sentences without the plots."""
     view = View(result)
     out = [f"# {prose(title_of(view))}", prose(lead_of(view))]
-    for title, content in sections_of(view, images=False):
+    for title, content in sections_of(view, errors=0):
         shown = [
             prose(part) if isinstance(part, str) else part.markdown()
             for part in content
@@ -57,6 +66,10 @@ def markdown_report(result: ProbeResult) -> str:
         if shown:
             out += [f"## {title}", *shown]
     return "\n\n".join(out) + "\n"
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z]+", "-", title.lower())
 
 
 def title_of(view: View) -> str:
@@ -75,21 +88,28 @@ def lead_of(view: View) -> str:
         what = "linear classifier on frozen embeddings"
     if view.models[view.chosen].recipe is not None:
         what = "fine-tuned network"
+    question = f"tell **{view.positive}** patches from the others"
+    if view.multiclass:
+        names = ", ".join(view.classes[:LISTED]) + (", ..." if len(view.classes) > LISTED else "")
+        question = f"tell {len(view.classes)} classes of patches from each other ({names})"
+    of = "" if view.multiclass else f" ({train.n_positive} {view.positive})"
     return (
-        f"How well does a {what} tell **{view.positive}** patches from the others? It was trained on "
-        f"{train.n} patches ({train.n_positive} {view.positive}) from {groups}, for {systems}, and "
+        f"How well does a {what} {question}? It was trained on "
+        f"{train.n} patches{of} from {groups}, for {systems}, and "
         f"tested on {sets}. Chosen on the folds: **{view.chosen}**."
     )
 
 
-def sections_of(view: View, *, images: bool) -> list[Section]:
-    """The sections of a report that have content, in order."""
+def sections_of(view: View, *, errors: int) -> list[Section]:
+    """The sections of a report that have content, in order. errors : images of each kind of error."""
     sections = [
         ("Results", scores.leaderboard(view)),
         ("Repeated with other folds", scores.repeats(view)),
+        ("Confusion matrix", classes.confusion(view)),
+        ("Classes", classes.per_class(view)),
         ("Curves", curves.curves(view)),
         ("Threshold", curves.thresholds(view)),
-        ("Calibration", clinical.calibration(view)),
+        ("Calibration", [*clinical.calibration(view), *classes.calibration(view)]),
         ("Operating points", clinical.operating_points(view)),
         ("Decision curve", clinical.decision_curve(view)),
         ("How the penalty was chosen", curves.paths(view)),
@@ -100,7 +120,7 @@ def sections_of(view: View, *, images: bool) -> list[Section]:
         ),
         ("Domains", domains.by_domain(view)),
         ("Agreement of the experts", experts.experts(view)),
-        ("Most confident errors", gallery.confident_errors(view) if images else []),
+        ("Most confident errors", gallery.confident_errors(view, errors) if errors else []),
         ("Data and leaks", data.data(view)),
         ("Provenance and cost", data.provenance(view)),
     ]

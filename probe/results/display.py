@@ -1,12 +1,15 @@
 """Results as people read them: names of metrics, numbers with their intervals, tables."""
 
+import csv
+import io
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ...terminal import print_table
-from ...texts import markdown_table
+from ...texts import csv_cell, markdown_table
 from .schema import Spread
 
 Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
@@ -28,6 +31,14 @@ TITLES = {
     "kappa": "Cohen's kappa",
     "precision": "precision",
 }
+OF_CLASSES = {"auroc": "macro AUROC", "average_precision": "macro average precision", "f1": "macro F1"}
+INTERVAL = re.compile(r"([+-]?\d[\d.]*) \[([+-]?\d[\d.]*), ([+-]?\d[\d.]*)\]")  # what `interval` writes
+
+
+def titles_of(*, multiclass: bool, ordered: bool = False) -> dict[str, str]:
+    """Metric -> its name; of more than two classes the means over classes are called macro."""
+    kappa = {"kappa": "kappa, quadratic weights"} if ordered else {}
+    return TITLES | OF_CLASSES | kappa if multiclass else TITLES
 
 
 def shown_of_classes(*, ordered: bool) -> tuple[str, ...]:
@@ -89,14 +100,36 @@ class Table:
 
     def markdown(self) -> str:
         """A table of Markdown; heads above the heads are put before these."""
-        prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
-        heads = [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
-        return markdown_table(heads, self._texts(), words=self.left)
+        return markdown_table(self._named(), self._texts(), words=self.left)
+
+    def csv(self) -> str:
+        """CSV of it, in which no cell is a formula; columns of intervals become value, low and high."""
+        heads, columns = self._named(), list(zip(*self._texts(), strict=True))
+        out: list[list[Any]] = []
+        for head, cells in zip(heads, columns or [()] * len(heads), strict=True):
+            parts = [INTERVAL.fullmatch(str(cell)) for cell in cells]
+            if any(parts):
+                values = [
+                    part.groups() if part else (cell, "", "") for part, cell in zip(parts, cells, strict=True)
+                ]
+                named = zip((head, f"{head}: low", f"{head}: high"), zip(*values, strict=True), strict=True)
+                out += [[name, *column] for name, column in named]
+            else:
+                out.append([head, *cells])
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(
+            [csv_cell(cell) for cell in row] for row in zip(*out, strict=True)
+        )
+        return text.getvalue()
 
     def show(self, *, title: str = "", caption: str = "") -> None:
         """Print it on the terminal; the columns of words name the rows."""
         right = range(self.left, len(self.heads))
         print_table(self.heads, self._texts(), lead=self.left, right=right, title=title, caption=caption)
+
+    def _named(self) -> list[str]:
+        prefixes = [text for text, span in self.over for _ in range(span)] or [""] * len(self.heads)
+        return [f"{over}: {head}" if over else head for over, head in zip(prefixes, self.heads, strict=True)]
 
     def _texts(self) -> list[list[Any]]:
         return [[cell[0] if isinstance(cell, tuple) else cell for cell in row] for row in self.rows]

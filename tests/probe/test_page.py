@@ -24,7 +24,7 @@ from patchbank.probe.report.maps import caption, json_script
 from patchbank.probe.report.markup import prose
 from patchbank.probe.report.page import (
     EmbeddingMap,
-    Picture,
+    LabelledImage,
     PublishedRow,
     StudyPage,
     SystemRow,
@@ -130,8 +130,8 @@ def page(result: ProbeResult) -> StudyPage:
         )
         for metric in ("balanced_accuracy", "auroc")
     ]
-    png = thumbnail(Tiles().read(0), 32)
-    twins = [("outer/1", "Atypical", png), ("outer/2", "Normal", b"")]
+    jpeg = thumbnail(Tiles().read(0), 32)
+    twins = [("outer/1", "Atypical", jpeg), ("outer/2", "Normal", b"")]
     return StudyPage(
         title="A study of what is known",
         about="Which **encoder** separates them?",
@@ -141,7 +141,7 @@ def page(result: ProbeResult) -> StudyPage:
         published_source="From https://example.org/paper.",
         maps=(make_map(), make_map(title="poor/full/cls", method="UMAP", explained=(), points=CORNERS[::-1])),
         contradictions=(
-            tuple(Picture(patch_id=p, dataset="outer", label=y, path="x", png=b) for p, y, b in twins),
+            tuple(LabelledImage(patch_id=p, dataset="outer", label=y, path="x", jpeg=b) for p, y, b in twins),
         ),
         log=(("extract", "good", "done", 12.5), ("finetune", "uni 2", "blocked", None)),
     )
@@ -343,7 +343,7 @@ def hostile(page: StudyPage) -> StudyPage:
         published_source=HOSTILE,
         maps=(make_map(patch_id=[HOSTILE] * 4, dataset=[HOSTILE] * 4, domain=[HOSTILE] * 4, title=HOSTILE),),
         contradictions=(
-            (Picture(patch_id=HOSTILE, dataset=HOSTILE, label=HOSTILE, path=HOSTILE, png=b""),) * 2,
+            (LabelledImage(patch_id=HOSTILE, dataset=HOSTILE, label=HOSTILE, path=HOSTILE, jpeg=b""),) * 2,
         ),
         log=((HOSTILE, HOSTILE, HOSTILE, None),),
     )

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Manifest
-from patchbank.datasets.thumbnails import thumbnail_of
+from patchbank.datasets.thumbnails import thumbnails_of
 from patchbank.errors import InvalidRequest, OutputError, ProbeError
 from patchbank.probe.cli import probe_group
 from patchbank.probe.report.charts import Chart, Part, pr_points, roc_points, unit_ticks
@@ -94,9 +94,11 @@ def test_only_images_that_were_scored_are_embedded(result: ProbeResult, tmp_path
         data = [{**one, "root": str(tmp_path)} for one in result.document["data"]]
         assert "data:image" not in html_report(ProbeResult({**result.document, "data": data}, table)), path
     known = result.predictions.iloc[0]
-    assert thumbnail_of(str(root), known["path"], known["content_hash"], 8) is not None
+    assert thumbnails_of(str(root), [(known["path"], known["content_hash"])], 8) != [None]
     for path in (f"../{root.name}/{known['path']}", str(root / known["path"])):
-        assert thumbnail_of(str(root), path, known["content_hash"], 8) is None, "outside, whatever it is"
+        assert thumbnails_of(str(root), [(path, known["content_hash"])], 8) == [None], (
+            "outside, whatever it is"
+        )
 
 
 def test_a_threshold_stands_beside_a_probability_of_its_scale(result: ProbeResult) -> None:

@@ -8,7 +8,7 @@ Reloaded). Read from the scores that FORMAT.md documents; results without them h
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...results.display import TITLES, Table, interval, number, p_value
+from ...results.display import Table, interval, number, p_value
 from ...results.schema import UNKNOWN, Role, Score, Votes
 from ..charts import decision
 from ..plots import side_by_side, svg
@@ -24,7 +24,7 @@ def _leading(view: View) -> list[Score]:
 
 
 def _counted(view: View, score: Score) -> str:
-    return score.dataset + (", out of fold" if score.dataset == view.train else "")
+    return score.dataset + view.of_fold(score.dataset)
 
 
 def reasons(records: Iterable[tuple[str, Mapping[str, str]]]) -> list[Any]:
@@ -158,7 +158,7 @@ def precision(view: View) -> list[Any]:
     rows = [
         [
             p.dataset,
-            TITLES[p.metric],
+            view.titles[p.metric],
             f"{p.n:,}",
             "unknown" if p.dataset in view.ungrouped else p.n_groups,
             f"± {p.half_width:.3f}" if p.half_width is not None else "-",
@@ -191,7 +191,7 @@ def between_domains(view: View) -> list[Any]:
             rows.append(
                 [
                     _counted(view, r),
-                    TITLES[metric],
+                    view.titles[metric],
                     b.worst.domain,
                     interval(b.worst.estimate),
                     b.k,
@@ -276,4 +276,4 @@ def if_clustered(view: View, scores: Sequence[Score], metrics: Sequence[str]) ->
         return []
     rows = [[r.features, *(interval(r.estimate(m, "design_effect_2")) for m in metrics)] for r in found]
     text = "The same if patches were clustered so that the variance is twice as large (design effect 2):"
-    return [text, Table([view.noun, *(TITLES[m] for m in metrics)], rows)]
+    return [text, Table([view.noun, *(view.titles[m] for m in metrics)], rows)]

@@ -5,7 +5,7 @@ from typing import Any
 from ...results.display import Table, interval, number
 from ...results.schema import Role
 from .. import charts
-from ..plots import legend, side_by_side, svg
+from ..plots import class_legend, legend, side_by_side, svg
 from ..view import View
 
 PARAMETER_WORDS = {
@@ -19,6 +19,8 @@ PARAMETER_WORDS = {
 
 def curves(view: View) -> list[Any]:
     """ROC, precision-recall and calibration plots of each set."""
+    if view.multiclass:
+        return _class_curves(view)
     out: list[Any] = [
         "Left: ROC, sensitivity against the false positive rate. Middle: precision against "
         "sensitivity; dashed, "
@@ -33,6 +35,20 @@ def curves(view: View) -> list[Any]:
             svg(chart(view, dataset)) for chart in (charts.roc, charts.precision_recall, charts.reliability)
         ]
         out.append(side_by_side(plots, head=dataset))
+    return out
+
+
+def _class_curves(view: View) -> list[Any]:
+    out: list[Any] = [
+        f"Each class against the rest, by {view.chosen} (★). Left: ROC, sensitivity against the false "
+        "positive rate. Middle: precision against sensitivity. Right: share of right calls by the "
+        f"probability of the call, after temperature scaling ({view.level} % intervals for independent patches).",
+        class_legend(view),
+    ]
+    for dataset in dict.fromkeys(dataset for dataset, _ in view.records):
+        if (dataset, view.chosen) in view.records:
+            shown = (charts.class_roc, charts.class_precision_recall, charts.confidence)
+            out.append(side_by_side([svg(chart(view, dataset)) for chart in shown], head=dataset))
     return out
 
 

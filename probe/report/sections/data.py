@@ -26,7 +26,7 @@ def data(view: View) -> list[Any]:
             d.licence,
             ", ".join(f"{k} ({v})" for k, v in d.domains.items()) or "-",
             d.n,
-            d.n_positive,
+            *([] if d.n_positive is None else [d.n_positive]),
             d.n_groups or "-",
             d.n_distinct,
         ]
@@ -34,11 +34,16 @@ def data(view: View) -> list[Any]:
     ]
     out: list[Any] = [
         Table(
-            ["set", "licence", "domains", "patches", view.positive, "groups", "distinct images"],
+            ["set", "licence", "domains", "patches", *view.positives, "groups", "distinct images"],
             rows,
             left=3,
         )
     ]
+    if view.multiclass:
+        counts = [dict(zip(d.classes, d.counts, strict=False)) for d in view.results.data]
+        out.append(
+            Table(["class", *view.sets], [[name, *(c.get(name, 0) for c in counts)] for name in view.classes])
+        )
     left_out = [f"{n:,} of {d.dataset} ({why})" for d in view.results.data for why, n in d.left_out.items()]
     left_out += [
         f"{d.n - d.n_distinct:,} of {d.dataset} (repeated images, and those with both labels: out of the "

@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from ...results.display import TITLES, Table, p_value
+from ...results.display import Table, p_value
 from .. import charts
 from ..plots import legend, side_by_side, svg
 from ..view import View
+
+COMPARED = ("auroc", "balanced_accuracy", "kappa")  # the last of more than two classes only
 
 
 def differences(view: View) -> list[Any]:
@@ -22,7 +24,7 @@ def differences(view: View) -> list[Any]:
     table = []
     plots = []
     for dataset in view.sets:
-        for metric in ("auroc", "balanced_accuracy"):
+        for metric in COMPARED if view.multiclass else COMPARED[:2]:
             chart = charts.differences(view, dataset, metric)
             if chart is None:
                 continue
@@ -32,7 +34,7 @@ def differences(view: View) -> list[Any]:
                 [
                     dataset,
                     c.a,
-                    TITLES[metric],
+                    view.titles[metric],
                     f"{c.difference:+.3f}",
                     "-" if c.low is None else f"[{c.low:+.3f}, {c.high:+.3f}]",
                     p_value(c.p_holm),

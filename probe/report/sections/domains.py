@@ -10,7 +10,8 @@ from markupsafe import Markup
 from ...results.display import Table, interval
 from ...results.schema import LeftOut, Role, Score
 from ...results.scoring import NO_INTERVALS
-from ..charts import Matrix, matrices
+from ..chart import Matrix
+from ..charts import matrices
 from ..markup import interval_html, span, tint, whisker
 from ..view import View
 from . import clinical
@@ -83,12 +84,12 @@ def _domain_table(
             (interval(value), interval_html(value) + bar),
         ]
 
-    heads = ["domain", "patches", view.positive, "balanced accuracy", "AUROC"]
+    heads = ["domain", "patches", *view.positives, "balanced accuracy", view.titles["auroc"]]
     if left_out:
-        heads += ["balanced accuracy, left out", "AUROC, left out"]
+        heads += ["balanced accuracy, left out", f"{view.titles['auroc']}, left out"]
     rows = []
     for r in scores:
-        row = [r.domain, r.n, r.n_positive, *cells(r)]
+        row = [r.domain, r.n, *([] if r.n_positive is None else [r.n_positive]), *cells(r)]
         rows.append(row + cells(left_out.get(r.domain)) if left_out else row)
     return Table(heads, rows, kind="board")
 
@@ -97,10 +98,10 @@ def domain_matrices(view: View) -> list[list[Any]]:
     """Trained on one domain, scored on another: the content of each, the chosen one's first."""
     return [
         [
-            f"{matrix.of}: trained on one domain (rows), scored on another (columns), AUROC with its "
-            f"{view.level} % interval over {view.groups}. Tuned inside the row's domain; framed, the "
-            "domain itself, out of fold at the setting that the same folds chose, a little too high. In "
-            f"brackets in the heads, {view.positive} of all patches.",
+            f"{matrix.of}: trained on one domain (rows), scored on another (columns), "
+            f"{view.titles['auroc']} with its {view.level} % interval over {view.groups}. "
+            "Tuned inside the row's domain; framed, the domain itself, out of fold at the setting that the same folds chose, a little too high. In "
+            f"brackets in the heads, {'patches' if view.multiclass else f'{view.positive} of all patches'}.",
             _matrix(view, matrix),
             *clinical.reasons(_matrix_reasons(matrix)),
         ]
@@ -122,7 +123,7 @@ def _matrix(view: View, matrix: Matrix) -> Table:
         rows.append(cells)
     sets = [view.train if dataset == "train" else dataset for dataset, *_ in matrix.columns]
     over = [("", 1), *((name, len(list(same))) for name, same in groupby(sets))]
-    heads = [f"{domain or 'all'} ({p}/{n})" for _, domain, p, n in matrix.columns]
+    heads = matrix.heads()
     return Table(["trained on", *heads], rows, kind="matrix", over=over)
 
 

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from ...results.display import SHOWN, TITLES, Table, interval, mean_and_sd, mean_sd, number
+from ...results.display import SHOWN, Table, interval, mean_and_sd, mean_sd, number
 from ...results.scoring import FEW_GROUPS
-from ..charts import OTHERS
 from ..markup import interval_html, span, whisker
-from ..view import View
+from ..view import OTHERS, View
 from . import clinical
 
 _SIMULATED = "In simulated studies of 20 to 150 slides, 95 % intervals of this kind held the truth in "
@@ -21,7 +20,13 @@ COVERED = {  # tests/benchmarks/stats_coverage.py
 def leaderboard(view: View) -> list[Any]:
     """All systems on each set, with what the numbers mean and what bears on them."""
     records = list(view.records.values())
-    scale = {m: span([r.estimate(m) for r in records]) for m in SHOWN}
+    beside = ("accuracy", "f1") if view.multiclass else ("sensitivity", "specificity")
+    scale = {
+        m: span(
+            [r.estimate(m) for r in records], min(r.chance(m) for r in records) if view.multiclass else 0.5
+        )
+        for m in view.metrics
+    }
     solver = view.results.config.solver
     out: list[Any] = []
     if solver != "exact":
@@ -37,36 +42,38 @@ def leaderboard(view: View) -> list[Any]:
             continue
         what = "different patches" if on_set[0].deduplicated else "patches"
         how = "scored out of fold" if dataset == view.train else "never used in training or choosing"
-        share = on_set[0].share
+        share = f"{on_set[0].share:.1%} {view.positive}"
+        if view.multiclass:
+            share = f"{on_set[0].n_classes} classes"
         line = (
             f"; an expert against the other experts: balanced accuracy {view.human[dataset]:.3f} (dashed)"
             if dataset in view.human
             else ""
         )
         out.append(
-            f"**{dataset}**: {on_set[0].n:,} {what}, {share:.1%} {view.positive}, "
+            f"**{dataset}**: {on_set[0].n:,} {what}, {share}, "
             f"{clinical.independence(view, on_set[0])}; "
             f"{how}{line}."
         )
         rows = []
         for r in on_set:
             cells: list[Any] = [view.cell(r.features)]
-            for m in SHOWN:
+            for m in view.metrics:
                 human = view.human.get(dataset) if m == "balanced_accuracy" else None
                 series, value = view.series.get(r.features, OTHERS), r.estimate(m)
                 bar = whisker(value, scale[m], chance=r.chance(m), human=human, series=series)
                 cells.append((interval(value), interval_html(value) + bar))
-            cells += [number(r.estimate(m).value) for m in ("sensitivity", "specificity")]
+            cells += [number(r.estimate(m).value) for m in beside]
             rows.append(cells)
         out.append(
             Table(
-                [view.noun, *(TITLES[m] for m in SHOWN), "sensitivity", "specificity"],
+                [view.noun, *(view.titles[m] for m in (*view.metrics, *beside))],
                 rows,
                 kind="board",
             )
         )
-        out += clinical.if_clustered(view, on_set, SHOWN)
-    return [*out, *clinical.no_interval(view, SHOWN), *with_duplicates(view), *notes(view)]
+        out += clinical.if_clustered(view, on_set, view.metrics)
+    return [*out, *clinical.no_interval(view, view.metrics), *with_duplicates(view), *notes(view)]
 
 
 def notes(view: View) -> list[Any]:
@@ -90,7 +97,7 @@ def repeats(view: View) -> list[Any]:
         "folds of another seed; the first run is the one that all other figures are of. The deviation "
         "is that of the choice of folds, on all files of these same patches: it is not an interval for other "
         "patients.",
-        Table(["set", view.noun, *(TITLES[m] for m in SHOWN)], rows, left=2),
+        Table(["set", view.noun, *(view.titles[m] for m in SHOWN)], rows, left=2),
     ]
 
 
@@ -125,11 +132,25 @@ def meaning(view: View) -> str:
         "bca": f"the BCa bootstrap of whole {kind}; percentiles below {FEW_GROUPS} of them",
         "percentile": f"percentiles of the bootstrap of whole {kind}",
     }[view.results.config.interval]
-    parts = (_meaning_of_numbers(view, how), COVERED[view.results.config.interval], view.result.optimism("★"))
+    covered = COVERED[view.results.config.interval]
+    if view.multiclass:
+        covered = "How often such intervals hold the truth was simulated for two classes only."
+    parts = (_meaning_of_numbers(view, how), covered, view.result.optimism("★"))
     return " ".join(part for part in parts if part)
 
 
 def _meaning_of_numbers(view: View, how: str) -> str:
+    if view.multiclass:
+        ordered = view.results.train.ordered
+        return (
+            f"In brackets: {view.level} % intervals, by {how}. The call is the most probable class. Balanced "
+            f"accuracy is the mean of the {len(view.classes)} classes' sensitivities; chance level is "
+            f"{1 / len(view.classes):.3f}. AUROC, average precision and F1 are macro: means over the "
+            "classes, each against the rest. Cohen's kappa is agreement beyond chance, 0 at chance level"
+            + (", with quadratic weights, since the classes are ordered" if ordered else "")
+            + ". A mean over classes is undefined on a set that lacks one of them. ★ marks what the folds of "
+            "the training set chose; no choice of any kind was made on the test sets."
+        )
     return (
         f"In brackets: {view.level} % intervals, by {how}. Balanced "
         "accuracy is the mean of sensitivity and specificity, calls made at probability 0.5; 0.5 is "
