@@ -98,7 +98,7 @@ class _Work:
     def __init__(self, study: Study, where: Places, *, measure: bool = False) -> None:
         if where.finetune not in MODES:
             raise InvalidRequest(f"finetune is {where.finetune!r}; it has to be one of {', '.join(MODES)}")
-        ExtractOptions.of(**study.extract)
+        ExtractOptions(**study.extract)
         self.study, self.where, self.measure = study, where, measure
         self.state = State(where.out / "state.json")
         self.figures = figures_of(study)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from .study_file import Study, System
 from .texts import write_csv
 
 FILES = ("report.html", "report.md", "table.csv")
+PAGE_IS_MADE_BY = ("probe", "study_page.py", "study_file.py", "datasets/thumbnails.py", "texts.py")
 MAP_POINTS = 1500  # patches drawn in one map of embeddings, each with a thumbnail
 MAPS = 3  # maps on the page: of the best systems on the folds
 TILE, COLUMNS = 48, 40  # pixels a side of a thumbnail, thumbnails in a row of the sprite
@@ -64,14 +65,16 @@ class StudyReport:
         self.files = [where.out / name for name in FILES]
 
     def step(self) -> Step:
-        """Writing the page and its tables: again when the study file, a result or a missing one changes."""
+        """Writing the page and its tables: again when the study file, a result, a missing one or the code
+        that writes them changes.
+        """
         step = Step(kind="report", title=str(self.files[0]))
         if any(s.state == "to do" for s in self.steps):  # of a plan: what it will say is not known yet
             return step
         about = self.study.model_dump()
         versions = {name: sha256(folder / "results.json") for name, folder in self.results.items()}
         rows = self.sets.digest(self.where.bank)
-        step.request = digest(rows, about, self.figures, versions, self.absent)
+        step.request = digest(rows, about, self.figures, versions, self.absent, code_of_page())
         if self.state.get("report", "digest") == step.request and all(file.exists() for file in self.files):
             step.state = "cached"
             return step
@@ -114,9 +117,11 @@ class StudyReport:
             images = contradictions(self.merged, self.sets)
             page = replace(page, maps=tuple(maps), contradictions=tuple(images))
         html, text, table = self.files
-        write_page(html, page)
-        write_text(text, markdown(page))
         write_csv(table, frame(page))
+        write_page(html, replace(page, table=table.read_bytes()))
+        write_text(text, markdown(page))
+        if self.merged is not None:  # `probe report OUT --figures` reads it
+            self.merged.save(self.where.out)
 
     def _published(self) -> list[PublishedRow]:
         if self.merged is None or not self.figures:
@@ -178,7 +183,10 @@ def embedding_maps(
     table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
     rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
     sprite = sprite_sheet(_Joined(list(manifests.values())), rows.tolist(), tile=TILE, columns=COLUMNS)
-    shown, positive = table.iloc[rows], merged.results.train.positive
+    shown, train = table.iloc[rows], merged.results.train
+    codes = (shown["label"] == train.positive).astype(int).tolist()
+    if merged.results.multiclass:
+        codes = [train.classes.index(label) for label in shown["label"]]
     for features, store in list(chosen.items())[:MAPS]:
         source = parse_features(features).sources[0]
         opened = open_bank(bank, precision=store.precision, dtype=store.dtype)
@@ -195,7 +203,7 @@ def embedding_maps(
             patch_id=shown["patch_id"].tolist(),
             dataset=shown["dataset"].tolist(),
             domain=shown["domain"].tolist(),
-            label=(shown["label"] == positive).astype(int).tolist(),
+            label=codes,
             total=len(table),
             sprite=sprite,
             tile=TILE,
@@ -233,6 +241,16 @@ def contradictions(merged: ProbeResult, sets: Sets) -> Iterator[tuple[LabelledIm
             about = {"patch_id": patch_id, "dataset": manifest.header.name, "label": label, "path": path}
             images.append(LabelledImage(**about, jpeg=jpeg))
         yield tuple(images)
+
+
+@cache
+def code_of_page() -> str:
+    """Digest of the files that merge results and write the page: 10 ms, and no version to forget."""
+    root = Path(__file__).resolve().parent
+    named = [root / name for name in PAGE_IS_MADE_BY]
+    files = [file for path in named for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    code = [file for file in files if file.suffix in (".py", ".html", ".svg", ".css", ".js")]
+    return digest(*(sha256(file) for file in code))
 
 
 def figures_of(study: Study) -> Mapping[str, Any]:

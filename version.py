@@ -2,9 +2,11 @@
 
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,24 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
     return found
 
 
+@cache
+def commit() -> str:
+    """Commit of a checkout that this runs from, with "-dirty" where files differ from it; else ""."""
+    root = Path(__file__).resolve().parent
+    if not (root / ".git").exists():
+        return ""
+    ask = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
 def provenance(*more: str) -> dict[str, Any]:
-    """Versions (patchbank, Python, numerical packages, `more`), machine, time (UTC) and command line."""
+    """Versions (patchbank, its commit, Python, numerical packages, `more`), machine, time, command line."""
     return {
         "patchbank": __version__,
+        **({"commit": commit()} if commit() else {}),
         "python": platform.python_version(),
         **versions(("numpy", "scipy", "scikit-learn", *more)),
         "platform": platform.platform(),

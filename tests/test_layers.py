@@ -53,7 +53,8 @@ OTHER_DICTS = {
         "tomllib.loads(f'value = {value}')",
     },  # of comparisons, of few-shot curves
     "compare.py": {"r"},  # what is printed of a comparison
-    "domains.py": {"record", "c"},  # makes records
+    "domains.py": {"record", "c", "view.titles"},  # makes records; names of metrics
+    "figures.py": {"view.titles"},
     "prediction.py": {"card"},  # of a fine-tuned model
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},

@@ -1,5 +1,6 @@
 """Studies: planned, run, run again, changed, interrupted; with encoders that cost nothing."""
 
+import base64
 import csv
 import json
 import os
@@ -15,12 +16,14 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from patchbank import study_page
 from patchbank.cli import patchbank
 from patchbank.datasets.folds import folds_for
 from patchbank.datasets.manifest import load_manifest
 from patchbank.datasets.synthetic import generate_manifests
 from patchbank.errors import InvalidRequest, OutputError
 from patchbank.files import locked
+from patchbank.probe.cli import probe_group
 from patchbank.probe.results.files import ProbeResult
 from patchbank.steps import Places, Step
 from patchbank.study import StudyResult, plan_study, run_study
@@ -149,6 +152,30 @@ def test_a_study_runs_and_a_second_run_does_nothing(place: Path) -> None:
     assert (place / "out/report.html").stat().st_mtime_ns == stamp
     planned = plan_study(load_study(file), where)
     assert {step.state for step in planned} == {"cached", "blocked"}
+
+
+def test_the_page_is_written_again_when_its_code_changes_and_the_merged_result_is_kept(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_study(place, [FLAT8, FLAT4], tests=EXTERNAL)
+    done = run(file)
+    assert done.page.result is not None
+    kept = ProbeResult.load(place / "out")
+    assert kept.to_json() == done.page.result.to_json()
+    assert [m.features for m in kept.results.models] == ["Flat 8", "Flat 4"]
+    page = (place / "out/report.html").read_text()
+    (content,) = re.findall(r'download="table.csv" href="data:text/csv;base64,([^"]+)"', page)
+    assert base64.b64decode(content) == (place / "out/table.csv").read_bytes()
+    command = ["report", str(place / "out"), "--figures", str(place / "figures"), "-f", "svg"]
+    answer = CliRunner().invoke(probe_group, command)
+    assert answer.exit_code == 0, answer.output
+    assert "Flat 4" in (place / "figures/systems-auroc-synthetic-external.svg").read_text()
+
+    assert run(file).idle
+    monkeypatch.setattr(study_page, "code_of_page", lambda: "other code")
+    again = states(run(file).steps)
+    assert again.pop(("report", str(place / "out/report.html"))) == "done"
+    assert set(again.values()) == {"cached"}, "nothing but the page is made again"
 
 
 def test_a_changed_grid_probes_again_and_extracts_nothing(place: Path) -> None:

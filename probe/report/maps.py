@@ -13,9 +13,9 @@ from .model import EmbeddingMap
 GRID = 9999  # points are whole numbers of 0...GRID of the larger side
 
 
-def maps_html(maps: Sequence[EmbeddingMap], *, positive: str) -> Markup:
-    """Controls, canvas and data of the maps. positive : what a label of 1 is called."""
-    data, sprites = _data(maps, positive)
+def maps_html(maps: Sequence[EmbeddingMap], *, labels: Sequence[str]) -> Markup:
+    """Controls, canvas and data of the maps. labels : the classes, by code; of two, the positive one last."""
+    data, sprites = _data(maps, labels)
     return render(
         "maps.html", maps=maps, sprites=sprites, caption=caption, data=json_script("map-data", data)
     )
@@ -41,7 +41,7 @@ def json_script(name: str, data: Any) -> Markup:
     return Markup(f'<script type="application/json" id="{name}">{text}</script>')
 
 
-def _data(maps: Sequence[EmbeddingMap], positive: str) -> tuple[dict[str, Any], list[bytes]]:
+def _data(maps: Sequence[EmbeddingMap], labels: Sequence[str]) -> tuple[dict[str, Any], list[bytes]]:
     """Maps of the same patches share their rows and their sprite."""
     rows: list[dict[str, Any]] = []
     sprites: list[bytes] = []
@@ -74,4 +74,4 @@ def _data(maps: Sequence[EmbeddingMap], positive: str) -> tuple[dict[str, Any], 
                 "columns": one.columns,
             }
         )
-    return {"maps": drawn, "rows": rows, "labels": [f"not {positive}", positive]}, sprites
+    return {"maps": drawn, "rows": rows, "labels": list(labels)}, sprites

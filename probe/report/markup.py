@@ -56,9 +56,12 @@ def document(
     )
 
 
-def content(parts: Iterable[Any], name: str = "table") -> Markup:
-    """Texts, Tables and Markup of a section, as HTML. name : of the files that its tables download as."""
-    return render("content.html", parts=parts, name=name)
+def content(parts: Iterable[Any], name: str = "table", title: str = "") -> Markup:
+    """Texts, Tables and Markup of a section, as HTML.
+
+    name : of the files that its tables download as; title : of the section, for captions
+    """
+    return render("content.html", parts=parts, name=name, title=title)
 
 
 def marked(text: str) -> Markup:

@@ -86,7 +86,7 @@ class EmbeddingMap:
     dataset: Sequence[str]
     domain: Sequence[str]
     label: Sequence[int]
-    """1: positive."""
+    """Number of the class; of two classes 1 is the positive one."""
     total: int
     """Patches there were before the draw."""
     sprite: bytes = b""
@@ -124,6 +124,8 @@ class StudyPage:
     """What the page leads with; "": the first held-out set, balanced accuracy."""
     published: tuple[PublishedRow, ...] = ()
     published_source: str = ""
+    table: bytes = b""
+    """The file table.csv."""
     maps: tuple[EmbeddingMap, ...] = ()
     contradictions: tuple[tuple[LabelledImage, ...], ...] = ()
     log: tuple[tuple[str, str, str, float | None], ...] = ()

@@ -96,16 +96,16 @@ const data = by("map-data") && JSON.parse(by("map-data").textContent);
 const frame = by("map");
 if (data && frame) {
   const canvas = frame.querySelector("canvas"), pen = canvas.getContext("2d"), tip = by("tip");
-  const picture = tip.querySelector("canvas"), words = tip.querySelector("div"), live = by("map-live");
+  const image = tip.querySelector("canvas"), words = tip.querySelector("div"), live = by("map-live");
   const legend = by("legend"), which = by("which"), SERIES = 7, REACH = 22, PAD = 14;
   let map, rows, colour = "label", alone = -1, at = -1, places = [], size = [1, 1], dark = matchMedia("(prefers-color-scheme:dark)");
 
   const names = () => colour === "label" ? data.labels : colour === "dataset" ? rows.datasets : rows.domains;
   const style = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const shades = () => Array.from({ length: SERIES }, (_, i) => style(`--s${i}`));
-  // the positive class in the accent, the others grey; categories beyond the seven colours in other shapes
-  const shade = (category, colours) => colour === "label" ? colours[category ? 0 : SERIES - 1]
-    : colours[category % SERIES];
+  // of two classes the positive one in the accent, the other grey; categories beyond the seven colours in other shapes
+  const twoClasses = () => colour === "label" && data.labels.length === 2;
+  const shade = (category, colours) => twoClasses() ? colours[category ? 0 : SERIES - 1] : colours[category % SERIES];
   const shape = (to, kind, x, y, r) => {
     to.beginPath();
     if (kind % 4 === 1) to.rect(x - r * .9, y - r * .9, r * 1.8, r * 1.8);
@@ -131,7 +131,7 @@ if (data && frame) {
     for (const i of first) {
       pen.globalAlpha = alone < 0 || of[i] === alone ? .78 : .08;
       pen.fillStyle = shade(of[i], colours);
-      shape(pen, colour === "label" ? 0 : Math.floor(of[i] / SERIES), ...places[i], radius);
+      shape(pen, twoClasses() ? 0 : Math.floor(of[i] / SERIES), ...places[i], radius);
       pen.fill();
     }
     pen.globalAlpha = 1;
@@ -152,7 +152,7 @@ if (data && frame) {
       chip.width = chip.height = 24;
       const ink = chip.getContext("2d");
       ink.fillStyle = shade(category, colours);
-      shape(ink, colour === "label" ? 0 : Math.floor(category / SERIES), 12, 12, 8);
+      shape(ink, twoClasses() ? 0 : Math.floor(category / SERIES), 12, 12, 8);
       ink.fill();
       button.type = "button";
       button.append(chip, `${name} (${total})`);
@@ -178,11 +178,11 @@ if (data && frame) {
       return line;
     }));
     const sprite = map.sprite < 0 ? null : by(`sprite${map.sprite}`);
-    picture.hidden = !sprite || !sprite.naturalWidth;
-    if (!picture.hidden) {
-      const [tile, ink] = [map.tile, picture.getContext("2d")];
+    image.hidden = !sprite || !sprite.naturalWidth;
+    if (!image.hidden) {
+      const [tile, ink] = [map.tile, image.getContext("2d")];
       ink.imageSmoothingQuality = "high";
-      ink.drawImage(sprite, i % map.columns * tile, Math.floor(i / map.columns) * tile, tile, tile, 0, 0, picture.width, picture.height);
+      ink.drawImage(sprite, i % map.columns * tile, Math.floor(i / map.columns) * tile, tile, tile, 0, 0, image.width, image.height);
     }
     tip.hidden = false;
     frame.dataset.patch = rows.id[i];

@@ -17,7 +17,18 @@ from .board import RANKED, Board, cost_table, published_table
 from .maps import maps_html
 from .markup import content, document, render
 from .model import EmbeddingMap, LabelledImage, PublishedRow, StudyPage, SystemRow
-from .sections import classes, clinical, curves, data, differences, domains, experts, gallery, scores
+from .sections import (
+    classes,
+    clinical,
+    curves,
+    data,
+    differences,
+    domains,
+    experts,
+    gallery,
+    reproduce,
+    scores,
+)
 from .view import View
 
 __all__ = ["EmbeddingMap", "LabelledImage", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
@@ -102,17 +113,21 @@ def _sections(page: StudyPage, view: View | None, board: Board) -> list[tuple[st
     sections.append(("published", "Beside the published figures", _published(page, view, board)))
     sections.append(("costs", "Costs", _costs(page)))
     if page.maps:
-        positive = view.positive if view else "positive"
+        labels = ["negative", "positive"]
+        if view:
+            labels = view.classes if view.multiclass else [view.negative, view.positive]
         text = (
             "Each point is a patch, placed by its embedding. Points that are close have similar embeddings."
         )
-        sections.append(("maps", "Embedding map", [text, maps_html(page.maps, positive=positive)]))
+        sections.append(("maps", "Embedding map", [text, maps_html(page.maps, labels=labels)]))
     if view:
         sections.append(("errors", "Most confident errors", gallery.confident_errors(view)))
     sections.append(("contradictions", "Contradictory labels", _contradictions(page.contradictions)))
     if view:
         sections.append(("data", "Data and leaks", data.data(view)))
         sections.append(("provenance", "Provenance", data.provenance(view)))
+        parts = [*reproduce.reproduce(view), *reproduce.downloads(view, page.table)]
+        sections.append(("reproduce", "How to reproduce", parts))
     sections.append(("log", "Log of the run", _log(page)))
     return sections
 

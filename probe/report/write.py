@@ -12,7 +12,18 @@ from ...files import write_text
 from ...texts import prose
 from ..results.files import ProbeResult
 from .markup import document, marked
-from .sections import classes, clinical, curves, data, differences, domains, experts, gallery, scores
+from .sections import (
+    classes,
+    clinical,
+    curves,
+    data,
+    differences,
+    domains,
+    experts,
+    gallery,
+    reproduce,
+    scores,
+)
 from .view import View
 
 LISTED = 12  # names of classes in the first sentence
@@ -46,9 +57,8 @@ def write_report(
 def html_report(result: ProbeResult, *, images: bool = True, errors: int = gallery.ERRORS) -> str:
     """The whole page."""
     view = View(result)
-    sections = [
-        (f"s{i}", *section) for i, section in enumerate(sections_of(view, errors=errors if images else 0))
-    ]
+    shown = sections_of(view, errors=errors if images else 0)
+    sections = [(re.sub(r"[^a-z]+", "-", title.lower()), title, parts) for title, parts in shown]
     lead = Markup('<p class="lead">{}</p>').format(marked(lead_of(view)))
     return document(title_of(view), sections, lead=lead, foot=f"patchbank {view.results.made_by}")
 
@@ -66,10 +76,6 @@ def markdown_report(result: ProbeResult) -> str:
         if shown:
             out += [f"## {title}", *shown]
     return "\n\n".join(out) + "\n"
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"[^a-z]+", "-", title.lower())
 
 
 def title_of(view: View) -> str:
@@ -123,5 +129,6 @@ def sections_of(view: View, *, errors: int) -> list[Section]:
         ("Most confident errors", gallery.confident_errors(view, errors) if errors else []),
         ("Data and leaks", data.data(view)),
         ("Provenance and cost", data.provenance(view)),
+        ("How to reproduce", [*reproduce.reproduce(view), *reproduce.downloads(view)]),
     ]
     return [(title, content) for title, content in sections if content]

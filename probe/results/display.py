@@ -85,6 +85,7 @@ class Table:
     left : how many columns from the left are words, the others are numbers
     kind : class of the element on a page
     over : a line of heads above the heads, (text, number of columns)
+    caption : what the table is of, for screen readers
     """
 
     def __init__(
@@ -95,7 +96,9 @@ class Table:
         left: int = 1,
         kind: str = "",
         over: Sequence[tuple[str, int]] = (),
+        caption: str = "",
     ) -> None:
+        self.caption = caption
         self.heads, self.rows, self.left, self.kind, self.over = heads, rows, left, kind, over
 
     def markdown(self) -> str:

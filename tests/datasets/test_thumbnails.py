@@ -1,13 +1,19 @@
 """Sheets and thumbnails: every patch at its place, what cannot be read is grey, sizes stay small."""
 
 import io
+import zipfile
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from patchbank.datasets.images import content_hash
 from patchbank.datasets.manifest import Header, Manifest
-from patchbank.datasets.sources import open_source
-from patchbank.datasets.thumbnails import GREY, sprite_sheet, thumbnail
+from patchbank.datasets.sources import PatchSource, open_source
+from patchbank.datasets.thumbnails import GREY, sprite_sheet, thumbnail, thumbnails_of
 from patchbank.errors import InvalidRequest
 from PIL import Image
 
@@ -87,3 +93,31 @@ def test_a_thumbnail_keeps_its_shape(manifest: Manifest) -> None:
     assert np.abs(small.astype(int) - colour(6)).max() <= 1
     same = np.asarray(Image.open(io.BytesIO(thumbnail(pixels, 500))))
     np.testing.assert_array_equal(same, pixels)
+
+
+def test_every_source_gives_a_small_thumbnail(tmp_path: Path, write_slide: Any) -> None:
+    """Files, archives, arrays and slides through one reader; a patch of 512 px becomes a few kB."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.write(tmp_path / "a.png", "a.png")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = pixels[None]
+    np.savez(tmp_path / "a.npz", x=pixels[None])
+    column = pa.array([{"bytes": (tmp_path / "a.png").read_bytes()}])
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    write_slide(tmp_path / "slide.tiff", pixels)
+    inside = ("images.zip::a.png", "a.h5::x[0]", "a.npz::x[0]", "a.parquet::image[0]")
+    paths = ["a.png", "a.tif", *inside, "slide.tiff::wsi[0,0,512,512,mpp=0.25]"]
+    wanted = content_hash(pixels).hex()
+    hashes = [wanted] * 6 + [content_hash(PatchSource(tmp_path, paths).read(6)).hex()]
+    for jpeg, path in zip(
+        thumbnails_of(str(tmp_path), list(zip(paths, hashes, strict=True)), 224), paths, strict=True
+    ):
+        assert jpeg is not None, path
+        image = Image.open(io.BytesIO(jpeg))
+        assert (image.format, image.size) == ("JPEG", (224, 224)), path
+        assert len(jpeg) < 30_000, path
+    changed = thumbnails_of(str(tmp_path), [(path, "0" * 32) for path in [*paths, "../a.png", "b.png"]], 224)
+    assert changed == [None] * 9

@@ -40,6 +40,7 @@ SECTIONS = (
     "Most confident errors",
     "Data and leaks",
     "Provenance and cost",
+    "How to reproduce",
 )
 
 
@@ -77,7 +78,7 @@ def test_html_needs_nothing_else_and_has_every_section(result: ProbeResult) -> N
     assert "<script" not in page
     for title in SECTIONS:
         assert f"<h2>{title}</h2>" in page
-    assert "data:image/png;base64," in page
+    assert "data:image/jpeg;base64," in page
     assert "images could not be shown" in page  # those of the external set
     assert re.search(r"<span class=own[^>]*>0?\.\d\d</span><small>\[0\.\d\d, [01]\.\d\d\]</small>", page)
     assert "prefers-color-scheme:dark" in page
@@ -106,7 +107,7 @@ def test_a_threshold_stands_beside_a_probability_of_its_scale(result: ProbeResul
     table = result.predictions
     shown = 0
     for title, called in (("Atypical, called Normal", 0), ("Normal, called Atypical", 1)):
-        for block in re.findall(rf"<h4>{title}</h4><div class=cards>(.*?)</div></div>", page):
+        for block in re.findall(rf"<h4>{title}</h4>(.*?)<h[234]", page, re.DOTALL):
             for p, name in re.findall(r"<b>p = ([\d.]+)</b><br>(\d+)<br>", block):
                 rows = table[(table["patch_id"].str.endswith(name)) & (table["features"] == result.chosen)]
                 near = rows[(rows["probability"] - float(p)).abs() < 0.006]

@@ -40,7 +40,7 @@ def confusion(view: View) -> list[Any]:
         heads = ["label", "patches", *matrix.classes]
         out += [
             f"**{matrix.of}**{view.of_fold(matrix.of)}",
-            Table(heads, rows, kind="matrix confusion", over=over),
+            Table(heads, rows, kind="matrix confusion", over=over, caption=matrix.of),
             *_pairs(view, matrix.of),
         ]
     if out:
@@ -84,7 +84,10 @@ def per_class(view: View) -> list[Any]:
             "called",
             *(view.class_titles[m] for m in METRICS),
         ]
-        out += [f"**{r.dataset}**{view.of_fold(r.dataset)}", Table(heads, rows, kind="board")]
+        out += [
+            f"**{r.dataset}**{view.of_fold(r.dataset)}",
+            Table(heads, rows, kind="board classes", caption=r.dataset),
+        ]
         if r.missing:
             out.append(
                 f"No patch of {r.dataset} is {' or '.join(r.missing)}: means over the classes are "
@@ -118,6 +121,6 @@ def calibration(view: View) -> list[Any]:
     return [
         f"Probabilities of {view.chosen} (★) as fitted → after scaling with the temperature "
         f"{number(temperature)}, which was chosen on out-of-fold scores of the training set. Lower is "
-        "better. ECE is of the called class: the mean distance of its probability from the share of right calls.",
+        "better. ECE: the mean distance of the call's probability from the share of right calls.",
         Table(["set", *(view.titles[m] for m in CALIBRATION)], rows),
     ]

@@ -42,7 +42,8 @@ def _class_curves(view: View) -> list[Any]:
     out: list[Any] = [
         f"Each class against the rest, by {view.chosen} (★). Left: ROC, sensitivity against the false "
         "positive rate. Middle: precision against sensitivity. Right: share of right calls by the "
-        f"probability of the call, after temperature scaling ({view.level} % intervals for independent patches).",
+        f"probability of the call, after temperature scaling (bars: {view.level} % intervals of "
+        "independent patches).",
         class_legend(view),
     ]
     for dataset in dict.fromkeys(dataset for dataset, _ in view.records):

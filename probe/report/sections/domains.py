@@ -100,7 +100,8 @@ def domain_matrices(view: View) -> list[list[Any]]:
         [
             f"{matrix.of}: trained on one domain (rows), scored on another (columns), "
             f"{view.titles['auroc']} with its {view.level} % interval over {view.groups}. "
-            "Tuned inside the row's domain; framed, the domain itself, out of fold at the setting that the same folds chose, a little too high. In "
+            "Tuned inside the row's domain; framed, the domain itself, out of fold at the setting that the "
+            "same folds chose, a little too high. In "
             f"brackets in the heads, {'patches' if view.multiclass else f'{view.positive} of all patches'}.",
             _matrix(view, matrix),
             *clinical.reasons(_matrix_reasons(matrix)),

@@ -1,6 +1,6 @@
 """Images of the errors that were made with the highest confidence."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def _pairs(view: View, dataset: str, rows: pd.DataFrame) -> list[tuple[str, pd.D
     ]
 
 
-def _card(view: View, row: dict[str, Any], image: bytes | None, others_wrong: int) -> dict[str, Any]:
+def _card(view: View, row: Mapping[Any, Any], image: bytes | None, others_wrong: int) -> dict[str, Any]:
     name = str(row["patch_id"]).split("/", 1)[-1]
     lines = [name, " · ".join(str(row[c]) for c in ("domain", "group") if row[c])]
     if row.get("votes_total", -1) > 0:

@@ -70,6 +70,7 @@ def leaderboard(view: View) -> list[Any]:
                 [view.noun, *(view.titles[m] for m in (*view.metrics, *beside))],
                 rows,
                 kind="board",
+                caption=dataset,
             )
         )
         out += clinical.if_clustered(view, on_set, view.metrics)
