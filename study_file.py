@@ -12,7 +12,7 @@ from .cache.identity import safe_name
 from .errors import InvalidRequest
 from .probe.config import NEAR_BY, ProbeConfig
 from .probe.report.projection import Projection
-from .probe.results.display import SHOWN
+from .probe.results.display import SHOWN, SHOWN_OF_CLASSES
 from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
 
 # options of run_finetune that the command or another key sets
@@ -101,8 +101,9 @@ class Study(Settings):
     def _faults_of_data(self) -> Iterable[str]:
         sets = [*([self.train] if self.train else []), *self.tests]
         yield from (f"the data set {name!r} is named twice" for name, n in Counter(sets).items() if n > 1)
-        if self.primary_metric and self.primary_metric not in SHOWN:
-            yield not_one_of("primary_metric", self.primary_metric, SHOWN)
+        leading = dict.fromkeys((*SHOWN, *SHOWN_OF_CLASSES, "kappa"))
+        if self.primary_metric and self.primary_metric not in leading:
+            yield not_one_of("primary_metric", self.primary_metric, leading)
         primary = self.primary_set
         files = any(name.endswith(".toml") for name in sets)  # their data sets' names are in the files
         if primary and not files and primary.partition(":")[0] not in sets:

@@ -4,7 +4,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..leaks import deduplicate
-from ..results.display import SHOWN, SHOWN_OF_CLASSES, TITLES, titles_of
+from ..results.display import SHOWN, TITLES, shown_of_classes, titles_of
 from ..results.files import ProbeResult
 
 SERIES = 7  # colours there are
@@ -22,7 +22,7 @@ class View:
         self.result, self.results, self.noun = result, result.results, noun
         self.predictions, first = result.predictions, self.results.train
         self.multiclass, self.classes = self.results.multiclass, list(first.classes)
-        self.metrics = SHOWN_OF_CLASSES if self.multiclass else SHOWN
+        self.metrics = shown_of_classes(ordered=first.ordered) if self.multiclass else SHOWN
         self.titles = titles_of(multiclass=self.multiclass, ordered=first.ordered)
         self.class_titles = TITLES  # of one class against the rest
         self.positive, self.train, self.sets = first.positive, first.dataset, self.results.sets

@@ -20,7 +20,8 @@ COVERED = {  # tests/benchmarks/stats_coverage.py
 def leaderboard(view: View) -> list[Any]:
     """All systems on each set, with what the numbers mean and what bears on them."""
     records = list(view.records.values())
-    beside = ("accuracy", "f1") if view.multiclass else ("sensitivity", "specificity")
+    of_classes = [m for m in ("accuracy", "average_precision", "f1", "kappa") if m not in view.metrics]
+    beside = of_classes if view.multiclass else ["sensitivity", "specificity"]
     scale = {
         m: span(
             [r.estimate(m) for r in records], min(r.chance(m) for r in records) if view.multiclass else 0.5
