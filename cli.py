@@ -11,9 +11,9 @@ from typing import Any
 
 import click
 
-from . import options
+from . import options, terminal
 from .errors import PatchbankError
-from .terminal import echo, print_table, say
+from .terminal import echo, note, print_table
 from .version import __version__
 
 SHOWN_ROWS = 20  # of predictions, on a terminal
@@ -42,7 +42,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name]
-        return getattr(import_module(module, __package__), attribute)
+        return _with_output_options(getattr(import_module(module, __package__), attribute))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
@@ -57,6 +57,15 @@ class LazyGroup(click.Group):
             raise click.UsageError(message, ctx) from None
 
 
+def _with_output_options(command: click.Command) -> click.Command:
+    """The command with the options that all have, and those below it too."""
+    if not any(param.name == "quiet" for param in command.params):
+        command.params += options.output()
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        _with_output_options(below)
+    return command
+
+
 @click.command(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
@@ -68,6 +77,9 @@ class LazyGroup(click.Group):
 def patchbank(ctx: click.Context) -> None:
     """Extract patch embeddings once, cache them, probe them on a CPU."""
     ctx.obj = {"known_hashes": _known_hashes, "import_embeddings": _import_embeddings}
+
+
+patchbank.params += options.output()
 
 
 def _known_hashes(manifest: Path, bank: str) -> list[str]:
@@ -128,7 +140,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
 
 
 @click.command("run")
-@click.argument("study")
+@click.argument("study", shell_complete=options.study_names)
 @click.option(
     "--data",
     default=".",
@@ -162,6 +174,7 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     show_default=True,
     help="With --dry-run: time a forward pass of encoders that were not run yet.",
 )
+@click.option("--strict", is_flag=True, help="Exit 1 where a system is blocked, not only where one failed.")
 @options.json("Print steps and results as JSON.")
 def run_command(
     study: str,
@@ -170,6 +183,7 @@ def run_command(
     only: tuple[str, ...],
     dry_run: bool,
     measure: bool,
+    strict: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -209,6 +223,8 @@ def run_command(
             return
         for step in steps:
             echo(step.line())
+        if strict and any(step.state == "blocked" for step in steps):
+            raise click.exceptions.Exit(1)
         return
     done = run_study(wanted, where, say=say)
     if as_json:
@@ -224,7 +240,7 @@ def run_command(
         echo(f"{'Everything was cached' if done.idle else 'Done'} in {done.seconds:.1f} s.")
         if done.page.result is not None:
             echo(f"Wrote {', '.join(map(str, done.files))}.")
-    if done.failed:
+    if done.failed or (strict and done.blocked):
         raise click.exceptions.Exit(1)
 
 
@@ -314,7 +330,7 @@ def predict_command(
         source,
         encoders=dict(one.split("=", 1) for one in encoders),
         suffixes=tuple(filter(None, suffixes.split(","))),
-        on_note=lambda note: say(f"{source}: {note}.", style="yellow", err=as_json),
+        on_note=lambda text: note(f"{source}: {text}.", err=as_json),
         progress=not as_json,
         **options,
     )
@@ -331,7 +347,7 @@ def predict_command(
         echo(table.to_json(orient="records"))
         return
     for name, why in found.skipped:
-        say(f"left out: {name}: {why}", style="yellow", err=True)
+        note(f"left out: {name}: {why}", err=True)
     if not files:
         _show_predictions(table)
     counts = ", ".join(f"{n} {name}" for name, n in table["prediction"].value_counts().items())
@@ -373,6 +389,7 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         code = error.exit_code
     except PatchbankError as error:
+        terminal.trace(error)
         echo(f"Error: {error}", err=True)
         for note in getattr(error, "__notes__", []):
             echo(f"  {note}", err=True)

@@ -1,11 +1,13 @@
 """The options that several commands have: the same name, letter, meaning and words in each of them."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from . import terminal
 from .errors import InvalidRequest
 
 PATH = click.Path(path_type=Path)
@@ -30,6 +32,85 @@ def json(help: str = "Print JSON.") -> Any:
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
+# --- what every command has
+
+
+def _quiet(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        terminal.be_quiet()
+
+
+def _verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        terminal.be_verbose()
+
+
+def _log_file(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        terminal.log_to(value)
+
+
+def output() -> list[click.Option]:
+    """`-q/--quiet`, `--verbose` and `--log-file`, before a command's name or after it."""
+    flag: dict[str, Any] = {"is_flag": True, "expose_value": False}
+    return [
+        click.Option(["-q", "--quiet"], help="No progress bars and no notes.", callback=_quiet, **flag),
+        click.Option(
+            ["--verbose"], help="Print what libraries log, and tracebacks.", callback=_verbose, **flag
+        ),
+        click.Option(
+            ["--log-file"],
+            type=click.Path(path_type=Path, dir_okay=False),
+            help="Add what is printed to this file, with times.",
+            callback=_log_file,
+            expose_value=False,
+        ),
+    ]
+
+
+# --- names that a shell completes; nothing is imported for them
+
+
+def _starting(names: Sequence[str], incomplete: str) -> list[str]:
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def encoder_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Cards that come with patchbank, and encoders of the bank."""
+    shipped = [card.stem for card in (Path(__file__).parent / "manifests" / "encoders").glob("*.toml")]
+    stored = [name.partition(".")[0] for name in _stores(ctx)]
+    return _starting(list({*shipped, *stored}), incomplete)
+
+
+def store_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Stores of the bank that --bank or PATCHBANK_BANK names."""
+    return _starting(_stores(ctx), incomplete)
+
+
+def dataset_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Data sets that come with patchbank."""
+    shipped = (Path(__file__).parent / "manifests" / "datasets").glob("*.toml")
+    return _starting([one.stem for one in shipped], incomplete)
+
+
+def study_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Studies that come with patchbank, and files."""
+    from click.shell_completion import CompletionItem
+
+    shipped = (Path(__file__).parent / "manifests" / "studies").glob("*.toml")
+    names = _starting([one.stem for one in shipped if not one.stem.startswith("published")], incomplete)
+    return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
+
+
+def _stores(ctx: click.Context) -> list[str]:
+    """The names of the stores of a local bank, by the folders alone."""
+    place = str(ctx.params.get("bank") or os.environ.get(BANK, ""))
+    folder = Path(place) / "stores"
+    if not place or "://" in place or not folder.is_dir():
+        return []
+    return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
 def together(*options: Any) -> Any:
     """One decorator of several options, which `--help` lists in their order."""
 
@@ -43,7 +124,14 @@ def together(*options: Any) -> Any:
 
 # which stores of a bank are read
 stores = together(
-    click.option("-e", "--encoder", "encoders", multiple=True, help="Encoder id; may be repeated."),
+    click.option(
+        "-e",
+        "--encoder",
+        "encoders",
+        multiple=True,
+        shell_complete=encoder_names,
+        help="Encoder id; may be repeated.",
+    ),
     click.option(
         "-v", "--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated."
     ),

@@ -41,6 +41,11 @@ class StudyResult:
     seconds: float
 
     @property
+    def blocked(self) -> list[Step]:
+        """Steps that could not start, because something is missing."""
+        return [step for step in self.steps if step.state == "blocked"]
+
+    @property
     def failed(self) -> list[Step]:
         """The steps that ended with an error."""
         return [step for step in self.steps if step.state == "failed"]

@@ -5,16 +5,24 @@ leading columns on a line of their own and the other columns below, and where th
 value a line.
 """
 
+import errno
+import logging
 import os
+import re
 import shutil
+import sys
+import traceback
 import unicodedata
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from tqdm import tqdm
 
 WRAPPED = 16  # columns of text narrower than this are not wrapped
 WORD = 24  # longer words (paths, hashes) may be broken
@@ -41,11 +49,113 @@ def printable(text: object) -> str:
 _OVERRIDES = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
+@dataclass
+class Output:
+    """How much a command prints; set by -q, --verbose and --log-file.
+
+    quiet : no progress bars, no notes. verbose : what libraries log, and where an error came from
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+
+
+OUTPUT = Output()
+LOG = logging.getLogger("patchbank")
+LIBRARIES = ("huggingface_hub", "timm", "transformers", "ray", "httpx", "fsspec")
+
+
+def be_quiet() -> None:
+    """No progress bars and no notes from now on."""
+    OUTPUT.quiet = True
+
+
+def be_verbose() -> None:
+    """What libraries log goes to stderr from now on, and errors say where they came from."""
+    OUTPUT.verbose = True
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    for name in LIBRARIES:
+        logging.getLogger(name).setLevel(logging.INFO)
+        logging.getLogger(name).addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """A file that is made with the first thing that is said; the command is its first line."""
+
+    def _open(self) -> Any:
+        Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)
+        stream = super()._open()
+        words = [re.sub(r"(?<=://)[^/@\s]*@", "", word) for word in sys.argv]
+        command = " ".join(re.sub(r"(://[^?\s]*)\?\S*", r"\1?...", word) for word in words)
+        first = LOG.makeRecord(LOG.name, logging.INFO, "", 0, "command: %s", (command,), None)
+        stream.write(self.format(first) + self.terminator)
+        return stream
+
+
+def log_to(file: Path) -> None:
+    """Add what is printed, warnings and errors to a file, each line with its time.
+
+    Of the command, passwords and signatures in URLs are left out. Raises OSError for a place that cannot be
+    written.
+    """
+    folder = next(place for place in Path(file).absolute().parents if place.exists())
+    if not os.access(file if Path(file).exists() else folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "the log cannot be written", str(file))
+    handler = _LogFile(file, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    for name in LIBRARIES:
+        logging.getLogger(name).addHandler(handler)
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        LOG.warning("%s: %s", category.__name__, message)
+        shown(message, category, *where, **more)
+
+    warnings.showwarning = show
+
+
+def _log(text: object, level: int = logging.INFO) -> None:
+    for line in printable(text).splitlines() if LOG.handlers else ():
+        LOG.log(level, "%s", line)
+
+
+def trace(error: BaseException) -> None:
+    """Where an error came from: in the log, and on stderr with --verbose."""
+    text = "".join(traceback.format_exception(error))
+    _log(text, logging.ERROR)
+    if OUTPUT.verbose:
+        sys.stderr.write(printable(text))
+
+
 def echo(text: object, *, err: bool = False) -> None:
     """Print a text as it is for a program to read, or a line for a person; nothing in it is obeyed."""
     import click
 
+    _log(text, logging.ERROR if err else logging.INFO)
     click.echo(printable(text), err=err)
+
+
+def note(text: str, *, err: bool = False) -> None:
+    """Print a remark, on stderr if `err`; --quiet leaves it out."""
+    _log(text, logging.WARNING)
+    if not OUTPUT.quiet:
+        _print(text, style="yellow", err=err)
+
+
+def progress_bar(
+    steps: Iterable[Any] | None = None, *, total: float | None = None, shown: bool = True, **about: Any
+) -> "tqdm[Any]":
+    """A bar on stderr: tqdm's, drawn once a second at most, and not at all where --quiet was given.
+
+    about : unit, desc, ..., as tqdm takes them
+    """
+    from tqdm import tqdm
+
+    return tqdm(steps, total=total, disable=OUTPUT.quiet or not shown, **{"mininterval": 1, **about})
 
 
 def open_console(*, err: bool = False) -> "Console":
@@ -82,6 +192,8 @@ def print_table(
     cells = [[printable(cell) for cell in row] for row in rows]
     if any(len(row) != len(heads) for row in cells):
         raise ValueError(f"every row needs {len(heads)} cells")
+    for line in (title, *(" | ".join(row) for row in [heads, *cells]), caption) if LOG.handlers else ():
+        _log(line)
     if title:
         console.print(Text(printable(title), style="bold"))
     names = [printable(head) for head in heads]
@@ -101,6 +213,11 @@ def print_table(
 
 def say(text: str, *, style: str = "", err: bool = False) -> None:
     """Print a text, on stderr if `err`; long lines are left to the terminal to break."""
+    _log(text)
+    _print(text, style=style, err=err)
+
+
+def _print(text: str, *, style: str, err: bool) -> None:
     from rich.text import Text
 
     console = open_console(err=err)

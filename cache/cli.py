@@ -19,7 +19,7 @@ LAYOUTS = (
     *("npz", "webdataset", "csv", "projector", "fiftyone", "qupath"),
 )
 
-store_argument = click.argument("name", metavar="STORE")
+store_argument = click.argument("name", metavar="STORE", shell_complete=options.store_names)
 
 
 def _show(as_json: bool, document: Any, text: str) -> None:
@@ -142,7 +142,7 @@ def _indented(value: Any) -> str:
 
 
 @cache_group.command("verify")
-@click.argument("names", nargs=-1, metavar="[STORE]...")
+@click.argument("names", nargs=-1, metavar="[STORE]...", shell_complete=options.store_names)
 @options.bank()
 @options.json()
 def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
@@ -205,7 +205,7 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
 
 
 @cache_group.command("gc")
-@click.argument("names", nargs=-1, metavar="[STORE]...")
+@click.argument("names", nargs=-1, metavar="[STORE]...", shell_complete=options.store_names)
 @options.bank()
 @click.option(
     "--grace",
@@ -330,8 +330,8 @@ def subset_command(name: str, bank: str, to: str, table: Path, where: str | None
 
 
 @cache_group.command("diff")
-@click.argument("first", metavar="STORE")
-@click.argument("second", metavar="STORE")
+@click.argument("first", metavar="STORE", shell_complete=options.store_names)
+@click.argument("second", metavar="STORE", shell_complete=options.store_names)
 @options.bank()
 @click.option("--other-bank", help="The bank of the second store, if it differs.")
 @options.table

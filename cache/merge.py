@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import InvalidRequest
+from ..terminal import progress_bar
 from .bank import Bank
 from .identity import Identity
 from .store import Store
@@ -78,7 +78,7 @@ def subset(store: Store, keys: np.ndarray, bank: Bank, *, progress: bool = False
 
 
 def _copy(source: Store, keys: np.ndarray, writer, progress: bool) -> None:
-    with tqdm(total=len(keys), unit="row", mininterval=1, disable=not progress) as bar:
+    with progress_bar(total=len(keys), shown=progress, unit="row") as bar:
         for part, vectors in source.iter_blocks(keys, STEP):
             names = [key.tobytes().hex() for key in keys[part]]
             writer.append(keys[part], vectors, names)
@@ -137,7 +137,7 @@ def diff(a: Store, b: Store, keys: np.ndarray | None = None, *, progress: bool =
     if not len(shared):
         return found
     cosine, relative = np.empty(len(shared)), np.empty(len(shared))
-    with tqdm(total=len(shared), unit="row", mininterval=1, disable=not progress) as bar:
+    with progress_bar(total=len(shared), shown=progress, unit="row") as bar:
         for part, one in a.iter_blocks(shared, STEP, dtype="float32"):
             two = b.load(shared[part], dtype="float32")
             apart = np.abs(one - two)

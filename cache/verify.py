@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import xxhash
-from tqdm import tqdm
 
 from ..errors import StoreError
+from ..terminal import progress_bar
 from .backend import SEGMENT_ROWS, bad_segments, read_raw
 from .filesystem import TEMPORARY, explained
 from .finalize import (
@@ -92,7 +92,7 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
 
 def _verify_blocks(store: Store, found: Verified, *, progress: bool = False) -> None:
     live = store.catalog.live()
-    for block in tqdm(live, "verify", unit="block", mininterval=1, disable=not progress):
+    for block in progress_bar(live, shown=progress, desc="verify", unit="block"):
         faults = list(_verify_block(store, block))
         for _ in range(PATIENCE):
             if not faults or block.id in store.catalog.retired:

@@ -7,7 +7,6 @@ manifest.
 import inspect
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from ..errors import ImageError, InvalidRequest, ManifestError
 from ..files import cores
 from ..settings import not_one_of
+from ..terminal import progress_bar
 from .arrays import hdf5_table, npz_table, parquet_table
 from .clusters import (
     MOST,
@@ -203,9 +202,7 @@ def decode_all(
 
     pool = ThreadPoolExecutor(workers or min(16, cores() + 1))
     name = f"decode {manifest.header.name}"
-    with tqdm(
-        total=len(wanted), desc=name, unit="img", mininterval=1.0, disable=not progress, file=sys.stderr
-    ) as bar:
+    with progress_bar(total=len(wanted), shown=progress, desc=name, unit="img") as bar:
         try:
             for done in pool.map(block, [wanted[k : k + BLOCK] for k in range(0, len(wanted), BLOCK)]):
                 bar.update(done)

@@ -491,7 +491,7 @@ def check(
 
 
 @datasets_group.command("fetch")
-@click.argument("name")
+@click.argument("name", shell_complete=options.dataset_names)
 @click.option(
     "--to", "folder", default="data", show_default=True, type=click.Path(file_okay=False), help="Folder."
 )

@@ -18,7 +18,6 @@ import re
 import secrets
 import shutil
 import stat
-import sys
 import tarfile
 import time
 import urllib.error
@@ -30,14 +29,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
-
-from tqdm import tqdm
+from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import FetchError, InvalidRequest, PatchbankError
 from ..files import publish, sync_folder, sync_tree, write_text
+from ..terminal import progress_bar
 from ..texts import public_url
 from .declarations import UNPINNED, Archive, Declaration
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 CHUNK = 1 << 18
 ATTEMPTS = 5
@@ -352,19 +353,9 @@ def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> t
     return digest.hexdigest(), size
 
 
-@contextmanager
-def _bar(total: int | None, name: str, progress: bool) -> Iterator[tqdm]:
-    with tqdm(
-        total=total,
-        desc=f"fetch {name}",
-        unit="B",
-        unit_scale=True,
-        unit_divisor=1024,
-        mininterval=1.0,
-        disable=not progress,
-        file=sys.stderr,
-    ) as bar:
-        yield bar
+def _bar(total: int | None, name: str, progress: bool) -> "tqdm[Any]":
+    about = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    return progress_bar(total=total, shown=progress, desc=f"fetch {name}", **about)
 
 
 # --- unpack -----------------------------------------------------------------------------------------
@@ -532,7 +523,9 @@ def _safe(name: str, archive: Path) -> PurePosixPath:
     return path
 
 
-def _write(source: IO[bytes] | gzip.GzipFile, target: Path, room: int, archive: Path, bar: tqdm) -> int:
+def _write(
+    source: IO[bytes] | gzip.GzipFile, target: Path, room: int, archive: Path, bar: "tqdm[Any]"
+) -> int:
     """Copy at most `room` bytes; returns how many."""
     written = 0
     try:

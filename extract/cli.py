@@ -53,7 +53,13 @@ def stoppable() -> Iterator[None]:
 @click.argument(
     "manifests", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option("-e", "--encoder", multiple=True, help="Card, timm:NAME or hf:ORG/NAME; may be repeated.")
+@click.option(
+    "-e",
+    "--encoder",
+    multiple=True,
+    shell_complete=options.encoder_names,
+    help="Card, timm:NAME or hf:ORG/NAME; may be repeated.",
+)
 @click.option("--card", multiple=True, type=options.PATH, help="A card of your own (TOML); may be repeated.")
 @options.bank()
 @click.option("-v", "--view", multiple=True, help="full, center:F, d4, d4:K, d4:mean; may be repeated.")
@@ -179,7 +185,7 @@ def ls_command(as_json: bool) -> None:
 
 
 @encoders_group.command("show")
-@click.argument("encoder")
+@click.argument("encoder", shell_complete=options.encoder_names)
 @options.json("Print as JSON.")
 def show_command(encoder: str, as_json: bool) -> None:
     """Show everything a card says, as the TOML of a card of your own would say it.
@@ -198,7 +204,7 @@ def show_command(encoder: str, as_json: bool) -> None:
 
 
 @encoders_group.command("check")
-@click.argument("encoder")
+@click.argument("encoder", shell_complete=options.encoder_names)
 @options.checkpoint
 @options.weights_dir
 @click.option("--random-weights", is_flag=True, help="Check the architecture alone, without its weights.")

@@ -144,7 +144,7 @@ class Pipeline:
         shift
             fraction of the units to begin after, so that many workers begin at different places.
         advance
-            called with the number of patches that became done.
+            called with the number of forward passes (see `Work.passes`) that became done or needless.
         """
         self.work, self.lanes, self.encoders = work, list(lanes), encoders
         self.batch_size, self.workers = batch_size, workers
@@ -153,6 +153,7 @@ class Pipeline:
         self.targets = [target for lane in self.lanes for target in lane.targets]
         self._error: BaseException | None = None
         self._lock = threading.Lock()
+        self._passes = work.passes(lanes)  # of each patch, not reported yet
         self._waits = np.zeros(len(work), np.int16)  # lanes that a patch still waits for
         self._unpublished = np.zeros(len(work), np.int16)  # rows of it that were appended, not published
         self._refused: set[int] = set()  # patches with a vector that cannot be stored
@@ -304,7 +305,11 @@ class Pipeline:
                 self._leases.pop(unit).release()
         if len(to_do) < len(rows):
             self.outcome.elsewhere += len(rows) - len(to_do)
-            self.advance(len(rows) - len(to_do))
+            done = np.setdiff1d(rows, to_do, assume_unique=True)
+            with self._lock:
+                left = int(self._passes[done].sum())
+                self._passes[done] = 0
+            self.advance(left)
         return to_do
 
     def _lease(self, name: str) -> Lease | None:
@@ -424,7 +429,9 @@ class Pipeline:
                 if not self._open[int(unit)]:
                     self._complete.append(int(unit))
                     complete = True
-        self.advance(len(rows))
+            left = int(self._passes[rows].sum())
+            self._passes[rows] = 0
+        self.advance(left)
         if complete and threading.current_thread() is not self._writer:
             self._done.put(_Batch(self.lanes[0], np.empty(0, np.intp), np.empty(0)))  # wakes the writer
 
@@ -481,7 +488,7 @@ class Pipeline:
             batch.begun.record(stream)
         if self.resize != "pil":
             pixels = encoder.resize(pixels)
-        batch.vectors = self._vectors(batch.lane, encoder, pixels)
+        batch.vectors = self._vectors(batch.lane, encoder, pixels, batch.rows)
         seconds = time.perf_counter() - started
         if uploaded is not None:  # the work has only been queued: its time is taken when it is done
             seconds = 0.0
@@ -493,7 +500,7 @@ class Pipeline:
         self._done.put(batch)
 
     def _vectors(
-        self, lane: Lane, encoder: "Encoder", pixels: "torch.Tensor"
+        self, lane: Lane, encoder: "Encoder", pixels: "torch.Tensor", rows: np.ndarray
     ) -> dict[Target, "torch.Tensor"]:
         """One forward pass an orientation; means over orientations are sums in float32, in order."""
         vectors: dict[Target, Any] = {}
@@ -506,6 +513,10 @@ class Pipeline:
                 if target.view.orientation == MEAN:
                     vector = vectors[target] + vector / 8 if target in vectors else vector / 8
                 vectors[target] = vector
+            with self._lock:
+                left = rows[self._passes[rows] > 0]
+                self._passes[left] -= 1
+            self.advance(len(left))
         return vectors
 
     def _embed(self, encoder: "Encoder", pixels: "torch.Tensor", policies: list[Policy]) -> dict[str, Any]:

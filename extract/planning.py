@@ -98,14 +98,12 @@ class Plan:
         """What a run would do."""
         todo = self.work.todo
         report.dry_run, report.planned = True, len(self.work)
+        report.planned_forwards = int(self.work.passes(self.lanes).sum())
         for lane in self.lanes:
             for target in lane.targets:
                 identity = target.identity
                 vector = identity.dim * np.dtype(identity.dtype).itemsize
                 report.planned_bytes += int(todo[:, target.number].sum()) * vector
-            for orientation in lane.orientations:
-                wanted = [t.number for t in lane.targets if orientation in t.view.orientations]
-                report.planned_forwards += int(todo[:, wanted].any(axis=1).sum())
 
     def remember(self, index: Path) -> None:
         """What was decoded goes to the bank's index: its hash, and the state of its file before that.

@@ -18,6 +18,7 @@ from ..cache.bank import Bank
 from ..datasets.manifest import Manifest, load_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
 from ..files import cores
+from ..terminal import progress_bar
 from .cards import Card, with_revision
 from .engine import Pipeline
 from .options import ExtractOptions
@@ -186,12 +187,12 @@ def _run_here(
     progress: bool,
 ) -> None:
     """Through the engine of this process."""
-    from tqdm import tqdm
-
     from .batch_size import batch_size_for
     from .devices import single_threaded
 
-    bar = tqdm(total=len(plan.work), unit="patch", disable=not progress, mininterval=1, desc=_title(cards))
+    # forward passes, not patches: of d4:mean a patch takes eight, and a batch of them minutes on a CPU
+    passes, unit = int(plan.work.passes(plan.lanes).sum()), "patch" if plan.passes == 1 else "pass"
+    bar = progress_bar(total=passes, shown=progress, unit=unit, desc=_title(cards))
     with bar, single_threaded([each[0].device for each in encoders]):
         pipeline = Pipeline(
             plan.work,
@@ -233,8 +234,6 @@ def _run_ray(
     progress: bool,
 ) -> None:
     """Through the actors of a cluster; the report adds theirs up."""
-    from tqdm import tqdm
-
     from .ray_engine import run_actors
 
     def rows() -> int:
@@ -247,7 +246,7 @@ def _run_ray(
         bar.update(rows() - before - bar.n)
 
     missing = (report.unique - report.cached) * len(plan.targets)
-    with tqdm(total=missing, unit="row", disable=not progress, mininterval=1, desc=_title(cards)) as bar:
+    with progress_bar(total=missing, shown=progress, unit="row", desc=_title(cards)) as bar:
         parts, report.actors_lost = run_actors(
             plan.manifests, cards, bank, options, extract=run_extract, look=look
         )

@@ -1,6 +1,6 @@
 """What a run has to do: the patches, and for each encoder and crop the stores that they are to fill."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +133,15 @@ class Work:
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def passes(self, lanes: Sequence[Lane]) -> np.ndarray:
+        """The forward passes that each patch takes, by what its stores lack: int16 (n,)."""
+        found = np.zeros(len(self), np.int16)
+        for lane in lanes:
+            for orientation in lane.orientations:
+                wanted = [t.number for t in lane.targets if orientation in t.view.orientations]
+                found += self.todo[:, wanted].any(axis=1)
+        return found
 
     def contradict(self, i: int, key: bytes) -> ImageError:
         """Take down that the pixels of patch i are not those of its hash; the error that says so."""

@@ -112,7 +112,12 @@ def plan_command(
     type=options.PATH,
     help="Train what this plan says, instead of TRAIN and --encoder.",
 )
-@click.option("-e", "--encoder", help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.")
+@click.option(
+    "-e",
+    "--encoder",
+    shell_complete=options.encoder_names,
+    help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.",
+)
 @click.option("--recipe", default="lora", show_default=True, help="lora, full, paper, or a TOML file.")
 @options.out("Folder for the models and results.", required=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
@@ -189,7 +194,13 @@ def run_command(
 @finetune_group.command("attention")
 @click.argument("train", type=options.PATH)
 @click.argument("tests", nargs=-1, type=options.PATH)
-@click.option("-e", "--encoder", required=True, help="Encoder id, as the bank has it.")
+@click.option(
+    "-e",
+    "--encoder",
+    required=True,
+    shell_complete=options.encoder_names,
+    help="Encoder id, as the bank has it.",
+)
 @options.bank("Folder that `patchbank extract --tokens patches` wrote.")
 @click.option("-v", "--view", default="full", show_default=True, help="As extracted.")
 @options.stored_as

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ..errors import InvalidRequest, TrainingError
+from ..terminal import progress_bar
 from .augment import augment, d4, draw, read_steps
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
 from .data import Patches
@@ -86,14 +86,7 @@ def fit(
     at = Progress(**done) if done is not None else Progress()
     if at.scaler:
         scaler.load_state_dict(at.scaler)
-    bar = tqdm(
-        total=recipe.epochs,
-        initial=at.epoch,
-        unit="epoch",
-        disable=not progress,
-        mininterval=1,
-        desc=folder.name,
-    )
+    bar = progress_bar(total=recipe.epochs, shown=progress, initial=at.epoch, unit="epoch", desc=folder.name)
     stop_at = recipe.epochs if max_epochs is None else min(recipe.epochs, at.epoch + max_epochs)
     with bar:
         while at.epoch < stop_at and not finished(recipe, at):
@@ -160,7 +153,7 @@ def predict_logits(
             loader = _loader(_Pixels(network, patches, (), 0, symmetry=k), batches, workers)
             parts = [
                 network(batch.to(device)).float().cpu().double()
-                for batch, _ in tqdm(loader, disable=not progress, unit="batch", mininterval=1, leave=False)
+                for batch, _ in progress_bar(loader, shown=progress, unit="batch", leave=False)
             ]
             out.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64))
     return torch.stack(out).mean(0).numpy()
@@ -282,13 +275,12 @@ def _train_epoch(
     training_mode(network, recipe)
     data = _Pixels(network, train, recipe.augment, recipe.seed)
     total, step_in_epoch = 0.0, 0
-    loader = tqdm(
+    loader = progress_bar(
         _loader(data, batches, workers),
         total=len(batches),
-        disable=not progress,
+        shown=progress,
         unit="batch",
         leave=False,
-        mininterval=1,
         desc=f"epoch {at.epoch + 1}",
     )
     for i, (batch, row) in enumerate(loader):

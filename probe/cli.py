@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import options
-from ..terminal import echo, say
+from ..terminal import echo, note
 
 
 @click.group("probe")
@@ -153,7 +153,7 @@ def few_shot_command(
         train=load_manifest(train),
         tests=[load_manifest(path) for path in tests],
         shots=[int(k) for k in _numbers(shots)],
-        on_note=lambda note: say(f"Note: {note}.", style="yellow", err=as_json),
+        on_note=lambda text: note(f"Note: {text}.", err=as_json),
         **options,
     )
     if out is not None:

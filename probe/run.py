@@ -13,6 +13,7 @@ from ..datasets.folds import effective_groups
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency
 from ..files import cores, holding_out
+from ..terminal import progress_bar
 from ..version import provenance
 from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets
 from .data import (
@@ -226,8 +227,6 @@ def _probe_all(
     """The protocol for every feature set, in parallel over them; for each repeat name -> run, in the config's
     order.
     """
-    from tqdm import tqdm
-
     features = repeats[0][1].features
     jobs = min(jobs or cores(), len(features))
     threads = max(1, cores() // jobs)
@@ -247,7 +246,7 @@ def _probe_all(
     with joblib.parallel_config(backend=backend, n_jobs=jobs):
         # Ray's backend hands everything over at the end
         results: Any = joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
-        bar = tqdm(results, total=len(tasks), desc="probe", unit="set", mininterval=1, disable=not progress)
+        bar = progress_bar(results, total=len(tasks), shown=progress, desc="probe", unit="set")
         for name, runs in zip(features, bar, strict=True):
             for into, run in zip(found, runs, strict=True):
                 into[name] = run

@@ -1,13 +1,19 @@
 """The command line as a whole: help that costs nothing, examples everywhere, errors in one sentence."""
 
+import json
+import logging
+import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
-from patchbank import __version__, cli
+from patchbank import __version__, cli, terminal
 from patchbank.errors import PatchbankError
 
 HEAVY = (
@@ -94,6 +100,106 @@ def test_every_bank_is_read_from_the_environment_too() -> None:
     ]  # fmt: skip
     assert len(banks) > 15
     assert {option.envvar for option in banks} == {"PATCHBANK_BANK"}
+
+
+OUTPUT = ("quiet", "verbose", "log_file")
+
+
+def test_every_command_has_the_same_options_for_its_output() -> None:
+    for name, command in ALL.items():
+        mine = [option for option in command.params if option.name in OUTPUT]
+        assert [option.name for option in mine] == list(OUTPUT), name
+
+
+@pytest.fixture
+def fresh_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(terminal, "OUTPUT", terminal.Output())
+    shown, before = warnings.showwarning, list(terminal.LOG.handlers)
+    yield
+    warnings.showwarning = shown
+    for name in ("patchbank", *terminal.LIBRARIES):
+        for handler in list(logging.getLogger(name).handlers):
+            if handler not in before:
+                logging.getLogger(name).removeHandler(handler)
+                handler.close()
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_quiet_leaves_notes_and_bars_out(
+    after: bool, fresh_output: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["encoders", "ls", "--json"]
+    cli.patchbank.main([*words, "-q"] if after else ["-q", *words], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)
+    terminal.note("a remark")
+    with terminal.progress_bar(total=3, unit="patch") as bar:
+        bar.update()
+    assert capsys.readouterr() == ("", "")
+    terminal.echo("a result")
+    assert capsys.readouterr().out == "a result\n"
+
+
+def test_a_log_file_has_command_output_notes_warnings_and_errors(
+    tmp_path: Path, fresh_output: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "logs" / "run.log"
+    monkeypatch.setattr(
+        sys, "argv", ["patchbank", "cache", "ls", "--bank", "s3://key:word@host/b?sign=secret"]
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["--log-file", str(file), "cache", "verify", "--bank", str(tmp_path / "none")])
+    warnings.showwarning("careful", UserWarning, "file.py", 1)
+    terminal.note("a remark")
+    terminal.print_table(("name", "n"), [("a", 1)], title="A table")
+    assert "there is no bank" in capsys.readouterr().err
+    lines = file.read_text("utf-8").splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} ", line) for line in lines)
+    text = [line.split(" ", 1)[1] for line in lines]
+    assert text[0] == "INFO command: patchbank cache ls --bank s3://host/b?..."
+    assert text[1] == "ERROR Traceback (most recent call last):"
+    assert any(line.startswith("ERROR Error: there is no bank") for line in text)
+    assert {
+        "WARNING UserWarning: careful",
+        "WARNING a remark",
+        "INFO A table",
+        "INFO name | n",
+        "INFO a | 1",
+    } <= set(text)
+    assert "secret" not in file.read_text()
+
+
+def test_verbose_shows_where_an_error_came_from(
+    fresh_output: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, expected in ([], False), (["--verbose"], True):
+        with pytest.raises(SystemExit):
+            cli.main(["cache", "verify", "--bank", str(tmp_path / "none"), *words])
+        assert ("Traceback" in capsys.readouterr().err) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "incomplete", "expected"),
+    [
+        (["extract", "-e"], "virchow", {"virchow", "virchow2"}),
+        (["encoders", "show"], "h-optimus-1", {"h-optimus-1"}),
+        (["probe", "run", "a.toml", "--bank", "BANK", "-e"], "my-", {"my-vit"}),
+        (["cache", "info", "--bank", "BANK"], "my-", {"my-vit.full.cls.0123"}),
+        (["cache", "verify"], "my-", {"my-vit.full.cls.0123"}),
+        (["datasets", "fetch"], "atnorm-b", {"atnorm-br"}),
+        (["run"], "ami", {"ami-br", "ami-br-2025"}),
+        (["extract"], "--log", {"--log-file"}),
+    ],
+    ids=str,
+)
+def test_a_shell_completes_names(
+    words: list[str], incomplete: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stores" / "my-vit.full.cls.0123").mkdir(parents=True)
+    monkeypatch.setenv("PATCHBANK_BANK", str(tmp_path))
+    complete = ShellComplete(cli.patchbank, {}, "patchbank", "_PATCHBANK_COMPLETE")
+    words = [str(tmp_path) if word == "BANK" else word for word in words]
+    found = {item.value for item in complete.get_completions(words, incomplete) if item.type == "plain"}
+    assert found == expected
 
 
 def test_version() -> None:

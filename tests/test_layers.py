@@ -14,7 +14,7 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "geojson": {"errors", "files"},
     "hub": {"files"},
-    "options": {"errors"},
+    "options": {"errors", "terminal"},
     "settings": {"errors", "files"},
     "steps": {"errors", "files", "version"},
     "version": set(),

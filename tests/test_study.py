@@ -728,6 +728,8 @@ def test_the_command_plans_runs_and_prints(place: Path) -> None:
     again = CliRunner().invoke(patchbank, ["run", *options, "--json"])
     assert {row["state"] for row in json.loads(again.stdout)["results"]} == {"done", "blocked"}
     assert "Everything was cached" in CliRunner().invoke(patchbank, ["run", *options]).output
+    for more in ([], ["--dry-run"]):
+        assert CliRunner().invoke(patchbank, ["run", *options, *more, "--strict"]).exit_code == 1
     bad = CliRunner().invoke(patchbank, ["run", *options, "--checkpoint", "uni"])
     assert bad.exit_code == 2
     assert "is not ENCODER=FILE" in bad.output

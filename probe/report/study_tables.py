@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from ...terminal import say
+from ...terminal import note
 from ...texts import prose
 from ..results.display import TITLES, Table, interval
 from ..results.files import UNGROUPED
@@ -51,10 +51,10 @@ def show(page: StudyPage) -> None:
     if absent:
         caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
     _table(page, "\n").show(title=page.title, caption=caption)
-    for note in [] if page.result is None else page.result.results.notes:
-        say(f"Note: {note}.", style="yellow")
+    for text in [] if page.result is None else page.result.results.notes:
+        note(f"Note: {text}.")
     if page.result is not None and page.result.ungrouped:
-        say(f"{', '.join(page.result.ungrouped)}: {UNGROUPED}.", style="yellow")
+        note(f"{', '.join(page.result.ungrouped)}: {UNGROUPED}.")
 
 
 def markdown(page: StudyPage) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ...errors import ProbeError
 from ...files import sha256, write_atomically, write_text
-from ...terminal import say
+from ...terminal import note
 from ...texts import write_csv
 from ..artefact import ABOUT, ARRAYS
 from ..config import parse_features
@@ -236,12 +236,12 @@ class ProbeResult:
             Table(["scored on", "features", *titles], spread, left=2).show(
                 title=f"Mean and standard deviation over {len(repeats.seeds)} runs with other folds"
             )
-        for note in self.results.notes:
-            say(f"Note: {note}.", style="yellow")
+        for text in self.results.notes:
+            note(f"Note: {text}.")
         if self.results.not_recorded:
-            say(f"Not recorded: {'; '.join(self.results.not_recorded)}.", style="yellow")
+            note(f"Not recorded: {'; '.join(self.results.not_recorded)}.")
         if self.ungrouped:
-            say(f"{', '.join(self.ungrouped)}: {UNGROUPED}.", style="yellow")
+            note(f"{', '.join(self.ungrouped)}: {UNGROUPED}.")
 
 
 def read_document(folder: Path) -> dict[str, Any]:

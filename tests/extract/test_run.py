@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -194,6 +195,39 @@ def test_a_mean_over_orientations_costs_eight_passes_and_shares_them(
     report = extract(make_manifest(4), rgb_card(), tmp_path / "bank", view=["d4:mean", "full", "d4:3"])
     assert rgb.seen == report.forwards == 32
     assert len(report.stores) == 3
+
+
+def test_the_bar_counts_forward_passes_and_reaches_its_end(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make, rgb: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of eight passes moves it; patches that need none (cached, repeated, unreadable) count too."""
+    bars: list[Any] = []
+
+    class Bar(nullcontext):
+        def __init__(self, **about: Any) -> None:
+            super().__init__()
+            self.about, self.moved = about, []
+            bars.append(self)
+
+        def update(self, n: int) -> None:
+            self.moved.append((n, rgb.seen))
+
+    monkeypatch.setattr(run, "progress_bar", Bar)
+    first, bank = make_manifest(4), tmp_path / "bank"
+    extract(first, rgb_card(), bank, view="d4:mean", batch_size=4)
+    assert bars[0].about["total"] == 32
+    assert bars[0].moved[0] == (4, 4), "the first orientation of the only batch"
+    more = make_manifest(6, name="more", hashed=False)
+    (more.root / "5.png").write_bytes(b"no image")
+    report = extract(more, rgb_card(), bank, view="d4:mean", on_error="skip")
+    assert len(report.failed) == 1
+    for bar in bars:
+        assert sum(n for n, _ in bar.moved) == bar.about["total"]
+    assert rgb.seen == 32 + 8
+    assert bars[1].about["unit"] == "pass"
+    extract(make_manifest(2, name="plain", first=20), rgb_card(), bank)
+    assert bars[2].about["total"] == 2
+    assert bars[2].about["unit"] == "patch"
 
 
 def test_one_forward_pass_fills_every_policy(tmp_path: Path, make_manifest: Make, rgb_card: Make) -> None:
