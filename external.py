@@ -72,6 +72,7 @@ def import_embeddings(
     *,
     bank: Any,
     encoder: str = "",
+    unnamed: bool = False,
     table: str | os.PathLike[str] | pd.DataFrame | None = None,
     columns: Mapping[str, str] | None = None,
     join: str = "",
@@ -93,6 +94,7 @@ def import_embeddings(
         slide2vec, Hugging Face datasets, WebDataset, TensorBoard's projector), or an array float (n, dim)
     bank : folder, or an open Bank
     encoder : the name of the encoder; by default the one that the source says
+    unnamed : take the source's own name for that of an encoder that nobody says
     table : CSV or parquet file, or frame, of labels, groups, ...: a row an embedding, or a row a slide
     columns : ours -> its, such as {"label": "diagnosis", "group": "patient"}
     join : "OURS=THEIRS", the columns of source and table that say which rows belong together; "row": by their
@@ -131,7 +133,7 @@ def import_embeddings(
         found = read_source(Path(embeddings), key)
     if not found.vectors.shape[0]:
         raise InvalidRequest(f"{found.path} holds no embeddings")
-    encoder = _encoder(encoder, found, say)
+    encoder = _encoder(encoder or (found.path.stem if unnamed and not found.encoder else ""), found, say)
     stored = dtype or ("float16" if found.vectors.dtype == np.float16 else "float32")
     known = load_manifest(manifest) if isinstance(manifest, str | os.PathLike) else manifest
     if known is not None and (table is not None or out is not None):

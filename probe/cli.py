@@ -18,7 +18,11 @@ def probe_group() -> None:
 @probe_group.command("run")
 @click.argument("train", type=click.Path(path_type=Path))
 @click.argument("tests", nargs=-1, type=click.Path(path_type=Path))
-@options.bank("Folder that `patchbank extract` wrote.")
+@options.bank("Folder that `patchbank extract` wrote.", required=False)
+@click.option(
+    "--table", type=options.PATH, help="Where TRAIN is a file of embeddings: CSV or parquet of labels."
+)
+@options.columns
 @options.stores
 @click.option(
     "--features",
@@ -75,11 +79,14 @@ def run_command(
     folds: str | None,
     as_json: bool,
     out: Path | None,
+    table: Path | None,
+    columns: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Probe embeddings: fit on TRAIN's split "train", score its other splits and every manifest in TESTS.
 
-    Hyperparameters are chosen on grouped folds of the train rows (nested), never on test rows.
+    Hyperparameters are chosen on grouped folds of the train rows (nested), never on test rows. TRAIN may be
+    embeddings of another program, a file or folder, as `cache import` takes them.
 
     \b
     Examples:
@@ -89,6 +96,7 @@ def run_command(
       patchbank probe run ami-br.toml --bank bank --features "dinov2-s/center:0.5/cls + dinov2-s/full/cls"
       patchbank probe run ami-br.toml --bank bank --encoder uni --select auroc --folds paper
       patchbank probe run ami-br.toml --bank bank --encoder uni --solver paper-sgd --folds paper
+      patchbank probe run features.npy --table labels.csv --column label=diagnosis --positive tumor
     """
     from ..datasets.manifest import load_manifest
     from .config import read_settings
@@ -101,9 +109,15 @@ def run_command(
             settings[grid] = _numbers(options[grid])
     if folds is not None:
         settings["folds"] = int(folds) if folds.isdigit() else folds
-    result = run_probe(
-        train=load_manifest(train), tests=[load_manifest(path) for path in tests], out=out, **settings
-    )
+    if train.suffix == ".toml":
+        if table is not None or columns:
+            raise click.UsageError("--table and --column are of embeddings; a manifest has its table")
+        if options["bank"] is None:
+            raise click.UsageError("--bank is missing: the folder that `patchbank extract` wrote")
+        manifest = load_manifest(train)
+    else:
+        manifest = _imported(train, table, columns, settings, quiet=as_json)
+    result = run_probe(train=manifest, tests=[load_manifest(path) for path in tests], out=out, **settings)
     if as_json:
         echo(json.dumps(result.to_json()))
         return
@@ -111,6 +125,38 @@ def run_command(
     if out is not None:
         echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
         echo(f"Next: patchbank probe report {out} -o report.html")
+
+
+def _imported(
+    train: Path, table: Path | None, columns: tuple[str, ...], settings: dict[str, Any], *, quiet: bool
+) -> Any:
+    """The manifest of embeddings of another program, which are in `settings["bank"]` then: the user's, or one
+    for this command only.
+    """
+    from tempfile import TemporaryDirectory
+
+    from ..external import import_embeddings
+    from ..options import pairs
+
+    encoders = settings.get("encoders", ())
+    if len(encoders) > 1 or settings.get("features"):
+        raise click.UsageError(f"{train} has the embeddings of one encoder: name it with one --encoder")
+    if settings.get("bank") is None:
+        place = TemporaryDirectory(prefix="patchbank-")
+        settings["bank"] = click.get_current_context().with_resource(place)
+    done = import_embeddings(
+        train,
+        bank=settings["bank"],
+        table=table,
+        columns=pairs(columns, "--column"),
+        encoder=encoders[0] if encoders else "",
+        unnamed=True,
+        positive=settings.pop("positive", ""),
+        on_note=lambda note: say(f"Note: {note}.", style="yellow", err=quiet),
+    )
+    settings["encoders"] = [done.store.identity.encoder["id"]]
+    settings["tokens"] = [done.store.identity.tokens]
+    return done.manifest
 
 
 @probe_group.command("few-shot")

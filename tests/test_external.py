@@ -105,6 +105,26 @@ def test_two_commands_lead_from_features_to_a_page(folder: Path) -> None:
     assert "0 of 96 rows were new" in run("cache", "import", "features.npy", *words, "--name", "mine")
 
 
+def test_one_command_leads_from_features_to_scores(folder: Path) -> None:
+    columns = [word for ours, theirs in COLUMNS.items() for word in ("--column", f"{ours}={theirs}")]
+    words = ["probe", "run", "features.npy", "--table", "labels.csv", *columns, "--bootstrap", "0"]
+    done = CliRunner().invoke(cli.patchbank, [*words, "--positive", "tumor", "-o", "results"])
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "features/full/imported" in done.output
+    assert sorted(path.name for path in folder.iterdir()) == ["features.npy", "labels.csv", "results"]
+    kept = CliRunner().invoke(cli.patchbank, [*words, "--positive", "tumor", "--bank", "bank", "-e", "uni"])
+    assert kept.exit_code == 0, (kept.output, kept.exception)
+    assert [name.split(".")[:3] for name in Bank("bank").names()] == [["uni", "full", "imported"]]
+    for wrong, why in (
+        (["probe", "run", "x.toml"], "--bank is missing"),
+        (["probe", "run", "x.toml", "--table", "labels.csv"], "a manifest has its table"),
+        ([*words, "-e", "a", "-e", "b"], "one --encoder"),
+    ):
+        refused = CliRunner().invoke(cli.patchbank, wrong)
+        assert refused.exit_code == 2
+        assert why in " ".join(refused.output.split())
+
+
 def test_rows_vectors_and_identity(folder: Path) -> None:
     done = imported(out="mine.toml", dataset="mine", licence="CC0", table=TABLE)
     assert np.array_equal(loaded(done), X)
