@@ -15,7 +15,7 @@ from .features import check_rows, content_keys, load_set
 from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
 from .near import near_images
 from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
-from .results.scoring import Rows
+from .results.scoring import Rows, class_codes
 from .statistics.multiclass import MOST_CLASSES
 
 
@@ -181,13 +181,6 @@ def _rows(
         classes=classes if len(classes) > 2 else (),
         ordered=manifest.header.ordered and len(classes) > 2,
     )
-
-
-def class_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
-    """Labels (n,) as int64 (n,): the place of each name in `classes`; of two, whether it is the second."""
-    if len(classes) == 2:
-        return (labels == classes[1]).to_numpy().astype(np.int64)
-    return labels.map({name: k for k, name in enumerate(classes)}).to_numpy(np.int64)
 
 
 def _votes(table: pd.DataFrame, column: str) -> np.ndarray:

@@ -32,7 +32,7 @@ from .schema import (
     Score,
     Votes,
 )
-from .scoring import Column, Rows, compare_models, estimate_set, precision, without_duplicates
+from .scoring import Column, Rows, class_codes, compare_models, estimate_set, precision, without_duplicates
 
 _Part = TypeVar("_Part", Score, RepeatScore)
 REPORTED = Role.REFIT  # the role under which a merged result lists what a system reports on evaluation sets
@@ -57,7 +57,7 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     merged = {name: result.results for name, result in results.items()}
     first = next(iter(merged.values()))
     for name, one in merged.items():
-        for key in ("dataset", "positive", "n"):
+        for key in ("dataset", "positive", "n", *(("classes",) if first.multiclass else ())):
             if getattr(one.train, key) != getattr(first.train, key):
                 raise InvalidRequest(
                     f"system {name!r} was trained on {one.train.dataset} with {key} "
@@ -68,7 +68,12 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     criteria = {name: _folds_auroc(one) for name, one in merged.items()}
     ranked = sorted(results, key=lambda name: -criteria[name])
     config = ProbeConfig.from_dict(first.config.to_json())
-    comparisons = [c for about in data.values() for c in _compare(about, frames, config, reference=ranked[0])]
+    classes = tuple(first.train.classes) if first.multiclass else ()
+    comparisons = [
+        comparison
+        for about in data.values()
+        for comparison in _compare(about, frames, config, reference=ranked[0], classes=classes)
+    ]
     scores = [score for name, one in merged.items() for score in _scores(name, one)]
     of_chosen = {
         key: {
@@ -188,7 +193,12 @@ def _model(name: str, results: Results, criterion: float) -> Model:
 
 
 def _compare(
-    about: DataSet, frames: Mapping[str, pd.DataFrame], config: ProbeConfig, *, reference: str
+    about: DataSet,
+    frames: Mapping[str, pd.DataFrame],
+    config: ProbeConfig,
+    *,
+    reference: str,
+    classes: tuple[str, ...],
 ) -> list[Comparison]:
     """Paired differences between the systems that were scored on this set, on the rows that all have."""
     dataset = about.dataset
@@ -198,31 +208,38 @@ def _compare(
         return []
     base = next(iter(tables.values()))
     role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
-    every = from_predictions(dataset, tables, role=role, groups_known=about.grouped)
+    every = from_predictions(dataset, tables, role=role, groups_known=about.grouped, classes=classes)
     rows, columns = without_duplicates(*every)
     whole = estimate_set(rows, columns, config=config)
     return compare_models(rows, columns, config=config, reference=reference, whole=whole)
 
 
 def from_predictions(
-    dataset: str, tables: Mapping[str, pd.DataFrame], *, role: str, groups_known: bool = True
+    dataset: str,
+    tables: Mapping[str, pd.DataFrame],
+    *,
+    role: str,
+    groups_known: bool = True,
+    classes: tuple[str, ...] = (),
 ) -> tuple[Rows, list[Column]]:
     """What `compare_models` takes, from predictions of several models: the rows that all have.
 
     tables : name -> predictions, one row a patch, patch_id as index
     role : of the columns; one of TRAIN_ROLES for scores out of fold, whose variance is inflated
+    classes : where there are more than two
     Raises InvalidRequest where they disagree on a label.
     """
     base = next(iter(tables.values()))
     common = [p for p in base.index if all(p in table.index for table in tables.values())]
     base = base.loc[common]
-    if any((table.loc[common, "label"] != base["label"]).any() for table in tables.values()):
+    labels = base["label"].astype(object)
+    if any((table.loc[common, "label"].astype(object) != labels).any() for table in tables.values()):
         raise InvalidRequest(f"{dataset}: the results disagree on the label of a patch")
     about = np.full(len(base), -1)
     rows = Rows(
         dataset=dataset,
         patch_id=base.index.to_numpy(object),
-        y=base["label"].to_numpy(np.int64),
+        y=class_codes(labels, classes) if classes else base["label"].to_numpy(np.int64),
         group=base["group"].to_numpy(object),
         domain=base["domain"].to_numpy(object),
         distinct=deduplicate(base.reset_index()).keep,
@@ -231,15 +248,16 @@ def from_predictions(
         path=base["path"].to_numpy(object),
         content_hash=base["content_hash"].to_numpy(object),
         groups_known=groups_known,
+        classes=classes,
     )
+
+    def numbers(table: pd.DataFrame, kind: str) -> np.ndarray:
+        names: Any = [f"{kind}_{name}" for name in classes] if classes else kind
+        return table.loc[common, names].to_numpy(np.float64)
+
+    unadjusted = np.zeros((len(common), 1 if classes else 4))
     columns = [
-        Column(
-            name,
-            role,
-            table.loc[common, "score"].to_numpy(np.float64),
-            np.zeros((len(common), 4)),
-            table.loc[common, "ranking"].to_numpy(np.float64),
-        )
+        Column(name, role, numbers(table, "score"), unadjusted, numbers(table, "ranking"))
         for name, table in tables.items()
     ]
     return rows, columns

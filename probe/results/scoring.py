@@ -158,6 +158,13 @@ class Rows:
         return np.where(known, self.votes_positive / np.where(known, self.votes_total, 1), np.nan)
 
 
+def class_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
+    """Labels (n,) as int64 (n,): the place of each name in `classes`; of two, whether it is the second."""
+    if len(classes) == 2:
+        return (labels == classes[1]).to_numpy().astype(np.int64)
+    return labels.map({name: k for k, name in enumerate(classes)}).to_numpy(np.int64)
+
+
 def _selected(one: "Column | Rows", mask: np.ndarray) -> dict[str, Any]:
     arrays = {f.name: getattr(one, f.name) for f in fields(one)}
     return {name: array[mask] for name, array in arrays.items() if isinstance(array, np.ndarray)}

@@ -17,6 +17,7 @@ from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.model import ProbeModel
 from patchbank.probe.protocol import as_ensemble, by_class, make_plan, run_protocol, standardized
 from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.merge import merge_systems
 from patchbank.probe.results.schema import Role
 from patchbank.probe.run import run_probe
 from patchbank.probe.selection import criterion
@@ -397,3 +398,20 @@ def test_faults_of_classes_are_sentences(study: Study) -> None:
     paths = rows["path"].tolist()
     with pytest.raises(InvalidRequest, match="is the label a path"):
         probe_study(Study(relabelled(study.train, paths, tuple(paths)), study.external, study.bank))
+
+
+def test_systems_of_one_study_are_compared_over_all_classes(study: Study, result: ProbeResult) -> None:
+    single = {name: probe_study(study, encoders=[name], domains="none") for name in ("good", "poor")}
+    merged = merge_systems(single)
+    assert merged.chosen == "good"
+    found = next(c for c in merged.results.comparisons if c.dataset == "outer" and c.metric == "auroc")
+    both = next(
+        c
+        for c in result.results.comparisons
+        if (c.dataset, c.metric, c.role) == ("outer", "auroc", Role.REFIT)
+    )
+    assert found.difference == pytest.approx(both.difference)
+    assert found.p == pytest.approx(both.p)
+    whole = merged.results.whole(features="good", dataset="outer")[0]
+    assert whole.confusion == result.results.whole(features="good/full/cls", dataset="outer")[0].confusion
+    assert merged.results.multiclass
