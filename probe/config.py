@@ -255,6 +255,10 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
         yield f"class_weight 'votes' is for the probe 'logistic', not for {config.probe!r}"
     if config.solver != "exact" and config.probe != "logistic":
         yield f"solver {config.solver!r} is for the probe 'logistic', not for {config.probe!r}"
+    if config.select_on != "folds" and config.repeats > 1:
+        yield "repeats are of folds, and select_on chooses on a split"
+    if config.select_on == "train":
+        yield "select_on 'train' would choose on the rows that are fitted: give another split, or 'folds'"
     if config.positive and config.one_vs_rest:
         yield "give positive (which of two classes) or one_vs_rest (one of more than two), not both"
     yield from _not_in("interval", [config.interval], INTERVALS)

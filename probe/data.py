@@ -29,6 +29,8 @@ class StudyData:
     tests: list[Rows]
     classes: tuple[str, ...]
     """What the codes of `Rows.y` mean; of two the second is the positive class."""
+    choosing: str | None = None
+    """The evaluation set that all choices are made on; None: folds of the train rows."""
 
     @property
     def rows(self) -> list[Rows]:
@@ -88,7 +90,29 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
             f"{names[0]} has no row of {', '.join(map(repr, absent))}, so these classes cannot be learned. "
             "Fix: take them out of `classes` in the manifest, or move rows of them into the split 'train'."
         )
-    return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:], classes)
+    choosing = _choosing_set(train.header.name, rows, classes, config)
+    return StudyData(pieces[0][1], [piece for _, piece in pieces[1:]], rows[0], rows[1:], classes, choosing)
+
+
+def _choosing_set(
+    name: str, sets: Sequence[Rows], classes: tuple[str, ...], config: ProbeConfig
+) -> str | None:
+    """The name of the set of `config.select_on`. Raises InvalidRequest, ProbeError where it lacks a class."""
+    if config.select_on == "folds":
+        return None
+    wanted, start = f"{name}:{config.select_on}", f"{name}:"
+    for rows in sets[1:]:
+        if rows.dataset != wanted:
+            continue
+        absent = [name for k, name in enumerate(classes) if not (rows.y == k).any()]
+        if absent:
+            raise ProbeError(f"{wanted} has no row of {', '.join(absent)}, so nothing can be chosen on it")
+        return wanted
+    others = [rows.dataset.removeprefix(start) for rows in sets[1:] if rows.dataset.startswith(start)]
+    raise InvalidRequest(
+        f"select_on is {config.select_on!r}; {name} has the splits train"
+        f"{''.join(f', {other}' for other in others)}. Fix: name one of its splits, or 'folds'"
+    )
 
 
 def labelled_train_rows(train: Manifest) -> Manifest:

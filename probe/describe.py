@@ -29,10 +29,11 @@ def columns_of(
     names = list(runs)
     chosen = names[int(np.argmax([run.path.max() for run in runs.values()]))]
     all_runs = dict(runs)
-    if len(runs) > 1 and runs[chosen].choice:  # first: it is the estimate of what the folds choose
+    if len(runs) > 1 and runs[chosen].fold_choices:  # first: it is the estimate of what the folds choose
         all_runs = {SWEEP: _sweep(plan, data.train.y, list(runs.values()), runs[chosen], config), **runs}
-    columns: dict[str, list[Column]] = {data.train.dataset: []}
-    y, binary = data.train.y, len(data.classes) == 2
+    columns: dict[str, list[Column]] = {rows.dataset: [] for rows in data.rows}
+    binary = len(data.classes) == 2
+    y = next((rows.y for rows in data.tests if rows.dataset == data.choosing), data.train.y)
 
     def one_model(
         name: str, role: str, score: np.ndarray, adjusted: np.ndarray, held_out: np.ndarray
@@ -44,16 +45,19 @@ def columns_of(
         return Column(name, role, score, about, cuts=np.tile(specificity_cuts(y, held_out), (len(score), 1)))
 
     for name, run in all_runs.items():
-        cuts = out_of_fold_cuts(y, run.oof_ranking, plan.folds) if binary else None
-        columns[data.train.dataset].append(
-            Column(name, run.train_role, run.oof, run.oof_adjusted, run.oof_ranking, cuts)
-        )
-        for dataset, scores in run.fold_models.items():
-            of_set = columns.setdefault(dataset, [])
+        if len(run.oof):
+            cuts = out_of_fold_cuts(y, run.oof_ranking, plan.folds) if binary else None
+            columns[data.train.dataset].append(
+                Column(name, run.train_role, run.oof, run.oof_adjusted, run.oof_ranking, cuts)
+            )
+        for rows in data.tests:
+            dataset, of_set = rows.dataset, columns[rows.dataset]
             if name != SWEEP and dataset in run.refit:  # the sweep's refit is that of the chosen features
-                of_set.append(one_model(name, "refit", run.refit[dataset], run.adjusted, run.oof_flat))
-            ensemble = mean_logit(scores)
-            of_set.append(one_model(name, "ensemble", ensemble, run.ensemble_adjusted, run.oof_ensemble))
+                role = "validation" if dataset == data.choosing else "refit"
+                of_set.append(one_model(name, role, run.refit[dataset], run.adjusted, run.oof_flat))
+            if dataset in run.fold_models:
+                ensemble = mean_logit(run.fold_models[dataset])
+                of_set.append(one_model(name, "ensemble", ensemble, run.ensemble_adjusted, run.oof_ensemble))
     return chosen, columns
 
 
@@ -97,6 +101,8 @@ def score_fold_models(
     """
     found = {}
     for rows in tests:
+        if rows.dataset not in scores:
+            continue
         score = scores[rows.dataset]
         order = by_class(score, probabilistic=probabilistic) if rows.classes else None
         values = evaluate_models(rows.y, score, order, DEFAULT_METRICS)

@@ -169,7 +169,7 @@ class ProtocolRun:
     oof_adjusted: np.ndarray  # float64 (n, 4) `adjustment` of each row, from its outer fold's inner folds
     oof_ranking: np.ndarray  # float64 (n,) `oof` on one scale over the folds, see `ranking`
     scales: np.ndarray  # float64 (K, 2) mean and deviation of each outer model's scores, see `ranking`
-    oof_flat: np.ndarray  # float64 (n,) out-of-fold score at `choice`: for `adjusted` alone, not reported
+    oof_flat: np.ndarray  # float64 (n,) held-out score at `choice`: for `adjusted` alone, not reported
     adjusted: np.ndarray  # float64 (4,) `adjustment` of the refit, from oof_flat
     oof_ensemble: np.ndarray  # float64 (n,) out of fold on the fold ensemble's scale, see `as_ensemble`
     ensemble_adjusted: np.ndarray  # float64 (4,) of the fold ensemble, from oof_ensemble
@@ -341,6 +341,83 @@ def run_published(
         seconds={"fit": fitted, "all": time.perf_counter() - started},
         models={"ensemble": ProbeModel(tuple(head.steps() for head in heads), adjusted)},
         train_role="validation",
+    )
+
+
+def run_on_split(
+    X: np.ndarray,
+    y: np.ndarray,
+    V: np.ndarray,
+    v: np.ndarray,
+    tests: Mapping[str, np.ndarray],
+    *,
+    config: ProbeConfig,
+    votes: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+) -> ProtocolRun:
+    """Probe one feature set as benchmarks with an official validation split do.
+
+    Fitted on : the train rows, once at every point of the grid. Chosen on : the validation rows, by
+        `config.select`; so are threshold and temperature. A published recipe (`config.solver`) chooses its
+        epoch there. Refit : none, the model that was chosen is the one that is reported. Scored : the test
+        rows; the validation rows too, too high.
+
+    X : float (n, d), y : int (n,) of the train rows; V : float (m, d), v : int (m,) of the validation rows
+    tests : evaluation set -> float (n_t, d), the validation rows among them
+    votes : float (n,), see `grid.Targets`; groups : (n,), for probes that choose something themselves
+    """
+    started = time.perf_counter()
+    if config.solver != "exact":
+        head = RECIPES[config.solver](X, y, V, v, seed=config.seed)
+        held_out = head.decision(V).astype(np.float64)
+        values, choice, weighted = np.zeros(1), None, False
+        path = criterion_path(config, v, held_out[None, None, None], np.ones(len(v), int))
+        facts: dict[str, Any] = {
+            "fits": 1,
+            "calls": 1,
+            "status": {f"best of {head.epochs} epochs was {head.best_epoch}": 1},
+            "worst_gap_bound": None,
+        }
+        steps = head.steps()
+        scores = {name: head.decision(rows).astype(np.float64) for name, rows in tests.items()}
+    else:
+        both, training = np.concatenate([X, V]), np.arange(len(X) + len(V)) < len(X)
+        nothing = np.full(len(V), np.nan)
+        fitted = fit_parts(
+            both,
+            np.concatenate([y, v]),
+            [Part(training, ~training, 0)],
+            config,
+            votes=None if votes is None else np.concatenate([votes, nothing]),
+            groups=None if groups is None else np.concatenate([groups, np.full(len(V), "", dtype=object)]),
+        )
+        path = criterion_path(config, v, fitted.held_out[0], np.ones(len(v), int))
+        choice = fitted.setting(best(path))
+        weighted, values, facts = choice.class_weight != "none", fitted.values, fitted.facts
+        held_out = fitted.held_out[0][choice.index].astype(np.float64)
+        steps = fitted.steps(0, choice)
+        scores = {name: fitted.scorer(rows)(0, choice) for name, rows in tests.items()}
+    adjusted = adjustment(v, held_out, weighted=weighted)
+    no_rows = held_out[:0]
+    return ProtocolRun(
+        values=values,
+        path=path,
+        fold_paths=np.empty((0, *path.shape)),
+        choice=choice,
+        fold_choices=[],
+        oof=no_rows,
+        oof_adjusted=np.empty((0, len(adjusted))),
+        oof_ranking=no_rows,
+        scales=np.empty((0, 2, *held_out.shape[1:])),
+        oof_flat=held_out,
+        adjusted=adjusted,
+        oof_ensemble=no_rows,
+        ensemble_adjusted=adjusted,
+        refit=scores,
+        fold_models={},
+        fits=facts,
+        seconds={"all": time.perf_counter() - started},
+        models={"refit": ProbeModel((steps,), adjusted)},
     )
 
 

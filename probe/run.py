@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from ..datasets.folds import effective_groups
+from ..datasets.folds import Folds, effective_groups
 from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, MissingDependency
 from ..files import cores, holding_out
@@ -38,11 +39,13 @@ from .describe import (
 )
 from .domains import DomainRows, analyse_domains
 from .features import load_set, open_bank, resolve_set
-from .protocol import Plan, ProtocolRun, run_protocol, run_published
+from .leaks import LeakReport
+from .protocol import Plan, ProtocolRun, run_on_split, run_protocol, run_published
 from .repeats import spread_over_repeats
 from .results.files import ProbeResult
 from .results.schema import Domains
 from .results.scoring import (
+    Column,
     compare_models,
     estimate_set,
     mean_of_models,
@@ -75,7 +78,7 @@ def run_probe(
     Chosen on : grouped folds of these rows. Preprocessing, class weight and C per feature set; and, for the
         row "chosen on folds", the feature set too. Nested: what scores a fold was chosen on the other folds.
     Refit : on all train rows at what was chosen; the fold ensemble is the mean probability of the folds'
-        models.
+        models. With `select_on` a split of `train`, everything is chosen there and nothing is refitted.
     Scored : train rows out of fold; the other splits of `train` and all labelled rows of `tests`, which
         nothing was chosen on, by refit and ensemble.
     `protocol.run_protocol` has the details, for one feature set.
@@ -100,45 +103,133 @@ def run_probe(
         config = ProbeConfig.from_dict({**settings, "features": list(dict.fromkeys(map(str, resolved)))})
     elif settings or asked:
         raise InvalidRequest("give either config= or the settings one by one, not both")
-    data = gather(train, tests, bank, config)
+    study = _prepare(gather(train, tests, bank, config), bank, config, progress=progress)
+    seconds = {"prepare": time.perf_counter() - started}
+    lap = time.perf_counter()
+    runs, *others = _probe_all(study.data, bank, study.repeats, jobs=jobs, backend=backend, progress=progress)
+    seconds["probe"] = time.perf_counter() - lap
+    lap = time.perf_counter()
+    scored = _score(study, runs, others)
+    seconds["score"] = time.perf_counter() - lap
+    lap = time.perf_counter()
+    of_domains = {"chosen": [scored.chosen], "all": list(runs), "none": []}[config.domains]
+    if config.solver != "exact" or study.data.choosing:  # nothing is chosen on folds, and this is about that
+        of_domains = []
+    domains = {name: _domains_one(name, bank, study.data, config) for name in of_domains}
+    seconds["domains"] = time.perf_counter() - lap
+    seconds["all"] = time.perf_counter() - started
+    document = {
+        **_describe(study, bank, runs),
+        **scored.parts,
+        "domains": {name: found for name, found in domains.items() if found},
+        "seconds": seconds,
+    }
+    probes = {name: run.models for name, run in runs.items()}
+    result = ProbeResult(document, predictions_table(study.data, study.plan, scored.columns), probes)
+    if out is not None:
+        result.save(out)
+    return result
+
+
+@dataclass(frozen=True)
+class _Study:
+    """What is fixed before anything is fitted; repeats : plan and settings of every run."""
+
+    data: StudyData
+    config: ProbeConfig
+    folds: Folds | None
+    leaks: LeakReport
+    repeats: Sequence[tuple[Plan, ProbeConfig]]
+
+    @property
+    def plan(self) -> Plan:
+        """Of the run that is reported."""
+        return self.repeats[0][0]
+
+
+def _prepare(data: StudyData, bank: Any, config: ProbeConfig, *, progress: bool) -> _Study:
     check_embeddings(data, bank, config)
-    folds = outer_folds(data.train_manifest, config)
     groups = effective_groups(data.train_manifest)
+    if data.choosing:
+        leaks = audit(data, None, bank, config, progress=progress)
+        plan = Plan(np.zeros(len(groups), int), [], [], groups, data.train.vote_share())
+        return _Study(clustered(data, leaks.near), config, None, leaks, [(plan, config)])
+    folds = outer_folds(data.train_manifest, config)
     fold_of_row = folds.assign(groups)
     leaks = audit(data, fold_of_row, bank, config, progress=progress)
     data = clustered(data, leaks.near)
     plan = plan_of(data, fold_of_row, config)
     repeats = _repeats(data, plan, bank, config, n_splits=folds.n_splits)
-    seconds = {"prepare": time.perf_counter() - started}
+    return _Study(data, config, folds, leaks, repeats)
 
-    lap = time.perf_counter()
-    runs, *others = _probe_all(data, bank, repeats, jobs=jobs, backend=backend, progress=progress)
-    seconds["probe"] = time.perf_counter() - lap
 
-    lap = time.perf_counter()
-    chosen, columns = columns_of(data, plan, runs, config)
+@dataclass(frozen=True)
+class _Scored:
+    """parts : those of results.json that scores are made of."""
+
+    chosen: str
+    columns: Mapping[str, Sequence[Column]]
+    parts: Mapping[str, Any]
+
+
+def _score(
+    study: _Study, runs: Mapping[str, ProtocolRun], others: Sequence[Mapping[str, ProtocolRun]]
+) -> _Scored:
+    data, config = study.data, study.config
+    chosen, columns = columns_of(data, study.plan, runs, config)
     scores, comparisons = [], []
     for rows in data.rows:
         of_set = columns[rows.dataset]
+        if not of_set:  # the train rows, where there are no folds
+            continue
         whole = estimate_set(rows, of_set, config=config)
         scores += score_set(rows, of_set, config=config, whole=whole)
         comparisons += compare_models(rows, of_set, config=config, reference=chosen, whole=whole)
-    again = [(chosen, columns)]
-    for (other_plan, other), other_runs in zip(repeats[1:], others, strict=True):
-        again.append(columns_of(data, other_plan, other_runs, other))
-    votes = [
-        found for rows in data.rows if (found := score_votes(rows, columns[rows.dataset], config=config))
-    ]
-    seconds["score"] = time.perf_counter() - lap
-    lap = time.perf_counter()
-    of_domains = {"chosen": [chosen], "all": list(runs), "none": []}[config.domains]
-    if config.solver != "exact":  # the recipes do not choose, and this is about choosing elsewhere
-        of_domains = []
-    domains = {name: _domains_one(name, bank, data, config) for name in of_domains}
-    seconds["domains"] = time.perf_counter() - lap
-    seconds["all"] = time.perf_counter() - started
+    repeats = None
+    if others:
+        again = [(chosen, columns)]
+        for (other_plan, other), other_runs in zip(study.repeats[1:], others, strict=True):
+            again.append(columns_of(data, other_plan, other_runs, other))
+        repeats = {
+            "seeds": [one.seed for _, one in study.repeats],
+            "chosen": [name for name, _ in again],
+            "scores": spread_over_repeats(data.rows, [one for _, one in again]),
+        }
+    votes = [score_votes(rows, columns[rows.dataset], config=config) for rows in data.rows]
+    parts = {
+        "chosen": chosen,
+        "fold_models": {
+            name: score_fold_models(data.tests, run.fold_models, probabilistic=config.probabilistic)
+            for name, run in runs.items()
+        },
+        "fold_means": {
+            name: {
+                rows.dataset: mean_of_models(rows, run.fold_models[rows.dataset], config=config)
+                for rows in data.tests
+                if rows.dataset in run.fold_models
+            }
+            for name, run in runs.items()
+        },
+        "scores": scores,
+        "comparisons": comparisons,
+        "repeats": repeats,
+        "precision": precision(scores, comparisons, level=config.level),
+        "votes": [one for one in votes if one],
+    }
+    return _Scored(chosen, columns, parts)
 
-    document = {
+
+def _describe(study: _Study, bank: Any, runs: Mapping[str, ProtocolRun]) -> dict[str, Any]:
+    """The parts of results.json that say what was done with what."""
+    data, config, folds = study.data, study.config, study.folds
+    if folds is None:
+        about = {"name": f"split {config.select_on}", "n_splits": 1}
+        notes = [f"everything was chosen on {data.choosing}, of which the scores are too high"]
+    else:
+        about = {"name": folds.name, "n_splits": folds.n_splits}
+        about |= {"inner": study.plan.inner_folds, "made_with": folds.made_with}
+        notes = fold_notes(folds, study.plan, config)
+    return {
         "config": config.to_dict(),
         "provenance": provenance(),
         "stores": describe_stores(bank, config),
@@ -149,49 +240,14 @@ def run_probe(
         "notes": [
             *config.notes,
             *bank.notes.values(),
-            *fold_notes(folds, plan, config),
-            *leak_notes(leaks, config),
+            *notes,
+            *leak_notes(study.leaks, config),
             *fit_notes(runs),
         ],
-        "folds": {
-            "name": folds.name,
-            "n_splits": folds.n_splits,
-            "inner": plan.inner_folds,
-            "made_with": folds.made_with,
-        },
-        "leaks": leaks.to_json(),
-        "chosen": chosen,
+        "folds": about,
+        "leaks": study.leaks.to_json(),
         "models": [describe_run(name, run) for name, run in runs.items()],
-        "fold_models": {
-            name: score_fold_models(data.tests, run.fold_models, probabilistic=config.probabilistic)
-            for name, run in runs.items()
-        },
-        "fold_means": {
-            name: {
-                rows.dataset: mean_of_models(rows, run.fold_models[rows.dataset], config=config)
-                for rows in data.tests
-            }
-            for name, run in runs.items()
-        },
-        "scores": scores,
-        "comparisons": comparisons,
-        "repeats": {
-            "seeds": [one.seed for _, one in repeats],
-            "chosen": [name for name, _ in again],
-            "scores": spread_over_repeats(data.rows, [one for _, one in again]),
-        }
-        if others
-        else None,
-        "precision": precision(scores, comparisons, level=config.level),
-        "votes": votes,
-        "domains": {name: found for name, found in domains.items() if found},
-        "seconds": seconds,
     }
-    probes = {name: run.models for name, run in runs.items()}
-    result = ProbeResult(document, predictions_table(data, plan, columns), probes)
-    if out is not None:
-        result.save(out)
-    return result
 
 
 def _repeats(
@@ -232,8 +288,9 @@ def _probe_all(
     threads = max(1, cores() // jobs)
     manifests = data.manifests
     names = [rows.dataset for rows in data.tests]
+    choosing = next(((rows.dataset, rows.y) for rows in data.tests if rows.dataset == data.choosing), None)
     tasks = [
-        joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, repeats, threads)
+        joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, repeats, threads, choosing)
         for name in features
     ]
     if backend == "ray":
@@ -261,6 +318,7 @@ def _probe_one(
     y: np.ndarray,
     repeats: Sequence[tuple[Plan, ProbeConfig]],
     threads: int,
+    choosing: tuple[str, np.ndarray] | None,
 ) -> list[ProtocolRun]:
     cpu, runs = time.process_time(), []
     with threadpool_limits(threads):
@@ -269,8 +327,13 @@ def _probe_one(
         loaded = time.perf_counter() - lap
         tests = dict(zip(test_names, others, strict=True))
         for plan, config in repeats:
-            protocol = run_protocol if config.solver == "exact" else run_published
-            run = protocol(X, y, plan, tests, config=config)
+            if choosing is not None:
+                of_split, labels = tests[choosing[0]], choosing[1]
+                about: dict[str, Any] = {"config": config, "votes": plan.votes, "groups": plan.groups}
+                run = run_on_split(X, y, of_split, labels, tests, **about)
+            else:
+                protocol = run_protocol if config.solver == "exact" else run_published
+                run = protocol(X, y, plan, tests, config=config)
             run.seconds["load"] = loaded
             run.seconds["cpu"] = (
                 time.process_time() - cpu

@@ -1,7 +1,8 @@
 """Linear heads as others train them, by stochastic gradients: the published protocol, and two peers' recipes.
 
 Re-implemented in numpy from their papers and configurations, for comparison; the exact solver is
-`logistic.fit_logistic`. All of them take features as they are (no standardisation) and labels 0/1.
+`logistic.fit_logistic`. All of them take features as they are (no standardisation) and labels 0/1, thunder
+and eva also 0 .. K-1.
 
     fit_paper_sgd   the linear probe of arXiv 2506.21444 (batch 8, Adam, plateau schedule, early stopping)
     fit_thunder     the 3 x 3 grid of heads of arXiv 2507.07860, trained side by side
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
-from ...errors import ProbeError
+from ...errors import InvalidRequest, ProbeError
 from ..model import Steps
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -21,25 +23,26 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Head:
-    """score = X @ coef + intercept, class 1 where it is > 0.
+    """score = X @ coef + intercept, class 1 where it is > 0; of K > 2 classes that of the highest score.
 
-    coef : float32 (d,); intercept : float
+    coef : float32 (d,), or (d, K); intercept : float32 () or (K,)
     epochs : how many were run; best_epoch, best_score : of the validation metric, whose head this is
     """
 
     coef: Array
-    intercept: float
+    intercept: Array
     epochs: int
     best_epoch: int
     best_score: float
 
     def decision(self, X: Array) -> Array:
-        """float32 (n,)"""
-        return X @ self.coef + np.float32(self.intercept)
+        """float32 (n,), or (n, K)."""
+        return X @ self.coef + self.intercept
 
     def steps(self) -> Steps:
         """The same as plain numbers, see `model`."""
-        weight, bias = self.coef.astype(np.float64)[:, None], np.array([float(self.intercept)])
+        weight = self.coef.astype(np.float64).reshape(len(self.coef), -1)
+        bias = np.atleast_1d(self.intercept.astype(np.float64))
         return (("affine", {"weight": weight, "bias": bias}),)
 
 
@@ -122,6 +125,10 @@ def fit_paper_sgd(
     X : float (n, d), X_val : float (m, d), y, y_val : int 0/1. lr 1e-3, weight_decay 1e-4 for one encoder.
     Raises ProbeError where a side has one class only.
     """
+    if y.max() > 1:
+        raise InvalidRequest(
+            "the recipe 'paper-sgd' is for two classes: take --solver thunder or eva, or --one-vs-rest NAME"
+        )
     X, X_val = _checked(X, y, X_val, y_val)
     rng = np.random.default_rng(seed)
     theta, A = _initial(rng, X.shape[1], 1)[0], _with_ones(X)
@@ -144,40 +151,48 @@ def fit_paper_sgd(
             best, best_epoch, kept = score, epoch, theta.copy()
         elif epoch - best_epoch >= 15:
             break
-    return Head(kept[:-1], float(kept[-1]), epoch, best_epoch, best)
+    return Head(kept[:-1], kept[-1], epoch, best_epoch, best)
 
 
 def fit_thunder(
     X: Array, y: Array, X_val: Array, y_val: Array, *, seed: int = 0, epochs: int = 200, batch: int = 64
 ) -> Head:
     """THUNDER's frozen linear probe: nine heads (lr 1e-3, 1e-4, 1e-5 x weight decay 0, 1e-3, 1e-4) on the
-    same batches, Adam, two-class cross-entropy, rows shuffled; the head and epoch with the best F1 (the mean
-    over the classes) on the validation rows.
+    same batches, Adam, cross-entropy over the classes, rows shuffled; the head and epoch with the best F1
+    (the mean over the classes) on the validation rows.
     """
     X, X_val = _checked(X, y, X_val, y_val)
     rng = np.random.default_rng(seed)
     grid = np.array([(lr, decay) for lr in (1e-3, 1e-4, 1e-5) for decay in (0.0, 1e-3, 1e-4)], np.float32)
-    heads, A = len(grid), _with_ones(X)
-    theta = _initial(rng, X.shape[1], 2 * heads)  # rows: head 0 class 0, head 0 class 1, head 1 class 0, ...
-    each = np.repeat(grid, 2, axis=0)
+    heads, A, n_classes = len(grid), _with_ones(X), int(y.max()) + 1
+    theta = _initial(rng, X.shape[1], n_classes * heads)  # rows: head 0 class 0, head 0 class 1, ...
+    each = np.repeat(grid, n_classes, axis=0)
+    one_hot = (y[:, None] == np.arange(n_classes)).astype(np.float32)
     optimiser = Adam(theta, lr=each[:, :1].astype(np.float64), weight_decay=each[:, 1:])
-    best, best_epoch, kept = -np.inf, 0, theta[:2].copy()
+    best, best_epoch, kept = -np.inf, 0, theta[:n_classes].copy()
     for epoch in range(1, epochs + 1):
         order = rng.permutation(len(y))
         for lo in range(0, len(order), batch):
             members = order[lo : lo + batch]
             rows = A[members]
-            z = (rows @ theta.T).reshape(len(members), heads, 2)
-            p = 1 / (1 + np.exp(z[:, :, 0] - z[:, :, 1]))
-            residual = (p - y[members, None].astype(np.float32)) / np.float32(len(members))
-            optimiser.step(np.stack([-residual, residual], axis=2).reshape(len(members), -1).T @ rows)
-        z = (X_val @ theta[:, :-1].T + theta[:, -1]).reshape(len(y_val), heads, 2)
+            z = (rows @ theta.T).reshape(len(members), heads, n_classes)
+            if n_classes == 2:
+                p = 1 / (1 + np.exp(z[:, :, 0] - z[:, :, 1]))
+                residual = (p - y[members, None].astype(np.float32)) / np.float32(len(members))
+                gradient = np.stack([-residual, residual], axis=2)
+            else:
+                gradient = (softmax(z, axis=2) - one_hot[members, None]) / np.float32(len(members))
+            optimiser.step(gradient.reshape(len(members), -1).T @ rows)
+        z = (X_val @ theta[:, :-1].T + theta[:, -1]).reshape(len(y_val), heads, n_classes)
         for h in range(heads):
-            score = _macro_f1(z[:, h, 1] - z[:, h, 0], y_val)
+            score = _macro_f1(
+                z[:, h, 1] - z[:, h, 0] > 0 if n_classes == 2 else z[:, h].argmax(axis=1), y_val
+            )
             if score > best:
-                best, best_epoch, kept = score, epoch, theta[2 * h : 2 * h + 2].copy()
-    head = kept[1] - kept[0]
-    return Head(head[:-1], float(head[-1]), epochs, best_epoch, best)
+                best, best_epoch, kept = score, epoch, theta[n_classes * h : n_classes * (h + 1)].copy()
+    if n_classes == 2:
+        kept = kept[1] - kept[0]
+    return Head(kept[..., :-1].T, kept[..., -1], epochs, best_epoch, best)
 
 
 def fit_eva(
@@ -191,13 +206,19 @@ def fit_eva(
     batch: int = 256,
     patience: int = 70,
 ) -> Head:
-    """One run of eva's head: Linear(d, 1), BCE with logits, AdamW (lr 3e-4, decay 1e-2) under a cosine to 0
-    over 12,500 steps, batches of 256 shuffled rows; best validation balanced accuracy, patience 70 epochs.
+    """One run of eva's head: Linear(d, 1), BCE with logits (of K > 2 classes Linear(d, K), cross-entropy),
+    AdamW (lr 3e-4, decay 1e-2) under a cosine to 0 over 12,500 steps, batches of 256 shuffled rows; best
+    validation balanced accuracy, patience 70 epochs.
     """
     X, X_val = _checked(X, y, X_val, y_val)
     rng = np.random.default_rng(seed)
-    theta, A = _initial(rng, X.shape[1], 1)[0], _with_ones(X)
+    n_classes = int(y.max()) + 1
+    theta, A = _initial(rng, X.shape[1], 1 if n_classes == 2 else n_classes), _with_ones(X)
     target = y.astype(np.float32)
+    if n_classes == 2:
+        theta = theta[0]
+    else:
+        target = (y[:, None] == np.arange(n_classes)).astype(np.float32)
     optimiser = Adam(theta, lr=3e-4, weight_decay=1e-2, decoupled=True)
     best, best_epoch, kept, epoch = -np.inf, 0, theta.copy(), 0
     while optimiser.steps < max_steps and epoch - best_epoch < patience:
@@ -209,17 +230,25 @@ def fit_eva(
             optimiser.lr = 3e-4 * (1 + np.cos(np.pi * optimiser.steps / max_steps)) / 2
             members = order[lo : lo + batch]
             rows = A[members]
-            optimiser.step(_bce_gradient(rows @ theta, target[members]) @ rows)
-        score = _balanced_accuracy(X_val @ theta[:-1] + theta[-1], y_val)
+            if n_classes == 2:
+                gradient = _bce_gradient(rows @ theta, target[members])
+            else:
+                gradient = (softmax(rows @ theta.T, axis=1) - target[members]).T / np.float32(len(members))
+            optimiser.step(gradient @ rows)
+        score = _balanced_accuracy(X_val @ theta[..., :-1].T + theta[..., -1], y_val)
         if score > best:
             best, best_epoch, kept = score, epoch, theta.copy()
-    return Head(kept[:-1], float(kept[-1]), epoch, best_epoch, best)
+    return Head(kept[..., :-1].T, kept[..., -1], epoch, best_epoch, best)
 
 
 def _checked(X: Array, y: Array, X_val: Array, y_val: Array) -> tuple[Array, Array]:
+    n_classes = max(2, int(max(y.max(), y_val.max())) + 1)
     for name, labels in (("training", y), ("validation", y_val)):
-        if len(np.unique(labels)) != 2:
-            raise ProbeError(f"the {name} rows have one class only: the head needs both")
+        if (found := len(np.unique(labels))) != n_classes:
+            what = "have one class only: the head needs both"
+            if n_classes > 2:
+                what = f"have {found} of {n_classes} classes: the head needs all"
+            raise ProbeError(f"the {name} rows {what}")
     return X.astype(np.float32), X_val.astype(np.float32)
 
 
@@ -239,12 +268,22 @@ def _bce_gradient(z: Array, target: Array) -> Array:
 
 
 def _balanced_accuracy(z: Array, y: Array) -> float:
+    """Of scores (n,), or (n, K) of K > 2 classes."""
+    if z.ndim == 2:
+        right = z.argmax(axis=1) == y
+        return float(np.mean([right[y == k].mean() for k in range(z.shape[1])]))
     positive = z > 0
     return float((positive[y == 1].mean() + 1 - positive[y == 0].mean()) / 2)
 
 
-def _macro_f1(z: Array, y: Array) -> float:
-    predicted, true = z > 0, y == 1
+def _macro_f1(calls: Array, y: Array) -> float:
+    """Of calls (n,): class codes, or bool."""
+    if calls.dtype != bool:
+        n_classes = int(y.max()) + 1
+        right = np.bincount(y[calls == y], minlength=n_classes)
+        both = np.bincount(y, minlength=n_classes) + np.bincount(calls, minlength=n_classes)
+        return float(np.mean(2 * right / np.maximum(both, 1)))
+    predicted, true = calls, y == 1
     tp, wrong = np.sum(predicted & true), np.sum(predicted != true)
     tn = len(y) - wrong - tp
     return float((2 * tp / max(2 * tp + wrong, 1) + 2 * tn / max(2 * tn + wrong, 1)) / 2)

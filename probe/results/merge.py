@@ -113,7 +113,7 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
 def reported_by(results: Results, dataset: str) -> tuple[str, Role] | None:
     """(features, role) of the scores that stand for a system on one of its sets; None: it has none there."""
     chosen, there = results.chosen, {(s.features, s.role) for s in results.whole(dataset=dataset)}
-    wanted = [(chosen, role) for role in TEST_ROLES]
+    wanted = [(chosen, role) for role in (*TEST_ROLES, Role.VALIDATION)]
     if dataset == results.train.dataset:
         wanted = [(SWEEP, Role.OOF), *((chosen, role) for role in TRAIN_ROLES)]
     return next((one for one in wanted if one in there), None)
@@ -132,8 +132,8 @@ def _reported(result: ProbeResult) -> pd.DataFrame:
 
 
 def _named(name: str, one: _Part, results: Results) -> _Part:
-    """A score of a system under the system's name and, on evaluation sets, `REPORTED`."""
-    role = {} if one.dataset == results.train.dataset else {"role": REPORTED}
+    """A score of a system under the system's name and, where nothing was chosen on the set, `REPORTED`."""
+    role = {} if one.role in TRAIN_ROLES else {"role": REPORTED}
     return one.model_copy(update={"features": name, **role})
 
 
@@ -171,9 +171,11 @@ def _repeats(merged: Mapping[str, Results]) -> Repeats | None:
 
 
 def _folds_auroc(results: Results) -> float:
-    train = results.train.dataset
-    wanted = reported_by(results, train)
-    for one in results.whole(dataset=train):
+    """AUROC of the rows that the system was chosen on: of folds, or of a validation split."""
+    split = results.config.select_on or "folds"
+    of = results.train.dataset if split == "folds" else f"{results.train.name}:{split}"
+    wanted = reported_by(results, of)
+    for one in results.whole(dataset=of):
         if (one.features, one.role) == wanted:
             return one.estimate("auroc").value or 0.0
     return 0.0

@@ -30,7 +30,7 @@ class Role(StrEnum):
     OOF = "oof"
     """Training rows, by models of folds that have not seen them."""
     VALIDATION = "validation"
-    """Training rows, by models that chose their epoch on them: too high."""
+    """Rows that the model was chosen on (of its fold, or of a validation split): too high."""
     REFIT = "refit"
     """One model of all training rows."""
     ENSEMBLE = "ensemble"

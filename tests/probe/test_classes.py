@@ -12,7 +12,9 @@ import pytest
 from patchbank.datasets.folds import make_folds
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
+from patchbank.probe import protocol
 from patchbank.probe.config import ProbeConfig
+from patchbank.probe.features import load_set
 from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.model import ProbeModel
 from patchbank.probe.protocol import as_ensemble, by_class, make_plan, run_protocol, standardized
@@ -293,8 +295,6 @@ def test_results_are_read_back_and_probes_predict(
     rows = table[
         (table["dataset"] == "outer") & (table["features"] == result.chosen) & (table["role"] == "refit")
     ]
-    from patchbank.probe.features import load_set
-
     X = load_set(study.external, result.chosen, bank=study.bank)
     np.testing.assert_allclose(model.predict_proba(X), of_class(rows, "probability"), atol=1e-6)
     assert model.predict(X).tolist() == rows["call"].tolist()
@@ -415,3 +415,83 @@ def test_systems_of_one_study_are_compared_over_all_classes(study: Study, result
     whole = merged.results.whole(features="good", dataset="outer")[0]
     assert whole.confusion == result.results.whole(features="good/full/cls", dataset="outer")[0].confusion
     assert merged.results.multiclass
+
+
+@pytest.fixture(scope="module")
+def split(study: Study) -> Study:
+    """The same with a validation split of the train manifest."""
+    table = study.train.table
+    chosen = (table["split"] == "train") & table["group"].str[-1].isin(list("048"))
+    with_val = Manifest(study.train.header, table.assign(split=table["split"].mask(chosen, "val")), Path())
+    return Study(with_val, study.external, study.bank)
+
+
+def test_an_official_validation_split_chooses(split: Study) -> None:
+    result = probe_study(split, select_on="val", bootstrap=100, class_weight=["balanced", "none"])
+    name = "good/full/cls"
+    assert result.chosen == name
+    X = load_set(split.train, name, bank=split.bank).astype(np.float64)
+    table = split.train.table
+    y = pd.Categorical(table["label"], categories=CLASSES).codes.astype(int)
+    train, val, test = ((table["split"] == part).to_numpy() for part in ("train", "val", "test"))
+    grid = [(weight, c) for weight in ("balanced", "none") for c in C]
+    models = {one: sklearn_fit(X[train], y[train], one[1], one[0]) for one in grid}
+    losses = [balanced_loss(y[val], models[one].decision_function(X[val])) for one in grid]
+    weight, c = grid[int(np.argmin(losses))]
+    choice = result.results.model(name).choice
+    assert choice is not None
+    assert (choice.class_weight, choice.value) == (weight, c)
+    assert result.results.model(name).criterion == pytest.approx(-min(losses), abs=1e-4)
+    expected = models[weight, c].predict_proba(X[test])
+    roles = {(s.dataset, s.role) for s in result.results.whole()}
+    assert roles == {
+        ("inner:val", Role.VALIDATION), ("inner:test", Role.REFIT), ("outer", Role.REFIT)
+    }  # fmt: skip
+    score = result.results.whole(features=name, dataset="inner:test")[0]
+    macro = roc_auc_score(y[test], expected, multi_class="ovr")
+    assert score.estimate("auroc").value == pytest.approx(macro, abs=2e-3)
+    accuracy = balanced_accuracy_score(y[test], expected.argmax(axis=1))
+    assert score.estimate("balanced_accuracy").value == pytest.approx(accuracy)
+    assert {one.dataset for one in result.leaderboard()} == {"inner:test", "outer"}
+    assert any("everything was chosen on inner:val" in note for note in result.results.notes)
+    assert result.results.folds.name == "split val"
+    merged = merge_systems({"good": result, "poor": probe_study(split, encoders=["poor"], select_on="val")})
+    assert merged.chosen == "good"
+    assert merged.results.whole(dataset="inner:val")[0].role == Role.VALIDATION
+
+
+@pytest.mark.parametrize("recipe", ["thunder", "eva"])
+def test_published_recipes_run_as_published(
+    split: Study, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained on train, the epoch chosen on val, scored on test, all classes at once."""
+    limit = {"thunder": {"epochs": 60, "batch": 16}, "eva": {"max_steps": 6000, "batch": 16}}[recipe]
+    run = protocol.RECIPES[recipe]
+    monkeypatch.setitem(protocol.RECIPES, recipe, lambda *a, **k: run(*a, **k, **limit))
+    result = probe_study(
+        split, encoders=["good"], C=None, select_on="val", solver=recipe, bootstrap=0, backend="threading"
+    )
+    score = result.results.whole(dataset="outer")[0]
+    assert score.role == Role.REFIT
+    assert (score.estimate("auroc").value or 0) > 0.8
+    assert score.estimate("balanced_accuracy").value is not None
+    with pytest.raises(InvalidRequest, match="'paper-sgd' is for two classes"):
+        probe_study(split, encoders=["good"], C=None, select_on="val", solver="paper-sgd")
+
+
+def test_faults_of_the_choosing_split_are_sentences(split: Study) -> None:
+    with pytest.raises(
+        InvalidRequest, match=r"inner has the splits train, .*val.* Fix: name one of its splits"
+    ):
+        probe_study(split, select_on="dev")
+    with pytest.raises(InvalidRequest, match="repeats are of folds"):
+        probe_study(split, select_on="val", repeats=2)
+    table = split.train.table
+    lacking = table["label"].mask((table["split"] == "val") & (table["label"] == "Other"), "")
+    with pytest.raises(ProbeError, match="inner:val has no row of Other, so nothing can be chosen"):
+        probe_study(
+            Study(
+                Manifest(split.train.header, table.assign(label=lacking), Path()), split.external, split.bank
+            ),
+            select_on="val",
+        )
