@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from .. import options
-from ..terminal import echo, note
+from ..terminal import echo, note, say
 
 
 @click.group("probe")
@@ -228,6 +228,61 @@ def few_shot_command(
         ],
         left=3,
     ).show(title="Few-shot curves: mean and standard deviation over the draws")
+
+
+@probe_group.command("robustness")
+@click.argument("manifest", type=click.Path(path_type=Path))
+@options.bank("Folder that `patchbank extract` wrote.")
+@options.stores
+@click.option("--features", multiple=True, help="A feature set written out, as for `probe run`.")
+@options.stored_as
+@click.option("-k", "--neighbours", "k", type=int, help="Nearest patches (default: chosen by their vote).")
+@click.option(
+    "--iterations", type=int, default=20, show_default=True, help="Draws for the performance drop; 0: none."
+)
+@click.option(
+    "--trials", type=int, default=10, show_default=True, help="Runs of k-means a pair; 0: no clustering."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@options.out("Folder for robustness.json; `probe report` of it shows the tables.")
+@options.json("Print robustness.json instead of the tables.")
+def robustness_command(manifest: Path, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Measure how much embeddings are of the domain (centre, scanner) instead of the class.
+
+    Robustness index, performance drop and clustering score of PathoROB; how well the domain can be predicted;
+    retrieval; agreement of the views of a patch; alignment of encoders. MANIFEST needs classes and domains.
+
+    \b
+    Examples:
+      patchbank probe robustness ami-br.toml --bank bank -e dinov2-s -e efficientnet-lite0
+      patchbank probe robustness ami-br.toml --bank bank -e uni -v full -v d4:1 -v center:0.75 -o results
+    """
+    from ..datasets.manifest import load_manifest
+    from ..files import check_folder_writable
+    from .report.sections.robustness import robustness
+    from .results.display import Table
+    from .robustness import run_robustness
+
+    if out is not None:
+        check_folder_writable(out)
+    options = {name: value for name, value in options.items() if value not in (None, ())}
+    found = run_robustness(
+        load_manifest(manifest),
+        on_note=lambda text: note(text, err=True),
+        **options,
+    )
+    if out is not None:
+        found.save(out)
+    if as_json:
+        echo(json.dumps(found.to_json()))
+        return
+    for part in robustness(found.model_copy(update={"notes": []})):
+        if isinstance(part, Table):
+            part.show()
+        else:
+            say(part.replace("**", ""))
+    if out is not None:
+        echo(f"Wrote {out}/robustness.json.")
 
 
 @probe_group.command("report")

@@ -11,6 +11,7 @@ from ...errors import InvalidRequest
 from ...files import write_text
 from ...texts import prose
 from ..results.files import ProbeResult
+from ..results.robustness import FILE, Robustness
 from .markup import document, marked
 from .sections import (
     classes,
@@ -24,6 +25,7 @@ from .sections import (
     reproduce,
     scores,
 )
+from .sections.robustness import robustness as of_domains
 from .view import View
 
 LISTED = 12  # names of classes in the first sentence
@@ -36,38 +38,49 @@ def write_report(
     *,
     images: bool = True,
     errors: int = gallery.ERRORS,
+    robustness: Robustness | None = None,
 ) -> Path:
     """Write a report of results (or of the folder that has them): .html or .md, by the output's name.
 
     images : put the most confident errors into the HTML as thumbnails, where the image files are still there
     errors : how many of each kind
+    robustness : of `run_robustness`, for a section of its own; None: what the folder of the results has
     Raises ProbeError (no results), InvalidRequest (another ending).
     """
-    result = result if isinstance(result, ProbeResult) else ProbeResult.load(result)
+    if not isinstance(result, ProbeResult):
+        if robustness is None and (Path(result) / FILE).is_file():
+            robustness = Robustness.load(result)
+        result = ProbeResult.load(result)
     output = Path(output)
     if output.suffix.lower() in (".html", ".htm"):
-        text = html_report(result, images=images, errors=errors)
+        text = html_report(result, images=images, errors=errors, robustness=robustness)
     elif output.suffix.lower() in (".md", ".markdown"):
-        text = markdown_report(result)
+        text = markdown_report(result, robustness=robustness)
     else:
         raise InvalidRequest(f"{output}: a report is written as .html or .md")
     return write_text(output, text)
 
 
-def html_report(result: ProbeResult, *, images: bool = True, errors: int = gallery.ERRORS) -> str:
+def html_report(
+    result: ProbeResult,
+    *,
+    images: bool = True,
+    errors: int = gallery.ERRORS,
+    robustness: Robustness | None = None,
+) -> str:
     """The whole page."""
     view = View(result)
-    shown = sections_of(view, errors=errors if images else 0)
+    shown = sections_of(view, errors=errors if images else 0, robustness=robustness)
     sections = [(re.sub(r"[^a-z]+", "-", title.lower()), title, parts) for title, parts in shown]
     lead = Markup('<p class="lead">{}</p>').format(marked(lead_of(view)))
     return document(title_of(view), sections, lead=lead, foot=f"patchbank {view.results.made_by}")
 
 
-def markdown_report(result: ProbeResult) -> str:
+def markdown_report(result: ProbeResult, *, robustness: Robustness | None = None) -> str:
     """The same tables and sentences without the plots."""
     view = View(result)
     out = [f"# {prose(title_of(view))}", prose(lead_of(view))]
-    for title, content in sections_of(view, errors=0):
+    for title, content in sections_of(view, errors=0, robustness=robustness):
         shown = [
             prose(part) if isinstance(part, str) else part.markdown()
             for part in content
@@ -106,7 +119,7 @@ def lead_of(view: View) -> str:
     )
 
 
-def sections_of(view: View, *, errors: int) -> list[Section]:
+def sections_of(view: View, *, errors: int, robustness: Robustness | None = None) -> list[Section]:
     """The sections of a report that have content, in order. errors : images of each kind of error."""
     sections = [
         ("Results", scores.leaderboard(view)),
@@ -125,6 +138,7 @@ def sections_of(view: View, *, errors: int) -> list[Section]:
             [*differences.differences(view), *clinical.precision(view)],
         ),
         ("Domains", domains.by_domain(view)),
+        ("Robustness to domains", of_domains(robustness) if robustness else []),
         ("Agreement of the experts", experts.experts(view)),
         ("Most confident errors", gallery.confident_errors(view, errors) if errors else []),
         ("Data and leaks", data.data(view)),
