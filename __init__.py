@@ -20,30 +20,46 @@ if TYPE_CHECKING:
     from .datasets.builders import build_manifest as build_manifest
     from .datasets.manifest import Manifest as Manifest
     from .datasets.manifest import load_manifest as load_manifest
+    from .embeddings import load as load
     from .external import import_embeddings as import_embeddings
+    from .extract.cards import Card as Card
     from .extract.run import run_extract as run_extract
+    from .extract.wrap import wrap_encoder as wrap_encoder
+    from .finetune.run import run_finetune as run_finetune
+    from .prediction import Predictions as Predictions
     from .prediction import predict as predict
+    from .probe.config import ProbeConfig as ProbeConfig
     from .probe.estimator import BatchedLogisticRegression as BatchedLogisticRegression
     from .probe.estimator import BatchedLogisticRegressionCV as BatchedLogisticRegressionCV
-    from .probe.features import load as load
+    from .probe.fewshot import run_few_shot as run_few_shot
     from .probe.model import ProbeModel as ProbeModel
+    from .probe.results.files import ProbeResult as ProbeResult
     from .probe.run import run_probe as run_probe
     from .probe.solver.logistic import fit_logistic as fit_logistic
+    from .study import run_study as run_study
 
 _EXPORTS = {
     "Bank": ".cache.bank",
     "BatchedLogisticRegression": ".probe.estimator",
     "BatchedLogisticRegressionCV": ".probe.estimator",
     "Manifest": ".datasets.manifest",
+    "Predictions": ".prediction",
+    "ProbeConfig": ".probe.config",
     "ProbeModel": ".probe.model",
+    "ProbeResult": ".probe.results.files",
+    "Card": ".extract.cards",
     "build_manifest": ".datasets.builders",
     "fit_logistic": ".probe.solver.logistic",
     "import_embeddings": ".external",
-    "load": ".probe.features",
+    "load": ".embeddings",
     "load_manifest": ".datasets.manifest",
     "predict": ".prediction",
     "run_extract": ".extract.run",
+    "run_few_shot": ".probe.fewshot",
+    "run_finetune": ".finetune.run",
     "run_probe": ".probe.run",
+    "run_study": ".study",
+    "wrap_encoder": ".extract.wrap",
 }
 
 __all__ = ["__version__", *_EXPORTS]

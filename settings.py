@@ -10,11 +10,12 @@ InvalidRequest: plan.toml: unknown key 'metrik', did you mean 'metric'?; target 
 
 import codecs
 import difflib
+import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -237,3 +238,19 @@ def toml_text(path: str | Path) -> str:
     if "\0" in text:
         raise tomllib.TOMLDecodeError("it holds NUL characters; save it as UTF-8")
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_ITEM = TypeVar("_ITEM")
+
+
+def listing(argument: str, values: Iterable[_ITEM], *, alone: tuple[type, ...] = ()) -> list[_ITEM]:
+    """The values of an argument that takes several.
+
+    Raises InvalidRequest where one stands alone: a text would be read letter by letter.
+
+    alone : other types of which a single one is refused
+    """
+    if isinstance(values, (str, os.PathLike, *alone)):
+        shown = repr(values) if isinstance(values, str | os.PathLike) else argument.removesuffix("s")
+        raise InvalidRequest(f"{argument} takes a list: write {argument}=[{shown}]")
+    return list(values)

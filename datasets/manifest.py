@@ -23,7 +23,7 @@ import pyarrow.parquet
 from .. import settings
 from ..errors import ManifestError
 from ..files import check_writable, write_atomically
-from ..settings import InvalidSettings, Settings, near, nearest, not_one_of, write_toml
+from ..settings import InvalidSettings, Settings, listing, near, nearest, not_one_of, write_toml
 from ..texts import cells_of_csv, write_csv
 
 FORMAT = "patchbank-manifest"
@@ -238,6 +238,20 @@ def check_place(file: Path, form: str) -> Path:
         )
     check_writable(file)
     return table_file
+
+
+def as_manifest(manifest: "Manifest | str | os.PathLike[str]") -> Manifest:
+    """A manifest as it is, or the one at a path; of NAME alone NAME.toml. Raises ManifestError."""
+    if isinstance(manifest, Manifest):
+        return manifest
+    path = Path(manifest)
+    named = not path.suffix and not path.exists()
+    return load_manifest(path.with_name(f"{path.name}.toml") if named else path)
+
+
+def as_manifests(argument: str, manifests: "Iterable[Manifest | str | os.PathLike[str]]") -> list[Manifest]:
+    """A list of what `as_manifest` takes. Raises InvalidRequest for one that stands alone."""
+    return [as_manifest(one) for one in listing(argument, manifests, alone=(Manifest,))]
 
 
 def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> Manifest:

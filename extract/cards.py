@@ -6,8 +6,11 @@ are in `manifests/encoders`; `timm:NAME` and `hf:ORG/NAME` make one on the fly; 
 the group "patchbank.encoders" brings a user's own.
 """
 
+import hashlib
+import importlib.util
 import json
 import re
+import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -80,6 +83,9 @@ class Transform(Settings):
         PIL's filter by name, one of INTERPOLATIONS.
     mean, std
         per channel, of values in 0..1.
+    function, function_name
+        instead of all this, from a PIL image to float (3, size, size), made in Python (`wrap_encoder`); and
+        what an embedding's identity calls it.
     """
 
     size: int = 224
@@ -88,6 +94,8 @@ class Transform(Settings):
     interpolation: Interpolation = "bicubic"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    function: Callable[[Any], Any] | None = Field(default=None, exclude=True)
+    function_name: str = Field(default="", exclude=True)
 
     def faults(self) -> Iterable[str]:
         if not 0 < self.size <= (self.resize or self.size):
@@ -107,11 +115,15 @@ class Transform(Settings):
     def geometry(self) -> tuple[Any, ...]:
         """Encoders with the same geometry get the same uint8 pixels of a patch."""
         fill = self.fill if self.mode == "border" else ()
+        if self.function is not None:
+            return (self.function,)
         return self.size, self.resize, self.mode, self.interpolation, fill
 
     @property
     def identity(self) -> dict[str, Any]:
         """What stands in an embedding's identity; "center" is left out, which was the only mode at first."""
+        if self.function is not None:
+            return {"function": self.function_name, "size": self.size}
         values = self.model_dump()
         if self.mode == "center":
             del values["mode"]
@@ -307,7 +319,10 @@ def parse_card(text: str, *, origin: str) -> Card:
 
 def card_from(table: Mapping[str, Any], *, origin: str) -> Card:
     """A card from plain values, as a TOML file or `declaration` has them. Raises InvalidRequest."""
-    if code := {"factory", "admit"} & {*table}:
+    shape = table.get("transform")
+    code = {"factory", "admit"} & {*table}
+    code |= {"function", "function_name"} & ({*shape} if isinstance(shape, Mapping) else set())
+    if code:
         raise InvalidRequest(f"{origin}: unknown key {min(code)!r}")
     return Card.read(table, where=origin)
 
@@ -325,18 +340,47 @@ def untrusted(card: Card, spec: str) -> UntrustedCode:
     )
 
 
-def trusted(card: Card) -> Card:
-    """The same card with a factory that imports what its `model` names."""
-    return card.replace(factory=partial(_call_factory, card.id, card.model))
+def trusted(card: Card, folder: Path | None = None) -> Card:
+    """The same card with a factory that imports what its `model` names.
+
+    folder : of the card's file; a module that lies there goes before an installed one of its name
+    """
+    return card.replace(factory=partial(_call_factory, card.id, card.model, folder))
 
 
-def _call_factory(card_id: str, model: str, /, **arguments: Any) -> Any:
+def _call_factory(card_id: str, model: str, folder: Path | None, /, **arguments: Any) -> Any:
     module, _, attribute = model.partition(":")
+    file = None if folder is None else folder / f"{module.replace('.', '/')}.py"
     try:
-        factory = getattr(import_module(module), attribute)
+        loaded = import_module(module) if file is None or not file.is_file() else _module_of(file)
+        factory = getattr(loaded, attribute)
     except (ImportError, AttributeError) as error:
         raise EncoderError(f"the factory {model!r} of {card_id} cannot be imported: {error}") from error
     return factory(**arguments)
+
+
+def _module_of(file: Path) -> Any:
+    """The module in a file, under a name of its own, so that it is not taken for another one of its name.
+
+    Modules beside it that it imports are found, after those that are installed.
+    """
+    file = file.resolve()
+    name = f"patchbank_card_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    sys.path.append(str(file.parent))
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    finally:
+        sys.path.remove(str(file.parent))
+    return module
 
 
 def with_revision(card: Card, revision: str | None) -> Card:

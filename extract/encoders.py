@@ -81,8 +81,11 @@ class Encoder:
         return self.normalise(batch.to(self.device))[0].cpu()
 
     def normalise(self, batch: Tensor) -> Tensor:
-        """uint8 (b, s, s, 3) on this device -> float32 (b, 3, s, s), normalised."""
-        batch = torch.addcmul(self._shift, batch.permute(0, 3, 1, 2).float(), self._scale)
+        """What `prepare` gives, (b, s, s, 3) on this device -> float32 (b, 3, s, s), normalised."""
+        images = batch.permute(0, 3, 1, 2)
+        batch = (
+            torch.addcmul(self._shift, images.float(), self._scale) if batch.dtype == torch.uint8 else images
+        )
         return batch.contiguous(
             memory_format=torch.channels_last if self._channels_last else torch.contiguous_format
         )
@@ -94,6 +97,8 @@ class Encoder:
         single values differ by one or two of 255.
         """
         shape = self.card.transform
+        if shape.function is not None:
+            raise InvalidRequest(f"{self.card.id} has a transform of its own: leave --resize out")
         height, width = resized_shape(batch.shape[1], batch.shape[2], shape)
         if min(height, width) < shape.size:
             raise InvalidRequest(f"{self.card.id} puts a border around patches: leave --resize out")
@@ -115,7 +120,7 @@ class Encoder:
         Parameters
         ----------
         batch
-            uint8 (b, s, s, 3) as `prepare` gives it, or float (b, 3, s, s) already normalised; b >= 1.
+            (b, s, s, 3) as `prepare` gives it, or float (b, 3, s, s) already normalised; b >= 1.
         policies
             names or parsed; the card's own by default.
 
@@ -139,7 +144,7 @@ class Encoder:
                 f"{self.card.id} has {self.network.depth} blocks to take tokens from, not {layers[-1]}"
             )
         batch = batch.to(self.device, non_blocking=True)
-        if batch.dtype == torch.uint8:
+        if batch.shape[-1] == 3:  # as `prepare` gives it; no network takes images three pixels wide
             batch = self.normalise(batch)
         pooled = any(policy.pooling in ("pooled", "projected") for policy in wanted)
         size, low = len(batch), self.precision != "fp32"

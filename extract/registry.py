@@ -77,8 +77,8 @@ def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
         the id or an alias of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
         the path of a .toml file.
     trust_code
-        allow a card of kind "python" that names its callable as text. The card that is returned
-        can then be built wherever it goes.
+        allow a card of kind "python" that names its callable as text: a module beside the card's file, or
+        an installed one. The card that is returned can then be built wherever it goes.
 
     Raises
     ------
@@ -94,7 +94,8 @@ def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
         return card
     if not trust_code:
         raise untrusted(card, str(spec) if not isinstance(spec, Card) else "it")
-    return trusted(card)
+    of_file = not isinstance(spec, Card) and str(spec).strip().endswith(".toml")
+    return trusted(card, Path(str(spec).strip()).absolute().parent if of_file else None)
 
 
 def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..cache.bank import Bank
-from ..datasets.manifest import Manifest, load_manifest
+from ..datasets.manifest import Manifest, as_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
 from ..files import cores
 from ..terminal import progress_bar
@@ -48,9 +48,10 @@ def run_extract(
     Parameters
     ----------
     manifests
-        loaded, or paths of their TOML files.
+        loaded, or paths or names of their TOML files (NAME for NAME.toml).
     encoder
-        ids, "timm:NAME", "hf:ORG/NAME", card files, or Cards; several share the decoding.
+        ids, "timm:NAME", "hf:ORG/NAME", card files, or Cards (`wrap_encoder` makes one of a torch module);
+        several share the decoding.
     bank
         folder of the stores; created if it does not exist.
     dry_run
@@ -76,7 +77,12 @@ def run_extract(
     elif settings:
         raise InvalidRequest("give either options= or the settings one by one, not both")
     listed = [manifests] if isinstance(manifests, Manifest | str | Path) else list(manifests)
-    tables = [m if isinstance(m, Manifest) else load_manifest(m) for m in listed]
+    tables = [as_manifest(one) for one in listed]
+    if callable(encoder):
+        raise InvalidRequest(
+            "a network has no name and no preprocessing: encoder=wrap_encoder(network, transform, name=..., "
+            "revision=...)"
+        )
     specs = [encoder] if isinstance(encoder, str | Path | Card) else list(encoder)
     if not tables or not specs:
         raise InvalidRequest("at least one manifest and one encoder are needed")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from ..errors import ImageError, InvalidRequest
+from ..errors import EncoderError, ImageError, InvalidRequest
 from .cards import Transform
 
 if TYPE_CHECKING:
@@ -124,16 +124,20 @@ def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.n
     Returns
     -------
     np.ndarray
-        uint8, (size, size, 3).
+        uint8, (size, size, 3); of a transform with a function float32, normalised.
 
     Raises
     ------
     ImageError
         not a uint8 RGB array.
+    EncoderError
+        the transform's function gives something else than float (3, size, size).
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise ImageError(f"a patch is uint8 (height, width, 3); this one is {pixels.dtype} {pixels.shape}")
     pixels = crop_pixels(pixels, crop)
+    if transform.function is not None:
+        return _by_function(pixels, transform)
     height, width = resized_shape(pixels.shape[0], pixels.shape[1], transform)
     if (height, width) != pixels.shape[:2]:
         image = Image.fromarray(np.ascontiguousarray(pixels))
@@ -150,3 +154,14 @@ def prepare(pixels: np.ndarray, transform: Transform, crop: float = 1.0) -> np.n
     # torchvision's CenterCrop rounds half to even
     top, left = round((height - size) / 2), round((width - size) / 2)
     return pixels[top : top + size, left : left + size]
+
+
+def _by_function(pixels: np.ndarray, transform: Transform) -> np.ndarray:
+    assert transform.function is not None
+    found = np.asarray(transform.function(Image.fromarray(np.ascontiguousarray(pixels))))
+    if found.shape != (3, transform.size, transform.size) or found.dtype.kind != "f":
+        raise EncoderError(
+            f"the transform {transform.function_name} gave {found.dtype} {found.shape} for a patch of "
+            f"{pixels.shape[:2]} pixels, and float (3, {transform.size}, {transform.size}) for another one"
+        )
+    return np.ascontiguousarray(found.transpose(1, 2, 0), np.float32)

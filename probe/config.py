@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..errors import InvalidRequest
-from ..settings import Settings, not_one_of, read_table
+from ..settings import Settings, listing, not_one_of, read_table
 from .leaks import KINDS
 
 # 40 strengths, 1e-6 .. 10, evenly spaced in the logarithm. C is scikit-learn's: the inverse of the penalty,
@@ -98,10 +98,18 @@ def feature_sets(
     tokens: Iterable[str | None] | None = None,
     features: Iterable[str | FeatureSet] = (),
 ) -> tuple[FeatureSet, ...]:
-    """Every encoder x view x token policy, then the sets written out; each once, in this order."""
-    grid = itertools.product(encoders, views, [None] if tokens is None else tokens)
+    """Every encoder x view x token policy, then the sets written out; each once, in this order.
+
+    Raises InvalidRequest for a text instead of a list.
+    """
+    grid = itertools.product(
+        listing("encoders", encoders),
+        listing("views", views),
+        [None] if tokens is None else listing("tokens", tokens),
+    )
     found = [FeatureSet((Source(*one),)) for one in grid]
-    found += [parse_features(one) if isinstance(one, str) else one for one in features]
+    asked = listing("features", features, alone=(FeatureSet,))
+    found += [parse_features(one) if isinstance(one, str) else one for one in asked]
     return tuple(dict.fromkeys(found))
 
 

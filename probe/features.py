@@ -1,5 +1,6 @@
 """Cached embeddings as a matrix whose rows are a manifest's rows."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..datasets import hashes
-from ..datasets.manifest import Manifest
+from ..datasets.manifest import Manifest, as_manifest
 from ..errors import RowsMissing
 from .config import FeatureSet, Source, parse_features
 
 
 def load(
-    manifest: Manifest,
+    manifest: Manifest | str | os.PathLike[str],
     *,
     encoder: str,
     bank: Any,
@@ -26,6 +27,7 @@ def load(
 ) -> np.ndarray:
     """The embeddings of a manifest's patches, one row a patch, in the manifest's order.
 
+    manifest : or its path or name
     encoder, view, tokens, precision : the store to read, as `Bank.find` takes them (None: the only one there
         is, or the only one that holds all of the patches)
     bank : the folder that `patchbank extract` wrote, or an open Bank
@@ -35,6 +37,7 @@ def load(
     Raises StoreNotFound (no such store, or several) and RowsMissing (patches without an embedding; the
     message has the command that makes them).
     """
+    manifest = as_manifest(manifest)
     # an open bank that was told which data are read has chosen for all of them
     opened = bank if isinstance(bank, _Narrowed) else open_bank(bank, manifests=[manifest])
     store = opened.find(encoder, view=view, tokens=tokens, precision=precision)

@@ -1,12 +1,13 @@
 """How many labelled patches does a feature set need: probes fitted on k rows of each class."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
-from ..datasets.manifest import Manifest
+from ..datasets.manifest import Manifest, as_manifest, as_manifests
 from ..errors import InvalidRequest
 from .classifiers.simple import few_shot_curve, make_probe
 from .config import FeatureSet, ProbeConfig, feature_sets
@@ -18,8 +19,8 @@ SHOTS = (1, 2, 4, 8, 16, 32, 64)
 
 def run_few_shot(
     *,
-    train: Manifest,
-    tests: Sequence[Manifest] = (),
+    train: Manifest | str | os.PathLike[str],
+    tests: Sequence[Manifest | str | os.PathLike[str]] = (),
     bank: Any,
     encoders: Iterable[str] = (),
     views: Iterable[str] = ("full",),
@@ -52,6 +53,7 @@ def run_few_shot(
     Returns columns features, shots, repeat, evaluation, metric ("balanced_accuracy", "auroc"), value.
     Raises what `run_probe` raises, and InvalidRequest where there is nothing to score on.
     """
+    train, tests = as_manifest(train), as_manifests("tests", tests)
     bank = open_bank(bank, precision=precision, dtype=dtype, manifests=[train, *tests])
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
     names = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))

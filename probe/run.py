@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from ..datasets.folds import Folds, effective_groups
-from ..datasets.manifest import Manifest
+from ..datasets.manifest import Manifest, as_manifest, as_manifests
 from ..errors import InvalidRequest, MissingDependency
 from ..files import cores, holding_out
 from ..terminal import progress_bar
@@ -58,8 +58,8 @@ from .results.scoring import (
 @holding_out
 def run_probe(
     *,
-    train: Manifest,
-    tests: Sequence[Manifest] = (),
+    train: Manifest | str | os.PathLike[str],
+    tests: Sequence[Manifest | str | os.PathLike[str]] = (),
     bank: Any,
     encoders: Iterable[str] = (),
     views: Iterable[str] = ("full",),
@@ -83,7 +83,9 @@ def run_probe(
         nothing was chosen on, by refit and ensemble.
     `protocol.run_protocol` has the details, for one feature set.
 
+    train, tests : manifests, their paths or names (NAME for NAME.toml)
     bank : the folder of the embeddings, or an open Bank
+    encoders, views, tokens : as the bank has them; features : feature sets written out
     out : folder of the result, see `ProbeResult.save`; held alone meanwhile (None: nothing is written)
     jobs : feature sets probed at once (None: as many as there are processors); backend : "loky", "threading"
         or "ray" (the joblib backend of a running or local Ray cluster)
@@ -93,6 +95,7 @@ def run_probe(
     StoreNotFound, RowsMissing; all of them before anything is fitted.
     """
     started = time.perf_counter()
+    train, tests = as_manifest(train), as_manifests("tests", tests)
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
     narrow = {key: settings.get(key) for key in ("precision", "dtype")}
     if config is not None:

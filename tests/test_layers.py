@@ -29,6 +29,7 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "study_page": LEAVES | {"datasets", "extract", "probe", "study_file"},
     "study": LEAVES | STAGES | {"study_file", "study_page"},
     "prediction": LEAVES | STAGES,
+    "embeddings": {"datasets", "errors", "probe"},
     "slides": {"cache", "datasets", "errors", "files", "geojson", "prediction", "texts"},
     "quickstart": {"datasets", "extract", "probe"},
     "external": LEAVES | {"cache", "datasets"},

@@ -15,7 +15,7 @@ def test_the_quickstart_leaves_data_bank_and_results(quickstart_folder: Path) ->
         "synthetic-mitoses.toml",
     ]
     result = ProbeResult.load(quickstart_folder / "results")
-    scored = {score.dataset: score.estimate("auroc") for score in result.leaderboard()}
+    scored = {score.dataset: score.estimate("auroc") for score in result.results.leaderboard()}
     assert set(scored) == {"synthetic-mitoses:train", "synthetic-mitoses:test", "synthetic-external"}
     for dataset, (value, low, high) in scored.items():
         assert low <= value <= high, dataset

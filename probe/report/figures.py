@@ -76,11 +76,7 @@ def write_figures(
     unknown = [f for f in formats if f not in FORMATS]
     if unknown:
         raise InvalidRequest(f"figures are written as {', '.join(FORMATS)}, not as {unknown[0]!r}")
-    try:
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise MissingDependency("figures need matplotlib: pip install 'patchbank[figures]'") from error
-
+    rc_context = _rc_context()
     view = View(result if isinstance(result, ProbeResult) else ProbeResult.load(result))
     made: dict[str, Callable[[], Figure]] = {}
     for drawn in (*charts_of(view), *confusions(view), *matrices(view)):
@@ -108,6 +104,20 @@ def _figure_of(view: View, drawn: Chart | Matrix | Confusion) -> "Figure":
     if isinstance(drawn, Matrix):
         return draw_matrix(view, drawn)
     return draw_confusion(view, drawn) if isinstance(drawn, Confusion) else draw(drawn)
+
+
+def drawn(chart: Chart) -> "Figure":
+    """A chart as a figure in the style of `write_figures`. Raises MissingDependency (no matplotlib)."""
+    with _rc_context()(STYLE):
+        return draw(chart)
+
+
+def _rc_context() -> Any:
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise MissingDependency("figures need matplotlib: pip install 'patchbank[figures]'") from error
+    return rc_context
 
 
 def draw(chart: Chart) -> "Figure":

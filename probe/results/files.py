@@ -5,6 +5,8 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -179,16 +181,50 @@ class ProbeResult:
         """
         return scores_table(self.results.scores)
 
-    def leaderboard(self) -> list[Score]:
-        """Scores that stand for each model on each whole set, see `Results.leaderboard`."""
-        return self.results.leaderboard()
+    @property
+    def leading_metrics(self) -> Sequence[str]:
+        """Names of the metrics that are shown first."""
+        if self.results.multiclass:
+            return shown_of_classes(ordered=self.results.train.ordered)
+        return SHOWN
+
+    def leaderboard(self) -> pd.DataFrame:
+        """The scores that stand for each model on each whole set, a row each, see `Results.leaderboard`.
+
+        Columns: dataset, features, role, n, and METRIC, METRIC_low, METRIC_high of each metric that leads.
+        """
+        return pd.DataFrame(
+            {
+                "dataset": one.dataset,
+                "features": one.features,
+                "role": one.role_name,
+                "n": one.n,
+                **{
+                    f"{metric}{end}": value
+                    for metric in self.leading_metrics
+                    for end, value in zip(("", "_low", "_high"), one.estimate(metric), strict=True)
+                },
+            }
+            for one in self.results.leaderboard()
+        )
+
+    @property
+    def plot(self) -> Any:
+        """The figures of the result, as axes of matplotlib: `result.plot.roc()`; `report.notebook.Plots`."""
+        # by its name, as pandas finds its plots: the report imports this module
+        return import_module("..report.notebook", __package__).Plots(self)
+
+    def _repr_html_(self) -> str:
+        table = self.leaderboard().to_html(index=False, float_format="{:.3f}".format, na_rep="")
+        notes = "".join(f"<li>{escape(text)}</li>" for text in self.results.notes)
+        return f"{table}<ul>{notes}</ul>"
 
     def optimism(self, mark: str = "*") -> str:
         """What is to be said of the out-of-fold score of what the same folds chose (marked by `mark`): ""
         where there was nothing to choose from, or no score out of fold is shown.
         """
         train = self.results.train.dataset
-        shown = {one.features for one in self.leaderboard() if one.dataset == train}
+        shown = {one.features for one in self.results.leaderboard() if one.dataset == train}
         if self.chosen not in shown or len(shown) < 2:
             return ""
         nested = NESTED if SWEEP in shown else ""
@@ -203,9 +239,8 @@ class ProbeResult:
                 "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
                 f"folds of the train rows, * by the folds as a whole. {self.optimism()}"
             ).strip()
-        metrics, train = SHOWN, self.results.train
+        metrics, train = self.leading_metrics, self.results.train
         if self.results.multiclass:
-            metrics = shown_of_classes(ordered=train.ordered)
             means = "AUROC is the mean" if train.ordered else "AUROC and F1 are means"
             weights = "; kappa has quadratic weights" if train.ordered else ""
             how = f"{means} over the {len(train.classes)} classes, each against the rest{weights}. {how}"
@@ -216,7 +251,7 @@ class ProbeResult:
                 one.n,
                 *(interval(one.estimate(name)) for name in metrics),
             )
-            for one in self.leaderboard()
+            for one in self.results.leaderboard()
         ]
         Table(["scored on", "features", "patches", *(TITLES[name] for name in metrics)], rows, left=2).show(
             title="Probe results",
@@ -231,7 +266,7 @@ class ProbeResult:
                     one.features,
                     *(mean_and_sd(of[one.dataset, one.features, one.role].spread(m)) for m in SHOWN),
                 )
-                for one in self.leaderboard()
+                for one in self.results.leaderboard()
             ]
             Table(["scored on", "features", *titles], spread, left=2).show(
                 title=f"Mean and standard deviation over {len(repeats.seeds)} runs with other folds"

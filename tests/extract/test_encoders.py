@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -335,3 +336,31 @@ def test_the_real_dinov2(shared: Path) -> None:
     vectors = encoder.embed(torch.stack([encoder.transform(p) for p in (flat, noisy, noise)]))["cls"]
     cosine = torch.nn.functional.cosine_similarity
     assert cosine(vectors[0], vectors[1], dim=0) > cosine(vectors[0], vectors[2], dim=0)
+
+
+def test_the_code_of_a_card_is_found_beside_it(tmp_path: Path) -> None:
+    """Whatever is installed under its name, and with the modules beside it; two folders do not mix."""
+    for folder, number in (("one", 1.0), ("two", 2.0)):
+        place = tmp_path / folder
+        place.mkdir()
+        (place / "card.toml").write_text(
+            'id = "x"\nkind = "python"\nmodel = "json:build"\nrevision = "1"\ndim = 2\ntokens = "pooled"\n'
+            "[transform]\nsize = 8\n"
+        )
+        (place / "json.py").write_text(
+            "import torch\nfrom patchbank_test_sibling import NUMBER\n\n"
+            "def build():\n    return lambda batch: torch.full((len(batch), 2), NUMBER)\n"
+        )
+        (place / "patchbank_test_sibling.py").write_text(f"NUMBER = {number}\n")
+        before = list(sys.path)
+        with pytest.raises(UntrustedCode):
+            load_card(place / "card.toml")
+        assert "patchbank_test_sibling" not in sys.modules
+        card = load_card(place / "card.toml", trust_code=True)
+        sys.modules.pop("patchbank_test_sibling", None)
+        built = build_encoder(card, device="cpu")
+        assert sys.path == before
+        found = built.embed(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))["pooled"]
+        assert found.tolist() == [[number, number]]
+        sys.modules.pop("patchbank_test_sibling")
+    assert hasattr(json, "loads")

@@ -268,7 +268,7 @@ def test_scores_are_scikit_learns(result: ProbeResult) -> None:
         assert low < value < high
         seen += 1
     assert seen == 2 * (1 + 2 * 2)
-    board = result.leaderboard()
+    board = result.results.leaderboard()
     assert board[0].features == "chosen on folds"
     by_name = {(s.dataset, s.features): s.estimate("balanced_accuracy").value or 0.0 for s in board}
     assert by_name["outer", "good/full/cls"] > by_name["outer", "poor/full/cls"] + 0.1

@@ -59,16 +59,16 @@ def tables(parts: list[Any]) -> list[list[dict[str, Any]]]:
 
 
 def test_scores_without_duplicates_lead(result: ProbeResult) -> None:
-    outer = [r for r in result.leaderboard() if r.dataset == "outer"]
+    outer = [r for r in result.results.leaderboard() if r.dataset == "outer"]
     assert {(r.subset, r.n) for r in outer} == {("dedup", 148)}  # 150 contents, 2 with both labels
-    assert {r.subset for r in result.leaderboard() if r.dataset != "outer"} == {"raw"}
+    assert {r.subset for r in result.results.leaderboard() if r.dataset != "outer"} == {"raw"}
     text = markdown_report(result)
     assert "**outer**: 148 different patches" in text
     assert "| outer | 160 | 148 |" in text  # all files beside
 
 
 def test_models_are_compared_on_what_their_scores_are_of(result: ProbeResult) -> None:
-    lead = {(r.dataset, r.features): r for r in result.leaderboard()}
+    lead = {(r.dataset, r.features): r for r in result.results.leaderboard()}
     compared = [c for c in result.document["comparisons"] if c["role"] in ("refit", "oof")]
     assert {c["dataset"] for c in compared} == {"inner:train", "inner:test", "outer"}
     for c in compared:
@@ -97,10 +97,10 @@ def test_nothing_is_claimed_where_no_slides_are_known(result: ProbeResult) -> No
     assert not re.search(r"outer[^\n]*independent groups", text)
     view = View(result)
     [rows] = tables(
-        clinical.if_clustered(view, [r for r in result.leaderboard() if r.dataset == "outer"], ["auroc"])
+        clinical.if_clustered(view, [r for r in result.results.leaderboard() if r.dataset == "outer"], ["auroc"])
     )
     assert len(rows) == 2
-    for row, record in zip(rows, (r for r in result.leaderboard() if r.dataset == "outer"), strict=True):
+    for row, record in zip(rows, (r for r in result.results.leaderboard() if r.dataset == "outer"), strict=True):
         value, low, high = map(float, re.findall(r"\d\.\d+", row["AUROC"]))
         leading, *ends = record.estimate("auroc")
         assert value == pytest.approx(leading, abs=6e-4)
@@ -129,7 +129,7 @@ def test_counts_of_calls_are_those_of_the_predictions(result: ProbeResult) -> No
 def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
     _, cuts, values = tables(clinical.operating_points(View(result)))
     record = next(
-        r for r in result.leaderboard() if r.dataset == "inner:test" and r.features == result.chosen
+        r for r in result.results.leaderboard() if r.dataset == "inner:test" and r.features == result.chosen
     )
     sensitivity, specificity = (
         record.estimate(m, "at_threshold").value for m in ("sensitivity", "specificity")
@@ -146,7 +146,7 @@ def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
 def test_a_calibration_error_stands_beside_its_floor(result: ProbeResult) -> None:
     [rows] = tables(clinical.calibration(View(result)))
     assert len(rows) == 6  # three sets, as fitted and calibrated
-    record = next(r for r in result.leaderboard() if r.dataset == "outer" and r.features == result.chosen)
+    record = next(r for r in result.results.leaderboard() if r.dataset == "outer" and r.features == result.chosen)
     row = next(r for r in rows if r["set"] == "outer" and r["probabilities"].startswith("calibrated"))
     assert float(row["ECE"]) == pytest.approx(record.platt["ece"].value, abs=6e-4)
     floor = record.calibration["platt"].ece_floor
@@ -200,7 +200,7 @@ def test_the_page_leads_with_what_the_study_named(result: ProbeResult) -> None:
     heads = re.findall(r'<th scope="col"[^>]*><button type="button">([^<]+)</button>', named)
     assert heads[2] == "outer"
     # the rows are sorted by it
-    value = {r.features: r.estimate("auroc").value for r in result.leaderboard() if r.dataset == "outer"}
+    value = {r.features: r.estimate("auroc").value for r in result.results.leaderboard() if r.dataset == "outer"}
     order = re.findall(r'<tr data-family="probe" data-state="done"><th scope="row">([^ <]+)', named)
     assert order == sorted(order, key=lambda n: -value[n])
     assert "has no scores here" in page_html(dataclasses.replace(page, primary_set="atnorm-md"))
@@ -290,8 +290,8 @@ def test_sets_that_say_little_are_shown(study: Any, rows: Any, bootstrap: int) -
     assert ">nan" not in html.lower()
     assert ">None<" not in html
     assert "| None" not in text
-    for record in result.leaderboard():
+    for record in result.results.leaderboard():
         if record.dataset == "outer" and record.estimate("auroc").value is None:
             assert list(record.estimate("auroc")) == [None, None, None]
     if bootstrap == 0:
-        assert all(r.estimate("auroc").low is None for r in result.leaderboard())
+        assert all(r.estimate("auroc").low is None for r in result.results.leaderboard())

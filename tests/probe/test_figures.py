@@ -44,6 +44,38 @@ def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
     )
 
 
+def test_a_result_in_a_notebook(result: ProbeResult) -> None:
+    board = result.leaderboard()
+    assert list(board.columns[:4]) == ["dataset", "features", "role", "n"]
+    lead = {(r.dataset, r.features): r.estimate("auroc") for r in result.results.leaderboard()}
+    for row in board.itertuples():
+        assert (row.auroc, row.auroc_low, row.auroc_high) == tuple(lead[row.dataset, row.features])
+    html = result._repr_html_()
+    assert f"{board['auroc'][0]:.3f}" in html
+    assert result.model.about.features == result.chosen
+
+
+def test_the_figures_as_axes(result: ProbeResult) -> None:
+    chart = charts.roc(View(result), "inner:test")
+    axes = result.plot.roc("inner:test")
+    assert axes.get_xlabel() == chart.xlabel
+    drawn = [line.get_xydata().tolist() for line in axes.lines]
+    assert all(np.column_stack([part.x, part.y]).tolist() in drawn for part in chart.parts)
+    assert result.plot.roc().figure is not axes.figure
+    plots = result.plot
+    axes = [
+        plots.precision_recall(),
+        plots.calibration(),
+        plots.decision(),
+        plots.forest(),
+        plots.differences("balanced_accuracy", "outer"),
+        plots.choice(),
+    ]
+    assert all(isinstance(one, matplotlib.axes.Axes) and one.lines for one in axes)
+    with pytest.raises(InvalidRequest, match="has no set 'x'; it has inner:train, inner:test, outer"):
+        plots.roc("x")
+
+
 def test_every_figure_is_written_and_named_for_what_it_shows(result: ProbeResult, tmp_path: Path) -> None:
     result.save(tmp_path / "results")
     run = CliRunner().invoke(

@@ -197,7 +197,7 @@ def test_ids_are_unique_and_links_lead_somewhere(page: StudyPage) -> None:
 def test_every_number_of_the_leaderboard_is_there(page: StudyPage) -> None:
     text = page_html(page)
     assert page.result
-    for record in page.result.leaderboard():
+    for record in page.result.results.leaderboard():
         for metric in ("balanced_accuracy", "auroc", "average_precision"):
             if record.features in {s.name for s in page.systems}:
                 assert f'<data value="{record.estimate(metric).value:.6f}"' in text
@@ -525,7 +525,7 @@ SORTS = "[...document.querySelectorAll('#board th[data-sort]')].map(th => th.get
 
 
 def order(result: ProbeResult, dataset: str, metric: str) -> list[str]:
-    mine = [r for r in result.leaderboard() if r.dataset == dataset and "/" in r.features]
+    mine = [r for r in result.results.leaderboard() if r.dataset == dataset and "/" in r.features]
     return [r.features for r in sorted(mine, key=lambda r: -(r.estimate(metric).value or 0))]
 
 
@@ -597,7 +597,7 @@ def test_the_metric_is_switched_everywhere(browser: Browser, file: Path, page: S
         assert names[:2] == order(page.result, "inner:test", metric)
         value = browser.js(f"document.querySelector('#board tbody tr .{metric} data').value")
         record = next(
-            r for r in page.result.leaderboard() if (r.dataset, r.features) == ("inner:test", names[0])
+            r for r in page.result.results.leaderboard() if (r.dataset, r.features) == ("inner:test", names[0])
         )
         assert float(value) == pytest.approx(record.estimate(metric).value, abs=1e-6)
         pressed = browser.js(

@@ -54,7 +54,7 @@ def test_the_nested_row_leads_and_the_star_is_said_to_be_optimistic(
     study: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = run_probe(train=study.train, bank=study.bank, encoders=["good", "poor"], **QUICK, out=tmp_path)
-    board = [r.features for r in found.leaderboard() if r.dataset == "inner:train"]
+    board = [r.features for r in found.results.leaderboard() if r.dataset == "inner:train"]
     criterion = {m["features"]: m["criterion"] for m in found.document["models"]}
     assert board == [SWEEP, *sorted(criterion, key=lambda name: -criterion[name])]
     assert board[1] == found.chosen

@@ -129,7 +129,7 @@ def test_markdown_has_the_same_numbers(result: ProbeResult) -> None:
     text = markdown_report(result)
     for title in SECTIONS:
         assert (f"## {title}" in text) == (title != "Most confident errors")
-    for record in result.leaderboard():
+    for record in result.results.leaderboard():
         assert f"{record.estimate('auroc').value:.3f}" in text
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|---")]
     assert len(widths) >= 8

@@ -52,7 +52,7 @@ def test_the_scores_are_those_of_the_single_results(results: dict[str, ProbeResu
     assert model["chosen"] == good.chosen
     assert model["fits"]["fits"] == sum(m["fits"]["fits"] for m in good.document["models"])
     assert merged.document["fold_means"]["Good"] == good.document["fold_means"][good.chosen]
-    board = merged.leaderboard()
+    board = merged.results.leaderboard()
     assert {r.features for r in board if r.dataset == "outer"} == {"Good", "Poor", "Old"}
 
 
@@ -94,7 +94,7 @@ def test_a_merged_result_is_saved_and_read_like_any_other(
 def test_an_evaluation_set_may_be_missing_in_one_system(study, results: dict[str, ProbeResult]) -> None:  # type: ignore[no-untyped-def]
     less = run_probe(train=study.train, bank=study.bank, features=["poor/full/cls"], **GRID)
     merged = merge_systems({"Good": results["Good"], "Less": less})
-    assert {r.features for r in merged.leaderboard() if r.dataset == "outer"} == {"Good"}
+    assert {r.features for r in merged.results.leaderboard() if r.dataset == "outer"} == {"Good"}
     assert not [c for c in merged.document["comparisons"] if c["dataset"] == "outer"]
     assert [c for c in merged.document["comparisons"] if c["dataset"] == "inner:test"]
 
@@ -218,7 +218,7 @@ def test_what_lies_far_apart_is_distinguished(
     assert [row.verdict for row in found] == [verdict] * 2
     mean = merged.document["fold_means"]["Good"]["outer"]["auroc"]
     assert tuple(found[1].ours) == (mean["value"], mean["low"], mean["high"])  # like with like
-    refit = next(r for r in results["Good"].leaderboard() if r.dataset == "outer")
+    refit = next(r for r in results["Good"].results.leaderboard() if r.dataset == "outer")
     assert found[1].refit == refit.estimate("auroc")
 
 
@@ -289,7 +289,7 @@ def test_the_tables_of_a_study_have_every_system(results: dict[str, ProbeResult]
     beside = table[table["published"].notna()]
     assert set(beside["metric"]) == {"auroc", "balanced_accuracy"}
     assert set(beside["system"]) == {"Old"}
-    whole = {(r.features, r.dataset): r.estimate("auroc").value for r in merged.leaderboard()}
+    whole = {(r.features, r.dataset): r.estimate("auroc").value for r in merged.results.leaderboard()}
     for _, row in table[table["metric"] == "auroc"].iterrows():
         assert row["value"] == whole[row["system"], row["dataset"]]
     text = markdown(page)

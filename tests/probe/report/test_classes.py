@@ -121,7 +121,7 @@ def test_tables_download_as_csv_with_numbers_apart_and_no_formula(result: ProbeR
     at = rows[0].index("macro AUROC")
     assert rows[0][at : at + 3] == ["macro AUROC", "macro AUROC: low", "macro AUROC: high"]
     values = [float(v) for v in rows[1][at : at + 3]]
-    estimate = result.leaderboard()[0].estimate("auroc")
+    estimate = result.results.leaderboard()[0].estimate("auroc")
     assert values == pytest.approx([v for v in estimate if v is not None], abs=5e-4)
     assert Table(["=a", "b"], [["@x", "1.0 [0.5, 2.0]"]]).csv() == "'=a,b,b: low,b: high\n'@x,1.0,0.5,2.0\n"
     assert Table(["a", "b"], []).csv() == "a,b\n"
