@@ -452,7 +452,7 @@ def test_an_official_validation_split_chooses(split: Study) -> None:
     assert score.estimate("auroc").value == pytest.approx(macro, abs=2e-3)
     accuracy = balanced_accuracy_score(y[test], expected.argmax(axis=1))
     assert score.estimate("balanced_accuracy").value == pytest.approx(accuracy)
-    assert {one.dataset for one in result.leaderboard()} == {"inner:test", "outer"}
+    assert {one.dataset for one in result.results.leaderboard()} == {"inner:test", "outer"}
     assert any("everything was chosen on inner:val" in note for note in result.results.notes)
     assert result.results.folds.name == "split val"
     merged = merge_systems({"good": result, "poor": probe_study(split, encoders=["poor"], select_on="val")})
