@@ -271,6 +271,9 @@ def _h5_regions(file: Path, size: int, scale: str) -> pd.DataFrame:
     points = points.astype(np.int64)
     table = pd.DataFrame({"slide": slide, "x": points[:, 0], "y": points[:, 1]})
     table["_size"], table["_scale"] = side, scale
+    for key in ("level0_magnification", "target_magnification", "overlap"):  # exports write them again
+        if key in attributes and np.ndim(attributes[key]) == 0:
+            table[key] = attributes[key]
     return table
 
 
