@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..errors import ImageError, InvalidRequest, ManifestError
 from ..files import cores
-from ..settings import not_one_of
+from ..settings import near, not_one_of
 from ..terminal import progress_bar
 from .arrays import hdf5_table, npz_table, parquet_table
 from .clusters import (
@@ -34,7 +34,7 @@ from .clusters import (
     grey,
     small_grey,
 )  # fmt: skip
-from .declarations import load_declaration
+from .declarations import load_declaration, names
 from .declared import build_declared
 from .hashes import hex_hashes
 from .images import content_hash
@@ -122,6 +122,12 @@ def build_manifest(
         raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
     say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
     if name not in TABLES:
+        if not name.endswith(".toml") and name not in names():
+            hint = (
+                near(name, [*names(), *TABLES])
+                or f"; builders are {', '.join(TABLES)}; `datasets ls` lists sets."
+            )
+            raise InvalidRequest(f"no builder or data set is called {name!r}{hint}")
         declaration = load_declaration(name)
         _refuse_unknown(name, options, ["dataset"])
         manifest = build_declared(declaration, Path(root), name=options.get("dataset", ""), say=say)

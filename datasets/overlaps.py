@@ -59,7 +59,7 @@ def same_places(manifests: Sequence[Manifest], *, within: int = WITHIN) -> pd.Da
 def shared_slides(manifests: Sequence[Manifest]) -> pd.DataFrame:
     """Slides whose name occurs in several data sets: slide, sets, rows.
 
-    A name is no proof: slides "1" of two sets may be two slides. `same_places` is one, where x and y are known.
+    A name is no proof: slides "1" of two sets may be two slides. `same_places` is one, given x and y.
     """
     rows = _of_slides(manifests)
     of = rows.groupby("slide", sort=True)
