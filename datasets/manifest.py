@@ -51,6 +51,7 @@ class Header(Settings):
         sets that itself).
     ordered : whether the classes are grades, from the lowest to the highest.
     targets : columns of the table that hold the numbers to be predicted, instead of classes.
+    mpp : micrometres a pixel of the patches as they are stored; 0: not known.
 
     Raises InvalidSettings with every fault.
     """
@@ -65,6 +66,7 @@ class Header(Settings):
     group_kind: str = "slide"
     ordered: bool = False
     targets: tuple[str, ...] = ()
+    mpp: float = 0.0
 
     @property
     def label_kind(self) -> Literal["classes", "targets", "none"]:
@@ -74,7 +76,11 @@ class Header(Settings):
     @property
     def format_version(self) -> int:
         """The lowest version of the manifest format that can say this."""
-        return 2 if self.ordered or self.targets or (len(self.classes) > 2 and not self.positive) else 1
+        return (
+            2
+            if self.ordered or self.targets or self.mpp or (len(self.classes) > 2 and not self.positive)
+            else 1
+        )
 
     def faults(self) -> Iterable[str]:
         if "name" in self.model_fields_set and not NAME.match(self.name):
@@ -88,6 +94,8 @@ class Header(Settings):
             yield not_one_of("positive", self.positive, self.classes)
         if self.classes and self.targets:
             yield "a data set has classes or targets, not both"
+        if self.mpp < 0:
+            yield f"mpp = {self.mpp} micrometres a pixel cannot be negative"
         if self.ordered and len(self.classes) < 2:
             yield "ordered = true needs classes, from the lowest to the highest"
         if taken := [one for one in self.targets if one in KNOWN_COLUMNS and one not in NUMBER_COLUMNS]:
@@ -113,8 +121,9 @@ class _File(Settings):
     def faults(self) -> Iterable[str]:
         if isinstance(self.dataset, Header) and self.dataset.format_version > self.format_version:
             yield (
-                f"format_version = {self.format_version} has no ordered classes, no targets and no more than "
-                f"two classes without a positive one: write format_version = {self.dataset.format_version}"
+                f"format_version = {self.format_version} has no mpp, ordered classes or targets, and no more "
+                "than two classes without a positive one: write format_version = "
+                f"{self.dataset.format_version}"
             )
 
 
@@ -205,7 +214,7 @@ class Manifest:
         folder = Path(os.path.abspath(file.parent))  # noqa: PTH100
         inside = root.is_relative_to(folder)
         version = self.header.format_version
-        new = {"ordered", "targets"} if version == 1 else set()
+        new = {"ordered", "targets", "mpp"} if version == 1 else set()
         document = {
             "format": FORMAT,
             "format_version": version,

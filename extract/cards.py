@@ -245,7 +245,12 @@ class Card(Settings):
 
     def apart(self, mpp: float) -> float:
         """How many times more or less micrometres a pixel than it was trained at, >= 1; 1 where unknown."""
-        return min((max(mpp / one, one / mpp) for one in self.mpp), default=1.0) if mpp else 1.0
+        near = self.nearest_mpp(mpp)
+        return max(mpp / near, near / mpp) if mpp and near else 1.0
+
+    def nearest_mpp(self, mpp: float) -> float:
+        """Of the resolutions that it was trained at the one closest to `mpp`; 0 where none is known."""
+        return min(self.mpp, key=lambda one: max(mpp / one, one / mpp) if mpp else one, default=0.0)
 
 
 def _faults(card: Card) -> Iterable[str]:

@@ -62,7 +62,12 @@ def stoppable() -> Iterator[None]:
 )
 @click.option("--card", multiple=True, type=options.PATH, help="A card of your own (TOML); may be repeated.")
 @options.bank()
-@click.option("-v", "--view", multiple=True, help="full, center:F, d4, d4:K, d4:mean; may be repeated.")
+@click.option(
+    "-v",
+    "--view",
+    multiple=True,
+    help="full, center:F, mpp:M, stain:METHOD, d4, d4:K, d4:mean; may be repeated.",
+)
 @click.option(
     "-t",
     "--tokens",

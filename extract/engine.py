@@ -41,7 +41,7 @@ from ..cache.store import StoreWriter
 from ..datasets.images import content_hash
 from ..errors import ImageError, StoreError, VectorRefused
 from .tokens import Policy
-from .views import MEAN, crop_pixels, orient, prepare
+from .views import MEAN, orient, prepare, viewed
 from .work import Lane, Target, Work
 
 if TYPE_CHECKING:
@@ -358,14 +358,14 @@ class Pipeline:
                 if not any(work.todo[index, target.number] for target in lane.targets):
                     continue
                 shape = lane.transform
-                geometry = (lane.crop, *shape.geometry)
+                geometry = (lane.view, *shape.geometry, *(shape.fill if lane.view.mpp else ()))
                 if self.resize != "pil":
-                    geometry = (lane.crop,)
+                    geometry = (lane.view,)
                 if geometry not in shared:
                     shared[geometry] = (
-                        prepare(pixels, shape, lane.crop)
+                        prepare(pixels, shape, lane.view)
                         if self.resize == "pil"
-                        else crop_pixels(pixels, lane.crop)
+                        else viewed(pixels, lane.view)
                     )
                 found.inputs[number] = shared[geometry]
             return found

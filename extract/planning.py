@@ -144,21 +144,26 @@ def open_lanes(
     options: ExtractOptions,
     *,
     dry_run: bool,
+    mpp: float = 0.0,
 ) -> list[Lane]:
-    """One lane an encoder and crop, with those of its stores open that there are.
+    """One lane an encoder and view but for its orientation, with those of its stores open that there are.
 
-    dry_run: whether missing stores could be created is not checked.
+    dry_run: whether missing stores could be created is not checked; mpp: micrometres a pixel of the patches.
     """
-    views = parse_views(options.view)
+    views = parse_views(options.view, mpp=mpp)
+    if options.resize == "device" and any(view.mpp for view in views):
+        raise InvalidRequest("a view with mpp is resampled by PIL only; leave --resize out")
+    if any(view.mpp for view in views) and (own := [c.id for c in cards if c.transform.function is not None]):
+        raise InvalidRequest(f"{own[0]} resizes with a function of its own, so a view with mpp has no effect")
     pinned = options.revision is not None or options.checkpoint is not None
     lanes: list[Lane] = []
     wanted: list[Target] = []
     for number, (card, found, precision) in enumerate(zip(cards, weights, precisions, strict=True)):
         policies = [parse_policy(name) for name in dict.fromkeys(options.policies or (card.tokens,))]
-        for crop in dict.fromkeys(view.crop for view in views):
-            lane = Lane(number, crop, card.transform, [])
+        for pixels in dict.fromkeys(view.pixels for view in views):
+            lane = Lane(number, pixels, card.transform, [])
             for view in views:
-                for policy in policies if view.crop == crop else ():
+                for policy in policies if view.pixels == pixels else ():
                     resizer = {"crop": "center", "resizer": RESIZERS[options.resize]}
                     identity = Identity(
                         encoder={"id": card.id, "weights": found.identity, **card.architecture},
@@ -331,5 +336,5 @@ def _provenance(card: Card, weights: Weights) -> dict[str, Any]:
         "hub": card.hub,
         "commit": weights.commit,
         "source": card.source,
-        "versions": versions(("patchbank", "torch", "timm", "transformers", "pillow")),
+        "versions": versions(("patchbank", "torch", "timm", "transformers", "pillow", "torchstain")),
     }

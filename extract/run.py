@@ -9,7 +9,9 @@ What happens, in order:
 """
 
 import os
+import re
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .encoders import Encoder
 
 BATCH_SIZE_CPU = 32
+
+APART = 1.5  # resolutions that differ by more get a warning
 
 
 def run_extract(
@@ -106,9 +110,10 @@ def run_extract(
         )
         for card in cards
     ]
+    mpp = _resolution(tables, cards, options)
     options = options.replace(device=_device(options))
     precisions = [_precision(card, options) for card in cards]
-    lanes = open_lanes(Bank(bank), cards, weights, precisions, options, dry_run=dry_run)
+    lanes = open_lanes(Bank(bank), cards, weights, precisions, options, dry_run=dry_run, mpp=mpp)
     index = Path(bank) / "hashes" if "://" not in str(bank) else None
     plan = plan_work(tables, lanes, index)
     report = plan.report()
@@ -132,6 +137,36 @@ def run_extract(
     if report.model_loaded:
         report.close(plan.passes)
     return report
+
+
+def _resolution(tables: Sequence[Manifest], cards: Sequence[Card], options: ExtractOptions) -> float:
+    """The micrometres a pixel of the manifests' patches, 0 where they are not known.
+
+    Warns of encoders trained at a resolution more than APART times as high or low.
+
+    Raises
+    ------
+    InvalidRequest
+        a view asks for the manifests' resolution, and they have several.
+    """
+    known = {table.header.mpp for table in tables if table.header.mpp}
+    names = [options.view] if isinstance(options.view, str) else options.view
+    if len(known) > 1 and any(re.search(r"mpp:[^+@]+(\+|$)", name) for name in names):
+        raise InvalidRequest(
+            f"the manifests have {', '.join(f'{one:g}' for one in sorted(known))} micrometres a pixel, and "
+            "the view takes one: run them one by one, or say it, as in mpp:0.5@0.25"
+        )
+    plain = any("mpp:" not in name for name in names)
+    for card in cards if plain else ():
+        for mpp in sorted(known):
+            if (apart := card.apart(mpp)) > APART:
+                warnings.warn(
+                    f"{card.id} was trained at {' or '.join(f'{one:g}' for one in card.mpp)} micrometres a "
+                    f"pixel, and these patches have {mpp:g}: {apart:.1f} times apart. The view "
+                    f"mpp:{card.nearest_mpp(mpp):g} resamples them",
+                    stacklevel=3,
+                )
+    return min(known) if len(known) == 1 else 0.0
 
 
 def _build(

@@ -78,10 +78,10 @@ class Target:
 
 @dataclass(eq=False)
 class Lane:
-    """One encoder at one crop. `waiting` holds decoded patches by the shape of their pixels."""
+    """One encoder at one view but for its orientation. `waiting` holds decoded patches by their shape."""
 
     encoder: int
-    crop: float
+    view: View
     transform: Transform
     targets: list[Target]
     waiting: dict[tuple[int, ...], list[tuple[int, np.ndarray]]] = field(default_factory=dict)

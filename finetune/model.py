@@ -13,7 +13,7 @@ from ..extract.models.build import build_network
 from ..extract.models.network import Network
 from ..extract.registry import load_card
 from ..extract.tokens import parse_policy, select, vector_dim
-from ..extract.views import parse_views, prepare
+from ..extract.views import View, parse_views, prepare
 from ..extract.weights import Weights
 from .lora import add_lora
 from .recipe import STATISTICS, Recipe
@@ -170,9 +170,9 @@ def card_for(card: Card, recipe: Recipe) -> Card:
 def crop_of(recipe: Recipe) -> float:
     """The central fraction of the recipe's view, in (0, 1]. Raises InvalidRequest for a turned view."""
     views = parse_views(recipe.view)
-    if len(views) != 1 or views[0].orientation:
+    if len(views) != 1 or views[0] != View(crop=views[0].crop):
         raise InvalidRequest(
-            f"view {recipe.view!r}: fine-tuning supports full or center:F; flips and rotations are the "
-            "augmentation's"
+            f"view {recipe.view!r}: fine-tuning supports full or center:F; flips, rotations and stains are "
+            "the augmentation's"
         )
     return views[0].crop

@@ -96,7 +96,7 @@ def test_views_policies_and_a_card_of_ones_own(tmp_path: Path, make_manifest: Ma
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["-e", "uni2h"], 1, "did you mean uni2-h"),
+        (["-e", "uni2hh"], 1, "did you mean uni2-h"),
         (["-e", "timm:resnet5O"], 1, "did you mean timm:"),
         ([], 2, "which encoder? --encoder efficientnet-lite0 works offline"),
         (["-e", "efficientnet-lite0", "--view", "centre"], 2, "unknown view"),

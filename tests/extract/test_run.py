@@ -8,6 +8,7 @@ import sys
 import tarfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -857,3 +858,42 @@ def test_a_duplicate_that_was_not_decoded_is_watched_too(
     repaint(manifest.path(2), 55)
     with pytest.raises(RowsMissing, match="toy/2"):
         load(manifest, encoder="mean-rgb", bank=bank)
+
+
+def test_encoders_of_another_resolution_are_named(
+    tmp_path: Path, make_manifest: Make, rgb_card: Make
+) -> None:
+    plain = make_manifest(3)
+    manifest = Manifest(plain.header.replace(mpp=0.25), plain.table, plain.root)
+    with pytest.warns(
+        UserWarning, match=r"trained at 1 micrometres a pixel, .* have 0.25: 4.0 times apart.*mpp:1"
+    ):
+        extract(manifest, rgb_card(mpp=(1.0,)), tmp_path / "bank")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        extract(manifest, rgb_card(mpp=(0.5, 0.25)), tmp_path / "bank")
+        extract(manifest, rgb_card(), tmp_path / "bank", view="center:0.5")
+
+
+def test_a_view_by_resolution_is_a_store_of_its_own(
+    tmp_path: Path,
+    make_manifest: Make,
+    rgb_card: Make,
+) -> None:
+    """16 px at 0.25 are 8 px at 0.5, framed by the card's mean, which is 0: a quarter of the sum stays."""
+    plain = make_manifest(4)
+    manifest = Manifest(plain.header.replace(mpp=0.25), plain.table, plain.root)
+    report = extract(manifest, rgb_card(), tmp_path / "bank", view=["full", "mpp:0.5"], dtype="float32")
+    assert [store.view for store in report.stores] == ["full", "mpp:0.5@0.25"]
+    bank = Bank(tmp_path / "bank")
+    keys = np.array([list(bytes.fromhex(h)) for h in manifest.table["content_hash"]], np.uint8)
+    full, half = (bank.find("mean-rgb", view=v).load(keys) for v in ("full", "mpp:0.5@0.25"))
+    np.testing.assert_allclose(half, full / 4, rtol=0.02)
+    second = make_manifest(2, name="other", first=9)
+    other = Manifest(second.header.replace(mpp=0.5), second.table, second.root)
+    with pytest.raises(InvalidRequest, match=r"the manifests have 0.25, 0.5 micrometres a pixel"):
+        run.run_extract(
+            [manifest, other], encoder=rgb_card(), bank=tmp_path / "bank", view="mpp:0.5", progress=False
+        )
+    with pytest.raises(InvalidRequest, match="resampled by PIL only"):
+        extract(manifest, rgb_card(), tmp_path / "bank", view="mpp:0.5", resize="device")

@@ -1,17 +1,21 @@
 """Views and token policies against arithmetic by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from patchbank.errors import ImageError, InvalidRequest
+from patchbank.extract import stains
 from patchbank.extract.cards import Transform
 from patchbank.extract.registry import shipped_cards
 from patchbank.extract.tokens import layers_of, parse_policy, select, vector_dim
-from patchbank.extract.views import View, crop_pixels, orient, parse_views, prepare
+from patchbank.extract.views import View, crop_pixels, orient, parse_views, prepare, viewed
 
 
 def test_names_are_canonical() -> None:
-    for name in ("full", "center:0.5", "d4:3", "d4:mean", "center:0.75+d4:mean", "center:0.5+d4:7"):
+    whole = "stain:macenko+center:0.5+mpp:0.5@0.25+d4:7"
+    for name in ("full", "center:0.5", "d4:3", "d4:mean", "center:0.75+d4:mean", "center:0.5+d4:7", whole):
         assert [view.name for view in parse_views(name)] == [name]
     assert parse_views("center:.50") == parse_views("center:0.5")
     assert parse_views(["full", "center:1", "center:1.0", "d4:0"]) == [View()]
@@ -21,7 +25,23 @@ def test_names_are_canonical() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "centre:0.5", "center:0", "center:1.5", "center:-1", "d4:8", "d4+center:0.5", "d4+d4"]
+    "name",
+    [
+        "",
+        "centre:0.5",
+        "center:0",
+        "center:1.5",
+        "center:-1",
+        "d4:8",
+        "d4+center:0.5",
+        "d4+d4",
+        "full+d4",
+        "mpp:0@0.5",
+        "mpp:x",
+        "mpp:0.5@0.25+center:0.5",
+        "stain:none",
+        "center:0.5+stain:macenko",
+    ],
 )
 def test_what_is_no_view(name: str) -> None:
     with pytest.raises(InvalidRequest, match="unknown view"):
@@ -65,6 +85,75 @@ def test_prepare_keeps_pixels_that_fit() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     assert prepare(pixels, Transform(size=4)) is pixels
     np.testing.assert_array_equal(prepare(pixels, Transform(size=2, resize=4)), pixels[1:3, 1:3])
+
+
+def test_a_resolution_comes_from_the_name_or_from_the_manifest() -> None:
+    assert parse_views("mpp:0.5", mpp=0.25) == parse_views("mpp:0.5@0.25") == [View(mpp=0.5, source=0.25)]
+    assert parse_views("mpp:.50@0.250")[0].name == "mpp:0.5@0.25"
+    assert parse_views("mpp:0.5@0.25", mpp=1.0)[0].source == 0.25
+    with pytest.raises(
+        InvalidRequest, match=r"not known. Fix: say them, mpp:0.5@0.25, or set mpp in the man"
+    ):
+        parse_views("mpp:0.5")
+
+
+def test_resampling_keeps_the_scale_whatever_the_size() -> None:
+    """A patch of 8 px at 0.25 is one of 4 px at 0.5: it stands in the middle of 6 px, framed by the mean."""
+    shape = Transform(size=6, interpolation="nearest", mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0))
+    pixels = np.kron(np.arange(16, dtype=np.uint8).reshape(4, 4), np.ones((2, 2), np.uint8))
+    pixels = np.repeat(pixels[..., None], 3, axis=2)
+    (view,) = parse_views("mpp:0.5@0.25")
+    seen = prepare(pixels, shape, view)
+    assert seen.shape == (6, 6, 3)
+    np.testing.assert_array_equal(seen[1:5, 1:5, 0], np.arange(16).reshape(4, 4))
+    assert seen[0, 0].tolist() == [51, 102, 153]
+    (wide,) = parse_views("mpp:0.25@0.5")  # 16 px, of which the middle is kept
+    np.testing.assert_array_equal(prepare(pixels, shape, wide), np.asarray(_twice(pixels))[5:11, 5:11])
+    assert prepare(pixels, Transform(size=4), view).shape == (4, 4, 3)
+
+
+def _twice(pixels: np.ndarray) -> np.ndarray:
+    return pixels.repeat(2, axis=0).repeat(2, axis=1)
+
+
+def stained(seed: int = 0) -> np.ndarray:
+    """Two stains in random amounts, with noise: uint8 (32, 32, 3)."""
+    rng = np.random.default_rng(seed)
+    stains = np.array([[0.65, 0.70, 0.29], [0.27, 0.85, 0.45]])
+    amounts = rng.gamma(2.0, 0.25, (32 * 32, 2))
+    density = amounts @ stains + 0.2 + rng.normal(0, 0.01, (32 * 32, 3))
+    return np.clip(240 * np.exp(-density), 0, 255).astype(np.uint8).reshape(32, 32, 3)
+
+
+def test_stains_become_those_of_the_target() -> None:
+    pytest.importorskip("torchstain")
+    from torchstain.numpy.normalizers import NumpyMacenkoNormalizer, NumpyReinhardNormalizer
+
+    pixels = stained()
+    macenko = viewed(pixels, parse_views("stain:macenko")[0])
+    np.testing.assert_array_equal(macenko, NumpyMacenkoNormalizer().normalize(pixels, stains=False)[0])
+    assert np.abs(macenko.astype(int) - pixels).mean() > 3
+    again = viewed(macenko, View(stain="macenko"))
+    assert np.abs(again.astype(int) - macenko).mean() < 6, (
+        "what has the target's stains stays nearly as it is"
+    )
+    reinhard: Any = NumpyReinhardNormalizer()
+    reinhard.fit(viewed(pixels, View(stain="reinhard")))
+    np.testing.assert_allclose(reinhard.target_means, stains.LAB_MEAN, atol=2.5)
+    np.testing.assert_allclose(reinhard.target_stds, stains.LAB_STD, atol=3)
+    cropped = prepare(pixels, Transform(size=16), View(stain="macenko", crop=0.5))
+    np.testing.assert_array_equal(cropped, macenko[8:24, 8:24])
+
+
+def test_patches_without_stains_are_refused() -> None:
+    pytest.importorskip("torchstain")
+    white, grey = np.full((16, 16, 3), 255, np.uint8), np.full((16, 16, 3), 90, np.uint8)
+    with pytest.raises(ImageError, match=r"stain:macenko: 0.0% of the patch is stained, and 0.5% is needed"):
+        viewed(white, View(stain="macenko"))
+    with pytest.raises(ImageError, match="stain:macenko finds no two stains"):
+        viewed(grey, View(stain="macenko"))
+    with pytest.raises(ImageError, match="one value only in a channel"):
+        viewed(grey, View(stain="reinhard"))
 
 
 # --- tokens -----------------------------------------------------------------------------------------
