@@ -32,7 +32,7 @@ def probe_group() -> None:
 @options.out("Folder for results and predictions.")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML file with a table [probe].")
 @click.option("--probe", help="logistic (default), knn, centroid (SimpleShot), ridge, svm, mlp.")
-@click.option("--solver", help="exact (default), or a published recipe: paper-sgd, thunder, eva.")
+@click.option("--solver", help="exact (default), or a published recipe: paper-sgd, thunder, eva; hest.")
 @click.option(
     "--preprocess",
     multiple=True,
@@ -41,11 +41,17 @@ def probe_group() -> None:
 @click.option("-C", "C", help="Grid of inverse penalties, as 1e-4,1e-2,1 (default: 40, 1e-6 .. 10).")
 @click.option("--k", help="Grid of neighbours, for knn (default: 200,100,50,20,10,5).")
 @click.option("--alpha", help="Grid of penalties, for ridge and mlp.")
+@click.option("--components", type=int, help="Principal components to fit on, where targets are numbers.")
+@click.option(
+    "--per-target/--one-alpha",
+    default=None,
+    help="Where targets are numbers: a penalty for each (default), or one for all.",
+)
 @click.option("--hidden", type=int, help="Hidden units, for mlp (default: 128).")
 @click.option("--metric", help="cosine (default) or euclidean, for knn.")
 @click.option("--temperature", type=float, help="Neighbours weigh exp(cosine / temperature), for knn.")
 @click.option("--class-weight", multiple=True, help="balanced (default), none, votes (soft labels).")
-@click.option("--select", help="log_loss (default: balanced log-loss), auroc or balanced_accuracy.")
+@click.option("--select", help="log_loss (default), auroc or balanced_accuracy; r2 (default) or pearson.")
 @click.option(
     "--select-on", metavar="SPLIT", help="folds (default), or TRAIN's own split that chooses, such as val."
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,17 @@ from .near import near_images
 from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
 from .results.scoring import Rows, class_codes
 from .statistics.multiclass import MOST_CLASSES
+
+
+class AuditSettings(Protocol):
+    """Settings of the audit for leaks and duplicates; `config.ProbeConfig` has them."""
+
+    @property
+    def features(self) -> tuple[str, ...]: ...
+    @property
+    def near_duplicates(self) -> str | None: ...
+    @property
+    def allow_leaks(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,9 @@ class StudyData:
         return [self.train_manifest, *self.test_manifests]
 
 
+_Data = TypeVar("_Data", bound=StudyData)
+
+
 def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeConfig) -> StudyData:
     """Split and check the manifests. Evaluation sets are named NAME, or NAME:SPLIT for the other splits of
     `train`.
@@ -53,31 +67,18 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     classes = class_names(train.header, config)
     for manifest in [train, *tests]:
         _check_classes(manifest, train, classes, config)
-    split = train.table["split"].to_numpy(dtype=object)
-    labelled = train.table["label"].to_numpy(dtype=object) != ""
-    is_train = _is_train(split)
-    if not (is_train & labelled).any():
-        raise ProbeError(
-            f"{train.header.name} has no labelled row with split 'train'; it has {sorted(set(split))}. "
-            "The manifest that is trained on has to say which rows those are."
-        )
-    pieces = [(f"{train.header.name}:train", labelled_train_rows(train))]
-    pieces += [
-        (f"{train.header.name}:{word or 'no split'}", train.select((split == word) & labelled))
-        for word in dict.fromkeys(split[~is_train & labelled])
-    ]
-    for manifest in tests:
-        keep = manifest.table["label"].to_numpy(dtype=object) != ""
-        if not keep.any():
-            raise ProbeError(f"{manifest.header.name} has no labelled rows, so it cannot be scored")
-        pieces.append((manifest.header.name, manifest.select(keep)))
+    pieces = pieces_of(train, tests)
     names = [name for name, _ in pieces]
-    if len(set(names)) < len(names):
-        raise InvalidRequest(f"two evaluation sets have the same name: {', '.join(names)}")
-    lost = {train.header.name: int((~labelled).sum())}
-    lost |= {m.header.name: int((m.table["label"] == "").sum()) for m in tests}
+    lost = {m.header.name: int((~is_labelled(m)).sum()) for m in [train, *tests]}
     rows = [
-        _rows(name, piece, classes, bank, {"no label": n} if (n := lost[piece.header.name]) else {})
+        rows_of(
+            name,
+            piece,
+            class_codes(piece.table["label"], classes),
+            bank,
+            left_out={"no label": n} if (n := lost[piece.header.name]) else {},
+            classes=classes if len(classes) > 2 else (),
+        )
         for name, piece in pieces
     ]
     present = np.unique(rows[0].y)
@@ -115,10 +116,42 @@ def _choosing_set(
     )
 
 
+def pieces_of(train: Manifest, tests: Sequence[Manifest]) -> list[tuple[str, Manifest]]:
+    """Name and labelled rows of each set: the train rows first. Raises InvalidRequest and ProbeError."""
+    split, labelled = train.table["split"].to_numpy(dtype=object), is_labelled(train)
+    is_train = _is_train(split)
+    if not (is_train & labelled).any():
+        raise ProbeError(
+            f"{train.header.name} has no labelled row with split 'train'; it has {sorted(set(split))}. "
+            "The manifest that is trained on has to say which rows those are."
+        )
+    pieces = [(f"{train.header.name}:train", labelled_train_rows(train))]
+    pieces += [
+        (f"{train.header.name}:{word or 'no split'}", train.select((split == word) & labelled))
+        for word in dict.fromkeys(split[~is_train & labelled])
+    ]
+    for manifest in tests:
+        keep = is_labelled(manifest)
+        if not keep.any():
+            raise ProbeError(f"{manifest.header.name} has no labelled rows, so it cannot be scored")
+        pieces.append((manifest.header.name, manifest.select(keep)))
+    names = [name for name, _ in pieces]
+    if len(set(names)) < len(names):
+        raise InvalidRequest(f"two evaluation sets have the same name: {', '.join(names)}")
+    return pieces
+
+
+def is_labelled(manifest: Manifest) -> np.ndarray:
+    """The rows with a label, bool (n,); all where there are targets, which every row has."""
+    if manifest.header.targets:
+        return np.ones(len(manifest.table), bool)
+    return manifest.table["label"].to_numpy(dtype=object) != ""
+
+
 def labelled_train_rows(train: Manifest) -> Manifest:
     """The rows of a manifest that a study is trained on."""
     is_train = _is_train(train.table["split"].to_numpy(dtype=object))
-    return train.select(is_train & (train.table["label"] != "").to_numpy())
+    return train.select(is_train & is_labelled(train))
 
 
 def _is_train(split: np.ndarray) -> np.ndarray:
@@ -130,6 +163,11 @@ def class_names(header: Header, config: ProbeConfig) -> tuple[str, ...]:
     classes in the header's order where there are more than two. Raises InvalidRequest.
     """
     classes, name = tuple(header.classes), header.name
+    if header.targets:
+        raise InvalidRequest(
+            f"{name} has numbers to predict ({', '.join(header.targets[:5])}) and no classes: use "
+            "`patchbank probe run`, or build it with labels"
+        )
     if len(classes) < 2:
         raise InvalidRequest(f"{name} has {len(classes)} classes: a probe needs two or more")
     if config.target is not None and config.target not in classes:
@@ -182,9 +220,16 @@ def _check_classes(
         )
 
 
-def _rows(
-    name: str, manifest: Manifest, classes: tuple[str, ...], bank: Any, left_out: Mapping[str, int]
+def rows_of(
+    name: str,
+    manifest: Manifest,
+    y: np.ndarray,
+    bank: Any,
+    *,
+    left_out: Mapping[str, int],
+    classes: tuple[str, ...] = (),
 ) -> Rows:
+    """An evaluation set; y : its labels, as `Rows` has them; classes : of more than two."""
     table = hashed(manifest, bank)
     group = manifest.table["group"]
     if (group == "").any():  # rows of equal content are one cluster
@@ -192,7 +237,7 @@ def _rows(
     return Rows(
         dataset=name,
         patch_id=table["patch_id"].to_numpy(dtype=object),
-        y=class_codes(table["label"], classes),
+        y=y,
         group=group.to_numpy(dtype=object),
         domain=table["domain"].to_numpy(dtype=object),
         distinct=deduplicate(table).keep,
@@ -202,7 +247,7 @@ def _rows(
         content_hash=table["content_hash"].to_numpy(dtype=object),
         groups_known=manifest.groups_known,
         left_out=left_out,
-        classes=classes if len(classes) > 2 else (),
+        classes=classes,
         ordered=manifest.header.ordered and len(classes) > 2,
     )
 
@@ -222,7 +267,7 @@ def audit(
     data: StudyData,
     folds: np.ndarray | None,
     bank: Any,
-    config: ProbeConfig,
+    config: AuditSettings,
     *,
     progress: bool = False,
 ) -> LeakReport:
@@ -245,7 +290,7 @@ def audit(
 
 
 def _near(
-    data: StudyData, bank: Any, config: ProbeConfig, progress: bool
+    data: StudyData, bank: Any, config: AuditSettings, progress: bool
 ) -> tuple[Sequence[Sequence[str]] | None, str]:
     """Sets of patch_ids that show the same, None where they cannot be looked for; and how they were found."""
     if config.near_duplicates not in (None, *NEAR_BY):
@@ -269,7 +314,7 @@ def _near(
     return None if found is None else [patch_id[rows].tolist() for rows in found], "embeddings"
 
 
-def clustered(data: StudyData, near: Iterable[Sequence[str]]) -> StudyData:
+def clustered(data: _Data, near: Iterable[Sequence[str]]) -> _Data:
     """Near-duplicates of a set of which no slides are known are one cluster in its intervals, as identical
     images are. near : patch_ids of each set of near-duplicates.
     """
@@ -286,7 +331,7 @@ def clustered(data: StudyData, near: Iterable[Sequence[str]]) -> StudyData:
     return replace(data, train=found[0], tests=found[1:])
 
 
-def leak_notes(leaks: LeakReport, config: ProbeConfig) -> list[str]:
+def leak_notes(leaks: LeakReport, config: AuditSettings) -> list[str]:
     """What is to be said of near-duplicates that nobody has confirmed."""
     if leaks.near_by not in ("images", "embeddings"):
         return []
@@ -322,7 +367,7 @@ def _named(found: Sequence[Sequence[str]]) -> str:
     return shown + ("; ..." if found[3:] else "")
 
 
-def check_embeddings(data: StudyData, bank: Any, config: ProbeConfig) -> None:
+def check_embeddings(data: StudyData, bank: Any, config: AuditSettings) -> None:
     """Every embedding that will be needed is there; else RowsMissing, before any work."""
     for source in dict.fromkeys(s for name in config.features for s in parse_features(name).sources):
         for manifest in data.manifests:

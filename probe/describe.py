@@ -1,7 +1,7 @@
 """What a probe study hands over: columns of scores, predictions, descriptions of models and data."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -210,9 +210,9 @@ def describe_adjusted(adjusted: np.ndarray) -> dict[str, Any]:
     }
 
 
-def describe_stores(bank: Any, config: ProbeConfig) -> dict[str, Any]:
+def describe_stores(bank: Any, features: Iterable[str]) -> dict[str, Any]:
     """Where the columns come from: source -> the store's name, identity and provenance."""
-    sources = dict.fromkeys(s for name in config.features for s in parse_features(name).sources)
+    sources = dict.fromkeys(s for name in features for s in parse_features(name).sources)
     found = {}
     for source in sources:
         store = bank.find(source.encoder, view=source.view, tokens=source.tokens)
@@ -227,11 +227,14 @@ def describe_stores(bank: Any, config: ProbeConfig) -> dict[str, Any]:
 def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> dict[str, Any]:
     """One evaluation set's entry in results.json."""
     header = manifest.header
-    classes: dict[str, Any] = {
-        "positive": positive or header.positive,
-        "classes": list(header.classes),
-        "n_positive": int(rows.y.sum()),
-    }
+    if header.targets:
+        classes: dict[str, Any] = {"positive": "", "targets": list(header.targets)}
+    else:
+        classes = {
+            "positive": positive or header.positive,
+            "classes": list(header.classes),
+            "n_positive": int(rows.y.sum()),
+        }
     if rows.classes:
         counts = np.bincount(rows.y, minlength=len(rows.classes)).tolist()
         classes = {"positive": "", "classes": list(rows.classes), "counts": counts, "ordered": rows.ordered}
@@ -255,9 +258,9 @@ def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> 
 
 
 def rows_digest(manifest: Manifest) -> str:
-    """BLAKE2b of ids and labels, in the order of the rows."""
+    """BLAKE2b of ids and labels (or targets), in the order of the rows."""
     digest = hashlib.blake2b(digest_size=16)
-    for column in ("patch_id", "label"):
+    for column in ("patch_id", *(manifest.header.targets or ["label"])):
         digest.update("".join(f"{len(text)} {text}" for text in map(str, manifest.table[column])).encode())
     return digest.hexdigest()
 

@@ -41,6 +41,7 @@ from .domains import DomainRows, analyse_domains
 from .features import load_set, open_bank, resolve_set
 from .leaks import LeakReport
 from .protocol import Plan, ProtocolRun, run_on_split, run_protocol, run_published
+from .regression import TargetConfig
 from .repeats import spread_over_repeats
 from .results.files import ProbeResult
 from .results.schema import Domains
@@ -53,6 +54,7 @@ from .results.scoring import (
     score_set,
     score_votes,
 )
+from .targets import run_targets
 
 
 @holding_out
@@ -91,6 +93,9 @@ def run_probe(
         or "ray" (the joblib backend of a running or local Ray cluster)
     config : all settings at once; or the same as keywords, see ProbeConfig
 
+    Where the manifest's header names targets, numbers instead of classes, `targets.run_targets` does it, with
+    the settings of `TargetConfig`.
+
     Raises InvalidRequest, ProbeError (one class only, leaks between train and evaluation rows),
     StoreNotFound, RowsMissing; all of them before anything is fitted.
     """
@@ -101,9 +106,14 @@ def run_probe(
     if config is not None:
         narrow = {"precision": config.precision, "dtype": config.dtype}
     bank = open_bank(bank, **narrow, manifests=[train, *tests])
+    resolved = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))
+    if train.header.targets:
+        if config is not None:
+            raise InvalidRequest(f"{train.header.name} has targets: give the settings one by one")
+        of_targets = TargetConfig.from_dict({**settings, "features": resolved})
+        return run_targets(train, tests, bank, of_targets, out=out, progress=progress)
     if config is None:
-        resolved = [resolve_set(one, bank) for one in asked]
-        config = ProbeConfig.from_dict({**settings, "features": list(dict.fromkeys(map(str, resolved)))})
+        config = ProbeConfig.from_dict({**settings, "features": resolved})
     elif settings or asked:
         raise InvalidRequest("give either config= or the settings one by one, not both")
     study = _prepare(gather(train, tests, bank, config), bank, config, progress=progress)
@@ -235,7 +245,7 @@ def _describe(study: _Study, bank: Any, runs: Mapping[str, ProtocolRun]) -> dict
     return {
         "config": config.to_dict(),
         "provenance": provenance(),
-        "stores": describe_stores(bank, config),
+        "stores": describe_stores(bank, config.features),
         "data": [
             describe(rows, manifest, positive=config.target)
             for rows, manifest in zip(data.rows, data.manifests, strict=True)

@@ -46,20 +46,16 @@ class RidgePath:
         n, d = X.shape
         if n < d:
             A = (X - mean) / scale
-            values, left = np.linalg.eigh(A @ A.T)
-        else:
-            gram, cross = np.zeros((d, d)), np.zeros((d, Y.shape[1]))
-            for rows in _blocks(n):
-                block = (X[rows] - mean) / scale
-                gram += block.T @ block
-                cross += block.T @ (Y[rows] - level)
-            values, left = np.linalg.eigh(gram)
-        kept = np.flatnonzero(values > max(n, d) * np.finfo(np.float64).eps * values[-1])[::-1][:components]
-        values, left = values[kept], left[:, kept]
-        if n < d:
+            values, left = _falling(A @ A.T, max(n, d), components)
             root = np.sqrt(values)
             return cls(mean, scale, level, values, A.T @ left / root, (left.T @ (Y - level)) * root[:, None])
-        return cls(mean, scale, level, values, left, left.T @ cross)
+        gram, cross = np.zeros((d, d)), np.zeros((d, Y.shape[1]))
+        for rows in _blocks(n):
+            block = (X[rows] - mean) / scale
+            gram += block.T @ block
+            cross += block.T @ (Y[rows] - level)
+        values, vectors = _falling(gram, max(n, d), components)
+        return cls(mean, scale, level, values, vectors, vectors.T @ cross)
 
     def predict(self, X: np.ndarray, alphas: Sequence[float]) -> Iterator[np.ndarray]:
         """Predictions float64 (n, T) of each penalty in turn; X : float (n, d)."""
@@ -76,6 +72,15 @@ class RidgePath:
             ("scale", {"value": 1 / self.scale}),
             ("affine", {"weight": weight, "bias": self.level}),
         )
+
+
+def _falling(gram: np.ndarray, size: int, most: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues, falling, that are not rounding errors of a matrix of this size, and their
+    vectors in columns.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    kept = np.flatnonzero(values > size * np.finfo(np.float64).eps * values[-1])[::-1][:most]
+    return values[kept], vectors[:, kept]
 
 
 def _blocks(n: int) -> Iterator[slice]:

@@ -15,6 +15,7 @@ from .schema import Spread
 Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
 SHOWN = ("balanced_accuracy", "auroc", "average_precision")
 SHOWN_OF_CLASSES = ("balanced_accuracy", "auroc", "f1")  # of more than two; of grades the last is kappa
+SHOWN_OF_TARGETS = ("pearson", "spearman", "r2", "mae")
 TITLES = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -30,6 +31,10 @@ TITLES = {
     "balanced_log_loss": "balanced log-loss",
     "kappa": "Cohen's kappa",
     "precision": "precision",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "r2": "R2",
+    "mae": "MAE",
 }
 OF_CLASSES = {"auroc": "macro AUROC", "average_precision": "macro average precision", "f1": "macro F1"}
 INTERVAL = re.compile(r"([+-]?\d[\d.]*) \[([+-]?\d[\d.]*), ([+-]?\d[\d.]*)\]")  # what `interval` writes

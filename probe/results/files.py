@@ -21,7 +21,7 @@ from ...texts import write_csv
 from ..artefact import ABOUT, ARRAYS
 from ..config import parse_features
 from ..model import About, ProbeModel, load_probes, pick_probe, save_probes
-from .display import SHOWN, TITLES, Table, interval, mean_and_sd, shown_of_classes
+from .display import SHOWN, SHOWN_OF_TARGETS, TITLES, Table, interval, mean_and_sd, shown_of_classes
 from .older import PROBES as OLD_PROBES
 from .older import document_of_version_1, predictions_of_version_1, probes_of_npz
 from .schema import KINDS, SWEEP, UNCERTAINTY, Results, Role, Score
@@ -38,6 +38,9 @@ OPTIMISM = (  # tests/benchmarks/protocol_pooling.py has the figures
     "Out of fold, the score of * is that of the winner of a comparison on these same rows, too high by .05 "
     "to .13 in simulations of 10 to 40 candidates on 20 to 40 slides."
 )
+
+
+MOST_TARGETS = 12  # on the terminal
 
 
 class ProbeResult:
@@ -143,7 +146,7 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """The document with the format's name and version in front."""
-        version = CLASSES_VERSION if self.results.multiclass else FORMAT_VERSION
+        version = CLASSES_VERSION if self.results.train.n_positive is None else FORMAT_VERSION
         return {"format": FORMAT, "version": version, **self.document}
 
     @classmethod
@@ -244,6 +247,9 @@ class ProbeResult:
             means = "AUROC is the mean" if train.ordered else "AUROC and F1 are means"
             weights = "; kappa has quadratic weights" if train.ordered else ""
             how = f"{means} over the {len(train.classes)} classes, each against the rest{weights}. {how}"
+        if self.results.targets:
+            metrics = SHOWN_OF_TARGETS
+            how = f"Means over the {len(train.targets)} targets. {how}" if train.targets[1:] else how
         rows = [
             (
                 one.dataset,
@@ -257,6 +263,7 @@ class ProbeResult:
             title="Probe results",
             caption=f"In brackets: {level} % intervals over whole groups. {how}",
         )
+        self._show_targets()
         titles = [TITLES[name] for name in SHOWN]
         if repeats := self.results.repeats:
             of = {(r.dataset, r.features, r.role): r for r in repeats.scores}
@@ -277,6 +284,22 @@ class ProbeResult:
             note(f"Not recorded: {'; '.join(self.results.not_recorded)}.")
         if self.ungrouped:
             note(f"{', '.join(self.ungrouped)}: {UNGROUPED}.")
+
+    def _show_targets(self) -> None:
+        """Print each target of the chosen feature set, the best predicted first; on the last set."""
+        of_chosen = [
+            s for s in self.results.leaderboard() if s.features == self.chosen and len(s.targets) > 1
+        ]
+        if not of_chosen:
+            return
+        score = of_chosen[-1]
+        ranked = sorted(score.targets, key=lambda one: -(one.estimate("pearson").value or -1))
+        rows = [(one.target, *(interval(one.estimate(m)) for m in SHOWN_OF_TARGETS)) for one in ranked]
+        more = len(rows) - MOST_TARGETS
+        Table(["target", *(TITLES[m] for m in SHOWN_OF_TARGETS)], rows[:MOST_TARGETS]).show(
+            title=f"{self.chosen} on {score.dataset}, target by target",
+            caption="Highest Pearson first." + (f" The other {more} are in results.csv." if more > 0 else ""),
+        )
 
 
 def read_document(folder: Path) -> dict[str, Any]:
@@ -358,6 +381,9 @@ def scores_table(scores: Sequence[Score]) -> pd.DataFrame:
             **{key: getattr(one, key) for key in UNCERTAINTY},
         }
         for score in scores
-        for kind in KINDS
-        for metric, one in getattr(score, kind).items()
+        for kind, values in [
+            *((kind, getattr(score, kind)) for kind in KINDS),
+            *((f"target {one.target}", one.metrics) for one in score.targets),
+        ]
+        for metric, one in values.items()
     )

@@ -254,16 +254,9 @@ class Benefit(Part):
     all: Triple
 
 
-class ClassScore(Part):
-    """One of more than two classes against the rest; called : rows that are called so.
+class Measured(Part):
+    """What has metrics, with standard errors beside them in the file."""
 
-    metrics : sensitivity, specificity, precision, f1, auroc, average_precision
-    """
-
-    label: str
-    n: int
-    n_groups: int
-    called: int
     metrics: dict[str, Triple]
 
     @model_validator(mode="before")
@@ -278,6 +271,24 @@ class ClassScore(Part):
     def estimate(self, metric: str) -> Estimate:
         """One number; one without a value where it was not computed."""
         return self.metrics.get(metric, UNKNOWN)
+
+
+class ClassScore(Measured):
+    """One of more than two classes against the rest; called : rows that are called so.
+
+    metrics : sensitivity, specificity, precision, f1, auroc, average_precision
+    """
+
+    label: str
+    n: int
+    n_groups: int
+    called: int
+
+
+class TargetScore(Measured):
+    """One of the numbers that are predicted; metrics : pearson, spearman, r2, mae (in the target's unit)."""
+
+    target: str
 
 
 class Confused(Part):
@@ -328,6 +339,8 @@ class Score(Part):
     and no Platt scaling. `missing` are classes without rows: means over the classes are undefined then.
     classes : each class against the rest; confusion : counts of rows, [label][call], in the order of
         `DataSet.classes`; confused : the most frequent errors, most rows first. All of whole sets only.
+    Of predicted numbers `metrics` are means over the targets, and `targets` are these one by one (whole sets
+    only).
     """
 
     features: str
@@ -354,6 +367,7 @@ class Score(Part):
     """Threshold probability as text -> Benefit."""
     net_benefit_reasons: dict[str, str] | None = None
     at_specificity: dict[str, Rates] = {}
+    targets: list[TargetScore] = []
     classes: list[ClassScore] = []
     confusion: list[list[int]] = []
     confused: list[Confused] = []
@@ -411,8 +425,8 @@ class Score(Part):
         return self.n_positive / self.n
 
     def chance(self, metric: str) -> float:
-        """The chance level of balanced_accuracy, auroc, average_precision or kappa."""
-        if metric == "kappa":
+        """The chance level of a metric: kappa, those of numbers, and those of order and balanced calls."""
+        if metric in ("kappa", "pearson", "spearman", "r2"):
             return 0.0
         shared = metric == "average_precision" or (metric == "balanced_accuracy" and self.n_positive is None)
         return self.share if shared else 0.5
@@ -434,6 +448,10 @@ class Choice(Part):
     C: float | None = None
     k: float | None = None
     alpha: float | None = None
+    alphas: list[float] | None = None
+    """Of predicted numbers, where the penalty of each target is chosen by itself."""
+    components: int | None = None
+    """Principal components that it is fitted on, where it is not the features."""
 
     @property
     def value(self) -> float:
@@ -754,6 +772,8 @@ class Settings(Part):
     positive: str | None = None
     one_vs_rest: str | None = None
     select_on: str | None = None
+    components: int | None = None
+    per_target: bool | None = None
     precision: str | None = None
     dtype: str | None = None
     near_duplicates: str | None = None
@@ -804,6 +824,8 @@ class DataSet(Part):
     classes: list[str] = []
     ordered: bool = False
     counts: list[int] = []
+    targets: list[str] = []
+    """Names of the numbers that are predicted instead of classes."""
     rows: str | None = None
     root: str | None = None
     n: int
@@ -901,7 +923,12 @@ class Results(Part):
     @property
     def multiclass(self) -> bool:
         """Whether there are more than two classes; one of them against the rest is not."""
-        return self.train.n_positive is None
+        return self.train.n_positive is None and not self.targets
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the numbers that are predicted; [] of classes."""
+        return self.train.targets
 
     @property
     def sets(self) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from patchbank.probe import leaks
 from patchbank.probe.config import C_GRID, SELECTION
 from patchbank.probe.protocol import MOST_FOLDS
-from patchbank.probe.statistics import comparisons, intervals, metrics, multiclass
+from patchbank.probe.regression import ALPHAS, HEST_COMPONENTS
+from patchbank.probe.statistics import comparisons, continuous, intervals, metrics, multiclass
 
 TEXT = (Path(__file__).resolve().parents[2] / "probe" / "METHODS.md").read_text("utf-8")
 WORDS = " ".join(TEXT.split())
@@ -17,6 +18,20 @@ def test_every_metric_is_defined() -> None:
     for metric in (*metrics.METRICS.values(), *multiclass.METRICS.values()):
         name = metric.title.casefold().removeprefix("balanced ").partition(" (")[0]
         assert name in section, metric.name
+
+
+def test_every_metric_of_numbers_is_defined() -> None:
+    section = TEXT.partition("## Numbers")[2].partition("\n## ")[0]
+    for metric in continuous.METRICS.values():
+        assert f"| {metric.title} |" in section
+    text = " ".join(section.split())
+    assert (
+        f"{len(ALPHAS)} penalties from {ALPHAS[0]:.0e} to {ALPHAS[-1]:.0e}".replace("e+0", "e").replace(
+            "e-0", "e-"
+        )
+        in text
+    )
+    assert f"{HEST_COMPONENTS} components" in text
 
 
 def test_the_numbers_are_those_of_the_code() -> None:

@@ -1,0 +1,403 @@
+"""A probe study of numbers: ridge regression of the manifest's targets on cached embeddings.
+
+The same rows, folds, audit and intervals as for classes (`run`); what is chosen is the penalty.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits
+
+from ..datasets.folds import Folds, effective_groups, folds_for
+from ..datasets.manifest import Manifest
+from ..errors import InvalidRequest, ProbeError
+from ..files import cores
+from ..version import provenance
+from .data import StudyData, audit, check_embeddings, clustered, leak_notes, pieces_of, rows_of
+from .describe import describe, describe_stores, finite
+from .features import load_set
+from .protocol import MOST_FOLDS, folds_of
+from .regression import TargetConfig, TargetRun, run_protocol
+from .results.files import ProbeResult
+from .results.schema import PAIRED, Comparison, Estimate, Role, Score, TargetScore
+from .results.scoring import ALL_PAIRS_UP_TO, NO_INTERVALS, OOF_INFLATION, UNCERTAINTY, Rows
+from .statistics import continuous
+from .statistics.intervals import Interval
+
+COMPARED = ("pearson", "r2")
+
+
+def run_targets(
+    train: Manifest,
+    tests: Sequence[Manifest],
+    bank: Any,
+    config: TargetConfig,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """Probe cached embeddings for the numbers that the manifest's header names; see `run_protocol`.
+
+    bank : an open Bank. Raises as `run.run_probe`.
+    """
+    started = time.perf_counter()
+    data = gather(train, tests, bank)
+    check_embeddings(data, bank, config)
+    folds = outer_folds(data.train_manifest, config)
+    groups = effective_groups(data.train_manifest)
+    fold_of_row = folds.assign(groups)
+    leaks = audit(data, fold_of_row, bank, config, progress=progress)
+    data = clustered(data, leaks.near)
+    inner = _inner_folds(groups, fold_of_row, config)
+    prepared = time.perf_counter()
+    runs = {}
+    with threadpool_limits(cores()):
+        for name in config.features:
+            X, *others = [load_set(manifest, name, bank=bank) for manifest in data.manifests]
+            of_tests = {rows.dataset: Z for rows, Z in zip(data.tests, others, strict=True)}
+            runs[name] = run_protocol(X, data.train.y, fold_of_row, inner, of_tests, config=config)
+    fitted = time.perf_counter()
+    per_run = {name: float(run.criterion.mean(axis=1).max()) for name, run in runs.items()}
+    if config.per_target:
+        per_run = {name: float(run.criterion.max(axis=0).mean()) for name, run in runs.items()}
+    chosen = max(runs, key=lambda name: per_run[name])
+    scores: list[Score] = []
+    comparisons: list[Comparison] = []
+    for rows in data.rows:
+        columns = _columns(rows, data, runs)
+        scores += _scores(rows, columns, data.targets, config)
+        comparisons += _compare(rows, columns, chosen, config)
+    done = time.perf_counter()
+    document = {
+        "config": config.to_dict(),
+        "provenance": provenance(),
+        "stores": describe_stores(bank, config.features),
+        "data": [describe(rows, one) for rows, one in zip(data.rows, data.manifests, strict=True)],
+        "notes": [*bank.notes.values(), *leak_notes(leaks, config)],
+        "folds": {
+            "name": folds.name,
+            "n_splits": folds.n_splits,
+            "inner": [int(one.max()) for one in inner],
+            "made_with": folds.made_with,
+        },
+        "leaks": leaks.to_json(),
+        "chosen": chosen,
+        "models": [_describe_run(name, run, per_run[name], config) for name, run in runs.items()],
+        "fold_models": {name: _fold_models(data, run, fold_of_row) for name, run in runs.items()},
+        "scores": scores,
+        "comparisons": comparisons,
+        "seconds": {
+            "prepare": prepared - started,
+            "probe": fitted - prepared,
+            "score": done - fitted,
+            "all": done - started,
+        },
+    }
+    result = ProbeResult(document, _predictions(data, runs, fold_of_row))
+    if out is not None:
+        result.save(out)
+    return result
+
+
+@dataclass(frozen=True)
+class TargetData(StudyData):
+    """Rows whose `y` is float64 (n, T)."""
+
+    targets: tuple[str, ...] = ()
+
+
+def gather(train: Manifest, tests: Sequence[Manifest], bank: Any) -> TargetData:
+    """Split and check the manifests, as `data.gather`. Raises InvalidRequest where targets do not fit."""
+    targets = tuple(train.header.targets)
+    for manifest in tests:
+        lacking = [name for name in targets if name not in manifest.header.targets]
+        if lacking:
+            raise InvalidRequest(
+                f"{manifest.header.name} lacks the targets {', '.join(lacking)} of {train.header.name}: "
+                f"build it with --targets {','.join(targets)}"
+            )
+    pieces = pieces_of(train, tests)
+    rows = [
+        rows_of(name, piece, piece.table[list(targets)].to_numpy(np.float64), bank, left_out={})
+        for name, piece in pieces
+    ]
+    constant = [name for name, y in zip(targets, rows[0].y.T, strict=True) if np.ptp(y) == 0]
+    if constant:
+        raise ProbeError(
+            f"{pieces[0][0]}: the targets {', '.join(constant[:5])} have one value in all train rows, so "
+            "nothing can be learned. Fix: leave them out of `targets`"
+        )
+    manifests = [piece for _, piece in pieces]
+    return TargetData(manifests[0], manifests[1:], rows[0], rows[1:], (), targets=targets)
+
+
+def outer_folds(train: Manifest, config: TargetConfig) -> Folds:
+    """Folds of whole groups with equal numbers of rows. Raises InvalidRequest."""
+    if not isinstance(config.folds, int) and config.folds != "balanced":
+        return folds_for(train, config.folds, seed=config.seed)
+    exactly = config.folds if isinstance(config.folds, int) else None
+    groups = effective_groups(train)
+    return folds_of(
+        np.full(len(groups), "any value", dtype=object),
+        groups,
+        exactly=exactly,
+        seed=config.seed if exactly else 0,
+        what=f"folds of {train.header.name}",
+        fix="give fewer folds (--folds 2)",
+        name=f"balanced-{exactly}-seed{config.seed}" if exactly else "balanced",
+        dataset=train.header.name,
+    )
+
+
+def _inner_folds(groups: np.ndarray, folds: np.ndarray, config: TargetConfig) -> list[np.ndarray]:
+    """For each outer fold int (n,): 1..J, and 0 outside its training set."""
+    found = []
+    for k in np.unique(folds):
+        training = folds != k
+        assigned = np.zeros(len(folds), int)
+        if config.solver == "exact" and len(config.alpha) > 1:
+            made = folds_of(
+                np.full(int(training.sum()), "any value", dtype=object),
+                groups[training],
+                exactly=config.inner_folds or min(MOST_FOLDS, len(np.unique(groups[training]))),
+                seed=config.seed,
+                what=f"inner folds of outer fold {k}, from the rows of the other folds",
+                fix="give fewer folds (--folds 2), or one penalty (--alpha 1000)",
+            )
+            assigned[training] = made.assign(groups[training])
+        found.append(assigned)
+    return found
+
+
+Column = tuple[str, Role, np.ndarray]  # features, role, predictions (n, T)
+
+
+def _columns(rows: Rows, data: StudyData, runs: Mapping[str, TargetRun]) -> list[Column]:
+    if rows.dataset == data.train.dataset:
+        return [(name, Role.OOF, run.oof) for name, run in runs.items()]
+    return [
+        column
+        for name, run in runs.items()
+        for column in (
+            (name, Role.REFIT, run.refit[rows.dataset]),
+            (name, Role.ENSEMBLE, run.fold_models[rows.dataset].mean(axis=1)),
+        )
+    ]
+
+
+def _scores(
+    rows: Rows, columns: Sequence[Column], targets: Sequence[str], config: TargetConfig
+) -> list[Score]:
+    """One for each model x subset of the rows: all, without repeated images, and each domain."""
+    everything = np.ones(len(rows), bool)
+    subsets = [("raw", "", everything)]
+    if not rows.distinct.all():
+        subsets.append(("dedup", "", rows.distinct))
+    domains = [d for d in dict.fromkeys(rows.domain) if d]
+    if len(domains) > 1:
+        subsets += [("raw", d, rows.domain == d) for d in domains]
+    return [
+        score
+        for subset, domain, mask in subsets
+        for score in _subset_scores(rows, columns, targets, config, subset, domain, mask)
+    ]
+
+
+def _subset_scores(
+    rows: Rows,
+    columns: Sequence[Column],
+    targets: Sequence[str],
+    config: TargetConfig,
+    subset: str,
+    domain: str,
+    mask: np.ndarray,
+) -> list[Score]:
+    y, predictions = rows.y[mask], np.stack([p[mask] for _, _, p in columns], axis=1)
+    n, n_groups = len(y), len(set(rows.group[mask]) - {""}) + int((rows.group[mask] == "").sum())
+    inflation = _inflation(columns, config)
+    about = {"n": n, "groups": n_groups}
+    if config.bootstrap:
+        found = continuous.estimate(
+            y, predictions, groups=rows.group[mask], targets=targets, inflation=inflation, **_options(config)
+        )
+        values = [_estimates(found, j, about) for j in range(len(columns))]
+        each = [[_estimates(one, j, about) for one in found.targets] for j in range(len(columns))]
+    else:
+        plain = continuous.evaluate(y, predictions)
+        values = [_bare({m: v[j].mean() for m, v in plain.items()}, about) for j in range(len(columns))]
+        each = [
+            [_bare({m: v[j, t] for m, v in plain.items()}, about) for t in range(len(targets))]
+            for j in range(len(columns))
+        ]
+    return [
+        Score(
+            features=name,
+            role=role,
+            dataset=rows.dataset,
+            domain=domain,
+            subset=subset,
+            n=n,
+            n_groups=n_groups,
+            inflation=inflation,
+            metrics=values[j],
+            targets=[]
+            if domain
+            else [TargetScore(target=t, metrics=m) for t, m in zip(targets, each[j], strict=True)],
+        )
+        for j, (name, role, _) in enumerate(columns)
+    ]
+
+
+def _inflation(columns: Sequence[Column], config: TargetConfig) -> float:
+    out_of_fold = any(role == Role.OOF for _, role, _ in columns)
+    return OOF_INFLATION if out_of_fold and config.interval == "jackknife" else 1.0
+
+
+def _options(config: TargetConfig) -> dict[str, Any]:
+    return {
+        "method": config.interval,
+        "confidence": config.level,
+        "n_resamples": config.bootstrap,
+        "seed": config.seed,
+    }
+
+
+def _estimates(found: Mapping[str, Interval], j: int, about: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {
+        name: Estimate(
+            finite(one.value[j]),
+            finite(one.low[j]),
+            finite(one.high[j]),
+            **{key: finite(getattr(one, key)[j]) for key in UNCERTAINTY},
+            method=str(one.method[j]),
+            reason=str(one.reason[j]),
+            **about,
+        )
+        for name, one in found.items()
+    }
+
+
+def _bare(values: Mapping[str, float], about: Mapping[str, Any]) -> dict[str, Estimate]:
+    return {m: Estimate(finite(v), method="none", reason=NO_INTERVALS, **about) for m, v in values.items()}
+
+
+def _compare(rows: Rows, columns: Sequence[Column], reference: str, config: TargetConfig) -> list[Comparison]:
+    """Paired differences of the models of each role on all rows; of many each with the chosen one."""
+    found = []
+    for role in dict.fromkeys(role for _, role, _ in columns):
+        of_role = [(name, p) for name, r, p in columns if r == role]
+        names = [name for name, _ in of_role]
+        if len(names) < 2 or not config.bootstrap:
+            continue
+        first = names.index(reference)
+        pairs = list(itertools.combinations(range(len(names)), 2))
+        if len(names) > ALL_PAIRS_UP_TO:
+            pairs = [(i, first) for i in range(len(names)) if i != first]
+        compared = continuous.compare_paired(
+            rows.y,
+            np.stack([p for _, p in of_role], axis=1),
+            groups=rows.group,
+            metrics=COMPARED,
+            pairs=pairs,
+            inflation=_inflation(columns, config),
+            **_options(config),
+        )
+        for metric, one in compared.items():
+            for i, (a, b) in enumerate(pairs):
+                found.append(
+                    Comparison(
+                        dataset=rows.dataset,
+                        role=role,
+                        metric=metric,
+                        test=PAIRED,
+                        p_method=str(one.p_method[i]),
+                        a=names[a],
+                        b=names[b],
+                        difference=finite(one.difference[i]),
+                        low=finite(one.low[i]),
+                        high=finite(one.high[i]),
+                        standard_error=finite(one.standard_error[i]),
+                        degrees_of_freedom=finite(one.degrees_of_freedom[i]),
+                        p=finite(one.p[i]) if rows.groups_known else None,
+                        p_holm=finite(one.p_holm[i]) if rows.groups_known else None,
+                        reason=str(one.reason[i]),
+                        groups_known=rows.groups_known,
+                        inflation=_inflation(columns, config),
+                    )
+                )
+    return found
+
+
+def _describe_run(name: str, run: TargetRun, criterion: float, config: TargetConfig) -> dict[str, Any]:
+    """The feature set's entry in results.json."""
+
+    def choice(alpha: np.ndarray) -> dict[str, Any]:
+        shared = len(np.unique(alpha)) == 1
+        penalty = {"alpha": float(alpha[0])} if shared else {"alphas": alpha.tolist()}
+        kept = {"components": run.components} if run.components else {}
+        about = {"preprocess": config.preprocess, "class_weight": "none", "parameter": "alpha"}
+        return {**about, **penalty, **kept}
+
+    path = {"alpha": list(run.alphas), "criterion": [[finite(run.criterion.mean(axis=1))]]}
+    return {
+        "features": name,
+        "dim": run.dim,
+        "criterion": criterion,
+        "choice": choice(run.alpha),
+        "fold_choices": [choice(alpha) for alpha in run.fold_alphas],
+        "path": path,
+        "temperature": None,
+        "fits": {"fits": run.fits, "status": {"closed form": run.fits}},
+        "seconds": run.seconds,
+    }
+
+
+def _fold_models(data: TargetData, run: TargetRun, folds: np.ndarray) -> dict[str, dict[str, list[Any]]]:
+    """Set -> metric -> the mean over targets of each fold's model; of the train set on the fold's own rows,
+    as cross-validations are published.
+    """
+
+    def means(y: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
+        return {m: v.mean() for m, v in continuous.evaluate(y, predictions).items()}
+
+    train = [means(data.train.y[folds == k], run.oof[folds == k]) for k in np.unique(folds)]
+    found = {data.train.dataset: train}
+    for rows in data.tests:
+        each = run.fold_models[rows.dataset]
+        found[rows.dataset] = [means(rows.y, each[:, k]) for k in range(each.shape[1])]
+    return {
+        name: {m: [finite(one[m]) for one in of_models] for m in continuous.METRICS}
+        for name, of_models in found.items()
+    }
+
+
+def _predictions(data: TargetData, runs: Mapping[str, TargetRun], folds: np.ndarray) -> pd.DataFrame:
+    """One row a prediction: patch_id, path, content_hash, dataset, domain, group, fold, features, role, and
+    for each target label_NAME and prediction_NAME.
+    """
+    frames = []
+    for rows in data.rows:
+        train = rows.dataset == data.train.dataset
+        about = pd.DataFrame(
+            {
+                "patch_id": rows.patch_id,
+                "path": rows.path,
+                "content_hash": rows.content_hash,
+                "dataset": rows.dataset,
+                "domain": rows.domain,
+                "group": rows.group,
+                "fold": (folds if train else np.zeros(len(rows), int)).astype(np.int16),
+                **{f"label_{t}": y for t, y in zip(data.targets, rows.y.T, strict=True)},
+            }
+        )
+        for features, role, predictions in _columns(rows, data, runs):
+            named = {f"prediction_{t}": p for t, p in zip(data.targets, predictions.T, strict=True)}
+            frames.append(about.assign(features=features, role=str(role), **named))
+    table = pd.concat(frames, ignore_index=True)
+    return table.astype(dict.fromkeys(["path", "dataset", "domain", "features", "role"], "category"))
