@@ -189,8 +189,8 @@ def run_command(
 ) -> None:
     """Run a whole study: extract -> probe -> (plan -> fine-tune) -> report, for every system it names.
 
-    STUDY is a TOML file, or the name of one that comes with patchbank (ami-br, ami-br-2025). What is cached
-    is not done again: a second run does nothing, a changed grid extracts nothing. Ctrl-C or a crash at any
+    STUDY is a TOML file, or the name of one that comes with patchbank (ami-br, ami-br-2025, patch-benchmarks,
+    patch-benchmarks-small). What is cached is not done again: a second run does nothing, a changed grid extracts nothing. Ctrl-C or a crash at any
     moment: run the same command to continue. A system whose weights are unavailable is a row that says so.
 
     \b
@@ -202,9 +202,11 @@ def run_command(
     """
     from .cache.identity import safe_name
     from .probe.report.study_tables import frame, show
+    from .probe.report.tasks import show as show_tasks
     from .steps import Places
     from .study import plan_study, run_study
     from .study_file import load_study
+    from .study_tasks import plan_tasks, run_tasks
 
     wanted = load_study(study).only(only)
     named = {}
@@ -217,13 +219,27 @@ def run_command(
     where = Places(out=out, checkpoints=named, progress=not as_json, **options)
     say = (lambda text: echo(text, err=True)) if as_json else echo
     if dry_run:
-        steps = plan_study(wanted, where, measure=measure)
+        plan = plan_tasks if wanted.tasks else plan_study
+        steps = plan(wanted, where, measure=measure)
         if as_json:
             echo(json.dumps({"steps": [step.to_json() for step in steps]}))
             return
         for step in steps:
             echo(step.line())
         if strict and any(step.state == "blocked" for step in steps):
+            raise click.exceptions.Exit(1)
+        return
+    if wanted.tasks:
+        ranked = run_tasks(wanted, where, say=say)
+        if as_json:
+            records = json.loads(ranked.table.to_json(orient="records"))
+            steps = [step.to_json() for step in ranked.steps]
+            echo(json.dumps({"seconds": ranked.seconds, "steps": steps, "results": records}))
+        else:
+            show_tasks(ranked.table, ranked.missing, title=wanted.title)
+            echo(f"{'Everything was cached' if ranked.idle else 'Done'} in {ranked.seconds:.1f} s.")
+            echo(f"Wrote {', '.join(map(str, ranked.files))}.")
+        if ranked.failed:
             raise click.exceptions.Exit(1)
         return
     done = run_study(wanted, where, say=say)

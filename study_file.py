@@ -21,6 +21,9 @@ OF_TRAINING += ("trust_code", "progress")
 OF_SYSTEMS = ("view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code")
 
 
+OF_TASKS = ("balanced_accuracy", "auroc", "average_precision", "accuracy", "f1", "kappa")
+
+
 class System(Settings):
     """One row of a study: an encoder and what is done with it.
 
@@ -50,6 +53,32 @@ class System(Settings):
             yield from _set_elsewhere("settings", self.settings, OF_TRAINING)
 
 
+class Task(Settings):
+    """One of the tasks that a study compares its systems over.
+
+    name : unique; results go to a folder of that name
+    train, tests : data sets, as of a study
+    on : the evaluation set that is scored ("crc-100k:test"); "": the first that was not trained on, and the
+        training set out of fold where there is no other
+    metric : higher is better; one of balanced_accuracy, auroc, average_precision, accuracy, f1, kappa
+    folds, settings : of its probes, over the study's
+    """
+
+    name: str
+    train: str
+    tests: tuple[str, ...] = ()
+    on: str = ""
+    metric: str = "balanced_accuracy"
+    folds: str | int = ""
+    settings: Mapping[str, Any] = {}
+
+    def faults(self) -> Iterable[str]:
+        if "name" in self.model_fields_set:
+            yield from _faults_of_name(self.name)
+        if self.metric not in OF_TASKS:
+            yield not_one_of("metric", self.metric, OF_TASKS)
+
+
 class Study(Settings):
     """A study file.
 
@@ -62,12 +91,13 @@ class Study(Settings):
         (balanced_accuracy, auroc, average_precision) that the question is about, named before the results are
         seen; the page leads with them
     map : of the embeddings on the page, "pca" or "umap" (pip install 'patchbank[map]')
+    tasks : instead of train and tests, several: systems are ranked over them (study_tasks.py)
     folder : where the study file is
     """
 
     name: str
     title: str
-    train: str
+    train: str = ""
     about: str = ""
     tests: tuple[str, ...] = ()
     views: tuple[str, ...] = ("full",)
@@ -81,6 +111,7 @@ class Study(Settings):
     primary_metric: str = ""
     map: Projection = "pca"
     systems: tuple[System, ...] = Field(alias="system")
+    tasks: tuple[Task, ...] = Field((), alias="task")
     _folder: Path = PrivateAttr(Path())
 
     def faults(self) -> Iterable[str]:
@@ -94,6 +125,7 @@ class Study(Settings):
         )
         yield from _faults_of_trainings(systems)
         yield from self._faults_of_data()
+        yield from self._faults_of_tasks(systems)
         yield from _set_elsewhere("[extract]", self.extract, OF_SYSTEMS)
         yield from _set_elsewhere("[finetune]", self.finetune, OF_TRAINING)
         yield from _faults_of_settings(self.probe, systems)
@@ -108,6 +140,37 @@ class Study(Settings):
         files = any(name.endswith(".toml") for name in sets)  # their data sets' names are in the files
         if primary and not files and primary.partition(":")[0] not in sets:
             yield f"primary_set {primary!r} is of none of the study's data sets ({', '.join(sets)})"
+
+    def _faults_of_tasks(self, systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+        tasks = [dict(task) for task in self.tasks if isinstance(task, Mapping | Task)]
+        if not tasks:
+            if not self.train and "train" not in self.model_fields_set:
+                yield "train is missing: name the data set to train on, or several [[task]]"
+            return
+        for key in ("train", "tests", "primary_set", "primary_metric", "published"):
+            if getattr(self, key):
+                yield f"{key}: the study has [[task]], each of which has data sets of its own"
+        names = [name for task in tasks if isinstance(name := task.get("name"), str)]
+        yield from _faults_of_names(names, "tasks")
+        for task in tasks:
+            settings = task.get("settings", {})
+            if isinstance(settings, Mapping):
+                for fault in _refused({**self.probe, **settings}):
+                    yield f"task {task.get('name', 'without a name')}: {fault}"
+
+    def of_task(self, task: Task) -> "Study":
+        """The study of one task alone."""
+        about = {
+            "name": task.name,
+            "title": f"{self.title}: {task.name}",
+            "train": task.train,
+            "tests": task.tests,
+        }
+        about |= {"folds": task.folds or self.folds, "probe": {**self.probe, **task.settings}, "tasks": ()}
+        about |= {"primary_set": task.on, "primary_metric": task.metric}
+        study = self.model_copy(update=about)
+        study._folder = self._folder
+        return study
 
     @property
     def folder(self) -> Path:
@@ -185,8 +248,8 @@ def _faults_of_name(name: str) -> Iterable[str]:
         yield f"the name {name!r} is empty or holds control characters"
 
 
-def _faults_of_names(names: Sequence[str]) -> Iterable[str]:
-    yield from (f"two systems are called {name!r}" for name, n in sorted(Counter(names).items()) if n > 1)
+def _faults_of_names(names: Sequence[str], what: str = "systems") -> Iterable[str]:
+    yield from (f"two {what} are called {name!r}" for name, n in sorted(Counter(names).items()) if n > 1)
     folders: dict[str, str] = {}  # where results go
     for name in dict.fromkeys(names):
         other = folders.setdefault(safe_name(name).lower(), name)

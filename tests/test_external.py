@@ -220,9 +220,7 @@ def test_sources_of_one_revision_share_a_store(folder: Path) -> None:
     one, two = imported(revision="2024"), imported("b.npy", dataset="b", revision="2024")
     assert one.store.identity == two.store.identity
     assert (one.added, two.added) == (ROWS, ROWS)
-    patchbank.run_probe(
-        train=one.manifest, tests=[two.manifest], encoders=["uni"], bank="bank", bootstrap=0
-    )
+    patchbank.run_probe(train=one.manifest, tests=[two.manifest], encoders=["uni"], bank="bank", bootstrap=0)
     other = imported("b.npy", dataset="b", revision="2025")
     assert other.store.identity != one.store.identity
     for source, name in (("features.npy", "a"), ("b.npy", "b")):

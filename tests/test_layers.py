@@ -31,11 +31,12 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "prediction": LEAVES | STAGES,
     "embeddings": {"datasets", "errors", "probe"},
     "slides": {"cache", "datasets", "errors", "files", "geojson", "prediction", "texts"},
+    "study_tasks": LEAVES | {"cache", "probe", "study", "study_file", "study_page"},
     "quickstart": {"datasets", "extract", "probe"},
     "external": LEAVES | {"cache", "datasets"},
     "cli": LEAVES
     | STAGES
-    | {"cache", "external", "prediction", "quickstart", "slides", "study", "study_file"},
+    | {"cache", "external", "prediction", "quickstart", "slides", "study", "study_file", "study_tasks"},
 }
 WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}
@@ -59,6 +60,7 @@ OTHER_DICTS = {
     "prediction.py": {"card"},  # of a fine-tuned model
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},
+    "tasks.py": {"row", "whole"},  # of table.csv
     "study_page.py": {"about"},  # a row that is made
     "run.py": {"seconds", "run.seconds", "run.fits", "cards", "c", "done", "runs"},
     "data.py": {"train.table"},

@@ -53,6 +53,8 @@ class Board:
         if view is None:
             return
         self.metrics, self.titles = view.metrics, view.titles
+        if self.metric not in self.metrics:
+            self.metric = self.metrics[0]
         self.records = view.records
         known = {dataset for dataset, _ in self.records}
         # what the reader came for first: sets that had no part in training or choosing

@@ -1,0 +1,211 @@
+"""Several systems over several tasks: values, average ranks and mean scores, each with its interval."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from ...errors import InvalidRequest
+from ..leaks import deduplicate
+from ..statistics import metrics, multiclass
+from ..statistics.ranks import (
+    compare_means,
+    critical_difference,
+    draw_scores,
+    friedman,
+    percentiles,
+    ranks,
+)
+from .files import ProbeResult
+from .schema import Estimate, Score
+
+Floats = NDArray[np.float64]
+DRAWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A result of all systems of a study on one task.
+
+    result : merged over the systems (`merge.merge_systems`); dataset : the evaluation set that is scored
+    metric : higher is better
+    """
+
+    name: str
+    result: ProbeResult
+    dataset: str
+    metric: str
+
+    @property
+    def grouped(self) -> bool:
+        """Whether slides or patients are known: without, no systems are called different."""
+        return self.dataset not in self.result.results.ungrouped
+
+    def scores(self) -> dict[str, Score]:
+        """The leading score of each system that has this metric there."""
+        return {
+            r.features: r
+            for r in self.result.results.leaderboard()
+            if r.dataset == self.dataset and r.estimate(self.metric).value is not None
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """A system that has all tasks: its average rank, its mean score, and how often it was first."""
+
+    system: str
+    rank: Estimate
+    mean: Estimate
+    first: float
+    """Share of the draws in which its mean score was the highest."""
+    below: tuple[str, ...]
+    """Systems whose mean score on the tasks with known groups is higher (p by Holm over all pairs)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskBoard:
+    """What several tasks say of several systems.
+
+    values : task -> system -> value with interval. standings : of the systems that have all tasks, best mean
+        first. friedman_p, critical_difference : None with fewer than 2 tasks or 2 such systems
+    """
+
+    tasks: Sequence[Task]
+    values: Mapping[str, Mapping[str, Estimate]]
+    standings: Sequence[Standing]
+    level: float
+    friedman_p: float | None
+    critical_difference: float | None
+
+
+def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) -> TaskBoard:
+    """Rank the systems over tasks.
+
+    Systems that lack a task have values and no rank. Intervals are percentiles over draws of whole groups
+    within each task, the same groups for all systems; tasks are drawn independently of each other.
+    Raises InvalidRequest for systems of one task that were scored on different patches.
+    """
+    if not tasks:
+        raise InvalidRequest("there is no task with results")
+    level = tasks[0].result.results.config.level
+    scores = {task.name: task.scores() for task in tasks}
+    values = {
+        name: {system: score.estimate(task.metric) for system, score in scores[name].items()}
+        for name, task in zip(scores, tasks, strict=True)
+    }
+    systems = [name for name in scores[tasks[0].name] if all(name in found for found in scores.values())]
+    if not systems:
+        return TaskBoard(
+            tasks=tasks, values=values, standings=(), level=level, friedman_p=None, critical_difference=None
+        )
+    table = np.array([[values[task.name][system].value for system in systems] for task in tasks], float)
+    samples = [_Sample(task, systems, scores[task.name][systems[0]].deduplicated) for task in tasks]
+    draws = np.stack(
+        [
+            draw_scores(sample.score, sample.n_groups, n_resamples=n_resamples, seed=seed + 1000 * i)
+            for i, sample in enumerate(samples)
+        ],
+        axis=1,
+    )  # (B, N, k)
+    mean, rank = table.mean(axis=0), ranks(table).mean(axis=0)
+    mean_draws, rank_draws = draws.mean(axis=1), ranks(draws).mean(axis=1)
+    mean_ends, rank_ends = percentiles(mean_draws, level), percentiles(rank_draws, level)
+    known = mean_draws[~np.isnan(mean_draws).any(axis=1)]
+    first = np.bincount(known.argmax(axis=1), minlength=len(systems)) / max(len(known), 1)
+    grouped = [i for i, task in enumerate(tasks) if task.grouped]
+    higher = np.zeros((len(systems), len(systems)), bool)
+    if grouped:
+        p = compare_means(
+            table[grouped],
+            [samples[i].left_out() for i in grouped],
+            inflation=[scores[tasks[i].name][systems[0]].inflation or 1.0 for i in grouped],
+        )
+        tested = table[grouped].mean(axis=0)
+        higher = (tested[None, :] > tested[:, None]) & (p < 1 - level)
+    ranked = len(tasks) > 1 and len(systems) > 1
+    return TaskBoard(
+        tasks=tasks,
+        values=values,
+        standings=[
+            Standing(
+                system=systems[i],
+                rank=_estimate(rank[i], rank_ends[0][i], rank_ends[1][i]),
+                mean=_estimate(mean[i], mean_ends[0][i], mean_ends[1][i]),
+                first=float(first[i]),
+                below=tuple(systems[j] for j in np.flatnonzero(higher[i])),
+            )
+            for i in np.argsort(-mean, kind="stable")
+        ],
+        level=level,
+        friedman_p=friedman(table)[1] if ranked else None,
+        critical_difference=critical_difference(len(systems), len(tasks), alpha=1 - level)
+        if ranked
+        else None,
+    )
+
+
+class _Sample:
+    """The rows of one task: labels, and the scores of k systems on them."""
+
+    def __init__(self, task: Task, systems: Sequence[str], distinct: bool) -> None:
+        self.metric, train = task.metric, task.result.results.train
+        predictions = task.result.predictions
+        rows = predictions[predictions["dataset"] == task.dataset]
+        tables = [_of_system(rows, task, system, distinct) for system in systems]
+        first = tables[0]
+        for system, table in zip(systems, tables, strict=True):
+            if not np.array_equal(table["patch_id"], first["patch_id"]):
+                raise InvalidRequest(
+                    f"task {task.name!r}: {systems[0]!r} and {system!r} were scored on different patches of "
+                    f"{task.dataset}. Fix: run the study again"
+                )
+        units = first["group"].astype(str).where(first["group"].astype(str) != "", first["patch_id"])
+        self.groups = pd.factorize(units)[0]
+        self.n_groups = int(self.groups.max()) + 1
+        self.multiclass, self.ordered = task.result.results.multiclass, train.ordered
+        if self.multiclass:
+            codes = {name: k for k, name in enumerate(train.classes)}
+            self.y = first["label"].astype(str).map(codes).to_numpy(int)
+            self.logits, self.order = (
+                np.stack([t[[f"{kind}_{c}" for c in train.classes]].to_numpy(float) for t in tables], axis=1)
+                for kind in ("score", "ranking")
+            )
+        else:
+            self.y = first["label"].to_numpy(int)
+            self.logits, self.order = (
+                np.stack([t[kind].to_numpy(float) for t in tables], axis=1) for kind in ("score", "ranking")
+            )
+
+    def score(self, weights: NDArray[np.uint16]) -> Floats:
+        """The metric of each system over weighted groups, float64 (B, k)."""
+        about = {"metrics": [self.metric], "logits": True, "order": self.order, "groups": self.groups}
+        if self.multiclass:
+            made = multiclass.evaluate(self.y, self.logits, weights=weights, ordered=self.ordered, **about)
+        else:
+            made = metrics.evaluate(self.y, self.logits, weights=weights, **about)
+        return made[self.metric]
+
+    def left_out(self) -> Floats:
+        """The metric of each system without one group, float64 (G, k)."""
+        about = {"metrics": [self.metric], "logits": True, "order": self.order, "groups": self.groups}
+        if self.multiclass:
+            made = multiclass.leave_one_out(self.y, self.logits, ordered=self.ordered, **about)
+        else:
+            made = metrics.leave_one_out(self.y, self.logits, **about)
+        return made[self.metric]
+
+
+def _of_system(rows: pd.DataFrame, task: Task, system: str, distinct: bool) -> pd.DataFrame:
+    role = task.scores()[system].role
+    table = rows[(rows["features"] == system) & (rows["role"] == role)]
+    if distinct:
+        table = table[deduplicate(table).keep]
+    return table.sort_values("patch_id", ignore_index=True)
+
+
+def _estimate(value: float, low: float, high: float) -> Estimate:
+    ends = (None, None) if np.isnan([low, high]).any() else (float(low), float(high))
+    return Estimate(float(value), *ends, method="percentile")

@@ -1,0 +1,141 @@
+"""A study of several tasks: the same systems on each, and one page that ranks them over all.
+
+Each task is a study by itself, in a folder of its own name (study.py): what is cached is not done again, and
+a task whose data set is missing does not stop the others. The embeddings of all tasks are in one bank.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+
+from .cache.identity import safe_name
+from .errors import InvalidRequest
+from .files import locked, sha256, write_text
+from .probe.report.tasks import frame, page_of, tasks_html, tasks_markdown
+from .probe.results.files import ProbeResult
+from .probe.results.tasks import Task as Scored
+from .probe.results.tasks import board_of
+from .steps import Places, State, Step, digest
+from .study import plan_study, run_study
+from .study_file import Study, Task
+from .study_page import FILES, code_of_page
+from .texts import cells_of_csv, write_csv
+from .version import __version__
+
+
+@dataclass
+class TasksResult:
+    """What a study of tasks has: all steps as they ended, and table.csv.
+
+    missing : task -> why it has no results
+    """
+
+    steps: list[Step]
+    table: pd.DataFrame
+    missing: dict[str, str]
+    files: list[Path]
+    seconds: float
+
+    @property
+    def failed(self) -> list[Step]:
+        """The steps that ended with an error."""
+        return [step for step in self.steps if step.state == "failed"]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing had to be done."""
+        return not any(step.state in ("done", "failed") for step in self.steps)
+
+
+def plan_tasks(study: Study, where: Places, *, measure: bool = False) -> list[Step]:
+    """The steps of all tasks, their titles begin with the task's name. Writes nothing."""
+    steps: list[Step] = []
+    for task in study.tasks:
+        try:
+            of_task = plan_study(study.of_task(task), _places(where, task), measure=measure)
+        except InvalidRequest as error:  # its training set is missing
+            of_task = [Step(kind="data", title=task.train, state="blocked", why=str(error))]
+        steps += [replace(step, title=f"{task.name}: {step.title}") for step in of_task]
+    return steps
+
+
+def run_tasks(study: Study, where: Places, *, say: Callable[[str], None] = print) -> TasksResult:
+    """Run every task as `study.run_study` does, rank the systems over those that have results, and write
+    OUT/report.html, report.md and table.csv.
+
+    Raises OutputError where OUT cannot be written or another run has it.
+    """
+    started = perf_counter()
+    with locked(where.out):
+        steps: list[Step] = []
+        results: dict[str, ProbeResult] = {}
+        missing: dict[str, str] = {}
+        for task in study.tasks:
+            say(f"task {task.name}")
+            places = _places(where, task)
+            try:
+                done = run_study(study.of_task(task), places, say=say)
+            except InvalidRequest as error:
+                missing[task.name] = str(error)
+                steps.append(Step(kind="data", title=task.train, state="blocked", why=str(error)))
+                continue
+            steps += done.steps
+            if done.page.result is None:
+                missing[task.name] = "no system has results"
+            else:
+                results[task.name] = done.page.result
+        tasks = [_scored(task, results[task.name]) for task in study.tasks if task.name in results]
+        files = [where.out / name for name in FILES]
+        steps.append(_page(study, where, tasks, missing, files))
+        steps[-1].run(say)
+        table = cells_of_csv(pd.read_csv(files[-1]))
+        return TasksResult(steps, table, missing, files, perf_counter() - started)
+
+
+def _page(
+    study: Study,
+    where: Places,
+    tasks: Sequence[Scored],
+    missing: Mapping[str, str],
+    files: Sequence[Path],
+) -> Step:
+    """Writing the page of all tasks: again when a result, the study file or the code of the page changes."""
+    state = State(where.out / "state.json")
+    folders = {task.name: _places(where, task).out for task in study.tasks}
+    results = {
+        name: sha256(file) for name, folder in folders.items() if (file := folder / "results.json").exists()
+    }
+    step = Step(kind="report", title=str(files[0]))
+    step.request = digest(study.model_dump(), results, missing, code_of_page())
+    if state.get("report", "digest") == step.request and all(file.exists() for file in files):
+        step.state = "cached"
+        return step
+    about = {"title": study.title, "about": study.about, "missing": missing}
+
+    def write() -> None:
+        html, text, table = files
+        board = board_of(tasks) if tasks else None
+        pages = {task.name: page_of(folders[task.name]) for task in tasks}
+        write_csv(table, frame(board))
+        write_text(html, tasks_html(board, **about, pages=pages, made_by=f"patchbank {__version__}"))
+        write_text(text, tasks_markdown(board, **about))
+        state.remember("report", "digest", step.request)
+
+    step.action = write
+    return step
+
+
+def _places(where: Places, task: Task) -> Places:
+    return replace(where, out=where.out / safe_name(task.name))
+
+
+def _scored(task: Task, result: ProbeResult) -> Scored:
+    """The task with the evaluation set that it is scored on. Raises InvalidRequest for one that it lacks."""
+    sets = result.results.sets
+    dataset = task.on or next(iter(sets[1:]), sets[0])
+    if dataset not in sets:
+        raise InvalidRequest(f"task {task.name!r}: on = {dataset!r} is none of its sets ({', '.join(sets)})")
+    return Scored(name=task.name, result=result, dataset=dataset, metric=task.metric)
