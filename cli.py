@@ -190,8 +190,9 @@ def run_command(
     """Run a whole study: extract -> probe -> (plan -> fine-tune) -> report, for every system it names.
 
     STUDY is a TOML file, or the name of one that comes with patchbank (ami-br, ami-br-2025, patch-benchmarks,
-    patch-benchmarks-small). What is cached is not done again: a second run does nothing, a changed grid extracts nothing. Ctrl-C or a crash at any
-    moment: run the same command to continue. A system whose weights are unavailable is a row that says so.
+    patch-benchmarks-small). What is cached is not done again: a second run does nothing, a changed grid
+    extracts nothing. Ctrl-C or a crash at any moment: run the same command to continue. A system whose
+    weights are unavailable is a row that says so.
 
     \b
     Examples:
@@ -239,7 +240,7 @@ def run_command(
             show_tasks(ranked.table, ranked.missing, title=wanted.title)
             echo(f"{'Everything was cached' if ranked.idle else 'Done'} in {ranked.seconds:.1f} s.")
             echo(f"Wrote {', '.join(map(str, ranked.files))}.")
-        if ranked.failed:
+        if ranked.failed or (strict and ranked.blocked):
             raise click.exceptions.Exit(1)
         return
     done = run_study(wanted, where, say=say)

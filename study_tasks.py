@@ -45,6 +45,11 @@ class TasksResult:
         return [step for step in self.steps if step.state == "failed"]
 
     @property
+    def blocked(self) -> list[Step]:
+        """The steps that something is missing for."""
+        return [step for step in self.steps if step.state == "blocked"]
+
+    @property
     def idle(self) -> bool:
         """Nothing had to be done."""
         return not any(step.state in ("done", "failed") for step in self.steps)

@@ -53,8 +53,8 @@ class Board:
         if view is None:
             return
         self.metrics, self.titles = view.metrics, view.titles
-        if self.metric not in self.metrics:
-            self.metric = self.metrics[0]
+        if self.metric not in self.metrics:  # the study's primary metric, beside those of all pages
+            self.metrics = (self.metric, *self.metrics)
         self.records = view.records
         known = {dataset for dataset, _ in self.records}
         # what the reader came for first: sets that had no part in training or choosing
