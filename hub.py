@@ -7,14 +7,43 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
+from .errors import MissingDependency, PatchbankError
 from .files import reason as why_not_written
 
 
 class NotTheHubError(OSError):
     """Something other than the hub answered, without the hub's headers."""
+
+
+def client(endpoint: str | None = None, token: str | None = None) -> Any:
+    """The hub's client. Raises MissingDependency."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingDependency("push and pull need huggingface_hub: pip install 'patchbank[hub]'") from error
+    return HfApi(endpoint=endpoint, token=token)
+
+
+@contextmanager
+def explained(what: str, repo: str, *, as_error: type[PatchbankError], **details: Any) -> Iterator[None]:
+    """Turns what the hub's client raises into one error: what failed, why, and what to do.
+
+    details : see `reason`
+    """
+    try:
+        yield
+    except PatchbankError:
+        raise
+    except Exception as error:
+        why = reason(error, repo, **details)
+        if why is None:
+            raise
+        raise as_error(f"{what}: {why}") from error
 
 
 def reason(

@@ -10,17 +10,17 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
-from ..errors import InvalidRequest, MissingDependency, StoreError, StoreNotFound
+from ..errors import InvalidRequest, StoreError, StoreNotFound
 from ..files import publish
-from ..hub import reason
+from ..hub import client
+from ..hub import explained as explained_hub
 from ..texts import markdown
 from .bank import STORES, Bank
 from .filesystem import TEMPORARY, LocalFiles, explained, parts_of
@@ -171,26 +171,8 @@ def _one_log(store: Store, view: dict[str, bytes], *, host_names: bool) -> bytes
     return b"".join(encode({**record, "n": n}) + b"\n" for n, record in enumerate(records))
 
 
-def _api(endpoint: str | None, token: str | None) -> Any:
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise MissingDependency("push and pull need huggingface_hub: pip install 'patchbank[hub]'") from error
-    return HfApi(endpoint=endpoint, token=token)
-
-
-@contextmanager
-def _asking(what: str, repo: str, **details: Any) -> Iterator[None]:
-    """Turns what the hub's client raises into one StoreError: what failed, why, and what to do."""
-    try:
-        yield
-    except (StoreError, InvalidRequest):
-        raise
-    except Exception as error:
-        why = reason(error, repo, kind="data set", **details)
-        if why is None:
-            raise
-        raise StoreError(f"{what}: {why}") from error
+def _asking(what: str, repo: str, **details: Any) -> AbstractContextManager[None]:
+    return explained_hub(what, repo, as_error=StoreError, kind="data set", **details)
 
 
 def push(
@@ -223,7 +205,7 @@ def push(
         columns = _columns(store)
     if not len(store):
         raise InvalidRequest(f"{store.files} has no rows yet: nothing to push")
-    api = _api(endpoint, token)
+    api = client(endpoint, token)
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     folder = f"{STORES}/{store.name}"
@@ -291,7 +273,7 @@ def pull(
     """
     if not isinstance(bank.files, LocalFiles):
         raise InvalidRequest(f"{bank.path} is not a local folder")
-    api = _api(endpoint, token)
+    api = client(endpoint, token)
     interim = bank.files.path(f"{TEMPORARY}pull-{safe_name(repo)}")
     asked = {
         "files": f"{STORES}/{name or ''}",

@@ -349,6 +349,53 @@ def report_command(
         echo(f"Wrote {len(files)} files into {figures}.")
 
 
+@probe_group.command("push")
+@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("repo", metavar="ORG/NAME")
+@click.option("--features", help="Another feature set than the one that the folds chose.")
+@click.option(
+    "--role", type=click.Choice(["refit", "ensemble"]), help="The refit (default), or its folds' mean."
+)
+@click.option(
+    "--public", is_flag=True, help="Make a new repository public (check the encoder's licence first)."
+)
+@click.option("--endpoint", help="URL of another hub (default: HF_ENDPOINT, or huggingface.co).")
+def push_command(
+    results: Path, repo: str, features: str | None, role: str | None, public: bool, endpoint: str | None
+) -> None:
+    """Upload the probe of RESULTS to a model repository of the Hugging Face hub, with a model card.
+
+    \b
+    Examples:
+      patchbank probe push results my-org/mitosis-probe
+      patchbank probe push results my-org/mitosis-probe --role ensemble --public
+    """
+    from .hub import push_probe
+    from .model import ProbeModel
+
+    probe = ProbeModel.load(results, features=features, role=role)
+    echo(push_probe(probe, repo, private=not public, endpoint=endpoint))
+
+
+@probe_group.command("pull")
+@click.argument("repo", metavar="ORG/NAME")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--revision", help="Commit of the repository.")
+@click.option("--endpoint", help="URL of another hub (default: HF_ENDPOINT, or huggingface.co).")
+def pull_command(repo: str, folder: Path, revision: str | None, endpoint: str | None) -> None:
+    """Download a probe of the Hugging Face hub into FOLDER, for `patchbank predict`.
+
+    \b
+    Examples:
+      patchbank probe pull my-org/mitosis-probe probe
+    """
+    from .hub import pull_probe
+
+    probe = pull_probe(repo, folder, revision=revision, endpoint=endpoint)
+    echo(f"Wrote {folder}: {probe.about.features}, {', '.join(probe.classes)}")
+    echo(f"Next: patchbank predict {folder} images -o predictions.csv")
+
+
 def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]

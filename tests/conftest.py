@@ -1,13 +1,19 @@
 """Fixtures that several folders' tests share."""
 
+import base64
+import hashlib
 import json
 import os
+import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from click.testing import CliRunner
@@ -103,3 +109,131 @@ class Faults:
 @pytest.fixture(scope="session")
 def faults() -> Faults:
     return Faults()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Repositories in memory: create, preupload (everything inline), commit, list, resolve."""
+
+    repositories: dict[str, dict[str, bytes]]
+    refusal: tuple[int, bytes] | None = None  # the answer to everything
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Not on the terminal."""
+
+    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def json(self, document: Any) -> None:
+        self.answer(200, json.dumps(document).encode(), Content_Type="application/json")
+
+    @property
+    def commit(self) -> str:
+        return "a" * 40
+
+    def do_POST(self) -> None:
+        if self.refusal is not None:
+            return self.refuse()
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urlsplit(self.path).path
+        if self.headers.get("Authorization") != "Bearer secret":
+            return self.answer(
+                401,
+                b'{"error": "Invalid username or password."}',
+                X_Error_Message="Invalid username or password.",
+            )
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            name = (
+                f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
+            )
+            self.repositories.setdefault(name, {})
+            kind = "datasets/" if wanted.get("type") == "dataset" else ""
+            return self.json({"url": f"http://{self.headers['Host']}/{kind}{name}", "id": name})
+        if found := re.fullmatch(r"/api/(?:datasets|models)/(.+)/preupload/main", path):
+            files = [f["path"] for f in json.loads(body)["files"]]
+            modes = [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
+            return self.json({"files": modes})
+        if found := re.fullmatch(r"/api/(?:datasets|models)/(.+)/commit/main", path):
+            repository = self.repositories[found[1]]
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    repository[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del repository[line["value"]["path"]]
+            url = f"http://{self.headers['Host']}/datasets/{found[1]}/commit/{self.commit}"
+            return self.json({"success": True, "commitOid": self.commit, "commitUrl": url, "hookOutput": ""})
+        if path == "/api/validate-yaml":
+            return self.json({"errors": [], "warnings": []})
+        return self.answer(404)
+
+    def refuse(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        assert self.refusal is not None
+        code, content = self.refusal
+        self.answer(code, content, Content_Type="text/html")
+
+    def do_GET(self) -> None:
+        if self.refusal is not None:
+            return self.refuse()
+        path = unquote(urlsplit(self.path).path)
+        if found := re.fullmatch(r"/api/(?:datasets|models)/([^/]+/[^/]+)(/revision/.+)?", path):
+            files = self.repositories.get(found[1])
+            if files is None:
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+            siblings = [{"rfilename": name} for name in files]
+            about = {"id": found[1], "sha": self.commit, "siblings": siblings, "private": True, "tags": []}
+            return self.json({**about, "downloads": 0, "likes": 0})
+        if found := re.fullmatch(r"/api/(?:datasets|models)/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
+            files = self.repositories.get(found[1])
+            if files is None:
+                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
+            names = [name for name in files if name.startswith(found[3])]
+            entries = [
+                {"type": "file", "path": n, "size": len(files[n]), "oid": hashlib.sha1(files[n]).hexdigest()}
+                for n in names
+            ]
+            return self.json(entries)
+        if found := re.fullmatch(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            content = self.repositories.get(found[1], {}).get(found[3])
+            if content is None:
+                return self.answer(404, b"", X_Error_Code="EntryNotFound")
+            etag = f'"{hashlib.sha1(content).hexdigest()}"'
+            return self.answer(200, content, ETag=etag, X_Repo_Commit=self.commit)
+        return self.answer(404)
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, type[Hub]]]:
+    """(endpoint, handler) of a stand-in of the hub on loopback; its token is "secret"."""
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    handler = type("OneHub", (Hub,), {"repositories": {}, "refusal": None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def hub(hub_server: tuple[str, type[Hub]]) -> tuple[str, dict[str, dict[str, bytes]]]:
+    """(endpoint, repositories: name -> file -> content) of the stand-in."""
+    endpoint, handler = hub_server
+    return endpoint, handler.repositories
+
+
+@pytest.fixture
+def refuse(hub_server: tuple[str, type[Hub]]) -> Callable[[int, bytes], None]:
+    """refuse(code, content): the stand-in answers everything with that."""
+    return lambda code, content: setattr(hub_server[1], "refusal", (code, content))

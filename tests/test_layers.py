@@ -13,7 +13,7 @@ STAGES = {"datasets", "extract", "probe", "finetune"}
 LAYERS = {  # folder -> the folders and root modules that it may import
     "files": {"errors"},
     "geojson": {"errors", "files"},
-    "hub": {"files"},
+    "hub": {"errors", "files"},
     "options": {"errors", "terminal"},
     "settings": {"errors", "files"},
     "steps": {"errors", "files", "version"},

@@ -1,16 +1,9 @@
 """Push and pull against a stand-in of the hub on loopback: the real client, a hundred lines of server."""
 
-import base64
-import hashlib
-import json
 import re
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -23,120 +16,6 @@ from patchbank.cache.verify import verify
 from patchbank.errors import InvalidRequest, StoreError, StoreNotFound
 
 pytest.importorskip("huggingface_hub")
-
-
-class Hub(BaseHTTPRequestHandler):
-    """Data set repositories in memory: create, preupload (everything inline), commit, list, resolve."""
-
-    repositories: dict[str, dict[str, bytes]]
-    refusal: tuple[int, bytes] | None = None  # the answer to everything
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Not on the terminal."""
-
-    def answer(self, code: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(code)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def json(self, document: Any) -> None:
-        self.answer(200, json.dumps(document).encode(), Content_Type="application/json")
-
-    @property
-    def commit(self) -> str:
-        return "a" * 40
-
-    def do_POST(self) -> None:
-        if self.refusal is not None:
-            return self.refuse()
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        path = urlsplit(self.path).path
-        if self.headers.get("Authorization") != "Bearer secret":
-            return self.answer(
-                401,
-                b'{"error": "Invalid username or password."}',
-                X_Error_Message="Invalid username or password.",
-            )
-        if path == "/api/repos/create":
-            wanted = json.loads(body)
-            name = (
-                f"{wanted['organization']}/{wanted['name']}" if wanted.get("organization") else wanted["name"]
-            )
-            self.repositories.setdefault(name, {})
-            return self.json({"url": f"http://{self.headers['Host']}/datasets/{name}", "id": name})
-        if found := re.fullmatch(r"/api/datasets/(.+)/preupload/main", path):
-            files = [f["path"] for f in json.loads(body)["files"]]
-            modes = [{"path": f, "uploadMode": "regular", "shouldIgnore": False} for f in files]
-            return self.json({"files": modes})
-        if found := re.fullmatch(r"/api/datasets/(.+)/commit/main", path):
-            repository = self.repositories[found[1]]
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    repository[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-                if line["key"] == "deletedFile":
-                    del repository[line["value"]["path"]]
-            url = f"http://{self.headers['Host']}/datasets/{found[1]}/commit/{self.commit}"
-            return self.json({"success": True, "commitOid": self.commit, "commitUrl": url, "hookOutput": ""})
-        if path == "/api/validate-yaml":
-            return self.json({"errors": [], "warnings": []})
-        return self.answer(404)
-
-    def refuse(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        assert self.refusal is not None
-        code, content = self.refusal
-        self.answer(code, content, Content_Type="text/html")
-
-    def do_GET(self) -> None:
-        if self.refusal is not None:
-            return self.refuse()
-        path = unquote(urlsplit(self.path).path)
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/revision/.+)?", path):
-            files = self.repositories.get(found[1])
-            if files is None:
-                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-            siblings = [{"rfilename": name} for name in files]
-            about = {"id": found[1], "sha": self.commit, "siblings": siblings, "private": True, "tags": []}
-            return self.json({**about, "downloads": 0, "likes": 0})
-        if found := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/([^/]+)/?(.*)", path):
-            files = self.repositories.get(found[1])
-            if files is None:
-                return self.answer(404, b"{}", X_Error_Code="RepoNotFound")
-            names = [name for name in files if name.startswith(found[3])]
-            entries = [
-                {"type": "file", "path": n, "size": len(files[n]), "oid": hashlib.sha1(files[n]).hexdigest()}
-                for n in names
-            ]
-            return self.json(entries)
-        if found := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            content = self.repositories.get(found[1], {}).get(found[3])
-            if content is None:
-                return self.answer(404, b"", X_Error_Code="EntryNotFound")
-            etag = f'"{hashlib.sha1(content).hexdigest()}"'
-            return self.answer(200, content, ETag=etag, X_Repo_Commit=self.commit)
-        return self.answer(404)
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, dict[str, dict[str, bytes]]]]:
-    """(endpoint, repositories) of a stand-in."""
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    handler = type("OneHub", (Hub,), {"repositories": {}})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    monkeypatch.setattr(Hub, "refusal", None)
-    yield f"http://127.0.0.1:{server.server_port}", handler.repositories
-    server.shutdown()
-    server.server_close()
 
 
 @pytest.fixture
@@ -394,6 +273,7 @@ def test_refusals_are_one_sentence(
 )
 def test_each_answer_of_the_hub_has_its_reason(
     hub: Any,
+    refuse: Any,
     filled: tuple[Store, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -403,7 +283,7 @@ def test_each_answer_of_the_hub_has_its_reason(
 ) -> None:
     endpoint, repositories = hub
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    monkeypatch.setattr(Hub, "refusal", (code, content))
+    refuse(code, content)
     for work in (
         lambda: push(filled[0], "org/ami", endpoint=endpoint, token="secret"),
         lambda: pull("org/ami", Bank(tmp_path / "pulled"), endpoint=endpoint, token="secret"),
