@@ -119,7 +119,10 @@ class TargetRun:
 
     criterion : float64 (L, T), of each penalty and target on the outer folds, higher is better
     alpha, fold_alphas : float64 (T,) and (K, T), the chosen penalties of the refit and of each fold's model
-    oof : float64 (n, T); refit, fold_models : set -> float64 (n_t, T) and (n_t, K, T)
+    oof : float64 (n, T); oof_ranking : the same less the mean of the targets that the row's model was trained
+        on, for correlations: the mean of the other folds is low where that of the fold is high, which would
+        count against the models
+    refit, fold_models : set -> float64 (n_t, T) and (n_t, K, T)
     steps : of refit and ensemble, see `model`
     """
 
@@ -129,6 +132,7 @@ class TargetRun:
     fold_alphas: np.ndarray
     components: int | None
     oof: np.ndarray
+    oof_ranking: np.ndarray
     refit: dict[str, np.ndarray]
     fold_models: dict[str, np.ndarray]
     steps: dict[str, Steps]
@@ -160,7 +164,7 @@ def run_protocol(
     started = time.perf_counter()
     outer = np.unique(folds)
     options: dict[str, Any] = {"standardize": config.preprocess == "standardize", "components": config.kept}
-    oof, fold_alphas, fits = np.empty_like(Y), [], 0
+    oof, ranking, fold_alphas, fits = np.empty_like(Y), np.empty_like(Y), [], 0
     fold_models: dict[str, list[np.ndarray]] = {name: [] for name in tests}
     of_refit = _Criterion(config.select, Y)
     paths = []
@@ -175,6 +179,7 @@ def run_protocol(
             fits += 1
         chosen = _choose(of_fold.values(), alphas, Y.shape[1], per_target=config.per_target)
         oof[held_out] = _predict(path, X[held_out], chosen)
+        ranking[held_out] = oof[held_out] - path.level
         of_refit.add(path.predict(X[held_out], alphas), Y[held_out])
         for name, Z in tests.items():
             fold_models[name].append(_predict(path, Z, chosen))
@@ -191,6 +196,7 @@ def run_protocol(
         fold_alphas=np.stack(fold_alphas),
         components=len(whole.values) if config.kept else None,
         oof=oof,
+        oof_ranking=ranking,
         refit={name: _predict(whole, Z, alpha) for name, Z in tests.items()},
         fold_models={name: np.stack(each, axis=1) for name, each in fold_models.items()},
         steps={"refit": whole.steps(alpha), "ensemble": _mean_of(paths)},

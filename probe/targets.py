@@ -28,7 +28,8 @@ from .results.files import ProbeResult
 from .results.schema import PAIRED, Comparison, Estimate, Role, Score, TargetScore
 from .results.scoring import ALL_PAIRS_UP_TO, NO_INTERVALS, OOF_INFLATION, UNCERTAINTY, Rows
 from .statistics import continuous
-from .statistics.intervals import Interval
+from .statistics.comparisons import Differences
+from .statistics.intervals import Interval, cluster_codes
 
 COMPARED = ("pearson", "r2")
 
@@ -175,18 +176,28 @@ def _inner_folds(groups: np.ndarray, folds: np.ndarray, config: TargetConfig) ->
     return found
 
 
-Column = tuple[str, Role, np.ndarray]  # features, role, predictions (n, T)
+@dataclass(frozen=True)
+class Column:
+    """One model's predictions of one set's rows.
+
+    values : float64 (n, T); ranking : the same as correlations are taken of, see `regression.TargetRun`
+    """
+
+    features: str
+    role: Role
+    values: np.ndarray
+    ranking: np.ndarray
 
 
 def _columns(rows: Rows, data: StudyData, runs: Mapping[str, TargetRun]) -> list[Column]:
     if rows.dataset == data.train.dataset:
-        return [(name, Role.OOF, run.oof) for name, run in runs.items()]
+        return [Column(name, Role.OOF, run.oof, run.oof_ranking) for name, run in runs.items()]
     return [
-        column
+        Column(name, role, values, values)
         for name, run in runs.items()
-        for column in (
-            (name, Role.REFIT, run.refit[rows.dataset]),
-            (name, Role.ENSEMBLE, run.fold_models[rows.dataset].mean(axis=1)),
+        for role, values in (
+            (Role.REFIT, run.refit[rows.dataset]),
+            (Role.ENSEMBLE, run.fold_models[rows.dataset].mean(axis=1)),
         )
     ]
 
@@ -218,27 +229,37 @@ def _subset_scores(
     domain: str,
     mask: np.ndarray,
 ) -> list[Score]:
-    y, predictions = rows.y[mask], np.stack([p[mask] for _, _, p in columns], axis=1)
-    n, n_groups = len(y), len(set(rows.group[mask]) - {""}) + int((rows.group[mask] == "").sum())
+    y, group = rows.y[mask], rows.group[mask]
+    n, n_groups = len(y), int(cluster_codes(group, len(y)).max()) + 1
     inflation = _inflation(columns, config)
     about = {"n": n, "groups": n_groups}
-    if config.bootstrap:
-        found = continuous.estimate(
-            y, predictions, groups=rows.group[mask], targets=targets, inflation=inflation, **_options(config)
-        )
-        values = [_estimates(found, j, about) for j in range(len(columns))]
-        each = [[_estimates(one, j, about) for one in found.targets] for j in range(len(columns))]
-    else:
-        plain = continuous.evaluate(y, predictions)
-        values = [_bare({m: v[j].mean() for m, v in plain.items()}, about) for j in range(len(columns))]
-        each = [
-            [_bare({m: v[j, t] for m, v in plain.items()}, about) for t in range(len(targets))]
-            for j in range(len(columns))
-        ]
+    values: list[dict[str, Estimate]] = [{} for _ in columns]
+    each: list[list[dict[str, Estimate]]] = [[{} for _ in targets] for _ in columns]
+    for metrics, predictions in _tables(columns, mask):
+        if config.bootstrap:
+            found = continuous.estimate(
+                y,
+                predictions,
+                groups=group,
+                metrics=metrics,
+                targets=targets,
+                inflation=inflation,
+                **_options(config),
+            )
+            for j in range(len(columns)):
+                values[j] |= _estimates(found, j, about)
+                for t, one in enumerate(found.targets):
+                    each[j][t] |= _estimates(one, j, about)
+            continue
+        for metric, plain in continuous.evaluate(y, predictions, metrics=metrics).items():
+            for j, of_model in enumerate(plain):
+                values[j] |= _bare({metric: of_model.mean()}, about)
+                for t, value in enumerate(of_model):
+                    each[j][t] |= _bare({metric: value}, about)
     return [
         Score(
-            features=name,
-            role=role,
+            features=column.features,
+            role=column.role,
             dataset=rows.dataset,
             domain=domain,
             subset=subset,
@@ -250,12 +271,22 @@ def _subset_scores(
             if domain
             else [TargetScore(target=t, metrics=m) for t, m in zip(targets, each[j], strict=True)],
         )
-        for j, (name, role, _) in enumerate(columns)
+        for j, column in enumerate(columns)
+    ]
+
+
+def _tables(
+    columns: Sequence[Column], mask: np.ndarray | slice = slice(None)
+) -> list[tuple[tuple[str, ...], np.ndarray]]:
+    """Metrics, and the predictions float64 (n, m, T) that they are taken of."""
+    return [
+        (("pearson", "spearman"), np.stack([c.ranking[mask] for c in columns], axis=1)),
+        (("r2", "mae"), np.stack([c.values[mask] for c in columns], axis=1)),
     ]
 
 
 def _inflation(columns: Sequence[Column], config: TargetConfig) -> float:
-    out_of_fold = any(role == Role.OOF for _, role, _ in columns)
+    out_of_fold = any(column.role == Role.OOF for column in columns)
     return OOF_INFLATION if out_of_fold and config.interval == "jackknife" else 1.0
 
 
@@ -290,24 +321,26 @@ def _bare(values: Mapping[str, float], about: Mapping[str, Any]) -> dict[str, Es
 def _compare(rows: Rows, columns: Sequence[Column], reference: str, config: TargetConfig) -> list[Comparison]:
     """Paired differences of the models of each role on all rows; of many each with the chosen one."""
     found = []
-    for role in dict.fromkeys(role for _, role, _ in columns):
-        of_role = [(name, p) for name, r, p in columns if r == role]
-        names = [name for name, _ in of_role]
+    for role in dict.fromkeys(column.role for column in columns):
+        of_role = [column for column in columns if column.role == role]
+        names = [column.features for column in of_role]
         if len(names) < 2 or not config.bootstrap:
             continue
         first = names.index(reference)
         pairs = list(itertools.combinations(range(len(names)), 2))
         if len(names) > ALL_PAIRS_UP_TO:
             pairs = [(i, first) for i in range(len(names)) if i != first]
-        compared = continuous.compare_paired(
-            rows.y,
-            np.stack([p for _, p in of_role], axis=1),
-            groups=rows.group,
-            metrics=COMPARED,
-            pairs=pairs,
-            inflation=_inflation(columns, config),
-            **_options(config),
-        )
+        compared: dict[str, Differences] = {}
+        for metrics, predictions in _tables(of_role):
+            compared |= continuous.compare_paired(
+                rows.y,
+                predictions,
+                groups=rows.group,
+                metrics=[m for m in metrics if m in COMPARED],
+                pairs=pairs,
+                inflation=_inflation(columns, config),
+                **_options(config),
+            )
         for metric, one in compared.items():
             for i, (a, b) in enumerate(pairs):
                 found.append(
@@ -379,7 +412,7 @@ def _fold_models(data: TargetData, run: TargetRun, folds: np.ndarray) -> dict[st
 
 def _predictions(data: TargetData, runs: Mapping[str, TargetRun], folds: np.ndarray) -> pd.DataFrame:
     """One row a prediction: patch_id, path, content_hash, dataset, domain, group, fold, features, role, and
-    for each target label_NAME and prediction_NAME.
+    for each target label_NAME, prediction_NAME and ranking_NAME, which correlations are taken of.
     """
     frames = []
     for rows in data.rows:
@@ -396,8 +429,13 @@ def _predictions(data: TargetData, runs: Mapping[str, TargetRun], folds: np.ndar
                 **{f"label_{t}": y for t, y in zip(data.targets, rows.y.T, strict=True)},
             }
         )
-        for features, role, predictions in _columns(rows, data, runs):
-            named = {f"prediction_{t}": p for t, p in zip(data.targets, predictions.T, strict=True)}
-            frames.append(about.assign(features=features, role=str(role), **named))
+        for column in _columns(rows, data, runs):
+            tables = {"prediction": column.values, "ranking": column.ranking}
+            named = {
+                f"{kind}_{t}": values
+                for kind, table in tables.items()
+                for t, values in zip(data.targets, table.T, strict=True)
+            }
+            frames.append(about.assign(features=column.features, role=str(column.role), **named))
     table = pd.concat(frames, ignore_index=True)
     return table.astype(dict.fromkeys(["path", "dataset", "domain", "features", "role"], "category"))

@@ -23,6 +23,8 @@ class Part:
     """In the legend of a printed figure."""
     line: bool = True
     dots: bool = False
+    cloud: bool = False
+    """Many small dots, none of which says what it is."""
     hollow: bool = False
     thick: bool = False
     low: ArrayLike | None = None

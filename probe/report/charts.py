@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit
 
 from ..results.display import Numbers, interval
-from ..results.schema import PAIRED, Comparison, Role
+from ..results.schema import PAIRED, Comparison, Role, Score, TargetScore
 from ..statistics.calibration import reliability_curve
 from .chart import UNIT, Chart, Confusion, Matrix, Part, pr_points, roc_points, unit_ticks
 from .view import OTHERS, View
@@ -400,19 +400,68 @@ def _note(view: View, dataset: str) -> str:
     return f"{counted(view, dataset)}\n{bars}★ chosen on the folds of the training set"
 
 
+SCATTERED = 6  # targets that are plotted: the best and the worst predicted
+DOTS = 1500  # of a plot; of more rows a sample is drawn
+
+
+def best_first(score: Score) -> list[TargetScore]:
+    """The targets, the highest correlation first."""
+
+    def correlation(one: TargetScore) -> float:
+        value = one.estimate("pearson").value
+        return -2.0 if value is None else value
+
+    return sorted(score.targets, key=correlation, reverse=True)
+
+
+def scatters(view: View, score: Score) -> Iterator[Chart]:
+    """Predicted against measured values of the best and the worst predicted targets of one system."""
+    ranked, half = best_first(score), SCATTERED // 2
+    rows = view.scored(score.dataset, score.features)
+    if len(rows) > DOTS:
+        rows = rows.sample(DOTS, random_state=0)
+    for one in ranked if len(ranked) <= SCATTERED else [*ranked[:half], *ranked[-half:]]:
+        y, predicted = (rows[f"{kind}_{one.target}"].to_numpy(float) for kind in ("label", "prediction"))
+        low, high = float(min(y.min(), predicted.min())), float(max(y.max(), predicted.max()))
+        pad = 0.04 * (high - low or 1.0)
+        ends = (low - pad, high + pad)
+        ticks = [float(f"{tick:.2g}") for tick in np.linspace(low, high, 4)[1:-1]]
+        yield Chart(
+            kind=f"scatter-{one.target}",
+            of=score.dataset,
+            title=f"{one.target}, {score.dataset}",
+            head=f"{one.target}: Pearson {interval(one.estimate('pearson'))}",
+            note=_note(view, score.dataset),
+            xlabel="measured",
+            ylabel="predicted",
+            x=ends,
+            y=ends,
+            xticks=ticks,
+            yticks=ticks,
+            parts=[
+                Part(x=y, y=predicted, series=0, line=False, cloud=True, label="patches"),
+                Part(x=ends, y=ends, label="equal"),
+            ],
+        )
+
+
 BINARY = (roc, precision_recall, reliability, decision)
 
 
 def charts_of(view: View) -> Iterator[Chart]:
     """Every chart of a result that shows something."""
     for dataset in dict.fromkeys(dataset for dataset, _ in view.records):
-        for make in (class_roc, class_precision_recall, confidence) if view.multiclass else BINARY:
+        makers = (class_roc, class_precision_recall, confidence) if view.multiclass else BINARY
+        for make in () if view.results.targets else makers:
             chart = make(view, dataset)
             if chart and any(part.series is not None for part in chart.parts):
                 yield chart
+        if view.results.targets and (chosen := view.records.get((dataset, view.chosen))):
+            yield from scatters(view, chosen)
         for metric in view.metrics:
             yield from filter(None, (forest(view, dataset, metric), differences(view, dataset, metric)))
-    yield from filter(None, [choice_path(view)])
+    if not view.results.targets:
+        yield from filter(None, [choice_path(view)])
 
 
 def confusions(view: View) -> list[Confusion]:

@@ -179,7 +179,7 @@ def _part(axes: "Axes", part: Part, dashes: Any, *, zorder: float) -> Any:
         color=colour,
         linestyle=dashes,
         linewidth=0.7 if part.series is None else 1.5 if part.thick else 0.9,
-        marker="o" if part.dots else "none",
+        marker="o" if part.dots else "." if part.cloud else "none",
         markersize=3.2,
         markerfacecolor="white" if part.hollow else colour,
         markeredgewidth=0.8,

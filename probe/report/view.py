@@ -4,7 +4,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from ..leaks import deduplicate
-from ..results.display import SHOWN, TITLES, shown_of_classes, titles_of
+from ..results.display import SHOWN, SHOWN_OF_TARGETS, TITLES, shown_of_classes, titles_of
 from ..results.files import ProbeResult
 
 SERIES = 7  # colours there are
@@ -23,6 +23,8 @@ class View:
         self.predictions, first = result.predictions, self.results.train
         self.multiclass, self.classes = self.results.multiclass, list(first.classes)
         self.metrics = shown_of_classes(ordered=first.ordered) if self.multiclass else SHOWN
+        if self.results.targets:
+            self.metrics = SHOWN_OF_TARGETS
         self.titles = titles_of(multiclass=self.multiclass, ordered=first.ordered)
         self.class_titles = TITLES  # of one class against the rest
         self.positive, self.train, self.sets = first.positive, first.dataset, self.results.sets
@@ -47,7 +49,7 @@ class View:
     @property
     def positives(self) -> list[str]:
         """The head of a column of positive patches; none of more than two classes."""
-        return [] if self.multiclass else [self.positive]
+        return [self.positive] if self.positive else []
 
     def swatch(self, name: str) -> Markup:
         """The colour of a system in the plots, where it has one."""

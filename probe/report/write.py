@@ -24,6 +24,7 @@ from .sections import (
     gallery,
     reproduce,
     scores,
+    targets,
 )
 from .sections.robustness import robustness as of_domains
 from .view import View
@@ -111,7 +112,10 @@ def lead_of(view: View) -> str:
     if view.multiclass:
         names = ", ".join(view.classes[:LISTED]) + (", ..." if len(view.classes) > LISTED else "")
         question = f"tell {len(view.classes)} classes of patches from each other ({names})"
-    of = "" if view.multiclass else f" ({train.n_positive} {view.positive})"
+    if named := view.results.targets:
+        question = f"predict {', '.join(named[:LISTED])}{', ...' if named[LISTED:] else ''}"
+        what = "ridge regression on frozen embeddings"
+    of = "" if train.n_positive is None else f" ({train.n_positive} {view.positive})"
     return (
         f"How well does a {what} {question}? It was trained on "
         f"{train.n} patches{of} from {groups}, for {systems}, and "
@@ -121,6 +125,18 @@ def lead_of(view: View) -> str:
 
 def sections_of(view: View, *, errors: int, robustness: Robustness | None = None) -> list[Section]:
     """The sections of a report that have content, in order. errors : images of each kind of error."""
+    if view.results.targets:
+        sections = [
+            ("Results", targets.leaderboard(view)),
+            ("Targets", targets.each(view)),
+            ("Predicted and measured", targets.scatter(view)),
+            ("Models of the folds", targets.fold_models(view)),
+            (f"Differences between {view.noun}s", differences.differences(view)),
+            ("Data and leaks", data.data(view)),
+            ("Provenance and cost", data.provenance(view)),
+            ("How to reproduce", [*reproduce.reproduce(view), *reproduce.downloads(view)]),
+        ]
+        return [(title, content) for title, content in sections if content]
     sections = [
         ("Results", scores.leaderboard(view)),
         ("Repeated with other folds", scores.repeats(view)),

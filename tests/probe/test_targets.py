@@ -18,6 +18,8 @@ from patchbank.probe.cli import probe_group
 from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.model import apply
 from patchbank.probe.regression import TargetConfig
+from patchbank.probe.report.figures import write_figures
+from patchbank.probe.report.write import write_report
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.schema import Role
 from patchbank.probe.run import run_probe
@@ -92,6 +94,20 @@ def test_the_protocol_is_that_of_scikit_learn_by_hand(select: str, per_target: b
     np.testing.assert_allclose(apply(run.steps["refit"], Z), run.refit["test"], rtol=1e-9)
     np.testing.assert_allclose(apply(run.steps["ensemble"], Z), run.fold_models["test"].mean(axis=1))
     assert run.fits == 3 * 2 + 3 + 1
+
+
+def test_without_a_signal_pooled_correlations_are_not_below_zero() -> None:
+    rng = np.random.default_rng(0)
+    values, plain = [], []
+    for _ in range(40):
+        slides = np.repeat(np.arange(15), 6)
+        Y = rng.standard_normal((90, 1)) + rng.standard_normal((15, 1))[slides]
+        X = rng.standard_normal((90, 5))
+        run = regression.run_protocol(X, Y, slides % 5 + 1, [slides % 5] * 5, {}, config=config(alpha=[1e4]))
+        values.append(np.corrcoef(Y[:, 0], run.oof_ranking[:, 0])[0, 1])
+        plain.append(np.corrcoef(Y[:, 0], run.oof[:, 0])[0, 1])
+    assert abs(np.mean(values)) < 0.06
+    assert np.mean(plain) < -0.3, "predictions follow the mean of the other folds"
 
 
 def test_labels_of_held_out_rows_change_nothing_that_scores_them() -> None:
@@ -216,8 +232,9 @@ def test_scores_are_those_of_the_predictions(result: ProbeResult) -> None:
         expected: dict[str, list[float]] = {"pearson": [], "spearman": [], "r2": [], "mae": []}
         for gene in GENES:
             y, p = rows[f"label_{gene}"].to_numpy(), rows[f"prediction_{gene}"].to_numpy()
-            spearman: Any = stats.spearmanr(y, p)
-            expected["pearson"].append(np.corrcoef(y, p)[0, 1])
+            order = rows[f"ranking_{gene}"].to_numpy()
+            spearman: Any = stats.spearmanr(y, order)
+            expected["pearson"].append(np.corrcoef(y, order)[0, 1])
             expected["spearman"].append(spearman.statistic)
             expected["r2"].append(float(r2_score(y, p)))
             expected["mae"].append(float(mean_absolute_error(y, p)))
@@ -266,6 +283,24 @@ def test_a_result_is_written_and_read_without_a_change(result: ProbeResult, tmp_
     lines = pd.read_csv(tmp_path / "again" / "results.csv")
     assert {"metrics", "target EPCAM", "target MKI67"} <= set(lines["kind"])
     pd.testing.assert_frame_equal(again.predictions, result.predictions)
+
+
+def test_the_report_has_tables_plots_and_figures(result: ProbeResult, tmp_path: Path) -> None:
+    html = write_report(result, tmp_path / "report.html", images=False).read_text()
+    for word in (
+        "Predicted and measured",
+        "means over the 3 targets",
+        "EPCAM: Pearson",
+        "Models of the folds",
+    ):
+        assert word in html
+    assert html.count('stroke-linecap="round" opacity="0.55"') == 2 * 3, "a plot for each target and set"
+    text = write_report(result, tmp_path / "report.md").read_text()
+    assert "How well does a ridge regression on frozen embeddings predict EPCAM, CD3E, MKI67?" in text
+    assert text.count("| MKI67 |") == 2
+    names = {path.name for path in write_figures(result, tmp_path / "figures", formats=["svg"])}
+    assert any(name.startswith("scatter-EPCAM") for name in names)
+    assert any("pearson" in name for name in names)
 
 
 def test_the_terminal_shows_means_and_targets(

@@ -23,8 +23,11 @@ def differences(view: View) -> list[Any]:
     ]
     table = []
     plots = []
+    compared = COMPARED if view.multiclass else COMPARED[:2]
+    if view.results.targets:
+        compared = ("pearson", "r2")
     for dataset in view.sets:
-        for metric in COMPARED if view.multiclass else COMPARED[:2]:
+        for metric in compared:
             chart = charts.differences(view, dataset, metric)
             if chart is None:
                 continue
