@@ -63,6 +63,7 @@ def save_state(
     optimizer: torch.optim.Optimizer,
     progress: Mapping[str, Any],
     run_key: Mapping[str, Any],
+    average: Any = None,
 ) -> None:
     """Write one file: weights, moments and progress are always of the same epoch. Older bests are removed."""
     named = _named(network)
@@ -72,6 +73,7 @@ def save_state(
         tensors.update(
             {f"optimizer.{names[id(parameter)]}.{k}": torch.as_tensor(v) for k, v in values.items()}
         )
+    tensors |= average.state() if average is not None else {}
     header = {
         "format": _STATE_FORMAT,
         "progress": json.dumps(dict(progress)),
@@ -84,7 +86,12 @@ def save_state(
 
 
 def load_state(
-    folder: Path, *, network: nn.Module, optimizer: torch.optim.Optimizer, run_key: Mapping[str, Any]
+    folder: Path,
+    *,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    run_key: Mapping[str, Any],
+    average: Any = None,
 ) -> dict[str, Any] | None:
     """Restore a saved state; returns its progress, or None if there is no state.
 
@@ -112,6 +119,8 @@ def load_state(
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[f"network.{name}"])
+        if average is not None:
+            average.restore(tensors)
     parameters = dict(network.named_parameters())
     for key, tensor in tensors.items():
         if key.startswith("optimizer."):

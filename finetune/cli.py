@@ -118,7 +118,9 @@ def plan_command(
     shell_complete=options.encoder_names,
     help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.",
 )
-@click.option("--recipe", default="lora", show_default=True, help="lora, full, paper, or a TOML file.")
+@click.option(
+    "--recipe", default="lora", show_default=True, help="lora, full, midog25, paper, or a TOML file."
+)
 @options.out("Folder for the models and results.", required=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change one value of the recipe.")
 @options.folds
@@ -189,6 +191,27 @@ def run_command(
     if as_json:
         return echo(json.dumps([result.to_json() for result in results], indent=1))
     _scores(*results)
+
+
+@finetune_group.command("recipe")
+@click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+def recipe_command(name: str | None, markdown: bool) -> None:
+    """Show every option of a recipe: its default, what NAME (a recipe or a TOML file) sets, what it means.
+
+    \b
+    Examples:
+      patchbank finetune recipe
+      patchbank finetune recipe midog25
+    """
+    from ..texts import markdown_table
+    from .recipe import load_recipe, options_table
+
+    heads, rows = options_table(load_recipe(name) if name else None)
+    if markdown:
+        echo(markdown_table(heads, rows, words=len(heads)))
+    else:
+        print_table(heads, rows, boxed=False)
 
 
 @finetune_group.command("attention")

@@ -26,11 +26,14 @@ class Patches:
     ids : patch ids, (n,)
     labels : float32 (n,), 1 for the positive class; NaN where not known
     read : row number -> uint8 (h, w, 3), the view already cut
+    votes : share of the experts' votes for the positive class, (n,), NaN where there are none; domains : (n,)
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     read: Callable[[int], np.ndarray]
+    votes: np.ndarray | None = None
+    domains: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -80,7 +83,9 @@ def with_hashes(manifest: Manifest) -> Manifest:
     return Manifest(manifest.header, table, manifest.root)
 
 
-def patches_of(manifest: Manifest, labels: np.ndarray | None, *, crop: float = 1.0) -> Patches:
+def patches_of(
+    manifest: Manifest, labels: np.ndarray | None, *, crop: float = 1.0, votes: np.ndarray | None = None
+) -> Patches:
     """The rows of a manifest as the loop reads them; decoded once and kept where they are small enough.
 
     labels : 0 or 1, (n,), or None where they are not known; crop : central fraction of each side
@@ -88,7 +93,13 @@ def patches_of(manifest: Manifest, labels: np.ndarray | None, *, crop: float = 1
     source = open_source(manifest)
     ids = manifest.table["patch_id"].tolist()
     values = np.full(len(ids), np.nan, np.float32) if labels is None else labels.astype(np.float32)
-    patches = Patches(ids, values, lambda i: np.ascontiguousarray(crop_pixels(source.read(i), crop)))
+    patches = Patches(
+        ids,
+        values,
+        lambda i: np.ascontiguousarray(crop_pixels(source.read(i), crop)),
+        votes,
+        manifest.table["domain"].tolist(),
+    )
     if not ids or len(ids) * patches.read(0).nbytes > IN_MEMORY_BYTES:
         return patches
     with ThreadPoolExecutor(4) as pool:

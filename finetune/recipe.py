@@ -17,6 +17,8 @@ SCHEDULES = ("cosine", "plateau", "constant")
 MONITORS = ("balanced_accuracy", "auroc", "log_loss")
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCE = ("sampler", "weights", "none")
+LOSSES = ("cross_entropy", "focal")
+LABELS = ("majority", "votes")
 NORMALIZE = ("encoder", "half", "imagenet")
 STATISTICS = {  # what `normalize` uses instead of the encoder's own mean and standard deviation
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
@@ -28,6 +30,9 @@ class Recipe(Settings):
     """Everything that decides a training run apart from the encoder, the data and the fold.
 
     method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
+    name, remark     for people; neither is part of the recipe's identity
+    rank, alpha, dropout, rslora, dora
+                     of the adapters, as PEFT's LoraConfig has them
     targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.*";
                      by default all of them, by the names that the encoder's card or family has for them
     suffix_match     PEFT's own rule instead of ours: any module of the whole model whose name ends so,
@@ -43,7 +48,8 @@ class Recipe(Settings):
                      head_lr 0: the same as lr; the decay falls on every trained tensor
     schedule         "cosine" (per step, to 0), "plateau" (per epoch, on `monitor`) or "constant"
     warmup           epochs of linear warm-up from 0, may be a fraction; not with "plateau"
-    plateau_*        factor and patience (epochs) of the plateau schedule; min_lr is its floor
+    plateau_*, min_lr
+                     factor and patience (epochs) of the plateau schedule; min_lr is its floor
     epochs, epoch_size
                      epochs at most, and the patches drawn in each; 0: as many as there are training rows
     monitor, patience
@@ -53,12 +59,23 @@ class Recipe(Settings):
                      patches in a forward pass; passes in an optimizer step
     balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
                      "weights" (class weights in the loss) or "none"
+    balance_domains  rows weigh so that the domains (scanners, centres) of a class count the same in the loss
+    loss, focal_gamma
+                     "cross_entropy", or "focal": rows that are right already count less, the more so the
+                     larger focal_gamma
+    labels           "majority" (the manifest's labels), or "votes": the share of the experts' votes as label
+    smoothing        how far targets are moved towards 1/2, in [0, 1)
+    mixup            alpha of MixUp, pairs of images mixed by a share drawn from Beta(alpha, alpha); 0: none
+    layer_decay      factor of the learning rate from one block to the one below it, in (0, 1]
+    ema              decay of the moving average of the weights, which is scored and kept, in [0, 1); 0: none
+    symmetries       scores are means over 8 flips and quarter turns of a patch, or of the patch alone (1)
     precision        of the training passes; weights and optimizer stay float32
     eval_precision   of the passes after training, which give the reported scores; "" is as `precision`
     checkpointing    recompute the blocks' activations in the backward pass: less memory, about a third more
                      time
     clip             largest gradient norm; 0: no clipping
     augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
+    seed             of everything that is drawn
     normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only
                      repeat what a publication did
     random_weights   train from random weights instead of the encoder's own
@@ -94,6 +111,15 @@ class Recipe(Settings):
     batch_size: int = 32
     accumulate: int = 1
     balance: str = "sampler"
+    balance_domains: bool = False
+    loss: str = "cross_entropy"
+    focal_gamma: float = 2.0
+    labels: str = "majority"
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    layer_decay: float = 1.0
+    ema: float = 0.0
+    symmetries: int = 1
     precision: str = "fp32"
     eval_precision: str = ""
     checkpointing: bool = False
@@ -123,6 +149,48 @@ class Recipe(Settings):
         plain = Recipe().to_dict()
         values = {k: v for k, v in self.to_dict().items() if k not in {"name", "remark"} and v != plain[k]}
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def meanings() -> dict[str, str]:
+    """Field -> what it means, from the docstring of Recipe."""
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in (Recipe.__doc__ or "").splitlines()[2:]:
+        text = line[21:].strip()
+        if line[4:5].strip():  # a line that begins with names
+            wide = line[4:].split("  ")[0]
+            names = [n for part in wide.split(",") for n in _fields_of(part.strip())]
+            text = line[4 + len(wide) :].strip()
+        for name in names:
+            found[name] = f"{found.get(name, '')} {text}".strip()
+    return found
+
+
+def options_table(recipe: Recipe | None = None) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of all options: name, default, the recipe's own value, meaning."""
+    plain, text = Recipe().to_dict(), meanings()
+    heads = ["option", "default", *([f"in {recipe.name}"] if recipe else []), "meaning"]
+    rows = []
+    for name in plain:
+        shown = [_shown(plain[name])]
+        if recipe is not None:
+            value = recipe.to_dict()[name]
+            shown.append("" if value == plain[name] else _shown(value))
+        rows.append([name, *shown, text[name]])
+    return heads, rows
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(str(one["step"] if isinstance(one, dict) else one) for one in value) or "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _fields_of(name: str) -> list[str]:
+    stem = name.removesuffix("*")
+    return [
+        field for field in Recipe.model_fields if field == name or (stem != name and field.startswith(stem))
+    ]
 
 
 def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -180,6 +248,9 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         ("schedule", recipe.schedule, SCHEDULES),
         ("monitor", recipe.monitor, MONITORS),
         ("balance", recipe.balance, BALANCE),
+        ("loss", recipe.loss, LOSSES),
+        ("labels", recipe.labels, LABELS),
+        ("symmetries", recipe.symmetries, (1, 8)),
         ("precision", recipe.precision, PRECISIONS),
         ("eval_precision", recipe.eval_precision, ("", *PRECISIONS)),
         ("normalize", recipe.normalize, NORMALIZE),
@@ -198,11 +269,18 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         "min_lr",
         "clip",
         "seed",
+        "mixup",
+        "focal_gamma",
     ):
         if getattr(recipe, name) < 0:
             yield f"{name} must not be negative"
     if not (recipe.lr > 0 and math.isfinite(recipe.lr)):
         yield f"lr has to be positive, not {recipe.lr}"
+    for name in ("smoothing", "ema"):
+        if not 0 <= getattr(recipe, name) < 1:
+            yield f"{name} has to be in [0, 1), not {getattr(recipe, name)}"
+    if not 0 < recipe.layer_decay <= 1:
+        yield f"layer_decay has to be in (0, 1], not {recipe.layer_decay}"
     if not 0 <= recipe.dropout < 1:
         yield f"dropout has to be in [0, 1), not {recipe.dropout}"
     if recipe.method == "lora" and not recipe.targets:

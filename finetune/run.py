@@ -59,6 +59,7 @@ class FoldJob:
     threads: int = 0
     workers: int = 0
     progress: bool = True
+    votes: np.ndarray | None = None
 
     @property
     def run_key(self) -> dict[str, Any]:
@@ -223,6 +224,7 @@ def prepare_jobs(
         recipe=chosen,
         rows=data.study.train_manifest,
         y=data.study.train.y,
+        votes=data.study.train.vote_share(),
         fold=data.fold,
         fold_number=0,
         positive=positive or train.header.positive,
@@ -263,7 +265,8 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
         torch.set_num_threads(job.threads)
     held_out = job.fold == job.fold_number
     crop = crop_of(job.recipe)
-    train = patches_of(job.rows.select(~held_out), job.y[~held_out], crop=crop)
+    votes = None if job.votes is None else job.votes[~held_out]
+    train = patches_of(job.rows.select(~held_out), job.y[~held_out], crop=crop, votes=votes)
     validation = patches_of(job.rows.select(held_out), job.y[held_out], crop=crop)
     network, names = classifier(job.card, job.recipe, weights=job.weights)
     at = fit(
@@ -389,6 +392,7 @@ def _score(network: Classifier, job: FoldJob, patches: Any) -> np.ndarray:
         device=job.device,
         precision=job.recipe.eval_precision or job.recipe.precision,
         workers=job.workers,
+        symmetries=job.recipe.symmetries,
         progress=job.progress,
     )
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InvalidRequest, TrainingError
@@ -22,6 +21,7 @@ from .augment import augment, d4, draw, read_steps
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
 from .data import Patches
 from .lora import adapters, require_gradients
+from .objective import Average, loss_of, mixed, rate_scales, row_weights, targets_of
 from .recipe import Recipe
 from .scores import validation_metrics
 
@@ -82,7 +82,8 @@ def fit(
     network.to(device)
     optimizer = _optimizer(network, recipe)
     scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
-    done = load_state(folder, network=network, optimizer=optimizer, run_key=run_key)
+    average = Average(network, recipe.ema) if recipe.ema else None
+    done = load_state(folder, network=network, optimizer=optimizer, run_key=run_key, average=average)
     at = Progress(**done) if done is not None else Progress()
     if at.scaler:
         scaler.load_state_dict(at.scaler)
@@ -91,8 +92,12 @@ def fit(
     with bar:
         while at.epoch < stop_at and not finished(recipe, at):
             started = time.perf_counter()
-            loss = _train_epoch(network, recipe, train, at, optimizer, scaler, device, workers, progress)
+            loss = _train_epoch(
+                network, recipe, train, at, optimizer, scaler, average, device, workers, progress
+            )
             at.train_seconds += time.perf_counter() - started
+            if average is not None:
+                average.swap(network)
             logits = predict_logits(
                 network,
                 validation,
@@ -109,11 +114,20 @@ def fit(
             if at.best_score is None or score > at.best_score:
                 at.best_score, at.best_epoch = score, at.epoch
                 save_tensors(folder / f"best-{at.epoch:04d}.safetensors", trained_state(network, recipe))
+            if average is not None:
+                average.swap(network)
             if recipe.schedule == "plateau":
                 _plateau(recipe, at, score)
             at.scaler = scaler.state_dict()
             at.seconds += time.perf_counter() - started
-            save_state(folder, network=network, optimizer=optimizer, progress=vars(at), run_key=run_key)
+            save_state(
+                folder,
+                network=network,
+                optimizer=optimizer,
+                progress=vars(at),
+                run_key=run_key,
+                average=average,
+            )
             bar.set_postfix(
                 loss=f"{loss:.3f}", val=f"{score:.3f}", best=f"{at.best_score:.3f}@{at.best_epoch}"
             )
@@ -259,6 +273,7 @@ def _train_epoch(
     at: Progress,
     optimizer: torch.optim.Optimizer,
     scaler: Any,
+    average: Average | None,
     device: str,
     workers: int,
     progress: bool,
@@ -269,7 +284,8 @@ def _train_epoch(
     size, group = recipe.batch_size, recipe.batch_size * recipe.accumulate
     batches = [keys[i : i + size] for i in range(0, len(keys), size)]
     steps_per_epoch = math.ceil(len(keys) / group)
-    weights = _class_weights(train.labels, recipe)
+    weights = row_weights(train.labels, train.domains, recipe)
+    targets = targets_of(train.labels, train.votes, recipe)
     # dropout is the one random thing left: seeded an epoch, so that no generator state has to be saved
     torch.manual_seed(int(draw("dropout", recipe.seed, at.epoch).integers(2**62)))
     training_mode(network, recipe)
@@ -284,12 +300,13 @@ def _train_epoch(
         desc=f"epoch {at.epoch + 1}",
     )
     for i, (batch, row) in enumerate(loader):
-        y = torch.as_tensor(train.labels[row.numpy()], device=device)
+        y = torch.as_tensor(targets[row.numpy()], device=device)
         w = torch.as_tensor(weights[row.numpy()], device=device)
         in_group = min(group, len(keys) - (i // recipe.accumulate) * group)
+        images, y, w = mixed(batch.to(device, non_blocking=True), y, w, recipe, at.epoch, i)
         with autocast(device, recipe.precision):
-            logits = network(batch.to(device, non_blocking=True))
-        loss = binary_cross_entropy_with_logits(logits.float(), y, weight=w, reduction="sum")
+            logits = network(images)
+        loss = (w * loss_of(logits.float(), y, recipe)).sum()
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
                 f"the loss is {loss.item()} in epoch {at.epoch + 1}, batch {i + 1}; lower lr ({recipe.lr}) "
@@ -313,6 +330,8 @@ def _train_epoch(
             optimizer.zero_grad(set_to_none=True)
             step_in_epoch += 1
             at.steps += 1
+            if average is not None:
+                average.update(network, at.steps)
     at.patches += len(keys)
     return total / len(keys)
 
@@ -320,21 +339,17 @@ def _train_epoch(
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     head = {id(p) for p in network.get_submodule("head").parameters()}
     trained = [p for p in network.parameters() if p.requires_grad]
+    named = dict(network.named_parameters())
+    scales = rate_scales(network, recipe)
     groups = [
-        {"params": [p for p in trained if id(p) not in head], "full_lr": recipe.lr},
+        {"params": [named[n] for n, one in scales.items() if one == scale], "full_lr": recipe.lr * scale}
+        for scale in sorted(set(scales.values()), reverse=True)
+    ]
+    groups += [
         {"params": [p for p in trained if id(p) in head], "full_lr": recipe.head_lr or recipe.lr},
     ]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
     return kind(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
-
-
-def _class_weights(labels: np.ndarray, recipe: Recipe) -> np.ndarray:
-    """float32 (n,): n / (2 count of the row's class), scikit-learn's "balanced", for "weights"; else 1."""
-    if recipe.balance != "weights":
-        return np.ones(len(labels), np.float32)
-    positive = labels == 1
-    counts = np.where(positive, positive.sum(), (~positive).sum())
-    return (len(labels) / (2 * counts)).astype(np.float32)
 
 
 def _plateau(recipe: Recipe, at: Progress, score: float) -> None:

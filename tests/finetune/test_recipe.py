@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest
 from patchbank.finetune.augment import augment, d4, draw, read_steps
-from patchbank.finetune.recipe import Recipe, load_recipe, paper_models, recipe_from, shipped_recipes
+from patchbank.finetune.recipe import (
+    Recipe,
+    load_recipe,
+    meanings,
+    options_table,
+    paper_models,
+    recipe_from,
+    shipped_recipes,
+)
+from patchbank.texts import markdown_table
 
 LORA = ["virchow", "virchow2", "uni", "uni2-h", "prov-gigapath", "h-optimus-0", "h-optimus-1"]
 FULL = [
@@ -24,7 +33,7 @@ def steps(recipe: Recipe) -> list[str]:
 
 def test_the_models_of_the_paper_are_there() -> None:
     assert paper_models() == sorted(LORA + FULL)
-    assert shipped_recipes() == ["full", "lora", "paper"]
+    assert shipped_recipes() == ["full", "lora", "midog25", "paper"]
 
 
 @pytest.mark.parametrize("model", LORA)
@@ -135,3 +144,30 @@ def test_stain_jitter_of_nothing_is_nothing_and_moves_colours_a_little() -> None
     moved = augment(pixels, read_steps([{"step": "stain_jitter", "sigma": 0.1, "bias": 0.02}]), draw(0))[0]
     change = np.abs(moved.astype(int) - pixels).mean()
     assert 0.5 < change < 40
+
+
+def test_every_option_has_a_meaning_and_stands_in_the_docs() -> None:
+    text = meanings()
+    assert set(text) == set(Recipe.model_fields)
+    assert all(text.values())
+    assert text["plateau_factor"] == text["min_lr"]
+    heads, rows = options_table()
+    page = (Path(__file__).resolve().parents[2] / ".docs" / "reference" / "recipes.md").read_text("utf-8")
+    assert markdown_table(heads, rows, words=len(heads)) in page, "patchbank finetune recipe --markdown"
+
+
+def test_the_recipe_of_midog_is_whole() -> None:
+    recipe = load_recipe("midog25")
+    assert (recipe.symmetries, recipe.labels, recipe.balance_domains) == (8, "votes", True)
+    own = {row[0]: row[2] for row in options_table(recipe)[1] if row[2]}
+    assert own["ema"] == "0.999"
+    assert own["augment"] == "d4, rotation, color_jitter, stain_jitter"
+    for wrong, says in (
+        ({"ema": 1.0}, r"ema has to be in \[0, 1\)"),
+        ({"layer_decay": 0.0}, "layer_decay has to be in"),
+        ({"symmetries": 4}, "symmetries 4 is not one of 1, 8"),
+        ({"loss": "focall"}, "did you mean 'focal'"),
+        ({"labels": "soft"}, "labels 'soft' is not one of majority, votes"),
+    ):
+        with pytest.raises(InvalidRequest, match=says):
+            load_recipe("midog25", **wrong)

@@ -153,7 +153,11 @@ def test_what_is_refused_before_any_work(
         ({"recipe": "lorra"}, InvalidRequest, "did you mean 'lora'"),
         ({"recipe": "paper"}, InvalidRequest, "does not cover"),
         ({"recipe": tiny.recipe(targets=("qvk",))}, InvalidRequest, r"attn.qkv \(x2\)"),
-        ({"recipe": tiny.recipe(view="d4:3")}, InvalidRequest, "flips, rotations and stains are the augmentation's"),
+        (
+            {"recipe": tiny.recipe(view="d4:3")},
+            InvalidRequest,
+            "flips, rotations and stains are the augmentation's",
+        ),
         ({"recipe": tiny.recipe(input_size=33)}, InvalidRequest, "multiple of 8 pixels"),
         (
             {"train": type(given["train"])(given["train"].header, leaking, given["train"].root)},

@@ -1,0 +1,147 @@
+"""What a training step minimises: targets, weights of rows, the loss, mixed batches, averaged weights."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from ..errors import InvalidRequest
+from .augment import draw
+from .lora import attention_blocks
+from .recipe import Recipe
+
+
+def targets_of(labels: np.ndarray, votes: np.ndarray | None, recipe: Recipe) -> np.ndarray:
+    """What the network is to say, float32 (n,) in [0, 1].
+
+    labels : 0 or 1, (n,); votes : share of the experts' votes for class 1, NaN where there are none
+    With `labels = "votes"` the share where it is known, else the label; then moved by `smoothing` to 1/2.
+    Raises InvalidRequest where no row has votes.
+    """
+    targets = labels.astype(np.float32)
+    if recipe.labels == "votes":
+        if votes is None or np.isnan(votes).all():
+            raise InvalidRequest('labels = "votes": no training row has votes; use labels = "majority"')
+        targets = np.where(np.isnan(votes), targets, votes).astype(np.float32)
+    return targets * (1 - recipe.smoothing) + recipe.smoothing / 2
+
+
+def row_weights(labels: np.ndarray, domains: Sequence[str] | None, recipe: Recipe) -> np.ndarray:
+    """Weights of rows in the loss, float32 (n,), mean 1.
+
+    `balance = "weights"`: n / (2 count of the row's class), scikit-learn's "balanced".
+    `balance_domains`: n / (domains x count of the row's domain), n and counts of the row's class
+    Raises InvalidRequest where domains are asked for and not known.
+    """
+    weights = np.ones(len(labels), np.float64)
+    positive = labels == 1
+    if recipe.balance == "weights":
+        counts = np.where(positive, positive.sum(), (~positive).sum())
+        weights = len(labels) / (2 * counts)
+    if recipe.balance_domains:
+        if domains is None or not all(domains):
+            raise InvalidRequest("balance_domains: rows without a domain; set balance_domains = false")
+        names = np.asarray(domains, dtype=object).astype(str)
+        for of_class in (positive, ~positive):  # within a class, so that the classes' share stays
+            _, code, count = np.unique(names[of_class], return_inverse=True, return_counts=True)
+            weights[of_class] *= of_class.sum() / (len(count) * count[code])
+    return weights.astype(np.float32)
+
+
+def loss_of(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
+    """Loss of each row, float32 (b,): cross-entropy, or focal.
+
+    Focal: |target - p|^gamma times the cross-entropy, which for hard labels is Lin et al. (ICCV 2017) without
+    alpha, for soft ones the quality focal loss of Li et al. (NeurIPS 2020).
+    """
+    entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if recipe.loss == "focal":
+        return (targets - torch.sigmoid(logits)).abs() ** recipe.focal_gamma * entropy
+    return entropy
+
+
+def mixed(
+    images: Tensor, targets: Tensor, weights: Tensor, recipe: Recipe, epoch: int, batch: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """MixUp (Zhang et al., ICLR 2018): each row and another of the batch, lambda ~ Beta(mixup, mixup).
+
+    Drawn from seed, epoch and number of the batch, so that a resumed epoch mixes the same.
+    """
+    if not recipe.mixup:
+        return images, targets, weights
+    rng = draw("mixup", recipe.seed, epoch, batch)
+    share = float(rng.beta(recipe.mixup, recipe.mixup))
+    other = torch.as_tensor(rng.permutation(len(images)), device=images.device)
+    images, targets, weights = (share * t + (1 - share) * t[other] for t in (images, targets, weights))
+    return images, targets, weights
+
+
+def rate_scales(network: nn.Module, recipe: Recipe) -> dict[str, float]:
+    """Share of the learning rate of each trained parameter of the backbone: `layer_decay` ^ blocks above it.
+
+    Blocks are the attention blocks, of a network without them its stages; what stands before the first block
+    is one further down, what stands after the last has 1.
+    """
+    names = [
+        name for name, p in network.named_parameters() if p.requires_grad and not name.startswith("head.")
+    ]
+    if recipe.layer_decay == 1:
+        return dict.fromkeys(names, 1.0)
+    blocks = attention_blocks(network)
+    if not blocks:
+        blocks = [
+            name
+            for name, _ in network.named_modules()
+            if name.rpartition(".")[0].rpartition(".")[2] in ("stages", "blocks", "layers")
+            and name[-1].isdigit()
+        ]
+    place = {block: number for number, block in enumerate(blocks)}
+    scales, seen = {}, -1
+    for name in names:  # in the order of the forward pass, as the modules are registered
+        seen = max([seen, *(place[block] for block in blocks if name.startswith(f"{block}."))])
+        inside = any(name.startswith(f"{block}.") for block in blocks)
+        last = seen == len(blocks) - 1 and not inside
+        scales[name] = 1.0 if last and blocks else recipe.layer_decay ** (len(blocks) - 1 - seen)
+    return scales
+
+
+class Average:
+    """Exponential moving average of the trained parameters.
+
+    Its decay in step t is min(decay, (1 + t) / (10 + t)), so that the first weights do not last.
+    tensors : by name, on the parameters' devices
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.tensors = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+
+    def update(self, network: nn.Module, step: int) -> None:
+        """After optimizer step number `step`, from 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, parameter in _trained(network):
+                self.tensors[name].lerp_(parameter, 1 - decay)
+
+    def swap(self, network: nn.Module) -> None:
+        """The network gets the averages, and these the network's weights; twice is as before."""
+        with torch.no_grad():
+            for name, parameter in _trained(network):
+                kept = parameter.detach().clone()
+                parameter.copy_(self.tensors[name])
+                self.tensors[name] = kept
+
+    def state(self) -> dict[str, Tensor]:
+        """For the state file."""
+        return {f"average.{name}": tensor for name, tensor in self.tensors.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """From a state file's tensors."""
+        for name, tensor in self.tensors.items():
+            tensor.copy_(tensors[f"average.{name}"])
+
+
+def _trained(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
+    return ((name, p) for name, p in network.named_parameters() if p.requires_grad)
