@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .cache.bank import Bank
+from .cache.identity import DTYPES
 from .cache.importing.documents import in_memory
 from .cache.importing.foreign import read_source
 from .cache.importing.source import IDS, Source, single
@@ -47,6 +48,7 @@ SLIDE_COLUMNS = (
     "name",
 )
 OURS = ("patch_id", "label", "group", "domain", "split", "x", "y", "content_hash")
+_PLACE = "slide, x, y"
 _HASH = r"[0-9a-f]{32}"
 
 
@@ -100,8 +102,7 @@ def import_embeddings(
     join : "OURS=THEIRS", the columns of source and table that say which rows belong together; "row": by their
         order. By default patch_id where both have it, the slide where each file is one, else the order
     unmatched : "fail" refuses rows without a partner on the other side, "drop" leaves them out
-    manifest : of these patches, which has their content hashes: a second encoder of the same patches, or
-    patches
+    manifest : of these patches, with their content hashes: a second encoder of the same patches, or patches
         whose images were read; then no table is needed and no manifest is made
     key : name of the array or column that holds the embeddings, where it is not a usual one
     revision : what tells versions of the encoder apart (weights, date, ...). Sources of the same encoder and
@@ -125,6 +126,8 @@ def import_embeddings(
         else:
             on_note(note)
 
+    if dtype and dtype not in DTYPES:
+        raise InvalidRequest(not_one_of("dtype", dtype, DTYPES))
     if unmatched not in ("fail", "drop"):
         raise InvalidRequest(not_one_of("unmatched", unmatched, ("fail", "drop")))
     if isinstance(embeddings, np.ndarray):
@@ -204,13 +207,22 @@ def _joined(
     right = _renamed(right.rename(columns={"path": "image_path"}), Path(name), columns, say)
     left = source.table
     ours, theirs = _join_columns(source, right, name, join, say)
+    if (
+        ours == "group"
+        and {"x", "y"} <= {*left.columns} & {*right.columns}
+        and right[theirs].duplicated().any()
+    ):
+        say(f"{Path(name).name} has a row a patch: rows are joined on slide, x and y")
+        left = left.assign(**{_PLACE: _places(left, ours)})
+        right = right.assign(**{_PLACE: _places(right, theirs)}).drop(columns=["x", "y"])
+        ours = theirs = _PLACE
     if not ours:
         if len(left) != len(right):
             raise InvalidRequest(
                 f"{name} has {len(right)} rows, and {source.path} {len(left)} embeddings: they are joined "
-                "by their "
-                "order, unless both have ids (--join OURS=THEIRS)"
+                "by their order, unless both have ids (--join OURS=THEIRS)"
             )
+        say(f"rows of {Path(name).name} and {source.path.name} belong together by their order")
         at, rows = np.arange(len(left)), np.arange(len(left))
     else:
         at = _partners(left[ours], right[theirs], source, name, theirs, ours == "group")
@@ -223,7 +235,14 @@ def _joined(
     frame = pd.concat(
         [kept, more.drop(columns=[column for column in (theirs,) if column in kept.columns])], axis=1
     )
-    return _identified(_rows_of(source, rows), frame)
+    return _identified(_rows_of(source, rows), frame.drop(columns=_PLACE, errors="ignore"))
+
+
+def _places(frame: pd.DataFrame, slide: str) -> list[str]:
+    """Slide, x and y of each row as one text."""
+    numbers = frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
+    points = zip(frame[slide], numbers["x"], numbers["y"], strict=True)
+    return [f"{_bare(name)}: {x}, {y}" for name, x, y in points]
 
 
 def _renamed(frame: pd.DataFrame, file: Path, columns: Mapping[str, str], say: Say) -> pd.DataFrame:
@@ -269,8 +288,8 @@ def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say
             return "patch_id", fits[0]
         raise InvalidRequest(
             f"{name}: which of its columns names the rows of {source.path}? Give --join patch_id=NAME (or "
-            "--join "
-            f"group=NAME for slides, --join row for the order); it has {listed(map(str, right.columns))}"
+            "--join group=NAME for slides, --join row for the order); it has "
+            f"{listed(map(str, right.columns))}"
         )
     return "", ""
 

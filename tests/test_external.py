@@ -187,6 +187,24 @@ def test_slides_with_a_row_each(folder: Path) -> None:
         assert np.array_equal(file["features"], X[24:32])
 
 
+def test_slides_with_a_row_a_patch(folder: Path) -> None:
+    write_slides(folder / "features_uni")
+    table = pd.DataFrame(
+        {
+            "slide_id": [f"slide{i // 8:02d}.svs" for i in range(ROWS)],
+            "x": [f"{i % 8 * 512}.0" for i in range(ROWS)],
+            "y": np.arange(ROWS) // 8,
+            "label": TABLE["diagnosis"],
+        }
+    ).sample(frac=1, random_state=0)
+    done = import_embeddings("features_uni", bank="bank", table=table, positive="tumor", on_note=quiet)
+    assert done.manifest.table["label"].tolist() == TABLE["diagnosis"].tolist()
+    assert done.store.identity.encoder["id"] == "uni"
+    less = table[table.index != 19]
+    with pytest.raises(InvalidRequest, match=r"1 of 96 embeddings have no row .*slide02\.h5: row 3"):
+        import_embeddings("features_uni", bank="bank", table=less, positive="tumor", on_note=quiet)
+
+
 def test_ids_join_in_any_order(folder: Path) -> None:
     np.savez("features.npz", features=X, ids=TABLE["name"].to_numpy(dtype=str))
     shuffled = TABLE.sample(frac=1, random_state=0)
@@ -334,6 +352,7 @@ def test_tables_that_do_not_match(folder: Path) -> None:
 def test_requests_that_make_no_sense(folder: Path) -> None:
     refused("does not say which encoder made", encoder="")
     refused("nothing.npy does not exist", "nothing.npy")
+    refused("dtype 'float8' is not one of float16, float32", dtype="float8")
     refused("unmatched 'some' is not one of fail, drop", unmatched="some")
     refused("option 'postive' is not one of .*positive", postive="tumor")
     refused("say which is the positive one", positive="", error=ManifestError)

@@ -1,7 +1,9 @@
 """PyTorch's .pt: a tensor, or a dictionary of them; one file a slide (CLAM, slide2vec) or a row (eva)."""
 
+import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,11 @@ def foreign_slide2vec(path: Path, root: Path, key: str) -> Source:
         if coords is not None:
             for name, values in of_slide(file, coords, {}, part.vectors.shape[0]).items():
                 part.table[name] = values
-        parts.append(part)
+        about = file.with_suffix(".meta.json")
+        told = json.loads(about.read_text("utf-8")) if about.is_file() else {}
+        parts.append(
+            replace(part, encoder=part.encoder or encoder_of(told if isinstance(told, dict) else {}))
+        )
     return joined(path, "slide2vec", parts)
 
 

@@ -95,7 +95,9 @@ def test_npz(tmp_path: Path, save: Any) -> None:
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"compression": "lzf", "shuffle": True}])
 def test_trident(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = slides(tmp_path / "features_x", lambda path, rows: write_trident(path, rows, **options), ".h5")
-    table = holds(read_source(folder)).table
+    source = holds(read_source(folder))
+    assert source.encoder == "x"
+    table = source.table
     assert table["group"].tolist() == [f"s{i // 4}" for i in range(ROWS)]
     assert table["patch_id"].tolist() == [f"s{i // 4}_{x}_{y}" for i, (x, y) in enumerate(COORDS.tolist())]
     assert table[["x", "y"]].to_numpy().tolist() == COORDS.tolist()
@@ -175,7 +177,7 @@ def test_slide2vec(tmp_path: Path, new: bool) -> None:
             (tmp_path / "tile_embeddings").mkdir(exist_ok=True)
             (tmp_path / "tiles").mkdir(exist_ok=True)
             torch.save(torch.from_numpy(X[rows]), tmp_path / f"tile_embeddings/s{i}.pt")
-            (tmp_path / f"tile_embeddings/s{i}.meta.json").write_text("{}")
+            (tmp_path / f"tile_embeddings/s{i}.meta.json").write_text('{"encoder_name": "uni2"}')
             about = {"tile_index": np.arange(4), "x": points[:, 0], "y": points[:, 1]}
             np.savez_compressed(tmp_path / f"tiles/s{i}.coordinates.npz", **about)
         else:
@@ -186,7 +188,9 @@ def test_slide2vec(tmp_path: Path, new: bool) -> None:
             np.save(
                 tmp_path / f"coordinates/s{i}.npy", np.array([(x, y, 224) for x, y in points], dtype=kind)
             )
-    table = holds(read_source(tmp_path)).table
+    source = holds(read_source(tmp_path))
+    assert source.encoder == ("uni2" if new else "")
+    table = source.table
     assert table[["x", "y"]].to_numpy().tolist() == COORDS.tolist()
     assert table["group"].tolist() == [f"s{i // 4}" for i in range(ROWS)]
 
