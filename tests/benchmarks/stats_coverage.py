@@ -15,6 +15,8 @@ out of fold     the real protocol (nested, `run_protocol`) on slides with featur
 against what the
                 models of the folds are worth on average, with the jackknife's own variance and with
                 OOF_INFLATION
+classes         four classes, the rarest 1 in 13 rows: metrics of all classes, and of the rarest by itself
+numbers         two targets that slides share an offset of
 
 A share of .95 of 400 has a standard error of .011. "none" is the share without an interval; coverage is of
 the rest.
@@ -32,6 +34,7 @@ from patchbank.errors import PatchbankError
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.protocol import make_plan, run_protocol
 from patchbank.probe.results.scoring import OOF_INFLATION
+from patchbank.probe.statistics import continuous, metrics, multiclass
 from patchbank.probe.statistics.comparisons import compare_paired, permutation_test
 from patchbank.probe.statistics.delong import delong
 from patchbank.probe.statistics.intervals import estimate
@@ -50,12 +53,29 @@ DESIGNS: tuple[dict[str, Any], ...] = (
     {"kind": "near 1", "slides": 30, **SLIDES, "prevalence": 0.15, "shift": 5.4},
     {"kind": "near 1", "slides": 30, **SLIDES, "prevalence": 0.05},
     {"kind": "groups unknown", "slides": 56, **SLIDES, "rows": 15, "prevalence": 0.22},
+    {"kind": "classes", "slides": 20, "rows": 15, "slide_sd": 0.5, "shift": 2.0},
+    {"kind": "classes", "slides": 60, "rows": 15, "slide_sd": 0.5, "shift": 2.0},
+    {"kind": "classes", "slides": 60, "rows": 15, "slide_sd": 0.5, "shift": 5.0},
+    {"kind": "numbers", "slides": 20, "rows": 15, "slide_sd": 0.7, "noise": 1.0},
+    {"kind": "numbers", "slides": 60, "rows": 15, "slide_sd": 0.7, "noise": 1.0},
     {"kind": "out of fold", "slides": 20, "rows": 15, "slide_sd": 0.5, "prevalence": 0.25, "effect": 1.5},
     {"kind": "out of fold", "slides": 40, "rows": 15, "slide_sd": 0.5, "prevalence": 0.25, "effect": 1.5},
     {"kind": "out of fold", "slides": 40, "rows": 15, "slide_sd": 0.5, "prevalence": 0.15, "effect": 2.5},
 )
 METRICS = ("balanced_accuracy", "auroc", "average_precision", "sensitivity")
 COMPARED = ("balanced_accuracy", "auroc")
+SHARES = (0.5, 0.27, 0.15, 0.08)  # of classes
+OF_CLASSES = (
+    "accuracy",
+    "balanced_accuracy",
+    "auroc",
+    "average_precision",
+    "f1",
+    "kappa",
+    "log_loss",
+    "brier",
+)
+OF_THE_RAREST = ("sensitivity", "precision", "f1", "auroc")
 DIM = 40  # features out of fold
 
 
@@ -200,11 +220,78 @@ def scored_out_of_fold(rng: Any, seed: int, design: dict[str, Any], _: dict[str,
     return found
 
 
+def draw_classes(
+    rng: np.random.Generator, *, slides: int, rows: int, slide_sd: float, shift: float, m: int = 2
+) -> tuple[Any, Any, Any]:
+    """Labels of four classes, logits (n, m, 4), slide of each row."""
+    codes = np.repeat(np.arange(slides), rng.geometric(1 / rows, slides))
+    share = rng.dirichlet(np.array(SHARES) * 8, slides)
+    y = (rng.random((len(codes), 1)) > share.cumsum(axis=1)[codes][:, :-1]).sum(axis=1)
+    offset = slide_sd * rng.normal(size=(slides, 1, len(SHARES)))
+    noise = offset[codes] + rng.normal(size=(len(codes), m, len(SHARES)))
+    return y, shift * np.eye(len(SHARES))[y][:, None] + noise, codes
+
+
+def scored_classes(rng: Any, seed: int, design: dict[str, Any], truth: dict[str, float]) -> dict[str, float]:
+    y, logits, codes = draw_classes(rng, **design)
+    options: dict[str, Any] = {"logits": True, "groups": codes}
+    one = multiclass.estimate(y, logits, metrics=OF_CLASSES, **options)
+    found = {name: inside(one[name], truth[name]) for name in OF_CLASSES}
+    rarest = one.classes[-1]
+    found |= {f"rarest: {name}": inside(rarest[name], truth[f"rarest: {name}"]) for name in OF_THE_RAREST}
+    compared = multiclass.compare_paired(y, logits, metrics=COMPARED, estimates=one, seed=seed, **options)
+    for name, difference in compared.items():
+        p = difference.p[0]
+        found[f"{name}: differs"] = float(p < 0.05) if np.isfinite(p) else np.nan
+        found[f"{name}: difference"] = inside(difference, 0.0)
+    return found
+
+
+def draw_numbers(
+    rng: np.random.Generator, *, slides: int, rows: int, slide_sd: float, noise: float
+) -> tuple[Any, Any, Any]:
+    """Two targets (n, 2), predictions of two equally good models (n, 2, 2), slide of each row."""
+    codes = np.repeat(np.arange(slides), rng.geometric(1 / rows, slides))
+    y = slide_sd * rng.normal(size=(slides, 2))[codes] + rng.normal(size=(len(codes), 2))
+    offset = slide_sd * rng.normal(size=(slides, 2, 2))[codes]
+    return y, 0.6 * (y[:, None] + offset + noise * rng.normal(size=(len(codes), 2, 2))), codes
+
+
+def scored_numbers(rng: Any, seed: int, design: dict[str, Any], truth: dict[str, float]) -> dict[str, float]:
+    y, predictions, codes = draw_numbers(rng, **design)
+    one = continuous.estimate(y, predictions, groups=codes)
+    found = {name: inside(one[name], truth[name]) for name in continuous.METRICS}
+    compared = continuous.compare_paired(y, predictions, groups=codes, estimates=one, seed=seed)
+    for name, difference in compared.items():
+        found[f"{name}: differs"] = float(difference.p[0] < 0.05)
+        found[f"{name}: difference"] = inside(difference, 0.0)
+    return found
+
+
+def large_sample(kind: str, **design: Any) -> dict[str, float]:
+    """The values of the population, from 40,000 slides."""
+    rng = np.random.default_rng(99)
+    about = {**design, "slides": 40_000}
+    if kind == "numbers":
+        y, predictions, _ = draw_numbers(rng, **about)
+        return {m: float(v.mean()) for m, v in continuous.evaluate(y, predictions[:, 0]).items()}
+    y, logits, _ = draw_classes(rng, **about, m=1)
+    values = multiclass.evaluate(y, logits[:, 0], metrics=OF_CLASSES, logits=True)
+    truth = {m: float(v) for m, v in values.items()}
+    last = len(SHARES) - 1
+    order = multiclass.log_odds(logits[:, 0], last)
+    called = logits[:, 0].argmax(axis=1) == last
+    rarest = metrics.evaluate(y == last, called, metrics=OF_THE_RAREST, order=order)
+    return truth | {f"rarest: {m}": float(v) for m, v in rarest.items()}
+
+
 KINDS = {
     "slides": scored_slides,
     "near 1": scored_near_one,
     "groups unknown": scored_unknown,
     "out of fold": scored_out_of_fold,
+    "classes": scored_classes,
+    "numbers": scored_numbers,
 }
 
 
@@ -229,7 +316,10 @@ def main() -> None:
         designs, repeats = list({d["kind"]: d for d in designs}.values()), 20
     for design in designs:
         start = time.perf_counter()
-        truth = {} if "effect" in design else population(**design)
+        if design["kind"] in ("classes", "numbers"):
+            truth = large_sample(**design)
+        else:
+            truth = {} if "effect" in design else population(**design)
         outcomes = Parallel(n_jobs=arguments.jobs)(
             delayed(once)(seed, design, truth) for seed in range(repeats)
         )

@@ -97,10 +97,14 @@ def test_nothing_is_claimed_where_no_slides_are_known(result: ProbeResult) -> No
     assert not re.search(r"outer[^\n]*independent groups", text)
     view = View(result)
     [rows] = tables(
-        clinical.if_clustered(view, [r for r in result.results.leaderboard() if r.dataset == "outer"], ["auroc"])
+        clinical.if_clustered(
+            view, [r for r in result.results.leaderboard() if r.dataset == "outer"], ["auroc"]
+        )
     )
     assert len(rows) == 2
-    for row, record in zip(rows, (r for r in result.results.leaderboard() if r.dataset == "outer"), strict=True):
+    for row, record in zip(
+        rows, (r for r in result.results.leaderboard() if r.dataset == "outer"), strict=True
+    ):
         value, low, high = map(float, re.findall(r"\d\.\d+", row["AUROC"]))
         leading, *ends = record.estimate("auroc")
         assert value == pytest.approx(leading, abs=6e-4)
@@ -146,7 +150,9 @@ def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
 def test_a_calibration_error_stands_beside_its_floor(result: ProbeResult) -> None:
     [rows] = tables(clinical.calibration(View(result)))
     assert len(rows) == 6  # three sets, as fitted and calibrated
-    record = next(r for r in result.results.leaderboard() if r.dataset == "outer" and r.features == result.chosen)
+    record = next(
+        r for r in result.results.leaderboard() if r.dataset == "outer" and r.features == result.chosen
+    )
     row = next(r for r in rows if r["set"] == "outer" and r["probabilities"].startswith("calibrated"))
     assert float(row["ECE"]) == pytest.approx(record.platt["ece"].value, abs=6e-4)
     floor = record.calibration["platt"].ece_floor
@@ -200,7 +206,9 @@ def test_the_page_leads_with_what_the_study_named(result: ProbeResult) -> None:
     heads = re.findall(r'<th scope="col"[^>]*><button type="button">([^<]+)</button>', named)
     assert heads[2] == "outer"
     # the rows are sorted by it
-    value = {r.features: r.estimate("auroc").value for r in result.results.leaderboard() if r.dataset == "outer"}
+    value = {
+        r.features: r.estimate("auroc").value for r in result.results.leaderboard() if r.dataset == "outer"
+    }
     order = re.findall(r'<tr data-family="probe" data-state="done"><th scope="row">([^ <]+)', named)
     assert order == sorted(order, key=lambda n: -value[n])
     assert "has no scores here" in page_html(dataclasses.replace(page, primary_set="atnorm-md"))

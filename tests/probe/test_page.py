@@ -597,7 +597,9 @@ def test_the_metric_is_switched_everywhere(browser: Browser, file: Path, page: S
         assert names[:2] == order(page.result, "inner:test", metric)
         value = browser.js(f"document.querySelector('#board tbody tr .{metric} data').value")
         record = next(
-            r for r in page.result.results.leaderboard() if (r.dataset, r.features) == ("inner:test", names[0])
+            r
+            for r in page.result.results.leaderboard()
+            if (r.dataset, r.features) == ("inner:test", names[0])
         )
         assert float(value) == pytest.approx(record.estimate(metric).value, abs=1e-6)
         pressed = browser.js(

@@ -46,7 +46,9 @@ def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[ProbeR
 def test_the_signal_is_found_and_the_better_features_are_chosen(result: tuple[ProbeResult, Path]) -> None:
     found, _ = result
     assert found.chosen == "good/center:0.5/cls + poor/full/cls"
-    auroc = {(r.dataset, r.features): r.estimate("auroc") for r in found.results.leaderboard() if r.role == "refit"}
+    auroc = {
+        (r.dataset, r.features): r.estimate("auroc") for r in found.results.leaderboard() if r.role == "refit"
+    }
     for dataset in ("inner:test", "outer"):
         value, low, high = auroc[dataset, found.chosen]
         assert low < value < high
