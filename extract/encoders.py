@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..allocator import keep_pages
 from ..errors import EncoderError, InvalidRequest
 from .cards import Card
 from .devices import resolve_devices
@@ -47,6 +48,8 @@ class Encoder:
         remote_code: bool = False,
     ) -> None:
         self.card, self.weights, self.precision, self.device = card, weights, precision, device
+        if device.type == "cpu":
+            keep_pages()
         network = build_network(card, weights, remote_code=remote_code).eval().requires_grad_(False)
         if precision != "fp32":
             _cast_products(network, DTYPES[precision])

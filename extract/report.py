@@ -67,6 +67,8 @@ class ExtractReport:
         where in a file of weights the backbone was found, where that is not its top.
     images_per_second
         embedded images by the time without loading models.
+    peak_memory
+        the most that a process of the run has held in memory, in bytes; 0 where that is unknown.
     """
 
     patches: int = 0
@@ -89,6 +91,7 @@ class ExtractReport:
     actors_lost: int = 0
     model_loaded: bool = False
     origins: list[str] = field(default_factory=list)
+    peak_memory: int = 0
     stores: list[StoreReport] = field(default_factory=list)
 
     def close(self, passes: int) -> None:
@@ -132,6 +135,7 @@ class ExtractReport:
             f"{total:.1f} s ({seconds['load']:.1f} s to load), {self.images_per_second:.1f} images/s on "
             f"{_counted(self.devices)} (batch {self.batch_size}, {self.workers} decoding threads); "
             f"utilization: {busy}"
+            + (f"; peak memory {self.peak_memory / 2**30:.1f} GiB" if self.peak_memory else "")
         )
         return "\n".join(lines)
 

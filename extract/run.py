@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..allocator import peak_memory
 from ..cache.bank import Bank
 from ..datasets.manifest import Manifest, as_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
@@ -32,7 +33,7 @@ from .weights import Weights, locate
 if TYPE_CHECKING:
     from .encoders import Encoder
 
-BATCH_SIZE_CPU = 32
+BATCH_SIZE_CPU = 8  # activations of larger batches leave the caches (tests/benchmarks/extract_cpu.py)
 
 APART = 1.5  # resolutions that differ by more get a warning
 
@@ -262,6 +263,7 @@ def _run_here(
     report.cached += outcome.found_cached
     report.forwards = outcome.forwards
     report.batch_size = outcome.batch_size
+    report.peak_memory = peak_memory()
     report.seconds |= outcome.seconds
 
 
@@ -302,6 +304,7 @@ def _run_ray(
     report.batch_size = min((part.batch_size for part in parts if part.batch_size), default=0)
     for stage in ("decode", "compute", "write"):
         report.seconds[stage] = sum(part.seconds.get(stage, 0.0) for part in parts)
+    report.peak_memory = max((part.peak_memory for part in parts), default=0)
     report.seconds["load"] = max((part.seconds.get("load", 0.0) for part in parts), default=0.0)
 
 

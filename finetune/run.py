@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..allocator import keep_pages
 from ..cache.identity import safe_name
 from ..datasets.manifest import Manifest, load_manifest
 from ..errors import InvalidRequest, TrainingError
@@ -263,6 +264,8 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
         return done
     if job.threads:
         torch.set_num_threads(job.threads)
+    if job.device == "cpu":
+        keep_pages()
     held_out = job.fold == job.fold_number
     crop = crop_of(job.recipe)
     votes = None if job.votes is None else job.votes[~held_out]

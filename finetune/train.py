@@ -1,8 +1,6 @@
 """The training loop: one network, one fold, one recipe; resumes after any epoch, on a CPU bit by bit."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..allocator import keep_pages, peak_memory
 from ..errors import InvalidRequest, TrainingError
 from ..terminal import progress_bar
 from .augment import augment, d4, draw, read_steps
@@ -158,6 +157,8 @@ def predict_logits(
 
     symmetries : 1, or 8 for the mean logit over the flips and quarter turns of every patch
     """
+    if device == "cpu":
+        keep_pages()
     network.eval()
     keys = [(0, position, position) for position in range(len(patches))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
@@ -229,8 +230,7 @@ def peak_memory_bytes(device: str) -> int:
     """Peak memory so far: of the GPU, else of this process."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+    return peak_memory()
 
 
 class _Pixels(Dataset[tuple[Tensor, int]]):

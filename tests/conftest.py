@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -26,6 +27,13 @@ def shared() -> Path:
     if not folder or not (Path(folder) / "data").is_dir():
         pytest.skip("needs real data: set PATCHBANK_SHARED to the folder that holds data/ and weights/")
     return Path(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def listening_to_ctrl_c() -> None:
+    """A shell starts what runs in its background with SIGINT ignored, and processes inherit that."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "files", "geojson", "hub", "options", "settings", "steps", "terminal", "texts", "version"}
+LEAVES = {
+    "allocator",
+    "errors",
+    "files",
+    "geojson",
+    "hub",
+    "options",
+    "settings",
+    "steps",
+    "terminal",
+    "texts",
+    "version",
+}
 STAGES = {"datasets", "extract", "probe", "finetune"}
 LAYERS = {  # folder -> the folders and root modules that it may import
+    "allocator": set(),
     "files": {"errors"},
     "geojson": {"errors", "files"},
     "hub": {"errors", "files"},

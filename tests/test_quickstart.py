@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from patchbank.probe.results.files import ProbeResult
 
@@ -17,7 +18,8 @@ def test_the_quickstart_leaves_data_bank_and_results(quickstart_folder: Path) ->
     result = ProbeResult.load(quickstart_folder / "results")
     scored = {score.dataset: score.estimate("auroc") for score in result.results.leaderboard()}
     assert set(scored) == {"synthetic-mitoses:train", "synthetic-mitoses:test", "synthetic-external"}
-    for dataset, (value, low, high) in scored.items():
+    for dataset, estimate in scored.items():
+        value, low, high = np.array(list(estimate), float)
         assert low <= value <= high, dataset
         assert value > 0.6, f"{dataset}: the sample has a signal"
 

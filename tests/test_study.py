@@ -137,7 +137,11 @@ def test_a_study_runs_and_a_second_run_does_nothing(place: Path) -> None:
         "synthetic-external",
     }
     single = ProbeResult.load(place / "out/probe/Flat-8")
-    auroc = next(r for r in single.results.leaderboard() if r.dataset == "synthetic-external").estimate("auroc").value
+    auroc = (
+        next(r for r in single.results.leaderboard() if r.dataset == "synthetic-external")
+        .estimate("auroc")
+        .value
+    )
     shown = next(
         r
         for r in table
@@ -298,7 +302,14 @@ num_classes = 0
 [transform]
 size = 32
 """
-SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 0}
+SHAPE: dict[str, Any] = {
+    "img_size": 32,
+    "patch_size": 8,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "num_classes": 0,
+}
 
 
 def tiny_weights(file: Path) -> Path:
@@ -541,7 +552,9 @@ def test_fine_tuned_systems_run_when_asked_for(place: Path, mode: str) -> None:
     assert row.family == "lora"
     assert row.train_seconds > 0
     assert done.page.result is not None
-    scored = {r.features for r in done.page.result.results.leaderboard() if r.dataset == "synthetic-mitoses:test"}
+    scored = {
+        r.features for r in done.page.result.results.leaderboard() if r.dataset == "synthetic-mitoses:test"
+    }
     assert scored == {"Tiny", "Tiny, LoRA"}
     pairs = {(c["a"], c["b"]) for c in done.page.result.document["comparisons"]}
     assert {"Tiny", "Tiny, LoRA"} in [set(pair) for pair in pairs]

@@ -162,7 +162,7 @@ class _Sample(Weighted):
 
 def log_odds(logits: Floats, k: int) -> Floats:
     """log(p_k / (1 - p_k)) of the softmax of logits (..., K): (...)."""
-    return logits[..., k] - special.logsumexp(np.delete(logits, k, axis=-1), axis=-1)
+    return logits[..., k] - np.logaddexp.reduce(np.delete(logits, k, axis=-1), axis=-1)
 
 
 def _kappa(table: Floats, *, ordered: bool) -> Floats:

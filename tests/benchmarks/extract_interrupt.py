@@ -82,11 +82,11 @@ def main(runs: int) -> None:
         train = next(folder.glob(f"data/{manifest.header.name}.toml"))
         source = open_source(manifest)
         keys = {content_hash(source.read(i)) for i in range(len(manifest))}
+        base = [sys.executable, "-m", "patchbank", "extract", str(train), "--trust-code"]
+        base += ["--card", str(folder / "slow.toml"), "--batch-size", "8", "--device", "cpu", "--no-progress"]
         for number in range(runs):
             bank = folder / f"bank-{number % 8}"  # banks are used again: what a run leaves meets the next one
-            command = [sys.executable, "-m", "patchbank", "extract", str(train), "--trust-code"]
-            command += ["--card", str(folder / "slow.toml"), "--bank", str(bank), "--batch-size", "8"]
-            command += ["--device", "cpu", "--no-progress"]
+            command = [*base, "--bank", str(bank)]
             kinds = [random.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]) for _ in range(2)]
             one, status, said = stop_twice(folder, command, kinds)
             hung += one
@@ -105,7 +105,7 @@ def main(runs: int) -> None:
                 done_before += 1
                 shutil.rmtree(bank)  # there has to be something to stop
         for bank in folder.glob("bank-*"):
-            command[command.index("--bank") + 1] = str(bank)
+            command = [*base, "--bank", str(bank)]
             paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
             done = subprocess.run(
                 command, capture_output=True, env=os.environ | {"PYTHONPATH": paths}, timeout=120, check=False

@@ -9,6 +9,7 @@ Models (--models, minutes): every architecture gives a card or a sentence, never
 
 import argparse
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import timm
@@ -17,7 +18,8 @@ from patchbank.extract.models.timm import _transform
 from patchbank.extract.registry import load_card
 from patchbank.extract.views import prepare
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
 
 SHAPES = ((96, 96), (256, 256), (130, 97), (300, 512))
 
@@ -30,7 +32,9 @@ def compare_pixels(names: list[str]) -> tuple[Counter[str], float]:
     counts: Counter[str] = Counter()
     worst = 0.0
     for name in names:
-        data = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        about = timm.get_pretrained_cfg(name)
+        assert about is not None, name
+        data = resolve_data_config({}, pretrained_cfg=about.to_dict())
         key = repr(sorted(data.items()))
         if key not in known:
             known[key] = _compare(name, data, patches)
@@ -48,7 +52,7 @@ def _compare(name: str, data: dict, patches: list[np.ndarray]) -> tuple[str, flo
         ours = _transform(name, data)
     except EncoderError:
         return "refused", 0.0
-    theirs = create_transform(**data)
+    theirs: Any = create_transform(**data)
     worst = 0.0
     for pixels in patches:
         mine = (prepare(pixels, ours).astype(np.float32) / 255 - ours.mean) / ours.std

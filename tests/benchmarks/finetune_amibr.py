@@ -61,7 +61,6 @@ def main() -> None:
         build_manifest("ami-br", given.data).save(file)
     manifest = load_manifest(file)
     recipe = load_recipe(given.recipe) if given.recipe else load_recipe("lora", **SMALL)
-    folds = {"only_folds": [given.fold]} if given.fold else {}
     result = run_finetune(
         train=manifest,
         encoder="dinov2-s",
@@ -71,7 +70,7 @@ def main() -> None:
         device=given.device,
         threads=given.threads,
         workers=given.workers,
-        **folds,
+        only_folds=[given.fold] if given.fold else None,
     )
     folder = given.out / f"dinov2-s+{recipe.name}"
     for k in result.document["folds"]["trained"]:

@@ -26,7 +26,6 @@ import warnings
 
 import numpy as np
 from patchbank.probe.solver.logistic import fit_logistic
-from scipy.special import logsumexp
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
@@ -61,7 +60,7 @@ def objective(
     A: np.ndarray, y: np.ndarray, v: np.ndarray, coef: np.ndarray, intercept: np.ndarray, C: float
 ) -> float:
     z = A @ coef.T + intercept
-    return float(v @ (logsumexp(z, axis=1) - z[np.arange(len(y)), y]) + np.sum(coef**2) / (2 * C))
+    return float(v @ (np.logaddexp.reduce(z, axis=1) - z[np.arange(len(y)), y]) + np.sum(coef**2) / (2 * C))
 
 
 def peak_mib() -> float:
@@ -81,7 +80,7 @@ def rivals(
                 start = time.process_time()
                 model.fit(A, y, sample_weight=v)
                 seconds = time.process_time() - start
-            f = objective(A, y, v, model.coef_, model.intercept_, C)
+            f = objective(A, y, v, model.coef_, np.asarray(model.intercept_), C)
             if f < lowest:
                 lowest, model_of_lowest = f, model
             if f <= min(ours, lowest) * (1 + ACCURATE):
@@ -137,7 +136,7 @@ def main() -> None:
         for s in range(args.folds_timed):
             inside = weights[s] > 0
             scaler = StandardScaler().fit(X[inside].astype(np.float64))
-            A, every_row = (scaler.transform(rows.astype(np.float64)) for rows in (X[inside], X))
+            A, every_row = (np.asarray(scaler.transform(rows.astype(np.float64))) for rows in (X[inside], X))
             decision = fits.decision(X)[:, s]
             for i in picked:
                 mine = float(fits.objective[s, i])

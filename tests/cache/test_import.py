@@ -158,9 +158,10 @@ def test_swapped_and_changed_rows_of_an_export_are_named(fresh: Any, bank: Bank)
     ):
         path = fresh("trident")
         with h5py.File(path, "r+") as file:
-            rows = file[name][:]
+            data: Any = file[name]
+            rows = data[:]
             rows[[row, row + 1]] = rows[[row + 1, row]]
-            file[name][:] = rows
+            data[:] = rows
         refused(bank, path, why)
     for name in ("row_checksum", "label"):
         path = fresh("trident")
@@ -341,7 +342,8 @@ def _small_bomb(codec: str, size: int) -> bytes:
     """Zeros, compressed to a few kilobytes."""
     import numcodecs
 
-    return bytes(numcodecs.get_codec({"id": codec}).encode(np.zeros(size, np.uint8)))
+    encoder: Any = numcodecs.get_codec({"id": codec})
+    return bytes(encoder.encode(np.zeros(size, np.uint8)))
 
 
 @pytest.mark.parametrize("codec", ["zstd", "blosc"])
@@ -391,7 +393,7 @@ def test_compressed_hdf5_is_not_unpacked(fresh: Any, bank: Bank, layout: str) ->
     for kind in ("gzip", "lzf"):
         path = fresh(layout)
         with h5py.File(path, "r+") as file:
-            rows = file[name][:]
+            rows = np.asarray(file[name])
             del file[name]
             data = file.create_dataset(name, data=rows, compression=kind, chunks=rows.shape)
             if kind == "gzip":

@@ -1,5 +1,6 @@
 """One contract for every kind of store: local Zarr, local HDF5, memory://, an S3 stand-in on loopback."""
 
+import asyncio
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -369,8 +370,9 @@ def s3_server() -> Iterator[str]:
 
 class TestS3(Remote):
     @pytest.fixture
-    def bank(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Bank:
+    def bank(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bank]:
         import s3fs
+        from zarr.core.sync import _get_loop
 
         for name, value in {
             "ACCESS_KEY_ID": "k",
@@ -382,7 +384,12 @@ class TestS3(Remote):
         s3fs.S3FileSystem.clear_instance_cache()
         bucket = f"bucket-{uuid.uuid4()}"
         s3fs.S3FileSystem().mkdir(bucket)
-        return Bank(f"s3://{bucket}/bank")
+        yield Bank(f"s3://{bucket}/bank")
+        for fs in s3fs.S3FileSystem._cache.values():  # its own finalizer waits for a tenth of a second only
+            if fs._s3 is not None:
+                loop = _get_loop() if fs.asynchronous else fs.loop
+                asyncio.run_coroutine_threadsafe(fs._s3.__aexit__(None, None, None), loop).result(300)
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_store_whose_making_was_killed_is_none(tmp_path: Path, identity: Callable[..., Identity]) -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 Pixels = Callable[..., np.ndarray]
 
 
-def build(kind: str, root: Path, **options: object) -> tuple[Manifest, list[str]]:
+def build(kind: str, root: Path, **options: Any) -> tuple[Manifest, list[str]]:
     said: list[str] = []
     options = {"dataset": "toy", "progress": False, "on_note": said.append} | options
     return build_manifest(kind, root, **options), said
@@ -149,7 +149,7 @@ def test_labels_and_tables_beside_several_files(slides: Path) -> None:
             h5py.File(slides / "train" / f"{name}.h5", "a") as file,
             h5py.File(slides / f"{name}_y.h5", "w") as other,
         ):
-            n = len(file["y"])
+            n = len(np.asarray(file["y"]))
             other["y"] = np.array(["tumor", "normal"] * 2, dtype="S")[:n]
             pd.DataFrame({"p": [name] * n}).to_csv(slides / f"{name}.csv", index=False)
     options: dict[str, Any] = {"images": {"train": "train"}, "columns": {"group": "p"}, "positive": "tumor"}

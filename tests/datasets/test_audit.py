@@ -12,7 +12,7 @@ from patchbank.datasets import clusters
 from patchbank.datasets.audit import audit, near_duplicates, near_identical
 from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.cli import datasets_group
-from patchbank.datasets.declarations import Declaration
+from patchbank.datasets.declarations import Declaration, Part
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import ImageError
 from PIL import Image
@@ -83,7 +83,7 @@ def test_groups_that_cross_splits(toy: Manifest) -> None:
 
 def test_facts_are_compared(toy: Manifest) -> None:
     facts = Declaration(
-        parts=[{"builder": "folder"}],
+        parts=(Part(builder="folder"),),
         name="toy",
         version="1",
         classes=("bad", "good"),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 from patchbank.datasets import fetch as module
-from patchbank.datasets.declarations import Declaration
+from patchbank.datasets.declarations import Archive, Declaration, Part
 from patchbank.datasets.fetch import fetch, unpack
 from patchbank.errors import FetchError, InvalidRequest
 
@@ -109,7 +109,7 @@ GOOD = {"top/AMi-Br/a.png": NOISE, "top/votes.csv": b"a,b\n", "top/empty/": b""}
 def facts(server: Server) -> Declaration:
     server.body = zipped(GOOD)
     return Declaration(
-        parts=[{"builder": "folder"}],
+        parts=(Part(builder="folder"),),
         name="toy",
         version="1",
         classes=("bad", "good"),
@@ -117,12 +117,12 @@ def facts(server: Server) -> Declaration:
         licence="",
         source="somewhere",
         files={"votes.csv": hashlib.sha256(b"a,b\n").hexdigest(), "lost.csv": "0" * 64},
-        archives=[{"url": server.url, "sha256": "unpinned", "unpack": "Toy"}],
+        archives=(Archive(url=server.url, sha256="unpinned", unpack="Toy"),),
     )
 
 
 def changed(facts: Declaration, **changes: str) -> Declaration:
-    return facts.replace(archives=[facts.archives[0].replace(**changes)])
+    return facts.replace(archives=(facts.archives[0].replace(**changes),))
 
 
 def get(facts: Declaration, folder: Path, **options: Any) -> module.Fetched:

@@ -62,7 +62,7 @@ def test_regions_beside_the_slide_are_refused(root: Path, place: str, inside: bo
     built, _ = build(root, f"a,0,0\na,{place}", border=border, on_error="skip",
                      on_skip=lambda *item: skipped.append(item[0]))  # fmt: skip
     assert len(built) == len(skipped) == 1
-    path = built.table["path"].iat[0].replace("wsi[0,0,", f"wsi[{place},")
+    path = str(built.table["path"].iat[0]).replace("wsi[0,0,", f"wsi[{place},")
     beside = open_source(Manifest(built.header, built.table.assign(path=path), built.root))
     with pytest.raises(ImageError, match="lies outside the slide"):
         beside.read(0)

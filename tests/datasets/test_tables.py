@@ -6,6 +6,7 @@ import unicodedata
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -136,7 +137,7 @@ def test_paths_that_could_be_several_files_are_lost(tmp_path: Path, write_images
     assert "no file of its own" in faults[3]
 
 
-def build(kind: str, root: Path, **options: object) -> tuple[Manifest, list[str]]:
+def build(kind: str, root: Path, **options: Any) -> tuple[Manifest, list[str]]:
     said: list[str] = []
     options = {"dataset": "toy", "progress": False, "on_note": said.append} | options
     return build_manifest(kind, root, **options), said

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from patchbank.errors import InvalidRequest, ManifestError
 WriteImages = Callable[..., None]
 
 
-def read(column: str, values: list[object], **options: object) -> tuple[list[str], list[str]]:
+def read(column: str, values: list[Any], **options: Any) -> tuple[list[str], list[str]]:
     said: list[str] = []
     table = pd.DataFrame({column: pd.Series(values, dtype=object)})
     return read_values(table, say=said.append, **options)[column].tolist(), said
@@ -150,7 +151,7 @@ def test_map() -> None:
         read("label", ["tumor"], mapping={"split:0": "train"})
 
 
-def build(folder: Path, labels: list[str], **options: object) -> tuple[Manifest, list[str]]:
+def build(folder: Path, labels: list[str], **options: Any) -> tuple[Manifest, list[str]]:
     said: list[str] = []
     paths = [f"{i}.png" for i in range(len(labels))]
     pd.DataFrame({"path": paths, "label": labels}).to_csv(folder / "t.csv", index=False)

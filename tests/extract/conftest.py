@@ -30,7 +30,7 @@ class MeanRGB:
 
 
 def _rgb_card(function: Any, **changes: Any) -> Card:
-    shape = Transform(size=SIDE, mean=(0, 0, 0), std=(1 / 255,) * 3)
+    shape = Transform(size=SIDE, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
     card = Card(
         id="mean-rgb",
         kind="python",

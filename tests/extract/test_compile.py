@@ -44,7 +44,7 @@ def extract(folder: Path, bank: str, *more: str, **environment: str) -> subproce
     command += ["16", "--dtype", "float32", "--no-progress", *more]
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "TORCH_LOGS": "recompiles"}
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=1800, env={**os.environ, **environment}
     )
 
 

@@ -675,7 +675,7 @@ def test_resize_on_the_device_is_near_pil_and_another_identity(
     card = rgb_card(
         function=lambda x: x.flatten(1),
         dim=3 * 16 * 16,
-        transform=Transform(size=16, resize=20, mean=(0, 0, 0), std=(1 / 255,) * 3),
+        transform=Transform(size=16, resize=20, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255)),
     )
     for resize in ("pil", "device"):
         extract([manifest, large], card, tmp_path / resize, resize=resize)

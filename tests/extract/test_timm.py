@@ -1,5 +1,7 @@
 """timm:NAME is timm's own model and input; what cannot be is refused in a sentence."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import timm
@@ -11,14 +13,22 @@ from patchbank.extract.models.timm import _transform
 from patchbank.extract.registry import load_card
 from patchbank.extract.views import prepare
 from PIL import Image
-from timm.data import create_transform, resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.data.transforms_factory import create_transform
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """What timm says of the input of a model."""
+    about = timm.get_pretrained_cfg(name)
+    assert about is not None, name
+    return resolve_data_config({}, pretrained_cfg=about.to_dict())
 
 
 def test_the_pixels_are_timms() -> None:
     """A sample over the registry, all crop modes in it; benchmarks/extract_timm.py compares them all."""
     distinct: dict[str, tuple[str, dict]] = {}
     for name in timm.list_models(pretrained=True):
-        data = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        data = config_of(name)
         distinct.setdefault(repr(sorted(data.items())), (name, data))
     sample = [found for number, found in enumerate(distinct.values()) if not number % 12]
     for mode in ("squash", "border"):
@@ -32,7 +42,8 @@ def test_the_pixels_are_timms() -> None:
         for shape in ((96, 96), (130, 97), (300, 512)):
             pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
             mine = (prepare(pixels, ours).astype(np.float32) / 255 - ours.mean) / ours.std
-            theirs = create_transform(**data)(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
+            transform: Any = create_transform(**data)
+            theirs = transform(Image.fromarray(pixels)).numpy().transpose(1, 2, 0)
             np.testing.assert_allclose(mine, theirs, atol=1e-5, err_msg=name)
         compared += 1
         modes.add(ours.mode)
@@ -51,7 +62,7 @@ def test_the_pixels_are_timms() -> None:
     ],
 )
 def test_inputs_that_cannot_be_reproduced_are_refused(changes: dict, says: str) -> None:
-    data = resolve_data_config({}, pretrained_cfg=timm.get_pretrained_cfg("resnet18").to_dict())
+    data = config_of("resnet18")
     with pytest.raises(EncoderError, match=says):
         _transform("resnet18", data | changes)
 

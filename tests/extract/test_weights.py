@@ -49,7 +49,7 @@ def tiny() -> Card:
 @pytest.fixture
 def state(tiny: Card) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return build_encoder(tiny, device="cpu", random_weights=True).network.model.state_dict()  # pyright: ignore
+    return build_encoder(tiny, device="cpu", random_weights=True).network.get_submodule("model").state_dict()  # pyright: ignore
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_the_default_encoder_comes_from_its_package() -> None:
     encoder = build_encoder(card, device="cpu")
     assert found.path is not None
     stored = list(torch.load(found.path, weights_only=True).values())
-    own: list[torch.Tensor] = list(encoder.network.model.state_dict().values())  # pyright: ignore
+    own: list[torch.Tensor] = list(encoder.network.get_submodule("model").state_dict().values())  # pyright: ignore
     assert len(own) == len(stored) == 296
     assert all(torch.equal(a, b) for a, b in zip(own, stored, strict=True))
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_known_by_its_digest(
     found = locate(tiny, checkpoint=path)
     assert found.identity == f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
     encoder = build_encoder(tiny, device="cpu", checkpoint=path, precision="fp32")
-    loaded: dict[str, torch.Tensor] = encoder.network.model.state_dict()  # pyright: ignore
+    loaded: dict[str, torch.Tensor] = encoder.network.get_submodule("model").state_dict()  # pyright: ignore
     assert {value.dtype for value in loaded.values()} == {torch.float32}
     assert torch.equal(loaded["pos_embed"], state["pos_embed"].half().float())
     with pytest.raises(InvalidRequest, match="does not exist"):
@@ -119,7 +119,7 @@ def test_a_checkpoint_is_known_by_its_digest(
 
 def test_a_position_grid_of_another_size_is_resampled(tmp_path: Path, tiny: Card) -> None:
     larger = tiny.replace(arguments={**tiny.arguments, "img_size": 64}, grid=16)
-    big = build_encoder(larger, device="cpu", random_weights=True).network.model.state_dict()  # pyright: ignore
+    big = build_encoder(larger, device="cpu", random_weights=True).network.get_submodule("model").state_dict()  # pyright: ignore
     save_file(big, tmp_path / "big.safetensors")  # pyright: ignore
     encoder = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "big.safetensors")
     assert encoder.network.model.pos_embed.shape == (1, 5, 192)  # pyright: ignore
@@ -267,7 +267,7 @@ def test_wrappers_two_and_three_deep(
 ) -> None:
     torch.save(wrap(state), tmp_path / "deep.pth")
     built = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "deep.pth")
-    found = built.network.model.state_dict()
+    found = built.network.get_submodule("model").state_dict()
     assert all(torch.equal(found[name], value) for name, value in state.items())
 
 
@@ -303,7 +303,7 @@ def test_shards_beside_their_index_are_one_model(
     for file, of in parts.items():
         part = {name: state[name].clone() for name in of}
         save_file(part, tmp_path / file) if suffix == "safetensors" else torch.save(part, tmp_path / file)
-    found = build_encoder(tiny, device="cpu", checkpoint=index).network.model.state_dict()
+    found = build_encoder(tiny, device="cpu", checkpoint=index).network.get_submodule("model").state_dict()
     assert all(torch.equal(found[name], value) for name, value in state.items())
     first = tmp_path / next(iter(parts))
     with pytest.raises(EncoderError, match=rf"It is shard 1 of 2\. Fix: .*\(model\.{suffix}\.index\.json\)"):
@@ -429,7 +429,7 @@ class Answer(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = answer  # noqa: N815  the names that the server looks for
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

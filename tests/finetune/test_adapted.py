@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from patchbank.cache.bank import Bank
+from patchbank.cli import patchbank
 from patchbank.errors import (
     EncoderError,
     InvalidRequest,
@@ -22,9 +23,9 @@ from patchbank.extract.encoders import build_encoder
 from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
 from patchbank.finetune.adapted import admit, card_of, load_model, unseen
-from patchbank.finetune.cli import finetune_group, predict_command
-from patchbank.finetune.predict import predict_finetuned
+from patchbank.finetune.cli import finetune_group
 from patchbank.finetune.run import run_finetune
+from patchbank.prediction import predict
 from patchbank.probe.features import load
 
 PYTHON_ENCODER = """
@@ -162,7 +163,7 @@ def test_a_model_folder_from_elsewhere_runs_no_code_and_reads_no_card_file(
     named = [{"spec": str(toml)}, {"spec": "evil.toml"}, {"spec": f"finetuned:{tmp_path}"}]
     for change in ({"card": evil}, *named):
         file.write_text(json.dumps({**card, "encoder": {**card["encoder"], **change}}))
-        for use in (load_model, card_of, lambda folder: predict_finetuned(folder, tmp_path / "images")):
+        for use in (load_model, card_of, lambda folder: predict(folder, tmp_path / "images")):
             with pytest.raises(UntrustedCode, match="--trust-code"):
                 use(trained.folder)
     reading = {**declared, "arguments": {**declared["arguments"], "checkpoint_path": "/etc/passwd"}}
@@ -209,10 +210,13 @@ def test_a_python_card_on_the_command_line(
     )
     assert done.exit_code == 0, done.output
     fold = next(out.glob("*/fold-1"))
-    ask = [str(word) for word in (fold, tmp_path / "images", "-o", tmp_path / "p.csv", "--device", "cpu")]
-    refused = CliRunner().invoke(predict_command, ask)
+    ask = [
+        str(word)
+        for word in ("predict", fold, tmp_path / "images", "-o", tmp_path / "p.csv", "--device", "cpu")
+    ]
+    refused = CliRunner().invoke(patchbank, ask)
     assert isinstance(refused.exception, UntrustedCode)
-    done = CliRunner().invoke(predict_command, [*ask, "--trust-code"], catch_exceptions=False)
+    done = CliRunner().invoke(patchbank, [*ask, "--trust-code"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 61
 

@@ -136,7 +136,7 @@ def test_full_training_and_peft_reads_the_adapter(
     saved = checkpoint.load_tensors(folder / "adapter_model.safetensors")
     assert len(a) == 8
     assert torch.equal(
-        a["blocks.1.mlp.fc2"].lora_B["default"].weight,
+        a["blocks.1.mlp.fc2"].get_parameter("lora_B.default.weight"),
         saved["base_model.model.blocks.1.mlp.fc2.lora_B.weight"],
     )
 

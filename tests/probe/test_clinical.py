@@ -22,6 +22,11 @@ from patchbank.probe.run import run_probe
 from patchbank.study_file import load_study
 
 
+def number(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
 @pytest.fixture(scope="module")
 def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
     """The external set has no groups; ten rows repeat the content of others, two with another label."""
@@ -72,7 +77,7 @@ def test_models_are_compared_on_what_their_scores_are_of(result: ProbeResult) ->
     compared = [c for c in result.document["comparisons"] if c["role"] in ("refit", "oof")]
     assert {c["dataset"] for c in compared} == {"inner:train", "inner:test", "outer"}
     for c in compared:
-        a, b = (lead[c["dataset"], c[side]].estimate(c["metric"]).value for side in "ab")
+        a, b = (number(lead[c["dataset"], c[side]].estimate(c["metric"]).value) for side in "ab")
         assert c["difference"] == pytest.approx(a - b, abs=1e-12), (c["dataset"], c["metric"], c["test"])
     merged = merge_systems({"one": result, "two": result})
     assert {p["n"] for p in result.document["precision"] if p["dataset"] == "outer"} == {148}
@@ -106,10 +111,10 @@ def test_nothing_is_claimed_where_no_slides_are_known(result: ProbeResult) -> No
         rows, (r for r in result.results.leaderboard() if r.dataset == "outer"), strict=True
     ):
         value, low, high = map(float, re.findall(r"\d\.\d+", row["AUROC"]))
-        leading, *ends = record.estimate("auroc")
-        assert value == pytest.approx(leading, abs=6e-4)
-        assert low < ends[0] - 0.01
-        assert high > ends[1]
+        leading = record.estimate("auroc")
+        assert value == pytest.approx(leading.value, abs=6e-4)
+        assert low < number(leading.low) - 0.01
+        assert high > number(leading.high)
     precision = tables(clinical.precision(view))[0]
     assert {row["groups"] for row in precision if row["set"] == "outer"} == {"unknown"}
 
@@ -136,7 +141,7 @@ def test_predictive_values_follow_bayes(result: ProbeResult) -> None:
         r for r in result.results.leaderboard() if r.dataset == "inner:test" and r.features == result.chosen
     )
     sensitivity, specificity = (
-        record.estimate(m, "at_threshold").value for m in ("sensitivity", "specificity")
+        number(record.estimate(m, "at_threshold").value) for m in ("sensitivity", "specificity")
     )
     row = next(r for r in values if r["set"] == "inner:test" and r["prevalence of Atypical"] == "10%")
     expected = 0.1 * sensitivity / (0.1 * sensitivity + 0.9 * (1 - specificity))
@@ -156,6 +161,7 @@ def test_a_calibration_error_stands_beside_its_floor(result: ProbeResult) -> Non
     row = next(r for r in rows if r["set"] == "outer" and r["probabilities"].startswith("calibrated"))
     assert float(row["ECE"]) == pytest.approx(record.platt["ece"].value, abs=6e-4)
     floor = record.calibration["platt"].ece_floor
+    assert floor
     assert row["floor of the ECE"] == f"{floor.mean:.3f}, up to {floor.high:.3f}"
     assert float(row["slope"].split()[0]) == pytest.approx(record.calibration["platt"].slope.value, abs=6e-4)
 
@@ -170,7 +176,7 @@ def test_experts_and_models_are_scored_on_the_same_rows(result: ProbeResult) -> 
     row = next(r for r in rows if r["feature set"] == result.chosen)
     assert float(row["balanced accuracy"][:5]) == pytest.approx(model.value.value, abs=6e-4)
     assert float(row["difference"].split()[0]) == pytest.approx(
-        line.value.value - model.value.value, abs=2e-3
+        number(line.value.value) - number(model.value.value), abs=2e-3
     )
     assert f"{line.n_votes:,} votes on {line.n:,} patches" in parts[0]
     tied = f"{line.n_tied / line.n_votes:.1%} of the votes" in parts[0]
@@ -206,9 +212,8 @@ def test_the_page_leads_with_what_the_study_named(result: ProbeResult) -> None:
     heads = re.findall(r'<th scope="col"[^>]*><button type="button">([^<]+)</button>', named)
     assert heads[2] == "outer"
     # the rows are sorted by it
-    value = {
-        r.features: r.estimate("auroc").value for r in result.results.leaderboard() if r.dataset == "outer"
-    }
+    scores = (r for r in result.results.leaderboard() if r.dataset == "outer")
+    value = {r.features: number(r.estimate("auroc").value) for r in scores}
     order = re.findall(r'<tr data-family="probe" data-state="done"><th scope="row">([^ <]+)', named)
     assert order == sorted(order, key=lambda n: -value[n])
     assert "has no scores here" in page_html(dataclasses.replace(page, primary_set="atnorm-md"))

@@ -139,7 +139,7 @@ def test_a_figure_draws_what_the_chart_says(result: ProbeResult) -> None:
     with matplotlib.rc_context(STYLE):
         for chart in charts.charts_of(view):
             axes = draw(chart).axes[0]
-            drawn = [line.get_xydata() for line in axes.lines]
+            drawn = [np.asarray(line.get_xydata()) for line in axes.lines]
             for part in chart.parts:
                 points = np.column_stack([part.x, part.y])
                 assert any(len(d) == len(points) and np.allclose(d, points) for d in drawn), chart.kind

@@ -60,7 +60,7 @@ def test_features_and_labels_of_a_fold_change_nothing_of_its_model(
     X[held] = 100 * rng.standard_normal((held.sum(), 8)) + 50
     y[held] = rng.permutation(y[held])
     before, after = run(data, probe, preprocess), run(data, probe, preprocess, X=X, y=y)
-    close = {"rtol": 1e-3, "atol": 1e-3}  # the solver's tolerance
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-3}  # the solver's tolerance
     assert before.fold_choices[0] == after.fold_choices[0]
     np.testing.assert_allclose(before.fold_paths[0], after.fold_paths[0], **close)
     np.testing.assert_allclose(before.fold_models["T"][:, 0], after.fold_models["T"][:, 0], **close)
@@ -138,14 +138,15 @@ def test_the_parameter_has_its_own_name_and_grid(data: dict[str, np.ndarray]) ->
 
 def test_knn_takes_its_metric_and_temperature(data: dict[str, np.ndarray]) -> None:
     plan_of = {"features": ["any"], "probe": "knn", "k": [10], "inner_folds": 3}
-    for options in ({"metric": "euclidean"}, {"temperature": 0.05}, {}):
+    for_knn: tuple[dict[str, Any], ...] = ({"metric": "euclidean"}, {"temperature": 0.05}, {})
+    for options in for_knn:
         config = ProbeConfig.from_dict({**plan_of, **options})
         plan = make_plan(data["y"], data["groups"], data["folds"], config=config)
         found = run_protocol(data["X"], data["y"], plan, {"T": data["T"]}, config=config)
         weight = np.where(data["y"] == 1, 0.5 / data["y"].mean(), 0.5 / (1 - data["y"].mean()))
         by_hand = others.KNN(k=10, **options).fit(data["X"], data["y"], sample_weight=weight)
         np.testing.assert_allclose(found.refit["T"], by_hand.decision(data["T"]) - 0.5, atol=1e-9)
-    assert config.to_dict()["metric"] == "cosine"
+    assert ProbeConfig.from_dict(plan_of).to_dict()["metric"] == "cosine"
     with pytest.raises(InvalidRequest, match="temperature is a positive number and goes with metric cosine"):
         ProbeConfig.from_dict({**plan_of, "metric": "euclidean", "temperature": 0.1})
 

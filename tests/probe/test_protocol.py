@@ -78,6 +78,7 @@ def test_nested_choice_refit_and_scores_are_scikit_learns(data: dict[str, Any]) 
 
     grid = [(weight, c) for weight in ("balanced", "none") for c in C]
     weight, c = by_hand(X, y, folds, grid)
+    assert run.choice is not None
     assert (run.choice.class_weight, run.choice.value) == (weight, c)
     np.testing.assert_allclose(
         run.refit["T"], sklearn_fit(X, y, c, weight).decision_function(data["T"]), rtol=2e-3, atol=2e-3
@@ -139,6 +140,8 @@ def test_preprocessing_is_an_axis_of_the_grid(data: dict[str, Any]) -> None:
         for one in ("l2", "standardize")
     ]
     winner = max(alone, key=lambda run: run.path.max())
+    assert both.choice is not None
+    assert winner.choice is not None
     assert both.choice.preprocess == winner.choice.preprocess
     np.testing.assert_allclose(both.refit["T"], winner.refit["T"], rtol=1e-5, atol=1e-5)
 

@@ -244,7 +244,7 @@ def test_chromium_shows_it(result: ProbeResult, tmp_path: Path) -> None:
         "--enable-logging=stderr",
     ]
     base = [browser, *flags, f"--user-data-dir={tmp_path / 'profile'}"]
-    dom = subprocess.run([*base, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
+    dom = subprocess.run([*base, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=600)
     assert dom.stdout.count("<h2>") == len(SECTIONS)
     assert dom.stdout.count("<svg") > 12
     assert dom.stdout.count('<i class="w"') > 20
@@ -253,7 +253,7 @@ def test_chromium_shows_it(result: ProbeResult, tmp_path: Path) -> None:
     subprocess.run(
         [*base, f"--screenshot={shot}", "--window-size=1180,3000", page.as_uri()],
         capture_output=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert shot.stat().st_size > 50_000

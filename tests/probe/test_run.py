@@ -50,10 +50,10 @@ def test_the_signal_is_found_and_the_better_features_are_chosen(result: tuple[Pr
         (r.dataset, r.features): r.estimate("auroc") for r in found.results.leaderboard() if r.role == "refit"
     }
     for dataset in ("inner:test", "outer"):
-        value, low, high = auroc[dataset, found.chosen]
+        value, low, high = np.array(list(auroc[dataset, found.chosen]), float)
         assert low < value < high
         assert value > 0.8
-        assert value > auroc[dataset, "poor/full/cls"].value
+        assert value > np.array(list(auroc[dataset, "poor/full/cls"]), float)[0]
 
 
 def test_every_prediction_is_kept_with_its_patch(study: Any, result: tuple[ProbeResult, Path]) -> None:

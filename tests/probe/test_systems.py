@@ -135,7 +135,7 @@ def test_the_mean_of_fold_models_has_the_jackknife_error_of_the_mean(study, resu
     left_out = np.array([mean_auroc(rows.group != slide) for slide in slides])
     g = len(slides)
     error = np.sqrt((g - 1) / g * ((left_out - left_out.mean()) ** 2).sum())
-    value, low, high = found
+    value, low, high = np.array(list(found), float)
     assert value == pytest.approx(mean_auroc(np.ones(len(rows), bool)))
     assert found.standard_error == pytest.approx(error)
     # symmetric on the scale of the logit

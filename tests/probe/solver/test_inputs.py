@@ -6,6 +6,7 @@ The reference is the trust-region Newton of benchmarks/solver_torture.py, which 
 import runpy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def data(n=80, d=6, k=2, seed=0):
     return X, y
 
 
-def is_right(X, y, C=STRENGTHS, v=None, standardize=False):
+def is_right(X, y, C: Any = STRENGTHS, v=None, standardize=False):
     """All of what the torture benchmark asks of a fit, and that nothing is capped; returns the fits."""
     weights = np.ones((1, len(y))) if v is None else np.atleast_2d(v)
     fits = fit_logistic(X, y, C=C, weights=weights, standardize=standardize)

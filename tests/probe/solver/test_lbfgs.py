@@ -1,13 +1,19 @@
 """The compact L-BFGS direction against the dense BFGS update, pair by pair; slots that move."""
 
+from typing import cast
+
 import numpy as np
 import pytest
 from patchbank.probe.solver.lbfgs import _Slots
+from patchbank.probe.solver.preconditioner import Preconditioner
 
 
-def scaled(g, curvature, ids):
+def diagonal(g, curvature, ids):
     """An H0: a fixed diagonal."""
     return (g * np.arange(1, g.shape[-1] + 1)).astype(np.float32)
+
+
+scaled = cast(Preconditioner, diagonal)
 
 
 def dense(pairs, D):

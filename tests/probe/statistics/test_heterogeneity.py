@@ -1,5 +1,7 @@
 """Heterogeneity between domains against statsmodels and a grid."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from patchbank.errors import InvalidRequest
@@ -13,8 +15,8 @@ def test_equals_statsmodels_paule_mandel(spread):
     rng = np.random.default_rng(3)
     errors = rng.uniform(0.05, 0.4, 7)
     values = 1 + spread * rng.normal(size=7) + errors * rng.normal(size=7)
-    found = heterogeneity(values, errors)
-    reference = combine_effects(values, errors**2, method_re="iterated", atol=1e-12)
+    found = heterogeneity(values.tolist(), errors.tolist())
+    reference: Any = combine_effects(values, errors**2, method_re="iterated", atol=1e-12)
     assert found.q == pytest.approx(reference.q, rel=1e-12)
     assert found.p == pytest.approx(reference.test_homogeneity().pvalue, rel=1e-9)
     assert found.sd**2 == pytest.approx(reference.tau2, rel=1e-5)
@@ -31,7 +33,7 @@ def test_the_interval_holds_what_a_test_does_not_reject():
     rng = np.random.default_rng(5)
     errors = rng.uniform(0.05, 0.4, 6)
     values = 0.4 * rng.normal(size=6) + errors * rng.normal(size=6)
-    found = heterogeneity(values, errors)
+    found = heterogeneity(values.tolist(), errors.tolist())
     grid = np.linspace(0, 4, 40001)
     weights = 1 / (errors**2 + grid[:, None])
     means = (weights * values).sum(axis=1) / weights.sum(axis=1)

@@ -66,7 +66,7 @@ def test_the_temperature_is_scikit_learns(k: int) -> None:
 def test_the_temperature_is_the_lowest_loss(smooth: bool, class_weight: Any) -> None:
     y, logits = sample(n=120, k=3)
     found = fit_temperature(y, logits, smooth=smooth, class_weight=class_weight)
-    best = optimize.minimize_scalar(
+    best: Any = optimize.minimize_scalar(
         lambda s: loss(y, s * logits, smooth=smooth, balanced=class_weight is not None),
         bounds=(1e-3, 10),
         method="bounded",
