@@ -35,6 +35,11 @@ PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told o
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
 SHOWN = 8  # rows that a message names before it says "and N more"
+try:  # texts in Arrow's memory: 8 bytes a row and the letters; compared, they give numpy's bool
+    TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
+except TypeError:  # pandas 2.2
+    TEXT = pd.StringDtype("pyarrow_numpy")  # pyright: ignore[reportArgumentType]
+_TEXTS = {pa.string(): TEXT, pa.large_string(): TEXT}
 _S = TypeVar("_S", bound=Settings)
 
 
@@ -312,8 +317,9 @@ def read_table(
         raise ManifestError(f"the table {file} does not exist.")
     if form == "parquet":
         try:
-            table = pyarrow.parquet.read_table(file).to_pandas(ignore_metadata=True)  # an index is a column
-            return table[[name for name in table.columns if not str(name).startswith("__index_level_")]]
+            table = pyarrow.parquet.read_table(file).to_pandas(ignore_metadata=True, types_mapper=_TEXTS.get)
+            columns = [name for name in table.columns if not str(name).startswith("__index_level_")]
+            return table[columns]  # an index is a column of its own
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
     try:
@@ -420,10 +426,14 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
         raise ManifestError(fault_sentence(where, faults))
     for name in TEXT_COLUMNS:
         if name not in table.columns:
-            table[name] = ""
+            table[name] = pd.Series("", index=table.index, dtype=TEXT)
     text = [name for name in KNOWN_COLUMNS if name in table.columns and name not in NUMBER_COLUMNS]
+    others = [name for name in table.columns if name not in KNOWN_COLUMNS and name not in header.targets]
     for name in text:
         table[name] = _text(table[name])
+    for name in others:
+        if _are_texts(table[name]):
+            table[name] = _in_arrow(table[name])
     ids = table["patch_id"]
 
     def rows(mask: np.ndarray | pd.Series, show: Callable[[int], str]) -> str:
@@ -434,8 +444,8 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
         return f"row {i + 1} ({ids.iat[i]!r})"
 
     for name in text:
-        odd = ~table[name].map(is_text).astype(bool)
-        if odd.any():
+        if table[name].dtype == object:
+            odd = ~table[name].map(is_text).astype(bool)
             faults.append(f"{name} is not UTF-8 in {rows(odd, row)}: rename the file")
     empty = ids == ""
     if empty.any():
@@ -443,8 +453,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     stray = ~empty & ~ids.str.startswith(f"{header.name}/")
     if stray.any():
         faults.append(f"patch_id must start with '{header.name}/': {rows(stray, row)}")
-    twice = ids.duplicated(keep=False) & ~empty
-    if twice.any():
+    if ids.nunique() < len(ids) and (twice := ids.duplicated(keep=False) & ~empty).any():
         faults.append(f"patch_id occurs more than once: {rows(twice, row)}")
     lost = table["path"] == ""
     if lost.any():
@@ -530,10 +539,25 @@ def classes_note(manifest: Manifest) -> str:
 
 
 def _text(column: pd.Series) -> pd.Series:
-    """As Python strings; missing values become ""."""
-    if column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == "string":
+    """As texts; missing values become ""."""
+    if column.dtype == TEXT:
+        return column.fillna("") if column.isna().any() else column
+    if not _are_texts(column):
+        column = column.astype(object).where(column.notna(), "").map(str).astype(object)
+    return _in_arrow(column)
+
+
+def _are_texts(column: pd.Series) -> bool:
+    """Whether an object column holds Python strings alone."""
+    return column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == "string"
+
+
+def _in_arrow(column: pd.Series) -> pd.Series:
+    """Python strings in Arrow's memory; as they are where one of them is not UTF-8."""
+    try:
+        return column.astype(TEXT)
+    except UnicodeEncodeError:
         return column
-    return column.astype(object).where(column.notna(), "").map(str).astype(object)
 
 
 def is_text(value: object) -> bool:

@@ -1,0 +1,92 @@
+"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted and divided into folds; rows a second, bytes a row.
+
+python tests/benchmarks/manifest_rows.py [ROWS ...]
+"""
+
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from patchbank.datasets.folds import effective_groups
+from patchbank.datasets.manifest import Header, Manifest, load_manifest
+
+HEADER = Header(
+    name="tcga-tils", version="1", classes=("til-negative", "til-positive"), positive="til-positive",
+    licence="-", source="benchmark", group_kind="patient",
+)  # fmt: skip
+
+
+def peak() -> int:
+    """Bytes: the largest memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def table_of(n: int) -> pd.DataFrame:
+    """As a folder of TCGA-TILs gives it: the text columns, content hashes, all of one length."""
+    numbers = np.char.zfill(np.arange(n).astype("U8"), 8)
+    group = pd.Series(np.char.add("TCGA-OR-A", np.char.zfill((np.arange(n) % 8000).astype("U4"), 4)))
+    split = pd.Series(np.array(["train", "val", "test"])[np.arange(n) % 3])
+    label = pd.Series(np.array(HEADER.classes)[np.arange(n) % 2])
+    digits = pd.Series(numbers)
+    stem = "acc/" + split + "/" + label + "/" + group + "-01Z-00-DX1_" + digits
+    return pd.DataFrame(
+        {
+            "patch_id": "tcga-tils/" + stem,
+            "path": "images-tcga-tils/" + stem + ".png",
+            "label": label,
+            "group": group,
+            "domain": "acc",
+            "split": split,
+            "content_hash": digits + digits + digits + digits,
+        }
+    )
+
+
+def measure(n: int, folder: Path, what: str) -> None:
+    """One step in this process, whose peak is its own."""
+    file = folder / f"{n}.toml"
+
+    def timed(name: str, run: Callable[[], object]) -> object:
+        before, start = peak(), time.process_time()
+        result = run()
+        seconds = time.process_time() - start  # of the CPU: this machine may be shared
+        print(f"{n:>10,} rows  {name:<8} {seconds:7.2f} CPU s  {n / seconds / 1e6:7.2f} M rows/s  "
+              f"peak +{(peak() - before) / n:5.0f} bytes a row", flush=True)  # fmt: skip
+        return result
+
+    if what == "make":
+        table = table_of(n)
+        manifest = timed("make", lambda: Manifest(HEADER, table, folder))
+        assert isinstance(manifest, Manifest)
+        timed("save", lambda: manifest.save(file))
+        return
+    manifest = timed("load", lambda: load_manifest(file))
+    assert isinstance(manifest, Manifest)
+    held = int(manifest.table.memory_usage(deep=True).sum())
+    disk = file.with_suffix(".parquet").stat().st_size if file.with_suffix(".parquet").exists() else 0
+    print(
+        f"{n:>10,} rows  held     {held / n:7.0f} bytes a row in memory, {disk / n:.0f} on disk", flush=True
+    )
+    timed("counts", manifest.counts)
+    timed("select", lambda: manifest.select("train"))
+    timed("groups", lambda: effective_groups(manifest))
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--step"]:
+        measure(int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+        return
+    for n in [int(float(one)) for one in sys.argv[1:]] or [1_000_000, 10_000_000]:
+        with tempfile.TemporaryDirectory() as folder:
+            for what in ("make", "load"):
+                subprocess.run([sys.executable, __file__, "--step", str(n), folder, what], check=True)
+
+
+if __name__ == "__main__":
+    main()
