@@ -204,6 +204,7 @@ class Declaration(Settings):
     paper: str = ""
     access: str = ""
     group_kind: str = "slide"
+    mpp: float = 0.0
     archives: tuple[Archive, ...] = ()
     parts: tuple[Part, ...]
     joins: tuple[Join, ...] = ()
