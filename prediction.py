@@ -256,7 +256,7 @@ def _by_networks(
                 device=place,
                 precision=recipe.eval_precision or recipe.precision,
                 workers=workers,
-                symmetries=8 if tta else 1,
+                symmetries=8 if tta else recipe.symmetries,
                 progress=progress,
             )
         )

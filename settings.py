@@ -13,6 +13,7 @@ import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
@@ -187,6 +188,19 @@ def _kind(wanted: Any, key: str) -> str:
             f"a list of {_PLURAL[inner]}" if inner in _PLURAL else f"a list of tables, each under [[{key}]]"
         )
     return _KINDS.get(wanted, "a table")
+
+
+@cache
+def _encoder_names() -> dict[str, str]:
+    names: dict[str, str] = {}
+    for file in sorted((SHIPPED / "encoders").glob("*.toml")):
+        names |= {alias.lower(): file.stem for alias in read_toml(file).get("aliases", ())}
+    return names
+
+
+def encoder_id(name: str) -> str:
+    """The id of the shipped encoder that other tools call so; the name itself where there is none."""
+    return _encoder_names().get(name.lower(), name)
 
 
 def encoding_of(head: bytes) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..datasets import hashes
 from ..datasets.manifest import Manifest, as_manifest
-from ..errors import RowsMissing
+from ..errors import RowsMissing, StoreNotFound
+from ..settings import encoder_id
 from .config import FeatureSet, Source, parse_features
 
 
@@ -63,12 +64,21 @@ def load_set(
 
 
 def resolve_set(features: FeatureSet, bank: Any) -> FeatureSet:
-    """The same set with every token policy named, as the bank has it. Raises StoreNotFound."""
+    """The same set with every token policy named, as the bank has it; other tools' names of an encoder
+    (`settings.encoder_id`) become the bank's. Raises StoreNotFound.
+    """
     bank = open_bank(bank)
     found = []
     for source in features.sources:
-        identity = bank.find(source.encoder, view=source.view, tokens=source.tokens).identity
-        found.append(Source(source.encoder, source.view, identity.tokens))
+        encoder = source.encoder
+        try:
+            identity = bank.find(encoder, view=source.view, tokens=source.tokens).identity
+        except StoreNotFound:
+            encoder = encoder_id(source.encoder)
+            if encoder == source.encoder:
+                raise
+            identity = bank.find(encoder, view=source.view, tokens=source.tokens).identity
+        found.append(Source(encoder, source.view, identity.tokens))
     return FeatureSet(tuple(found))
 
 

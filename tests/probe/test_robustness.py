@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Manifest
-from patchbank.errors import InvalidRequest, ProbeError
+from patchbank.errors import InvalidRequest, ProbeError, StoreNotFound
 from patchbank.probe.cli import probe_group
 from patchbank.probe.report.sections.robustness import robustness
 from patchbank.probe.report.write import html_report, markdown_report
@@ -156,6 +156,15 @@ def test_what_cannot_be_measured_is_said(
     changed = Manifest(manifest.header, manifest.table.assign(**change), manifest.root)
     with pytest.raises(InvalidRequest, match=says):
         run_robustness(changed, bank=bank, **{"encoders": ["steady"], **options})
+
+
+def test_other_tools_names_find_the_store(banked: tuple[Manifest, Path], tmp_path: Path) -> None:
+    manifest, _ = banked
+    store(tmp_path / "bank", "uni2-h", manifest, np.random.default_rng(1).standard_normal((len(manifest), 4)))
+    found = run_robustness(manifest, bank=tmp_path / "bank", encoders=["UNI_v2"], iterations=0, trials=0)
+    assert found.sets[0].features == "uni2-h/full/cls"
+    with pytest.raises(StoreNotFound):
+        run_robustness(manifest, bank=tmp_path / "bank", encoders=["hoptimus1"])
 
 
 def test_rows_without_a_domain_are_left_out_with_a_note(banked: tuple[Manifest, Path]) -> None:
