@@ -60,8 +60,8 @@ def ls(as_json: bool) -> None:
 
 
 def _labels(declaration: "Declaration") -> str:
-    if declaration.targets:
-        return f"{len(declaration.targets)} numbers"
+    if count := len(declaration.targets) or declaration.target_count:
+        return f"{count} no."
     count = len(declaration.classes) or declaration.class_count
     return f"{count} grades" if declaration.ordered else str(count)
 

@@ -24,7 +24,7 @@ ALL = "all"  # in `rows` and `groups`: of all splits together
 OPTIONS = {  # of a part, beside root, values and columns: those of its builder
     "folder": ("pattern", "layout", "exclude", "suffixes"),
     "from-csv": ("table", "path_format", "columns"),
-    "hdf5": ("images", "labels", "meta", "array", "labels_array", "columns"),
+    "hdf5": ("images", "labels", "meta", "array", "labels_array", "columns", "group_by_file"),
     "npz": (),
     "parquet": ("image", "columns"),
 }
@@ -94,6 +94,7 @@ class Part(Settings):
     meta: dict[str, str] = Field(default_factory=dict)
     array: str = "x"
     labels_array: str = "y"
+    group_by_file: bool = False
     image: str = ""
 
     def faults(self) -> Iterable[str]:
@@ -133,6 +134,24 @@ class Join(Settings):
     def faults(self) -> Iterable[str]:
         if why := _outside(self.table):
             yield why
+
+
+class Expression(Settings):
+    """Gene expression as targets: X of .h5ad files.
+
+    files : "adata/{group}.h5ad", of columns
+    spot : a column with the names of the spots
+    genes : a JSON file under the root with the names of the genes
+    log1p : take log(1 + X)
+    """
+
+    files: str
+    spot: str
+    genes: str
+    log1p: bool = True
+
+    def faults(self) -> Iterable[str]:
+        yield from (why for file in (self.files, self.genes) if (why := _outside(file)))
 
 
 class Column(Settings):
@@ -175,7 +194,8 @@ class Column(Settings):
 class Declaration(Settings):
     """A data set.
 
-    class_count : how many classes the files have, where their names are not declared
+    class_count, target_count : how many classes or targets the files have, where their names are not declared
+    expression : gene expression as targets
     access : what it takes to get the files, where a download alone is not enough
     parts, joins, columns : how its files become rows, in this order
     only : column -> the values of the rows that are kept
@@ -197,6 +217,8 @@ class Declaration(Settings):
     classes: tuple[str, ...] = ()
     positive: str = ""
     class_count: int = 0
+    target_count: int = 0
+    expression: Expression | None = None
     ordered: bool = False
     targets: tuple[str, ...] = ()
     licence: str
@@ -256,10 +278,17 @@ class Declaration(Settings):
         """Where the declaration is, and the tables that come with it."""
         return self._folder
 
-    def header(self, name: str = "", classes: tuple[str, ...] = ()) -> Header:
-        """The manifest's header; under another name, and with other classes, if they are given."""
+    def header(self, name: str = "", classes: tuple[str, ...] = (), targets: tuple[str, ...] = ()) -> Header:
+        """The manifest's header; under another name, with other classes or targets, if they are given."""
         values: dict[str, Any] = {key: getattr(self, key) for key in Header.model_fields}
-        return Header(**{**values, "name": name or self.name, "classes": classes or self.classes})
+        return Header(
+            **{
+                **values,
+                "name": name or self.name,
+                "classes": classes or self.classes,
+                "targets": targets or self.targets,
+            }
+        )
 
 
 def names() -> list[str]:

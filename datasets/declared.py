@@ -12,7 +12,19 @@ import pandas as pd
 from ..errors import InvalidRequest, ManifestError
 from ..settings import near
 from .arrays import hdf5_table, npz_table, parquet_table
-from .declarations import OPTIONS, Column, Declaration, Join, Part, compared, doubtful, filled, named_in
+from .declarations import (
+    OPTIONS,
+    Column,
+    Declaration,
+    Expression,
+    Join,
+    Part,
+    compared,
+    doubtful,
+    filled,
+    named_in,
+)
+from .expression import read_expression, read_genes
 from .layouts import csv_table, folder_table
 from .manifest import KNOWN_COLUMNS, Manifest, listed
 from .sources import MARK
@@ -68,6 +80,9 @@ def _build(declaration: Declaration, root: Path, name: str, say: Say) -> Manifes
         table, found = _with_column(table, column, rule)
         faults += found
     table = _only(table, declaration)
+    targets: tuple[str, ...] = ()
+    if declaration.expression is not None and not faults:
+        table, targets = _with_expression(table, declaration, declaration.expression, root)
     for column in declaration.needed:
         lost = table[column] == "" if column in table else pd.Series(True, index=table.index)
         if lost.any() and (column != "label" or declaration.classes):
@@ -82,12 +97,12 @@ def _build(declaration: Declaration, root: Path, name: str, say: Say) -> Manifes
     found = () if declaration.classes or "label" not in table else tuple(sorted({*table["label"]} - {""}))
     if declaration.class_count not in (0, len(found)):
         say(f"{len(found)} classes instead of {declaration.class_count} declared: {listed(map(repr, found))}")
-    header = declaration.header(name, found)
+    header = declaration.header(name, found, targets)
     ids = table["patch_id"]
     if declaration.patch_id:
         ids = _texts(table, declaration.patch_id)
     table["patch_id"] = f"{header.name}/" + ids.astype(str)
-    kept = [*KNOWN_COLUMNS, *declaration.extra, *declaration.targets]
+    kept = [*KNOWN_COLUMNS, *declaration.extra, *header.targets]
     if lost := [column for column in declaration.extra if column not in table]:
         raise ManifestError(f"{declaration.name!r}: no column {lost[0]!r}{near(lost[0], table.columns)}.")
     for column in ("split", "label"):
@@ -264,6 +279,22 @@ def _only(table: pd.DataFrame, declaration: Declaration) -> pd.DataFrame:
         if table.empty:
             raise ManifestError(f"{declaration.name!r}: no row has {column} = {' or '.join(values)}.")
     return table.reset_index(drop=True)
+
+
+def _with_expression(
+    table: pd.DataFrame, declaration: Declaration, rule: Expression, root: Path
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The table with a column of numbers for each gene, and the genes."""
+    genes = read_genes(_table_file(root, rule.genes, declaration))
+    values = np.zeros((len(table), len(genes)))
+    files = _texts(table, rule.files)
+    spots = table[_known(table, (rule.spot,))[0]].astype(str)
+    for name, at in files.groupby(files).indices.items():
+        rows = np.asarray(at)
+        file = _table_file(root, str(name), declaration)
+        values[rows] = read_expression(file, spots.iloc[rows].tolist(), genes, log1p=rule.log1p)
+    columns = pd.DataFrame(values, columns=genes, index=table.index)
+    return pd.concat([table, columns], axis=1), tuple(genes)
 
 
 def _texts(table: pd.DataFrame, template: str) -> pd.Series:

@@ -474,11 +474,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
                 faults.append(f"{name} is not a whole number: {show}")
             table[name] = numbers
     for name in header.targets:
-        numbers = (
-            pd.to_numeric(table[name], errors="coerce")
-            .astype("Float64")
-            .to_numpy(np.float64, na_value=np.nan)
-        )
+        numbers = _numbers(table[name])
         odd = ~np.isfinite(numbers)
         if odd.any():
             show = rows(odd, lambda i, name=name: f"{row(i)} has {str(table[name].iat[i])!r}")
@@ -567,6 +563,18 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _numbers(column: pd.Series) -> np.ndarray:
+    """float64, NaN for what is not a number; texts are read exactly, which pandas' own parser does not."""
+    if column.dtype == object or column.dtype == TEXT:
+        texts = column.astype(object).where(column.notna(), "").map(str).str.strip()
+        try:
+            return pa.array(texts, pa.string()).cast(pa.float64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:  # some are no numbers: which
+            column = texts
+    numbers = pd.to_numeric(column, errors="coerce").astype("Float64")
+    return numbers.to_numpy(np.float64, na_value=np.nan)
 
 
 def _whole_numbers(column: pd.Series) -> tuple[pd.Series, pd.Series]:

@@ -1,4 +1,4 @@
-"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted and divided into folds; rows a second, bytes a row.
+"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, divided into groups; rows a second, bytes a row.
 
 python tests/benchmarks/manifest_rows.py [ROWS ...]
 """

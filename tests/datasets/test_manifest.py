@@ -380,3 +380,11 @@ def test_a_class_with_one_group_is_named(toy: Manifest) -> None:
     )
     assert classes_note(toy.select("train")) == ""
     assert classes_note(Manifest(toy.header, toy.table.assign(group=""), toy.root)) == ""
+
+
+def test_targets_come_back_exactly(header: Header, tmp_path: Path) -> None:
+    values = np.log1p(np.arange(1, 2001, dtype=np.float64))
+    header = header.replace(classes=(), positive="", targets=("gene",))
+    table = pd.DataFrame({"patch_id": [f"toy/{i}" for i in range(2000)], "path": "a.png", "gene": values})
+    loaded = load_manifest(Manifest(header, table, tmp_path).save(tmp_path / "toy.toml", table_format="csv"))
+    np.testing.assert_array_equal(loaded.table["gene"], values)
