@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ...texts import prose
 from ..results.display import Table, interval, p_value, titles_of
 from ..results.tasks import Standing, Task, TaskBoard
-from .chart import Chart, Part, unit_ticks
+from .chart import Chart, Part
 from .markup import document, interval_html, marked, render, span, tint, whisker
 from .plots import svg
 
@@ -174,7 +174,7 @@ def _difference(board: TaskBoard) -> list[Any]:
         text,
         "Bars reach half of the critical difference to each side of the average rank: systems differ "
         "significantly where their bars do not overlap.",
-        Markup('<div class="row">{}</div>').format(svg(_ranks(ranked, cd), height=84 + 22 * k, width=640)),
+        Markup('<div class="row">{}</div>').format(svg(_ranks(ranked, cd), height=84 + 22 * k, width=760, left=230)),
     ]
 
 
@@ -204,7 +204,7 @@ def _ranks(ranked: Sequence[Standing], cd: float) -> Chart:
         ylabel="",
         x=(low, high),
         y=(len(ranked) - 0.4, -0.6),
-        xticks=unit_ticks(low, high),
+        xticks=range(1, len(ranked) + 1, max(1, len(ranked) // 12)),
         yticks=[],
         rows=[s.system for s in ranked],
         parts=parts,
