@@ -734,7 +734,48 @@ def test_without_javascript_and_on_paper(browser: Browser, file: Path, tmp_path:
     assert (
         browser.js("[...document.querySelectorAll('.controls, nav')].some(e => e.checkVisibility())") is False
     )
-    assert browser.js("document.querySelector('#board tbody .balanced_accuracy').checkVisibility()")
+    for metric in ("balanced_accuracy", "auroc", "average_precision"):
+        assert browser.js(f"document.querySelector('#board tbody .{metric}').checkVisibility()"), metric
+        assert browser.js(f"document.querySelector('.answer .{metric}').checkVisibility()"), metric
+    said = browser.js("getComputedStyle(document.querySelector('#board .auroc'), '::before').content")
+    assert re.sub(r'[" ]', "", said) == "AUROC"
+    assert browser.js("document.querySelector('#map').checkVisibility()")
+    assert browser.js("document.querySelectorAll('#legend button').length") == 2
+    browser.shot(tmp_path / "paper.png", whole=True)
+
+
+def test_an_image_is_enlarged_by_a_click_and_by_the_keyboard(browser: Browser, file: Path) -> None:
+    browser.open(file)
+    side = "document.querySelector('.card img').getBoundingClientRect().width"
+    assert browser.js(side) == 112
+    browser.click(".card img")
+    assert browser.js(side) == 448
+    browser.click(".card img")
+    assert browser.js(side) == 112
+    browser.js("document.querySelector('.card .zoom').focus()")
+    browser.key("Space")
+    assert browser.js(side) == 448
+    assert browser.js("document.querySelector('.card img').alt")
+
+
+def test_the_first_link_leads_past_the_head(browser: Browser, file: Path) -> None:
+    browser.open(file)
+    browser.key("Tab")
+    assert browser.js("document.activeElement.textContent") == "Skip to the content"
+    assert browser.js("document.activeElement.getBoundingClientRect().left") >= 0
+    browser.key("Enter")
+    assert browser.js("document.activeElement.id") == "main"
+
+
+def test_tables_have_heads_with_a_scope_and_captions(page: StudyPage) -> None:
+    text = page_html(page)
+    tables = re.findall(r"<table.*?</table>", text, re.DOTALL)
+    assert len(tables) > 10
+    for table in tables:
+        heads = re.findall(r"<th\b(?![^>]*scope=)(?![^>]*aria-hidden)[^>]*>", table)
+        assert not heads, table[:300]
+        assert "<caption" in table, table[:200]
+    assert not re.search(r"<img(?![^>]*alt=)", text)
 
 
 def test_the_sheet_shows_every_colour_of_its_tiles() -> None:
