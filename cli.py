@@ -367,9 +367,14 @@ def predict_command(
         note(f"left out: {name}: {why}", err=True)
     if not files:
         _show_predictions(table)
-    counts = ", ".join(f"{n} {name}" for name, n in table["prediction"].value_counts().items())
+    counts = (
+        "numbers"
+        if "prediction" not in table
+        else ", ".join(f"{n} {name}" for name, n in table["prediction"].value_counts().items())
+    )
     seconds = ", ".join(f"{name} {found.seconds[name]:.1f} s" for name in ("encoder", "images", "model"))
-    echo(f"{len(table)} images in {found.seconds['all']:.1f} s ({seconds}): {counts}")
+    images = f"{len(table)} image{'s' if len(table) != 1 else ''}"
+    echo(f"{images} in {found.seconds['all']:.1f} s ({seconds}): {counts}")
     if len(files) > 6:
         files = [*files[:5], f"{len(files) - 5} more"]
     if files:
@@ -378,9 +383,7 @@ def predict_command(
 
 def _show_predictions(table: Any) -> None:
     """The first rows; the file has all of them."""
-    shown = [
-        name for name in table if str(name) in ("path", "prediction") or str(name).startswith("probability")
-    ]
+    shown = [name for name in table if str(name).startswith(("path", "probability", "prediction"))]
     rows = [
         [f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row]
         for row in table[shown].head(SHOWN_ROWS).itertuples(index=False)

@@ -38,7 +38,8 @@ class Predictions:
         group and domain, where known; score (logit); probability of the positive class, calibrated on
         held-out scores of the training, and the threshold on it that they chose; prediction: the positive
         class where probability >= threshold, else the other. Of several fine-tuned folds also score_fold_K.
-        Of more than two classes instead score_CLASS, probability_CLASS, and the most probable as prediction.
+        Of more than two classes instead score_CLASS, probability_CLASS, and the most probable as prediction;
+        of numbers prediction_TARGET.
     manifest : the images
     model : what was applied; classes, positive, threshold
     skipped : (image, why) of those that could not be read
@@ -285,6 +286,10 @@ def _table(manifest: Manifest, score: np.ndarray, model: ProbeModel) -> pd.DataF
     if manifest.header.name == "images":  # the name of a source that is no manifest
         known.remove("patch_id")
     table: dict[str, Any] = {name: manifest.table[name].to_numpy() for name in known}
+    if model.about.targets:
+        return pd.DataFrame(
+            {**table, **{f"prediction_{t}": score[:, i] for i, t in enumerate(model.about.targets)}}
+        )
     probabilities = model.probabilities(score)
     if score.ndim == 1:
         column = list(model.classes).index(model.about.positive)

@@ -1,7 +1,7 @@
 """Predictions of the patches of slides: GeoJSON for QuPath, a heat map, and numbers for each slide."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,12 +44,14 @@ def slide_files(predictions: Predictions) -> pd.Series:
 
 def by_slide(predictions: Predictions) -> pd.DataFrame:
     """One row a slide: slide, patches, and of each class (of two: of the positive one) the number of patches
-    called so, their share, and the mean probability: called_CLASS, share_CLASS, mean_probability_CLASS.
+    called so, their share, and the mean probability: called_CLASS, share_CLASS, mean_probability_CLASS. Of
+    numbers mean_TARGET.
     """
     model, rows = predictions.model, []
     binary = "probability" in predictions.table
     for slide, part in predictions.table.groupby(slide_files(predictions).to_numpy(), sort=False):
         row: dict[str, object] = {"slide": slide, "patches": len(part)}
+        row |= {f"mean_{target}": part[f"prediction_{target}"].mean() for target in model.about.targets}
         for name in (model.about.positive,) if binary else model.classes:
             called = part["prediction"] == name
             row |= {f"called_{name}": int(called.sum()), f"share_{name}": called.mean()}
@@ -61,19 +63,27 @@ def by_slide(predictions: Predictions) -> pd.DataFrame:
 def write_slides(predictions: Predictions, folder: str | Path) -> list[Path]:
     """Write slides.csv (`by_slide`) and, of each slide, NAME.geojson and NAME.png into a folder.
 
-    Patches in the GeoJSON are tiles with the prediction as class and the probabilities as measurements. The
-    heat map is the slide's thumbnail under the probability of the positive class, blue to red (of several
-    classes: the colour of the most probable one), mean over patches that overlap.
+    Patches in the GeoJSON are tiles with the prediction as class and the probabilities (or the predicted
+    numbers) as measurements. The heat map is the slide's thumbnail under the probability of the positive
+    class, blue to red (of several classes: the colour of the most probable one; of numbers: the first, from
+    the lowest to the highest of all slides), mean over patches that overlap.
     Returns the files. Raises MissingDependency (OpenSlide), ImageError, OutputError.
     """
     from .datasets.slides import Slide
 
     files = slide_files(predictions)
     written = [write_csv(Path(folder) / "slides.csv", by_slide(predictions))]
+    model = predictions.model
     columns = [name for name in predictions.table if re.fullmatch("probability(_.*)?", str(name))]
-    classes = list(predictions.model.classes)
+    columns += [f"prediction_{target}" for target in model.about.targets]
+    shown = predictions.table[columns].to_numpy(np.float64)
+    ends = ("0", "1")
+    if model.about.targets:
+        low, high = shown[:, 0].min(), shown[:, 0].max()
+        shown, ends = (shown[:, :1] - low) / ((high - low) or 1.0), (f"{low:.3g}", f"{high:.3g}")
+    classes = list(model.classes)
     if "probability" in columns:  # the positive class first
-        classes.sort(key=lambda name: name != predictions.model.about.positive)
+        classes.sort(key=lambda name: name != model.about.positive)
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(classes)}
     for file, name in zip(names := [f for f in files.unique() if f], _names(names), strict=True):
         rows = np.flatnonzero(files == file)
@@ -85,13 +95,14 @@ def write_slides(predictions: Predictions, folder: str | Path) -> list[Path]:
                 Path(folder) / f"{name}.geojson",
                 boxes,
                 ids=predictions.manifest.table["patch_id"].iloc[rows].tolist(),
-                classes=table["prediction"].astype(str).tolist(),
+                classes=None if model.about.targets else table["prediction"].astype(str).tolist(),
                 colours=colours,
                 measurements={str(column): table[column].to_numpy() for column in columns},
             )
         )
-        values = table[columns].to_numpy(np.float64)
-        picture = heat_map(slide, boxes, values, [str(name) for name in classes])
+        what = [model.about.targets[0]] if model.about.targets else classes
+        title = what[0] if model.about.targets else f"probability of {what[0]}"
+        picture = heat_map(slide, boxes, shown[rows], what, title=title, ends=ends)
         written.append(
             write_atomically(Path(folder) / f"{name}.png", lambda to, p=picture: p.save(to, "PNG"))
         )
@@ -111,10 +122,18 @@ def boxes_of(slide: "Slide", paths: pd.Series) -> np.ndarray:
     return np.array(list(boxes()), np.float64).reshape(-1, 4)
 
 
-def heat_map(slide: "Slide", boxes: np.ndarray, values: np.ndarray, classes: list[str]) -> Image.Image:
+def heat_map(
+    slide: "Slide",
+    boxes: np.ndarray,
+    values: np.ndarray,
+    classes: Sequence[str],
+    *,
+    title: str,
+    ends: tuple[str, str] = ("0", "1"),
+) -> Image.Image:
     """The thumbnail under the values of its patches, with a legend below.
 
-    values : float64 (n, 1), in 0..1, of classes[0]; or (n, K), one column a class
+    values : float64 (n, 1), in 0..1, called `title` from ends[0] to ends[1]; or (n, K), one column a class
     """
     width, height = slide.dimensions
     try:
@@ -134,7 +153,7 @@ def heat_map(slide: "Slide", boxes: np.ndarray, values: np.ndarray, classes: lis
     mean = total / np.maximum(count, 1)[..., None]
     if values.shape[1] == 1:
         colour = _gradient(mean[..., 0])
-        strip, words = _gradient(np.linspace(0, 1, 120)[None]), [f"probability of {classes[0]}: 0", "1"]
+        strip, words = _gradient(np.linspace(0, 1, 120)[None]), [f"{title}: {ends[0]}", ends[1]]
     else:
         palette = np.array([COLOURS[k % len(COLOURS)] for k in range(values.shape[1])], np.float32)
         colour = palette[mean.argmax(axis=2)]

@@ -38,7 +38,7 @@ def write_onnx(pipeline: "Pipeline", file: str | os.PathLike[str], *, about: Map
     model: Any = to_onnx(
         pipeline,
         initial_types=inputs,
-        options={id(pipeline): {"zipmap": False}},
+        options={id(pipeline): {"zipmap": False}} if hasattr(pipeline, "predict_proba") else None,
         target_opset=17,
     )
     for key, value in about.items():
@@ -48,12 +48,13 @@ def write_onnx(pipeline: "Pipeline", file: str | os.PathLike[str], *, about: Map
 
 
 def pipeline_of(
-    steps: "Steps", *, dim: int, classes: Sequence[str], positive: str, scale: float, offset: float
+    steps: "Steps", *, dim: int, classes: Sequence[str], scale: float, offset: float
 ) -> "Pipeline":
-    """A binary probe as a pipeline of scikit-learn: StandardScaler, Normalizer, and LogisticRegression or
-    MLPClassifier with the probe's numbers, Platt's scale and offset in its last layer.
+    """A probe as a pipeline of scikit-learn: StandardScaler, Normalizer, and LogisticRegression or
+    MLPClassifier (without classes LinearRegression) with the probe's numbers.
 
     steps : of one model, folded (see `model`); dim : columns
+    scale, offset : of its scores, before probabilities are made of them
     Raises InvalidRequest for nearest neighbours.
     """
     from sklearn.pipeline import make_pipeline
@@ -66,9 +67,11 @@ def pipeline_of(
         raise InvalidRequest(
             "nearest neighbours have no counterpart: only linear probes and the mlp have one"
         )
-    sign = 1 if classes[1] == positive else -1
-    weight, bias = sign * scale * last[1]["weight"], sign * (scale * last[1]["bias"] + offset)
-    final = _logistic(weight, bias, classes) if hidden is None else _mlp(hidden, weight, bias, classes)
+    weight, bias = scale * last[1]["weight"], scale * last[1]["bias"] + offset
+    if not classes:
+        final = _regression(weight, bias)
+    else:
+        final = _logistic(weight, bias, classes) if hidden is None else _mlp(hidden, weight, bias, classes)
     return make_pipeline(*_transforms(before, dim), final)
 
 
@@ -100,16 +103,27 @@ def _logistic(weight: np.ndarray, bias: np.ndarray, classes: Sequence[str]) -> A
     return final
 
 
+def _regression(weight: np.ndarray, bias: np.ndarray) -> Any:
+    from sklearn.linear_model import LinearRegression
+
+    final: Any = LinearRegression()
+    final.coef_, final.intercept_, final.n_features_in_ = weight.T, bias, len(weight)
+    return final
+
+
 def _mlp(hidden: Any, weight: np.ndarray, bias: np.ndarray, classes: Sequence[str]) -> Any:
     from sklearn.neural_network import MLPClassifier
     from sklearn.preprocessing import LabelBinarizer
 
     final: Any = MLPClassifier(hidden_layer_sizes=(weight.shape[0],))
     final.coefs_, final.intercepts_ = [hidden["weight"], weight], [hidden["bias"], bias]
-    final.n_layers_, final.n_outputs_, final.out_activation_ = 3, 1, "logistic"
+    binary = weight.shape[1] == 1
+    final.n_layers_, final.n_outputs_ = 3, weight.shape[1]
+    final.out_activation_ = "logistic" if binary else "softmax"
     final.n_features_in_, final.n_iter_ = len(hidden["weight"]), 0
     final.classes_ = np.array(classes)
     final._label_binarizer = LabelBinarizer()  # what MLPClassifier.predict turns columns into labels with
     final._label_binarizer.classes_ = final.classes_
-    final._label_binarizer.y_type_, final._label_binarizer.sparse_input_ = "binary", False
+    final._label_binarizer.y_type_ = "binary" if binary else "multiclass"
+    final._label_binarizer.sparse_input_ = False
     return final

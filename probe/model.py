@@ -46,6 +46,7 @@ class About:
     features : the feature set, as "uni2-h/full/cls" or "a/full/cls + b/full/cls": the columns in this order
     role : "refit" (one model of all training rows) or "ensemble" (the mean probability of the folds' models)
     classes : the labels; positive : the one that a binary probe finds, against the rest
+    targets : instead of classes, the numbers that are predicted
     stores : source -> name, identity (encoder, weights, preprocessing, view, tokens, ...) and provenance
         (licence, hub, ...) of the embeddings that it was fitted on
     training : data set, licence, number of rows and the digest of their ids and labels
@@ -56,16 +57,21 @@ class About:
     role: str = "refit"
     classes: Sequence[str] = ()
     positive: str = ""
+    targets: Sequence[str] = ()
     stores: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "targets", tuple(self.targets))
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in probe.json."""
-        return {f: getattr(self, f) for f in self.__dataclass_fields__} | {"classes": list(self.classes)}
+        return {f: getattr(self, f) for f in self.__dataclass_fields__} | {
+            "classes": list(self.classes),
+            "targets": list(self.targets),
+        }
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class ProbeModel:
 
     members : one for the refit; several for a fold ensemble, the mean of whose probabilities counts
     adjusted : chosen on held-out scores; float64 (4,): threshold on the score, 1 / temperature, Platt's scale
-        and offset; of more than two classes float64 (1,): 1 / temperature
+        and offset; of more than two classes float64 (1,): 1 / temperature; of targets float64 (0,)
     about : what it is for
     """
 
@@ -101,13 +107,16 @@ class ProbeModel:
 
     def score(self, X: np.ndarray) -> np.ndarray:
         """float (n, d) -> float64 (n,): logits of the positive class (decision values of other probes), or
-        float64 (n, K): those of K > 2 classes.
+        float64 (n, K): those of K > 2 classes, or the numbers of K targets.
 
         Raises InvalidRequest where the rows have another number of columns than the training rows had.
         """
         if X.ndim != 2 or X.shape[1] != self.dim:
             raise InvalidRequest(f"features {X.shape} for a probe on {self.dim} columns")
-        return mean_logit(np.stack([apply(steps, X) for steps in self.members], axis=1))
+        each = [apply(steps, X) for steps in self.members]
+        if self.about.targets:
+            return np.mean([one.reshape(len(X), -1) for one in each], axis=0)
+        return mean_logit(np.stack(each, axis=1))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
         """float (n, d) embeddings, as they are in the store -> float64 (n, K): probabilities of `classes`.
@@ -119,12 +128,16 @@ class ProbeModel:
 
     def predict(self, X: np.ndarray) -> np.ndarray:
         """float (n, d) -> object (n,): the positive class where its probability reaches `threshold`; of more
-        than two classes the most probable one.
+        than two classes the most probable one. Of targets float64 (n, targets), the numbers.
         """
-        return self.calls(self.score(X))
+        return self.score(X) if self.about.targets else self.calls(self.score(X))
 
     def probabilities(self, score: np.ndarray) -> np.ndarray:
-        """Scores, as `score` gives them -> float64 (n, K); see `predict_proba`."""
+        """Scores, as `score` gives them -> float64 (n, K); see `predict_proba`. InvalidRequest of targets."""
+        if self.about.targets:
+            raise InvalidRequest(
+                f"{', '.join(self.about.targets)} are numbers, without probabilities: predict"
+            )
         if self.multiclass:
             return class_probabilities(score, self.adjusted)
         probability = calibrated(score, self.adjusted)[0]
@@ -146,16 +159,22 @@ class ProbeModel:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What the columns of `predict_proba` are of; of a class against several others "not CLASS"."""
+        """What the columns of `predict_proba` are of; of a class against several others "not CLASS"; () of
+        targets.
+        """
         classes, positive = tuple(self.about.classes), self.about.positive
-        return classes if len(classes) == 2 or self.multiclass else (f"not {positive}", positive)
+        return (
+            classes
+            if len(classes) != 1 and (len(classes) < 3 or self.multiclass)
+            else (f"not {positive}", positive)
+        )
 
     @property
     def threshold(self) -> float | None:
         """On the probability of the positive class, chosen on held-out scores (best balanced accuracy); None
-        of more than two classes.
+        of more than two classes and of targets.
         """
-        return None if self.multiclass else float(calibrated(np.zeros(1), self.adjusted)[1][0])
+        return None if len(self.adjusted) < 4 else float(calibrated(np.zeros(1), self.adjusted)[1][0])
 
     @property
     def dim(self) -> int:
@@ -165,8 +184,8 @@ class ProbeModel:
             return arrays["train"].shape[1]
         return len(arrays["weight" if kind == "affine" else "value"])
 
-    def to_sklearn(self) -> "FixedThresholdClassifier":
-        """The same probabilities and calls from a fitted classifier of scikit-learn.
+    def to_sklearn(self) -> "FixedThresholdClassifier | Pipeline":
+        """The same probabilities and calls from a fitted classifier of scikit-learn, of targets a regressor.
 
         `predict_proba` is calibrated, `predict` calls at `threshold`, `classes_` are the labels.
         Raises InvalidRequest for an ensemble, and for nearest neighbours.
@@ -174,39 +193,41 @@ class ProbeModel:
         from .conversion import sklearn_of
 
         pipeline, threshold = self._pipeline(), self.threshold
-        assert threshold is not None
+        if threshold is None:
+            return pipeline
         return sklearn_of(pipeline, threshold=threshold, positive=self.about.positive)
 
     def to_onnx(self, file: str | os.PathLike[str]) -> Path:
         """Write the probe as ONNX, through skl2onnx (`pip install patchbank[onnx]`).
 
-        Input "embeddings", float32 (n, d); outputs "label" (at probability 0.5) and "probabilities", float32
-        (n, 2). Its metadata has `threshold`, on the probability of the positive class, and `patchbank`:
-        features, classes, encoder and training data as in probe.json.
+        Input "embeddings", float32 (n, d); outputs "label" (the most probable class) and "probabilities",
+        float32 (n, classes); of targets "variable", float32 (n, targets). Its metadata has `patchbank`:
+        features, classes, encoder and training data as in probe.json; and of two classes `threshold`, on the
+        probability of the positive one.
         Raises MissingDependency, OutputError, and InvalidRequest as `to_sklearn`.
         """
         from .conversion import write_onnx
 
-        about = {"threshold": repr(self.threshold), "patchbank": json.dumps(self.about.to_json())}
+        about = {"patchbank": json.dumps(self.about.to_json())}
+        if self.threshold is not None:
+            about["threshold"] = repr(self.threshold)
         return write_onnx(self._pipeline(), file, about=about)
 
     def _pipeline(self) -> "Pipeline":
         from .conversion import pipeline_of
 
         steps, *others = self.members
-        if self.multiclass:
-            raise InvalidRequest("only a probe of two classes is converted")
         if others:
             raise InvalidRequest("an ensemble is several classifiers: take the refit (role='refit')")
-        _, _, scale, offset = self.adjusted
-        return pipeline_of(
-            folded(steps),
-            dim=self.dim,
-            classes=self.classes,
-            positive=self.about.positive,
-            scale=scale,
-            offset=offset,
-        )
+        # calibration as a part of the last layer
+        scale, offset = 1.0, 0.0
+        if self.multiclass:
+            scale = self.adjusted[0]
+        elif not self.about.targets:
+            scale, offset = self.adjusted[2:]
+            if self.classes[1] != self.about.positive:
+                scale, offset = -scale, -offset
+        return pipeline_of(folded(steps), dim=self.dim, classes=self.classes, scale=scale, offset=offset)
 
 
 def folded(steps: Steps) -> Steps:
@@ -227,8 +248,8 @@ def folded(steps: Steps) -> Steps:
                     weight, bias = values["weight"] @ weight, values["bias"] @ weight + bias
             found.append(("affine", {"weight": weight, "bias": bias}))
         elif kind == "shift" and found and found[-1][0] == "affine":
-            weight, bias = found.pop()[1].values()
-            found.append(("affine", {"weight": weight, "bias": bias - arrays["value"]}))
+            before = found.pop()[1]
+            found.append(("affine", {**before, "bias": before["bias"] - arrays["value"]}))
         else:
             found.append((kind, arrays))
     return tuple(found)

@@ -22,6 +22,7 @@ from ..version import provenance
 from .data import StudyData, audit, check_embeddings, clustered, leak_notes, pieces_of, rows_of
 from .describe import describe, describe_stores, finite
 from .features import load_set
+from .model import ProbeModel
 from .protocol import MOST_FOLDS, folds_of
 from .regression import TargetConfig, TargetRun, run_protocol
 from .results.files import ProbeResult
@@ -100,7 +101,11 @@ def run_targets(
             "all": done - started,
         },
     }
-    result = ProbeResult(document, _predictions(data, runs, fold_of_row))
+    probes = {
+        name: {role: ProbeModel((steps,), np.empty(0)) for role, steps in run.steps.items()}
+        for name, run in runs.items()
+    }
+    result = ProbeResult(document, _predictions(data, runs, fold_of_row), probes)
     if out is not None:
         result.save(out)
     return result

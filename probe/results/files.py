@@ -104,6 +104,7 @@ class ProbeResult:
             role=role,
             classes=tuple(train.classes),
             positive=train.positive,
+            targets=tuple(train.targets),
             stores={
                 str(source): self.results.stores[str(source)].to_json()
                 for source in parse_features(features).sources
@@ -187,6 +188,8 @@ class ProbeResult:
     @property
     def leading_metrics(self) -> Sequence[str]:
         """Names of the metrics that are shown first."""
+        if self.results.targets:
+            return SHOWN_OF_TARGETS
         if self.results.multiclass:
             return shown_of_classes(ordered=self.results.train.ordered)
         return SHOWN
@@ -248,7 +251,6 @@ class ProbeResult:
             weights = "; kappa has quadratic weights" if train.ordered else ""
             how = f"{means} over the {len(train.classes)} classes, each against the rest{weights}. {how}"
         if self.results.targets:
-            metrics = SHOWN_OF_TARGETS
             how = f"Means over the {len(train.targets)} targets. {how}" if train.targets[1:] else how
         rows = [
             (

@@ -19,8 +19,9 @@ from patchbank.extract.run import run_extract
 from patchbank.finetune.cli import finetune_group
 from patchbank.finetune.run import run_finetune
 from patchbank.prediction import predict
-from patchbank.probe.model import ProbeModel
+from patchbank.probe.model import About, ProbeModel
 from patchbank.probe.run import run_probe
+from patchbank.slides import write_slides
 from patchbank.texts import write_csv
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -284,6 +285,46 @@ def test_slides_get_geojson_a_heat_map_and_numbers(
     plain = np.array([patches.read(i)[..., 0].mean() - patches.read(i)[..., 2].mean() for i in range(24)])
     found: Any = spearmanr(excess - 0.45 * plain, table["probability"])
     assert found.statistic > 0.95
+
+
+@pytest.mark.parametrize("kind", ["classes", "targets"])
+def test_several_classes_and_numbers_on_slides(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path], kind: str
+) -> None:
+    """Probes by hand: columns for each class or number, in the table, the GeoJSON and the sums."""
+    pytest.importorskip("openslide")
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(1)
+    affine = ("affine", {"weight": rng.standard_normal((32, 3)), "bias": np.zeros(3)})
+    names = ("low", "middle", "high")
+    about = About(features="tiny-vit/full/cls", **{kind: names})
+    probe = ProbeModel(((affine,),), np.array([0.5] if kind == "classes" else []), about)
+    pixels = np.concatenate([tiny.patches(6, seed=5).read(i) for i in range(6)], axis=1)
+    with tifffile.TiffWriter(tmp_path / "one.tiff") as writer:
+        writer.write(np.concatenate([pixels, pixels[:, ::-1]]), tile=(64, 64), photometric="rgb")
+    rows = [("one", 40 * c, 40 * r) for r in range(2) for c in range(6)]
+    pd.DataFrame(rows, columns=["slide", "x", "y"]).to_csv(tmp_path / "patches.csv", index=False)
+    found = predict(
+        probe, tmp_path / "one.tiff", coordinates=tmp_path / "patches.csv", size=40, device="cpu",
+        encoders={"tiny-vit": tiny_encoder[0]}, checkpoint=tiny_encoder[1], progress=False,
+    )  # fmt: skip
+    out = tmp_path / "out"
+    assert {file.name for file in write_slides(found, out)} == {"slides.csv", "one.geojson", "one.png"}
+    (slide,) = pd.read_csv(out / "slides.csv").to_dict("records")
+    features = json.loads((out / "one.geojson").read_text("utf-8"))["features"]
+    if kind == "classes":
+        columns = [f"probability_{name}" for name in names]
+        assert np.allclose(found.table[columns].sum(axis=1), 1)
+        best = found.table[columns].to_numpy().argmax(axis=1)
+        assert list(found.table["prediction"]) == [names[i] for i in best]
+        assert sum(slide[f"called_{name}"] for name in names) == 12
+        assert features[0]["properties"]["classification"]["name"] == names[best[0]]
+    else:
+        columns = [f"prediction_{name}" for name in names]
+        assert slide["mean_high"] == pytest.approx(found.table["prediction_high"].mean())
+        assert "classification" not in features[0]["properties"]
+    assert set(features[3]["properties"]["measurements"]) == set(columns)
+    assert features[3]["properties"]["measurements"][columns[0]] == pytest.approx(found.table[columns[0]][3])
 
 
 def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:

@@ -426,6 +426,22 @@ def split(study: Study) -> Study:
     return Study(with_val, study.external, study.bank)
 
 
+def test_the_stored_probe_gives_the_predictions(study: Study, result: ProbeResult, tmp_path: Path) -> None:
+    result.save(tmp_path)
+    probe = ProbeModel.load(tmp_path)
+    assert probe.classes == CLASSES
+    table = result.predictions
+    table = table[
+        (table["features"] == result.chosen) & (table["role"] == "refit") & (table["dataset"] == "outer")
+    ]
+    X = load_set(study.external, result.chosen, bank=study.bank)
+    np.testing.assert_allclose(probe.predict_proba(X), of_class(table, "probability"), atol=1e-5)
+    assert list(probe.predict(X)) == list(table["call"])
+    np.testing.assert_allclose(
+        probe.to_sklearn().predict_proba(X.astype(float)), probe.predict_proba(X), atol=1e-9
+    )
+
+
 def test_an_official_validation_split_chooses(split: Study) -> None:
     result = probe_study(split, select_on="val", bootstrap=100, class_weight=["balanced", "none"])
     name = "good/full/cls"

@@ -24,7 +24,7 @@ from patchbank.probe.model import (
     save_probes,
 )
 from patchbank.probe.protocol import ProtocolRun, make_plan, run_protocol, run_published
-from scipy.special import expit, logit
+from scipy.special import expit, logit, softmax
 
 
 def fitted(**settings: Any) -> tuple[ProtocolRun, np.ndarray]:
@@ -171,6 +171,65 @@ def test_scikit_learn_and_onnx_give_the_same_probabilities(
     about = session.get_modelmeta().custom_metadata_map
     assert float(about["threshold"]) == probe.threshold
     assert json.loads(about["patchbank"])["features"] == NAME
+
+
+def steps_of(kind: str, columns: int) -> tuple[Any, ...]:
+    """A model of 7 features by hand: linear after scaling, after unit length, or with a hidden layer."""
+    rng = np.random.default_rng(5)
+    out = ("affine", {"weight": rng.standard_normal((4, columns)), "bias": rng.standard_normal(columns)})
+    first = ("affine", {"weight": rng.standard_normal((7, 4)), "bias": rng.standard_normal(4)})
+    scaled = (("shift", {"value": rng.standard_normal(7)}), ("scale", {"value": rng.uniform(0.5, 2, 7)}))
+    return {
+        "linear": (*scaled, first, out),
+        "unit": (("unit", {}), first, out),
+        "mlp": (*scaled, first, ("relu", {}), out),
+    }[kind]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["linear", "unit", "mlp"])
+def test_several_classes_are_the_same_in_scikit_learn_and_onnx(kind: str, tmp_path: Path) -> None:
+    about = About(features="a", classes=("low", "middle", "high"))
+    ProbeModel((steps_of(kind, 3),), np.array([0.4]), about).save(tmp_path)
+    probe = ProbeModel.load(tmp_path)
+    X = np.random.default_rng(6).standard_normal((50, 7)).astype(np.float32)
+    p = probe.predict_proba(X)
+    np.testing.assert_allclose(p, softmax(0.4 * apply(steps_of(kind, 3), X), axis=1), rtol=1e-9)
+    assert set(probe.predict(X)) == {"low", "middle", "high"}
+    classifier = probe.to_sklearn()
+    np.testing.assert_allclose(classifier.predict_proba(X.astype(float)), p, atol=1e-9)
+    assert list(classifier.predict(X)) == list(probe.predict(X))
+    pytest.importorskip("skl2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(
+        probe.to_onnx(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
+    )
+    label, found = session.run(None, {"embeddings": X})
+    np.testing.assert_allclose(found, p, atol=2e-5)
+    assert list(label) == list(probe.predict(X))
+    assert "threshold" not in session.get_modelmeta().custom_metadata_map
+
+
+@pytest.mark.parametrize("targets", [("er",), ("er", "pr")])
+def test_numbers_are_predicted_and_have_no_probabilities(targets: tuple[str, ...], tmp_path: Path) -> None:
+    steps = steps_of("linear", len(targets))
+    ProbeModel((steps,), np.empty(0), About(features="a", targets=targets)).save(tmp_path)
+    probe = ProbeModel.load(tmp_path)
+    X = np.random.default_rng(6).standard_normal((50, 7)).astype(np.float32)
+    expected = apply(steps, X).reshape(50, len(targets))
+    np.testing.assert_allclose(probe.predict(X), expected, rtol=1e-9)
+    assert probe.about.targets == targets
+    assert probe.threshold is None
+    with pytest.raises(InvalidRequest, match=r"er.* are numbers, without probabilities"):
+        probe.predict_proba(X)
+    np.testing.assert_allclose(probe.to_sklearn().predict(X), expected, atol=1e-5)
+    pytest.importorskip("skl2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(
+        probe.to_onnx(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(None, {"embeddings": X})
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_what_has_no_counterpart_in_scikit_learn(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe import regression
 from patchbank.probe.cli import probe_group
+from patchbank.probe.features import load_set
 from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.model import apply
 from patchbank.probe.regression import TargetConfig
@@ -274,6 +275,23 @@ def test_the_better_features_are_chosen_and_differ(result: ProbeResult) -> None:
     assert set(alphas) <= set(regression.ALPHAS)
     [folds] = [results.fold_models["good/full/cls"]["inner:train"]["pearson"]]
     assert len(folds) == 5
+
+
+def test_the_stored_probe_gives_the_predictions(study: Study, result: ProbeResult) -> None:
+    _, test, bank = study
+    for role in ("refit", "ensemble"):
+        probe = result.probes[result.chosen][role]
+        assert list(probe.about.targets) == result.results.targets
+        table = result.predictions
+        table = table[
+            (table["features"] == result.chosen) & (table["role"] == role) & (table["dataset"] == "outer")
+        ]
+        expected = table[[f"prediction_{name}" for name in probe.about.targets]].to_numpy()
+        np.testing.assert_allclose(
+            probe.predict(load_set(test, result.chosen, bank=bank)), expected, rtol=1e-5
+        )
+    assert result.model.about.scores["outer"]["pearson"][0] > 0
+    assert list(result.leaderboard().columns[4:6]) == ["pearson", "pearson_low"]
 
 
 def test_a_result_is_written_and_read_without_a_change(result: ProbeResult, tmp_path: Path) -> None:
