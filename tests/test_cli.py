@@ -180,25 +180,25 @@ def test_verbose_shows_where_an_error_came_from(
 @pytest.mark.parametrize(
     ("words", "incomplete", "expected"),
     [
-        (["extract", "-e"], "virchow", {"virchow", "virchow2"}),
-        (["encoders", "show"], "h-optimus-1", {"h-optimus-1"}),
-        (["probe", "run", "a.toml", "--bank", "BANK", "-e"], "my-", {"my-vit"}),
-        (["cache", "info", "--bank", "BANK"], "my-", {"my-vit.full.cls.0123"}),
-        (["cache", "verify"], "my-", {"my-vit.full.cls.0123"}),
-        (["datasets", "fetch"], "atnorm-b", {"atnorm-br"}),
-        (["run"], "ami", {"ami-br", "ami-br-2025"}),
-        (["extract"], "--log", {"--log-file"}),
+        (["extract", "-e"], "virchow", ["virchow", "virchow2"]),
+        (["encoders", "show"], "h-optimus-1", ["h-optimus-1"]),
+        (["probe", "run", "a.toml", "--bank", "BANK", "-e"], "my-", ["my-vit"]),
+        (["cache", "info", "--bank", "BANK"], "my-", ["my-vit.full.cls.0123"]),
+        (["cache", "verify"], "my-", ["my-vit.full.cls.0123"]),
+        (["datasets", "fetch"], "atnorm-b", ["atnorm-br"]),
+        (["run"], "ami", ["ami-br", "ami-br-2025"]),
+        (["extract"], "--log", ["--log-file"]),
     ],
     ids=str,
 )
 def test_a_shell_completes_names(
-    words: list[str], incomplete: str, expected: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], incomplete: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "stores" / "my-vit.full.cls.0123").mkdir(parents=True)
     monkeypatch.setenv("PATCHBANK_BANK", str(tmp_path))
     complete = ShellComplete(cli.patchbank, {}, "patchbank", "_PATCHBANK_COMPLETE")
     words = [str(tmp_path) if word == "BANK" else word for word in words]
-    found = {item.value for item in complete.get_completions(words, incomplete) if item.type == "plain"}
+    found = sorted(item.value for item in complete.get_completions(words, incomplete) if item.type == "plain")
     assert found == expected
 
 
