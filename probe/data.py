@@ -1,5 +1,6 @@
 """The data of a probe study: manifests reduced to labelled rows, folds, the audit for leaks."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -231,6 +232,7 @@ def rows_of(
 ) -> Rows:
     """An evaluation set; y : its labels, as `Rows` has them; classes : of more than two."""
     table = hashed(manifest, bank)
+    experts, called = _experts(table, classes)
     group = manifest.table["group"]
     if (group == "").any():  # rows of equal content are one cluster
         group = pd.Series(effective_groups(Manifest(manifest.header, table, manifest.root)))
@@ -249,7 +251,31 @@ def rows_of(
         left_out=left_out,
         classes=classes,
         ordered=manifest.header.ordered and len(classes) > 2,
+        experts=experts,
+        called=called,
     )
+
+
+def _experts(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """The columns expert_1, expert_2, ... of more than two classes: their names, and each one's class of each
+    row, int (n, E), -1 where it was not read. Raises ProbeError for what is no class.
+    """
+    names = tuple(str(name) for name in table.columns if re.fullmatch(r"expert_\d+", str(name)))
+    if not classes or not names:
+        return (), None
+    codes = {"": -1} | {name: k for k, name in enumerate(classes)}
+    called = np.full((len(table), len(names)), -1)
+    for e, name in enumerate(names):
+        column = table[name].fillna("").astype(object)
+        unknown = ~column.isin(list(codes))
+        if unknown.any():
+            first = table.loc[unknown.idxmax(), "patch_id"]
+            raise ProbeError(
+                f"{first}: {name} is {column[unknown].iloc[0]!r}, which is no class; there are "
+                f"{', '.join(classes)}"
+            )
+        called[:, e] = column.map(codes).to_numpy(int)
+    return names, called
 
 
 def _votes(table: pd.DataFrame, column: str) -> np.ndarray:

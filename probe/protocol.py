@@ -59,14 +59,16 @@ def make_plan(
     """Inner folds for every outer training set, grouped and stratified, and the list of all training sets.
 
     y : int (n,), 0 .. number of classes - 1; groups : str (n,); folds : int (n,), 1..K
-    votes : float (n,), share of positive votes, NaN where there are none; for class weight "votes"
+    votes : for class weight "votes"; float (n,), share of positive votes, or (n, number of classes), NaN
+        where there are none
     classes : names of 0, 1, ... in messages
     Where `config.inner_folds` is None there are 5, or as many as the rarest class's groups allow.
     Raises InvalidRequest where the inner folds cannot be made, ProbeError where a group is in two folds, a
     training set lacks a class, or votes are missing.
     """
     if "votes" in config.class_weight and (votes is None or np.isnan(votes).all()):
-        raise ProbeError("class weight 'votes' needs votes_positive and votes_total in the train manifest")
+        columns = "votes_positive and votes_total" if len(classes) == 2 else "expert_1, expert_2, ..."
+        raise ProbeError(f"class weight 'votes' needs {columns} in the train manifest")
     folds_of_group = pd.Series(folds).groupby(np.asarray(groups, dtype=object)).nunique()
     spread = [group for group, count in folds_of_group.items() if count > 1]
     if spread:
@@ -382,7 +384,7 @@ def run_on_split(
         scores = {name: head.decision(rows).astype(np.float64) for name, rows in tests.items()}
     else:
         both, training = np.concatenate([X, V]), np.arange(len(X) + len(V)) < len(X)
-        nothing = np.full(len(V), np.nan)
+        nothing = np.full((len(V), *(() if votes is None else votes.shape[1:])), np.nan)
         fitted = fit_parts(
             both,
             np.concatenate([y, v]),

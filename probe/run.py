@@ -51,6 +51,7 @@ from .results.scoring import (
     estimate_set,
     mean_of_models,
     precision,
+    score_experts,
     score_set,
     score_votes,
 )
@@ -209,6 +210,7 @@ def _score(
             "scores": spread_over_repeats(data.rows, [one for _, one in again]),
         }
     votes = [score_votes(rows, columns[rows.dataset], config=config) for rows in data.rows]
+    experts = [one for rows in data.rows for one in score_experts(rows, columns[rows.dataset], config=config)]
     parts = {
         "chosen": chosen,
         "fold_models": {
@@ -228,6 +230,7 @@ def _score(
         "repeats": repeats,
         "precision": precision(scores, comparisons, level=config.level),
         "votes": [one for one in votes if one],
+        **({"experts": experts} if experts else {}),
     }
     return _Scored(chosen, columns, parts)
 

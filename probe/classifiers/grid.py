@@ -56,7 +56,7 @@ class LinearModels:
 @dataclass(frozen=True)
 class Targets:
     """What is fitted: every row at its label and, for class weight "votes", the rows on which the experts are
-    divided once more at the other label, so that a row's two weights are the two shares of its votes.
+    divided once more at each other label that has votes, so that a row's weights are the shares of its votes.
 
     rows : int (n + m,), 0 .. n-1 and then the divided rows; y : int (n + m,)
     share : float64 (n + m,), the share of votes for y; 1 where there are no votes
@@ -68,10 +68,21 @@ class Targets:
 
     @classmethod
     def of(cls, y: np.ndarray, votes: np.ndarray | None, config: ProbeConfig) -> "Targets":
-        """y : int (n,), 0 or 1; votes : float (n,), share of positive votes, NaN where there are none."""
+        """y : int (n,), 0 .. K-1; votes : float (n,), share of positive votes, or (n, K), the shares of K > 2
+        classes; NaN where there are none.
+        """
         everything = np.arange(len(y))
         if votes is None or "votes" not in config.class_weight:
             return cls(everything, y, np.ones(len(y)))
+        if votes.ndim == 2:
+            own = y[:, None] == np.arange(votes.shape[1])
+            shares = np.where(np.isnan(votes), own, votes)
+            divided, others = np.nonzero(shares * ~own)
+            return cls(
+                np.concatenate([everything, divided]),
+                np.concatenate([y, others]),
+                np.concatenate([shares[own], shares[divided, others]]),
+            )
         share = np.where(np.isnan(votes), 1.0, np.where(y == 1, votes, 1 - votes))
         divided = np.flatnonzero(share < 1)
         return cls(

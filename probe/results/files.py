@@ -267,6 +267,11 @@ class ProbeResult:
         )
         self._show_targets()
         titles = [TITLES[name] for name in SHOWN]
+        for one in self.results.experts:
+            numbers = ", ".join(
+                f"{TITLES[m]} {interval(one.estimate(m))}" for m in (*metrics[:1], *metrics[2:])
+            )
+            note(f"{one.expert} against the labels of {one.dataset} ({one.n} patches): {numbers}.")
         if repeats := self.results.repeats:
             of = {(r.dataset, r.features, r.role): r for r in repeats.scores}
             spread = [

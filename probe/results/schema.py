@@ -618,6 +618,32 @@ class HumanModel(Part):
     p: float | None
 
 
+class ExpertScore(Part):
+    """An expert's calls against the labels of more than two classes (accuracy, balanced_accuracy, f1, kappa),
+    and the balanced accuracy of the models on the rows that it read; see `scoring.score_experts`.
+    """
+
+    dataset: str
+    expert: str
+    n: int
+    n_groups: int
+    metrics: dict[str, Triple]
+    models: list[HumanModel] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Any) -> Any:
+        return _metrics_with_uncertainty(values)
+
+    @model_serializer(mode="wrap")
+    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return handler(self) | {"uncertainty": _uncertainty(self).get("metrics")}
+
+    def estimate(self, metric: str) -> Estimate:
+        """One number; one without a value where it was not computed."""
+        return self.metrics.get(metric, UNKNOWN)
+
+
 class Human(Part):
     """An expert against the majority of the others; see `scoring.score_votes`."""
 
@@ -896,6 +922,7 @@ class Results(Part):
     repeats: Repeats | None = None
     precision: list[Precision] = []
     votes: list[Votes] = []
+    experts: list[ExpertScore] = []
     domains: dict[str, Domains] = {}
     seconds: dict[str, float] = {}
     request: str | None = None

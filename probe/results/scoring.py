@@ -43,6 +43,8 @@ from .schema import (
     Comparison,
     Confused,
     Estimate,
+    ExpertScore,
+    HumanModel,
     Precision,
     Role,
     Score,
@@ -67,6 +69,7 @@ CALIBRATION_METRICS = ("brier", "ece", "log_loss")
 # of K > 2 classes, for the most probable class
 CLASSES_CALIBRATION = ("brier", "ece", "log_loss", "balanced_log_loss")
 CLASSES_METRICS = ("accuracy", *DEFAULT_METRICS, "f1", "kappa", *CLASSES_CALIBRATION)
+EXPERT_METRICS = ("accuracy", "balanced_accuracy", "f1", "kappa")  # of calls
 MOST_CONFUSED = 10  # pairs of classes that are listed
 COMPARED = ("balanced_accuracy", "auroc")
 FEW_GROUPS = 20  # below, BCa's correction is itself too uncertain: percentiles are given
@@ -124,6 +127,8 @@ class Rows:
     groups_known : whether any group is a slide or patient. If not, groups are at most clusters of equal
         content, intervals are too narrow, and no two models are called different
     classes : names of 0 .. K-1 where there are more than two, else (); ordered : whether these are grades
+    experts : names of those who read rows of more than two classes; called : int (n, experts), the class that
+        each called a row, -1 where it did not read it
     left_out : why -> how many rows of the manifest are not here
     distinct : bool (n,), one row of each content, none of contents with both labels (`leaks.deduplicate`)
     votes_positive, votes_total : int (n,), -1 where they are not known
@@ -144,6 +149,8 @@ class Rows:
     left_out: Mapping[str, int] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     ordered: bool = False
+    experts: tuple[str, ...] = ()
+    called: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -153,7 +160,13 @@ class Rows:
         return replace(self, **_selected(self, mask))
 
     def vote_share(self) -> np.ndarray:
-        """Share of positive votes, float64 (n,); NaN where there are none."""
+        """Share of positive votes, float64 (n,), or of votes for each of K > 2 classes, (n, K); NaN without
+        votes.
+        """
+        if self.called is not None:
+            votes = (self.called[:, :, None] == np.arange(len(self.classes))).sum(axis=1)
+            total = votes.sum(axis=1, keepdims=True)
+            return np.where(total > 0, votes / np.maximum(total, 1), np.nan)
         known = self.votes_total > 0
         return np.where(known, self.votes_positive / np.where(known, self.votes_total, 1), np.nan)
 
@@ -512,20 +525,23 @@ def measure(
     *,
     inflation: float = 1.0,
     classes: Sequence[str] = (),
+    ordered: bool = False,
 ) -> dict[str, Estimate]:
     """metric -> estimate of one model.
 
     score : logits (n,), calls at 0, or (n, K), K > 2; order : as score, what the ranking metrics are taken on
     inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses
-    classes : names where there are more than two
+    classes, ordered : where there are more than two, as in `Rows`
     """
     score, order = score[:, None], order[:, None]
     inflation = inflation if config.interval == "jackknife" else 1.0
     found = None
     if config.bootstrap:
-        found = _estimate(y, score, order, group, names, config, inflation, classes=classes)
+        about = {"classes": classes, "ordered": ordered}
+        found = _estimate(y, score, order, group, names, config, inflation, **about)
     codes = cluster_codes(group, len(y))
-    return estimates_of(found, y, score, order, names, n=len(y), groups=int(codes.max(initial=-1)) + 1)[0]
+    size = {"n": len(y), "groups": int(codes.max(initial=-1)) + 1}
+    return estimates_of(found, y, score, order, names, ordered=ordered, **size)[0]
 
 
 def evaluate_models(
@@ -874,6 +890,53 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
         ],
     }
     return Votes.model_validate(found)
+
+
+def score_experts(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> list[ExpertScore]:
+    """Each expert beside the models, of more than two classes: what it called the rows that it read, against
+    the labels; and balanced accuracy of the models on the same rows, paired. The one whose word is the label
+    is left out.
+    """
+    scores: list[ExpertScore] = []
+    for e, name in enumerate(rows.experts):
+        called = np.asarray(rows.called)[:, e]
+        read = called >= 0
+        if not read.any() or (called[read] == rows.y[read]).all():
+            continue
+        y, group = rows.y[read], rows.group[read]
+        expert = multiclass.one_hot(called[read], len(rows.classes))
+        about: dict[str, Any] = {"classes": rows.classes, "ordered": rows.ordered}
+        metrics = measure(y, expert, expert, group, EXPERT_METRICS, config, **about)
+        models = []
+        if columns and config.bootstrap:
+            score = np.concatenate([expert[:, None], _tables(columns, read)[0]], axis=1)
+            pairs = [(0, j) for j in range(1, score.shape[1])]
+            options: dict[str, Any] = {"groups": group, "logits": True, **_options(group, config)}
+            options |= {"metrics": COMPARED[:1], "inflation": _inflation(columns, config)}
+            whole = multiclass.estimate(y, score, classes=rows.classes, **options)
+            paired = multiclass.compare_paired(y, score, pairs=pairs, estimates=whole, **options)
+            found = paired[COMPARED[0]]
+            models = [
+                HumanModel(
+                    features=column.features,
+                    role=Role(column.role),
+                    value=_bare(whole[COMPARED[0]], j + 1),
+                    difference=Estimate(*(number(of[j]) for of in (found.difference, found.low, found.high))),
+                    p=number(found.p[j]),
+                )
+                for j, column in enumerate(columns)
+            ]
+        scores.append(
+            ExpertScore(
+                dataset=rows.dataset,
+                expert=name,
+                n=len(y),
+                n_groups=int(cluster_codes(group, len(y)).max()) + 1,
+                metrics=metrics,
+                models=models,
+            )
+        )
+    return scores
 
 
 def _human(rows: Rows, columns: Sequence[Column], config: ProbeConfig) -> dict[str, Any] | None:

@@ -511,3 +511,51 @@ def test_faults_of_the_choosing_split_are_sentences(split: Study) -> None:
             ),
             select_on="val",
         )
+
+
+def test_experts_are_scored_beside_the_models_and_vote(study: Study) -> None:
+    rng = np.random.default_rng(5)
+    rows = study.train.table
+    second = rows["label"].where(rng.random(len(rows)) < 0.7, "Grade 1").mask(rows.index % 9 == 0, "")
+    read = Manifest(study.train.header, rows.assign(expert_1=rows["label"], expert_2=second), Path())
+    voted = Study(read, study.external, study.bank)
+    settings = QUICK | {"bootstrap": 100, "class_weight": ["balanced", "votes"]}
+    result = probe_study(voted, **settings)
+    assert [(one.dataset, one.expert) for one in result.results.experts] == [
+        ("inner:train", "expert_2"), ("inner:test", "expert_2")
+    ]  # fmt: skip
+    one = result.results.experts[0]
+    kept = (rows["split"] == "train") & (second != "")
+    assert one.n == kept.sum()
+    expected = balanced_accuracy_score(rows["label"][kept], second[kept])
+    assert one.estimate("balanced_accuracy").value == pytest.approx(expected)
+    assert one.estimate("kappa").value == pytest.approx(cohen_kappa_score(rows["label"][kept], second[kept]))
+    [model] = one.models
+    table = result.predictions[result.predictions["dataset"] == "inner:train"]
+    of_read = table[table["patch_id"].isin(rows["patch_id"][kept])].astype({"label": object, "call": object})
+    value = balanced_accuracy_score(of_read["label"], of_read["call"])
+    assert model.value.value == pytest.approx(value)
+    assert model.difference.value == pytest.approx(expected - value)
+    wrong = read.table.assign(expert_2=second.mask(second.index == 3, "Grade 7"))
+    with pytest.raises(ProbeError, match="inner/00003: expert_2 is 'Grade 7', which is no class"):
+        probe_study(Study(Manifest(read.header, wrong, Path()), study.external, study.bank), **QUICK)
+    with pytest.raises(ProbeError, match="needs expert_1, expert_2"):
+        probe_study(study, **settings)
+
+
+def test_votes_for_several_classes_are_soft_labels(data: dict[str, Any]) -> None:
+    """It is the fit of scikit-learn with every row three times, weighted by its votes for each class."""
+    X, y = data["X"].astype(np.float64), data["y"]
+    votes = np.eye(3)[y]
+    votes[:50] = votes[:50] * 0.5 + np.roll(votes[:50], 1, axis=1) * 0.5
+    votes[50:60] = np.nan
+    settings = config(preprocess=["none"], class_weight=["votes"], C=[0.01])
+    plan = make_plan(y, data["groups"], data["folds"], config=settings, votes=votes, classes=("a", "b", "c"))
+    run = run_protocol(data["X"], y, plan, {"T": data["T"]}, config=settings)
+    share = np.where(np.isnan(votes), np.eye(3)[y], votes)
+    weight = (share / share.sum(axis=0) * len(y) / 3).T.ravel()
+    rows = np.concatenate([np.arange(len(y)), np.nonzero(share * (np.eye(3)[y] == 0))[0]])
+    model = LogisticRegression(C=0.01 / X[rows].var(axis=0).mean(), tol=1e-10, max_iter=5000)
+    model.fit(np.tile(X, (3, 1)), np.repeat([0, 1, 2], len(y)), sample_weight=weight)
+    expected = model.predict_proba(data["T"])
+    np.testing.assert_allclose(softmax(run.refit["T"], axis=1), expected, atol=2e-3)
