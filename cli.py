@@ -272,7 +272,11 @@ def run_command(
 )
 @click.option("--size", type=int, default=0, help="Of patches from a CSV: pixels a side.")
 @click.option("--level", type=int, help="Of patches from a CSV: the slide's level (default: 0).")
-@click.option("--mpp", type=float, help="Of patches from a CSV: micrometres a pixel, instead of a level.")
+@click.option(
+    "--mpp",
+    type=float,
+    help="Of patches from a CSV: micrometres a pixel, instead of a level; of images: theirs.",
+)
 @click.option("--mpp0", type=float, help="Micrometres a level-0 pixel, of slides that do not say it.")
 @click.option(
     "--suffixes", default="", metavar=".A,.B,...", help="Files of these are images too, such as .jp2,.gif."

@@ -5,9 +5,10 @@ nor a bank is needed: without one the embeddings live as long as the prediction.
 """
 
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ from .probe.model import About, ProbeModel, mean_logit, pick_probe
 from .probe.results.files import ProbeResult
 from .probe.results.older import PROBES
 
+SAME_MPP = 0.01  # resolutions that differ by less are one
 SAME = ("encoder", "preprocess", "view", "tokens", "dim")  # of two identities, for a probe to be applied
 ABOUT_ROWS = ("patch_id", "path", "label", "group", "domain")  # columns of a manifest that are passed on
 
@@ -155,9 +157,11 @@ def _by_probe(
     seconds = {"encoder": 0.0, "images": 0.0}
     skipped: dict[str, str] = {}
     blocks = []
+    sources = parse_features(probe.about.features).sources
+    _check_resolution(manifest, sources)
     with _bank(bank) as place:
         reports = []
-        for source in parse_features(probe.about.features).sources:
+        for source in sources:
             stored = probe.about.stores.get(str(source), {}).get("identity", {})
             lap = time.perf_counter()
             report = run_extract(
@@ -207,6 +211,17 @@ def _precision(fitted: str | None, device: str) -> str:
     from .extract.devices import resolve_devices
 
     return "fp32" if resolve_devices(device)[0].type == "cpu" else fitted
+
+
+def _check_resolution(manifest: Manifest, sources: Sequence[Source]) -> None:
+    """Raise where a view resamples from another resolution than the images have."""
+    for source in sources:
+        fitted = re.search(r"mpp:[^+@]+@([0-9.]+)", source.view)
+        if fitted and manifest.header.mpp and abs(manifest.header.mpp / float(fitted[1]) - 1) > SAME_MPP:
+            raise InvalidRequest(
+                f"{source} resamples patches of {fitted[1]} micrometres a pixel, and these have "
+                f"{manifest.header.mpp:g}. Fix: read them at {fitted[1]} (of slides --mpp {fitted[1]})"
+            )
 
 
 def _check_identity(found: Mapping[str, Any], fitted: Mapping[str, Any], source: Source, name: str) -> None:

@@ -38,6 +38,7 @@ def manifest_of(
         of slides
     coordinates : a CSV with the columns slide, x, y, or .h5 files of TRIDENT or CLAM; see
         `regions.wsi_table`, also for size, level, mpp and mpp0
+    mpp : of images, the micrometres a pixel that they have
     suffixes : of files that are images too, beside `layouts.SUFFIXES`
     on_note : called with a sentence for what was left out (or warns)
     Raises InvalidRequest where it holds no images, or slides come without coordinates; ManifestError for a
@@ -50,8 +51,8 @@ def manifest_of(
     if coordinates is not None:
         regions = {"size": size, "level": level, "mpp": mpp, "mpp0": mpp0}
         return _regions(root, coordinates, regions, say)
-    if size or level is not None or mpp is not None or mpp0 is not None:
-        raise InvalidRequest("size, level, mpp and mpp0 are of regions of slides: give coordinates too")
+    if size or level is not None or mpp0 is not None:
+        raise InvalidRequest("size, level and mpp0 are of regions of slides: give coordinates too")
     if root.suffix.lower() == ".toml":
         return load_manifest(root)
     known = (*SUFFIXES, *(f".{suffix.lower().lstrip('.')}" for suffix in suffixes))
@@ -67,7 +68,7 @@ def manifest_of(
             table, base = _images(root, suffixes, say)
     except ManifestError as error:
         raise InvalidRequest(str(error)) from error
-    return _manifest(table, base, root)
+    return _manifest(table, base, root, mpp)
 
 
 def _images(root: Path, suffixes: Sequence[str], say: Say) -> tuple[pd.DataFrame, Path]:
@@ -108,10 +109,10 @@ def _regions(root: Path, coordinates: str | os.PathLike[str], regions: dict[str,
     if len(odd):
         faults = [f"{path}: {why}" for path, why in zip(odd["path"], odd[FAULT], strict=True)]
         raise ManifestError(f"{len(odd)} of {len(table)} patches cannot be read: {listed(faults)}.")
-    return _manifest(table, base, root)
+    return _manifest(table, base, root, regions["mpp"])
 
 
-def _manifest(table: pd.DataFrame, base: Path, root: Path) -> Manifest:
+def _manifest(table: pd.DataFrame, base: Path, root: Path, mpp: float | None) -> Manifest:
     table = table[[name for name in COLUMNS if name in table.columns]]
-    header = Header(name="images", version="1", licence="unknown", source=str(root))
+    header = Header(name="images", version="1", licence="unknown", source=str(root), mpp=mpp or 0.0)
     return Manifest(header, table.assign(patch_id="images/" + table["path"]), base)

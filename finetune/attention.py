@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from ..datasets.manifest import Manifest
+from ..datasets.manifest import Manifest, as_manifest, as_manifests
 from ..errors import InvalidRequest, UnknownEncoder
 from ..files import check_folder_writable, locked
 from ..probe.config import ProbeConfig
@@ -151,8 +151,8 @@ def attention_logits(model: AttentionProbe, tokens: np.ndarray, *, batch_size: i
 
 def run_attention(
     *,
-    train: Manifest,
-    tests: Sequence[Manifest] = (),
+    train: Manifest | str | os.PathLike[str],
+    tests: Sequence[Manifest | str | os.PathLike[str]] = (),
     encoder: str,
     bank: str | os.PathLike[str],
     view: str = "full",
@@ -179,6 +179,7 @@ def run_attention(
     ProbeError.
     """
     started = time.perf_counter()
+    train, tests = as_manifest(train), as_manifests("tests", tests)
     if out is not None:
         check_folder_writable(out)
     chosen = settings

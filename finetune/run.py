@@ -14,7 +14,7 @@ import torch
 
 from ..allocator import keep_pages
 from ..cache.identity import safe_name
-from ..datasets.manifest import Manifest, load_manifest
+from ..datasets.manifest import Manifest, as_manifest, as_manifests, load_manifest
 from ..errors import InvalidRequest, TrainingError
 from ..extract.cards import Card, declaration
 from ..extract.devices import resolve_devices
@@ -80,8 +80,8 @@ class FoldJob:
 
 def run_finetune(
     *,
-    train: Manifest,
-    tests: Sequence[Manifest] = (),
+    train: Manifest | str | os.PathLike[str],
+    tests: Sequence[Manifest | str | os.PathLike[str]] = (),
     encoder: str,
     recipe: str | Path | Recipe = "lora",
     out: str | os.PathLike[str],
@@ -124,6 +124,7 @@ def run_finetune(
     Raises InvalidRequest, UnknownEncoder, EncoderError, ProbeError, ... before any training; TrainingError in
     it.
     """
+    train, tests = as_manifest(train), as_manifests("tests", tests)
     jobs, data, config, folder = prepare_jobs(
         train=train,
         tests=tests,

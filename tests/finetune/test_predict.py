@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -209,6 +210,12 @@ def test_a_probe_is_applied_to_its_own_embeddings_only(
         predict(results, new, tta=True, **options)
     with pytest.raises(InvalidRequest, match="give coordinates too"):
         predict(results, new, size=32, **options)
+    about = replace(ProbeModel.load(results).about, features="tiny-vit/mpp:0.5@0.25/cls")
+    resampled = replace(ProbeModel.load(results), about=about)
+    with pytest.raises(
+        InvalidRequest, match=r"resamples patches of 0.25 micrometres a pixel, and these have 0.5"
+    ):
+        predict(resampled, new, mpp=0.5, **options)
     (tmp_path / "a.svs").write_bytes(b"slide")
     with pytest.raises(InvalidRequest, match="which patches of it"):
         predict(results, tmp_path / "a.svs", **options)
