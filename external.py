@@ -20,6 +20,7 @@ import pandas as pd
 from .cache.bank import Bank
 from .cache.identity import DTYPES
 from .cache.importing.documents import in_memory
+from .cache.importing.exports import is_export
 from .cache.importing.foreign import read_source
 from .cache.importing.source import IDS, Source, single
 from .cache.importing.storing import identity_of, scan, store_source
@@ -133,7 +134,7 @@ def import_embeddings(
     if isinstance(embeddings, np.ndarray):
         found = _of_array(embeddings, description)
     else:
-        found = read_source(Path(embeddings), key)
+        found = _source(Path(embeddings), key)
     if not found.vectors.shape[0]:
         raise InvalidRequest(f"{found.path} holds no embeddings")
     encoder = _encoder(encoder or (found.path.stem if unnamed and not found.encoder else ""), found, say)
@@ -165,6 +166,15 @@ def import_embeddings(
     file = made.save(out) if out is not None else None
     repeats = len(keys) - len({key.tobytes() for key in keys})
     return Imported(made, file, store, added, repeats, tuple(notes))
+
+
+def _source(path: Path, key: str) -> Source:
+    if is_export(path):
+        raise InvalidRequest(
+            f"{path} is an export of patchbank, which knows its encoder and patches: patchbank cache import "
+            f"{path}"
+        )
+    return read_source(path, key)
 
 
 def _encoder(given: str, source: Source, say: Say) -> str:

@@ -474,7 +474,9 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str, 
       patchbank cache import features_virchow2 --encoder virchow2 --manifest slides.toml --bank bank
       patchbank cache import ami.parquet --bank bank
     """
-    if _is_export(path):
+    from .importing.exports import is_export
+
+    if is_export(path):
         given = [name for name, value in settings.items() if value and name not in _DEFAULTS]
         if given:
             raise click.UsageError(
@@ -514,18 +516,6 @@ def _data_set_name(path: Path) -> str:
     import re
 
     return re.sub(r"[^A-Za-z0-9._-]+", "-", path.resolve().stem).strip("-._") or "imported"
-
-
-def _is_export(path: Path) -> bool:
-    """Whether patchbank exported a file or folder. Raises InvalidRequest where it does not exist."""
-    from .importing.documents import NoDocument
-    from .importing.exports import parts_of, read_export
-
-    try:
-        read_export(parts_of(path)[0])
-    except NoDocument:
-        return False
-    return True
 
 
 def _import_export(path: Path, bank: str, table_out: Path | None, backend: str) -> None:

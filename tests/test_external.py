@@ -397,3 +397,5 @@ def test_an_export_needs_no_other_option(folder: Path) -> None:
     wrong = CliRunner().invoke(cli.patchbank, [*words, "--encoder", "uni"])
     assert wrong.exit_code == 2
     assert "is an export of patchbank" in " ".join(wrong.output.split())
+    with pytest.raises(InvalidRequest, match=r"is an export of patchbank.* cache import e\.parquet"):
+        imported("e.parquet", None)

@@ -24,7 +24,7 @@ def write_parquet(path: Path, rows: Rows, options: Options) -> None:
 def write_huggingface(folder: Path, parts: Mapping[str, Rows], options: Options) -> None:
     """`data/SPLIT-00000-of-00001.parquet`, and a README.md with the names of the splits."""
     (folder / "data").mkdir(parents=True)
-    named = {name: next(iter(parts.values())).about["identity"]["encoder"]["id"] for name in ("encoder",)}
+    encoder = next(iter(parts.values())).about["identity"]["encoder"]["id"]
     labels: dict[str, list[str]] = {}
     for name in CATEGORIES:
         known = [rows.codes(name, options.classes)[1] for rows in parts.values() if _is_text(rows, name)]
@@ -33,11 +33,13 @@ def write_huggingface(folder: Path, parts: Mapping[str, Rows], options: Options)
             labels[name] = list(dict.fromkeys([*order, *sorted({word for words in known for word in words})]))
     for split, rows in parts.items():
         _write(folder / f"data/{split}-00000-of-00001.parquet", rows, options, labels)
-    lines = [f"  - split: {split}\n    path: data/{split}-*.parquet" for split in parts]
-    licence = json.dumps(f"embeddings of {named['encoder']}")
-    readme = "---\npretty_name: {}\nconfigs:\n- config_name: default\n  data_files:\n{}\n---\n\n{}\n"
-    about = f"Embeddings of the encoder {named['encoder']}, written by `patchbank cache export`."
-    (folder / "README.md").write_text(readme.format(licence, "\n".join(lines), about), "utf-8")
+    files = "\n".join(f"  - split: {split}\n    path: data/{split}-*.parquet" for split in parts)
+    (folder / "README.md").write_text(
+        f"---\npretty_name: {json.dumps(f'embeddings of {encoder}')}\nconfigs:\n- config_name: default\n"
+        f"  data_files:\n{files}\n---\n\n"
+        f"Embeddings of the encoder {encoder}, written by `patchbank cache export`.\n",
+        "utf-8",
+    )
 
 
 def split_names(rows: Rows) -> dict[str, str]:

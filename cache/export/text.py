@@ -20,8 +20,7 @@ def write_csv(path: Path, rows: Rows, options: Options) -> None:
         writer = csv.writer(file, lineterminator="\n")
         names = [str(csv_cell(name)) for name in frame.columns]
         writer.writerow([*names, *(f"embedding_{i}" for i in range(rows.shape[1]))])
-        for start, cells, numbers in _lines(rows):
-            assert start >= 0
+        for cells, numbers in _lines(rows):
             for row, vector in zip(cells, numbers, strict=True):
                 writer.writerow([*(csv_cell(cell) for cell in row), *vector])
 
@@ -38,7 +37,7 @@ def write_projector(path: Path, rows: Rows, options: Options) -> None:
         (path / "metadata.tsv").open("w", encoding="utf-8", newline="\n") as metadata,
     ):
         metadata.write("\t".join(map(_one_line, rows.frame().columns)) + "\n")
-        for _, cells, numbers in _lines(rows):
+        for cells, numbers in _lines(rows):
             for row, vector in zip(cells, numbers, strict=True):
                 metadata.write("\t".join(map(_one_line, row)) + "\n")
                 tensors.write("\t".join(vector) + "\n")
@@ -52,8 +51,8 @@ def write_projector(path: Path, rows: Rows, options: Options) -> None:
     )
 
 
-def _lines(rows: Rows) -> Iterator[tuple[int, list[list[Any]], list[list[str]]]]:
-    """Some rows at a time: the first one's number, the cells of the table, the numbers as text."""
+def _lines(rows: Rows) -> Iterator[tuple[list[list[Any]], list[list[str]]]]:
+    """Some rows at a time: the cells of the table, the numbers as text."""
     frame = rows.frame().astype(object)
     frame = frame.where(frame.notna(), "")
     for part, vectors, _ in rows.parts():
@@ -61,7 +60,7 @@ def _lines(rows: Rows) -> Iterator[tuple[int, list[list[Any]], list[list[str]]]]
             first = part.start + start
             some = vectors[start : start + LINES]
             cells = frame.iloc[first : first + len(some)].to_numpy(dtype=object).tolist()
-            yield first, cells, np.asarray(some).astype(str).tolist()
+            yield cells, np.asarray(some).astype(str).tolist()
 
 
 def _one_line(cell: object) -> str:

@@ -85,6 +85,15 @@ def parts_of(path: Path) -> list[Path]:
     return [path]
 
 
+def is_export(path: Path) -> bool:
+    """Whether patchbank exported a file or folder. Raises InvalidRequest where it does not exist."""
+    try:
+        read_export(parts_of(path)[0])
+    except NoDocument:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Imported:
     """store: that has the rows now. rows: in the export. added: rows that were new. table: its columns.

@@ -100,6 +100,7 @@ def foreign_arrow(path: Path, root: Path, key: str) -> Source:
         with pa.memory_map(str(path)) as stream:
             for batch in pa.ipc.open_stream(stream):
                 batch.validate(full=True)
+                check_size(path, batch.nbytes, path.stat().st_size)  # buffers may be compressed
                 yield batch
 
     with pa.memory_map(str(path)) as stream:
