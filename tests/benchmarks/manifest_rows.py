@@ -1,4 +1,4 @@
-"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, divided into groups; rows a second, bytes a row.
+"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, its groups; rows a second, bytes a row.
 
 python tests/benchmarks/manifest_rows.py [ROWS ...]
 """
@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from patchbank.datasets.folds import effective_groups
-from patchbank.datasets.manifest import Header, Manifest, load_manifest
+from patchbank.datasets.manifest import TEXT, Header, Manifest, load_manifest
 
 HEADER = Header(
     name="tcga-tils", version="1", classes=("til-negative", "til-positive"), positive="til-positive",
     licence="-", source="benchmark", group_kind="patient",
 )  # fmt: skip
+
+HEX = np.frombuffer(b"0123456789abcdef", np.uint8)
 
 
 def peak() -> int:
@@ -28,22 +31,29 @@ def peak() -> int:
 
 
 def table_of(n: int) -> pd.DataFrame:
-    """As a folder of TCGA-TILs gives it: the text columns, content hashes, all of one length."""
-    numbers = np.char.zfill(np.arange(n).astype("U8"), 8)
-    group = pd.Series(np.char.add("TCGA-OR-A", np.char.zfill((np.arange(n) % 8000).astype("U4"), 4)))
-    split = pd.Series(np.array(["train", "val", "test"])[np.arange(n) % 3])
-    label = pd.Series(np.array(HEADER.classes)[np.arange(n) % 2])
-    digits = pd.Series(numbers)
+    """As a folder of TCGA-TILs gives it: the text columns, and content hashes."""
+
+    def texts(values: np.ndarray) -> pd.Series:
+        return pd.Series(values).astype(TEXT)
+
+    at = np.arange(n)
+    group = texts(np.array([f"TCGA-OR-A{k:04d}" for k in range(8000)], object)[at % 8000])
+    split = texts(np.array(["train", "val", "test"], object)[at % 3])
+    label = texts(np.array(HEADER.classes, object)[at % 2])
+    digits = pd.Series(at).astype(TEXT).str.zfill(8)
     stem = "acc/" + split + "/" + label + "/" + group + "-01Z-00-DX1_" + digits
+    raw = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(32), n, [None, pa.py_buffer(np.random.default_rng(0).choice(HEX, 32 * n).tobytes())]
+    )
     return pd.DataFrame(
         {
             "patch_id": "tcga-tils/" + stem,
             "path": "images-tcga-tils/" + stem + ".png",
             "label": label,
             "group": group,
-            "domain": "acc",
+            "domain": texts(np.full(n, "acc", object)),
             "split": split,
-            "content_hash": digits + digits + digits + digits,
+            "content_hash": TEXT.__from_arrow__(raw.cast(pa.binary()).cast(pa.string())),
         }
     )
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pytest
 from patchbank.datasets import hashes
 from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.images import content_hash
+from patchbank.datasets.layouts import natural
 from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.datasets.sources import open_source
 from patchbank.errors import ImageError, InvalidRequest, ManifestError
@@ -651,3 +653,14 @@ def test_what_a_group_is(
     built = build_manifest("from-csv", tmp_path, dataset="toy", table=tmp_path / "t.csv", columns=columns,
                            group_kind=asked, progress=False)  # fmt: skip
     assert built.header.group_kind == kind
+
+
+def test_natural_order() -> None:
+    def parts(path: str) -> tuple[list[tuple[bool, int, str]], str]:
+        split = re.split(r"(\d+)", path)
+        return [(one.isdigit(), int(one) if one.isdigit() else 0, one) for one in split], path
+
+    rng = np.random.default_rng(0)
+    paths = ["".join(rng.choice(list("0012ab-./_"), rng.integers(1, 9))) for _ in range(3000)]
+    assert sorted({*paths}, key=natural) == sorted({*paths}, key=parts)
+    assert sorted(["10.png", "2.png", "a/1", "a-1", "a1", "٣"], key=natural)[:2] == ["2.png", "٣"]
