@@ -297,6 +297,9 @@ def run_command(
     help="Of a probe: how an encoder is loaded.",
 )
 @options.device
+@click.option(
+    "--precision", help="Of a probe: to embed in (default: what it was fitted on; on a CPU not fp16)."
+)
 @click.option("--batch-size", type=int, help="Patches in a forward pass (default: as in extract).")
 @click.option("--workers", type=int, help="Threads (of fine-tuned models processes) that read images.")
 @click.option("--tta", is_flag=True, help="Of fine-tuned models: mean over the 8 flips and quarter turns.")

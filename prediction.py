@@ -102,9 +102,9 @@ def predict(
     how = {"device": device, "checkpoint": checkpoint, "weights_dir": weights_dir, "trust_code": trust_code}
     probe = _probe_of(model, features, role)
     if probe is None:
-        if bank or features or role or encoders or on_error != "fail":
+        if bank or features or role or encoders or precision or on_error != "fail":
             raise InvalidRequest(
-                "--bank, --features, --role, --encoder and --on-error belong to a probe, and "
+                "--bank, --features, --role, --encoder, --precision and --on-error belong to a probe, and "
                 f"{model} has no {ABOUT}"
             )
         found = _by_networks(
@@ -152,7 +152,7 @@ def _by_probe(
     **options: Any,
 ) -> Predictions:
     from .extract.run import run_extract
-    from .probe.features import load, open_bank
+    from .probe.features import content_keys, open_bank
 
     seconds = {"encoder": 0.0, "images": 0.0}
     skipped: dict[str, str] = {}
@@ -182,13 +182,11 @@ def _by_probe(
         manifest = manifest.select(~manifest.table["patch_id"].isin(list(skipped)).to_numpy())
         if not len(manifest):
             raise InvalidRequest(f"no image could be read: {next(iter(skipped.values()))}")
-        lap = time.perf_counter()
+        lap, opened = time.perf_counter(), open_bank(place)
         for source, stored, report in reports:
-            store = open_bank(place).open_name(report.name)
+            store = opened.open_name(report.name)
             _check_identity(store.identity.to_json(), stored, source, report.name)
-            where = {"view": source.view, "tokens": report.tokens, "precision": report.precision}
-            narrow = open_bank(place, dtype=report.dtype)
-            blocks.append(load(manifest, encoder=source.encoder, bank=narrow, **where))
+            blocks.append(store.load(content_keys(manifest, opened, source), dtype="float32"))
         score = probe.score(np.concatenate(blocks, axis=1))
         table = _table(manifest, score, probe)
     seconds["model"] = time.perf_counter() - lap

@@ -129,7 +129,7 @@ def run_command(
         return
     result.show()
     if out is not None:
-        echo(f"Wrote {out}/results.json, results.csv, predictions.parquet.")
+        echo(f"Wrote {out}/results.json, results.csv, predictions.parquet, probe.json, probe.safetensors.")
         echo(f"Next: patchbank probe report {out} -o report.html")
 
 
