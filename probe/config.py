@@ -107,10 +107,10 @@ def feature_sets(
         listing("views", views),
         [None] if tokens is None else listing("tokens", tokens),
     )
-    found = [FeatureSet((Source(*one),)) for one in grid]
+    sets = [FeatureSet((Source(*one),)) for one in grid]
     asked = listing("features", features, alone=(FeatureSet,))
-    found += [parse_features(one) if isinstance(one, str) else one for one in asked]
-    return tuple(dict.fromkeys(found))
+    sets += [parse_features(one) if isinstance(one, str) else one for one in asked]
+    return tuple(dict.fromkeys(sets))
 
 
 class ProbeConfig(Settings):
@@ -307,33 +307,33 @@ def _positive(value: Any) -> bool:
 
 def _resolved(config: ProbeConfig) -> dict[str, Any]:
     """The settings as they take effect, those that are None or cannot matter, with notes on the latter."""
-    found: dict[str, Any] = {}
+    effective: dict[str, Any] = {}
     notes = []
     for name, default in (("hidden", 128), ("metric", "cosine")):
         if config.probe in OF_PROBES[name] and getattr(config, name) is None:
-            found[name] = default
+            effective[name] = default
     own = config.parameter
     if own and getattr(config, own) is None:
-        found[own] = PARAMETERS[config.probe][1]
+        effective[own] = PARAMETERS[config.probe][1]
     who = f"the probe {config.probe!r}" if config.solver == "exact" else f"the recipe {config.solver!r}"
     if config.C is not None and own != "C":
-        found["C"] = None
+        effective["C"] = None
         notes.append(
             f"C was given and is not a parameter of {who}, which " + (f"has {own}" if own else "has none")
         )
     if config.solver != "exact":
         if config.preprocess not in ((), ("none",)):
             notes.append(f"{who} takes features as they are: preprocess was not used")
-        found["preprocess"], found["class_weight"] = ("none",), ()
+        effective["preprocess"], effective["class_weight"] = ("none",), ()
     elif not config.preprocess:
-        found["preprocess"] = ("none",) if config.probe in ("knn", "centroid") else ("standardize",)
+        effective["preprocess"] = ("none",) if config.probe in ("knn", "centroid") else ("standardize",)
     blind = config.probe == "centroid" or config.criterion == "auroc"
     if config.solver == "exact" and blind and len(config.class_weight) > 1:
         first = config.class_weight[0]
-        found["class_weight"] = (first,)
+        effective["class_weight"] = (first,)
         why = "the probe 'centroid'" if config.criterion != "auroc" else "AUROC, which chooses,"
         notes.append(f"{why} cannot tell class weights apart: all models have the first given, {first!r}")
-    return {**found, "notes": tuple(notes)}
+    return {**effective, "notes": tuple(notes)}
 
 
 def _not_in(name: str, given: Sequence[str], allowed: Sequence[str]) -> Iterable[str]:

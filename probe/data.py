@@ -336,25 +336,25 @@ def _near(
             return [[*of[a], *of[b]] for a, b in pairs], "images"
     source = FeatureSet(parse_features(config.features[0]).sources[:1])
     X = [load_set(one, source, bank=bank) for one in data.manifests]
-    found = near_embeddings(np.concatenate(X), len(data.train), content)
-    return None if found is None else [patch_id[rows].tolist() for rows in found], "embeddings"
+    sets = near_embeddings(np.concatenate(X), len(data.train), content)
+    return None if sets is None else [patch_id[rows].tolist() for rows in sets], "embeddings"
 
 
 def clustered(data: _Data, near: Iterable[Sequence[str]]) -> _Data:
     """Near-duplicates of a set of which no slides are known are one cluster in its intervals, as identical
     images are. near : patch_ids of each set of near-duplicates.
     """
-    found = []
+    changed = []
     for rows in data.rows:
         group = rows.group.copy()
         if not rows.groups_known:
             at = {patch: i for i, patch in enumerate(rows.patch_id)}
             for ids in near:
-                mine = [at[patch] for patch in ids if patch in at]
-                for i in mine[1:]:
-                    group[group == group[i]] = group[mine[0]]
-        found.append(replace(rows, group=group))
-    return replace(data, train=found[0], tests=found[1:])
+                members = [at[patch] for patch in ids if patch in at]
+                for i in members[1:]:
+                    group[group == group[i]] = group[members[0]]
+        changed.append(replace(rows, group=group))
+    return replace(data, train=changed[0], tests=changed[1:])
 
 
 def leak_notes(leaks: LeakReport, config: AuditSettings) -> list[str]:
@@ -386,11 +386,11 @@ def leak_notes(leaks: LeakReport, config: AuditSettings) -> list[str]:
     return notes
 
 
-def _named(found: Sequence[Sequence[str]]) -> str:
+def _named(sets: Sequence[Sequence[str]]) -> str:
     shown = "; ".join(
-        " and ".join(ids[:2]) + (f" and {len(ids) - 2} more" if ids[2:] else "") for ids in found[:3]
+        " and ".join(ids[:2]) + (f" and {len(ids) - 2} more" if ids[2:] else "") for ids in sets[:3]
     )
-    return shown + ("; ..." if found[3:] else "")
+    return shown + ("; ..." if sets[3:] else "")
 
 
 def check_embeddings(data: StudyData, bank: Any, config: AuditSettings) -> None:

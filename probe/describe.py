@@ -99,15 +99,15 @@ def score_fold_models(
 
     scores : evaluation set -> logits float64 (n, K), or (n, K, C) of C > 2 classes
     """
-    found = {}
+    by_set = {}
     for rows in tests:
         if rows.dataset not in scores:
             continue
         score = scores[rows.dataset]
         order = by_class(score, probabilistic=probabilistic) if rows.classes else None
         values = evaluate_models(rows.y, score, order, DEFAULT_METRICS)
-        found[rows.dataset] = {name: finite(of_models) for name, of_models in values.items()}
-    return found
+        by_set[rows.dataset] = {name: finite(of_models) for name, of_models in values.items()}
+    return by_set
 
 
 def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:
@@ -170,10 +170,10 @@ def _class_columns(classes: Sequence[str], column: Column) -> dict[str, np.ndarr
         "ranking": column.order,
         "probability": class_probabilities(column.score, column.adjusted),
     }
-    found = {
+    columns = {
         f"{kind}_{name}": table[:, k] for kind, table in tables.items() for k, name in enumerate(classes)
     }
-    return {**found, "call": np.array(classes, dtype=object)[column.score.argmax(axis=1)]}
+    return {**columns, "call": np.array(classes, dtype=object)[column.score.argmax(axis=1)]}
 
 
 def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
@@ -213,15 +213,15 @@ def describe_adjusted(adjusted: np.ndarray) -> dict[str, Any]:
 def describe_stores(bank: Any, features: Iterable[str]) -> dict[str, Any]:
     """Where the columns come from: source -> the store's name, identity and provenance."""
     sources = dict.fromkeys(s for name in features for s in parse_features(name).sources)
-    found = {}
+    stores = {}
     for source in sources:
         store = bank.find(source.encoder, view=source.view, tokens=source.tokens)
-        found[str(source)] = {
+        stores[str(source)] = {
             "store": store.identity.name,
             "identity": store.identity.to_json(),
             "provenance": dict(store.provenance),
         }
-    return found
+    return stores
 
 
 def describe(rows: Rows, manifest: Manifest, *, positive: str | None = None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def resolve_set(features: FeatureSet, bank: Any) -> FeatureSet:
     (`settings.encoder_id`) become the bank's. Raises StoreNotFound.
     """
     bank = open_bank(bank)
-    found = []
+    sources = []
     for source in features.sources:
         encoder = source.encoder
         try:
@@ -78,8 +78,8 @@ def resolve_set(features: FeatureSet, bank: Any) -> FeatureSet:
             if encoder == source.encoder:
                 raise
             identity = bank.find(encoder, view=source.view, tokens=source.tokens).identity
-        found.append(Source(encoder, source.view, identity.tokens))
-    return FeatureSet(tuple(found))
+        sources.append(Source(encoder, source.view, identity.tokens))
+    return FeatureSet(tuple(sources))
 
 
 def check_rows(manifest: Manifest, source: Source, *, bank: Any) -> None:
@@ -148,16 +148,16 @@ def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) ->
     Raises RowsMissing where one is not known, or its file has changed since it was taken.
     """
     path = getattr(bank, "path", bank)
-    found = hashes.look_up(manifest, Path(path) / "hashes" if _is_local(path) else None)
-    if found.changed.any():
+    hashed = hashes.look_up(manifest, Path(path) / "hashes" if _is_local(path) else None)
+    if hashed.changed.any():
         what = (
             "have other files now than when they were embedded: size or time changed; a manifest that holds "
             "their hashes is to be built again first"
         )
-        raise RowsMissing(_missing(manifest, bank, source, found.changed, what))
-    if not found.known.all():
-        raise RowsMissing(_missing(manifest, bank, source, ~found.known, "have never been read"))
-    return found.hashes
+        raise RowsMissing(_missing(manifest, bank, source, hashed.changed, what))
+    if not hashed.known.all():
+        raise RowsMissing(_missing(manifest, bank, source, ~hashed.known, "have never been read"))
+    return hashed.hashes
 
 
 def _is_local(path: Any) -> bool:

@@ -97,5 +97,5 @@ def run_few_shot(
 def summarise(curve: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation (ddof 1) over the draws: features, evaluation, metric, shots, mean, sd."""
     by = ["features", "evaluation", "metric", "shots"]
-    found = curve.groupby(by, sort=False)["value"].agg(mean="mean", sd="std")
-    return found.reset_index()
+    summary = curve.groupby(by, sort=False)["value"].agg(mean="mean", sd="std")
+    return summary.reset_index()

@@ -86,12 +86,12 @@ class LeakReport:
             )
         parts = []
         for kind in KINDS:
-            found = self.of(kind)
-            if not found or kind in allow or "all" in allow:
+            leaks = self.of(kind)
+            if not leaks or kind in allow or "all" in allow:
                 continue
-            named = "; ".join(_describe(leak) for leak in found[:_SHOWN])
-            more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            parts.append(f"{_MEANING[kind]} ({len(found)}): {named}{more}. Fix: {_WAY_OUT[kind]}.")
+            named = "; ".join(_describe(leak) for leak in leaks[:_SHOWN])
+            more = f"; and {len(leaks) - _SHOWN} more" if len(leaks) > _SHOWN else ""
+            parts.append(f"{_MEANING[kind]} ({len(leaks)}): {named}{more}. Fix: {_WAY_OUT[kind]}.")
         if parts:
             kinds = sorted({leak.kind for leak in self.leaks} - set(allow))
             parts.append(f"To probe all the same, allow: {', '.join(kinds)}.")
@@ -268,11 +268,11 @@ def _rows(table: pd.DataFrame, sides: Sequence[str], *, trained: bool) -> list[_
 
 
 def _collect(rows: Iterable[_Row], key: Callable[[_Row], str]) -> dict[str, list[_Row]]:
-    found: dict[str, list[_Row]] = {}
+    collected: dict[str, list[_Row]] = {}
     for row in rows:
         if key(row):
-            found.setdefault(key(row), []).append(row)
-    return found
+            collected.setdefault(key(row), []).append(row)
+    return collected
 
 
 def _crossing(kind: Any, families: Mapping[str, list[_Row]]) -> list[Leak]:

@@ -275,7 +275,7 @@ def _repeats(
     # make_folds finds nearly the same folds from every seed, the most even ones; these are drawn
     from sklearn.model_selection import StratifiedGroupKFold
 
-    found, y, groups = [(plan, config)], data.train.y, plan.groups
+    repeats, y, groups = [(plan, config)], data.train.y, plan.groups
     for seed in range(config.seed + 1, config.seed + config.repeats):
         drawn = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
         folds = np.zeros(len(y), int)
@@ -283,8 +283,8 @@ def _repeats(
             folds[held_out] = k
         audit(data, folds, bank, config.replace(near_duplicates="none"))
         other = config.replace(seed=seed)
-        found.append((plan_of(data, folds, other), other))
-    return found
+        repeats.append((plan_of(data, folds, other), other))
+    return repeats
 
 
 def _probe_all(
@@ -315,15 +315,15 @@ def _probe_all(
         raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if jobs == 1 and backend != "ray":
         backend = "sequential"
-    found: list[dict[str, ProtocolRun]] = [{} for _ in repeats]
+    by_repeat: list[dict[str, ProtocolRun]] = [{} for _ in repeats]
     with joblib.parallel_config(backend=backend, n_jobs=jobs):
         # Ray's backend hands everything over at the end
         results: Any = joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
         bar = progress_bar(results, total=len(tasks), shown=progress, desc="probe", unit="set")
         for name, runs in zip(features, bar, strict=True):
-            for into, run in zip(found, runs, strict=True):
+            for into, run in zip(by_repeat, runs, strict=True):
                 into[name] = run
-    return found
+    return by_repeat
 
 
 def _probe_one(

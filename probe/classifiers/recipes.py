@@ -244,10 +244,10 @@ def fit_eva(
 def _checked(X: Array, y: Array, X_val: Array, y_val: Array) -> tuple[Array, Array]:
     n_classes = max(2, int(max(y.max(), y_val.max())) + 1)
     for name, labels in (("training", y), ("validation", y_val)):
-        if (found := len(np.unique(labels))) != n_classes:
+        if (present := len(np.unique(labels))) != n_classes:
             what = "have one class only: the head needs both"
             if n_classes > 2:
-                what = f"have {found} of {n_classes} classes: the head needs all"
+                what = f"have {present} of {n_classes} classes: the head needs all"
             raise ProbeError(f"the {name} rows {what}")
     return X.astype(np.float32), X_val.astype(np.float32)
 

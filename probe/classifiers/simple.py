@@ -396,7 +396,7 @@ def few_shot_curve(
     """
     table = np.asarray(X)
     labels = np.asarray(y)
-    found = []
+    records = []
     draws = {"shots": shots, "repeats": repeats, "groups": groups, "seed": seed, "classes": classes}
     for k, repeat, rows in few_shot_rows(labels, **draws):
         transform = fit_transform(preprocess, table[rows])
@@ -406,12 +406,10 @@ def few_shot_curve(
         of = None if of is None or len(set(of.tolist())) < 2 else of
         probe = make().fit(scaling(shot), labels[rows], groups=of)
         for name, (test_X, test_y) in evaluations.items():
-            found_scores = probe.decision(scaling(transform(np.asarray(test_X))))
-            if found_scores.ndim == 2:
-                scores = multiclass.evaluate(
-                    test_y, found_scores, metrics=metrics, logits=True, order=found_scores
-                )
+            decision = probe.decision(scaling(transform(np.asarray(test_X))))
+            if decision.ndim == 2:
+                scores = multiclass.evaluate(test_y, decision, metrics=metrics, logits=True, order=decision)
             else:
-                scores = evaluate(test_y, found_scores, metrics=metrics, threshold=probe.threshold)
-            found += [(k, repeat, name, metric, float(value)) for metric, value in scores.items()]
-    return pd.DataFrame(found, columns=pd.Index(["shots", "repeat", "evaluation", "metric", "value"]))
+                scores = evaluate(test_y, decision, metrics=metrics, threshold=probe.threshold)
+            records += [(k, repeat, name, metric, float(value)) for metric, value in scores.items()]
+    return pd.DataFrame(records, columns=pd.Index(["shots", "repeat", "evaluation", "metric", "value"]))

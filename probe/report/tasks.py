@@ -174,7 +174,9 @@ def _difference(board: TaskBoard) -> list[Any]:
         text,
         "Bars reach half of the critical difference to each side of the average rank: systems differ "
         "significantly where their bars do not overlap.",
-        Markup('<div class="row">{}</div>').format(svg(_ranks(ranked, cd), height=84 + 22 * k, width=760, left=230)),
+        Markup('<div class="row">{}</div>').format(
+            svg(_ranks(ranked, cd), height=84 + 22 * k, width=760, left=230)
+        ),
     ]
 
 

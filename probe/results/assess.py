@@ -55,20 +55,20 @@ class Assessment:
         and high, the mean and the 95th percentile of the ECE (equal width) that perfectly calibrated
         probabilities would have on these rows, p of the observed one.
         """
-        found = self._numbers(assess_calibration(self.y, logits, self.codes), CALIBRATION_SCALES)
-        for one, column in zip(found, special.expit(logits).T, strict=True):
+        records = self._numbers(assess_calibration(self.y, logits, self.codes), CALIBRATION_SCALES)
+        for one, column in zip(records, special.expit(logits).T, strict=True):
             one["ece_floor"] = calibration_floor(self.y, column)._asdict()
-        return found
+        return records
 
     def benefit(self, logits: Floats) -> list[dict[str, Any]]:
         """The decision curve: threshold probability -> model, all; see `calibration.net_benefit`."""
         curve = net_benefit(self.y, special.expit(logits), self.codes)
-        found = []
+        records = []
         for one in self._numbers(curve, {}):
             reasons, _ = one.pop("reasons"), one.pop("uncertainty")
-            found.append({t: {"model": one[t], "all": one[f"all {t}"]} for t in one if f"all {t}" in one})
-            found[-1]["reasons"] = reasons
-        return found
+            records.append({t: {"model": one[t], "all": one[f"all {t}"]} for t in one if f"all {t}" in one})
+            records[-1]["reasons"] = reasons
+        return records
 
     def calls(self, scores: Floats) -> list[dict[str, Any]]:
         """Of score >= 0: confusion (tp, fp, fn, tn), sensitivity, specificity, and predictive_values,
@@ -87,14 +87,14 @@ class Assessment:
                 values[f"{name}.{kind}"], left_out[f"{name}.{kind}"] = value, each
         predicted = self._numbers(Assessed(values=values, left_out=left_out), dict.fromkeys(values, "logit"))
         counts = confusion(self.y, scores, logits=True)
-        found = []
+        records = []
         for j, one in enumerate(predicted):
             rate = self._plain(rates, j)
             beside = {
                 key: rate[key] | {f"predictive_values.{k}": v for k, v in one[key].items()}
                 for key in ("uncertainty", "reasons")
             }
-            found.append(
+            records.append(
                 {
                     **rate,
                     "confusion": {k: int(getattr(counts, k)[j]) for k in ("tp", "fp", "fn", "tn")},
@@ -104,7 +104,7 @@ class Assessment:
                     **beside,
                 }
             )
-        return found
+        return records
 
     def at_cut(self, scores: Floats) -> list[dict[str, Any]]:
         """sensitivity and specificity of score >= 0, the cut having been fixed elsewhere."""
@@ -124,7 +124,7 @@ class Assessment:
 
     def _numbers(self, assessed: Assessed, scales: Mapping[str, Scale]) -> list[dict[str, Any]]:
         """One dict a model: name -> [value, low, high], and `reasons`."""
-        found = estimate_function(
+        intervals = estimate_function(
             lambda weights, codes: assessed.values,
             without=lambda codes: {} if codes is None else assessed.left_out,
             n_rows=len(self.y),
@@ -134,19 +134,19 @@ class Assessment:
             inflation=self.inflation,
         )
         m = len(next(iter(assessed.values.values())))
-        return [self._plain(found, j) for j in range(m)]
+        return [self._plain(intervals, j) for j in range(m)]
 
-    def _plain(self, found: Mapping[str, Interval], j: int) -> dict[str, Any]:
+    def _plain(self, intervals: Mapping[str, Interval], j: int) -> dict[str, Any]:
         if self.level is None:
-            numbers = {name: [number(one.value[j]), None, None] for name, one in found.items()}
+            numbers = {name: [number(one.value[j]), None, None] for name, one in intervals.items()}
             return {**numbers, "uncertainty": {}, "reasons": {}}
         return {
-            **{name: triple(one, j) for name, one in found.items()},
+            **{name: triple(one, j) for name, one in intervals.items()},
             "uncertainty": {
                 name: {key: number(getattr(one, key)[j]) for key in ("standard_error", "degrees_of_freedom")}
-                for name, one in found.items()
+                for name, one in intervals.items()
             },
-            "reasons": {name: one.reason[j] for name, one in found.items() if one.reason[j]},
+            "reasons": {name: one.reason[j] for name, one in intervals.items() if one.reason[j]},
         }
 
 
@@ -163,11 +163,11 @@ def between_domains(
     low, high].
     """
     known = {d: one for d, one in domains.items() if not math.isnan(one.value[j])}
-    found: dict[str, Any] = {"worst": None, "scale": "logit", "left_out": {}}
+    record: dict[str, Any] = {"worst": None, "scale": "logit", "left_out": {}}
     if known:
         worst = min(known, key=lambda d: known[d].value[j])
         value, low, high = triple(simultaneous[worst], j)
-        found["worst"] = {"domain": worst, "value": value, "low": low, "high": high}
+        record["worst"] = {"domain": worst, "value": value, "low": low, "high": high}
     values, errors = [], []
     for d, one in domains.items():
         v, error = float(one.value[j]), float(one.standard_error[j])
@@ -175,17 +175,17 @@ def between_domains(
             values.append(float(special.logit(v)))
             errors.append(error / (v * (1 - v)))
         else:
-            found["left_out"][d] = one.reason[j] or "no standard error: no group changes the value"
-    found["k"] = len(values)
+            record["left_out"][d] = one.reason[j] or "no standard error: no group changes the value"
+    record["k"] = len(values)
     if len(values) > 1:
         h = heterogeneity(values, errors, confidence=next(iter(domains.values())).confidence)
-        found |= {
+        record |= {
             "q": h.q,
             "p": h.p,
             "sd": [h.sd, h.sd_low, h.sd_high],
             "i2": [h.i2, h.i2_low, h.i2_high],
         }
-    return found
+    return record
 
 
 def triple(interval: Interval, j: int) -> list[float | None]:

@@ -123,10 +123,10 @@ def _reported(result: ProbeResult) -> pd.DataFrame:
     """Predictions of a system, one row a patch."""
     table, parts = result.predictions, []
     for dataset in result.results.sets:
-        found = reported_by(result.results, dataset)
-        if found is not None:
-            mine = (table["dataset"] == dataset) & (table["features"] == found[0])
-            part = table[mine & (table["role"] == found[1])].copy()
+        reported = reported_by(result.results, dataset)
+        if reported is not None:
+            of_features = (table["dataset"] == dataset) & (table["features"] == reported[0])
+            part = table[of_features & (table["role"] == reported[1])].copy()
             parts.append(part.astype({"features": object, "role": object, "dataset": object}))
     return pd.concat(parts, ignore_index=True)
 
@@ -138,32 +138,35 @@ def _named(name: str, one: _Part, results: Results) -> _Part:
 
 
 def _scores(name: str, results: Results) -> list[Score]:
-    found = {dataset: reported_by(results, dataset) for dataset in results.sets}
+    reported = {dataset: reported_by(results, dataset) for dataset in results.sets}
     return [
-        _named(name, one, results) for one in results.scores if (one.features, one.role) == found[one.dataset]
+        _named(name, one, results)
+        for one in results.scores
+        if (one.features, one.role) == reported[one.dataset]
     ]
 
 
 def _notes(merged: Mapping[str, Results]) -> list[str]:
     """Each note once, with the systems that it is of unless it is of all."""
-    found: dict[str, list[str]] = {}
+    systems: dict[str, list[str]] = {}
     for name, results in merged.items():
         for note in dict.fromkeys(results.notes):
-            found.setdefault(note, []).append(name)
+            systems.setdefault(note, []).append(name)
     return [
-        note if len(names) == len(merged) else f"{', '.join(names)}: {note}" for note, names in found.items()
+        note if len(names) == len(merged) else f"{', '.join(names)}: {note}"
+        for note, names in systems.items()
     ]
 
 
 def _repeats(merged: Mapping[str, Results]) -> Repeats | None:
     """Spread over runs with other folds, of the systems that have as many runs as the one with the most."""
-    found = [(name, results, one) for name, results in merged.items() if (one := results.repeats)]
-    if not found:
+    repeated = [(name, results, one) for name, results in merged.items() if (one := results.repeats)]
+    if not repeated:
         return None
-    seeds = max((one.seeds for _, _, one in found), key=len)
+    seeds = max((one.seeds for _, _, one in repeated), key=len)
     scores = [
         _named(name, score, results)
-        for name, results, one in found
+        for name, results, one in repeated
         for score in one.scores
         if one.seeds == seeds and (score.features, score.role) == reported_by(results, score.dataset)
     ]
@@ -266,19 +269,19 @@ def from_predictions(
 
 
 def _votes(dataset: str, merged: Mapping[str, Results]) -> Votes | None:
-    found = [(name, r.chosen, v) for name, r in merged.items() for v in r.votes if v.dataset == dataset]
-    if not found:
+    voted = [(name, r.chosen, v) for name, r in merged.items() for v in r.votes if v.dataset == dataset]
+    if not voted:
         return None
 
     def of_systems(records: Callable[[Votes], Sequence[Any]]) -> list[Any]:
         return [
             one.model_copy(update={"features": name})
-            for name, chosen, votes in found
+            for name, chosen, votes in voted
             for one in records(votes)
             if one.features == chosen
         ]
 
-    first = found[0][2]
+    first = voted[0][2]
     changed: dict[str, Any] = {
         "strata": of_systems(lambda votes: votes.strata),
         "by_votes": of_systems(lambda votes: votes.by_votes),

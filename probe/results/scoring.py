@@ -259,8 +259,8 @@ def score_set(
     if len(domains) < 2:
         return scores + distinct
     parts = {d: _Subset.of(rows, columns, config, mask=rows.domain == d, domain=d) for d in domains}
-    found = {d: part.estimates(DEFAULT_METRICS) for d, part in parts.items()}
-    by_domain = [one for d, part in parts.items() for one in part.scores(full=False, whole=found[d])]
+    estimates = {d: part.estimates(DEFAULT_METRICS) for d, part in parts.items()}
+    by_domain = [one for d, part in parts.items() for one in part.scores(full=False, whole=estimates[d])]
     if config.bootstrap:
         level = 1 - (1 - config.level) / len(domains)
         wide = {d: part.estimates(DEFAULT_METRICS, level=level) for d, part in parts.items()}
@@ -268,7 +268,7 @@ def score_set(
             between = {
                 metric: BetweenDomains.model_validate(
                     between_domains(
-                        {d: one[metric] for d, one in found.items() if one is not None},
+                        {d: one[metric] for d, one in estimates.items() if one is not None},
                         {d: one[metric] for d, one in wide.items() if one is not None},
                         j,
                     )
@@ -356,8 +356,8 @@ class _Subset:
         }
         records = [{"features": c.features, "role": c.role, **about, "uncertainty": {}} for c in self.columns]
         for kind, wanted in kinds.items():
-            found = whole if kind == "metrics" and whole else self.estimates(wanted, score=scores[kind])
-            self._put(records, kind, wanted, scores[kind], found)
+            estimates = whole if kind == "metrics" and whole else self.estimates(wanted, score=scores[kind])
+            self._put(records, kind, wanted, scores[kind], estimates)
         if not self.rows.groups_known and self.config.bootstrap:
             wide = self._estimates(DEFAULT_METRICS, self.score, 2 * self.inflation, method="jackknife")
             for j, record in enumerate(records):
@@ -372,9 +372,9 @@ class _Subset:
         kind: str,
         names: Sequence[str],
         score: np.ndarray,
-        found: Estimates | None,
+        estimates: Estimates | None,
     ) -> None:
-        both = _with_uncertainty(found, self.y, score, self.order, names)
+        both = _with_uncertainty(estimates, self.y, score, self.order, names)
         for record, (metrics, uncertainty) in zip(records, both, strict=True):
             record[kind], record["uncertainty"][kind] = metrics, uncertainty
 
@@ -387,8 +387,8 @@ class _Subset:
         calls = {kind: made.calls(scores[kind]) for kind in ("metrics", "at_threshold")}
         benefit = made.benefit(scores["platt"])
         for j, record in enumerate(records):
-            record["calibration"] = {kind: found[j] for kind, found in calibrated.items()}
-            record["calls"] = {kind: found[j] for kind, found in calls.items()}
+            record["calibration"] = {kind: of_models[j] for kind, of_models in calibrated.items()}
+            record["calls"] = {kind: of_models[j] for kind, of_models in calls.items()}
             record["net_benefit"] = benefit[j]
         with_cuts = [
             j for j, c in enumerate(self.columns) if c.cuts is not None and np.isfinite(c.cuts).all()
@@ -396,8 +396,8 @@ class _Subset:
         if with_cuts:
             cuts = np.stack([np.asarray(self.columns[j].cuts)[self.mask] for j in with_cuts], axis=1)
             for k, specificity in enumerate(SPECIFICITIES):
-                found = made.at_cut(self.order[:, with_cuts] - cuts[:, :, k])
-                for j, one in zip(with_cuts, found, strict=True):
+                of_models = made.at_cut(self.order[:, with_cuts] - cuts[:, :, k])
+                for j, one in zip(with_cuts, of_models, strict=True):
                     records[j].setdefault("at_specificity", {})[f"{specificity:g}"] = one
 
 
@@ -448,10 +448,10 @@ class _ClassesSubset(_Subset):
         return int(self.codes.max()) + 1
 
     def _measured(
-        self, names: Sequence[str], score: np.ndarray, found: Estimates | None
+        self, names: Sequence[str], score: np.ndarray, estimates: Estimates | None
     ) -> list[dict[str, Estimate]]:
         about = {"n": len(self.y), "groups": self.n_groups, "ordered": self.rows.ordered}
-        return estimates_of(found, self.y, score, self.order, names, **about)
+        return estimates_of(estimates, self.y, score, self.order, names, **about)
 
     def _by_class(self, whole: Estimates | None) -> list[dict[str, Any]]:
         """classes, confusion and confused of each model."""
@@ -535,13 +535,13 @@ def measure(
     """
     score, order = score[:, None], order[:, None]
     inflation = inflation if config.interval == "jackknife" else 1.0
-    found = None
+    estimates = None
     if config.bootstrap:
         about = {"classes": classes, "ordered": ordered}
-        found = _estimate(y, score, order, group, names, config, inflation, **about)
+        estimates = _estimate(y, score, order, group, names, config, inflation, **about)
     codes = cluster_codes(group, len(y))
     size = {"n": len(y), "groups": int(codes.max(initial=-1)) + 1}
-    return estimates_of(found, y, score, order, names, ordered=ordered, **size)[0]
+    return estimates_of(estimates, y, score, order, names, ordered=ordered, **size)[0]
 
 
 def evaluate_models(
@@ -563,7 +563,7 @@ def evaluate_models(
 
 
 def estimates_of(
-    found: Estimates | None,
+    estimates: Estimates | None,
     y: np.ndarray,
     score: np.ndarray,
     order: np.ndarray,
@@ -578,14 +578,14 @@ def estimates_of(
     y, score, order, names, about : as for `evaluate_models`; n, groups : rows and clusters, for the record
     """
     size = {"n": n, "groups": groups}
-    if found is None:
+    if estimates is None:
         values = evaluate_models(y, score, order, names, **about)
         nothing: dict[str, Any] = {"method": "none", "reason": NO_INTERVALS, **size}
         return [
             {name: Estimate(number(values[name][j]), **nothing) for name in names}
             for j in range(score.shape[1])
         ]
-    return [{name: estimate_of(found[name], j, **size) for name in names} for j in range(score.shape[1])]
+    return [{name: estimate_of(estimates[name], j, **size) for name in names} for j in range(score.shape[1])]
 
 
 def estimate_of(interval: Interval, j: int, **size: Any) -> Estimate:
@@ -599,13 +599,13 @@ def _bare(interval: Interval, j: int) -> Estimate:
 
 
 def _with_uncertainty(
-    found: Estimates | None, y: np.ndarray, score: np.ndarray, order: np.ndarray, names: Sequence[str]
+    estimates: Estimates | None, y: np.ndarray, score: np.ndarray, order: np.ndarray, names: Sequence[str]
 ) -> list[tuple[dict[str, Any], dict[str, Any]]]:
     """Of each column of scores (n, m), metric -> [value, low, high] and metric -> uncertainty; without
     intervals where none were asked for (None).
     """
     columns = range(score.shape[1])
-    if found is None:
+    if estimates is None:
         values = evaluate_models(y, score, order, names)
         nothing = dict.fromkeys(UNCERTAINTY) | {"method": "none", "reason": NO_INTERVALS}
         return [
@@ -617,8 +617,8 @@ def _with_uncertainty(
         ]
     return [
         (
-            {name: triple(found[name], j) for name in names},
-            {name: _uncertainty(found[name], j) for name in names},
+            {name: triple(estimates[name], j) for name in names},
+            {name: _uncertainty(estimates[name], j) for name in names},
         )
         for j in columns
     ]
@@ -729,21 +729,21 @@ def compare_models(
     test : PAIRED or "DeLong"; groups_known False: rows were taken as independent and may not be, so that p
         is too small, and no claim is made of it
     """
-    found: list[Comparison] = []
+    comparisons: list[Comparison] = []
     names = [c.features for c in columns]
     if not rows.distinct.all():
         rows, columns = without_duplicates(rows, columns)
         whole = None if whole is None else estimate_set(rows, columns, config=config)
     score, order = _tables(columns)
     for role in dict.fromkeys(c.role for c in columns):
-        mine = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
-        pairs = list(itertools.combinations(mine, 2))
-        if len(mine) > ALL_PAIRS_UP_TO:
-            pairs = [(i, j) for i in mine for j in mine if names[j] == reference and i != j]
+        of_role = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
+        pairs = list(itertools.combinations(of_role, 2))
+        if len(of_role) > ALL_PAIRS_UP_TO:
+            pairs = [(i, j) for i in of_role for j in of_role if names[j] == reference and i != j]
         if not pairs:
             continue
         tests = []
-        inflation = _inflation([columns[i] for i in mine], config)
+        inflation = _inflation([columns[i] for i in of_role], config)
         if whole is not None:
             paired = (multiclass.compare_paired if rows.classes else compare_paired)(
                 rows.y,
@@ -766,7 +766,7 @@ def compare_models(
         for name, differences in tests:
             for k, (i, j) in enumerate(differences.pairs):
                 numbers = {key: number(getattr(differences, key)[k]) for key in DIFFERENCE}
-                found.append(
+                comparisons.append(
                     Comparison(
                         dataset=rows.dataset,
                         role=Role(role),
@@ -781,7 +781,7 @@ def compare_models(
                         inflation=inflation if name == PAIRED else 1.0,
                     )
                 )
-    return found
+    return comparisons
 
 
 DIFFERENCE = ("difference", "low", "high", "standard_error", "degrees_of_freedom", "p", "p_holm")
@@ -798,12 +798,12 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
     many. With one model the error is that of two models scored on two such sets, usually more: basis
     "unpaired".
     """
-    found = []
+    precisions = []
     whole = [one for one in scores if not one.domain]
     for dataset, role, fold in dict.fromkeys((one.dataset, one.role, one.fold) for one in whole):
-        mine = [one for one in whole if (one.dataset, one.role, one.fold) == (dataset, role, fold)]
-        leading = any(one.deduplicated for one in mine)
-        mine = [one for one in mine if one.deduplicated == leading]
+        of_set = [one for one in whole if (one.dataset, one.role, one.fold) == (dataset, role, fold)]
+        leading = any(one.deduplicated for one in of_set)
+        of_set = [one for one in of_set if one.deduplicated == leading]
         for metric in COMPARED:
             paired = [
                 (c.standard_error, c.degrees_of_freedom)
@@ -814,7 +814,7 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
             basis = f"paired, median of {len(paired)}"
             if not paired:
                 basis = "unpaired"
-                about = [one.estimate(metric) for one in mine]
+                about = [one.estimate(metric) for one in of_set]
                 paired = [
                     (math.sqrt(2) * a.standard_error, a.degrees_of_freedom) for a in about if a.standard_error
                 ]
@@ -823,13 +823,13 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
             error = median(e for e, _ in paired)
             freedom = median(math.inf if f is None else f for _, f in paired)
             reach = float(stats.t.ppf((1 + level) / 2, freedom))
-            found.append(
+            precisions.append(
                 Precision(
                     dataset=dataset,
                     role=role,
                     metric=metric,
-                    n=mine[0].n,
-                    n_groups=mine[0].n_groups or 0,
+                    n=of_set[0].n,
+                    n_groups=of_set[0].n_groups or 0,
                     standard_error=error,
                     degrees_of_freedom=number(freedom),
                     half_width=reach * error,
@@ -837,7 +837,7 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
                     basis=basis,
                 )
             )
-    return found
+    return precisions
 
 
 def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> Votes | None:
@@ -873,7 +873,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
         ]
 
     human = _human(rows, columns, config)
-    found = {
+    parts = {
         "dataset": rows.dataset,
         "n": int(known.sum()),
         "kappa": number(agreement.fleiss_kappa(np.stack([positive, total - positive], axis=1)))
@@ -889,7 +889,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
             for i, name in enumerate(names)
         ],
     }
-    return Votes.model_validate(found)
+    return Votes.model_validate(parts)
 
 
 def score_experts(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -> list[ExpertScore]:
@@ -915,16 +915,19 @@ def score_experts(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig)
             options |= {"metrics": COMPARED[:1], "inflation": _inflation(columns, config)}
             whole = multiclass.estimate(y, score, classes=rows.classes, **options)
             paired = multiclass.compare_paired(y, score, pairs=pairs, estimates=whole, **options)
-            found = paired[COMPARED[0]]
+            of = paired[COMPARED[0]]
+            differences = zip(of.difference, of.low, of.high, of.p, strict=True)
             models = [
                 HumanModel(
                     features=column.features,
                     role=Role(column.role),
-                    value=_bare(whole[COMPARED[0]], j + 1),
-                    difference=Estimate(*(number(of[j]) for of in (found.difference, found.low, found.high))),
-                    p=number(found.p[j]),
+                    value=_bare(whole[COMPARED[0]], j),
+                    difference=Estimate(number(difference), number(low), number(high)),
+                    p=number(p),
                 )
-                for j, column in enumerate(columns)
+                for j, (column, (difference, low, high, p)) in enumerate(
+                    zip(columns, differences, strict=True), start=1
+                )
             ]
         scores.append(
             ExpertScore(
@@ -948,7 +951,7 @@ def _human(rows: Rows, columns: Sequence[Column], config: ProbeConfig) -> dict[s
     votes = rows.votes_positive[voted], rows.votes_total[voted], called
     line = agreement.human_line(*votes, codes)
     dropped = agreement.human_line(*votes, codes, ties="drop")
-    found = estimate_function(
+    intervals = estimate_function(
         lambda weights, codes: line.values,
         without=lambda codes: {} if codes is None else line.left_out,
         n_rows=int(voted.sum()),
@@ -956,15 +959,20 @@ def _human(rows: Rows, columns: Sequence[Column], config: ProbeConfig) -> dict[s
         scales={"expert": "logit", "model": "logit"},
         confidence=config.level,
     )
-    p = compare_to_zero(found["difference"])
+    p = compare_to_zero(intervals["difference"])
 
     def shown(name: str, j: int) -> list[float | None]:
-        return triple(found[name], j) if config.bootstrap else [number(found[name].value[j]), None, None]
+        return (
+            triple(intervals[name], j) if config.bootstrap else [number(intervals[name].value[j]), None, None]
+        )
 
     return {
         "value": shown("expert", 0),
-        **{key: number(getattr(found["expert"], key)[0]) for key in ("standard_error", "degrees_of_freedom")},
-        "reason": found["expert"].reason[0] if config.bootstrap else NO_INTERVALS,
+        **{
+            key: number(getattr(intervals["expert"], key)[0])
+            for key in ("standard_error", "degrees_of_freedom")
+        },
+        "reason": intervals["expert"].reason[0] if config.bootstrap else NO_INTERVALS,
         "n": int(voted.sum()),
         "n_left_out": len(rows) - int(voted.sum()),
         "n_votes": line.votes,
