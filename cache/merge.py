@@ -1,33 +1,43 @@
 """Stores among each other: merge, subset, and how far apart two stores are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import InvalidRequest
 from ..terminal import progress_bar
 from .bank import Bank
-from .identity import Identity
+from .identity import Identity, canonical
 from .store import Store
 
 STEP = 8192  # rows in memory at a time
+ABSENT = "absent"
+ROUNDING, CLOSE = (
+    2e-3,
+    3e-2,
+)  # relative differences; the first is a few roundings to float16 or of bfloat16 inputs
 
 
 def differences(a: Identity, b: Identity) -> list[str]:
-    """The parts in which two identities differ, in words."""
+    """The parts in which two identities differ, in words; empty only where the identities are equal."""
     one, two = _flat(a.to_json()), _flat(b.to_json())
     return [
-        f"{name}: {one.get(name)!r} / {two.get(name)!r}"
+        f"{'.'.join(name)}: {one.get(name, ABSENT)} / {two.get(name, ABSENT)}"
         for name in sorted({*one, *two})
         if one.get(name) != two.get(name)
     ]
 
 
-def _flat(document: dict, prefix: str = "") -> dict[str, object]:
-    parts: dict[str, object] = {}
+def _flat(document: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """Path of names -> value as JSON, whose spelling tells 1, 1.0 and true apart as the digest does."""
+    parts: dict[tuple[str, ...], str] = {}
     for name, value in document.items():
-        parts |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        if isinstance(value, dict) and value:
+            parts |= _flat(value, (*path, name))
+        else:
+            parts[*path, name] = canonical(value)
     return parts
 
 
@@ -108,14 +118,16 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """In words; 2e-3 is a few roundings to float16 or bfloat16 inputs, far below a changed transform."""
+        """In words. Of a few patches that differ while the others are the same, it says so."""
         if not self.shared:
             return "no patch is in both"
         if self.identical == self.shared:
             return "identical"
-        if self.relative[1] < 2e-3:
+        if self.relative[2] < ROUNDING:
             return "the same but for rounding"
-        if self.relative[0] < 3e-2:
+        if self.relative[1] < ROUNDING:
+            return "the same but for rounding, except for less than 1 % of the patches: see the worst"
+        if self.relative[0] < CLOSE:
             return "close: another precision, or a slightly different resize"
         return "different: another transform, view or encoder"
 

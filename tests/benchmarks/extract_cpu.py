@@ -1,15 +1,17 @@
 """End-to-end extraction on a CPU against the bare model, the paper's loop and a DataLoader loop.
 
-    python tests/benchmarks/extract_cpu.py [--n 2000] [--rounds 3] [--images FOLDER] [--quick] [--decode]
+    python tests/benchmarks/extract_cpu.py [--encoder dinov2-s] [--n 2000] [--rounds 3] [--images FOLDER]
+    python tests/benchmarks/extract_cpu.py --quick | --decode
 
-ViT-S/14 at 224 px, from PNG files. In one run, alternating, median of the rounds:
-  bare        the model alone on tensors in memory, torch's own threads, our batch and precision
-  threads     the same with a batch to each of as many threads, as patchbank computes
+From PNG files. In one run, alternating, median of the rounds:
+  bare        the model alone on tensors in memory, batch 32, our precision, torch's own threads and the
+              allocator as the C library sets it: in a process of its own
+  threads     the model alone as patchbank computes: its batch, a batch to each of as many threads, pages kept
   patchbank   from files to a published store, model loaded before
   loader      a DataLoader with one worker, batch 128, fp32, as thunder's extraction has it
   paper       one picture at a time, fp32, as the paper's scripts do (on a CPU)
 Loops other than ours see n/8 of the pictures (paper) and n/4 (loader). On a machine with other work compare
-CPU ms. Aim: patchbank <= 1.05 x bare.
+CPU ms. Aim: patchbank <= .80 x bare for dinov2-s, <= .65 x for efficientnet-lite0.
 
 --decode measures the decoding alone (read, hash, resize to 224 px) of the pictures and of their central 64
 pixels, saved again: by 1, 2 and 4 threads as the engine has them, and by as many processes, which send the
@@ -17,8 +19,12 @@ pixels back through a pipe as a DataLoader's or a process pool's do.
 """
 
 import argparse
+import dataclasses
 import functools
+import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -32,15 +38,16 @@ import torch
 from extract_inputs import Cost, default_images, manifest_of, random_checkpoint, timed, workspace
 from patchbank.datasets.images import content_hash, read_image
 from patchbank.datasets.manifest import Manifest
+from patchbank.extract import encoders
 from patchbank.extract.cards import Transform
 from patchbank.extract.encoders import Encoder, build_encoder
 from patchbank.extract.engine import CHUNK
 from patchbank.extract.registry import load_card
-from patchbank.extract.run import run_extract
+from patchbank.extract.run import BATCH_SIZE_CPU, run_extract
 from patchbank.extract.views import prepare
 from PIL import Image
 
-CARD = "dinov2-s"
+BARE_BATCH = 32
 
 
 class Pictures(torch.utils.data.Dataset):
@@ -57,6 +64,25 @@ class Pictures(torch.utils.data.Dataset):
 def bare(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
     for start in range(0, len(pixels), batch):
         encoder.embed(pixels[start : start + batch])
+
+
+def bare_alone(options: argparse.Namespace, file: Path, checkpoint: Path) -> Cost:
+    """`bare` in a process that has not been told to keep its pages."""
+    command = [sys.executable, __file__, "--bare", str(file), "--checkpoint", str(checkpoint)]
+    command += ["--encoder", options.encoder, "--precision", options.precision]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return Cost(*json.loads(done.stdout))
+
+
+def print_bare(options: argparse.Namespace) -> None:
+    """[wall, CPU seconds] of `bare` over the pixels of a file."""
+    encoders.keep_pages = lambda: False
+    encoder = build_encoder(
+        options.encoder, device="cpu", checkpoint=options.checkpoint, precision=options.precision
+    )
+    pixels = torch.from_numpy(np.load(options.bare))
+    encoder.embed(pixels[:BARE_BATCH])
+    print(json.dumps(dataclasses.astuple(timed(lambda: bare(encoder, pixels, BARE_BATCH)))))
 
 
 def threads(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
@@ -92,7 +118,7 @@ def decode_rates(folder: Path, images: str | None, n: int, rounds: int) -> None:
         with Image.open(path) as picture:
             left, top = (side // 2 - 32 for side in picture.size)
             picture.crop((left, top, left + 64, top + 64)).save(small / path.name)
-    work = functools.partial(decode, transform=load_card(CARD).transform)
+    work = functools.partial(decode, transform=load_card("dinov2-s").transform)
     pools: dict[str, Callable[[int], Executor]] = {
         "threads": ThreadPoolExecutor,
         "processes": functools.partial(ProcessPoolExecutor, mp_context=get_context("spawn")),
@@ -121,27 +147,34 @@ def main() -> None:
     )
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--encoder", default="dinov2-s")
+    parser.add_argument("--batch", type=int, default=BATCH_SIZE_CPU)
+    parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--images", default=default_images())
     parser.add_argument("--quick", action="store_true", help="256 pictures, one round")
     parser.add_argument("--decode", action="store_true", help="only the decoding, in threads and processes")
     options = parser.parse_args()
     n, rounds = (256, 1) if options.quick else (options.n, options.rounds)
+    if options.bare:
+        print_bare(options)
+        return
     if options.decode:
         with workspace() as folder:
             decode_rates(folder, options.images, n, rounds)
         return
     with workspace() as folder:
         manifest = manifest_of(folder, n, options.images)
-        checkpoint = random_checkpoint(CARD, folder / "weights.safetensors")
-        build = functools.partial(build_encoder, CARD, device="cpu", checkpoint=checkpoint)
+        checkpoint = random_checkpoint(options.encoder, folder / "weights.safetensors")
+        build = functools.partial(build_encoder, options.encoder, device="cpu", checkpoint=checkpoint)
         encoder = build(precision=options.precision)
         load = timed(lambda: build(precision=options.precision))  # warm, as in every round
         single = build(precision="fp32")
         shape = encoder.card.transform
         ready = [prepare(read_image(manifest.path(i)), shape) for i in range(min(n, 512))]
         pixels = torch.stack([torch.from_numpy(picture.copy()) for picture in ready])
+        np.save(folder / "pixels.npy", pixels.numpy())
         few = {part: Pictures(manifest.select(range(n // part)), single) for part in (4, 8)}  # pyright: ignore
         print(
             f"{n} pictures from {options.images or 'noise'}; {encoder.precision}, batch {options.batch}, "
@@ -152,15 +185,23 @@ def main() -> None:
         }
         encoder.embed(pixels[: options.batch])  # first calls choose kernels
         for number in range(rounds):
-            costs["bare"].append(timed(lambda: bare(encoder, pixels, options.batch)))
+            costs["bare"].append(bare_alone(options, folder / "pixels.npy", checkpoint))
             costs["threads"].append(timed(lambda: threads(encoder, pixels, options.batch)))
             found: list[Any] = []
 
             def extract(bank: Path = folder / f"bank{number}", found: list[Any] = found) -> None:
                 found.append(
-                    run_extract(manifest, encoder=CARD, bank=bank, device="cpu", checkpoint=checkpoint,
-                                precision=options.precision, batch_size=options.batch, progress=False)
-                )  # fmt: skip
+                    run_extract(
+                        manifest,
+                        encoder=options.encoder,
+                        bank=bank,
+                        device="cpu",
+                        checkpoint=checkpoint,
+                        precision=options.precision,
+                        batch_size=options.batch,
+                        progress=False,
+                    )
+                )
 
             cost = timed(extract)
             costs["patchbank"].append(Cost(cost.wall - found[0].seconds["load"], cost.cpu - load.cpu))

@@ -95,5 +95,8 @@ def random_checkpoint(card_id: str, path: Path) -> Path:
 
     network = build_encoder(card_id, device="cpu", precision="fp32", random_weights=True).network
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name.removeprefix("model."): value for name, value in network.state_dict().items()}, path)
+    save_file(
+        {name.removeprefix("model."): value.contiguous() for name, value in network.state_dict().items()},
+        path,
+    )
     return path

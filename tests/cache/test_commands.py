@@ -120,7 +120,7 @@ def test_diff(bank: Path) -> None:
     text = cache(*arguments).output
     assert "100 patches in both, 50 only in the first, 0 only in the other" in text
     assert "different: another transform, view or encoder" in text
-    assert "tokens: 'cls' / 'mean'" in text
+    assert 'tokens: "cls" / "mean"' in text
     found = json.loads(cache(*arguments, "--table", "set.toml", "--json").stdout)
     assert found["relative"][0] == pytest.approx(2, rel=1e-3)
     assert found["cosine"][2] < 1e-6
