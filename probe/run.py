@@ -16,7 +16,7 @@ from ..errors import InvalidRequest, MissingDependency
 from ..files import cores, holding_out
 from ..terminal import progress_bar
 from ..version import provenance
-from .config import BACKENDS, FeatureSet, ProbeConfig, feature_sets
+from .config import BACKENDS, C_GRID, FeatureSet, ProbeConfig, feature_sets
 from .data import (
     StudyData,
     audit,
@@ -117,7 +117,10 @@ def run_probe(
         config = ProbeConfig.from_dict({**settings, "features": resolved})
     elif settings or asked:
         raise InvalidRequest("give either config= or the settings one by one, not both")
-    study = _prepare(gather(train, tests, bank, config), bank, config, progress=progress)
+    data = gather(train, tests, bank, config)
+    if data.train.classes and config.grid == C_GRID:  # K columns a fit: half of the fine grid
+        config = config.replace(C=C_GRID[::2])
+    study = _prepare(data, bank, config, progress=progress)
     seconds = {"prepare": time.perf_counter() - started}
     lap = time.perf_counter()
     runs, *others = _probe_all(study.data, bank, study.repeats, jobs=jobs, backend=backend, progress=progress)

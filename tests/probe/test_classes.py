@@ -327,7 +327,9 @@ def test_classes_go_by_name_whatever_their_order(study: Study) -> None:
 def test_grades_have_quadratic_kappa(study: Study) -> None:
     graded = study.train.header.replace(ordered=True)
     train = Manifest(graded, study.train.table, Path())
-    result = probe_study(Study(train, study.external, study.bank), **QUICK)
+    result = probe_study(Study(train, study.external, study.bank), **QUICK | {"C": None})
+    assert result.results.models[0].path is not None
+    assert len(result.results.models[0].path.C) == 20, "half of the grid of two classes"
     assert result.results.train.ordered
     score = next(s for s in result.results.whole(dataset="inner:train"))
     table = result.predictions[result.predictions["dataset"] == "inner:train"]
