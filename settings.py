@@ -134,13 +134,18 @@ def _sentences(key: str, error: Any, values: Mapping[str, Any], fields: Mapping[
 
 def near(word: str, known: Iterable[str]) -> str:
     """`, did you mean 'NAME'?` where a known name is like the word, else ""."""
-    alike = nearest(word, known)
-    return f", did you mean {alike!r}?" if alike else ""
+    found = nearest(word, known)
+    return f", did you mean {found!r}?" if found else ""
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """The known name that is most like the word, "" if none is (see difflib.get_close_matches)."""
-    return next(iter(difflib.get_close_matches(word, [str(one) for one in known], n=1, cutoff=cutoff)), "")
+    return next(iter(alike(word, known, n=1, cutoff=cutoff)), "")
+
+
+def alike(word: str, known: Iterable[str], *, n: int = 3, cutoff: float = 0.6) -> list[str]:
+    """The known names that are most like the word, at most n of them (see difflib.get_close_matches)."""
+    return difflib.get_close_matches(word, [str(one) for one in known], n=n, cutoff=cutoff)
 
 
 def not_one_of(key: str, value: Any, allowed: Iterable[Any]) -> str:

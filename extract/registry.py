@@ -1,13 +1,12 @@
 """Encoders by name: the shipped cards, those of other packages, timm:NAME, hf:ORG/NAME, and card files."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
-from ..settings import SHIPPED
+from ..settings import SHIPPED, alike
 from .cards import Card, parse_card, read_card, trusted, untrusted
 
 ENTRY_POINTS = "patchbank.encoders"
@@ -171,7 +170,7 @@ def _unknown(spec: str, repository: str, cards: Mapping[str, Card]) -> str:
     near = [lowered[word] for word in words if word in lowered]
     near += [name for name in cards for word in words if re.search(rf"\b{re.escape(word)}", name)]
     for word in words:
-        near += [lowered[name] for name in difflib.get_close_matches(word, lowered, n=3, cutoff=0.6)]
+        near += [lowered[name] for name in alike(word, lowered)]
     near = list(dict.fromkeys(near))[: 1 if key in lowered else 3]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     owner, _, name = repository.rpartition("/")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -284,32 +285,9 @@ def test_a_damaged_state_is_refused_by_name(place: Path) -> None:
 
 # --- weights
 
-TINY = """
-id = "tiny"
-model = "vit_tiny_patch16_224"
-dim = 32
-grid = 16
-prefix = 1
-tokens = "cls"
-precision = "fp32"
-[arguments]
-img_size = 32
-patch_size = 8
-embed_dim = 32
-depth = 2
-num_heads = 2
-num_classes = 0
-[transform]
-size = 32
-"""
-SHAPE: dict[str, Any] = {
-    "img_size": 32,
-    "patch_size": 8,
-    "embed_dim": 32,
-    "depth": 2,
-    "num_heads": 2,
-    "num_classes": 0,
-}
+TINY = (Path(__file__).resolve().parent / "data" / "tiny-vit.toml").read_text("utf-8")
+TINY = TINY.replace('id = "tiny-vit"', 'id = "tiny"')
+SHAPE: dict[str, Any] = tomllib.loads(TINY)["arguments"]
 
 
 def tiny_weights(file: Path) -> Path:
@@ -325,7 +303,7 @@ def test_weights_of_the_hub_are_downloaded_by_the_run_not_by_the_plan(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The hub's client is replaced by a folder in the form of its cache."""
-    (place / "tiny.toml").write_text('hub = "someone/tiny"\nfiles = ["model.safetensors"]' + TINY)
+    (place / "tiny.toml").write_text('hub = "someone/tiny"\nfiles = ["model.safetensors"]\n' + TINY)
     file = write_study(place, [system("Tiny", "tiny.toml")])
     where = Places(data=place, bank=place / "bank", out=place / "out", trust_code=True)
     for asked in ("get_hf_file_metadata", "hf_hub_download"):

@@ -1,6 +1,5 @@
 """timm models: built from a card's arguments, filled from a file that was found before."""
 
-import difflib
 import math
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from ...errors import EncoderError, InvalidRequest, MissingDependency, UnknownEncoder
+from ...settings import alike
 from ..cards import INTERPOLATIONS, MODES, Card, Transform
 from ..weights import INSTALL, Weights
 from .state import load_file_into
@@ -170,7 +170,7 @@ def _configuration(name: str) -> Any:
                 f"there are {', '.join(f'timm:{architecture}.{one}' for one in tags)}"
             )
     known = timm.list_models(pretrained=True)
-    near = difflib.get_close_matches(architecture, known, n=3, cutoff=0.5)
+    near = alike(architecture, known, cutoff=0.5)
     hint = f"; did you mean {', '.join(f'timm:{one}' for one in near)}?" if near else ""
     raise UnknownEncoder(f"timm {timm.__version__} has no weights for {name!r}{hint}")
 

@@ -72,7 +72,9 @@ def test_registers_without_a_class_token_are_no_class_token() -> None:
     assert (card.prefix, card.class_token, card.tokens) == (1, False, "pooled")
     encoder = build_encoder(card, device="cpu", precision="fp32", random_weights=True)
     found = encoder.embed(torch.zeros(2, 256, 256, 3, dtype=torch.uint8), ["registers", "mean"])
-    tokens = encoder.network.features(encoder.normalise(torch.zeros(2, 256, 256, 3))).tokens
+    tokens = encoder.network.features(
+        encoder.normalise(torch.zeros(2, 256, 256, 3, dtype=torch.uint8))
+    ).tokens
     assert tokens is not None
     torch.testing.assert_close(found["registers"], tokens[:, 0])
     torch.testing.assert_close(found["mean"], tokens[:, 1:].mean(dim=1))

@@ -210,6 +210,67 @@ def test_the_chunked_blocks_of_dinov2_training(
     assert network.origin == "key 'teacher' and prefix 'backbone.'"
 
 
+@pytest.mark.parametrize("architecture", ["vit_small_patch14_reg4_dinov2", "vit_giant_patch14_reg4_dinov2"])
+def test_the_names_of_dinov2s_own_files(tmp_path: Path, architecture: str) -> None:
+    """register_tokens, mask_token, w12 and w3 of SwiGLU, positions of CLS and patches without registers."""
+    giant = "giant" in architecture
+    arguments = {"img_size": 28, "depth": 1, "num_classes": 0} | (
+        {"embed_dim": 48, "num_heads": 3} if giant else {}
+    )
+    card = Card(
+        id="own",
+        model=architecture,
+        dim=48 if giant else 384,
+        grid=4,
+        prefix=5,
+        arguments=arguments,
+        transform=Transform(size=28),
+    )
+    torch.manual_seed(0)
+    own: dict[str, torch.Tensor] = build_encoder(
+        card, device="cpu", random_weights=True
+    ).network.model.state_dict()  # pyright: ignore
+    names = {"reg_token": "register_tokens"}
+    if giant:
+        names |= {
+            f"blocks.0.mlp.fc{a}.{p}": f"blocks.0.mlp.w{b}.{p}"
+            for a, b in ((1, "12"), (2, "3"))
+            for p in ("weight", "bias")
+        }
+    state = {names.get(name, name): value for name, value in own.items()}
+    positions = torch.cat([torch.zeros(1, 1, card.dim), own["pos_embed"]], dim=1)  # of CLS, added to it there
+    state |= {"pos_embed": positions, "mask_token": torch.zeros(1, card.dim)}
+    torch.save(state, tmp_path / "dinov2_reg4_pretrain.pth")
+    loaded: dict[str, torch.Tensor] = build_encoder(
+        card, device="cpu", checkpoint=tmp_path / "dinov2_reg4_pretrain.pth"
+    ).network.model.state_dict()  # pyright: ignore
+    assert all(torch.equal(loaded[name], value) for name, value in own.items())
+
+
+def test_the_checkpoint_of_dinos_training(tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor]) -> None:
+    """main_dino.py: student and teacher, each a module with backbone and head, beside optimizer and loss."""
+    head = {"head.mlp.0.weight": torch.ones(4, 4), "head.last_layer.weight_g": torch.ones(4, 1)}
+
+    def wrapped(backbone: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+        return {f"{prefix}{n}": v for n, v in {f"backbone.{n}": v for n, v in backbone.items()}.items()} | {
+            f"{prefix}{n}": v for n, v in head.items()
+        }
+
+    other = {name: value + 1 for name, value in state.items()}
+    checkpoint = {
+        "student": wrapped(other, "module."),
+        "teacher": wrapped(state, ""),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "epoch": 100,
+        "args": argparse.Namespace(arch="vit_tiny"),
+        "dino_loss": {"center": torch.zeros(1, 4)},
+    }
+    torch.save(checkpoint, tmp_path / "checkpoint.pth")
+    network = build_encoder(tiny, device="cpu", checkpoint=tmp_path / "checkpoint.pth").network
+    assert network.origin == "key 'teacher' and prefix 'backbone.'"
+    assert torch.equal(network.model.state_dict()["cls_token"], state["cls_token"])  # pyright: ignore
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused(
     tmp_path: Path, tiny: Card, state: dict[str, torch.Tensor], value: float

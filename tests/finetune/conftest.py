@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from patchbank.datasets.manifest import Header, Manifest
-from patchbank.extract.cards import Card, Transform
+from patchbank.extract.cards import Card, parse_card
 from patchbank.extract.models.network import TimmNetwork
 from patchbank.finetune.model import classifier
 from patchbank.finetune.recipe import Recipe, load_recipe
@@ -20,16 +20,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 
-TINY = Card(
-    id="tiny-vit",
-    model="vit_tiny_patch16_224",
-    dim=32,
-    grid=16,
-    prefix=1,
-    tokens="cls",
-    precision="fp32",
-    transform=Transform(size=32),
-)
+CARD = (Path(__file__).resolve().parents[1] / "data" / "tiny-vit.toml").read_text("utf-8")
+TINY = parse_card(CARD, origin="tiny-vit.toml")
 
 
 def tiny_vit(card: Card = TINY, _: object = None) -> TimmNetwork:
@@ -84,27 +76,6 @@ def whole_results() -> Callable[..., dict[str, Any]]:
         }
 
     return make
-
-
-CARD = """
-id = "tiny-vit"
-model = "vit_tiny_patch16_224"
-dim = 32
-grid = 16
-prefix = 1
-tokens = "cls"
-precision = "fp32"
-[arguments]
-img_size = 32
-patch_size = 8
-embed_dim = 32
-depth = 2
-num_heads = 2
-num_classes = 0
-init_values = 0.5
-[transform]
-size = 32
-"""
 
 
 def tiny_manifest(folder: Path, *, n: int = 60, seed: int = 0, name: str = "tiny", test: int = 0) -> Manifest:
