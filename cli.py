@@ -48,12 +48,12 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            import difflib
+            from .settings import nearest
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1) if args else []
-            if not near:
+            alike = nearest(args[0], COMMANDS) if args else ""
+            if not alike:
                 raise
-            message = f"{error.message.rstrip('.')}. Did you mean {near[0]!r}?"
+            message = f"{error.message.rstrip('.')}. Did you mean {alike!r}?"
             raise click.UsageError(message, ctx) from None
 
 

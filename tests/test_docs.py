@@ -29,7 +29,8 @@ FOLDERS = ("cache", "datasets", "extract", "finetune", "manifests", "probe", "te
 HELD_BY_OTHERS = (
     "FORMAT.md",
     "MANIFEST.md",
-)  # tests/cache/test_format.py, tests/datasets/test_manifest_format.py
+    "DECLARATIONS.md",
+)  # tests/cache/test_format.py, tests/datasets/test_manifest_format.py, tests/datasets/test_declared.py
 SHARED = "runs with PATCHBANK_SHARED"
 SLOW = ("benchmark.md",)  # decodes and compares 4,466 images
 QUICK_TO_READ = 130  # lines of README
