@@ -142,7 +142,7 @@ def _leaderboard(page: StudyPage, view: View | None, board: Board) -> list[Any]:
             f"over the column's comparisons, {view.level} %); filled ones may be as good.{human}"
         )
     out.append(board.controls())
-    return [*out, scores.meaning(view), *scores.notes(view)] if view else out
+    return [*out, *scores.selected_on(view), scores.meaning(view), *scores.notes(view)] if view else out
 
 
 def _across(view: View, board: Board) -> list[Any]:

@@ -22,7 +22,9 @@ from .schema import (
     TRAIN_ROLES,
     Comparison,
     DataSet,
+    ExpertScore,
     Fits,
+    HumanModel,
     Leaks,
     Model,
     Repeats,
@@ -100,6 +102,7 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
         repeats=_repeats(merged),
         precision=precision(scores, comparisons, level=config.level),
         votes=[votes for dataset in data if (votes := _votes(dataset, merged))],
+        experts=_experts(merged),
         seconds={"all": sum(one.seconds.get("all", 0.0) for one in merged.values())},
         **of_chosen,
         **about,
@@ -291,6 +294,19 @@ def _votes(dataset: str, merged: Mapping[str, Results]) -> Votes | None:
         models = of_systems(lambda votes: votes.human.models if votes.human else ())
         changed["human"] = first.human.model_copy(update={"models": models})
     return first.model_copy(update=changed)
+
+
+def _experts(merged: Mapping[str, Results]) -> list[ExpertScore]:
+    """Each expert once, beside the chosen model of every system."""
+    experts: dict[tuple[str, str], ExpertScore] = {}
+    models: dict[tuple[str, str], list[HumanModel]] = {}
+    for name, result in merged.items():
+        for expert in result.experts:
+            key = expert.dataset, expert.expert
+            experts.setdefault(key, expert)
+            of_system = [m for m in expert.models if m.features == result.chosen]
+            models.setdefault(key, []).extend(m.model_copy(update={"features": name}) for m in of_system)
+    return [one.model_copy(update={"models": models[key]}) for key, one in experts.items()]
 
 
 def _longest(merged: Iterable[Results]) -> Leaks | None:

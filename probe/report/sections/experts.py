@@ -2,15 +2,48 @@
 
 from typing import Any
 
-from ...results.display import SHOWN, TITLES, Table, number
+from ...results.display import SHOWN, TITLES, Table, interval, number, p_value
 from ...results.schema import Role
 from ..view import View
 from . import clinical
 
+EXPERT = ("accuracy", "balanced_accuracy", "f1", "kappa")
+
+
+def of_classes(view: View) -> list[Any]:
+    """Each expert against the labels of more than two classes, beside the chosen system."""
+    rows = []
+    for expert in view.results.experts:
+        role = Role.OOF if expert.dataset == view.train else Role.REFIT
+        beside = next((m for m in expert.models if (m.features, m.role) == (view.chosen, role)), None)
+        rows.append(
+            [
+                expert.dataset + view.of_fold(expert.dataset),
+                expert.expert,
+                expert.n,
+                *(interval(expert.estimate(m)) for m in EXPERT),
+                *(
+                    (interval(beside.value), interval(beside.difference, "+.3f"), p_value(beside.p))
+                    if beside
+                    else ("-", "-", "-")
+                ),
+            ]
+        )
+    if not rows:
+        return []
+    heads = ["set", "expert", "patches", *(view.titles[m] for m in EXPERT)]
+    heads += [f"{view.chosen} (★), balanced accuracy", "expert - ★", "p"]
+    return [
+        "Calls of each expert against the labels, and the balanced accuracy of the chosen system on the "
+        "patches that the expert read; the difference is paired over groups. An expert whose calls are the "
+        "labels is left out.",
+        Table(heads, rows, left=2),
+    ]
+
 
 def experts(view: View) -> list[Any]:
     """Agreement of the experts on each set, and of the chosen system by that agreement."""
-    out: list[Any] = []
+    out: list[Any] = of_classes(view)
     for v in view.results.votes:
         # fine-tuned systems have no strata: then the best on the folds of those that have
         with_strata = {s.features for s in v.strata}

@@ -36,6 +36,7 @@ def leaderboard(view: View) -> list[Any]:
             "epoch of its own model, so that scores on the training set would be no estimate and are "
             "left out."
         )
+    out += selected_on(view)
     out.append(meaning(view))
     for dataset in view.sets:
         on_set = [r for r in records if r.dataset == dataset]
@@ -76,6 +77,17 @@ def leaderboard(view: View) -> list[Any]:
         )
         out += clinical.if_clustered(view, on_set, view.metrics)
     return [*out, *clinical.no_interval(view, view.metrics), *with_duplicates(view), *notes(view)]
+
+
+def selected_on(view: View) -> list[Any]:
+    """What was chosen on the set's own validation split instead of folds."""
+    split = view.results.config.select_on
+    if not split:
+        return []
+    return [
+        f"Everything was chosen on the split {split!r} of {view.results.train.name}, not on folds: that "
+        "split and the training patches have no scores here, and where a text says folds, that split is meant."
+    ]
 
 
 def notes(view: View) -> list[Any]:

@@ -148,3 +148,27 @@ def test_figures_of_classes(result: ProbeResult, tmp_path: Path) -> None:
     text = (tmp_path / "confusion-matrix-grades.svg").read_text()
     for name in GRADES:
         assert text.count(f">{name}<") == 2
+
+
+def test_experts_stand_beside_the_chosen_system(result: ProbeResult) -> None:
+    model = {"role": "oof", "value": [0.6, 0.5, 0.7], "p": 0.0004}
+    models = [
+        model | {"features": "good/full/cls", "difference": [-0.1, -0.2, -0.01]},
+        model | {"features": "poor/full/cls", "difference": [0.3, 0.1, 0.4]},
+    ]
+    expert = {"dataset": "grades", "expert": "expert_2", "n": 200, "n_groups": 12, "models": models}
+    expert |= {"metrics": {"kappa": [0.7, 0.6, 0.8], "balanced_accuracy": [0.5, 0.4, 0.6]}}
+    changed = ProbeResult({**result.document, "experts": [expert]}, result.predictions)
+    text = markdown_report(changed)
+    assert "## Agreement of the experts" in text
+    row = next(line for line in text.splitlines() if line.startswith("| grades, out of fold | expert_2"))
+    assert "0.700 [0.600, 0.800] | 0.600 [0.500, 0.700] | -0.100 [-0.200, -0.010] | < 0.001" in row.replace(
+        "&lt;", "<"
+    )
+    assert "## Agreement of the experts" not in markdown_report(result)
+
+
+def test_a_choice_on_the_validation_split_is_said(result: ProbeResult) -> None:
+    config = result.document["config"] | {"select_on": "val"}
+    text = markdown_report(ProbeResult({**result.document, "config": config}, result.predictions))
+    assert "chosen on the split 'val' of grades, not on folds" in text
