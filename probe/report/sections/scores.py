@@ -86,7 +86,7 @@ def selected_on(view: View) -> list[Any]:
         return []
     return [
         f"Everything was chosen on the split {split!r} of {view.results.train.name}, not on folds: that "
-        "split and the training patches have no scores here, and where a text says folds, that split is meant."
+        "split and the training patches have no scores here, and where a text says folds, it is meant."
     ]
 
 
