@@ -35,6 +35,10 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Imports a subcommand's module only when that subcommand is called."""
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        terminal.reset()
+        return super().make_context(*args, **extra)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 

@@ -65,6 +65,23 @@ LOG = logging.getLogger("patchbank")
 LIBRARIES = ("huggingface_hub", "timm", "transformers", "ray", "httpx", "fsspec")
 
 
+def reset() -> None:
+    """As it is without these options: a process may run several commands."""
+    OUTPUT.quiet = OUTPUT.verbose = False
+    while _shown:
+        warnings.showwarning = _shown.pop()
+    for name in (LOG.name, *LIBRARIES):
+        logger = logging.getLogger(name)
+        for handler in [one for one in logger.handlers if one in _handlers]:
+            logger.removeHandler(handler)
+    while _handlers:
+        _handlers.pop().close()
+
+
+_handlers: list[logging.Handler] = []
+_shown: list[Any] = []  # what showed warnings before a log was written
+
+
 def be_quiet() -> None:
     """No progress bars and no notes from now on."""
     OUTPUT.quiet = True
@@ -75,6 +92,7 @@ def be_verbose() -> None:
     OUTPUT.verbose = True
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+    _handlers.append(handler)
     for name in LIBRARIES:
         logging.getLogger(name).setLevel(logging.INFO)
         logging.getLogger(name).addHandler(handler)
@@ -104,12 +122,15 @@ def log_to(file: Path) -> None:
         raise PermissionError(errno.EACCES, "the log cannot be written", str(file))
     handler = _LogFile(file, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+    _handlers.append(handler)
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False
     for name in LIBRARIES:
         logging.getLogger(name).addHandler(handler)
+
     shown = warnings.showwarning
+    _shown.append(shown)
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         LOG.warning("%s: %s", category.__name__, message)

@@ -324,7 +324,7 @@ def mean_logit(each: np.ndarray) -> np.ndarray:
         return each[:, 0]
     if each.ndim == 3:
         return np.asarray(logsumexp(log_softmax(each, axis=2), axis=1)) - np.log(each.shape[1])
-    positive, negative = (logsumexp(-np.logaddexp(0, sign * each), axis=1) for sign in (-1, 1))
+    positive, negative = (np.asarray(logsumexp(-np.logaddexp(0, sign * each), axis=1)) for sign in (-1, 1))
     return positive - negative
 
 

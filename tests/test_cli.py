@@ -112,16 +112,21 @@ def test_every_command_has_the_same_options_for_its_output() -> None:
 
 
 @pytest.fixture
-def fresh_output(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(terminal, "OUTPUT", terminal.Output())
-    shown, before = warnings.showwarning, list(terminal.LOG.handlers)
+def fresh_output() -> Iterator[None]:
     yield
-    warnings.showwarning = shown
-    for name in ("patchbank", *terminal.LIBRARIES):
-        for handler in list(logging.getLogger(name).handlers):
-            if handler not in before:
-                logging.getLogger(name).removeHandler(handler)
-                handler.close()
+    terminal.reset()
+
+
+def test_a_command_does_not_inherit_the_output_of_the_one_before(fresh_output: None, tmp_path: Path) -> None:
+    before = warnings.showwarning
+    words = ["-q", "--verbose", "--log-file", str(tmp_path / "a.log"), "encoders", "ls", "--json"]
+    assert CliRunner().invoke(cli.patchbank, words).exit_code == 0
+    assert terminal.Output(quiet=True, verbose=True) == terminal.OUTPUT
+    assert CliRunner().invoke(cli.patchbank, ["encoders", "ls", "--json"]).exit_code == 0
+    assert terminal.Output() == terminal.OUTPUT
+    assert warnings.showwarning is before
+    assert not terminal.LOG.handlers
+    assert not any(logging.getLogger(name).handlers for name in terminal.LIBRARIES if name != "ray")
 
 
 @pytest.mark.parametrize("after", [False, True])
