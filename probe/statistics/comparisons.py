@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from ...errors import InvalidRequest
-from .intervals import STILL, Clusters, Floats, Interval, Method, cluster_codes, estimate
+from .intervals import STILL, Clusters, Floats, Interval, Options, cluster_codes, estimate
 from .metrics import METRICS, check_labels, check_names, evaluate
 
 # Metrics whose difference of two models is linear in the swaps of clusters. Of means over rows that is plain.
@@ -59,12 +59,8 @@ def compare_paired(
     threshold: ArrayLike | None = None,
     logits: bool = False,
     order: ArrayLike | None = None,
-    method: Method = "jackknife",
-    confidence: float = 0.95,
-    inflation: float = 1.0,
-    n_resamples: int = 2000,
-    seed: int = 0,
     estimates: Mapping[str, Interval] | None = None,
+    **how: Unpack[Options],
 ) -> dict[str, Differences]:
     """Do two models differ on the same rows? The one test of this package, for probes and fine-tuned models.
 
@@ -72,7 +68,7 @@ def compare_paired(
         see `cluster_codes` (None: rows are independent)
     pairs : columns (first, second); None: all against `reference` if given, else all pairs i < j
     threshold, logits, order : as for `metrics.evaluate`; pass logits with logits=True
-    method, confidence, inflation : as for `estimate`; estimates : what it gave for the same arguments, if it
+    how : as for `estimate`; estimates : what it gave for the same arguments, if it
         is there already
 
     Per metric: difference, interval and two-sided p from the jackknife of the paired difference over
@@ -86,22 +82,12 @@ def compare_paired(
     names = check_names(metrics)
     about: dict[str, Any] = {"threshold": threshold, "logits": logits, "order": order, "groups": groups}
     if estimates is None:
-        estimates = estimate(
-            y,
-            scores,
-            metrics=names,
-            method=method,
-            confidence=confidence,
-            inflation=inflation,
-            n_resamples=n_resamples,
-            seed=seed,
-            **about,
-        )
+        estimates = estimate(y, scores, metrics=names, **about, **how)
     labels = check_labels(y)
     chosen = pairs_of(np.shape(scores)[1], pairs, reference)
 
     def permuted(name: str, pairs: NDArray[np.intp]) -> Differences:
-        return permutation_test(y, scores, metric=name, pairs=pairs, seed=seed, **about)
+        return permutation_test(y, scores, metric=name, pairs=pairs, seed=how.get("seed", 0), **about)
 
     few = min(Clusters.of(labels, cluster_codes(groups, len(labels))).holding) < FEW_CLUSTERS
     return {name: compare_or_permute(estimates[name], chosen, few=few, permuted=permuted) for name in names}

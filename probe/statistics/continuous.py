@@ -8,15 +8,16 @@ is undefined where it is undefined for one of them.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ...errors import InvalidRequest, ProbeError
+from . import metrics as metrics_module
 from .comparisons import FEW_CLUSTERS, Differences, compare_or_permute, pairs_of, permute
-from .intervals import Estimates, Interval, Method, cluster_codes, estimate_function
+from .intervals import Estimates, Interval, Options, cluster_codes, estimate_function
 from .metrics import Metric
 from .weighted import CONSTANT, Floats, Weighted, check_clusters, divide
 
@@ -226,15 +227,7 @@ def leave_one_out(
 
 def check_names(names: Iterable[str] | None) -> list[str]:
     """The names as a list; None: all. Raises InvalidRequest if one is no metric of numbers."""
-    if names is None:
-        return list(METRICS)
-    asked = [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in asked if name not in METRICS]
-    if unknown:
-        raise InvalidRequest(
-            f"no metric of numbers is called {', '.join(unknown)}; there are: {', '.join(METRICS)}"
-        )
-    return asked
+    return metrics_module.check_names(names, METRICS, kind="metric of numbers")
 
 
 def _sample(
@@ -279,11 +272,7 @@ def estimate(
     groups: ArrayLike | None,
     metrics: Iterable[str] | None = None,
     targets: Sequence[str] | None = None,
-    method: Method = "jackknife",
-    confidence: float = 0.95,
-    inflation: float = 1.0,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    **how: Unpack[Options],
 ) -> ContinuousEstimates:
     """Values and intervals of several metrics of m models over clusters of rows, and of each target.
 
@@ -313,11 +302,7 @@ def estimate(
         scales={key: METRICS[key.partition(" ")[0]].scale for key in parts(values)},
         n_rows=sample.n,
         groups=groups,
-        method=method,
-        confidence=confidence,
-        inflation=inflation,
-        n_resamples=n_resamples,
-        seed=seed,
+        **how,
     )
     each = tuple(
         replace(
@@ -347,32 +332,19 @@ def compare_paired(
     metrics: Iterable[str] = ("pearson", "r2"),
     pairs: Iterable[tuple[int, int]] | None = None,
     reference: int | None = None,
-    method: Method = "jackknife",
-    confidence: float = 0.95,
-    inflation: float = 1.0,
-    n_resamples: int = 2000,
-    seed: int = 0,
     estimates: Mapping[str, Interval] | None = None,
+    **how: Unpack[Options],
 ) -> dict[str, Differences]:
     """`comparisons.compare_paired` for the means over targets of predictions (n, m, T): the same test."""
     names = check_names(metrics)
     if np.ndim(predictions) != 3:
         raise InvalidRequest(f"predictions {np.shape(predictions)}: (n, models, T), two models or more")
     if estimates is None:
-        estimates = estimate(
-            y,
-            predictions,
-            groups=groups,
-            metrics=names,
-            method=method,
-            confidence=confidence,
-            inflation=inflation,
-            n_resamples=n_resamples,
-            seed=seed,
-        )
+        estimates = estimate(y, predictions, groups=groups, metrics=names, **how)
     chosen = pairs_of(np.shape(predictions)[1], pairs, reference)
 
     def permuted(name: str, pairs: NDArray[np.intp]) -> Differences:
+        seed = how.get("seed", 0)
         return permutation_test(y, predictions, metric=name, pairs=pairs, groups=groups, seed=seed)
 
     few = int(cluster_codes(groups, len(np.asarray(y))).max()) + 1 < FEW_CLUSTERS

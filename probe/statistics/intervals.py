@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,17 @@ Floats = NDArray[np.float64]
 Method = Literal["bca", "percentile", "jackknife"]
 
 METHODS: tuple[Method, ...] = ("bca", "percentile", "jackknife")
+
+
+class Options(TypedDict, total=False):
+    """How intervals are made; see `estimate`."""
+
+    method: Method
+    confidence: float
+    inflation: float
+    n_resamples: int
+    seed: int
+
 
 _BLOCK_WEIGHTS = 1 << 24  # 128 MiB of float64 weights (resamples x clusters) at once
 
@@ -176,12 +187,8 @@ def estimate(
     threshold: ArrayLike | None = None,
     logits: bool = False,
     order: ArrayLike | None = None,
-    method: Method = "jackknife",
-    confidence: float = 0.95,
-    inflation: float = 1.0,
-    n_resamples: int = 2000,
-    seed: int = 0,
     classes: tuple[str, str] = BINARY,
+    **how: Unpack[Options],
 ) -> Estimates:
     """Values and intervals of several metrics of m models over clusters of rows.
 
@@ -200,7 +207,7 @@ def estimate(
         "bca": bias-corrected and accelerated, the acceleration from the jackknife over clusters (Efron &
         Tibshirani 1993, eq. 14.9-14.15; half of the ties count as below, as in scipy); "percentile" where the
         correction is not finite.
-    confidence : between 0 and 1, two-sided
+    confidence : between 0 and 1, two-sided (0.95); n_resamples : of the bootstrap (2000); seed : of it (0)
     inflation : factor of the jackknife's variance: a design effect that is assumed where clusters are
         unknown, or what out-of-fold scores need (`scoring.OOF_INFLATION`)
     classes : what 0 and 1 are called in reasons
@@ -232,12 +239,8 @@ def estimate(
         scales={name: METRICS[name].scale for name in asked},
         n_rows=len(labels),
         groups=groups,
-        method=method,
-        confidence=confidence,
-        inflation=inflation,
-        n_resamples=n_resamples,
-        seed=seed,
         classes=classes,
+        **how,
     )
     return replace(found, intervals={name: found[name] for name in names})
 

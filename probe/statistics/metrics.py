@@ -23,7 +23,7 @@ scores; one sparse product per model gives both for all B at once, and no (B, n)
 Counts are summed in float64 and so exactly: AUROC and AP do not depend on how the work is cut up.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -497,13 +497,15 @@ def leave_one_out(
     return {name: METRICS[name].compute(sample) for name in check_names(metrics)}
 
 
-def check_names(metrics: Iterable[str]) -> list[str]:
-    """The names as a list. Raises InvalidRequest if one is not a binary metric."""
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    unknown = [name for name in names if name not in METRICS]
+def check_names(
+    names: Iterable[str] | None, known: Mapping[str, Metric] = METRICS, *, kind: str = "metric"
+) -> list[str]:
+    """The names as a list; None: all. Raises InvalidRequest if one is not among the known ones."""
+    asked = [names] if isinstance(names, str) else list(known if names is None else names)
+    unknown = [name for name in asked if name not in known]
     if unknown:
-        raise InvalidRequest(f"no metric is called {', '.join(unknown)}; there are: {', '.join(METRICS)}")
-    return names
+        raise InvalidRequest(f"no {kind} is called {', '.join(unknown)}; there are: {', '.join(known)}")
+    return asked
 
 
 def confusion(

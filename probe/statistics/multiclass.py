@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +23,7 @@ from scipy import sparse, special, stats
 from ...errors import InvalidRequest, ProbeError
 from . import intervals, metrics
 from .comparisons import FEW_CLUSTERS, Differences, compare_or_permute, pairs_of, permute
-from .intervals import Clusters, Estimates, Interval, Method, cluster_codes, estimate_function
+from .intervals import Clusters, Estimates, Interval, Options, cluster_codes, estimate_function
 from .metrics import Metric
 from .weighted import Floats, Weighted, check_clusters, divide
 
@@ -369,15 +369,7 @@ def one_hot(labels: ArrayLike, n_classes: int) -> Floats:
 
 def check_names(names: Iterable[str] | None) -> list[str]:
     """The names as a list; None: all. Raises InvalidRequest if one is no metric of K classes."""
-    if names is None:
-        return list(METRICS)
-    asked = [names] if isinstance(names, str) else list(names)
-    unknown = [name for name in asked if name not in METRICS]
-    if unknown:
-        raise InvalidRequest(
-            f"no metric of several classes is called {', '.join(unknown)}; there are: {', '.join(METRICS)}"
-        )
-    return asked
+    return metrics.check_names(names, METRICS, kind="metric of several classes")
 
 
 def _sample(
@@ -475,11 +467,7 @@ def estimate(
     order: ArrayLike | None = None,
     ordered: bool = False,
     classes: Sequence[str] | None = None,
-    method: Method = "jackknife",
-    confidence: float = 0.95,
-    inflation: float = 1.0,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    **how: Unpack[Options],
 ) -> MulticlassEstimates:
     """Values and intervals of several metrics of m models over clusters of rows, and of each class.
 
@@ -497,14 +485,6 @@ def estimate(
         classes = [f"class {k}" for k in range(sample.n_classes)]
     if len(classes) != sample.n_classes:
         raise InvalidRequest(f"{len(classes)} names for {sample.n_classes} classes")
-    about: dict[str, Any] = {
-        "groups": groups,
-        "method": method,
-        "confidence": confidence,
-        "inflation": inflation,
-        "n_resamples": n_resamples,
-        "seed": seed,
-    }
     macro = [name for name in names if name in MACRO]
     absent = [name for k, name in enumerate(classes) if not (sample.y == k).any()]
     no_class = f"no row of {', '.join(absent)} in the set"
@@ -519,7 +499,8 @@ def estimate(
         undefined=undefined,
         scales={name: METRICS[name].scale for name in direct},
         n_rows=sample.n,
-        **about,
+        groups=groups,
+        **how,
     )
     found = dict(whole.intervals)
     means: dict[str, _Mean] = {name: _Mean() for name in macro}
@@ -531,7 +512,8 @@ def estimate(
             order=sample.rank_by(k),
             metrics=CLASS_METRICS,
             classes=("other", name),
-            **about,
+            groups=groups,
+            **how,
         )
         for mean_name, mean in means.items():
             mean.add(one[_OF_CLASS[mean_name]], one["sensitivity"])
@@ -546,7 +528,7 @@ def estimate(
         n_clusters=whole.n_clusters,
         clusters=whole.clusters,
         n_resamples=whole.n_resamples,
-        seed=seed,
+        seed=whole.seed,
         classes=tuple(each),
     )
 
@@ -588,28 +570,14 @@ def compare_paired(
     logits: bool = False,
     order: ArrayLike | None = None,
     ordered: bool = False,
-    method: Method = "jackknife",
-    confidence: float = 0.95,
-    inflation: float = 1.0,
-    n_resamples: int = 2000,
-    seed: int = 0,
     estimates: Mapping[str, Interval] | None = None,
+    **how: Unpack[Options],
 ) -> dict[str, Differences]:
     """`comparisons.compare_paired` for scores (n, m, K): the same test, on metrics of K classes."""
     names = check_names(metrics)
     about: dict[str, Any] = {"logits": logits, "order": order, "ordered": ordered, "groups": groups}
     if estimates is None:
-        estimates = estimate(
-            y,
-            scores,
-            metrics=names,
-            method=method,
-            confidence=confidence,
-            inflation=inflation,
-            n_resamples=n_resamples,
-            seed=seed,
-            **about,
-        )
+        estimates = estimate(y, scores, metrics=names, **about, **how)
     labels, table = np.asarray(y), np.asarray(scores)
     if table.ndim != 3:
         raise InvalidRequest(f"scores {table.shape}: (n, models, K), two models or more")
@@ -617,7 +585,7 @@ def compare_paired(
     holding = Clusters.of(labels, cluster_codes(groups, len(labels)), table.shape[2]).holding
 
     def permuted(name: str, pairs: NDArray[np.intp]) -> Differences:
-        return permutation_test(y, scores, metric=name, pairs=pairs, seed=seed, **about)
+        return permutation_test(y, scores, metric=name, pairs=pairs, seed=how.get("seed", 0), **about)
 
     few = min(holding) < FEW_CLUSTERS
     return {name: compare_or_permute(estimates[name], chosen, few=few, permuted=permuted) for name in names}
