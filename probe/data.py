@@ -79,6 +79,7 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
             bank,
             left_out={"no label": n} if (n := lost[piece.header.name]) else {},
             classes=classes if len(classes) > 2 else (),
+            ordered=train.header.ordered and len(classes) > 2,
         )
         for name, piece in pieces
     ]
@@ -229,8 +230,9 @@ def rows_of(
     *,
     left_out: Mapping[str, int],
     classes: tuple[str, ...] = (),
+    ordered: bool = False,
 ) -> Rows:
-    """An evaluation set; y : its labels, as `Rows` has them; classes : of more than two."""
+    """An evaluation set; y : its labels, as `Rows` has them; classes, ordered : of more than two."""
     table = hashed(manifest, bank)
     experts, called = _experts(table, classes)
     group = manifest.table["group"]
@@ -250,7 +252,7 @@ def rows_of(
         groups_known=manifest.groups_known,
         left_out=left_out,
         classes=classes,
-        ordered=manifest.header.ordered and len(classes) > 2,
+        ordered=ordered,
         experts=experts,
         called=called,
     )

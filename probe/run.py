@@ -135,8 +135,12 @@ def run_probe(
     domains = {name: _domains_one(name, bank, study.data, config) for name in of_domains}
     seconds["domains"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
+    notes = []
+    several = len(set(study.data.train.domain) - {""}) > 1
+    if study.data.train.classes and several and of_domains and not any(domains.values()):
+        notes.append("no analysis of domains: fewer than two have rows of every class")
     document = {
-        **_describe(study, bank, runs),
+        **_describe(study, bank, runs, notes),
         **scored.parts,
         "domains": {name: found for name, found in domains.items() if found},
         "seconds": seconds,
@@ -238,7 +242,9 @@ def _score(
     return _Scored(chosen, columns, parts)
 
 
-def _describe(study: _Study, bank: Any, runs: Mapping[str, ProtocolRun]) -> dict[str, Any]:
+def _describe(
+    study: _Study, bank: Any, runs: Mapping[str, ProtocolRun], more_notes: Sequence[str]
+) -> dict[str, Any]:
     """The parts of results.json that say what was done with what."""
     data, config, folds = study.data, study.config, study.folds
     if folds is None:
@@ -262,6 +268,7 @@ def _describe(study: _Study, bank: Any, runs: Mapping[str, ProtocolRun]) -> dict
             *notes,
             *leak_notes(study.leaks, config),
             *fit_notes(runs),
+            *more_notes,
         ],
         "folds": about,
         "leaks": study.leaks.to_json(),

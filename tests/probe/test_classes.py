@@ -336,6 +336,15 @@ def test_grades_have_quadratic_kappa(study: Study) -> None:
     code = [pd.Categorical(table[c], categories=CLASSES).codes for c in ("label", "call")]
     assert score.estimate("kappa").value == pytest.approx(cohen_kappa_score(*code, weights="quadratic"))
     assert score.estimate("kappa").reason == "no intervals were asked for"
+    table = result.predictions[
+        (result.predictions["dataset"] == "outer") & (result.predictions["role"] == "refit")
+    ]
+    code = [pd.Categorical(table[c], categories=CLASSES).codes for c in ("label", "call")]
+    outer = next(s for s in result.results.whole(dataset="outer") if s.role == Role.REFIT)
+    quadratic = cohen_kappa_score(*code, weights="quadratic")
+    assert outer.estimate("kappa").value == pytest.approx(quadratic), (
+        "the train set says that these are grades"
+    )
 
 
 def test_domains_repeats_and_few_shot(study: Study) -> None:
@@ -356,6 +365,18 @@ def test_domains_repeats_and_few_shot(study: Study) -> None:
     assert 0.5 < mean[1] < mean[8] < 1
     with pytest.raises(ProbeError, match=r"400 shots a class: there are .* Other"):
         run_few_shot(**about, shots=[400])
+
+
+def test_domains_without_every_class_are_said(study: Study) -> None:
+    table = study.train.table
+    kept = (table["domain"] == "scanner A") | (table["label"] != "Other")
+    train = Manifest(study.train.header, table[kept].reset_index(drop=True), Path())
+    result = probe_study(Study(train, study.external, study.bank), **QUICK | {"domains": "chosen"})
+    assert result.results.domains == {}
+    assert any("fewer than two have rows of every class" in note for note in result.results.notes)
+    score = result.results.by_domain(dataset="inner:train")[1]
+    assert (score.domain, score.missing) == ("scanner B", ["Other"])
+    assert score.estimate("balanced_accuracy").value is None
 
 
 def test_one_class_against_the_rest_is_a_binary_study(study: Study) -> None:
