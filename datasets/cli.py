@@ -405,6 +405,12 @@ def wsi(columns: Sequence[str], **options: Any) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="With --near: write the pairs as CSV.",
 )
+@click.option(
+    "--declaration",
+    "declared",
+    type=click.Path(exists=True, dir_okay=False),
+    help="Of your own: compare with what it declares.",
+)
 @click.option("--workers", type=click.IntRange(1), help="Threads that decode.")
 @options.json()
 @click.pass_context
@@ -412,6 +418,7 @@ def check(
     ctx: click.Context,
     manifests: Sequence[str],
     root: str | None,
+    declared: str | None,
     near: bool,
     file: Path | None,
     workers: int | None,
@@ -432,13 +439,18 @@ def check(
     from ..texts import write_csv
     from .audit import audit, between, near_duplicates, near_identical
     from .clusters import MOST, MOST_PAIRS, TooManyAlikeError
+    from .declarations import load_declaration
     from .manifest import load_manifest
     from .overlaps import same_places, shared_slides
 
     if file and not near:
         raise click.UsageError("--pairs writes what --near finds: add --near")
     loaded = [load_manifest(path, root=root) for path in manifests]
-    audits = [audit(manifest, workers=workers) for manifest in loaded]
+    own = load_declaration(declared) if declared else None
+    audits = [
+        audit(one, facts=own if own and own.name == one.header.name else None, workers=workers)
+        for one in loaded
+    ]
     unsought = ""
     pairs = across = None
     if near:

@@ -380,6 +380,12 @@ def test_a_declaration_by_its_path(images: Path) -> None:
     result = invoke("build", file, "--root", images, "--out", out)
     assert result.exit_code == 0, result.output
     assert len(load_manifest(out)) == 48
+    assert "1 of 1 known facts met" not in invoke("check", out).output
+    assert invoke("check", out, "--declaration", file).exit_code == 0
+    file.write_text(file.read_text().replace("all = 48", "all = 49"))
+    result = invoke("check", out, "--declaration", file)
+    assert result.exit_code == 1
+    assert "facts that are not met" in result.output
     with pytest.raises(InvalidRequest, match="is the declaration itself"):
         invoke("build", file, "--root", images, "--out", file)
     result = invoke("build", "toyy", "--root", images)
