@@ -30,6 +30,7 @@ def _has_document(path: Path) -> bool:
     if not path.is_file():
         return (path / "uns/patchbank").exists()
     with h5py.File(path, "r") as file:
+        check_hdf5(file, path, compressed=True)
         uns = file.get("uns")
         return isinstance(uns, h5py.Group) and "patchbank" in uns
 

@@ -22,6 +22,7 @@ def read_h5(path: Path, name: str) -> Rows:
     import h5py
 
     with h5py.File(path, "r") as file:
+        check_hdf5(file, path, compressed=True)  # first: HDF5 may not return from reading a damaged file
         document = document_of(path, file.attrs.get("patchbank"))
         check_hdf5(file, path)
         data = dataset_in(file, name)
