@@ -365,7 +365,7 @@ def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: t
     words = (predict_command, fold, tmp_path / "more", "-o", tmp_path / "p.csv", "--device", "cpu")
     said = " ".join(call(*words).split())
     assert "left out: 1 .ppm; --suffixes takes those that are images." in said
-    assert "1 images" in said
+    assert "1 image in" in said
     assert "2 images" in call(*words, "--suffixes", ".ppm")
     with pytest.raises(InvalidRequest, match="KEY=VALUE"):
         call(finetune_group, "run", toml, "-e", "x", "-o", out, "--set", "epochs")
