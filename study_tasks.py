@@ -76,7 +76,7 @@ def run_tasks(study: Study, where: Places, *, say: Callable[[str], None] = print
     started = perf_counter()
     with locked(where.out):
         steps: list[Step] = []
-        results: dict[str, ProbeResult] = {}
+        scored: list[Scored] = []
         missing: dict[str, str] = {}
         for task in study.tasks:
             say(f"task {task.name}")
@@ -88,13 +88,15 @@ def run_tasks(study: Study, where: Places, *, say: Callable[[str], None] = print
                 steps.append(Step(kind="data", title=task.train, state="blocked", why=str(error)))
                 continue
             steps += done.steps
-            if done.page.result is None:
-                missing[task.name] = "no system has results"
+            found = "no system has results"
+            if done.page.result is not None:
+                found = _scored(task, done.page.result)
+            if isinstance(found, str):
+                missing[task.name] = found
             else:
-                results[task.name] = done.page.result
-        tasks = [_scored(task, results[task.name]) for task in study.tasks if task.name in results]
+                scored.append(found)
         files = [where.out / name for name in FILES]
-        steps.append(_page(study, where, tasks, missing, files))
+        steps.append(_page(study, where, scored, missing, files))
         steps[-1].run(say)
         table = cells_of_csv(pd.read_csv(files[-1]))
         return TasksResult(steps, table, missing, files, perf_counter() - started)
@@ -137,10 +139,11 @@ def _places(where: Places, task: Task) -> Places:
     return replace(where, out=where.out / safe_name(task.name))
 
 
-def _scored(task: Task, result: ProbeResult) -> Scored:
-    """The task with the evaluation set that it is scored on. Raises InvalidRequest for one that it lacks."""
+def _scored(task: Task, result: ProbeResult) -> Scored | str:
+    """The task with the evaluation set that it is scored on, or why it has no scores."""
     sets = result.results.sets
     dataset = task.on or next(iter(sets[1:]), sets[0])
     if dataset not in sets:
-        raise InvalidRequest(f"task {task.name!r}: on = {dataset!r} is none of its sets ({', '.join(sets)})")
-    return Scored(name=task.name, result=result, dataset=dataset, metric=task.metric)
+        return f"on = {dataset!r} is none of its evaluation sets ({', '.join(sets)})"
+    scored = Scored(name=task.name, result=result, dataset=dataset, metric=task.metric)
+    return scored if scored.scores() else f"no system has {task.metric} on {dataset}"

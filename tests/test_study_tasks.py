@@ -44,6 +44,10 @@ metric = "auroc"
 name = "own test"
 train = "data/synthetic-mitoses.toml"
 [[task]]
+name = "nowhere"
+train = "data/synthetic-mitoses.toml"
+on = "synthetic-mitoses:val"
+[[task]]
 name = "absent"
 train = "bach"
 """
@@ -63,15 +67,16 @@ def test_tasks_run_rank_and_a_second_run_does_nothing(file: Path) -> None:
     where = Places(data=folder, bank=folder / "bank", out=folder / "out", trust_code=True, progress=False)
     plan = plan_tasks(study, where)
     assert not (folder / "out").exists()
-    assert {step.title.partition(":")[0] for step in plan} == {"elsewhere", "own test", "absent"}
+    assert {step.title.partition(":")[0] for step in plan} == {"elsewhere", "own test", "nowhere", "absent"}
     assert [step.state for step in plan if step.title == "absent: bach"] == ["blocked"]
 
     lines: list[str] = []
     done = run_tasks(study, where, say=lines.append)
     assert not done.failed
-    assert list(done.missing) == ["absent"]
+    assert list(done.missing) == ["nowhere", "absent"]
     assert "bach" in done.missing["absent"]
     assert "task own test" in lines
+    assert done.missing["nowhere"].startswith("on = 'synthetic-mitoses:val' is none of its evaluation sets")
     result = ProbeResult.load(folder / "out/elsewhere")
     wanted = {
         r.features: r.estimate("auroc").value
@@ -93,7 +98,7 @@ def test_tasks_run_rank_and_a_second_run_does_nothing(file: Path) -> None:
     answer = CliRunner().invoke(patchbank, [*command, "--trust-code"])
     assert answer.exit_code == 0, answer.output
     assert "Everything was cached" in answer.output
-    assert "Tasks without results, and the page says why: absent." in answer.output
+    assert "Tasks without results, and the page says why: nowhere, absent." in answer.output
     listed = CliRunner().invoke(patchbank, [*command, "--trust-code", "--json"])
     assert len(json.loads(listed.stdout)["results"]) == len(done.table)
 

@@ -47,15 +47,14 @@ def tasks_markdown(board: TaskBoard | None, *, title: str, about: str, missing: 
 
 def frame(board: TaskBoard | None) -> pd.DataFrame:
     """One row a system x task, and one a system x ("average rank", "mean score")."""
-    records: list[dict[str, Any]] = []
-    for task in board.tasks if board else ():
-        for system, (value, low, high) in board.values[task.name].items() if board else ():
-            about = {"system": system, "task": task.name, "dataset": task.dataset, "metric": task.metric}
-            records.append({**about, "value": value, "low": low, "high": high})
-    for standing in board.standings if board else ():
-        for what, (value, low, high) in (("average rank", standing.rank), ("mean score", standing.mean)):
-            about = {"system": standing.system, "task": "", "dataset": "", "metric": what}
-            records.append({**about, "value": value, "low": low, "high": high})
+    records: list[list[Any]] = []
+    if board:
+        for task in board.tasks:
+            for system, estimate in board.values[task.name].items():
+                records.append([system, task.name, task.dataset, task.metric, *estimate])
+        for standing in board.standings:
+            for what, estimate in (("average rank", standing.rank), ("mean score", standing.mean)):
+                records.append([standing.system, "", "", what, *estimate])
     return pd.DataFrame(records, columns=["system", "task", "dataset", "metric", "value", "low", "high"])
 
 
