@@ -271,7 +271,7 @@ def _experts(table: pd.DataFrame, classes: tuple[str, ...]) -> tuple[tuple[str, 
         column = table[name].fillna("").astype(object)
         unknown = ~column.isin(list(codes))
         if unknown.any():
-            first = table.loc[unknown.idxmax(), "patch_id"]
+            first = table["patch_id"].to_numpy()[int(unknown.to_numpy().argmax())]
             raise ProbeError(
                 f"{first}: {name} is {column[unknown].iloc[0]!r}, which is no class; there are "
                 f"{', '.join(classes)}"
