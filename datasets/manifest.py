@@ -137,10 +137,10 @@ class Manifest:
 
     header : Header
     table : pandas.DataFrame with a RangeIndex, one row a patch. Text columns (dtype TEXT) patch_id, path,
-        label, group, domain, split ("" = not known); where they are known also content_hash (32 hex digits or ""),
-        content_cluster (rows with near-identical images share it; "" = no other is like it), votes_positive,
-        votes_total, x, y (Int64, pixels of the slide at full resolution). All further columns are the user's
-        and are kept as they are.
+        label, group, domain, split ("" = not known); where they are known also content_hash (32 hex digits
+        or ""), content_cluster (rows with near-identical images share it; "" = no other is like it),
+        votes_positive, votes_total, x, y (Int64, pixels of the slide at full resolution). All further
+        columns are the user's and are kept as they are.
     root : Path
 
     Raises ManifestError with every fault of the table. A manifest is not changed after it was made. Where no
