@@ -254,11 +254,11 @@ def _with_column(table: pd.DataFrame, column: str, rule: Column) -> tuple[pd.Dat
             faults.append(f"{column}: no pattern fits {listed(map(repr, odd))}")
         new = old.mask(empty, text.map(meant).fillna(""))
     if rule.map:
-        new = new.replace(rule.map)
+        new = new.map(lambda value: rule.map.get(value, value))
     if rule.add:
-        new = new.where(
-            new == "", pd.to_numeric(new, errors="coerce").add(rule.add).astype("Int64").astype(str)
-        )
+        numbers = pd.to_numeric(new, errors="coerce")
+        whole = numbers % 1 == 0  # others stay as they are: the manifest names them
+        new = new.mask(whole, numbers.where(whole, 0).add(rule.add).astype("int64").astype(str))
     table[column] = new
     return table, faults
 

@@ -567,6 +567,7 @@ def test_faulty_declarations(tmp_path: Path, changes: dict[str, Any], message: s
         ({"only": {"label": ["d"]}}, "no row has label = d"),
         ({"columns": {"split": {"from": "label", "match": {"[ab]": "train"}}}}, "split: no pattern fits 'c'"),
         ({"extra": ["sit"]}, "no column 'sit'"),
+        ({"columns": {"x": {"value": "1.5", "add": 1}}}, "x is not a whole number: row 1 .* has '1.5'"),
         ({"parts": [{"builder": "folder", "root": "lost"}]}, "holds no lost. Fix: give the folder"),
         ({"parts": [{"builder": "folder", "pattern": "(?P<label>d)/"}]}, "3 images do not fit the pattern"),
         (
