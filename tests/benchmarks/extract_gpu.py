@@ -21,6 +21,7 @@ from patchbank.extract.batch_size import batch_size_for
 from patchbank.extract.encoders import Encoder, build_encoder
 from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
+from patchbank.extract.views import View
 from patchbank.extract.work import Lane
 from safetensors.torch import save_file
 
@@ -97,7 +98,7 @@ def main() -> None:
             checkpoint = _save(card, folder / f"{card_id}.safetensors")
             common = {"device": options.device, "precision": options.precision, "compile": options.compile}
             encoder = build_encoder(card, checkpoint=checkpoint, **common)
-            lane = Lane(0, 1.0, card.transform, [])
+            lane = Lane(0, View(), card.transform, [])
             batch = options.batch or batch_size_for([[encoder]], [lane], default_cpu=16)
             alone = bare(encoder, batch, 2 if options.quick else 20)
             work = flops(encoder) / 1e12

@@ -68,7 +68,7 @@ def child(n: int, folder: str, hashed: bool) -> None:
     )
     encoder = build_encoder(card, device="cpu")
     target = Target(identity, View(), Policy("pooled", "pooled"), opened=store)
-    pipeline = Pipeline(work, [Lane(0, 1.0, shape, [target])], [[encoder]], batch_size=256, workers=1)
+    pipeline = Pipeline(work, [Lane(0, View(), shape, [target])], [[encoder]], batch_size=256, workers=1)
     torch.set_num_threads(1)
     encoder.embed(torch.zeros(256, 8, 8, 3, dtype=torch.uint8))
     Path("/proc/self/clear_refs").write_text("5")  # the peak is the present

@@ -67,7 +67,7 @@ def _peak(folder: Path, n: int, hashed: bool) -> int:
     encoder.embed(torch.zeros(1, 2, 2, 3, dtype=torch.uint8))
     tracemalloc.start()
     try:
-        lane = Lane(0, 1.0, shape, [target])
+        lane = Lane(0, View(), shape, [target])
         assert Pipeline(work, [lane], [[encoder]], batch_size=256, workers=1).run().embedded == n
         return tracemalloc.get_traced_memory()[1]
     finally:

@@ -76,8 +76,8 @@ def test_registers_without_a_class_token_are_no_class_token() -> None:
         encoder.normalise(torch.zeros(2, 256, 256, 3, dtype=torch.uint8))
     ).tokens
     assert tokens is not None
-    torch.testing.assert_close(found["registers"], tokens[:, 0])
-    torch.testing.assert_close(found["mean"], tokens[:, 1:].mean(dim=1))
+    torch.testing.assert_close(found["registers"], tokens[:, 0], rtol=0, atol=1e-4)  # of another pass
+    torch.testing.assert_close(found["mean"], tokens[:, 1:].mean(dim=1), rtol=0, atol=1e-4)
     with pytest.raises(InvalidRequest, match="has no CLS token"):
         encoder.embed(torch.zeros(2, 256, 256, 3, dtype=torch.uint8), ["cls"])
 
