@@ -120,9 +120,7 @@ def test_the_shipped_benchmarks_name_every_declared_set_and_every_card() -> None
     study = load_study("patch-benchmarks")
     assert {system.encoder for system in study.systems} == set(shipped_cards())
     used = {name for task in study.tasks for name in (task.train, *task.tests)}
-    numbers = {
-        name for name in names() if load_declaration(name).target_count
-    }  # no metric in common with classes
+    numbers = {name for name in names() if load_declaration(name).target_count}
     assert used == set(names()) - numbers
     small = load_study("patch-benchmarks-small")
     assert {task.train for task in small.tasks} < used

@@ -132,8 +132,8 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
         standings=[
             Standing(
                 system=systems[i],
-                rank=_estimate(rank[i], rank_ends[0][i], rank_ends[1][i]),
-                mean=_estimate(mean[i], mean_ends[0][i], mean_ends[1][i]),
+                rank=_estimate(*(float(of[i]) for of in (rank, *rank_ends))),
+                mean=_estimate(*(float(of[i]) for of in (mean, *mean_ends))),
                 first=float(first[i]),
                 below=tuple(systems[j] for j in np.flatnonzero(higher[i])),
             )
@@ -207,5 +207,5 @@ def _of_system(rows: pd.DataFrame, task: Task, system: str, distinct: bool) -> p
 
 
 def _estimate(value: float, low: float, high: float) -> Estimate:
-    ends = (None, None) if np.isnan([low, high]).any() else (float(low), float(high))
-    return Estimate(float(value), *ends, method="percentile")
+    ends = (None, None) if np.isnan([low, high]).any() else (low, high)
+    return Estimate(value, *ends, method="percentile")
