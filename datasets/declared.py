@@ -254,7 +254,7 @@ def _with_column(table: pd.DataFrame, column: str, rule: Column) -> tuple[pd.Dat
             faults.append(f"{column}: no pattern fits {listed(map(repr, odd))}")
         new = old.mask(empty, text.map(meant).fillna(""))
     if rule.map:
-        new = new.map(lambda value: rule.map.get(value, value))
+        new = new.map(lambda value: rule.map.get(str(value), str(value)))
     if rule.add:
         numbers = pd.to_numeric(new, errors="coerce")
         whole = numbers % 1 == 0  # others stay as they are: the manifest names them

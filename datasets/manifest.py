@@ -35,8 +35,9 @@ PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told o
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
 SHOWN = 8  # rows that a message names before it says "and N more"
-try:  # texts in Arrow's memory: 8 bytes a row and the letters; compared, they give numpy's bool
-    TEXT = pd.StringDtype("pyarrow", na_value=np.nan)
+TEXT: Any  # texts in Arrow's memory: 8 bytes a row and the letters; compared, they give numpy's bool
+try:
+    TEXT = pd.StringDtype("pyarrow", na_value=np.nan)  # pyright: ignore[reportCallIssue]
 except TypeError:  # pandas 2.2
     TEXT = pd.StringDtype("pyarrow_numpy")  # pyright: ignore[reportArgumentType]
 _TEXTS = {pa.string(): TEXT, pa.large_string(): TEXT}
