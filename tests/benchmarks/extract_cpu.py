@@ -66,9 +66,10 @@ def bare(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
         encoder.embed(pixels[start : start + batch])
 
 
-def bare_alone(options: argparse.Namespace, file: Path, checkpoint: Path) -> Cost:
+def bare_alone(options: argparse.Namespace, file: Path, checkpoint: Path | None) -> Cost:
     """`bare` in a process that has not been told to keep its pages."""
-    command = [sys.executable, __file__, "--bare", str(file), "--checkpoint", str(checkpoint)]
+    command = [sys.executable, __file__, "--bare", str(file)]
+    command += ["--checkpoint", str(checkpoint)] if checkpoint else []
     command += ["--encoder", options.encoder, "--precision", options.precision]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return Cost(*json.loads(done.stdout))
@@ -166,7 +167,9 @@ def main() -> None:
         return
     with workspace() as folder:
         manifest = manifest_of(folder, n, options.images)
-        checkpoint = random_checkpoint(options.encoder, folder / "weights.safetensors")
+        checkpoint = None  # where the order of the tensors counts, the card's own
+        if load_card(options.encoder).load != "ordered":
+            checkpoint = random_checkpoint(options.encoder, folder / "weights.safetensors")
         build = functools.partial(build_encoder, options.encoder, device="cpu", checkpoint=checkpoint)
         encoder = build(precision=options.precision)
         load = timed(lambda: build(precision=options.precision))  # warm, as in every round
