@@ -35,11 +35,11 @@ PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told o
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
 SHOWN = 8  # rows that a message names before it says "and N more"
-TEXT: Any  # texts in Arrow's memory: 8 bytes a row and the letters; compared, they give numpy's bool
-try:
-    TEXT = pd.StringDtype("pyarrow", na_value=np.nan)  # pyright: ignore[reportCallIssue]
+_StringDtype: Any = pd.StringDtype
+try:  # texts in Arrow's memory: 8 bytes a row and the letters; compared, they give numpy's bool
+    TEXT: Any = _StringDtype("pyarrow", na_value=np.nan)
 except TypeError:  # pandas 2.2
-    TEXT = pd.StringDtype("pyarrow_numpy")  # pyright: ignore[reportArgumentType]
+    TEXT = _StringDtype("pyarrow_numpy")
 _TEXTS = {pa.string(): TEXT, pa.large_string(): TEXT}
 _S = TypeVar("_S", bound=Settings)
 

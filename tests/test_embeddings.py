@@ -88,7 +88,8 @@ def test_name_and_revision_are_the_identity(place: SimpleNamespace) -> None:
 
 
 def test_what_does_not_fit_together_is_said(place: SimpleNamespace) -> None:
-    torch, name = place.torch, {"name": "x", "revision": "1"}
+    torch = place.torch
+    name: dict[str, Any] = {"name": "x", "revision": "1"}
     with pytest.raises(InvalidRequest, match=r"the transform gives \(16, 16, 3\) for an image"):
         patchbank.wrap_encoder(place.network, lambda image: np.zeros((16, 16, 3)), **name)
     with pytest.raises(InvalidRequest, match=r"the network gives \(1, 3, 16, 16\)"):

@@ -184,7 +184,8 @@ def test_slides_with_a_row_each(folder: Path) -> None:
     export(done.store, folder / "back", "trident", table, by="slide_id")
     with h5py.File(folder / "back/slide03-svs.h5") as file:
         assert file["coords"].attrs["patch_size_level0"] == 512  # as it came
-        assert np.array_equal(file["features"], X[24:32])
+        features: Any = file["features"]
+        assert np.array_equal(features, X[24:32])
 
 
 def test_slides_with_a_row_a_patch(folder: Path) -> None:

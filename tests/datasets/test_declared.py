@@ -416,7 +416,7 @@ def test_expression_is_that_of_the_spot(tmp_path: Path) -> None:
     manifest, _ = build("hest-bench", tmp_path, dataset="hest-idc")
     assert manifest.header.name == "hest-idc"
     assert manifest.header.targets == ("G3", "G1")
-    table = manifest.table.set_index("patch_id")[["G3", "G1"]]
+    table: Any = manifest.table.set_index("patch_id")[["G3", "G1"]]
     assert table.loc["hest-idc/TENX95/c"].tolist() == [np.log(5), np.log(8)]
     assert table.loc["hest-idc/NCBI785/b"].tolist() == [0, np.log(3)]
     loaded = load_manifest(manifest.save(tmp_path / "hest-idc.toml"))

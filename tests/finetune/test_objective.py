@@ -114,6 +114,7 @@ def test_a_run_with_everything_resumes_to_the_same_weights(tiny: SimpleNamespace
         layer_decay=0.7, ema=0.9, augment=({"step": "d4"},),
     )  # fmt: skip
     networks = []
+    network, at = tiny.network(recipe), None
     for name, steps in (("whole", [None]), ("parts", [1, 1, 1])):
         for most in steps:
             network = tiny.network(recipe)
@@ -122,6 +123,7 @@ def test_a_run_with_everything_resumes_to_the_same_weights(tiny: SimpleNamespace
                 progress=False,
             )  # fmt: skip
         networks.append(network)
+        assert at is not None
         assert at.epoch == 3
     one, other = (dict(network.named_parameters()) for network in networks)
     assert all(torch.equal(one[n], other[n]) for n in one)

@@ -304,7 +304,8 @@ def test_several_classes_and_numbers_on_slides(
     rng = np.random.default_rng(1)
     affine = ("affine", {"weight": rng.standard_normal((32, 3)), "bias": np.zeros(3)})
     names = ("low", "middle", "high")
-    about = About(features="tiny-vit/full/cls", **{kind: names})
+    labels: dict[str, Any] = {kind: names}
+    about = About(features="tiny-vit/full/cls", **labels)
     probe = ProbeModel(((affine,),), np.array([0.5] if kind == "classes" else []), about)
     pixels = np.concatenate([tiny.patches(6, seed=5).read(i) for i in range(6)], axis=1)
     with tifffile.TiffWriter(tmp_path / "one.tiff") as writer:

@@ -1,6 +1,7 @@
 """Recipes: strict, frozen, and the publication's exactly as published."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,12 +163,13 @@ def test_the_recipe_of_midog_is_whole() -> None:
     own = {row[0]: row[2] for row in options_table(recipe)[1] if row[2]}
     assert own["ema"] == "0.999"
     assert own["augment"] == "d4, rotation, color_jitter, stain_jitter"
-    for wrong, says in (
+    faults: list[tuple[dict[str, Any], str]] = [
         ({"ema": 1.0}, r"ema has to be in \[0, 1\)"),
         ({"layer_decay": 0.0}, "layer_decay has to be in"),
         ({"symmetries": 4}, "symmetries 4 is not one of 1, 8"),
         ({"loss": "focall"}, "did you mean 'focal'"),
         ({"labels": "soft"}, "labels 'soft' is not one of majority, votes"),
-    ):
+    ]
+    for wrong, says in faults:
         with pytest.raises(InvalidRequest, match=says):
             load_recipe("midog25", **wrong)

@@ -48,7 +48,8 @@ def test_a_result_in_a_notebook(result: ProbeResult) -> None:
     board = result.leaderboard()
     assert list(board.columns[:4]) == ["dataset", "features", "role", "n"]
     lead = {(r.dataset, r.features): r.estimate("auroc") for r in result.results.leaderboard()}
-    for row in board.itertuples():
+    rows: Any = board.itertuples()
+    for row in rows:
         assert (row.auroc, row.auroc_low, row.auroc_high) == tuple(lead[row.dataset, row.features])
     html = result._repr_html_()
     assert f"{board['auroc'][0]:.3f}" in html

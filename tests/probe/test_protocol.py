@@ -227,7 +227,7 @@ def check_intervals_of_domains(found: Domains, domain: np.ndarray, groups: np.nd
                 assert value is not None
                 assert high is not None
                 assert low < value < high
-                assert (found_one.degrees_of_freedom or 0) <= one.n_groups - 1
+                assert (found_one.degrees_of_freedom or 0) <= (one.n_groups or 0) - 1
     matrix, intervals = found.matrix, 0
     assert matrix.n_groups[-1] == 10
     for metric in ("balanced_accuracy", "auroc", "average_precision"):

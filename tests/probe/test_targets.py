@@ -377,7 +377,7 @@ def test_targets_that_do_not_fit_are_refused(study: Study) -> None:
     few = Manifest(train.header, train.table.assign(group="patient"), Path())
     with pytest.raises(InvalidRequest, match="folds of inner cannot be made"):
         run_probe(train=few, **about)
-    with pytest.raises(InvalidRequest, match="numbers to predict .* and no classes"):
+    with pytest.raises(InvalidRequest, match=r"numbers to predict .* and no classes"):
         run_few_shot(train=train, bank=bank, encoders=["good"], shots=[1])
 
 
