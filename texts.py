@@ -8,9 +8,9 @@ import csv
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from .files import write_atomically
@@ -85,6 +85,16 @@ def write_csv(file: str | os.PathLike[str], table: "pd.DataFrame") -> Path:
         file,
         lambda to: safe.to_csv(to, index=False, lineterminator="\n", encoding="utf-8", quoting=quoting),
     )
+
+
+def write_csv_rows(file: TextIO, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows of cells to an open text file, in which no cell is a formula."""
+    plain = csv.writer(file, lineterminator="\n")
+    quoted = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)  # takes "\r" for no end of a line
+    for row in rows:
+        cells = [csv_cell(cell) for cell in row]
+        odd = any(isinstance(cell, str) and "\r" in cell for cell in cells)
+        (quoted if odd else plain).writerow(cells)
 
 
 def cells_of_csv(table: "pd.DataFrame") -> "pd.DataFrame":

@@ -118,7 +118,10 @@ def fresh_output() -> Iterator[None]:
 
 
 def test_a_command_does_not_inherit_the_output_of_the_one_before(fresh_output: None, tmp_path: Path) -> None:
-    before = warnings.showwarning
+    def handlers() -> list[logging.Handler]:
+        return [one for name in terminal.LIBRARIES for one in logging.getLogger(name).handlers]
+
+    before, theirs = warnings.showwarning, handlers()
     words = ["-q", "--verbose", "--log-file", str(tmp_path / "a.log"), "encoders", "ls", "--json"]
     assert CliRunner().invoke(cli.patchbank, words).exit_code == 0
     assert terminal.Output(quiet=True, verbose=True) == terminal.OUTPUT
@@ -126,7 +129,7 @@ def test_a_command_does_not_inherit_the_output_of_the_one_before(fresh_output: N
     assert terminal.Output() == terminal.OUTPUT
     assert warnings.showwarning is before
     assert not terminal.LOG.handlers
-    assert not any(logging.getLogger(name).handlers for name in terminal.LIBRARIES if name != "ray")
+    assert handlers() == theirs
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -1,4 +1,4 @@
-"""The Dockerfile as text: stages, what is copied and installed. It is built by a job of `.github/workflows/ci.yml`."""
+"""The Dockerfile as text: stages, what is copied and installed. Built by `.github/workflows/ci.yml`."""
 
 import re
 import tomllib

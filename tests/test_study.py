@@ -636,7 +636,7 @@ def test_options_of_the_extraction_are_the_studys(place: Path) -> None:
     assert next(step for step in done.steps if step.kind == "probe").state == "done"
     assert list((place / "bank").rglob("*.h5"))
     file.write_text(file.read_text().replace("dtype", "dtypo"))
-    with pytest.raises(InvalidRequest, match="no option 'dtypo', did you mean 'dtype'"):
+    with pytest.raises(InvalidRequest, match="unknown key 'dtypo', did you mean 'dtype'"):
         run(file)
 
 
@@ -659,11 +659,11 @@ def test_the_shipped_studies_have_every_published_system() -> None:
     from patchbank.finetune.recipe import load_recipe
     from patchbank.probe.report.published import load_published
 
-    assert set(shipped_studies()) == {"ami-br", "ami-br-2025"}
+    assert {"ami-br", "ami-br-2025"} <= set(shipped_studies())
     entries = load_published("published-2506.21444")["published"]
     published = {(e["system"], e["family"]) for e in entries}
     assert len(published) == 17
-    for name in shipped_studies():
+    for name in ("ami-br", "ami-br-2025"):
         study = load_study(name)
         ours = {(name, s.stage) for s in study.systems for name in s.published or (s.name,)}
         assert published <= ours, name

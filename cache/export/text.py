@@ -1,13 +1,12 @@
 """Text: one CSV, and the folder that TensorBoard's projector loads."""
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...texts import csv_cell
+from ...texts import write_csv_rows
 from .rows import Options, Rows
 
 LINES = 256  # rows that are text in memory at a time
@@ -17,12 +16,9 @@ def write_csv(path: Path, rows: Rows, options: Options) -> None:
     """The table's columns, then embedding_0, embedding_1, ...: the shortest text of each number."""
     frame = rows.frame()
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        names = [str(csv_cell(name)) for name in frame.columns]
-        writer.writerow([*names, *(f"embedding_{i}" for i in range(rows.shape[1]))])
+        write_csv_rows(file, [[*map(str, frame.columns), *(f"embedding_{i}" for i in range(rows.shape[1]))]])
         for cells, numbers in _lines(rows):
-            for row, vector in zip(cells, numbers, strict=True):
-                writer.writerow([*(csv_cell(cell) for cell in row), *vector])
+            write_csv_rows(file, ([*row, *vector] for row, vector in zip(cells, numbers, strict=True)))
 
 
 def write_projector(path: Path, rows: Rows, options: Options) -> None:

@@ -1,6 +1,5 @@
 """Results as people read them: names of metrics, numbers with their intervals, tables."""
 
-import csv
 import io
 import re
 from collections.abc import Iterable, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...terminal import print_table
-from ...texts import csv_cell, markdown_table
+from ...texts import markdown_table, write_csv_rows
 from .schema import Spread
 
 Numbers = Iterable[float | None]  # value, low, high: an Estimate is one
@@ -125,9 +124,7 @@ class Table:
             else:
                 out.append([head, *cells])
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(
-            [csv_cell(cell) for cell in row] for row in zip(*out, strict=True)
-        )
+        write_csv_rows(text, zip(*out, strict=True))
         return text.getvalue()
 
     def show(self, *, title: str = "", caption: str = "") -> None:

@@ -34,9 +34,7 @@ def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory)
     table.loc[150:, "content_hash"] = table.loc[:9, "content_hash"].to_numpy()
     table.loc[150:, "label"] = table.loc[:9, "label"].to_numpy()
     table.loc[150:151, "label"] = ["Atypical" if one == "Normal" else "Normal" for one in table["label"][:2]]
-    external = Manifest(
-        dataclasses.replace(study.external.header, group_kind="none"), table, study.external.root
-    )
+    external = Manifest(study.external.header.replace(group_kind="none"), table, study.external.root)
     bank = tmp_path_factory.mktemp("clinical-bank")
     for encoder, signal in (("good", 1.5), ("poor", 0.3)):
         fill_bank(bank, encoder, [study.train, external], dim=12, signal=signal)

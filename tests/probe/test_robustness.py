@@ -63,7 +63,7 @@ def found(banked: tuple[Manifest, Path]) -> Robustness:
         encoders=["steady", "shifted"],
         features=["steady/d4:1/cls"],
         iterations=4,
-        trials=2,
+        trials=1,
     )
 
 
