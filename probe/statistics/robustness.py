@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, silhouette_score
+from threadpoolctl import threadpool_limits
 
 from ...errors import InvalidRequest
 from .intervals import Estimates, estimate_function
@@ -187,7 +188,9 @@ def clustering_score(
 
 def _clusters(rows: NDArray[np.float32], k: int, *, starts: int, seed: int) -> NDArray[np.int32]:
     made: Any = KMeans  # its stubs know no whole number of starts
-    return np.asarray(made(k, init="random", n_init=starts, random_state=seed).fit(rows).labels_)
+    few = 1 if rows.size < 4_000_000 else None  # threads that wait for each other cost more than they save
+    with threadpool_limits(few):
+        return np.asarray(made(k, init="random", n_init=starts, random_state=seed).fit(rows).labels_)
 
 
 def class_domain_pairs(labels: ArrayLike, domains: ArrayLike) -> list[tuple[object, object, object, object]]:
