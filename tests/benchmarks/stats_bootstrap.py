@@ -78,7 +78,8 @@ def main() -> None:
             "n_resamples": n_resamples,
             "seed": 1,
         }
-        estimate(y, p[:, :2], **(options | {"n_resamples": 10}))  # imports and first calls
+        few: dict[str, Any] = {**options, "n_resamples": 10}
+        estimate(y, p[:, :2], **few)  # imports and first calls
         found, wall, cpu = clock(lambda o=options, y=y, p=p: estimate(y, p, method="percentile", **o))
         _, wall_bca, cpu_bca = clock(lambda o=options, y=y, p=p: estimate(y, p, method="bca", **o))
         weights = cluster_weights(found.n_clusters, n_resamples=n_resamples, seed=1)[:looped]
