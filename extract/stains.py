@@ -8,6 +8,7 @@ The targets are constants, so that a view means one thing for ever:
                of AMi-Br (breast, three scanners and three centres)
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def normalise_stain(pixels: np.ndarray, method: str) -> np.ndarray:
         torchstain is not installed.
     """
     try:
-        from torchstain.numpy.normalizers import NumpyMacenkoNormalizer, NumpyReinhardNormalizer
+        normalizers: Any = import_module("torchstain.numpy.normalizers")
     except ImportError as error:
         raise MissingDependency("torchstain is not installed: pip install 'patchbank[stain]'") from error
     made: Any
@@ -57,7 +58,7 @@ def normalise_stain(pixels: np.ndarray, method: str) -> np.ndarray:
             )
         if np.linalg.eigvalsh(np.cov(density[stained].T))[1] < _PLANE:
             raise ImageError("stain:macenko finds no two stains in the patch: it has one colour")
-        made = NumpyMacenkoNormalizer()
+        made = normalizers.NumpyMacenkoNormalizer()
         try:
             with np.errstate(all="raise", under="ignore"):
                 return made.normalize(pixels, stains=False)[0]
@@ -65,6 +66,6 @@ def normalise_stain(pixels: np.ndarray, method: str) -> np.ndarray:
             raise ImageError(f"stain:macenko finds no two stains in the patch ({error})") from error
     if (pixels.reshape(-1, 3).std(axis=0) == 0).any():
         raise ImageError("stain:reinhard: the patch has one value only in a channel")
-    made = NumpyReinhardNormalizer()
+    made = normalizers.NumpyReinhardNormalizer()
     made.target_means, made.target_stds = np.array(LAB_MEAN), np.array(LAB_STD)
     return made.normalize(pixels)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def build_open_clip(card: Card, weights: Weights | None) -> OpenClipTower:
         the folder holds no configuration, or weights that do not fit it.
     """
     try:
-        import open_clip
-        from open_clip.model import _build_vision_tower
+        open_clip: Any = import_module("open_clip")
+        build_tower: Any = import_module("open_clip.model")._build_vision_tower
     except ImportError as error:
         raise MissingDependency("open_clip is not installed: pip install 'patchbank[open-clip]'") from error
     if weights is None:
@@ -54,9 +55,7 @@ def build_open_clip(card: Card, weights: Weights | None) -> OpenClipTower:
     else:
         settings = _configuration(weights.path)
     vision: Any = settings["vision_cfg"]
-    visual = _build_vision_tower(
-        settings["embed_dim"], vision, quick_gelu=bool(settings.get("quick_gelu", False))
-    )
+    visual = build_tower(settings["embed_dim"], vision, quick_gelu=bool(settings.get("quick_gelu", False)))
     tower = OpenClipTower(visual).eval()
     if weights is not None and weights.path is not None:
         file = next((weights.path / name for name in card.files if (weights.path / name).is_file()), None)

@@ -126,18 +126,19 @@ def stained(seed: int = 0) -> np.ndarray:
 
 
 def test_stains_become_those_of_the_target() -> None:
-    pytest.importorskip("torchstain")
-    from torchstain.numpy.normalizers import NumpyMacenkoNormalizer, NumpyReinhardNormalizer
+    normalizers = pytest.importorskip("torchstain.numpy.normalizers")
 
     pixels = stained()
     macenko = viewed(pixels, parse_views("stain:macenko")[0])
-    np.testing.assert_array_equal(macenko, NumpyMacenkoNormalizer().normalize(pixels, stains=False)[0])
+    np.testing.assert_array_equal(
+        macenko, normalizers.NumpyMacenkoNormalizer().normalize(pixels, stains=False)[0]
+    )
     assert np.abs(macenko.astype(int) - pixels).mean() > 3
     again = viewed(macenko, View(stain="macenko"))
     assert np.abs(again.astype(int) - macenko).mean() < 6, (
         "what has the target's stains stays nearly as it is"
     )
-    reinhard: Any = NumpyReinhardNormalizer()
+    reinhard: Any = normalizers.NumpyReinhardNormalizer()
     reinhard.fit(viewed(pixels, View(stain="reinhard")))
     np.testing.assert_allclose(reinhard.target_means, stains.LAB_MEAN, atol=2.5)
     np.testing.assert_allclose(reinhard.target_stds, stains.LAB_STD, atol=3)
