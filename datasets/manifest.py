@@ -429,7 +429,8 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
         if name not in table.columns:
             table[name] = pd.Series("", index=table.index, dtype=TEXT)
     text = [name for name in KNOWN_COLUMNS if name in table.columns and name not in NUMBER_COLUMNS]
-    others = [name for name in table.columns if name not in KNOWN_COLUMNS and name not in header.targets]
+    columns = [str(name) for name in table.keys()]  # noqa: SIM118  a frame
+    others = [name for name in columns if name not in KNOWN_COLUMNS and name not in header.targets]
     for name in text:
         table[name] = _text(table[name])
     for name in others:
