@@ -116,6 +116,28 @@ class Step:
         return what + (": " + ", ".join(about) if about else "")
 
 
+@dataclass
+class Outcome:
+    """The steps of a study as they ended."""
+
+    steps: list[Step]
+
+    @property
+    def blocked(self) -> list[Step]:
+        """Steps that could not start, because something is missing."""
+        return [step for step in self.steps if step.state == "blocked"]
+
+    @property
+    def failed(self) -> list[Step]:
+        """The steps that ended with an error."""
+        return [step for step in self.steps if step.state == "failed"]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing had to be done."""
+        return not any(step.state in ("done", "failed") for step in self.steps)
+
+
 class State:
     """OUT/state.json: what steps took, and what the plan and the report were made of.
 

@@ -24,7 +24,7 @@ from .finetune.steps import MODES, Training, plan_plan, plan_training
 from .probe.config import Source
 from .probe.report.model import StudyPage
 from .probe.steps import Probing, plan_probe
-from .steps import Places, State, Step
+from .steps import Outcome, Places, State, Step
 from .study_file import Study, System
 from .study_page import StudyReport, figures_of
 
@@ -32,28 +32,12 @@ Stores = dict[str, Sequence[StoreReport]]  # probed system -> what it chooses fr
 
 
 @dataclass
-class StudyResult:
+class StudyResult(Outcome):
     """What a study has: its steps as they ended, and what its page says (without maps and images)."""
 
-    steps: list[Step]
     page: StudyPage
     files: list[Path]
     seconds: float
-
-    @property
-    def blocked(self) -> list[Step]:
-        """Steps that could not start, because something is missing."""
-        return [step for step in self.steps if step.state == "blocked"]
-
-    @property
-    def failed(self) -> list[Step]:
-        """The steps that ended with an error."""
-        return [step for step in self.steps if step.state == "failed"]
-
-    @property
-    def idle(self) -> bool:
-        """Nothing had to be done."""
-        return not any(step.state in ("done", "failed") for step in self.steps)
 
 
 def plan_study(study: Study, where: Places, *, measure: bool = False) -> list[Step]:

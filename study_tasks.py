@@ -18,7 +18,7 @@ from .probe.report.tasks import frame, page_of, tasks_html, tasks_markdown
 from .probe.results.files import ProbeResult
 from .probe.results.tasks import Task as Scored
 from .probe.results.tasks import board_of
-from .steps import Places, State, Step, digest
+from .steps import Outcome, Places, State, Step, digest
 from .study import plan_study, run_study
 from .study_file import Study, Task
 from .study_page import FILES, code_of_page
@@ -27,32 +27,16 @@ from .version import __version__
 
 
 @dataclass
-class TasksResult:
+class TasksResult(Outcome):
     """What a study of tasks has: all steps as they ended, and table.csv.
 
     missing : task -> why it has no results
     """
 
-    steps: list[Step]
     table: pd.DataFrame
     missing: dict[str, str]
     files: list[Path]
     seconds: float
-
-    @property
-    def failed(self) -> list[Step]:
-        """The steps that ended with an error."""
-        return [step for step in self.steps if step.state == "failed"]
-
-    @property
-    def blocked(self) -> list[Step]:
-        """The steps that something is missing for."""
-        return [step for step in self.steps if step.state == "blocked"]
-
-    @property
-    def idle(self) -> bool:
-        """Nothing had to be done."""
-        return not any(step.state in ("done", "failed") for step in self.steps)
 
 
 def plan_tasks(study: Study, where: Places, *, measure: bool = False) -> list[Step]:

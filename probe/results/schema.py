@@ -618,7 +618,7 @@ class HumanModel(Part):
     p: float | None
 
 
-class ExpertScore(Part):
+class ExpertScore(Measured):
     """An expert's calls against the labels of more than two classes (accuracy, balanced_accuracy, f1, kappa),
     and the balanced accuracy of the models on the rows that it read; see `scoring.score_experts`.
     """
@@ -627,21 +627,7 @@ class ExpertScore(Part):
     expert: str
     n: int
     n_groups: int
-    metrics: dict[str, Triple]
     models: list[HumanModel] = []
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, values: Any) -> Any:
-        return _metrics_with_uncertainty(values)
-
-    @model_serializer(mode="wrap")
-    def _write(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return handler(self) | {"uncertainty": _uncertainty(self).get("metrics")}
-
-    def estimate(self, metric: str) -> Estimate:
-        """One number; one without a value where it was not computed."""
-        return self.metrics.get(metric, UNKNOWN)
 
 
 class Human(Part):
