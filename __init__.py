@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .datasets.manifest import Manifest as Manifest
     from .datasets.manifest import load_manifest as load_manifest
     from .embeddings import load as load
-    from .external import import_embeddings as import_embeddings
     from .extract.cards import Card as Card
+    from .extract.external import import_embeddings as import_embeddings
     from .extract.run import run_extract as run_extract
     from .extract.wrap import wrap_encoder as wrap_encoder
     from .finetune.run import run_finetune as run_finetune
@@ -50,7 +50,7 @@ _EXPORTS = {
     "Card": ".extract.cards",
     "build_manifest": ".datasets.builders",
     "fit_logistic": ".probe.solver.logistic",
-    "import_embeddings": ".external",
+    "import_embeddings": ".extract.external",
     "load": ".embeddings",
     "load_manifest": ".datasets.manifest",
     "predict": ".prediction",

@@ -94,8 +94,8 @@ def _known_hashes(manifest: Path, bank: str) -> list[str]:
 
 
 def _import_embeddings(embeddings: Path, **settings: Any) -> Any:
-    """What `cache import` calls for embeddings of other programs: it may not write a manifest."""
-    from .external import import_embeddings
+    """What `cache import` and `probe run` call for embeddings of other programs: neither imports `extract`."""
+    from .extract.external import import_embeddings
 
     return import_embeddings(embeddings, **settings)
 

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from .cache.export.geojson import write_geojson
 from .cache.identity import safe_name
 from .datasets.sources import MARK
 from .errors import ImageError
 from .files import write_atomically
-from .geojson import write_geojson
 from .prediction import Predictions
 from .texts import write_csv
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..allocator import keep_pages
 from ..errors import EncoderError, InvalidRequest
+from .allocator import keep_pages
 from .cards import Card
 from .devices import resolve_devices
 from .models.build import build_network

@@ -17,23 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .cache.bank import Bank
-from .cache.identity import DTYPES
-from .cache.importing.documents import in_memory
-from .cache.importing.exports import is_export
-from .cache.importing.foreign import read_source
-from .cache.importing.source import IDS, Source, single
-from .cache.importing.storing import identity_of, scan, store_source
-from .cache.index import KEY_BYTES
-from .datasets.builders import Description, describe_table
-from .datasets.hashes import look_up
-from .datasets.manifest import Manifest, check_place, listed, load_manifest
-from .datasets.tables import own_names, read_user_table
-from .errors import InvalidRequest
-from .settings import not_one_of
+from ..cache.bank import Bank
+from ..cache.identity import DTYPES
+from ..cache.importing.documents import in_memory
+from ..cache.importing.exports import is_export
+from ..cache.importing.foreign import read_source
+from ..cache.importing.source import IDS, Source, single
+from ..cache.importing.storing import identity_of, scan, store_source
+from ..cache.index import KEY_BYTES
+from ..datasets.builders import Description, describe_table
+from ..datasets.hashes import look_up
+from ..datasets.manifest import Manifest, check_place, listed, load_manifest
+from ..datasets.tables import own_names, read_user_table
+from ..errors import InvalidRequest
+from ..settings import not_one_of
 
 if TYPE_CHECKING:
-    from .cache.store import Store
+    from ..cache.store import Store
 
 Say = Callable[[str], None]
 SLIDE_COLUMNS = (

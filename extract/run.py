@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..allocator import peak_memory
 from ..cache.bank import Bank
 from ..datasets.manifest import Manifest, as_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
 from ..files import cores
 from ..terminal import progress_bar
+from .allocator import peak_memory
 from .cards import Card, with_revision
 from .engine import Pipeline
 from .options import ExtractOptions

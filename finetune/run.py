@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..allocator import keep_pages
 from ..cache.identity import safe_name
 from ..datasets.manifest import Manifest, as_manifest, as_manifests, load_manifest
 from ..errors import InvalidRequest, TrainingError
+from ..extract.allocator import keep_pages
 from ..extract.cards import Card, declaration
 from ..extract.devices import resolve_devices
 from ..extract.weights import Weights, locate

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from ..allocator import keep_pages, peak_memory
 from ..errors import InvalidRequest, TrainingError
+from ..extract.allocator import keep_pages, peak_memory
 from ..terminal import progress_bar
 from .augment import augment, d4, draw, read_steps
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep

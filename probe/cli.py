@@ -141,9 +141,9 @@ def _imported(
     """
     from tempfile import TemporaryDirectory
 
-    from ..external import import_embeddings
     from ..options import pairs
 
+    import_embeddings = click.get_current_context().find_root().obj["import_embeddings"]
     encoders = settings.get("encoders", ())
     if len(encoders) > 1 or settings.get("features"):
         raise click.UsageError(f"{train} has the embeddings of one encoder: name it with one --encoder")

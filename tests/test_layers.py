@@ -9,10 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {
-    "allocator",
     "errors",
     "files",
-    "geojson",
     "hub",
     "options",
     "settings",
@@ -23,9 +21,7 @@ LEAVES = {
 }
 STAGES = {"datasets", "extract", "probe", "finetune"}
 LAYERS = {  # folder -> the folders and root modules that it may import
-    "allocator": set(),
     "files": {"errors"},
-    "geojson": {"errors", "files"},
     "hub": {"errors", "files"},
     "options": {"errors", "terminal"},
     "settings": {"errors", "files"},
@@ -36,20 +32,19 @@ LAYERS = {  # folder -> the folders and root modules that it may import
     "cache": LEAVES,
     "datasets": LEAVES,
     "extract": LEAVES | {"cache", "datasets"},
-    "probe": LEAVES | {"cache", "datasets", "external"},
+    "probe": LEAVES | {"cache", "datasets"},
     "finetune": LEAVES | {"cache", "datasets", "extract", "probe"},
     "study_file": LEAVES | {"cache", "probe"},
     "study_page": LEAVES | {"datasets", "extract", "probe", "study_file"},
     "study": LEAVES | STAGES | {"study_file", "study_page"},
     "prediction": LEAVES | STAGES,
     "embeddings": {"datasets", "errors", "probe"},
-    "slides": {"cache", "datasets", "errors", "files", "geojson", "prediction", "texts"},
+    "slides": {"cache", "datasets", "errors", "files", "prediction", "texts"},
     "study_tasks": LEAVES | {"cache", "probe", "study", "study_file", "study_page"},
     "quickstart": {"datasets", "extract", "probe"},
-    "external": LEAVES | {"cache", "datasets"},
     "cli": LEAVES
     | STAGES
-    | {"cache", "external", "prediction", "quickstart", "slides", "study", "study_file", "study_tasks"},
+    | {"cache", "prediction", "quickstart", "slides", "study", "study_file", "study_tasks"},
 }
 WINGS = {"probe/solver": {"errors"}, "probe/statistics": {"errors"}}  # the same for parts of a folder
 GPU_STACK = {"torch", "torchvision", "timm", "transformers", "peft", "PIL"}

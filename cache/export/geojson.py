@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InvalidRequest
-from .files import write_atomically
+from ...errors import InvalidRequest
+from ...files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from ...errors import InvalidRequest
-from ...geojson import write_geojson
 from ..columns import array_of, as_text
 from ..tensors import write_pt
+from .geojson import write_geojson
 from .rows import Options, Rows
 
 # attributes of TRIDENT's `coords`, which its slide encoders read

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patchbank.cache.export.geojson import OBJECT_TYPES, write_geojson
 from patchbank.errors import InvalidRequest
-from patchbank.geojson import OBJECT_TYPES, write_geojson
 
 BOXES = np.array([[0, 0, 256, 256], [256, 0, 256, 256], [10.5, 20, 100, 50]], float)
 IDS = ["a/1", "a/2", "a/ü"]

@@ -21,7 +21,7 @@ from patchbank.errors import (
     ProbeError,
     StoreNotFound,
 )
-from patchbank.external import Imported, import_embeddings
+from patchbank.extract.external import Imported, import_embeddings
 
 ROWS, DIM = 96, 24
 RANDOM = np.random.default_rng(0)
