@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +15,12 @@ SCHEMES = "patchbank.encoder_schemes"  # entry point NAME: a function that makes
 
 
 def shipped_cards() -> dict[str, Card]:
-    """The cards that come with the package, by id, sorted."""
+    """The cards that come with the package, by id, sorted; read once."""
+    return dict(_shipped())
+
+
+@cache
+def _shipped() -> dict[str, Card]:
     cards: dict[str, Card] = {}
     for entry in sorted((SHIPPED / "encoders").glob("*.toml")):
         if entry.is_file():

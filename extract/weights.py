@@ -200,6 +200,8 @@ def _in_folder(card: Card, folder: Path) -> Weights:
     raise EncoderError(
         f"no weights of {card.id} in {folder}: looked for {' or '.join(card.files)} in "
         + ", ".join(str(place.relative_to(folder)) for place in places)
+        + "."
+        + _other_commits(card, folder)
     )
 
 
@@ -228,7 +230,7 @@ def _on_hub(card: Card, download: bool) -> Weights:
         return cached
     offline = (
         f"On a machine without a network, copy the files to DIR/{card.id}/ and add --weights-dir DIR, "
-        "or name one file with --checkpoint."
+        "or name one file with --checkpoint." + _other_commits(card, Path(constants.HF_HUB_CACHE))
     )
     official = constants.ENDPOINT == "https://huggingface.co"  # a mirror may ask for no login
     if card.gated and official and not (has_token() or constants.HF_HUB_OFFLINE):
@@ -249,6 +251,17 @@ def _on_hub(card: Card, download: bool) -> Weights:
         if reason is None:
             raise
         raise reason from error
+
+
+def _other_commits(card: Card, cache: Path) -> str:
+    """Which commits of a card's repository a hub cache holds beside the one that it pins, as a hint."""
+    snapshots = cache / f"models--{card.hub.replace('/', '--')}" / "snapshots"
+    commits = sorted(p.name for p in snapshots.glob("*") if _COMMIT.fullmatch(p.name) and any(p.iterdir()))
+    if card.revision == UNPINNED or not commits:
+        return ""
+    return (
+        f" The cache holds {', '.join(commits)}; the card wants {card.revision}. --revision COMMIT takes one."
+    )
 
 
 def _wanted(card: Card) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ ORDER = ("ema", "teacher", "", "student", "momentum", "k")
 # what may be left over beside a backbone, by the first part of its name
 _HEADS = re.compile(
     r"(fc|head|heads|head_dist|classifier|last_linear|logits|linear|mask_token|prototypes|queue\w*|predictor"
-    r"|projector|projection\w*|dino_head|ibot_head|decoder\w*|dino_loss|ibot_patch_loss|logit_scale|criterion)"
+    r"|projector|projection\w*|dino_head|ibot_head|decoder\w*|vision_head|language_head|dino_loss|ibot_patch_loss|logit_scale|criterion)"
 )
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")  # DINOv2's training saves blocks in chunks: blocks.0.3.
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")  # model-00001-of-00002.safetensors

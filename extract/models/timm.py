@@ -1,6 +1,7 @@
 """timm models: built from a card's arguments, filled from a file that was found before."""
 
 import math
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from ...errors import EncoderError, InvalidRequest, MissingDependency, UnknownEn
 from ...settings import alike
 from ..cards import INTERPOLATIONS, MODES, Card, Transform
 from ..weights import INSTALL, Weights
-from .state import load_file_into
+from .state import State, load_file_into
 
 try:
     import timm
@@ -100,7 +101,13 @@ def build_timm(card: Card, weights: Weights | None) -> tuple[nn.Module, str]:
 
 def _fill(model: nn.Module, card: Card, path: Path) -> str:
     """With timm's own conversion for the family (position grids, old names), the classifier left out."""
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+
+    def convert(state: State, model: nn.Module) -> State:
+        found = state if family is None else family(state, model)
+        # timm leaves the last norm of a whole BEiT-3 (MUSK) under its own name
+        return {re.sub(r"^layer_norm\.", "norm.", name): value for name, value in found.items()}
+
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     return load_file_into(model, path, card, convert=convert, heads=heads)
