@@ -24,7 +24,8 @@ def slide_key(group: str) -> str:
 def same_places(manifests: Sequence[Manifest], *, within: int = WITHIN) -> pd.DataFrame:
     """Patches of two data sets at one place of one slide.
 
-    Rows with a group, x and y are compared; groups must be slides (group_kind) to be the same slide.
+    Rows with x, y and a slide are compared: of the column slide, else the group where groups are slides
+    (group_kind).
     within : largest difference of x and of y, pixels of level 0
 
     Returns a table, a row a pair: slide, patch_a, patch_b, label_a, label_b, split_a, split_b, set_a, set_b,
@@ -46,7 +47,7 @@ def same_places(manifests: Sequence[Manifest], *, within: int = WITHIN) -> pd.Da
     pairs = pairs[number[pairs[:, 0]] != number[pairs[:, 1]]]
     points = rows[["x", "y"]].to_numpy(np.float64)
     a, b = pairs.T
-    table = {"slide": rows["group"].to_numpy()[a]}
+    table = {"slide": rows["name"].to_numpy()[a]}
     for column in columns:
         for side, at in (("a", a), ("b", b)):
             table[f"{column.removesuffix('_id')}_{side}"] = rows[column].to_numpy()[at]
@@ -67,16 +68,29 @@ def shared_slides(manifests: Sequence[Manifest]) -> pd.DataFrame:
     return found[of["set"].nunique() > 1].reset_index()
 
 
+def slides_of(manifest: Manifest) -> pd.Series:
+    """Rows of each slide that is known, by its `slide_key`."""
+    return _of_slides([manifest])["slide"].value_counts()
+
+
+def placed(manifest: Manifest) -> int:
+    """Rows whose slide and coordinates are known."""
+    rows = _of_slides([manifest])
+    return int(rows[["x", "y"]].notna().all(axis=1).sum()) if {"x", "y"} <= {*rows.columns} else 0
+
+
 def _of_slides(manifests: Sequence[Manifest]) -> pd.DataFrame:
-    """The rows with a known slide: those of a manifest, set and slide (see `slide_key`)."""
-    wanted = ["patch_id", "label", "split", "group", "x", "y"]
+    """The rows with a known slide: those of a manifest, set, name (of the slide) and slide (`slide_key`)."""
+    wanted = ["patch_id", "label", "split", "x", "y"]
     parts = []
     for manifest in manifests:
-        if manifest.header.group_kind != "slide":
+        column = "slide" if "slide" in manifest.table.columns else "group"
+        if column == "group" and manifest.header.group_kind != "slide":
             continue
         table = manifest.table[[column for column in wanted if column in manifest.table.columns]]
-        keys = {group: slide_key(str(group)) for group in table["group"].unique()}
-        table = table.assign(set=manifest.header.name, slide=table["group"].map(keys))
-        parts.append(table[table["group"] != ""])
-    empty = pd.DataFrame({column: pd.Series(dtype=object) for column in (*wanted, "set", "slide")})
+        name = manifest.table[column].fillna("").astype(str)
+        keys = {one: slide_key(one) for one in name.unique()}
+        table = table.assign(set=manifest.header.name, name=name, slide=name.map(keys))
+        parts.append(table[(name != "").to_numpy(dtype=bool)])
+    empty = pd.DataFrame({column: pd.Series(dtype=object) for column in (*wanted, "set", "name", "slide")})
     return pd.concat(parts, ignore_index=True) if parts else empty

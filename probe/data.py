@@ -9,11 +9,20 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.folds import Folds, effective_groups, folds_for
-from ..datasets.manifest import Header, Manifest
+from ..datasets.manifest import Header, Manifest, listed
+from ..datasets.overlaps import placed, same_places, slides_of
 from ..errors import InvalidRequest, ProbeError
 from .config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
 from .features import check_rows, content_keys, load_set
-from .leaks import LeakReport, audit_leaks, deduplicate, near_embeddings, read_pairs
+from .leaks import (
+    LeakReport,
+    SharedSlides,
+    SlideOverlap,
+    audit_leaks,
+    deduplicate,
+    near_embeddings,
+    read_pairs,
+)
 from .near import near_images
 from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
 from .results.scoring import Rows, class_codes
@@ -302,7 +311,8 @@ def audit(
     """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
 
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
-    out. Near-duplicates of a file of pairs are refused; those that are found here are reported.
+    out. Near-duplicates of a file of pairs are refused; those that are found here are reported, and so are
+    slides that have one name in two data sets without patches at one place.
     """
     train, *others = (
         manifest.table.assign(content_hash=rows.content_hash)
@@ -310,11 +320,37 @@ def audit(
     )
     evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
     near, by = _near(data, bank, config, progress)
-    report = audit_leaks(train, evaluations, folds=folds, near_duplicates=near, near_by=by)
+    report = audit_leaks(
+        train, evaluations, folds=folds, near_duplicates=near, near_by=by, overlap=slide_overlap(data)
+    )
     # of those found here nobody has looked at the images: blank patches are similar too
     found_here = () if by == "file" else ("near-duplicate",)
     report.refuse(allow={"labels", *config.allow_leaks, *found_here})
     return report
+
+
+def slide_overlap(data: StudyData) -> SlideOverlap:
+    """Patches of train and of evaluation sets from other data sets that come from one slide."""
+    train = data.train_manifest
+    known, places, shared = slides_of(train), dict[str, dict[str, None]](), []
+    others = [
+        (rows.dataset, manifest)
+        for rows, manifest in zip(data.tests, data.test_manifests, strict=True)
+        if manifest.header.name != train.header.name
+    ]
+    for dataset, manifest in others:
+        slides = slides_of(manifest)
+        if names := sorted({*known.index} & {*slides.index}):
+            counts = [int(one.loc[names].sum()) for one in (known, slides)]
+            shared.append(SharedSlides(dataset=dataset, slides=tuple(names), train=counts[0], rows=counts[1]))
+            pairs = same_places([train, manifest])
+            for slide, a, b in zip(pairs["slide"], pairs["patch_a"], pairs["patch_b"], strict=True):
+                places.setdefault(slide, {}).update({a: None, b: None})
+    return SlideOverlap(
+        places={slide: list(ids) for slide, ids in places.items()},
+        slides=tuple(shared),
+        compared=sum(map(placed, [train, *(manifest for _, manifest in others)])) if others else 0,
+    )
 
 
 def _near(
@@ -360,13 +396,19 @@ def clustered(data: _Data, near: Iterable[Sequence[str]]) -> _Data:
 
 
 def leak_notes(leaks: LeakReport, config: AuditSettings) -> list[str]:
-    """What is to be said of near-duplicates that nobody has confirmed."""
+    """What is to be said of near-duplicates and shared slides that nobody has confirmed."""
+    notes = [
+        f"{len(one.slides)} slides have one name in train ({one.train:,} rows) and in {one.dataset} "
+        f"({one.rows:,} rows): {listed(one.slides)}. If they are the same slides, scores are too high: leave "
+        "them out of one data set. A name is no proof; coordinates (columns x, y) are compared where both "
+        "sets have them"
+        for one in leaks.slides
+    ]
     if leaks.near_by not in ("images", "embeddings"):
-        return []
+        return notes
     how = "by their pixels" if leaks.near_by == "images" else "by their embeddings"
     crossing = [tuple(dict.fromkeys(leak.patch_ids)) for leak in leaks.of("near-duplicate")]
     within = [ids for ids in leaks.near if set(ids) not in map(set, crossing)]
-    notes = []
     if crossing:
         check = (
             "Look at them, and give those that are the same image one group; or list them in a CSV "

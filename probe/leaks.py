@@ -5,10 +5,10 @@ Tables are pandas, as `Manifest.table`: columns patch_id, and where known conten
 says so). A side is what a row is used for: fold k of training, or one evaluation set.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from ..datasets.manifest import TEXT
 from ..errors import InvalidRequest, ProbeError
 from ..texts import cells_of_csv
 
-KINDS = ("content", "group", "near-duplicate", "labels", "reused")
+KINDS = ("content", "group", "place", "near-duplicate", "labels", "reused")
 NEAR = 0.15  # of the median distance between nearest neighbours: closer embeddings are of one image
 NEAR_DIM = 16  # columns, below which neighbours come that close by chance
 NEAR_WORK = 2e12  # multiplications, above which not all pairs are compared (minutes)
@@ -31,9 +32,9 @@ _SHOWN = 5  # rows that a message names; the report holds all
 class Leak:
     """One thing that sits on two sides (or has two labels), with all its rows."""
 
-    kind: Literal["content", "group", "near-duplicate", "labels", "reused"]
+    kind: Literal["content", "group", "place", "near-duplicate", "labels", "reused"]
     what: str
-    """The content hash, the group, the pair or the patch."""
+    """The content hash, the group, the slide, the pair or the patch."""
     patch_ids: tuple[str, ...]
     sides: tuple[str, ...]
     """One a patch: "train" or "train fold 3", or the name of the evaluation set."""
@@ -43,6 +44,7 @@ class Leak:
 _MEANING = {
     "content": "the same image on both sides of a split",
     "group": "one group (slide) on both sides of a split",
+    "place": "patches at one place of a slide on both sides of a split",
     "near-duplicate": "near-duplicate images on both sides of a split",
     "labels": "the same image with contradictory labels",
     "reused": "rows that chose the model are also reported on",
@@ -50,10 +52,36 @@ _MEANING = {
 _WAY_OUT = {
     "content": "remove one side's rows, or make folds that keep equal images together",
     "group": "make folds by group (`make_folds`), or move whole groups",
+    "place": "leave these slides out of one data set (an empty label), or score another one; slides that "
+    "share no more than their names are no leak",
     "near-duplicate": "put both images into one group",
     "labels": "correct or drop them (`deduplicate`)",
     "reused": "report on other rows: the scores of these are part of the choice",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSlides:
+    """Slides of one name in train and in an evaluation set of another data set; a name is no proof."""
+
+    dataset: str
+    """The evaluation set."""
+    slides: tuple[str, ...]
+    train: int
+    """Rows of train on these slides."""
+    rows: int
+    """Rows of the evaluation set on them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideOverlap:
+    """What train and evaluation sets of other data sets have in common by the names of slides."""
+
+    places: Mapping[str, Sequence[str]]
+    """Slide -> patch_ids of both at the same places of it."""
+    slides: tuple[SharedSlides, ...]
+    compared: int
+    """Rows whose slide and coordinates are known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +97,7 @@ class LeakReport:
     """patch_ids of each set of near-duplicates among these rows, on one side or on several."""
     near_by: str = ""
     """What they were found by: "images", "embeddings", "file"; "": nobody has looked."""
+    slides: tuple[SharedSlides, ...] = ()
 
     def of(self, kind: str) -> tuple[Leak, ...]:
         return tuple(leak for leak in self.leaks if leak.kind == kind)
@@ -105,6 +134,7 @@ class LeakReport:
             "unchecked": dict(self.unchecked),
             "near_by": self.near_by,
             "near": [list(ids) for ids in self.near],
+            "slides": [{**vars(one), "slides": list(one.slides)} for one in self.slides],
             "leaks": [
                 {
                     "kind": leak.kind,
@@ -120,7 +150,7 @@ def _describe(leak: Leak) -> str:
     rows = [f"{p} [{s}]" for p, s in zip(leak.patch_ids, leak.sides, strict=True)]
     if leak.kind == "labels":
         rows = [f"{p} = {label}" for p, label in zip(leak.patch_ids, leak.labels, strict=True)]
-    if leak.kind == "group":  # a slide may have hundreds of rows: one of each side says it
+    if leak.kind in ("group", "place"):  # a slide may have hundreds of rows: one of each side says it
         sides = dict.fromkeys(leak.sides)
         rows = [f"{leak.sides.count(s)} in {s} (e.g. {leak.patch_ids[leak.sides.index(s)]})" for s in sides]
         return f"{leak.what}: {', '.join(rows)}"
@@ -189,6 +219,7 @@ def audit_leaks(
     folds: ArrayLike | None = None,
     near_duplicates: Iterable[Sequence[str]] | None = (),
     near_by: str = "",
+    overlap: SlideOverlap | None = None,
 ) -> LeakReport:
     """Look for rows that make a score too good.
 
@@ -197,107 +228,124 @@ def audit_leaks(
         train is one side
     near_duplicates : pairs, or larger sets, of patch_ids that show the same thing (datasets.audit and
         `near_embeddings` find them); None: nobody has looked; near_by : how they were found
+    overlap : of slides of other data sets (datasets.overlaps finds it); None: nobody has looked
 
     Checked, between train and every evaluation set and between folds (not between evaluation sets, which
     nothing is fitted on): equal content hashes; equal groups, within one data set, whose name is
-    the patch_id up to "/" (slide 7 of another data set is another slide); near-duplicates; and rows of
-    train that are reported on as evaluation rows ("reused"). Anywhere: equal content under different labels.
+    the patch_id up to "/" (slide 7 of another data set is another slide, unless patches of both are at one
+    place of it); near-duplicates; and rows of train that are reported on as evaluation rows ("reused").
+    Anywhere: equal content under different labels.
     """
     alike = list(near_duplicates or ())
-    sides: Sequence[str] = ["train"] * len(train)
+    sides = np.full(len(train), "train", dtype=object)
     if folds is not None:
         numbers = np.asarray(folds)
         if numbers.shape != (len(train),):
             raise InvalidRequest(f"folds {numbers.shape} for {len(train)} training rows")
-        sides = [f"train fold {k}" for k in numbers.tolist()]
-    rows = _rows(train, sides, trained=True)
+        names = {k: f"train fold {k}" for k in np.unique(numbers).tolist()}
+        sides = np.array([names[k] for k in numbers.tolist()], dtype=object)
+    parts = [_rows(train, sides, trained=True)]
     for name, table in evaluations.items():
-        rows += _rows(table, [name] * len(table), trained=False)
-    by_id = _collect(rows, lambda row: row.patch_id)
-    by_content = _collect(rows, lambda row: row.content)
-    by_group = _collect(rows, lambda row: row.group)
-    near = {
-        " ~ ".join(ids[:2]): [row for one in dict.fromkeys(ids) for row in by_id[one]]
-        for ids in alike
-        if all(one in by_id for one in ids)
-    }
-    leaks = [
-        *_crossing("content", by_content),
-        *_crossing("group", by_group),
-        *_crossing("near-duplicate", near),
-        *(_leak("labels", key, found) for key, found in by_content.items() if _contradict(found)),
-        *(_leak("reused", key, found) for key, found in by_id.items() if len({r.trained for r in found}) > 1),
-    ]
+        parts.append(_rows(table, np.full(len(table), name, dtype=object), trained=False))
+    rows = pd.concat(parts, ignore_index=True)
     known = {
-        "content": sum(bool(row.content) for row in rows),
-        "group": sum(bool(row.group) for row in rows),
-        "labels": sum(bool(row.content and row.label) for row in rows),
+        "content": int((rows["content"] != "").sum()),
+        "group": int((rows["group"] != "").sum()),
+        "labels": int(((rows["content"] != "") & (rows["label"] != "")).sum()),
     }
+    places = overlap.places if overlap else {}
+    named = [*alike, *places.values()]
+    few = rows[rows["patch_id"].isin(list({one for ids in named for one in ids}))]
+    at = few.groupby("patch_id").indices
+    near = {" ~ ".join(ids[:2]): ids for ids in alike if all(one in at for one in ids)}
+    leaks = [
+        *_crossing("content", rows, "content"),
+        *_crossing("group", rows, "group"),
+        *_crossing("place", _listed(few, at, places), "family"),
+        *_crossing("near-duplicate", _listed(few, at, near), "family"),
+        *_families("labels", rows, "content", _contradictory(rows)),
+        *_families("reused", rows, "patch_id", _differing(rows, "patch_id", "trained")),
+    ]
     return LeakReport(
         leaks=tuple(leaks),
-        checked={**known, "near-duplicate": len(alike), "reused": len(rows)},
+        checked={**known, "near-duplicate": len(alike), "reused": len(rows)}
+        | ({"place": overlap.compared} if overlap else {}),
         unchecked={kind: len(rows) - count for kind, count in known.items()}
         | ({"near-duplicate": len(rows)} if near_duplicates is None else {}),
-        near=tuple(tuple(dict.fromkeys(ids)) for ids in alike if all(one in by_id for one in ids)),
+        near=tuple(tuple(dict.fromkeys(ids)) for ids in alike if all(one in at for one in ids)),
         near_by="" if near_duplicates is None else near_by,
+        slides=overlap.slides if overlap else (),
     )
 
 
-class _Row(NamedTuple):
-    patch_id: str
-    content: str
-    group: str
-    label: str
-    side: str
-    trained: bool
+def _rows(table: pd.DataFrame, sides: np.ndarray, *, trained: bool) -> pd.DataFrame:
+    """Texts patch_id, content, group (with its data set's name), label; side; bool trained."""
 
-
-def _rows(table: pd.DataFrame, sides: Sequence[str], *, trained: bool) -> list[_Row]:
-    def column(name: str) -> list[str]:
+    def column(name: str) -> pd.Series:
         if name not in table:
-            return [""] * len(table)
-        return ["" if pd.isna(value) else str(value) for value in table[name].tolist()]
+            return pd.Series("", index=range(len(table)), dtype=TEXT)
+        values = table[name].reset_index(drop=True)
+        if values.dtype != TEXT:
+            values = values.astype(object).where(values.notna(), "").astype(str).astype(TEXT)
+        return values.fillna("")
 
-    patch_ids = column("patch_id")
-    groups = [
-        f"{patch_id.partition('/')[0]}: {group}" if group else ""
-        for patch_id, group in zip(patch_ids, column("group"), strict=True)
-    ]
-    columns = zip(patch_ids, column("content_hash"), groups, column("label"), sides, strict=True)
-    return [_Row(*values, trained) for values in columns]
-
-
-def _collect(rows: Iterable[_Row], key: Callable[[_Row], str]) -> dict[str, list[_Row]]:
-    collected: dict[str, list[_Row]] = {}
-    for row in rows:
-        if key(row):
-            collected.setdefault(key(row), []).append(row)
-    return collected
-
-
-def _crossing(kind: Any, families: Mapping[str, list[_Row]]) -> list[Leak]:
-    """Families of different patches of which one is trained on while another, on another side, is not."""
-    return [
-        _leak(kind, key, rows)
-        for key, rows in families.items()
-        if any(row.trained for row in rows)
-        and len({row.side for row in rows}) > 1
-        and len({row.patch_id for row in rows}) > 1  # one patch on two sides is "reused"
-    ]
-
-
-def _contradict(rows: Iterable[_Row]) -> bool:
-    return len({row.label for row in rows if row.label}) > 1
-
-
-def _leak(kind: Any, what: str, rows: Sequence[_Row]) -> Leak:
-    return Leak(
-        kind=kind,
-        what=what,
-        patch_ids=tuple(row.patch_id for row in rows),
-        sides=tuple(row.side for row in rows),
-        labels=tuple(row.label for row in rows),
+    ids, group = column("patch_id"), column("group")
+    return pd.DataFrame(
+        {
+            "patch_id": ids,
+            "content": column("content_hash"),
+            "group": (ids.str.replace("(?s)/.*", "", regex=True) + ": " + group).where(group != "", ""),
+            "label": column("label"),
+            "side": sides,
+            "trained": trained,
+        }
     )
+
+
+def _listed(rows: pd.DataFrame, at: Mapping[Any, Any], families: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """The rows of each family of patch_ids, in their order, with the column family."""
+    members = [
+        (key, row) for key, ids in families.items() for one in dict.fromkeys(ids) for row in at.get(one, ())
+    ]
+    found = rows.iloc[[row for _, row in members]]
+    return found.assign(family=pd.Series([key for key, _ in members], index=found.index, dtype=TEXT))
+
+
+def _differing(rows: pd.DataFrame, key: str, column: str) -> set[str]:
+    """The keys whose rows differ in a column; "" is no key."""
+    rows = rows[rows[key] != ""]
+    codes, names = pd.factorize(rows[key])
+    values = pd.factorize(rows[column])[0]
+    first = np.unique(codes, return_index=True)[1]
+    apart = np.unique(codes[values != values[first[codes]]]) if len(codes) else codes
+    return set(names[apart])
+
+
+def _contradictory(rows: pd.DataFrame) -> set[str]:
+    """The contents with more than one label."""
+    return _differing(rows[rows["label"] != ""], "content", "label")
+
+
+def _families(kind: Any, rows: pd.DataFrame, key: str, names: Collection[str]) -> list[Leak]:
+    """A leak of all rows of each of these keys, in the order of the rows."""
+    if not names:
+        return []
+    found = rows[rows[key].isin(list(names))]
+    columns = [found[name].to_numpy(dtype=object) for name in ("patch_id", "side", "label")]
+    codes, what = pd.factorize(found[key])
+    order = np.argsort(codes, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
+    return [
+        Leak(kind=kind, what=str(name), **dict(zip(("patch_ids", "sides", "labels"), values, strict=True)))
+        for name, part in zip(what, parts, strict=True)
+        for values in [[tuple(column[part].tolist()) for column in columns]]
+    ]
+
+
+def _crossing(kind: Any, rows: pd.DataFrame, key: str) -> list[Leak]:
+    """Families of different patches of which one is trained on while another, on another side, is not."""
+    names = _differing(rows, key, "side") & _differing(rows, key, "patch_id")  # one patch twice is "reused"
+    return _families(kind, rows, key, names & set(rows[key][rows["trained"]]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,22 +369,17 @@ def deduplicate(table: pd.DataFrame, *, contradictory: Literal["drop", "first"] 
     """
     if contradictory not in ("drop", "first"):
         raise InvalidRequest(f"contradictory is 'drop' or 'first', not {contradictory!r}")
-    rows = _rows(table, [""] * len(table), trained=False)
-    by_content = _collect(rows, lambda row: row.content)
-    disagreeing = {key for key, found in by_content.items() if _contradict(found)}
-    keep = np.ones(len(rows), bool)
-    repeats: list[str] = []
-    seen: set[str] = set()
-    for i, row in enumerate(rows):
-        keep[i] = row.content not in seen and not (contradictory == "drop" and row.content in disagreeing)
-        if row.content in seen and row.content not in disagreeing:
-            repeats.append(row.patch_id)
-        if row.content:
-            seen.add(row.content)
+    rows = _rows(table, np.full(len(table), "", dtype=object), trained=False)
+    content, ids = rows["content"], rows["patch_id"]
+    known = content != ""
+    repeated = (known & content.duplicated()).to_numpy(dtype=bool)
+    disagreeing = (known & content.isin(list(_contradictory(rows)))).to_numpy(dtype=bool)
+    keep = ~repeated & ~disagreeing if contradictory == "drop" else ~repeated
     return Deduplication(
         keep=keep,
-        repeats=tuple(repeats),
+        repeats=tuple(ids[repeated & ~disagreeing].tolist()),
         contradictory=tuple(
-            tuple(row.patch_id for row in found) for key, found in by_content.items() if key in disagreeing
+            tuple(members.tolist())
+            for _, members in ids[disagreeing].groupby(content[disagreeing], sort=False)
         ),
     )

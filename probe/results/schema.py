@@ -872,6 +872,15 @@ class FoundLeak(Part):
     rows: list[tuple[str, str, str]]
 
 
+class SharedSlides(Part):
+    """Slides of one name in train (rows: train) and in an evaluation set of another data set (rows)."""
+
+    dataset: str
+    slides: list[str]
+    train: int
+    rows: int
+
+
 class Leaks(Part):
     """`LeakReport.to_json()`: counts by kind, and each leak."""
 
@@ -882,6 +891,7 @@ class Leaks(Part):
     near_by: str | None = None
     """How near-duplicates were found; "": they were not looked for; None: not recorded."""
     near: list[list[str]] = []
+    slides: list[SharedSlides] = []
 
 
 class Results(Part):

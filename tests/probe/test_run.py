@@ -311,6 +311,44 @@ def test_leaks_are_refused_by_name(study: Any) -> None:
     assert allowed.document["leaks"]["found"]["content"] == 1
 
 
+def test_two_data_sets_of_one_slide_leak_by_place(study: Any) -> None:
+    """As MIDOG 2025 and AMi-Br: other pixels, ids and names, the same figures of the same slides."""
+    table = study.train.table.assign(x=range(0, 400_000, 1000), y=7)
+    at = study.external.table.assign(x=range(10**6, 10**6 + 160), y=7)
+    row = int(np.flatnonzero(table["split"] == "train")[7])
+    at.loc[5, ["group", "x", "y"]] = [f"slides/{table['group'][row]}.tiff", table["x"][row] - 30, 37]
+    train, outer = (
+        Manifest(one.header, rows, one.root) for one, rows in ((study.train, table), (study.external, at))
+    )
+    arguments: dict[str, Any] = {"bank": study.bank, "encoders": ["good"], **QUICK}
+    with pytest.raises(ProbeError, match=r"Patches at one place of a slide.*outer/00005.*allow: place"):
+        run_probe(train=train, tests=[outer], **arguments)
+    allowed = run_probe(train=train, tests=[outer], allow_leaks=["place"], **arguments)
+    leaks = allowed.results.leaks
+    assert leaks is not None
+    (leak,) = [one for one in leaks.leaks if one.kind == "place"]
+    assert [(patch, side.partition(" ")[0]) for patch, side, _ in leak.rows] == [
+        (table["patch_id"][row], "train"),
+        ("outer/00005", "outer"),
+    ]
+    page = html_report(allowed, images=False)
+    assert "1 slides with patches at one place on both sides of a split" in page
+    assert "outer/00005 (outer" in page
+    # without coordinates nothing but the names of the slides is known: said, not refused
+    named = run_probe(train=study.train, tests=[study.external], **arguments)
+    leaks = named.results.leaks
+    assert leaks is not None
+    assert leaks.found["place"] == 0
+    (shared,) = leaks.slides
+    of_train = study.train.table[study.train.table["split"] == "train"]
+    assert shared.slides == sorted({*of_train["group"]} & {*study.external.table["group"]})
+    assert shared.train == of_train["group"].isin(shared.slides).sum()
+    assert shared.rows == study.external.table["group"].isin(shared.slides).sum()
+    (note,) = [one for one in named.results.notes if "slides have one name" in one]
+    assert f"in outer ({shared.rows} rows): slide000" in note
+    assert note in html_report(named, images=False)
+
+
 def test_near_duplicates_of_a_file_are_leaks(study: Any, tmp_path: Path) -> None:
     """As `datasets check --near --pairs` writes them."""
     trained = study.train.table.loc[study.train.table["split"] == "train", "patch_id"].iloc[7]

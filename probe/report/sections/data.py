@@ -60,6 +60,7 @@ def data(view: View) -> list[Any]:
             "labels": "images with contradictory labels",
             "content": "images on both sides of a split",
             "group": "groups on both sides of a split",
+            "place": "slides with patches at one place on both sides of a split",
             "near-duplicate": "near-duplicates on both sides",
             "reused": "training rows that are reported on",
         }
