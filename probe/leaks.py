@@ -13,8 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..datasets.manifest import TEXT
 from ..errors import InvalidRequest, ProbeError
@@ -186,6 +184,9 @@ def near_embeddings(X: NDArray[Any], trained: int, content: ArrayLike) -> list[l
     pixels alone, by `patchbank datasets check --near`. Blank patches are near-duplicates of each other.
     None: not compared, since there are fewer than 16 columns or too many rows.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n, d = X.shape
     if d < NEAR_DIM or float(trained) * n * d > NEAR_WORK:
         return None

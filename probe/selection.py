@@ -2,7 +2,6 @@
 
 import numpy as np
 from scipy.special import log_softmax
-from scipy.stats import rankdata
 
 
 def criterion(
@@ -20,6 +19,8 @@ def criterion(
     ranking : float (n, m, K), what ranks rows by class, for "auroc" of K > 2 classes (None: scores)
     Returns float64 (m,); -inf where a column has scores that are not finite.
     """
+    from scipy.stats import rankdata
+
     if scores.ndim == 3:
         return _of_classes(name, y, scores, folds, scores if ranking is None else ranking)
     positive = y == 1

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
-from scipy.stats import spearmanr
 
 from ..results.display import SHOWN, TITLES, interval
 from ..results.schema import PAIRED, TEST_ROLES, TRAIN_ROLES, Role, Score
@@ -249,6 +248,8 @@ class Board:
 
     def rank_agreement(self, dataset: str, metric: str) -> str:
         """Spearman's correlation of the systems' values on a set with those out of fold."""
+        from scipy.stats import spearmanr
+
         assert self.view
         train, test = (
             [_or_last(self.value(n, of, metric)) for n in self._on_both(dataset)]

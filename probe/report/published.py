@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from ...errors import InvalidRequest
 from ...settings import SHIPPED, read_toml
@@ -140,9 +140,9 @@ def _row(
         freedom = mean.degrees_of_freedom or math.inf
         scaled = error**2 * (1 + published * (1 - published) / (value * (1 - value)))
         total = math.sqrt(scaled + spread**2 / len(values) + own**2 / len(models))
-        half = float(stats.t.ppf((1 + level) / 2, freedom)) * total
+        half = float(stdtrit(freedom, (1 + level) / 2)) * total
         low, high = difference - half, difference + half
-        p = 2 * float(stats.t.sf(abs(difference) / total, freedom))
+        p = 2 * float(stdtr(freedom, -abs(difference) / total))
     return PublishedRow(
         system=system,
         dataset=dataset,

@@ -13,8 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
-from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, stdtrit
 
 from ...errors import ProbeError
 from ..config import ProbeConfig
@@ -822,7 +821,7 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
                 continue
             error = median(e for e, _ in paired)
             freedom = median(math.inf if f is None else f for _, f in paired)
-            reach = float(stats.t.ppf((1 + level) / 2, freedom))
+            reach = float(stdtrit(freedom, (1 + level) / 2))
             precisions.append(
                 Precision(
                     dataset=dataset,
@@ -833,7 +832,7 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
                     standard_error=error,
                     degrees_of_freedom=number(freedom),
                     half_width=reach * error,
-                    detectable=(reach + float(stats.t.ppf(POWER, freedom))) * error,
+                    detectable=(reach + float(stdtrit(freedom, POWER))) * error,
                     basis=basis,
                 )
             )

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 from ...errors import InvalidRequest, ProbeError
@@ -155,6 +154,8 @@ def _warn(status: Array, bound: Array) -> None:
     """Say what did not converge, as scikit-learn does."""
     capped = status == "capped"
     if capped.any():
+        from sklearn.exceptions import ConvergenceWarning
+
         warnings.warn(
             f"{capped.sum()} of {len(status)} logistic regressions did not converge (status 'capped'): their "
             f"objectives may be up to {bound[capped].max():.1e} (relative) above the optimum. "

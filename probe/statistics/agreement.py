@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
 from .metrics import check_labels, check_probabilities, check_scores, evaluate
@@ -335,6 +335,8 @@ def soft_scores(
     pearson, spearman : correlation of p and f; the ranks of spearman are those of the unweighted sample.
         NaN where p or f is constant
     """
+    from scipy.stats import rankdata
+
     p, t = check_votes(positive, total)
     share = p / t
     table, one_model = check_probabilities(probabilities, len(share))
@@ -351,7 +353,7 @@ def soft_scores(
         "soft_log_loss": mean(loss),
         "soft_excess_log_loss": mean(excess),
         "pearson": rows.correlation(table, f),
-        "spearman": rows.correlation(stats.rankdata(table, axis=0), stats.rankdata(f, axis=0)),
+        "spearman": rows.correlation(rankdata(table, axis=0), rankdata(f, axis=0)),
     }
     squeeze = (drawn_axis, 0 if one_model else slice(None))
     return {name: values[squeeze] for name, values in found.items()}

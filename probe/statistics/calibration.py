@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
 from .metrics import BINS, Scale, Strategy, bin_edges, bin_of, check_labels, check_probabilities, check_scores
@@ -270,7 +270,7 @@ def reliability_curve(
     with np.errstate(invalid="ignore", divide="ignore"):  # of empty bins
         share = np.bincount(which, labels, bins) / count
         mean = np.bincount(which, p, bins) / count
-        z2 = stats.norm.ppf((1 + confidence) / 2) ** 2
+        z2 = special.ndtri((1 + confidence) / 2) ** 2
         centre = (share + z2 / (2 * count)) / (1 + z2 / count)
         half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
     filled = count > 0

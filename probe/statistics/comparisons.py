@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from ...errors import InvalidRequest
 from .intervals import STILL, Clusters, Floats, Interval, Options, cluster_codes, estimate
@@ -191,7 +191,7 @@ def two_sided_p(difference: Floats, error: Floats, freedom: ArrayLike) -> Floats
     """Two-sided p of Student's t; where nothing varies 1 if nothing differs, else NaN: no p is 0."""
     moves = error > 1e-12  # NaN compares as False
     t = np.divide(difference, error, out=np.where(np.abs(difference) > 1e-12, np.nan, 0.0), where=moves)
-    return 2 * stats.t.sf(np.abs(t), freedom)
+    return 2 * special.stdtr(freedom, -np.abs(t))
 
 
 def compare_to_zero(interval: Interval) -> Floats:
@@ -237,6 +237,8 @@ def permutation_test(
     n_permutations + 1. `low`, `high` are NaN: a test has no interval. `standard_error` is that under the
     hypothesis.
     """
+    from scipy.stats import rankdata
+
     check_names([metric])
     labels = check_labels(y)
     table = np.asarray(scores, np.float64)
@@ -248,7 +250,7 @@ def permutation_test(
     observed = evaluate(labels, table, metrics=[metric], **about)[metric]
     needs = METRICS[metric].needs
     if needs == "score":
-        table = stats.rankdata(table if order is None else np.asarray(order, np.float64), axis=0)
+        table = rankdata(table if order is None else np.asarray(order, np.float64), axis=0)
     elif needs == "threshold":
         cut = (0.0 if logits else 0.5) if threshold is None else threshold
         table = (table >= np.asarray(cut)).astype(np.float64)

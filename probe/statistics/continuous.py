@@ -12,7 +12,6 @@ from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 from ...errors import InvalidRequest, ProbeError
 from . import metrics as metrics_module
@@ -365,6 +364,8 @@ def permutation_test(
     """`comparisons.permutation_test` for predictions (n, m, T). Swapped are the predictions, for Pearson
     standardised within each model and target, for Spearman their ranks.
     """
+    from scipy.stats import rankdata
+
     check_names([metric])
     sample, _ = _sample(y, predictions, None, None)
     table = sample.predictions
@@ -372,7 +373,7 @@ def permutation_test(
         deviation = table.std(axis=0)
         table = (table - table.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
     elif metric == "spearman":
-        table = stats.rankdata(table, axis=0)
+        table = rankdata(table, axis=0)
 
     def score(i: int, j: int, weights: NDArray[Any], groups: NDArray[np.intp]) -> Floats:
         both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import special, stats
+from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
 from .comparisons import Differences, holm, pairs_of, two_sided_p
@@ -40,7 +40,7 @@ class DeLong:
         DeLong has it. Too narrow with few clusters: `estimate` is what the results are made with. NaN for an
         AUROC of exactly 0 or 1, whose variance cannot be estimated.
         """
-        z = stats.norm.ppf((1 + confidence) / 2)
+        z = special.ndtri((1 + confidence) / 2)
         inner = (self.auroc > 0) & (self.auroc < 1)
         error = np.where(inner, np.sqrt(np.diag(self.covariance)), np.nan)
         if scale == "linear":
@@ -76,7 +76,7 @@ class DeLong:
         spread = sum(v**2 / max(k - 1, 1.0) for v, k in zip(parts, self.clusters.effective, strict=True))
         freedom = np.divide(sum(parts) ** 2, spread, out=np.ones_like(value), where=np.asarray(spread) > 0)
         error = np.where(error > 1e-12, error, np.nan)  # no interval has width zero
-        half = stats.t.ppf((1 + confidence) / 2, freedom) * error
+        half = special.stdtrit(freedom, (1 + confidence) / 2) * error
         p = two_sided_p(value, error, freedom)
         name = "DeLong, clustered (Obuchowski 1997)" if self.clustered else "DeLong 1988"
         return Differences(

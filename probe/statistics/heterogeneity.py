@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import special
 
 from ...errors import InvalidRequest
 
@@ -61,13 +61,13 @@ def heterogeneity(
     scale = float(w.sum() - (w @ w) / w.sum())
     tau2 = _where(spread, k - 1)
     tail = (1 - confidence) / 2
-    low, high = (_where(spread, float(stats.chi2.ppf(1 - t, k - 1))) for t in (tail, 1 - tail))
+    low, high = (_where(spread, float(special.chdtri(k - 1, t))) for t in (tail, 1 - tail))
     typical = (k - 1) / scale  # Higgins & Thompson's typical variance within a domain
     weights = 1 / (variance + tau2)
     return Heterogeneity(
         k=k,
         q=q,
-        p=float(stats.chi2.sf(q, k - 1)),
+        p=float(special.chdtrc(k - 1, q)),
         sd=tau2**0.5,
         sd_low=low**0.5,
         sd_high=high**0.5,
@@ -81,10 +81,12 @@ def heterogeneity(
 
 def _where(spread: Callable[[float], float], target: float) -> float:
     """The tau2 >= 0 at which the falling function reaches the target; 0 where it begins below."""
+    from scipy.optimize import brentq
+
     if spread(0.0) <= target:
         return 0.0
     top = 1.0
     while spread(top) > target:
         top *= 4
-    root: Any = optimize.brentq(lambda tau2: spread(tau2) - target, 0.0, top, xtol=1e-14)
+    root: Any = brentq(lambda tau2: spread(tau2) - target, 0.0, top, xtol=1e-14)
     return float(root)

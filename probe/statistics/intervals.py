@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
 from .metrics import METRICS, Scale, check_labels, check_names, evaluate, leave_one_out
@@ -444,7 +444,7 @@ class Maker:
             found.low[j], found.high[j] = (reach, 1.0) if value else (0.0, 1 - reach)
             found.method[j] = "exact"
         elif error > 0:
-            half = float(stats.t.ppf(1 - tail, freedom)) * error
+            half = float(special.stdtrit(freedom, 1 - tail)) * error
             found.low[j], found.high[j] = _spread(value, half, scale)
             found.method[j] = "jackknife"
         else:
@@ -496,11 +496,11 @@ def proportion_interval(
     tail = (1 - confidence) / 2
     effective = n_clustered
     if error > 0:
-        narrow, wide = (stats.t.ppf(1 - tail, max(k - 1, 1.0)) for k in (n, n_clustered))
+        narrow, wide = (special.stdtrit(max(k - 1, 1.0), 1 - tail) for k in (n, n_clustered))
         effective = min(n, p * (1 - p) / error**2 * float(narrow / wide) ** 2)
     hits = p * effective
-    low = float(stats.beta.ppf(tail, hits, effective - hits + 1)) if hits > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, hits + 1, effective - hits)) if hits < effective else 1.0
+    low = float(special.betaincinv(hits, effective - hits + 1, tail)) if hits > 0 else 0.0
+    high = float(special.betaincinv(hits + 1, effective - hits, 1 - tail)) if hits < effective else 1.0
     return low, high
 
 
@@ -568,9 +568,9 @@ def _bca_levels(value: float, drawn: Floats, jackknife: Floats, tails: Floats) -
     influence = jackknife.mean() - jackknife
     spread = float((influence**2).sum())
     acceleration = float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
-    bias = stats.norm.ppf(below)
-    shifted = bias + stats.norm.ppf(tails)
+    bias = special.ndtri(below)
+    shifted = bias + special.ndtri(tails)
     slope = 1 - acceleration * shifted
     if (slope <= 0).any():
         return None
-    return stats.norm.cdf(bias + shifted / slope)
+    return special.ndtr(bias + shifted / slope)

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, special, stats
+from scipy import sparse, special
 
 from ...errors import InvalidRequest, ProbeError
 from .weighted import Floats, Weighted, check_clusters, divide
@@ -245,10 +245,12 @@ def placements(y: Bools, scores: Floats) -> Floats:
     Their mean over the rows of either class is the AUROC (DeLong, DeLong & Clarke-Pearson, Biometrics 1988);
     by midranks (Sun & Xu, IEEE Signal Processing Letters 2014).
     """
-    ranks = stats.rankdata(scores, axis=0)
+    from scipy.stats import rankdata
+
+    ranks = rankdata(scores, axis=0)
     found = np.empty_like(ranks)
     for of, flip in ((y, False), (~y, True)):
-        share = (ranks[of] - stats.rankdata(scores[of], axis=0)) / (~of).sum()
+        share = (ranks[of] - rankdata(scores[of], axis=0)) / (~of).sum()
         found[of] = 1 - share if flip else share
     return found
 

@@ -18,7 +18,7 @@ from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import sparse, special, stats
+from scipy import sparse, special
 
 from ...errors import InvalidRequest, ProbeError
 from . import intervals, metrics
@@ -608,12 +608,14 @@ def permutation_test(
     """`comparisons.permutation_test` for scores (n, m, K). Swapped are the probabilities, and for metrics of
     order the ranks of the rows within each model, class by class.
     """
+    from scipy.stats import rankdata
+
     check_names([metric])
     sample, _ = _sample(y, scores, logits, order, ordered, None, None)
     table = sample.scores
     ranked = METRICS[metric].needs == "score"
     if ranked:
-        ranks = np.stack([stats.rankdata(sample.rank_by(k), axis=0) for k in range(sample.n_classes)], axis=2)
+        ranks = np.stack([rankdata(sample.rank_by(k), axis=0) for k in range(sample.n_classes)], axis=2)
     else:
         ranks = table
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, special
+from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
 from .calibration import newton
@@ -31,6 +31,8 @@ def fit_temperature(
     The derivative in 1/T rises, and its root is found by bracketing, to the last digit. inf where every T is
     worse than equal probabilities. Returns float, or float64 (m,).
     """
+    from scipy.optimize import brentq
+
     labels, table, one_model = check_scores(y, logits)
     targets, weights = _targets(labels, table.shape[2], class_weight, smooth)
     found = np.empty(table.shape[1])
@@ -49,7 +51,7 @@ def fit_temperature(
         high = 1.0 / max(float(-z.min()), np.finfo(np.float64).tiny)
         while slope(high) < 0:
             high *= 4
-        root: Any = optimize.brentq(slope, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
+        root: Any = brentq(slope, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
         found[j] = 1 / root
     return float(found[0]) if one_model else found
 

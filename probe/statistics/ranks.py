@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from ...errors import InvalidRequest
 from .comparisons import holm
@@ -41,7 +41,9 @@ def ranks(scores: Floats) -> Floats:
 
     scores : float64 (..., k)
     """
-    ranked = stats.rankdata(-scores, axis=-1)
+    from scipy.stats import rankdata
+
+    ranked = rankdata(-scores, axis=-1)
     return np.where(np.isnan(scores).any(axis=-1, keepdims=True), np.nan, ranked)
 
 
@@ -82,7 +84,7 @@ def compare_means(
         over_freedom += of_task**2 / (groups - 1)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.abs(difference) / np.sqrt(variance)
-        p = 2 * stats.t.sf(t, variance**2 / over_freedom)
+        p = 2 * special.stdtr(variance**2 / over_freedom, -t)
     table = np.full((k, k), np.nan)
     table[i, j] = table[j, i] = holm(np.where(variance > 0, p, np.nan))
     return table
@@ -106,10 +108,12 @@ def friedman(scores: Floats) -> tuple[float, float]:
     if rest <= 1e-12:
         return float("inf"), 0.0
     f = (n - 1) * chi2 / rest
-    return float(f), float(stats.f.sf(f, k - 1, (k - 1) * (n - 1)))
+    return float(f), float(special.fdtrc(k - 1, (k - 1) * (n - 1), f))
 
 
 def critical_difference(k: int, n: int, *, alpha: float) -> float:
     """Nemenyi's: average ranks of k systems over n tasks that differ by less do not differ significantly."""
-    q = float(stats.studentized_range.ppf(1 - alpha, k, np.inf)) / np.sqrt(2)
+    from scipy.stats import studentized_range
+
+    q = float(studentized_range.ppf(1 - alpha, k, np.inf)) / np.sqrt(2)
     return q * float(np.sqrt(k * (k + 1) / (6 * n)))
