@@ -296,6 +296,37 @@ def _argument_faults(card: Card) -> Iterable[str]:
             yield f"arguments: {name} = {value!r} has to be a word, a number, or a list of them"
 
 
+def at_size(card: Card, size: int) -> Card:
+    """The card at another input size: the whole view is resized to it, a position grid is resampled.
+
+    Parameters
+    ----------
+    size
+        side of the square input in pixels.
+
+    Raises
+    ------
+    InvalidRequest
+        the size is no multiple of the patches that the network cuts its input into, or its architecture
+        takes no other size.
+    """
+    shape = card.transform
+    if (size, size) == (shape.size, shape.resize):
+        return card
+    grid, arguments = card.grid, dict(card.arguments)
+    if shape.function is not None or (card.grid and "img_size" not in ARGUMENTS.get(card.kind, ())):
+        raise InvalidRequest(f"{card.id} takes its own input size only, {shape.size} pixels")
+    if card.grid and size != shape.size:
+        side = round(card.grid**0.5)
+        if size * side % shape.size or not size:
+            raise InvalidRequest(
+                f"an input of {size} pixels does not match {card.id}: it has to be a multiple of "
+                f"{shape.size // side} pixels"
+            )
+        grid, arguments["img_size"] = (size * side // shape.size) ** 2, size
+    return card.replace(grid=grid, arguments=arguments, transform=shape.replace(size=size, resize=size))
+
+
 def read_card(path: str | Path) -> Card:
     """Read one TOML card.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode
 from ..settings import SHIPPED, alike
-from .cards import Card, parse_card, read_card, trusted, untrusted
+from .cards import Card, at_size, parse_card, read_card, trusted, untrusted
 
 ENTRY_POINTS = "patchbank.encoders"
 SCHEMES = "patchbank.encoder_schemes"  # entry point NAME: a function that makes a Card of REST in "NAME:REST"
@@ -80,7 +80,7 @@ def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
     ----------
     spec
         the id or an alias of a shipped or plugged-in card, "timm:NAME", "hf:ORG/NAME", "finetuned:FOLDER", or
-        the path of a .toml file.
+        the path of a .toml file. NAME@PIXELS and timm:NAME@PIXELS are the same at another input size.
     trust_code
         allow a card of kind "python" that names its callable as text: a module beside the card's file, or
         an installed one. The card that is returned can then be built wherever it goes.
@@ -90,7 +90,7 @@ def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:
     UnknownEncoder
         no card has this id; suggests near ones.
     InvalidRequest
-        the TOML file is not a card.
+        the TOML file is not a card, or the encoder takes no input of PIXELS.
     UntrustedCode
         the card names Python code, and `trust_code` is not given.
     """
@@ -119,7 +119,9 @@ def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
     UntrustedCode
         a file or folder is named, and `trust_code` is not given.
     """
-    public = re.fullmatch(r"timm:[\w.]+|((hf|hf-hub|hf_hub):)?\w[\w.-]*/\w[\w.-]*|[\w.+-]+", spec, re.ASCII)
+    public = re.fullmatch(
+        r"(timm:[\w.]+|[\w.+-]+)(@[0-9]+)?|((hf|hf-hub|hf_hub):)?\w[\w.-]*/\w[\w.-]*", spec, re.ASCII
+    )
     place = Path(spec.rpartition(":")[2])
     if not trust_code and (not public or spec.endswith(".toml") or ("/" in spec and place.exists())):
         raise UntrustedCode(
@@ -133,6 +135,11 @@ def _find(spec: str) -> Card:
     spec = re.sub(r"^https?://(www\.)?(huggingface\.co|hf\.co)/", "", spec.strip()).rstrip("/")
     if spec.endswith(".toml"):
         return read_card(spec)
+    if sized := re.fullmatch(r"((?:timm:)?[\w.+-]+)@([0-9]+)", spec, re.ASCII):
+        card = _find(sized[1])
+        size = int(sized[2])
+        about = {"id": f"{card.id}@{size}", "name": f"{card.name or card.id}, {size} px", "aliases": ()}
+        return at_size(card, size).replace(**about)
     if spec.startswith("timm:"):
         from .models.timm import card_of_timm
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import EncoderError, InvalidRequest, UnknownEncoder
-from ..extract.cards import Card, Transform
+from ..extract.cards import Card, Transform, at_size
 from ..extract.models.build import build_network
 from ..extract.models.network import Network
 from ..extract.registry import load_card
@@ -147,20 +147,8 @@ def policy_of(card: Card, recipe: Recipe) -> str:
 
 def card_for(card: Card, recipe: Recipe) -> Card:
     """The card with the recipe's input size and, for a publication's quirk, its normalisation."""
-    shape = card.transform
-    if recipe.input_size and (recipe.input_size, recipe.input_size) != (shape.size, shape.resize):
-        size = recipe.input_size
-        grid, arguments = card.grid, dict(card.arguments)
-        if card.grid and size != shape.size:
-            side = round(card.grid**0.5) * size / shape.size
-            if side != int(side):
-                raise InvalidRequest(
-                    f"input_size {size} does not match {card.id}: it has to be a multiple of "
-                    f"{shape.size // round(card.grid**0.5)} pixels"
-                )
-            grid, arguments["img_size"] = int(side) ** 2, size
-        sized = shape.replace(size=size, resize=size)
-        card = card.replace(grid=grid, arguments=arguments, transform=sized)
+    if recipe.input_size:
+        card = at_size(card, recipe.input_size)
     if recipe.normalize != "encoder":
         mean, std = STATISTICS[recipe.normalize]
         card = card.replace(transform=card.transform.replace(mean=mean, std=std))

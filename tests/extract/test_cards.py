@@ -420,6 +420,30 @@ def test_the_address_of_a_model_is_its_name() -> None:
     assert load_card("https://huggingface.co/MahmoodLab/UNI2-h").id == "uni2-h"
 
 
+def test_another_input_size_is_a_card_of_its_own() -> None:
+    card, small = load_card("dinov2-s"), load_card("dinov2-s@112")
+    assert (small.id, small.model, small.hub) == ("dinov2-s@112", card.model, card.hub)
+    assert (small.grid, small.transform.size, small.transform.resize) == (64, 112, 112)
+    assert small.arguments == {**card.arguments, "img_size": 112}
+    network = load_card("efficientnet-lite0@128")
+    assert (network.grid, network.transform.size, network.transform.resize) == (0, 128, 128)
+    assert load_card("timm:vit_tiny_patch16_224@96").grid == 36
+    assert named_card("dinov2-s@112", named_by="F") == load_card("dinov2small@112") == small
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        ("dinov2-s@100", "multiple of 14 pixels"),
+        ("dinov2-s@0", "multiple of 14 pixels"),
+        ("phikon@448", "takes its own input size only, 224 pixels"),
+    ],
+)
+def test_an_input_size_that_does_not_fit_is_refused(typed: str, says: str) -> None:
+    with pytest.raises(InvalidRequest, match=says):
+        load_card(typed)
+
+
 @pytest.mark.parametrize(
     ("typed", "says"),
     [
