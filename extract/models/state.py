@@ -23,14 +23,16 @@ from torch import Tensor, nn
 from ...errors import EncoderError, MissingDependency
 from ..cards import Card
 from ..weights import INSTALL, may_be_index, not_a_model, shards
+from .names import with_timms_names
 
 State = dict[str, Tensor]
 # of equally good fits: averaged weights, the teacher's, those without such a word, the student's, MoCo's keys
 ORDER = ("ema", "teacher", "", "student", "momentum", "k")
 # what may be left over beside a backbone, by the first part of its name
 _HEADS = re.compile(
-    r"(fc|head|heads|head_dist|classifier|last_linear|logits|linear|mask_token|prototypes|queue\w*|predictor"
-    r"|projector|projection\w*|dino_head|ibot_head|decoder\w*|vision_head|language_head|dino_loss|ibot_patch_loss|logit_scale|criterion)"
+    r"(fc|head|heads|head_dist|classifier|last_linear|logits|linear|pooler|mask_token|masked_embed|prototypes"
+    r"|queue\w*|predictor|projector|projection\w*|dino_head|ibot_head|decoder\w*|vision_head|language_head"
+    r"|dino_loss|ibot_patch_loss|logit_scale|criterion)"
 )
 _CHUNKED = re.compile(r"^blocks\.\d+\.(\d+)\.")  # DINOv2's training saves blocks in chunks: blocks.0.3.
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")  # model-00001-of-00002.safetensors
@@ -207,6 +209,8 @@ def load_file_into(
         places = [(at, state) for at, state in places if state]
     if not places:
         raise EncoderError(f"{path} holds no state dict (names of tensors and tensors)")
+    if card.load == "strict":
+        places = [(at, with_timms_names(state, own)) for at, state in places]
     if card.load == "ordered":
         fits = [_in_order(place, state, own, card, path) for place, state in places[:1]]
     else:
@@ -321,7 +325,12 @@ def _fit(
         for name, value in given.items()
         if name.endswith("patch_embed.proj.weight") and name in own and value.shape != own[name].shape
     ]
-    extra = [
+    # timm leaves out biases of DINOv3's attention where its architecture has none, whatever they are
+    lost = [
+        name for name in given if name.endswith("attn.qkv.bias") and name not in changed and name not in own
+    ]
+    lost = [n for n in lost if n.replace("qkv.bias", "q_bias") not in changed]
+    extra = lost + [
         name
         for name in changed
         if name not in own

@@ -1,0 +1,188 @@
+"""Files under other names than timm's: the same tokens as the network that saved them, or a refusal."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from patchbank.errors import EncoderError
+from patchbank.extract.cards import Card, Transform
+from patchbank.extract.encoders import build_encoder
+from safetensors.torch import load_file, save_file
+
+State = dict[str, torch.Tensor]
+
+
+def card(model: str, width: int, side: int = 32, **arguments: Any) -> Card:
+    arguments = {
+        "img_size": side,
+        "depth": 2,
+        "num_classes": 0,
+        "embed_dim": width,
+        "num_heads": 2,
+    } | arguments
+    registers = 4 if "reg4" in model or "dinov3" in model else 0
+    shape = Transform(size=side)
+    return Card(
+        id="small", model=model, dim=width, grid=4, prefix=1 + registers, arguments=arguments, transform=shape
+    )
+
+
+VIT = card("vit_tiny_patch16_224", 16)
+DINOV2 = card("vit_small_patch14_dinov2", 16, 28)
+REGISTERS = card("vit_small_patch14_reg4_dinov2", 16, 28)
+GATED = card("vit_giant_patch14_reg4_dinov2", 48, 28, mlp_ratio=5.33334)
+DINOV3 = card("vit_small_patch16_dinov3", 32, mlp_ratio=2.0)
+DINOV3_GATED = card("vit_huge_plus_patch16_dinov3", 32, mlp_ratio=2.0, swiglu_align_to=1)
+
+
+def own(of: Card) -> State:
+    torch.manual_seed(0)
+    network: Any = build_encoder(of, device="cpu", random_weights=True).network
+    return dict(network.model.state_dict())
+
+
+def each(state: State, pattern: str, new: str) -> State:
+    return {re.sub(pattern, new, name): value for name, value in state.items()}
+
+
+def thirds(state: State, names: tuple[str, str, str]) -> State:
+    found = {}
+    for name, value in state.items():
+        if "attn.qkv" in name:
+            found |= {name.replace("qkv", n): v for n, v in zip(names, value.chunk(3), strict=True)}
+        else:
+            found[name] = value
+    return found
+
+
+def as_dinov2(state: State, gated: bool, positions_of_cls: bool, mask: bool) -> State:
+    """As dinov2_*_reg4_pretrain.pth: register_tokens, w12 and w3, a position for the CLS token."""
+    state = each(state, r"^reg_token$", "register_tokens")
+    if gated:
+        state = each(each(state, r"mlp\.fc1\.", "mlp.w12."), r"mlp\.fc2\.", "mlp.w3.")
+    width = state["cls_token"].shape[-1]
+    if positions_of_cls:
+        zero = torch.zeros(1, 1, width)
+        state = state | {"pos_embed": torch.cat([zero, state["pos_embed"]], dim=1)}
+    return state | ({"mask_token": torch.zeros(1, width)} if mask else {})
+
+
+BLOCK = r"(blocks\.\d\.)"
+
+
+def as_dinov3(state: State) -> State:
+    """As dinov3_*_pretrain.pth: storage_tokens, biases that are 0 under a mask, periods of the positions."""
+    state = each(each(state, r"^reg_token$", "storage_tokens"), r"gamma_([12])$", r"ls\1.gamma")
+    for block in range(2):
+        state[f"blocks.{block}.attn.qkv.bias"] = torch.zeros(96)
+        state[f"blocks.{block}.attn.qkv.bias_mask"] = torch.full((96,), torch.nan)
+    return state | {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(8)}
+
+
+CHANGES: dict[str, tuple[Card, Callable[[State], State]]] = {
+    "FSDP": (VIT, lambda s: each(each(s, BLOCK, r"\1_fsdp_wrapped_module."), r"^", "_fsdp_wrapped_module.")),
+    "activation checkpoints": (VIT, lambda s: each(s, BLOCK, r"\1_checkpoint_wrapped_module.")),
+    "compiled blocks": (VIT, lambda s: each(each(s, BLOCK, r"\1_orig_mod."), r"^", "model.")),
+    "nested wrappers": (VIT, lambda s: each(s, r"^", "model.module.module.")),
+    "q_proj k_proj v_proj": (VIT, lambda s: thirds(s, ("q_proj", "k_proj", "v_proj"))),
+    "q k v": (VIT, lambda s: each(thirds(s, ("q", "k", "v")), r"^", "backbone.")),
+    "gamma_1": (DINOV2, lambda s: each(s, r"ls([12])\.gamma", r"gamma_\1")),
+    "iBOT": (VIT, lambda s: s | {"masked_embed": torch.zeros(1, 16)}),
+    "DINOv2 reg": (REGISTERS, lambda s: as_dinov2(s, False, True, True)),
+    "DINOv2 reg, no mask token": (REGISTERS, lambda s: as_dinov2(s, False, True, False)),
+    "DINOv2 giant reg, no mask token": (GATED, lambda s: as_dinov2(s, True, True, False)),
+    "registers without a position of CLS": (GATED, lambda s: as_dinov2(s, True, False, False)),
+    "DINOv3": (DINOV3, as_dinov3),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_tensor_is_found_under_other_names(tmp_path: Path, name: str) -> None:
+    of, change = CHANGES[name]
+    state = own(of)
+    torch.save({"state_dict": change(state)}, tmp_path / "other.pth")
+    loaded: Any = build_encoder(of, device="cpu", checkpoint=tmp_path / "other.pth").network
+    found = loaded.model.state_dict()
+    assert all(torch.equal(found[n], value) for n, value in state.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_and_metadata(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = own(VIT)
+    save_file(
+        {n: v.to(dtype) for n, v in state.items()}, tmp_path / "x.safetensors", metadata={"format": "pt"}
+    )
+    loaded: Any = build_encoder(VIT, device="cpu", checkpoint=tmp_path / "x.safetensors", precision="fp32")
+    found = loaded.network.model.state_dict()
+    assert all(torch.equal(found[n], v.to(dtype).float()) for n, v in state.items())
+
+
+def of_transformers(kind: str) -> tuple[Card, Any]:
+    """A card of timm and a network of transformers with the same architecture, every weight random."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28}
+    shape |= {"patch_size": 14}
+    wide = shape | {"image_size": 32, "patch_size": 16, "intermediate_size": 64}
+    dinov3 = wide | {"hidden_size": 32, "num_register_tokens": 4}
+    of, family, settings = {
+        "ViT": (VIT, "ViT", wide | {"layer_norm_eps": 1e-6}),
+        "DINOv2": (DINOV2, "Dinov2", shape),
+        "DINOv2 reg": (REGISTERS, "Dinov2WithRegisters", shape),
+        "DINOv2 giant": (GATED, "Dinov2WithRegisters", shape | {"hidden_size": 48, "use_swiglu_ffn": True}),
+        "DINOv3": (DINOV3, "DINOv3ViT", dinov3),
+        "DINOv3 H+": (DINOV3_GATED, "DINOv3ViT", dinov3 | {"use_gated_mlp": True, "hidden_act": "silu"}),
+    }[kind]
+    build, config = (getattr(transformers, f"{family}{part}") for part in ("Model", "Config"))
+    torch.manual_seed(1)
+    model: Any = build(config(**settings)).eval()
+    for name, value in model.named_parameters():
+        idle = "DINOv3" in kind and name.endswith(("q_proj.bias", "v_proj.bias"))
+        torch.nn.init.zeros_(value) if idle else torch.nn.init.normal_(value, std=0.1)
+    return of, model
+
+
+@pytest.mark.parametrize("kind", ["ViT", "DINOv2", "DINOv2 reg", "DINOv2 giant", "DINOv3", "DINOv3 H+"])
+@pytest.mark.parametrize("prefix", ["", "model.backbone."])
+def test_files_of_transformers_give_the_same_tokens(tmp_path: Path, kind: str, prefix: str) -> None:
+    of, model = of_transformers(kind)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    if prefix:
+        save_file(each(load_file(file), r"^", prefix) | {"classifier.weight": torch.ones(2, 2)}, file)
+    encoder = build_encoder(of, device="cpu", checkpoint=file, precision="fp32")
+    images = torch.randn(2, 3, of.transform.size, of.transform.size)
+    with torch.no_grad():
+        tokens = encoder.network.features(images).tokens
+        torch.testing.assert_close(tokens, model(images).last_hidden_state, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", ["transformers", "its own"])
+def test_biases_that_timm_would_leave_out_are_refused_unless_zero(tmp_path: Path, names: str) -> None:
+    if names == "transformers":
+        _, model = of_transformers("DINOv3")
+        torch.nn.init.ones_(model.get_parameter("model.layer.1.attention.q_proj.bias"))
+        model.save_pretrained(tmp_path)
+        file, wanted = tmp_path / "model.safetensors", "blocks.1.attn.q_proj.bias"
+    else:
+        state = CHANGES["DINOv3"][1](own(DINOV3))
+        file, wanted = tmp_path / "meta.pth", "blocks.1.attn.qkv.bias"
+        state[wanted] = torch.ones(96)
+        torch.save(state, file)
+    with pytest.raises(EncoderError, match=rf"tensors 1 not known \({re.escape(wanted)}\)"):
+        build_encoder(DINOV3, device="cpu", checkpoint=file)
+
+
+def test_half_of_a_file_and_two_thirds_of_attention_are_refused(tmp_path: Path) -> None:
+    state = own(VIT)
+    torch.save(dict(list(state.items())[:15]), tmp_path / "half.pth")
+    with pytest.raises(EncoderError, match=r"15 of 30 tensors fit; tensors 15 missing"):
+        build_encoder(VIT, device="cpu", checkpoint=tmp_path / "half.pth")
+    cut = {n: v for n, v in thirds(state, ("q_proj", "k_proj", "v_proj")).items() if "v_proj" not in n}
+    torch.save(cut, tmp_path / "thirds.pth")
+    with pytest.raises(
+        EncoderError, match=r"missing \(blocks\.0\.attn\.qkv\.weight.*not known \(blocks\.0\.attn\.q_proj"
+    ):
+        build_encoder(VIT, device="cpu", checkpoint=tmp_path / "thirds.pth")
