@@ -9,7 +9,6 @@ from pathlib import PurePosixPath
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import KDTree
 
 from .manifest import Manifest
 
@@ -31,6 +30,8 @@ def same_places(manifests: Sequence[Manifest], *, within: int = WITHIN) -> pd.Da
     Returns a table, a row a pair: slide, patch_a, patch_b, label_a, label_b, split_a, split_b, set_a, set_b,
     and distance (the larger of both differences).
     """
+    from scipy.spatial import KDTree
+
     rows = _of_slides(manifests)
     columns = ["patch_id", "label", "split", "set"]
     if "x" not in rows.columns or "y" not in rows.columns:
