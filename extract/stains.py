@@ -1,11 +1,13 @@
-"""Stain normalisation of a patch as a view: stain:macenko and stain:reinhard, by the package torchstain.
+"""Stains of a patch as a view: brought to fixed colours (by torchstain), or made stronger and weaker.
 
-The targets are constants, so that a view means one thing for ever:
+Targets and factors are constants, so that a view means one thing for ever:
 
     macenko    the reference stain matrix and maximum concentrations of its authors' implementation (Macenko
                et al., ISBI 2009), which torchstain has as its default
     reinhard   mean and standard deviation in CIELAB (Reinhard et al., 2001), means over 600 training patches
                of AMi-Br (breast, three scanners and three centres)
+    jitterK    K = 1..4: haematoxylin and eosin times (.8, .8), (.8, 1.25), (1.25, .8), (1.25, 1.25), as other
+               laboratories would stain; unmixed by Ruifrok and Johnston's vectors
 """
 
 from importlib import import_module
@@ -15,15 +17,31 @@ import numpy as np
 
 from ..errors import ImageError, MissingDependency
 
-METHODS = ("macenko", "reinhard")
+JITTERS = {"jitter1": (0.8, 0.8), "jitter2": (0.8, 1.25), "jitter3": (1.25, 0.8), "jitter4": (1.25, 1.25)}
+METHODS = ("macenko", "reinhard", *JITTERS)
+# Optical densities of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_STAINS = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
+_UNMIX = np.linalg.inv(_STAINS)
 LAB_MEAN, LAB_STD = (57.21, 32.31, -16.15), (16.56, 9.22, 8.01)
 _LIGHT, _LEAST = 240, 0.15  # torchstain's: intensity of the light, optical density of what is stained
 _PLANE = 1e-6  # variance of optical densities across the main direction, less than 8 bits resolve
 _STAINED = 0.005  # share of a patch that has to be stained, in all channels
 
 
-def normalise_stain(pixels: np.ndarray, method: str) -> np.ndarray:
-    """A patch in the target's colours.
+def scale_stains(pixels: np.ndarray, factors: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Amounts of haematoxylin, eosin and DAB times `factors` (3,) plus `shifts` (3,), in optical density.
+
+    Tellez et al. 2018, IEEE TMI 37, "Whole-slide mitosis detection". pixels : uint8 (h, w, 3), as the result
+    """
+    density = -np.log((pixels.astype(np.float32) + 1) / 256)
+    mixed = (_UNMIX * factors) @ _STAINS
+    density = density @ mixed.astype(np.float32) + (shifts @ _STAINS).astype(np.float32)
+    return np.clip(np.rint(np.exp(-density) * 256 - 1), 0, 255).astype(np.uint8)
+
+
+def with_stain(pixels: np.ndarray, method: str) -> np.ndarray:
+    """A patch in the target's colours, or with its stains made stronger and weaker.
 
     Parameters
     ----------
@@ -44,6 +62,8 @@ def normalise_stain(pixels: np.ndarray, method: str) -> np.ndarray:
     MissingDependency
         torchstain is not installed.
     """
+    if method in JITTERS:
+        return scale_stains(pixels, np.array([*JITTERS[method], 1.0]), np.zeros(3))
     try:
         normalizers: Any = import_module("torchstain.numpy.normalizers")
     except ImportError as error:

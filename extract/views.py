@@ -4,7 +4,8 @@
     center:F       the central fraction F of each side, 0 < F < 1, as in center:0.5
     mpp:M@S        resampled from S micrometres a pixel to M, the centre kept; what is too small for the input
                    gets a border of the mean's colour. mpp:M takes S of the manifest's header
-    stain:METHOD   in the colours of a target: macenko or reinhard, see stains.py
+    stain:METHOD   macenko or reinhard: in the colours of a target; jitter1 to jitter4 (stain:jitter is all
+                   four): stains stronger and weaker; see stains.py
     d4:K           K = 1..7 of the 8 flips and rotations (0 is the patch itself, which is called full)
     d4:mean        the mean of the 8 vectors
     d4             short for all of these: the patch itself, d4:1 ... d4:7 and d4:mean
@@ -23,7 +24,7 @@ from PIL import Image
 
 from ..errors import EncoderError, ImageError, InvalidRequest
 from .cards import Transform
-from .stains import METHODS, normalise_stain
+from .stains import JITTERS, METHODS, with_stain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,7 @@ MEAN = -1  # orientation of a view that averages all eight
 _CROP = re.compile(r"center:(0?\.[0-9]+|1(?:\.0*)?)")
 _TURN = re.compile(r"d4(?::([0-7]|mean))?")
 _SCALE = re.compile(r"mpp:([0-9]*\.?[0-9]+)(?:@([0-9]*\.?[0-9]+))?")
-_STAIN = re.compile(rf"stain:({'|'.join(METHODS)})")
+_STAIN = re.compile(rf"stain:({'|'.join(METHODS)}|jitter)")
 
 
 @dataclass(frozen=True, order=True)
@@ -92,7 +93,7 @@ def parse_views(names: str | Iterable[str], *, mpp: float = 0.0) -> list[View]:
     """
     views: list[View] = []
     for name in [names] if isinstance(names, str) else names:
-        view, turns = View(), [0]
+        view, turns, stains = View(), [0], [""]
         last = 0  # the place of the last part in their order
         for part in name.split("+"):
             stain, cut, scale = _STAIN.fullmatch(part), _CROP.fullmatch(part), _SCALE.fullmatch(part)
@@ -108,7 +109,7 @@ def parse_views(names: str | Iterable[str], *, mpp: float = 0.0) -> list[View]:
                 )
             last = place
             if stain:
-                view = replace(view, stain=stain[1])
+                stains = [*JITTERS] if stain[1] == "jitter" else [stain[1]]
             elif cut:
                 view = replace(view, crop=float(cut[1]))
             elif scale:
@@ -123,7 +124,7 @@ def parse_views(names: str | Iterable[str], *, mpp: float = 0.0) -> list[View]:
                 turns = (
                     [*range(8), MEAN] if turn[1] is None else [MEAN if turn[1] == "mean" else int(turn[1])]
                 )
-        views += [replace(view, orientation=turn) for turn in turns]
+        views += [replace(view, stain=stain, orientation=turn) for stain in stains for turn in turns]
     if not views:
         raise InvalidRequest("no view was asked for; the whole patch is called full")
     return list(dict.fromkeys(views))
@@ -147,9 +148,9 @@ def crop_pixels(pixels: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def viewed(pixels: np.ndarray, view: View) -> np.ndarray:
-    """The patch normalised and cropped as the view says, not yet resampled. Raises ImageError."""
+    """The patch stained and cropped as the view says, not yet resampled. Raises ImageError."""
     if view.stain:
-        pixels = normalise_stain(pixels, view.stain)
+        pixels = with_stain(pixels, view.stain)
     return crop_pixels(pixels, view.crop)
 
 

@@ -21,12 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ..extract.stains import scale_stains
 from ..settings import InvalidSettings, Settings, not_one_of
-
-# Optical densities of haematoxylin, eosin and DAB in red, green, blue: Ruifrok and Johnston 2001
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_STAINS = _STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_UNMIX = np.linalg.inv(_STAINS)
 
 
 def draw(*key: Any) -> np.random.Generator:
@@ -126,13 +122,8 @@ class _StainJitter(Step):
     bias: float = 0.02
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        # stain' = stain * alpha + beta: Tellez et al. 2018, IEEE TMI 37, "Whole-slide mitosis detection"
-        density = -np.log((pixels.astype(np.float32) + 1) / 256)
-        alpha = rng.uniform(1 - self.sigma, 1 + self.sigma, 3)
-        beta = rng.uniform(-self.bias, self.bias, 3)
-        mixed = (_UNMIX * alpha) @ _STAINS
-        density = density @ mixed.astype(np.float32) + (beta @ _STAINS).astype(np.float32)
-        return np.clip(np.rint(np.exp(-density) * 256 - 1), 0, 255).astype(np.uint8)
+        factors = rng.uniform(1 - self.sigma, 1 + self.sigma, 3)
+        return scale_stains(pixels, factors, rng.uniform(-self.bias, self.bias, 3))
 
 
 class _Resize(Step):

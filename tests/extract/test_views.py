@@ -146,6 +146,26 @@ def test_stains_become_those_of_the_target() -> None:
     np.testing.assert_array_equal(cropped, macenko[8:24, 8:24])
 
 
+FACTORS = [(0.8, 0.8), (0.8, 1.25), (1.25, 0.8), (1.25, 1.25)]
+
+
+def test_jitter_scales_the_stains_by_constants() -> None:
+    """Amounts of the stains, unmixed again, are those of the patch times the view's factors."""
+    rng = np.random.default_rng(0)
+    amounts = rng.uniform(0.05, 0.6, (32 * 32, 2))
+    density = amounts @ stains._STAINS[:2]
+    pixels = np.rint(256 * np.exp(-density) - 1).astype(np.uint8).reshape(32, 32, 3)
+    assert [view.name for view in parse_views("stain:jitter")] == [f"stain:jitter{k}" for k in range(1, 5)]
+    assert [v.name for v in parse_views("stain:jitter+center:0.5")][3] == "stain:jitter4+center:0.5"
+    for view, factors in zip(parse_views("stain:jitter"), FACTORS, strict=True):
+        seen = viewed(pixels, view).reshape(-1, 3)
+        found = -np.log((seen + 1.0) / 256) @ stains._UNMIX
+        np.testing.assert_allclose(found[:, :2], amounts * factors, atol=0.02)
+        np.testing.assert_allclose(found[:, 2], 0, atol=0.02)
+    white = np.full((4, 4, 3), 255, np.uint8)
+    np.testing.assert_array_equal(viewed(white, View(stain="jitter4")), white)
+
+
 def test_patches_without_stains_are_refused() -> None:
     pytest.importorskip("torchstain")
     white, grey = np.full((16, 16, 3), 255, np.uint8), np.full((16, 16, 3), 90, np.uint8)
