@@ -94,7 +94,7 @@ def _known_hashes(manifest: Path, bank: str) -> list[str]:
 
 
 def _import_embeddings(embeddings: Path, **settings: Any) -> Any:
-    """What `cache import` and `probe run` call for embeddings of other programs: neither imports `extract`."""
+    """What `cache import` and `probe run` call for other programs' embeddings; neither imports `extract`."""
     from .extract.external import import_embeddings
 
     return import_embeddings(embeddings, **settings)
@@ -266,7 +266,7 @@ def run_command(
 
 
 @click.command("predict")
-@click.argument("model", type=options.PATH)
+@click.argument("model")
 @click.argument("source", type=options.PATH)
 @options.out("CSV to write; or a folder, into which slides get GeoJSON and heat maps too.")
 @click.option(
@@ -319,7 +319,7 @@ def run_command(
 @options.trust_code
 @options.json("Print the rows as JSON.")
 def predict_command(
-    model: Path,
+    model: str,
     source: Path,
     out: Path | None,
     encoders: tuple[str, ...],
@@ -329,16 +329,18 @@ def predict_command(
 ) -> None:
     """Predict SOURCE with a MODEL: a probe's results, or a fine-tuned model.
 
-    MODEL is the folder of `patchbank probe run` (or a copy of its probe.json and probe.safetensors), or one
-    of `patchbank finetune run`: a fold's, or the one above, whose mean counts. SOURCE is a folder of images,
-    one image, a manifest, a zip, tar, .h5, .npz or .parquet with images, or slides with --coordinates.
-    Neither the training data nor a bank is needed. A row is called positive where its calibrated probability
-    reaches the threshold beside it.
+    MODEL is the folder of `patchbank probe run` (or a copy of its probe.json and probe.safetensors), a probe
+    on the Hugging Face hub (hf:OWNER/NAME, hf:OWNER/NAME@REVISION), or the folder of `patchbank finetune
+    run`: a fold's, or the one above, whose mean counts. SOURCE is a folder of images, one image, a manifest,
+    a zip, tar, .h5, .npz or .parquet with images, or slides with --coordinates. Neither the training data
+    nor a bank is needed. A row is called positive where its calibrated probability reaches the threshold
+    beside it.
 
     \b
     Examples:
       patchbank predict results images -o predictions.csv
       patchbank predict results patch.png
+      patchbank predict hf:my-lab/mitoses images -o predictions.csv
       patchbank predict results slide.svs --coordinates slide.h5 -o predictions
       patchbank predict results slides --coordinates patches.csv --size 224 --mpp 0.5 -o predictions
       patchbank predict models/dinov2-s+lora images --tta -o predictions.csv

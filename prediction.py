@@ -83,8 +83,9 @@ def predict(
 ) -> Predictions:
     """Apply a fitted model to images.
 
-    model : a folder of `probe run` (or a copy of its probe.json and probe.safetensors), a ProbeModel, or the
-        folder of a fine-tuned model: one fold's, or the one above (the mean probability of its folds)
+    model : a folder of `probe run` (or a copy of its probe.json and probe.safetensors), a ProbeModel, a probe
+        on the hub, "hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", or the folder of a fine-tuned model: one
+        fold's, or the one above (the mean probability of its folds)
     source : a folder of images, one image, a manifest, a container, a slide; see `manifest_of`, whose other
         arguments (coordinates, size, mpp, ...) are taken too
     bank : of embeddings, to be read and added to (None: they are not kept)
@@ -130,6 +131,11 @@ def _probe_of(
     """The probe; None where the folder has none and may be a fine-tuned model."""
     if isinstance(model, ProbeModel):
         return model
+    if str(model).startswith("hf:"):
+        from .probe.hub import probe_of_hub
+
+        repo, _, revision = str(model).removeprefix("hf:").partition("@")
+        return probe_of_hub(repo, features=features, role=role, revision=revision or None)
     folder = Path(model)
     folder = folder.parent if folder.name in (ABOUT, "results.json") else folder
     if (folder / ABOUT).exists():

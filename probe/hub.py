@@ -37,11 +37,11 @@ Not for clinical use.
 ## Use
 
 ```
+patchbank predict hf:{repo} images -o predictions.csv
 patchbank probe pull {repo} probe
-patchbank predict probe images -o predictions.csv
 ```
 
-With embeddings at hand, in numpy alone: `patchbank.ProbeModel.load("probe").predict_proba(X)`.
+With embeddings at hand, in numpy alone: `patchbank.ProbeModel.load("probe").{call}(X)`.
 
 ## Scores
 
@@ -55,7 +55,7 @@ In brackets: 95 % intervals over whole groups. Training rows are scored out of f
 {identities}
 ```
 """
-SHOWN = ("balanced_accuracy", "auroc", "average_precision")
+SHOWN = ("balanced_accuracy", "auroc", "average_precision", "pearson", "spearman", "r2", "mae")
 
 
 def model_card(probe: ProbeModel, repo: str) -> str:
@@ -66,18 +66,19 @@ def model_card(probe: ProbeModel, repo: str) -> str:
     rows = [
         (dataset, *(_interval(of.get(metric)) for metric in metrics)) for dataset, of in about.scores.items()
     ]
-    classes = ", ".join(map(markdown, probe.classes))
-    what = f"{len(probe.classes)} classes ({classes})"
-    if about.positive:
+    names = about.targets or probe.classes
+    what = f"{len(names)} {'numbers' if about.targets else 'classes'} ({', '.join(map(markdown, names))})"
+    if probe.threshold is not None:
         what += f", called {markdown(about.positive)} where its probability reaches {probe.threshold:.4g}"
     return CARD.format(
-        title=markdown(f"{about.features}: {', '.join(probe.classes)}"),
+        title=markdown(f"{about.features}: {', '.join(names)}"),
         what=what,
         encoders=" and ".join(map(markdown, encoders)),
         licences=" ".join(f"{markdown(name)}: {markdown(licence)}." for name, licence in encoders.items()),
         training=f"{markdown(train.get('dataset', 'not recorded'))}, {train.get('n', '?')} patches",
         training_licence=markdown(train.get("licence", "not recorded")),
         repo=repo,
+        call="predict" if about.targets else "predict_proba",
         scores=markdown_table(["scored on", *(name.replace("_", " ") for name in metrics)], rows, words=1),
         identities=json.dumps({name: one["identity"] for name, one in about.stores.items()}, indent=2),
     )
@@ -144,16 +145,45 @@ def pull_probe(
     """
     if (Path(folder) / ABOUT).exists():
         raise InvalidRequest(f"{folder} holds a probe already: name another folder")
-    api = client(endpoint, token)
-    asked = {"files": f"{ABOUT}, {ARRAYS}", "revision": revision, "url": endpoint, "token": token is not None}
-    with (
-        tempfile.TemporaryDirectory() as interim,
-        explained(f"{repo} was not pulled", repo, as_error=ProbeError, **asked),
-    ):
-        api.snapshot_download(repo, revision=revision, allow_patterns=[ABOUT, ARRAYS], local_dir=interim)
-        try:
-            probe = ProbeModel.load(interim)
-        except ProbeError as error:
-            raise ProbeError(f"{repo}: {str(error).replace(interim, repo)}; nothing was written") from error
+    with tempfile.TemporaryDirectory() as interim:
+        probe = _downloaded(repo, revision, endpoint, token, local_dir=interim)
     probe.save(folder)
     return probe
+
+
+def probe_of_hub(
+    repo: str,
+    *,
+    features: str | None = None,
+    role: str | None = None,
+    revision: str | None = None,
+    endpoint: str | None = None,
+    token: str | None = None,
+) -> ProbeModel:
+    """A probe on the hub, kept in the hub's own cache; see `ProbeModel.load` for `features` and `role`.
+
+    Raises ProbeError (no probe there, damaged, no network and not in the cache), InvalidRequest.
+    """
+    return _downloaded(repo, revision, endpoint, token, features=features, role=role)
+
+
+def _downloaded(
+    repo: str,
+    revision: str | None,
+    endpoint: str | None,
+    token: str | None,
+    *,
+    local_dir: str | None = None,
+    **which: str | None,
+) -> ProbeModel:
+    api = client(endpoint, token)
+    asked = {"files": f"{ABOUT}, {ARRAYS}", "revision": revision, "url": endpoint, "token": token is not None}
+    with explained(f"{repo} was not pulled", repo, as_error=ProbeError, **asked):
+        folder = api.snapshot_download(
+            repo, revision=revision, allow_patterns=[ABOUT, ARRAYS], local_dir=local_dir
+        )
+        try:
+            return ProbeModel.load(folder, **which)
+        except (ProbeError, InvalidRequest) as error:
+            said = str(error).replace(folder, repo)
+            raise type(error)(f"{repo}: {said}; nothing was written") from error

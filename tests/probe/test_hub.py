@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe.cli import probe_group
-from patchbank.probe.hub import model_card, pull_probe, push_probe
+from patchbank.probe.hub import model_card, probe_of_hub, pull_probe, push_probe
 from patchbank.probe.model import About, ProbeModel
 
 pytest.importorskip("huggingface_hub")
@@ -50,8 +50,42 @@ def test_push_and_pull(hub: Any, probe: ProbeModel, tmp_path: Path) -> None:
     for one in (pulled, ProbeModel.load(tmp_path / "probe")):
         np.testing.assert_array_equal(one.predict_proba(X), probe.predict_proba(X))
         assert one.about.to_json() == probe.about.to_json()
+    assert "patchbank predict hf:org/probe images" in card
     with pytest.raises(InvalidRequest, match="holds a probe already"):
         pull_probe("org/probe", tmp_path / "probe", **asked)
+
+
+def test_the_card_of_a_probe_of_numbers(probe: ProbeModel) -> None:
+    about = About(
+        features="uni2-h/full/cls",
+        targets=("CD3E", "age"),
+        stores=probe.about.stores,
+        scores={"mine:test": {"pearson": [0.5, 0.4, 0.6]}},
+    )
+    card = model_card(ProbeModel(probe.members, np.zeros(0), about), "org/genes")
+    assert "A probe of patchbank: 2 numbers (CD3E, age), on embeddings" in card
+    assert "| scored on | pearson |" in card
+    assert "0.500 [0.400, 0.600]" in card
+    assert ".predict(X)" in card
+
+
+def test_a_probe_on_the_hub_predicts(
+    hub: Any, probe: ProbeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept in the hub's cache, for machines without a network."""
+    from huggingface_hub import constants
+
+    endpoint, repositories = hub
+    push_probe(probe, "org/probe", endpoint=endpoint, token="secret")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    X = np.random.default_rng(0).standard_normal((5, 2))
+    for _ in range(2):
+        found = probe_of_hub("org/probe", endpoint=endpoint, token="secret")
+        np.testing.assert_array_equal(found.predict_proba(X), probe.predict_proba(X))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        repositories.clear()
+    with pytest.raises(InvalidRequest, match="org/probe: org/probe has no ensemble"):
+        probe_of_hub("org/probe", role="ensemble", endpoint=endpoint, token="secret")
 
 
 def test_what_is_no_probe_is_not_written(hub: Any, probe: ProbeModel, tmp_path: Path) -> None:
