@@ -105,7 +105,7 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
         return
     if not entries:
         return echo(f"no stores in {bank}")
-    rows = []
+    rows: list[list[Any]] = []
     for entry in entries:
         if "damage" in entry:
             rows.append([entry["name"], *[""] * 5, "cannot be read: cache verify", *[""] * len(tables)])
@@ -157,11 +157,11 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
     """
     from .verify import verify
 
-    documents = []
+    documents: list[dict[str, Any]] = []
     for name in names or _all_names(bank):
         store = _open(bank, name, lenient=True)
         found = verify(store, progress=not as_json)
-        document = {
+        document: dict[str, Any] = {
             "store": store.name,
             "good": found.good,
             "blocks": found.blocks,

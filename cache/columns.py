@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest
+from .narrowing import is_array, is_object
 
 TAKEN = {
     "content_hash",
@@ -136,7 +137,7 @@ def _numbers(words: np.ndarray) -> Any:
 
 def as_text(values: Any) -> np.ndarray:
     """A column as text, "" where a cell is missing."""
-    if isinstance(values, np.ndarray) and values.dtype == object:
+    if is_array(values) and values.dtype == object:
         return values
     return pd.Series(values).astype("string").fillna("").to_numpy(dtype=object)
 
@@ -145,7 +146,7 @@ def array_of(values: Any) -> np.ndarray:
     """A column for formats without missing numbers: whole ones as float64 with NaN where that is exact, else
     text.
     """
-    if isinstance(values, np.ndarray):
+    if is_array(values):
         return values
     if str(values.dtype) != "boolean" and abs(pd.Series(values)).max() <= EXACT:
         return values.to_numpy(np.float64, na_value=np.nan)
@@ -168,14 +169,12 @@ def texts(column: pd.Series, name: str) -> np.ndarray:
 
 def read_columns(columns: Mapping[str, Any], changed: object) -> dict[str, pd.Series]:
     """The columns as they were before the export. Raises InvalidRequest where `changed` does not fit."""
-    if not isinstance(changed, dict):
+    if not is_object(changed):
         raise InvalidRequest("the export's description of its columns is not a table of names")
     found: dict[str, pd.Series] = {}
     for written, values in columns.items():
         about = changed.get(written, {})
-        name, kind = (
-            (about.get("name", written), about.get("kind", "")) if isinstance(about, dict) else (0, 0)
-        )
+        name, kind = (about.get("name", written), about.get("kind", "")) if is_object(about) else (0, 0)
         if not isinstance(name, str) or kind not in ("", *KINDS) or name in found or name == "content_hash":
             raise InvalidRequest(
                 f"what the export says about its column {written!r} makes no sense: {about!r}"
@@ -191,7 +190,7 @@ def restored(values: Any, kind: str, name: str) -> Any:
             cells = [{"True": True, "False": False, "": None}[word] for word in as_text(values)]
             return pd.array(cells, dtype="boolean") if None in cells else np.array(cells, dtype=bool)
         dtype = pd.UInt64Dtype() if kind == "UInt64" else pd.Int64Dtype()
-        if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        if is_array(values) and values.dtype.kind == "f":
             cells = [None if cell != cell else int(cell) for cell in values.tolist()]
             if any(cell is not None and cell != value for cell, value in zip(cells, values, strict=True)):
                 raise ValueError("a number is not whole")

@@ -9,12 +9,13 @@ and nothing below a local root is a symbolic link, a device or a pipe. The root 
 """
 
 import errno
+import importlib
 import os
 import secrets
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ AHEAD = 64 << 20  # bytes that are asked of an object store at a time
 
 
 @contextmanager
-def explained(action: str, where: object) -> Iterator[None]:
+def explained(action: str, where: object) -> Generator[None]:
     """Turns an OSError of the block into one StoreError that says what to do about it."""
     try:
         yield
@@ -57,7 +58,7 @@ def explained(action: str, where: object) -> Iterator[None]:
 
 
 def _is_unreadable(name: object) -> bool:
-    return isinstance(name, str | os.PathLike) and Path(name).exists() and not os.access(name, os.R_OK)
+    return isinstance(name, str) and Path(name).exists() and not os.access(name, os.R_OK)
 
 
 def as_bytes(piece: Buffer) -> memoryview:
@@ -126,7 +127,7 @@ class LocalFiles:
 
     def walk(self) -> list[str]:
         """Every file below, sorted. Raises StoreError where one is a link, a device or a pipe."""
-        found = []
+        found: list[str] = []
         for folder, folders, files in os.walk(self.root):
             below = Path(folder).relative_to(self.root)
             names = [(below / name).as_posix() for name in files]
@@ -535,11 +536,11 @@ def open_files(place: str | os.PathLike[str]) -> Files:
     if text.startswith("file://"):
         return LocalFiles(Path(text.removeprefix("file://")).absolute())
     try:
-        from fsspec.core import url_to_fs
+        fsspec: Any = importlib.import_module("fsspec.core")
     except ImportError as error:
         raise MissingDependency(f"{text} needs fsspec: pip install 'patchbank[remote]'") from error
     try:
-        fs, root = url_to_fs(text)
+        fs, root = fsspec.url_to_fs(text)
     except ImportError as error:
         raise MissingDependency(f"{text}: {error}; try: pip install 'patchbank[remote]'") from error
     except ValueError as error:

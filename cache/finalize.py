@@ -12,7 +12,7 @@ what replaces it, under a generation that is taken once. The slower one learns t
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product, takewhile
@@ -80,7 +80,7 @@ def finalize_under_lease(store: Store, lease: Lease, table: pd.DataFrame | None 
 
 
 @contextmanager
-def written(store: Store) -> Iterator[list[Block]]:
+def written(store: Store) -> Generator[list[Block]]:
     """A list for blocks that are written to be published together; after an error those that were not go."""
     blocks: list[Block] = []
     try:
@@ -270,7 +270,8 @@ def restore_arrays(store: Store) -> bool:
         _replace_chunk(store, source, target, catalog.order)
     blocks = [catalog.published[name] for name in catalog.order]
     view = store.layout.view(blocks, {}) if blocks else {}
-    whole, kept = True, {}
+    whole = True
+    kept: dict[str, bytes] = {}
     for name, wanted in catalog.order_record.get("view", {}).items():
         content = files.read(name) if files.exists(name) else b""
         if xxhash.xxh3_64_hexdigest(content) == wanted:
@@ -293,7 +294,7 @@ def give_own_files(store: Store, damaged: Sequence[Block] = ()) -> list[str]:
     layout, catalog = store.layout, store.catalog
     bare = [*bare_blocks(store), *damaged]
     chunks = sorted({int(name.split("/")[-2]) for name in layout.placed()}) if bare else []
-    given = []
+    given: list[str] = []
     for block in bare:
         known = catalog.chunks.get(block.id)
         if any(

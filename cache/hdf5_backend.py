@@ -136,8 +136,8 @@ class Hdf5Layout(Layout):
                     item = _own_dataset(file, name)
                     if item is None:
                         return f"{name} in embeddings.h5 is a link or in another file"
-                    parts = item.virtual_sources() if item.is_virtual else []
-                    allowed = sources if name in {"embeddings", "content_hash"} else set()
+                    parts: list[Any] = item.virtual_sources() if item.is_virtual else []
+                    allowed = sources if name in {"embeddings", "content_hash"} else set[str]()
                     if any(part.file_name not in allowed or part.dset_name != name for part in parts):
                         return f"{name} in embeddings.h5 is made of other files than the blocks"
         return None

@@ -55,7 +55,7 @@ class Identity:
             raise InvalidRequest(f"dtype is {self.dtype!r}; a store holds {' or '.join(DTYPES)}")
         if self.precision not in PRECISIONS:
             raise InvalidRequest(f"precision is {self.precision!r}; known: {', '.join(PRECISIONS)}")
-        if isinstance(self.dim, bool) or not isinstance(self.dim, int) or not 1 <= self.dim <= MAX_DIM:
+        if type(self.dim) is not int or not 1 <= self.dim <= MAX_DIM:
             raise InvalidRequest(f"dim is {self.dim!r}; it has to be a whole number from 1 to {MAX_DIM}")
         for name in ("view", "tokens"):
             if not isinstance(getattr(self, name), str) or not getattr(self, name):

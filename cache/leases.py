@@ -26,6 +26,7 @@ from typing import Self
 
 from ..errors import StoreError
 from .filesystem import Files, explained
+from .narrowing import is_object
 
 FOLDER = "parts/leases"
 TTL = 600.0  # seconds
@@ -83,10 +84,10 @@ class Found:
         self.content = files.read(name)
         self.state = self.content + repr(files.modified(name)).encode()  # any change is a sign of life
         try:
-            about = json.loads(self.content)
+            content = json.loads(self.content)
         except ValueError:  # truncated by a full disk or a crash: no process renews it
-            about = None
-        about = about if isinstance(about, dict) else {}
+            content = None
+        about = content if is_object(content) else {}
         self.owner = str(about.get("owner") or "?")[:100]
         self.machine = str(about.get("machine") or "")[:300]
         pid, ttl = about.get("pid"), about.get("ttl")
@@ -298,7 +299,7 @@ def sweepable(files: Files, grace: float) -> list[str]:
     """The files of leases without a holder: of processes of this machine that are gone, and those
     that were not renewed for `grace` seconds by the file system's clock (a day at least).
     """
-    found = []
+    found: list[str] = []
     now = files.clock()
     for item in files.names(FOLDER):
         name = f"{FOLDER}/{item}"

@@ -48,7 +48,7 @@ def leftovers(store: Store, *, strict: bool = True) -> list[Leftover]:
     marked = {block for block in own if block not in store.catalog.published and _is_marked(store, block)}
     store.catalog.read(strict=strict)  # a mark that is gone may be that of a line that was written just now
     alive = {block.id for block in store.catalog.live()}
-    left = []
+    left: list[Leftover] = []
     for block in sorted(own.keys() - alive):
         unpublished = "pending" if block in marked else "orphan"
         kind = "retired" if block in store.catalog.retired else unpublished

@@ -18,7 +18,7 @@ def listing(bank: Bank, tables: Mapping[str, pd.DataFrame] | None = None) -> lis
     A store that cannot be opened has only its name and `damage`.
     """
     counted = {name: (keys_of_table(with_hash(table)), len(table)) for name, table in (tables or {}).items()}
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name in bank.names():
         try:
             store = bank.open_name(name)

@@ -226,6 +226,8 @@ class Catalog:
             case "writer":
                 self.sessions.append(record)
                 place.begun, place.wanted = float(record["time"]), int(record.get("lines", 0))
+            case _:  # check_record knows no other
+                pass
 
     def _note(self, name: str, line: int, kind: str, content: bytes) -> None:
         bad = BadLine(f"{FOLDER}/{name}", line, kind, xxhash.xxh3_64_hexdigest(content))

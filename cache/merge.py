@@ -10,7 +10,8 @@ from ..errors import InvalidRequest
 from ..terminal import progress_bar
 from .bank import Bank
 from .identity import Identity, canonical
-from .store import Store
+from .narrowing import is_object
+from .store import Store, StoreWriter
 
 STEP = 8192  # rows in memory at a time
 ABSENT = "absent"
@@ -34,7 +35,7 @@ def _flat(document: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[tuple
     """Path of names -> value as JSON, whose spelling tells 1, 1.0 and true apart as the digest does."""
     parts: dict[tuple[str, ...], str] = {}
     for name, value in document.items():
-        if isinstance(value, dict) and value:
+        if is_object(value) and value:
             parts |= _flat(value, (*path, name))
         else:
             parts[*path, name] = canonical(value)
@@ -87,7 +88,7 @@ def subset(store: Store, keys: np.ndarray, bank: Bank, *, progress: bool = False
     return target
 
 
-def _copy(source: Store, keys: np.ndarray, writer, progress: bool) -> None:
+def _copy(source: Store, keys: np.ndarray, writer: StoreWriter, progress: bool) -> None:
     with progress_bar(total=len(keys), shown=progress, unit="row") as bar:
         for part, vectors in source.iter_blocks(keys, STEP):
             names = [key.tobytes().hex() for key in keys[part]]

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from .narrowing import is_list, is_object
+
 SEGMENT_ROWS = 256
 MAX_ROWS = 1 << 31  # of a block
 _BLOCK_ID = re.compile(r"[0-9a-f]{12}-[0-9a-f]{32}")
@@ -44,11 +46,11 @@ def _text(value: object) -> bool:
 
 
 def _texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return is_list(value) and all(isinstance(item, str) for item in value)
 
 
 def _ids(value: object) -> bool:
-    return isinstance(value, list) and all(map(is_block_id, value)) and len(set(value)) == len(value)
+    return is_list(value) and all(map(is_block_id, value)) and len(set(value)) == len(value)
 
 
 def _like(pattern: re.Pattern[str]) -> Callable[[object], bool]:
@@ -56,7 +58,7 @@ def _like(pattern: re.Pattern[str]) -> Callable[[object], bool]:
 
 
 def _view(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_like(_VIEW), value)) and all(map(_like(_SUM), value.values()))
+    return is_object(value) and all(map(_like(_VIEW), value)) and all(map(_like(_SUM), value.values()))
 
 
 _MEMBERS: dict[str, dict[str, Callable[[object], bool]]] = {

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import xxhash
@@ -723,11 +723,11 @@ def _part_of(into: Any, part: Any) -> Any:
     """Rows `part` (a slice, or an array of rows) of what `into` picks, which is one of both too."""
     if not isinstance(into, slice):
         return into[part]
-    return (
-        slice(into.start + part.start, into.start + part.stop)
-        if isinstance(part, slice)
-        else into.start + part
-    )
+    first: int = cast("slice[int]", into).start
+    if not isinstance(part, slice):
+        return first + part
+    some = cast("slice[int]", part)
+    return slice(first + some.start, first + some.stop)
 
 
 def _ranges(spot: Spot, spans: list[tuple[int, int]], width: int) -> list[tuple[int, int]]:

@@ -17,6 +17,7 @@ from ..errors import InvalidRequest
 from ..settings import read_toml
 from ..texts import cells_of_csv
 from .index import KEY_BYTES, KeyIndex
+from .narrowing import is_list, is_object
 
 
 def read_table(path: str | Path) -> pd.DataFrame:
@@ -33,13 +34,13 @@ def read_table(path: str | Path) -> pd.DataFrame:
         except tomllib.TOMLDecodeError as error:
             raise InvalidRequest(f"{path} is not TOML: {error}") from error
         section = header.get("table")
-        if not isinstance(section, dict) or not isinstance(section.get("file"), str):
+        if not is_object(section) or not isinstance(section.get("file"), str):
             raise InvalidRequest(
                 f"{path} is not a manifest: it has no [table] with a file; give the CSV or parquet"
             )
         table = read_table(path.parent / section["file"])
         about = header.get("dataset")
-        if isinstance(about, dict) and isinstance(about.get("classes"), list):
+        if is_object(about) and is_list(about.get("classes")):
             table.attrs["classes"] = tuple(map(str, about["classes"]))
         table.attrs["root"] = str(path.parent / str(section.get("root", ".")))
         return table

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InvalidRequest, MissingDependency
+from .narrowing import is_list, is_object, is_tuple
 from .untrusted import check_regular, check_size
 
 
@@ -56,9 +57,9 @@ def read_pt(path: Path) -> Any:
 
 
 def _arrays(content: Any, path: Path, size: int, torch: Any) -> Any:
-    if isinstance(content, dict):
+    if is_object(content):
         return {key: _arrays(value, path, size, torch) for key, value in content.items()}
-    if isinstance(content, list | tuple):
+    if is_list(content) or is_tuple(content):
         return [_arrays(value, path, size, torch) for value in content]
     if not isinstance(content, torch.Tensor):
         return content

@@ -8,7 +8,7 @@ bounded.
 import json
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import InvalidRequest, PatchbankError
 from .filesystem import LocalFiles
+from .narrowing import is_object
 
 if TYPE_CHECKING:
     import h5py
@@ -32,7 +33,7 @@ ZARR_TYPES = {"bool", "string", "variable_length_utf8", "variable_length_bytes",
 
 
 @contextmanager
-def readable(path: Path, what: str) -> Iterator[None]:
+def readable(path: Path, what: str) -> Generator[None]:
     """Turns what a reader raises at a file that is damaged, or no `what`, into one InvalidRequest.
 
     That may be anything: the readers of six formats have no common error. An OSError passes: it is of the
@@ -218,13 +219,15 @@ def _arrays(document: dict[str, Any], kind: str) -> Iterator[dict[str, Any]]:
     elif kind == ".zarray" or document["node_type"] == "array":
         yield document
     else:
-        below = (document.get("consolidated_metadata") or {}).get("metadata", {})
+        consolidated: dict[str, Any] = document.get("consolidated_metadata") or {}
+        below: dict[str, Any] = consolidated.get("metadata", {})
         yield from (entry for entry in below.values() if entry["node_type"] == "array")
 
 
 def _claimed_array(array: dict[str, Any], where: Path) -> int:
     codecs = set(_codecs(array.get("codecs", [])))
-    codecs |= {entry["id"] for entry in [*(array.get("filters") or []), array.get("compressor")] if entry}
+    filters: list[Any] = array.get("filters") or []
+    codecs |= {entry["id"] for entry in [*filters, array.get("compressor")] if entry}
     wrong = codecs - CODECS - SIZED
     if wrong:
         raise InvalidRequest(
@@ -234,7 +237,7 @@ def _claimed_array(array: dict[str, Any], where: Path) -> int:
     if array.get("storage_transformers"):
         raise InvalidRequest(f"{where} asks for storage transformers, which exports of patchbank do not have")
     kind = array.get("data_type", array.get("dtype"))
-    word = kind["name"] if isinstance(kind, dict) else str(kind)
+    word = str(kind["name"]) if is_object(kind) else str(kind)
     if word in ZARR_TYPES or (word == "|O" and codecs & {"vlen-utf8", "vlen-bytes"}):
         width = 4  # of a text: its length
     else:
@@ -244,14 +247,15 @@ def _claimed_array(array: dict[str, Any], where: Path) -> int:
                 f"{where} is an array of Python objects, which could run code; it is not read"
             )
         width = dtype.itemsize
-    grid = array.get("chunk_grid") or {}
-    chunks = array.get("chunks") or (grid.get("configuration") or {}).get("chunk_shape") or []
+    grid: dict[str, Any] = array.get("chunk_grid") or {}
+    configuration: dict[str, Any] = grid.get("configuration") or {}
+    chunks: list[Any] = array.get("chunks") or configuration.get("chunk_shape") or []
     return max(prod(map(int, array["shape"])), prod(map(int, chunks))) * width
 
 
 def _codecs(entries: list[Any]) -> Iterator[str]:
     for entry in entries:
         yield entry if isinstance(entry, str) else entry["name"]
-        inside = {} if isinstance(entry, str) else entry.get("configuration") or {}
+        inside: dict[str, Any] = {} if isinstance(entry, str) else entry.get("configuration") or {}
         yield from _codecs(inside.get("codecs", []))
         yield from _codecs(inside.get("index_codecs", []))

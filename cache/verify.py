@@ -111,7 +111,8 @@ def _verify_blocks(store: Store, found: Verified, *, progress: bool = False) -> 
 
 
 def _verify_leftovers(store: Store, found: Verified) -> None:
-    damage, notes = [], []
+    damage: list[Damage] = []
+    notes: list[str] = []
     lossy = any(fault.rows for fault in found.damage)
     for _ in range(PATIENCE):
         damage, notes, seen = [], [], store.state()
@@ -234,7 +235,7 @@ def _builder(store: Store) -> Found | None:
 def _faults_of_arrays(store: Store) -> Iterator[Damage]:
     catalog, files, layout = store.catalog, store.files, store.layout
     try:
-        view = {}
+        view: dict[str, bytes] = {}
         for name, wanted in catalog.order_record.get("view", {}).items():
             content = files.read(name) if files.exists(name) else None
             if content is None:

@@ -256,6 +256,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: str) -> Any:
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme not in SCHEMES or (req.type == "https" and scheme != "https"):
+            fp.close()
             raise FetchError(
                 f"{public_url(req.full_url)}: the server redirects to {public_url(newurl)}, which is "
                 f"{'not encrypted' if scheme == 'http' else 'neither http nor https'}; not followed."
@@ -278,6 +279,7 @@ def _open(url: str, part: Path, state: dict[str, Any], have: int) -> http.client
     try:
         return urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()  # the connection: what the server says beside the code is not read
         if error.code != 416:
             raise
         part.unlink(missing_ok=True)  # longer than the file there is now: from the start

@@ -34,5 +34,6 @@ def write_eva(path: Path, rows: Rows, options: Options) -> None:
     manifest = frame[[]].assign(
         origin=rows.ids(), embeddings=names, target=codes, split=np.where(split == "", "train", split)
     )
-    write_csv(path / "manifest.csv", manifest.assign(label=[classes[code] for code in codes]))
+    manifest["label"] = [classes[code] for code in codes]
+    write_csv(path / "manifest.csv", manifest)
     write_metadata(path, rows, sums, options)

@@ -1,5 +1,6 @@
 """AnnData, as .h5ad or .zarr: X, obs (label, domain and split as categories), uns["patchbank"]."""
 
+import importlib
 import json
 import warnings
 from pathlib import Path
@@ -14,10 +15,9 @@ from .rows import Options, Rows
 def anndata_module() -> Any:
     """The package anndata. Raises MissingDependency where it is not installed."""
     try:
-        import anndata
+        return importlib.import_module("anndata")
     except ImportError as error:
         raise MissingDependency("AnnData files need anndata: pip install 'patchbank[anndata]'") from error
-    return anndata
 
 
 def _annotated(rows: Rows, options: Options) -> Any:

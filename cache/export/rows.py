@@ -11,6 +11,7 @@ import xxhash
 from ...errors import InvalidRequest, VectorRefused
 from ..backend import seal
 from ..columns import CATEGORIES, as_text, written_columns
+from ..narrowing import is_array
 from ..store import Store
 from ..table import keys_of_table
 
@@ -37,7 +38,7 @@ class Options:
     tile_um: float | None = None
     tile_px: int | None = None
     mpp: float | None = None
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 @dataclass
@@ -143,7 +144,7 @@ def row_sums(vectors: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 def column_sum(values: Any) -> str:
     """The checksum of a column: of its 64-bit numbers, or else of its texts, each ended by a zero byte."""
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf":
+    if not is_array(values) or values.dtype.kind not in "iuf":
         return xxhash.xxh3_64_hexdigest("".join(f"{value}\0" for value in as_text(values)).encode())
     wide = np.dtype({"i": "<i8", "u": "<u8", "f": "<f8"}[values.dtype.kind])
     plain = values.astype(wide)

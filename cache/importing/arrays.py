@@ -123,7 +123,7 @@ def foreign_npy_folder(path: Path, root: Path, key: str) -> Source:
     tables = sorted((path / "metadata").glob("*.parquet"))
     if tables and len(tables) != len(arrays):
         raise InvalidRequest(f"{path} has {len(arrays)} files of embeddings, and {len(tables)} of metadata")
-    parts = []
+    parts: list[Source] = []
     for i, array in enumerate(arrays):
         frame = table_in(tables[i]) if tables else pd.DataFrame()
         parts.append(single(array, root, "npy", _npy(array), columns_of(frame)))

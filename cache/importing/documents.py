@@ -16,6 +16,7 @@ from ..export.rows import FORMAT, STEP, VERSION, Rows, column_sum, row_sums
 from ..filesystem import explained
 from ..identity import DTYPES, Identity
 from ..index import KEY_BYTES
+from ..narrowing import is_array, is_object
 from ..table import keys_of_table
 from ..untrusted import readable
 
@@ -37,7 +38,7 @@ class Vectors:
 
 def in_memory(array: Any) -> Vectors:
     """The rows of an array that can be sliced. Raises ValueError for anything else."""
-    if not isinstance(array, np.ndarray):
+    if not is_array(array):
         raise ValueError(f"the vectors are a {type(array).__name__}")
     steps = range(0, len(array), STEP)
     return Vectors(array.shape, array.dtype, lambda: (array[start : start + STEP] for start in steps))
@@ -67,7 +68,7 @@ def document_of(path: Path, text: Any) -> dict[str, Any]:
             "of another program; name the encoder (--encoder)"
         )
     document = json.loads(text)
-    if not isinstance(document, dict):
+    if not is_object(document):
         raise ValueError("its patchbank document is not a JSON object")
     if document.get("format") != FORMAT or document.get("version") not in range(1, VERSION + 1):
         raise InvalidRequest(
@@ -103,18 +104,18 @@ def checked(
         raise InvalidRequest(f"{path}: content_hash is {keys.dtype} {keys.shape}, not one hash a row")
     changed = document.get("columns", {})
     for name, values in columns.items():
-        about = changed.get(name, {}) if isinstance(changed, dict) else {}
+        about = changed.get(name) if is_object(changed) else None
         text = values.dtype == object and all(isinstance(value, str) for value in values)
         if values.shape != (len(keys),) or not (text or values.dtype.kind in "iufb"):
             raise InvalidRequest(f"{path}: the column {name!r} does not have one number or text per row")
-        if isinstance(about, dict) and about.get("kind") in KINDS:
+        if is_object(about) and about.get("kind") in KINDS:
             columns[name] = restored(values, about["kind"], name)
 
-    wanted_sums = document.get("column_checksums", {}) if "sum" in document else {}
+    wanted_sums = document.get("column_checksums", {})
     if "sum" in document:
         if sums is None or sums.dtype.kind != "u" or sums.shape != (len(keys),):
             raise InvalidRequest(f"{path} does not have one checksum per row; {DAMAGED}")
-        if not isinstance(wanted_sums, dict) or wanted_sums.keys() != columns.keys():
+        if not is_object(wanted_sums) or wanted_sums.keys() != columns.keys():
             raise InvalidRequest(f"{path} has different columns from those exported; {DAMAGED}")
         for name, values in columns.items():
             if column_sum(values) != wanted_sums[name]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..export.rows import STEP, Rows
 from ..filesystem import LocalFiles
+from ..narrowing import is_array
 from ..tensors import read_pt
 from .documents import Vectors, document_of, from_frame
 from .parquet import table_in
@@ -26,7 +27,7 @@ def read_eva(path: Path) -> Rows:
 
     def _row(i: int) -> np.ndarray:
         vector = read_pt(path / f"embeddings/{i:09d}.pt")
-        if not isinstance(vector, np.ndarray) or vector.shape != (dim,) or vector.dtype != dtype:
+        if not is_array(vector) or vector.shape != (dim,) or vector.dtype != dtype:
             raise ValueError(f"embeddings/{i:09d}.pt is not one vector of {dim} {dtype}")
         return vector
 

@@ -115,7 +115,7 @@ def import_export(bank: Bank, path: str | Path, *, backend: str = "zarr") -> Imp
     path = Path(path)
     files = parts_of(path)
     parts = [read_export(part) for part in files]  # all are looked at before one is taken in
-    tables = []
+    tables: list[pd.DataFrame] = []
     for file, part in zip(files, parts, strict=True):
         with readable(file, "export"):
             columns = read_columns(part.columns, part.about.get("columns", {}))

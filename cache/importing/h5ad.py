@@ -10,6 +10,7 @@ import pandas as pd
 from ...errors import InvalidRequest
 from ..export.h5ad import anndata_module
 from ..export.rows import Rows
+from ..narrowing import is_array
 from ..untrusted import check_hdf5, check_zarr
 from .documents import document_of, from_frame, in_memory
 from .source import Source, chosen, columns_of, encoder_of, single
@@ -52,11 +53,7 @@ def foreign_anndata(path: Path, root: Path, key: str) -> Source:
     """X, or `obsm[key]`; obs is the table, its names the ids."""
     data = _opened(path, compressed=True)
     known = {"X": data.X, **dict(data.obsm.items())}
-    arrays = {
-        name: array
-        for name, array in known.items()
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f"
-    }
+    arrays = {name: array for name, array in known.items() if is_array(array) and array.dtype.kind == "f"}
     if not arrays and key in ("", "X"):
         raise InvalidRequest(
             f"{path}: X is {type(data.X).__name__}, and embeddings are dense floats; take a matrix of obsm "

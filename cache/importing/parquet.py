@@ -22,7 +22,8 @@ def read_parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     schema, rows = pq.read_schema(path), pq.read_metadata(path).num_rows
-    document = document_of(path, (schema.metadata or {}).get(b"patchbank"))
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    document = document_of(path, metadata.get(b"patchbank"))
     kind = schema.field("embedding").type
     shape, dtype = (rows, kind.list_size), np.dtype(kind.value_type.to_pandas_dtype())
     check_size(path, prod(shape) * dtype.itemsize, path.stat().st_size)
@@ -32,7 +33,8 @@ def read_parquet(path: Path) -> Rows:
             yield batch.column(0).flatten().to_numpy(zero_copy_only=False).reshape(-1, shape[1])
 
     frame = table_in(path)
-    for name, names in json.loads((schema.metadata or {}).get(b"patchbank-labels", b"{}")).items():
+    labels: dict[str, list[str]] = json.loads(metadata.get(b"patchbank-labels", b"{}"))
+    for name, names in labels.items():
         frame[name] = _named(frame[name], names)
     return from_frame(path, document, frame, Vectors(shape, dtype, read))
 
@@ -111,7 +113,8 @@ def foreign_arrow(path: Path, root: Path, key: str) -> Source:
     others = [
         field.name for field in schema if field.name not in lists and not pa.types.is_nested(field.type)
     ]
-    tables, rows, dim = [], 0, -1
+    tables: list[Any] = []
+    rows, dim = 0, -1
     for batch in batches():
         tables.append(pa.Table.from_batches([batch]).select(others))
         rows += len(batch)
@@ -136,7 +139,7 @@ def foreign_huggingface(path: Path, root: Path, key: str) -> Source:
     """
     arrow = sorted(path.glob("*.arrow")) or sorted(path.glob("*/*.arrow"))
     files = arrow or sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
-    parts = []
+    parts: list[Source] = []
     for file in files:
         part = (foreign_arrow if arrow else foreign_parquet)(file, root, key)
         split = file.parent.name if arrow and file.parent != path else _split_of(file)
@@ -186,9 +189,12 @@ def matrix_of(column: Any, dim: int, path: Path, start: int) -> np.ndarray:
 def _named_classes(frame: pd.DataFrame, schema: Any) -> pd.DataFrame:
     """The names in place of the numbers of ClassLabel columns."""
     try:
-        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = about.get("info", {}).get("features") or {}
-        classes = {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel"}
+        metadata: dict[bytes, bytes] = schema.metadata or {}
+        about: dict[str, Any] = json.loads(metadata.get(b"huggingface", b"{}"))
+        features: dict[str, dict[str, Any]] = about.get("info", {}).get("features") or {}
+        classes: dict[str, list[Any]] = {
+            n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel"
+        }
     except (ValueError, AttributeError, KeyError, TypeError):
         return frame
     for name, names in classes.items():

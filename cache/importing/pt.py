@@ -12,6 +12,7 @@ import pandas as pd
 
 from ...errors import InvalidRequest
 from ...texts import cells_of_csv
+from ..narrowing import is_array, is_list, is_object
 from ..tensors import read_pt
 from ..untrusted import check_regular, npy_header
 from .arrays import foreign_npz, npz_array
@@ -22,46 +23,40 @@ from .source import STEP, Source, chosen, encoder_of, flat, joined, of_slide, si
 
 def foreign_pt(path: Path, root: Path, key: str) -> Source:
     """One slide."""
-    content = _content(path, key)
-    name = "" if not isinstance(content, dict) else chosen(path, _floats(content), key)
-    array = content[name] if isinstance(content, dict) else content
-    coords = content.get("coords") if isinstance(content, dict) else None
-    return of_tensor(path, root, "pt", array, coords, content if isinstance(content, dict) else {})
+    content = _content(path)
+    name = _name(path, content, key)
+    array = content[name]
 
-
-def of_tensor(
-    path: Path, root: Path, layout: str, array: np.ndarray, coords: Any, about: dict[str, Any]
-) -> Source:
-    """A slide's source, whose vectors are read again when they are needed."""
-    name = next((name for name, value in about.items() if value is array), "")
-
-    def read() -> Iterator[np.ndarray]:
-        content = _content(path, name)
-        found = content[name] if isinstance(content, dict) else content
-        yield found
+    def read() -> Iterator[np.ndarray]:  # again, when they are needed
+        yield _content(path)[name]
 
     vectors = flat(Vectors(array.shape, array.dtype, read), path)
-    coords = coords if isinstance(coords, np.ndarray) else None
-    columns = of_slide(path, coords, about, vectors.shape[0])
-    return single(path, root, layout, vectors, columns, encoder_of(about))
+    coords = content.get("coords")
+    columns = of_slide(path, coords if is_array(coords) else None, content, vectors.shape[0])
+    return single(path, root, "pt", vectors, columns, encoder_of(content))
 
 
-def _content(path: Path, key: str) -> Any:
-    """An array, or a dictionary of what the file has. Raises InvalidRequest for anything else."""
+def _content(path: Path) -> dict[str, Any]:
+    """What the file has by its names; a tensor alone, and a list of vectors, has the name "".
+
+    Raises InvalidRequest for anything else.
+    """
     content = read_pt(path)
-    if isinstance(content, list) and content and all(isinstance(value, np.ndarray) for value in content):
-        content = np.stack([value.reshape(-1) for value in content])  # a list of vectors
-    if not isinstance(content, np.ndarray | dict):
+    if is_object(content):
+        return {str(name): value for name, value in content.items()}
+    if is_list(content) and content and all(map(is_array, content)):
+        content = np.stack([value.reshape(-1) for value in content])
+    if not is_array(content):
         raise InvalidRequest(f"{path} holds a {type(content).__name__}; embeddings are a tensor (n, dim)")
-    return content
+    return {"": content}
 
 
-def _floats(content: dict[Any, Any]) -> dict[str, tuple[int, ...]]:
-    return {
-        str(name): value.shape
-        for name, value in content.items()
-        if isinstance(value, np.ndarray) and value.dtype.kind == "f"
-    }
+def _name(path: Path, content: dict[str, Any], key: str) -> str:
+    """Of the embeddings among what a file has."""
+    if content.keys() == {""}:
+        return ""
+    arrays = {name: value for name, value in content.items() if is_array(value)}
+    return chosen(path, {name: array.shape for name, array in arrays.items() if array.dtype.kind == "f"}, key)
 
 
 def foreign_clam(path: Path, root: Path, key: str) -> Source:
@@ -79,7 +74,7 @@ def foreign_slide2vec(path: Path, root: Path, key: str) -> Source:
     Of older versions: features/SLIDE.pt, coordinates/SLIDE.npy.
     """
     folder = path / ("tile_embeddings" if (path / "tile_embeddings").is_dir() else "features")
-    parts = []
+    parts: list[Source] = []
     for file in sorted((*folder.glob("*.pt"), *folder.glob("*.npz"))):
         part = (foreign_npz if file.suffix == ".npz" else foreign_pt)(file, root, key)
         coords = _coordinates(path, file.stem)
@@ -87,10 +82,8 @@ def foreign_slide2vec(path: Path, root: Path, key: str) -> Source:
             for name, values in of_slide(file, coords, {}, part.vectors.shape[0]).items():
                 part.table[name] = values
         about = file.with_suffix(".meta.json")
-        told = json.loads(about.read_text("utf-8")) if about.is_file() else {}
-        parts.append(
-            replace(part, encoder=part.encoder or encoder_of(told if isinstance(told, dict) else {}))
-        )
+        told: Any = json.loads(about.read_text("utf-8")) if about.is_file() else None
+        parts.append(replace(part, encoder=part.encoder or encoder_of(told if is_object(told) else {})))
     return joined(path, "slide2vec", parts)
 
 
@@ -116,7 +109,8 @@ def foreign_eva(path: Path, root: Path, key: str) -> Source:
     A file of several vectors (of a slide) is as many rows, with wsi_id or the file's name as their group.
     """
     manifest = cells_of_csv(pd.read_csv(path / "manifest.csv", dtype=str, keep_default_na=False))
-    files, arrays = [], []
+    files: list[Path] = []
+    arrays: list[Vectors] = []
     for row, name in enumerate(manifest["embeddings"], start=1):
         file = path / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
@@ -152,13 +146,14 @@ def foreign_eva(path: Path, root: Path, key: str) -> Source:
     several = max(rows) > 1
     table["patch_id"] = origin + "/" + pd.Series(number).astype(str) if several else origin
     if table["patch_id"].duplicated().any():  # one image in several splits, or several of one slide
-        table["patch_id"] = table["path"].str.partition("::")[0] + (f"/{number}" if several else "")
+        files_of = table["path"].str.partition("::")[0]
+        table["patch_id"] = files_of + "/" + pd.Series(number).astype(str) if several else files_of
     dtype = np.result_type(*(vectors.dtype for vectors in arrays))
     vectors = Vectors((sum(rows), next(iter(dims))), dtype, read)
     return Source(path, "eva", vectors, table, "", (*files, path / "manifest.csv"))
 
 
 def _vectors(file: Path, key: str) -> Vectors:
-    content = _content(file, key)
-    array = content[chosen(file, _floats(content), key)] if isinstance(content, dict) else content
+    content = _content(file)
+    array = content[_name(file, content, key)]
     return Vectors(array.shape, array.dtype, lambda: iter([array]))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..export.rows import Rows
 from ..export.safetensors import TYPES
+from ..narrowing import is_list
 from .documents import checked, document_of, in_memory
 from .source import Source, chosen, encoder_of, flat, of_slide, single, with_ids
 
@@ -21,7 +22,7 @@ def read_safetensors(path: Path) -> Rows:
     """The rows of an export."""
     metadata, arrays = _contents(path, lambda metadata: document_of(path, metadata.get("patchbank")))
     document = document_of(path, metadata.get("patchbank"))
-    columns = {}
+    columns: dict[str, Any] = {}
     for name, values in arrays.items():
         if name.startswith("column."):
             text = values.dtype == np.uint8
@@ -83,11 +84,7 @@ def foreign_safetensors(path: Path, root: Path, key: str) -> Source:
     for other, text in metadata.items():
         if str(text).startswith("["):
             words = json.loads(text)
-            if (
-                isinstance(words, list)
-                and len(words) == rows
-                and all(isinstance(word, str) for word in words)
-            ):
+            if is_list(words) and len(words) == rows and all(isinstance(word, str) for word in words):
                 columns[other] = np.array(words, dtype=object)
     coords = arrays.get("coords")
     if coords is not None or path != root:

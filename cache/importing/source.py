@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import InvalidRequest
+from ..narrowing import is_array
 from .documents import Vectors
 
 # names of an array or column of embeddings, in the order in which they are looked for
@@ -222,7 +223,7 @@ def with_ids(columns: dict[str, Any]) -> dict[str, Any]:
         columns["source_path"] = columns.pop("path")
     for name in (*IDS, "source_path"):
         values = columns.get(name)
-        if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+        if is_array(values) and values.dtype.kind == "O":
             texts = [str(value) for value in values]
             if "" not in texts and len({*texts}) == len(texts):
                 return (

@@ -1,7 +1,9 @@
 """Text: a CSV with a column for each number, and the folder of TensorBoard's projector."""
 
+import csv
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -44,14 +46,20 @@ def foreign_csv(path: Path, root: Path, key: str) -> Source:
 def foreign_projector(path: Path, root: Path, key: str) -> Source:
     """tensors.tsv, with metadata.tsv where there is one (with the names of columns, if it has several)."""
     tensors, metadata = path / "tensors.tsv", path / "metadata.tsv"
-    options = {"sep": "\t", "dtype": str, "keep_default_na": False, "quoting": 3}
-    vectors = _floats(pd.read_csv(tensors, header=None, **options), tensors)
+    vectors = _floats(_tabbed(tensors, header=None), tensors)
     table = pd.DataFrame()
     if metadata.exists():
-        table = pd.read_csv(metadata, **options)
+        table = _tabbed(metadata)
         if len(table.columns) == 1 and len(table) == len(vectors) - 1:  # the projector's rule
-            table = pd.read_csv(metadata, header=None, names=["label"], **options)
+            table = _tabbed(metadata, header=None).set_axis(["label"], axis=1)
     return single(tensors, root, "projector", in_memory(vectors), columns_of(table))
+
+
+def _tabbed(path: Path, header: Literal[0] | None = 0) -> pd.DataFrame:
+    """Cells between tabs, as the text that they are: quotation marks mean nothing."""
+    return pd.read_csv(
+        path, sep="\t", header=header, dtype=str, keep_default_na=False, quoting=csv.QUOTE_NONE
+    )
 
 
 def _floats(frame: pd.DataFrame, path: Path) -> np.ndarray:

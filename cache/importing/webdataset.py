@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import InvalidRequest
+from ..narrowing import is_object
 from ..untrusted import npy_header
 from .documents import Vectors
 from .source import STEP, Source, columns_of, flat, single
@@ -27,8 +28,8 @@ def foreign_webdataset(path: Path, root: Path, key: str) -> Source:
         if ending not in members:
             raise InvalidRequest(f"{path}: the sample {name!r} has no .{ending}; it has {', '.join(members)}")
         first = _array(members[ending], path) if first is None else first
-        about = json.loads(members["json"]) if "json" in members else {}
-        if not isinstance(about, dict):
+        about: Any = json.loads(members["json"]) if "json" in members else {}
+        if not is_object(about):
             raise InvalidRequest(f"{path}: the .json of {name!r} is not an object")
         if "cls" in members and "label" not in about:
             about["label"] = members["cls"].decode().strip()

@@ -399,6 +399,7 @@ def test_datasets_has_splits_and_class_labels(
         assert vectors.tobytes() == rows.vectors[[place[word] for word in of_split["content_hash"]]].tobytes()
 
 
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset closes no tar
 def test_webdataset(
     filled: tuple[Store, Any], typed: pd.DataFrame, wanted: np.ndarray, tmp_path: Path
 ) -> None:

@@ -402,7 +402,8 @@ class TestParquet:
         return tmp_path
 
     def test_hugging_faces_layout(self, root: Path, pixels: Pixels) -> None:
-        manifest = build("parquet", root / "data", columns={"group": "patient"})
+        with pytest.warns(UserWarning, match="bytes or lists were left out: 'tags'"):
+            manifest = build("parquet", root / "data", columns={"group": "patient"})
         table = manifest.table
         assert table["split"].tolist() == ["test", "test", "train", "train", "train", "train"]
         assert table["label"].tolist() == ["bad", "good", "bad", "good", "bad", "good"]
@@ -437,7 +438,7 @@ class TestParquet:
     )
     def test_faults(self, root: Path, options: dict[str, object], message: str) -> None:
         with pytest.raises(ManifestError, match=message):
-            build("parquet", root / "data", **options)
+            build("parquet", root / "data", **options, on_note=lambda note: None)
 
     @pytest.mark.parametrize(
         ("labels", "names", "expected"),
@@ -590,7 +591,8 @@ class TestRegions:
                     "level0_magnification": 40,
                 }
             )
-        manifest = build("wsi", root / "slides", coordinates=root / "patches", positive="")
+        with pytest.warns(UserWarning, match="no row has a label"):
+            manifest = build("wsi", root / "slides", coordinates=root / "patches", positive="")
         assert manifest.table["path"].tolist() == [
             "two.tiff::wsi[0,0,32,32,down=2.0]",
             "two.tiff::wsi[128,64,32,32,down=2.0]",
@@ -650,8 +652,9 @@ def test_what_a_group_is(
     write_images(tmp_path, {"a.png": 1, "b.png": 2})
     table = pd.DataFrame({"path": ["a.png", "b.png"], "Patient_ID": ["p", "q"], "block": ["x", "x"]})
     table.to_csv(tmp_path / "t.csv", index=False)
-    built = build_manifest("from-csv", tmp_path, dataset="toy", table=tmp_path / "t.csv", columns=columns,
-                           group_kind=asked, progress=False)  # fmt: skip
+    with pytest.warns(UserWarning, match="no row has a label"):
+        built = build_manifest("from-csv", tmp_path, dataset="toy", table=tmp_path / "t.csv",
+                               columns=columns, group_kind=asked, progress=False)  # fmt: skip
     assert built.header.group_kind == kind
 
 

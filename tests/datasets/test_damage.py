@@ -244,18 +244,22 @@ def test_pipes_are_not_waited_for(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["a.zip", "a.tar", "a.h5", "a.npz", "a.parquet"])
 @pytest.mark.parametrize("cut", [0, 1, 7, 100, 0.5, 0.99])
 def test_cut_files_are_refused_in_a_sentence(tmp_path: Path, pixels: Pixels, name: str, cut: float) -> None:
-    whole = {
-        "a.zip": lambda file: zipfile.ZipFile(file, "w").writestr("x.png", png(pixels(0))),
-        "a.tar": lambda file: tarfile.open(file, "w").add(__file__, "x.png"),  # noqa: SIM115
-        "a.h5": lambda file: (
-            h5py.File(file, "w").create_dataset("x", data=np.stack([pixels(0)] * 9)).file.close()
-        ),
-        "a.npz": lambda file: np.savez_compressed(file, x=np.stack([pixels(0)] * 9)),
-        "a.parquet": lambda file: pq.write_table(pa.table({"image": [png(pixels(0))]}), file),
-    }[name]
-    whole(tmp_path / name)
-    data = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(data[: int(cut * len(data)) if cut < 1 else int(cut)])
+    file, many = tmp_path / name, np.stack([pixels(0)] * 9)
+    if name == "a.zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x.png", png(pixels(0)))
+    elif name == "a.tar":
+        with tarfile.open(file, "w") as tar:
+            tar.add(__file__, "x.png")
+    elif name == "a.h5":
+        with h5py.File(file, "w") as h5:
+            h5["x"] = many
+    elif name == "a.npz":
+        np.savez_compressed(file, x=many)
+    else:
+        pq.write_table(pa.table({"image": [png(pixels(0))]}), file)
+    data = file.read_bytes()
+    file.write_bytes(data[: int(cut * len(data)) if cut < 1 else int(cut)])
     member = {"a.zip": "x.png", "a.tar": "x.png", "a.h5": "x[8]", "a.npz": "x[8]", "a.parquet": "image[0]"}[
         name
     ]

@@ -356,7 +356,7 @@ def test_a_redirect_to_a_page_that_is_not_encrypted() -> None:
 
     request = urllib.request.Request("https://example.org/a")
     with pytest.raises(FetchError, match="not encrypted"):
-        module._Redirects().redirect_request(request, None, 302, "", {}, "http://example.org/b")
+        module._Redirects().redirect_request(request, io.BytesIO(), 302, "", {}, "http://example.org/b")
 
 
 @pytest.mark.parametrize("length", ["abc", "-5", "1e9", "5, 5", "9" * 40])
