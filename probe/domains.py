@@ -149,7 +149,7 @@ class _Study:
             held = self._inside(others[0])
         setting = self._choose(held)
         rows = self.domain == d
-        choice = metrics = None
+        choice, metrics = None, {}
         if setting is not None and ("out", d) in self.models:
             choice = Choice.model_validate(setting.to_dict())
             scores = self.models["out", d].scores(rows)[setting.index].astype(np.float64)

@@ -1,17 +1,15 @@
 """What a reader of a medical journal asks for beside the scores: calibration, operating points, benefit,
 domains.
 
-Each function takes labels (n,), logits (n, m) of m models and the cluster of each row, and returns plain
-JSON values, one dict a model. Every number is [value, low, high]; low and high are None where there is no
-interval, and then `reasons` of the model's dict says why, by the place of the number ("platt.slope");
-`uncertainty` has its standard error and degrees of freedom.
+Each method takes logits (n, m) of m models and returns one part of a result a model. Every number is an
+estimate; where it has no interval, `reasons` of the part says why, by the number's name.
 Intervals are of the jackknife over clusters with Student's t, or of `intervals.proportion_interval` for
-proportions, whatever method the other scores have. FORMAT.md says where the results stand in a record, and
-what they are called.
+proportions, whatever method the other scores have. FORMAT.md says where they stand in results.json.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,18 @@ from ..statistics.calibration import (
 from ..statistics.heterogeneity import heterogeneity
 from ..statistics.intervals import Estimates, Interval, cluster_codes, estimate, estimate_function
 from ..statistics.metrics import Scale, confusion, leave_one_out
+from .schema import (
+    Benefit,
+    BetweenDomains,
+    Calibration,
+    Calls,
+    Confusion,
+    Estimate,
+    Floor,
+    PredictiveValues,
+    Rates,
+    Worst,
+)
 
 Floats = NDArray[np.float64]
 
@@ -50,27 +60,30 @@ class Assessment:
         self.y, self.group, self.level, self.inflation = y, group, level, inflation
         self.codes = cluster_codes(group, len(y))
 
-    def calibration(self, logits: Floats) -> list[dict[str, Any]]:
+    def calibration(self, logits: Floats) -> list[Calibration]:
         """slope, intercept, observed_expected (see `calibration.assess_calibration`), and ece_floor: mean
         and high, the mean and the 95th percentile of the ECE (equal width) that perfectly calibrated
         probabilities would have on these rows, p of the observed one.
         """
-        records = self._numbers(assess_calibration(self.y, logits, self.codes), CALIBRATION_SCALES)
-        for one, column in zip(records, special.expit(logits).T, strict=True):
-            one["ece_floor"] = calibration_floor(self.y, column)._asdict()
-        return records
+        of_models = self._numbers(assess_calibration(self.y, logits, self.codes), CALIBRATION_SCALES)
+        floors = [calibration_floor(self.y, column) for column in special.expit(logits).T]
+        return [
+            Calibration(**one, ece_floor=Floor(**floor._asdict()))
+            for one, floor in zip(of_models, floors, strict=True)
+        ]
 
-    def benefit(self, logits: Floats) -> list[dict[str, Any]]:
-        """The decision curve: threshold probability -> model, all; see `calibration.net_benefit`."""
+    def benefit(self, logits: Floats) -> list[tuple[dict[str, Benefit], dict[str, str]]]:
+        """The decision curve, threshold probability -> benefit (see `calibration.net_benefit`); reasons."""
         curve = net_benefit(self.y, special.expit(logits), self.codes)
-        records = []
-        for one in self._numbers(curve, {}):
-            reasons, _ = one.pop("reasons"), one.pop("uncertainty")
-            records.append({t: {"model": one[t], "all": one[f"all {t}"]} for t in one if f"all {t}" in one})
-            records[-1]["reasons"] = reasons
-        return records
+        return [
+            (
+                {t: Benefit(model=one[t], all=one[f"all {t}"]) for t in one if f"all {t}" in one},
+                one["reasons"],
+            )
+            for one in self._numbers(curve, {})
+        ]
 
-    def calls(self, scores: Floats) -> list[dict[str, Any]]:
+    def calls(self, scores: Floats) -> list[Calls]:
         """Of score >= 0: confusion (tp, fp, fn, tn), sensitivity, specificity, and predictive_values,
         prevalence -> ppv, npv; the prevalence "observed" is that of these rows.
         """
@@ -87,29 +100,20 @@ class Assessment:
                 values[f"{name}.{kind}"], left_out[f"{name}.{kind}"] = value, each
         predicted = self._numbers(Assessed(values=values, left_out=left_out), dict.fromkeys(values, "logit"))
         counts = confusion(self.y, scores, logits=True)
-        records = []
+        calls = []
         for j, one in enumerate(predicted):
-            rate = self._plain(rates, j)
-            beside = {
-                key: rate[key] | {f"predictive_values.{k}": v for k, v in one[key].items()}
-                for key in ("uncertainty", "reasons")
-            }
-            records.append(
-                {
-                    **rate,
-                    "confusion": {k: int(getattr(counts, k)[j]) for k in ("tp", "fp", "fn", "tn")},
-                    "predictive_values": {
-                        s: {kind: one[f"{s}.{kind}"] for kind in ("ppv", "npv")} for s in shares
-                    },
-                    **beside,
-                }
-            )
-        return records
+            rate = self._fields(rates, j)
+            for key in ("uncertainty", "reasons"):
+                rate[key] |= {f"predictive_values.{name}": value for name, value in one[key].items()}
+            of_share = {s: PredictiveValues(ppv=one[f"{s}.ppv"], npv=one[f"{s}.npv"]) for s in shares}
+            confused = Confusion(**{k: int(getattr(counts, k)[j]) for k in ("tp", "fp", "fn", "tn")})
+            calls.append(Calls(**rate, confusion=confused, predictive_values=of_share))
+        return calls
 
-    def at_cut(self, scores: Floats) -> list[dict[str, Any]]:
+    def at_cut(self, scores: Floats) -> list[Rates]:
         """sensitivity and specificity of score >= 0, the cut having been fixed elsewhere."""
         rates = self._estimates(scores, _RATES)
-        return [self._plain(rates, j) for j in range(scores.shape[1])]
+        return [Rates(**self._fields(rates, j)) for j in range(scores.shape[1])]
 
     def _estimates(self, scores: Floats, names: Sequence[str]) -> Estimates:
         return estimate(
@@ -123,7 +127,7 @@ class Assessment:
         )
 
     def _numbers(self, assessed: Assessed, scales: Mapping[str, Scale]) -> list[dict[str, Any]]:
-        """One dict a model: name -> [value, low, high], and `reasons`."""
+        """The fields of each model's part; see `_fields`."""
         intervals = estimate_function(
             lambda weights, codes: assessed.values,
             without=lambda codes: {} if codes is None else assessed.left_out,
@@ -134,40 +138,44 @@ class Assessment:
             inflation=self.inflation,
         )
         m = len(next(iter(assessed.values.values())))
-        return [self._plain(intervals, j) for j in range(m)]
+        return [self._fields(intervals, j) for j in range(m)]
 
-    def _plain(self, intervals: Mapping[str, Interval], j: int) -> dict[str, Any]:
+    def _fields(self, intervals: Mapping[str, Interval], j: int) -> dict[str, Any]:
+        """name -> estimate of model j, `uncertainty` and `reasons`: name -> what stands beside it."""
         if self.level is None:
-            numbers = {name: [number(one.value[j]), None, None] for name, one in intervals.items()}
+            numbers = {name: Estimate(number(one.value[j])) for name, one in intervals.items()}
             return {**numbers, "uncertainty": {}, "reasons": {}}
+        keys = ("standard_error", "degrees_of_freedom")
+        uncertainty = {
+            name: {key: number(getattr(one, key)[j]) for key in keys} for name, one in intervals.items()
+        }
         return {
-            **{name: triple(one, j) for name, one in intervals.items()},
-            "uncertainty": {
-                name: {key: number(getattr(one, key)[j]) for key in ("standard_error", "degrees_of_freedom")}
+            **{
+                name: replace(bare(one, j), **uncertainty[name], reason=one.reason[j])
                 for name, one in intervals.items()
             },
+            "uncertainty": uncertainty,
             "reasons": {name: one.reason[j] for name, one in intervals.items() if one.reason[j]},
         }
 
 
 def between_domains(
     domains: Mapping[str, Interval], simultaneous: Mapping[str, Interval], j: int
-) -> dict[str, Any]:
+) -> BetweenDomains:
     """How one metric of model j differs between domains: its lowest value and what of the spread is not
     chance.
 
     domains, simultaneous : domain -> interval, at the level of the results, and at 1 - (1 - level) / k,
         which hold all k at once: the worst of k is found by looking at all
-    Returns worst (domain, value, low, high), scale ("logit": of sd), k, left_out (domain -> why it takes no
-    part), and from two domains on q, p, sd and i2 (see `heterogeneity.heterogeneity`), sd and i2 as [value,
-    low, high].
+    Returns worst, scale ("logit": of sd), k, left_out (domain -> why it takes no part), and from two domains
+    on q, p, sd and i2 (see `heterogeneity.heterogeneity`).
     """
     known = {d: one for d, one in domains.items() if not math.isnan(one.value[j])}
-    record: dict[str, Any] = {"worst": None, "scale": "logit", "left_out": {}}
+    worst, left_out = None, {}
     if known:
-        worst = min(known, key=lambda d: known[d].value[j])
-        value, low, high = triple(simultaneous[worst], j)
-        record["worst"] = {"domain": worst, "value": value, "low": low, "high": high}
+        domain = min(known, key=lambda d: known[d].value[j])
+        value, low, high = bare(simultaneous[domain], j)
+        worst = Worst(domain=domain, value=value, low=low, high=high)
     values, errors = [], []
     for d, one in domains.items():
         v, error = float(one.value[j]), float(one.standard_error[j])
@@ -175,22 +183,18 @@ def between_domains(
             values.append(float(special.logit(v)))
             errors.append(error / (v * (1 - v)))
         else:
-            record["left_out"][d] = one.reason[j] or "no standard error: no group changes the value"
-    record["k"] = len(values)
+            left_out[d] = one.reason[j] or "no standard error: no group changes the value"
+    spread: dict[str, Any] = {}
     if len(values) > 1:
         h = heterogeneity(values, errors, confidence=next(iter(domains.values())).confidence)
-        record |= {
-            "q": h.q,
-            "p": h.p,
-            "sd": [h.sd, h.sd_low, h.sd_high],
-            "i2": [h.i2, h.i2_low, h.i2_high],
-        }
-    return record
+        spread = {"q": h.q, "p": h.p}
+        spread |= {"sd": Estimate(h.sd, h.sd_low, h.sd_high), "i2": Estimate(h.i2, h.i2_low, h.i2_high)}
+    return BetweenDomains(worst=worst, scale="logit", left_out=left_out, k=len(values), **spread)
 
 
-def triple(interval: Interval, j: int) -> list[float | None]:
-    """[value, low, high] of model j; None where undefined."""
-    return [number(one[j]) for one in (interval.value, interval.low, interval.high)]
+def bare(interval: Interval, j: int) -> Estimate:
+    """Value, low and high of model j; None where undefined."""
+    return Estimate(*(number(one[j]) for one in (interval.value, interval.low, interval.high)))
 
 
 def number(value: Any) -> float | None:

@@ -13,7 +13,8 @@ from patchbank.finetune.compare import compare_results
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.merge import from_predictions
-from patchbank.probe.results.scoring import PAIRED, compare_models, estimate_set
+from patchbank.probe.results.schema import PAIRED
+from patchbank.probe.results.scoring import compare_models, estimate_set
 from patchbank.probe.statistics import metrics
 from patchbank.probe.statistics.comparisons import holm
 

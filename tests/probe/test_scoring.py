@@ -10,7 +10,7 @@ import pytest
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.results import scoring
 from patchbank.probe.results.files import scores_table
-from patchbank.probe.results.schema import Comparison, Score
+from patchbank.probe.results.schema import PAIRED, Comparison, Score
 from patchbank.probe.results.scoring import Column, Rows
 from patchbank.probe.statistics import agreement, intervals, metrics
 from scipy import special, stats
@@ -116,7 +116,7 @@ def test_out_of_fold_scores_have_a_larger_variance() -> None:
         for role in ("refit", "oof")
     )
     for a, b in zip(one, other, strict=True):
-        factor = scoring.OOF_INFLATION if a["test"] == scoring.PAIRED else 1
+        factor = scoring.OOF_INFLATION if a["test"] == PAIRED else 1
         assert b["standard_error"] == pytest.approx(a["standard_error"] * factor**0.5)
         assert b["inflation"] == factor
 
@@ -249,7 +249,7 @@ def test_precision_is_the_difference_found_four_times_in_five() -> None:
         ("auroc", "paired, median of 1"),
     }
     for one in found:
-        paired = next(c for c in compared if (c["metric"], c["test"]) == (one["metric"], scoring.PAIRED))
+        paired = next(c for c in compared if (c["metric"], c["test"]) == (one["metric"], PAIRED))
         assert one["half_width"] == pytest.approx((paired["high"] - paired["low"]) / 2)
         df, error = one["degrees_of_freedom"], one["standard_error"]
         power = stats.nct.sf(stats.t.ppf(0.975, df), df, one["detectable"] / error)
