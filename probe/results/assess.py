@@ -194,7 +194,8 @@ def between_domains(
 
 def bare(interval: Interval, j: int) -> Estimate:
     """Value, low and high of model j; None where undefined."""
-    return Estimate(*(number(one[j]) for one in (interval.value, interval.low, interval.high)))
+    value, low, high = (number(one[j]) for one in (interval.value, interval.low, interval.high))
+    return Estimate(value, low, high)
 
 
 def number(value: Any) -> float | None:

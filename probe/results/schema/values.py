@@ -39,8 +39,10 @@ class Role(StrEnum):
 
 
 def parsed_role(text: str) -> dict[str, Any]:
-    """`role` of a written one, and of "fold 3" also `fold`."""
-    role, _, fold = text.partition(" ")
+    """`role` of a written one, and of "fold 3" also `fold`. Raises ValueError."""
+    role, _, fold = str(text).partition(" ")
+    if role not in [*Role]:
+        raise ValueError(f"role {text!r} is not one of {', '.join(Role)}")
     return {"role": Role(role)} | ({"fold": int(fold)} if role == Role.FOLD else {})
 
 

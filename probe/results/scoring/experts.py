@@ -44,6 +44,9 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
     p = expit(score)
     same = len(np.unique(total)) == 1
     soft = agreement.soft_scores(positive, total, p)
+    of_soft: list[dict[str, Any]] = [
+        {metric: number(values[i]) for metric, values in soft.items()} for i in range(len(columns))
+    ]
 
     def model(i: int) -> dict[str, Any]:
         return {"features": columns[i].features, "role": Role(columns[i].role)}
@@ -64,10 +67,7 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
         human=human,
         strata=[Stratum(**one) for one in records(strata)],
         by_votes=[ByVotes(**one) for one in records(agreement.by_votes(p, positive, total))],
-        soft=[
-            Soft(**model(i) | {metric: number(values[i]) for metric, values in soft.items()})
-            for i in range(len(columns))
-        ],
+        soft=[Soft(**model(i), **one) for i, one in enumerate(of_soft)],
     )
 
 
