@@ -130,7 +130,7 @@ def audit(
     failures = decode_all(manifest, use, workers=workers, progress=progress, rows=there)
     readable = np.ones(len(manifest), bool)
     readable[[i for i, _ in failures]] = False
-    found = pd.Series(hex_hashes(hashes), index=table.index)
+    found = hex_hashes(hashes)
     changed = np.zeros(len(manifest), bool)
     if "content_hash" in table.columns:
         changed = readable & (table["content_hash"] != "") & (table["content_hash"] != found)
@@ -261,7 +261,7 @@ def near_identical(
     rows = _rows_of(manifests)
     small, hashes = (np.concatenate([getattr(one, key) for one in audits]) for key in ("small", "hashes"))
     seen = hashes.any(axis=1)
-    names = pd.factorize(np.array(hex_hashes(hashes)))[0]
+    names = pd.factorize(hex_hashes(hashes))[0]
     apart = rows[["set", "split", "label", "group"]].apply(lambda column: pd.factorize(column)[0]).to_numpy()
     pairs = candidates(small, apart)
     pairs = pairs[names[pairs[:, 0]] != names[pairs[:, 1]]]

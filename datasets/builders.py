@@ -39,14 +39,13 @@ from .declared import build_declared
 from .hashes import hex_hashes
 from .images import content_hash
 from .layouts import SUFFIXES, csv_table, folder_table
-from .manifest import KNOWN_COLUMNS, Header, Manifest, is_text, listed
+from .manifest import KNOWN_COLUMNS, MOST_CLASSES, Header, Manifest, is_text, listed
 from .regions import wsi_table
 from .sources import open_source
 from .tables import FAULT
 from .values import SPLITS, read_values, spelling_of
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
-MOST_CLASSES = 200  # more labels than these were not meant as classes
 FEW_CLASSES = 20  # more than these, in fewer than twice as many rows, neither
 TOGETHER = 3  # rows with one fault that are named one a line; more are one line
 BLOCK = 64  # rows that a thread decodes in one go
@@ -254,6 +253,8 @@ def describe_table(
             f"no split is called 'train', which folds are made of; there are "
             f"{listed(map(repr, sorted(splits)))}: rename one with --map split:OLD=train"
         )
+    if "path" in table.columns and (again := table["path"].duplicated(keep=False)).any():
+        say(f"{int(again.sum())} rows name a file that another row names too: {listed(table['path'][again])}")
     if description.targets:
         table = _with_targets(table, description, say)
     others = [name for name in table.columns if name not in (*KNOWN_COLUMNS, FAULT, "slide")]

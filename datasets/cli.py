@@ -50,7 +50,14 @@ def ls(as_json: bool) -> None:
     print_table(
         ("name", "classes", "patches", "GB", "licence", "to get it"),
         [
-            (one.name, _labels(one), one.total or "?", _gigabytes(one), _licence(one.licence), _way(one))
+            (
+                one.name,
+                _labels(one),
+                one.total or "unknown",
+                _gigabytes(one),
+                _licence(one.licence),
+                _way(one),
+            )
             for one in found
         ],
     )
@@ -67,7 +74,15 @@ def _labels(declaration: "Declaration") -> str:
 
 
 def _gigabytes(declaration: "Declaration") -> str:
-    return f"{declaration.size / 1e9:.1f}" if declaration.size else "?"
+    return f"{declaration.size / 1e9:.3g}" if declaration.size else "unknown"
+
+
+def _download(declaration: "Declaration") -> str:
+    """The size of the download with who states it, or how to learn it."""
+    if not declaration.size:
+        return f"size unknown; {declaration.source} says it"
+    stated = declaration.gigabytes_source
+    return f"{_gigabytes(declaration)} GB" + (f" ({stated})" if stated else "")
 
 
 def _licence(text: str) -> str:
@@ -106,6 +121,7 @@ def show(name: str, as_json: bool) -> None:
         "licence": found.licence,
         "source": found.source,
         "paper": found.paper,
+        "download": _download(found),
         "to get it": found.access or "".join(f"\n  {one.url}" for one in found.archives),
         "not verified": ", ".join(found.unverified),
     }

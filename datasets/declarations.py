@@ -197,6 +197,7 @@ class Declaration(Settings):
     class_count, target_count : how many classes or targets the files have, where their names are not declared
     expression : gene expression as targets
     access : what it takes to get the files, where a download alone is not enough
+    gigabytes, gigabytes_source : the size of the download, where not all archives have theirs; who states it
     parts, joins, columns : how its files become rows, in this order
     only : column -> the values of the rows that are kept
     needed : columns that no row may lack
@@ -225,6 +226,8 @@ class Declaration(Settings):
     source: str
     paper: str = ""
     access: str = ""
+    gigabytes: float = 0.0
+    gigabytes_source: str = ""
     group_kind: str = "slide"
     mpp: float = 0.0
     archives: tuple[Archive, ...] = ()
@@ -255,6 +258,8 @@ class Declaration(Settings):
         for key in ("archives", "parts"):
             if key in self.model_fields_set and not (getattr(self, key) or key == "archives"):
                 yield f"{key} is empty"
+        if bool(self.gigabytes) != bool(self.gigabytes_source):
+            yield "gigabytes and gigabytes_source belong together: who states the size"
         odd = [key for key in self.unverified if key.partition(".")[0] not in type(self).model_fields]
         yield from (f"unverified: no key {key!r}{near(key, type(self).model_fields)}" for key in odd)
         labels = {label for of_split in self.counts.values() for label in of_split}
@@ -269,9 +274,9 @@ class Declaration(Settings):
 
     @property
     def size(self) -> int:
-        """Bytes of its archives, 0 = not known of all of them."""
+        """Bytes to download, 0 = not known."""
         sizes = [archive.size or 0 for archive in self.archives]
-        return sum(sizes) if all(sizes) else 0
+        return sum(sizes) if sizes and all(sizes) else round(self.gigabytes * 1e9)
 
     @property
     def folder(self) -> Path:

@@ -108,7 +108,7 @@ def _build(declaration: Declaration, root: Path, name: str, say: Say) -> Manifes
     for column in ("split", "label"):
         if column not in table:
             table[column] = ""
-    table["split"] = table["split"].map(lambda split: SPLITS.get(str(split).casefold(), split))
+    table["split"] = table["split"].map({one: SPLITS.get(one.casefold(), one) for one in {*table["split"]}})
     manifest = Manifest(header, table[[column for column in table if column in kept]], root)
     _tell_differences(declaration, manifest, say)
     return manifest
@@ -135,8 +135,8 @@ def _part(
     for column in table:
         if column not in declaration.targets:
             table[column] = table[column].astype(object).where(table[column].notna(), "").map(str)
-    names = [PurePosixPath(path.partition(MARK)[0]).name for path in table["path"]]
-    table["file_name"], table["file_stem"] = names, [PurePosixPath(name).stem for name in names]
+    names = [path.partition(MARK)[0].rpartition("/")[2] for path in table["path"]]
+    table["file_name"], table["file_stem"] = names, [os.path.splitext(name)[0] for name in names]  # noqa: PTH122
     if several and part.root:
         table["patch_id"] = f"{part.root}/" + table["patch_id"]
     inner = base.relative_to(root).as_posix()
@@ -199,8 +199,7 @@ def _refuse_faulty(table: pd.DataFrame) -> list[str]:
     if FAULT in table:
         for fault, rows in table[table[FAULT] != ""].groupby(FAULT):
             faults.append(f"{len(rows)} rows have {fault}: {listed(rows['path'])}")
-    paths = [PurePosixPath(path) for path in table["path"]]
-    outside = pd.Series([path.is_absolute() or ".." in path.parts for path in paths], dtype=bool)
+    outside = table["path"].str.contains(r"\A/|(?:\A|/)\.\.(?:/|\Z)")
     if outside.any():
         faults.append(f"paths that leave the root: {listed(table['path'][outside].map(repr))}")
     return faults

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..errors import ManifestError
 from ..files import write_atomically
+from .arrow import hex_hashes, of_hex
 from .manifest import Manifest, load_manifest
 
 SUFFIX, FIRST_SUFFIX = ".hashes2.npy", ".hashes1.npy"  # the number is the format's version
@@ -79,10 +80,10 @@ def look_up(manifest: Manifest, index: Path | None = None, *, strict: bool = Fal
     changed, entered, states = np.zeros(n, bool), np.zeros(n, bool), np.full((n, 3), -1, np.int64)
     given = np.zeros(n, bool)  # by the manifest
     if "content_hash" in manifest.table.columns:
-        column = manifest.table["content_hash"].to_numpy(dtype=object)
-        given = np.asarray(column != "", bool)
+        column = manifest.table["content_hash"]
+        given = (column != "").to_numpy(dtype=bool)
         known = given.copy()
-        hashes[known] = np.frombuffer(bytes.fromhex("".join(column[known])), np.uint8).reshape(-1, 16)
+        hashes[known] = of_hex(column[known])
     found = Known(hashes, known, changed, entered, states)
     if index is None:
         return found
@@ -133,7 +134,7 @@ def known_hashes(manifest: Path, bank: str) -> list[str]:
     """
     loaded = load_manifest(manifest)
     hashes, known = resolve(loaded, None if "://" in bank else Path(bank) / "hashes")
-    return [word if there else "" for word, there in zip(hex_hashes(hashes), known, strict=True)]
+    return hex_hashes(hashes).where(known, "").tolist()
 
 
 def record(
@@ -183,12 +184,6 @@ def tick_of(state: Sequence[int]) -> int:
 def is_young(state: Sequence[int], now: int) -> bool:
     """Whether a state, looked at at `now` (ns since 1970), might be that of two different contents."""
     return state[0] >= 0 and now - max(state[1], state[2]) < tick_of(state)
-
-
-def hex_hashes(hashes: np.ndarray) -> list[str]:
-    """uint8 (n, 16) as the 32 hex digits that the manifest's column holds."""
-    text = np.ascontiguousarray(hashes).tobytes().hex()
-    return [text[i : i + 32] for i in range(0, len(text), 32)]
 
 
 def _read(index: Path, suffix: str, width: int) -> np.ndarray:

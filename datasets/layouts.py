@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
@@ -49,7 +49,8 @@ def folder_table(
     prefix, base, files = _files(root, exclude)
     known = tuple(f".{suffix.lower().lstrip('.')}" for suffix in (*SUFFIXES, *suffixes))
     paths = sorted((file for file in files if file.lower().endswith(known)), key=natural)
-    others = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in set(files) - set(paths))
+    left_out = set(files).difference(paths)
+    others = Counter(PurePosixPath(file).suffix.lower() or "no suffix" for file in left_out)
     left = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
     if not paths:
         raise ManifestError(
@@ -57,16 +58,16 @@ def folder_table(
         )
     if left:
         say(f"files that were left out: {left}; --suffixes takes those that are images")
-    if empty := _empty_folders(root, paths):
+    if empty := _empty_folders(root, {path.rpartition("/")[0] for path in paths}):
         say(f"folders without images: {listed(map(repr, empty))}")
-    first = list(dict.fromkeys(path.split("/")[0] for path in paths if "/" in path))
+    first = list(dict.fromkeys(path.partition("/")[0] for path in paths if "/" in path))
     if first and not layout and not pattern and {name.casefold() for name in first} <= {*SPLITS}:
         raise ManifestError(
             f"{root}: the folders {', '.join(first)} look like splits, not classes. "
             'Fix: --layout "{split}/{label}" (or --layout "{label}" if they are the classes).'
         )
     if not layout and not pattern:
-        _refuse_inner_splits(root, paths)
+        _refuse_inner_splits(root, {path.rpartition("/")[0] for path in paths})
         if len(first) == 1 and any(path.count("/") > 1 for path in paths):
             say(
                 f"all images have the label {first[0]!r}, the first folder; "
@@ -78,15 +79,17 @@ def folder_table(
         what = f"the pattern {pattern!r}" if pattern else f"the layout {layout or '{label}'!r}"
         hint = "" if pattern else _hint(odd)
         raise ManifestError(f"{root}: {len(odd)} images do not fit {what}: {listed(map(repr, odd))}.{hint}")
-    table = pd.DataFrame([match.groupdict(default="") for match in matches if match])
-    table["path"] = [prefix + path for path in paths]
-    table["patch_id"] = _ids(paths)
-    return table, base
+    fields = {name: [match.group(name) or "" for match in matches if match] for name in expression.groupindex}
+    about = {"path": [prefix + path for path in paths], "patch_id": _ids(paths)}
+    return pd.DataFrame({**fields, **about}), base
 
 
-def _refuse_inner_splits(root: Path, paths: Sequence[str]) -> None:
-    """Raises ManifestError where all folders of one depth below the first are called as splits are."""
-    folders = [path.split("/")[:-1] for path in paths]
+def _refuse_inner_splits(root: Path, full: Collection[str]) -> None:
+    """Raises ManifestError where all folders of one depth below the first are called as splits are.
+
+    full : paths of the folders that hold images
+    """
+    folders = [path.split("/") for path in full if path]
     for depth in range(1, max(map(len, folders), default=0)):
         here = {names[depth] for names in folders if len(names) > depth}
         if len({SPLITS.get(name.casefold(), "") for name in here}) < 2 or not {
@@ -119,11 +122,14 @@ def _hint(odd: Sequence[str]) -> str:
     return f" Fix, if the names say the labels ({word!r} in {name!r}): --pattern {example!r}."
 
 
-def _empty_folders(root: Path, paths: Sequence[str]) -> list[str]:
-    """Folders under the root in which no image lies, at any depth; not those inside of another such one."""
+def _empty_folders(root: Path, full: Collection[str]) -> list[str]:
+    """Folders under the root in which no image lies, at any depth; not those inside of another such one.
+
+    full : paths of the folders that hold images
+    """
     if not root.is_dir():
         return []
-    full = {str(parent) for path in paths for parent in PurePosixPath(path).parents}
+    full = {str(one) for path in full for one in (PurePosixPath(path), *PurePosixPath(path).parents)}
     names = [folder.relative_to(root).as_posix() for folder, _, _ in walk_files(root)]
     empty = [name for name in names if name not in full]
     return [name for name in empty if str(PurePosixPath(name).parent) not in empty]
@@ -216,11 +222,10 @@ def _files(root: Path, exclude: str = "") -> tuple[str, Path, list[str]]:
     """(what goes before a path in the table, the manifest's root, the paths of all files but hidden ones)."""
     left_out = re.compile(exclude or r"(?!)")
     if root.is_dir():
-        files = [
-            (folder / name).relative_to(root).as_posix()
-            for folder, _, names in walk_files(root, left_out)
-            for name in names
-        ]
+        files = []
+        for folder, _, names in walk_files(root, left_out):
+            inner = folder.relative_to(root).as_posix()
+            files += names if inner == "." else [f"{inner}/{name}" for name in names]
         files = [file for file in files if not left_out.search(file)]
         marked = [file for file in files if MARK in file]
         if marked:

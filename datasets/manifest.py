@@ -25,6 +25,7 @@ from ..errors import ManifestError
 from ..files import check_writable, write_atomically
 from ..settings import InvalidSettings, Settings, listing, near, nearest, not_one_of, write_toml
 from ..texts import cells_of_csv, write_csv
+from .arrow import TEXT, all_differ, are_texts, in_arrow
 
 FORMAT = "patchbank-manifest"
 FORMAT_VERSIONS = (1, 2)  # 2 is written only where version 1 cannot say it
@@ -33,13 +34,11 @@ NUMBER_COLUMNS = ("votes_positive", "votes_total", "x", "y")
 KNOWN_COLUMNS = (*TEXT_COLUMNS, "content_hash", "content_cluster", *NUMBER_COLUMNS)
 PARQUET_ROWS = 200_000  # from here on a table is saved as parquet unless told otherwise
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_ONE_NUMBER = re.compile(r"\D*(\d+)\D*")
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
+MOST_CLASSES = 200  # more labels than these were not meant as classes
 SHOWN = 8  # rows that a message names before it says "and N more"
-_StringDtype: Any = pd.StringDtype
-try:  # texts in Arrow's memory: 8 bytes a row and the letters; compared, they give numpy's bool
-    TEXT: Any = _StringDtype("pyarrow", na_value=np.nan)
-except TypeError:  # pandas 2.2
-    TEXT = _StringDtype("pyarrow_numpy")
 _TEXTS = {pa.string(): TEXT, pa.large_string(): TEXT}
 _S = TypeVar("_S", bound=Settings)
 
@@ -104,6 +103,12 @@ class Header(Settings):
             yield f"mpp = {self.mpp} micrometres a pixel cannot be negative"
         if self.ordered and len(self.classes) < 2:
             yield "ordered = true needs classes, from the lowest to the highest"
+        numbers = [_ONE_NUMBER.fullmatch(one) for one in self.classes]
+        if self.ordered and all(numbers):
+            values = [int(found[1]) for found in numbers if found]
+            if sorted(values) not in (values, values[::-1]):
+                classes = list(self.classes)
+                yield f"ordered = true, but the numbers of {classes!r} go up and down: lowest first"
         if taken := [one for one in self.targets if one in KNOWN_COLUMNS and one not in NUMBER_COLUMNS]:
             yield f"targets {taken} are columns with a meaning of their own; rename them"
 
@@ -363,7 +368,7 @@ def read_table(
         raise ManifestError(f"{file} cannot be read as CSV: {error}") from error
     if bad:
         raise ManifestError(fault_sentence(str(file), [listed(bad)]))
-    return table.to_pandas()
+    return table.to_pandas(types_mapper=_TEXTS.get)
 
 
 def read_toml(path: Path, form: str, versions: Collection[int], what: str) -> dict[str, Any]:
@@ -434,8 +439,8 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     for name in text:
         table[name] = _text(table[name])
     for name in others:
-        if _are_texts(table[name]):
-            table[name] = _in_arrow(table[name])
+        if are_texts(table[name]):
+            table[name] = in_arrow(table[name])
     ids = table["patch_id"]
 
     def rows(mask: np.ndarray | pd.Series, show: Callable[[int], str]) -> str:
@@ -455,7 +460,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     stray = ~empty & ~ids.str.startswith(f"{header.name}/")
     if stray.any():
         faults.append(f"patch_id must start with '{header.name}/': {rows(stray, row)}")
-    if ids.nunique() < len(ids) and (twice := ids.duplicated(keep=False) & ~empty).any():
+    if not _distinct(ids) and (twice := ids.duplicated(keep=False) & ~empty).any():
         faults.append(f"patch_id occurs more than once: {rows(twice, row)}")
     lost = table["path"] == ""
     if lost.any():
@@ -480,7 +485,9 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
         odd = ~np.isfinite(numbers)
         if odd.any():
             show = rows(odd, lambda i, name=name: f"{row(i)} has {str(table[name].iat[i])!r}")
-            faults.append(f"the target {name!r} is not a number in {show}: leave these rows out")
+            texts = table[name][odd].astype(str)
+            fix = "write 1.5 for 1,5" if texts.str.fullmatch(_DECIMAL_COMMA).any() else "leave these rows out"
+            faults.append(f"the target {name!r} is not a number in {show}: {fix}")
         table[name] = numbers
     if {"votes_positive", "votes_total"} <= set(table.columns):
         positive, total = table["votes_positive"], table["votes_total"]
@@ -519,43 +526,50 @@ def groups_note(manifest: Manifest) -> str:
 
 
 def classes_note(manifest: Manifest) -> str:
-    """Which classes have no more than one group in a split, as one clause; "" where there is none.
+    """What a reader must know of the classes, as one clause; "" where there is nothing.
 
-    They can be in one fold only, and an interval over groups does not exist.
+    Classes without a row, or without one in train; with no more than one group in a split (they can be in one
+    fold only, and an interval over groups does not exist); so many that they cannot be classes.
     """
-    if not manifest.groups_known:
-        return ""
-    table = manifest.table[(manifest.table["group"] != "") & (manifest.table["label"] != "")]
-    groups = table.groupby(["split", "label"], sort=True)["group"].agg(["nunique", "first"])
-    few = [
-        f"{label!r}{f' of {split}' if split else ''} ({first!r})"
-        for (split, label), count, first in groups.itertuples()
-        if count == 1
-    ]
-    kind = manifest.header.group_kind
-    return f"classes with one {kind}, so no interval and no folds: {listed(few)}" if few else ""
+    classes, table = manifest.header.classes, manifest.table
+    rows = pd.crosstab(table["label"], table["split"]).reindex(list(classes), fill_value=0)
+    notes = []
+    if len(classes) > MOST_CLASSES:
+        notes.append(f"{len(classes)} classes in {len(table)} rows: is the label a path, an id or a number?")
+    if empty := [name for name in classes if not rows.loc[name].sum()]:
+        notes.append(f"classes without any row: {listed(map(repr, empty))}")
+    if "train" in rows.columns and (rows["train"] > 0).any():
+        lost = rows[(rows["train"] == 0) & (rows.sum(axis=1) > 0)]
+        of_rows = [f"{name!r} ({n} rows)" for name, n in lost.sum(axis=1).items()]
+        if of_rows:
+            notes.append(f"classes without a row in train, which cannot be learned: {listed(of_rows)}")
+    if manifest.groups_known:
+        known = table[(table["group"] != "") & (table["label"] != "")]
+        groups = known.groupby(["split", "label"], sort=True)["group"].agg(["nunique", "first"])
+        few = [
+            f"{label!r}{f' of {split}' if split else ''} ({first!r})"
+            for (split, label), count, first in groups.itertuples()
+            if count == 1
+        ]
+        if few:
+            kind = manifest.header.group_kind
+            notes.append(f"classes with one {kind}, so no interval and no folds: {listed(few)}")
+    return "; ".join(notes)
 
 
 def _text(column: pd.Series) -> pd.Series:
     """As texts; missing values become ""."""
     if column.dtype == TEXT:
         return column.fillna("") if column.isna().any() else column
-    if not _are_texts(column):
+    if not are_texts(column):
+        if column.dtype.kind == "f" and not (column.dropna() % 1).any():  # whole numbers, with gaps
+            column = column.astype("Int64")
         column = column.astype(object).where(column.notna(), "").map(str).astype(object)
-    return _in_arrow(column)
+    return in_arrow(column)
 
 
-def _are_texts(column: pd.Series) -> bool:
-    """Whether an object column holds Python strings alone."""
-    return column.dtype == object and pd.api.types.infer_dtype(column, skipna=False) == "string"
-
-
-def _in_arrow(column: pd.Series) -> pd.Series:
-    """Python strings in Arrow's memory; as they are where one of them is not UTF-8."""
-    try:
-        return column.astype(TEXT)
-    except UnicodeEncodeError:
-        return column
+def _distinct(ids: pd.Series) -> bool:
+    return all_differ(ids) if ids.dtype == TEXT else ids.is_unique
 
 
 def is_text(value: object) -> bool:

@@ -9,10 +9,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from ..errors import InvalidRequest, ManifestError
 from ..settings import near
+from .arrow import TEXT, in_arrow
 from .manifest import listed
 
 COLUMNS = ("label", "group", "domain", "split")
@@ -32,6 +34,7 @@ _LOOK_ALIKE = str.maketrans(
     "\u0391\u0392\u0395\u0396\u0397\u0399\u039a\u039c\u039d\u039f\u03a1\u03a4\u03a5\u03a7\u03bf",
     "ABEKMHOPCTYXIJS" + "aeopcyxijsdqw" + "ABEZHIKMNOPTYXo",
 ) | dict.fromkeys((*range(0x2010, 0x2016), 0x2212), "-")
+_PADDED = re.compile(r"(?<![\d.,])0+(?=\d)")  # the zeros of "007"
 _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?\Z")  # "1.0": pandas writes whole numbers with gaps so
 
 
@@ -127,13 +130,18 @@ def read_values(
                 raise InvalidRequest(f"--map names the {column}, and the data have none.")
             continue
         kept = {*classes, *filter(None, [positive])} if column == "label" else set()
-        cells = table[column].astype(object).where(table[column].notna(), "").map(str)
-        counts = Counter(cells)
+        cells = table[column]
+        if cells.dtype != TEXT:
+            cells = cells.astype(object).where(cells.notna(), "").map(str)
+        codes, found = pd.factorize(cells.fillna(""))
+        values = [str(value) for value in found]
+        counts = Counter(dict(zip(values, np.bincount(codes, minlength=len(values)).tolist(), strict=True)))
         if broken := sorted(value for value in counts if "\n" in value.strip()):
             raise ManifestError(f"a {column} holds a line break ({broken[0][:60]!r}): is a quote not closed?")
         new = _meanings(column, counts, wanted[column], kept, strip, say)
         _refuse_spellings(column, counts, new, wanted[column], classes if column == "label" else ())
-        table[column] = cells.map(new).astype(object)
+        meant = in_arrow(pd.Series([new[value] for value in values], dtype=object))
+        table[column] = meant.take(codes).set_axis(table.index)
     return table
 
 
@@ -199,7 +207,8 @@ def _refuse_spellings(
             rows[value] += counts[old]
     families: dict[str, list[str]] = {}
     for value in rows:
-        families.setdefault(_WHOLE.sub(r"\1", _QUOTED.sub(r"\2", key_of(value))), []).append(value)
+        key = _WHOLE.sub(r"\1", _QUOTED.sub(r"\2", key_of(value)))
+        families.setdefault(_PADDED.sub("", key) if column == "group" else key, []).append(value)
     meant = {*wanted.values()}
     found = spellings(rows) if column == "label" else families.values()
     split = [family for family in found if len(family) > 1 and not set(family) <= meant]
@@ -209,6 +218,7 @@ def _refuse_spellings(
         " and ".join(f"{_shown(value, family)} ({rows[value]} rows)" for value in family) for family in split
     ]
     how = "punctuation, plural, British English, " if column == "label" else ""
+    how += "leading zeros, " if column == "group" else ""
     how = f"blanks, case, quotes, {how}look-alike letters or Unicode form"
     first = sorted(split[0], key=lambda value: -rows[value])
     raise ManifestError(

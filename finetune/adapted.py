@@ -202,7 +202,7 @@ def _seen(folder: Path, manifest: Manifest) -> np.ndarray:
     hashes, known = resolve(manifest)
     manifest = manifest if known.all() else with_hashes(manifest)
     hashes = hashes if known.all() else resolve(manifest)[0]
-    seen = np.isin(np.array(hex_hashes(hashes)), rows["content_hash"].to_numpy(dtype=str))
+    seen = hex_hashes(hashes).isin(rows["content_hash"]).to_numpy(dtype=bool)
     ours = set(rows["patch_id"].str.partition("/")[0])
     same_set = manifest.table["patch_id"].str.partition("/")[0].isin(ours)
     groups = set(rows["group"]) - {""}

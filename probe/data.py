@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..datasets.folds import Folds, effective_groups, folds_for
+from ..datasets.hashes import hex_hashes
 from ..datasets.manifest import Header, Manifest, listed
 from ..datasets.overlaps import placed, same_places, slides_of
 from ..errors import InvalidRequest, ProbeError
@@ -203,6 +204,14 @@ def _check_classes(
 ) -> None:
     """Raises InvalidRequest where labels of a manifest are no classes of the training manifest."""
     header, known = manifest.header, train.header.classes
+    ours, theirs = (
+        [name for name in one if name in {*known} & {*header.classes}] for one in (known, header.classes)
+    )
+    if len(classes) > 2 and train.header.ordered and header.ordered and ours != theirs:
+        raise InvalidRequest(
+            f"the grades of {header.name} rise as {', '.join(theirs)}, those of {train.header.name} as "
+            f"{', '.join(ours)}. Fix: build one of the manifests with the other's --classes"
+        )
     if len(classes) > 2:
         labels = manifest.table["label"].to_numpy(dtype=object)
         if (n := len(classes)) > MOST_CLASSES or n > max(20, (labels != "").sum() / 3):
@@ -297,7 +306,7 @@ def _votes(table: pd.DataFrame, column: str) -> np.ndarray:
 
 def hashed(manifest: Manifest, bank: Any) -> pd.DataFrame:
     """The manifest's table with the content hash of every row."""
-    return manifest.table.assign(content_hash=[key.tobytes().hex() for key in content_keys(manifest, bank)])
+    return manifest.table.assign(content_hash=hex_hashes(content_keys(manifest, bank)))
 
 
 def audit(

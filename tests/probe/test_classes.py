@@ -418,6 +418,14 @@ def test_faults_of_classes_are_sentences(study: Study) -> None:
         InvalidRequest, match=r"'Other' occurs in 1 groups .*leave the class out .*--one-vs-rest"
     ):
         probe_study(Study(relabelled(study.train, alone, CLASSES), study.external, study.bank))
+    graded, turned = (
+        Manifest(one.header.replace(ordered=True, classes=order), one.table, Path())
+        for one, order in ((study.train, CLASSES), (study.external, CLASSES[::-1]))
+    )
+    with pytest.raises(
+        InvalidRequest, match=r"the grades of outer rise as .*Fix: build one of the manifests"
+    ):
+        probe_study(Study(graded, turned, study.bank))
     paths = rows["path"].tolist()
     with pytest.raises(InvalidRequest, match="is the label a path"):
         probe_study(Study(relabelled(study.train, paths, tuple(paths)), study.external, study.bank))
