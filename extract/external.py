@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,7 @@ SLIDE_COLUMNS = (
 )
 OURS = ("patch_id", "label", "group", "domain", "split", "x", "y", "content_hash")
 _PLACE = "slide, x, y"
+_SUFFIX = r"\.(svs|tiff?|ndpi|mrxs|scn|bif|vms|vmu|svslide|dcm|isyntax|czi|h5|pt|npy|png|jpe?g|bmp|webp)$"
 _HASH = r"[0-9a-f]{32}"
 
 
@@ -235,7 +236,8 @@ def _joined(
         say(f"rows of {Path(name).name} and {source.path.name} belong together by their order")
         at, rows = np.arange(len(left)), np.arange(len(left))
     else:
-        at = _partners(left[ours], right[theirs], source, name, theirs, ours == "group")
+        one, other = _names(left[ours], right[theirs], ours == "group")
+        at = _partners(one, other, source, name, theirs, unique=ours != "group")
         rows = _matched(at, source, right, name, theirs, unmatched, say)
         at = at[rows]
     more = right.iloc[at].reset_index(drop=True)
@@ -286,13 +288,16 @@ def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say
             str(column)
             for column in right.columns
             if str(column).strip().casefold() in SLIDE_COLUMNS and slides & {*map(_bare, right[column])}
-        ]
+        ] or [str(column) for column in right.columns if slides <= {*map(_bare, right[column])}]
         if fits:
             say(f"rows are joined on the slide, {fits[0]!r} of {Path(name).name}")
             return "group", fits[0]
     if "patch_id" in left.columns:
         ids = {*left["patch_id"].astype(str)}
         fits = [str(column) for column in right.columns if ids & {*right[column].astype(str)}]
+        if not fits:  # the same names with and without folder and suffix
+            bare = {*map(_bare, ids)}
+            fits = [str(column) for column in right.columns if bare & {*map(_bare, right[column])}]
         if len(fits) == 1:
             say(f"rows are joined on {fits[0]!r} of {Path(name).name}")
             return "patch_id", fits[0]
@@ -304,38 +309,51 @@ def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say
     return "", ""
 
 
-def _bare(slide: object) -> str:
-    """A slide's name without folder and suffix."""
-    name = str(slide).strip().replace("\\", "/").rpartition("/")[2]
-    return re.sub(
-        r"\.(svs|tiff?|ndpi|mrxs|scn|bif|vms|vmu|svslide|dcm|isyntax|czi|h5|pt|npy)$", "", name, flags=re.I
-    )
+def _names(left: pd.Series, right: pd.Series, slides: bool) -> tuple[list[str], list[str]]:
+    """What is compared of both columns: names of slides, and ids of which none is the same as it stands,
+    without folder and suffix, unless two ids of the source would be one then.
+    """
+    one, other = left.astype(str).tolist(), right.astype(str).tolist()
+    bare = [_bare(name) for name in one]
+    if slides or (not {*one} & {*other} and len({*bare}) == len(bare)):
+        return bare, [_bare(name) for name in other]
+    return one, other
+
+
+def _bare(path: object) -> str:
+    """The name of a slide or an image without folder and suffix."""
+    name = str(path).strip().replace("\\", "/").rpartition("/")[2]
+    return re.sub(_SUFFIX, "", name, flags=re.I)
 
 
 def _partners(
-    left: pd.Series, right: pd.Series, source: Source, name: str, theirs: str, slides: bool
+    left: Sequence[str],
+    right: Sequence[str],
+    source: Source,
+    name: str,
+    theirs: str,
+    *,
+    unique: bool = True,
 ) -> np.ndarray:
-    """The row of the table for each of the source, -1 where there is none. Raises for two rows of one."""
+    """The row of the table for each of the source, -1 where there is none. Raises for two rows of one name.
+
+    unique : whether the names of the source are ids, not slides
+    """
     of: dict[str, int] = {}
-    texts = [(_bare(value) if slides else str(value)) for value in right]
-    for row, text in enumerate(texts):
+    for row, text in enumerate(right):
         if text in of:
             raise InvalidRequest(
                 f"{name}: rows {of[text] + 1} and {row + 1} are both of {text!r} ({theirs}); keep one of them"
             )
         of[text] = row
-    if not slides:
-        values = [str(value) for value in left]
-        first: dict[str, int] = {}
-        for row, value in enumerate(values):
-            if value in first:
-                raise InvalidRequest(
-                    f"{source.row(first[value])} and {source.row(row)} have the same id {value!r}"
-                )
-            first[value] = row
-    else:
-        values = [_bare(value) for value in left]
-    return np.array([of.get(value, -1) for value in values])
+    first: dict[str, int] = {}
+    for row, value in enumerate(left if unique else ()):
+        if value in first:
+            raise InvalidRequest(
+                f"{source.row(first[value])} and {source.row(row)} have the same id {value!r}"
+            )
+        first[value] = row
+    return np.array([of.get(value, -1) for value in left])
 
 
 def _matched(
@@ -476,7 +494,7 @@ def _of_manifest(
         return source.with_table(source.table.assign(patch_id=ids)), manifest, found.hashes
     right = pd.DataFrame({"patch_id": ids.str.removeprefix(f"{name}/")})
     left = source.table["patch_id"].astype(str).str.removeprefix(f"{name}/")
-    at = _partners(left, right["patch_id"], source, name, "patch_id", False)
+    at = _partners(left.tolist(), right["patch_id"].tolist(), source, name, "patch_id")
     rows = _matched(at, source, right, name, "patch_id", unmatched, say)
     taken = _rows_of(source, rows)
     return taken, manifest, found.hashes[at[rows]]

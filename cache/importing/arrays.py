@@ -14,7 +14,7 @@ from ..filesystem import LocalFiles
 from ..untrusted import check_size, npy_header
 from .documents import Vectors, checked, document_of, from_frame, in_memory
 from .parquet import table_in
-from .source import Source, chosen, columns_of, flat, joined, of_slide, single, with_ids
+from .source import Source, by_id, chosen, columns_of, flat, joined, of_slide, single, with_ids
 
 
 def read_npy(path: Path) -> Rows:
@@ -100,6 +100,10 @@ def foreign_npz(path: Path, root: Path, key: str) -> Source:
         if len({*names}) != len(names):
             raise ValueError("it has two arrays of the same name")
         shapes = {name: npz_header(archive, name, path) for name in names}
+        if not key and all(len(shape) == 1 for shape, _ in shapes.values()):
+            found = by_id(path, root, "npz", {name: npz_array(archive, name, path) for name in names})
+            if found is not None:
+                return found
         name = chosen(path, {n: shape for n, (shape, dtype) in shapes.items() if dtype.kind == "f"}, key)
         vectors = flat(in_memory(npz_array(archive, name, path)), path)
         rows = vectors.shape[0]

@@ -15,6 +15,7 @@ from ..export.rows import STEP, Rows
 from ..untrusted import check_size
 from .documents import Vectors, document_of, from_frame
 from .source import Source, chosen, columns_of, joined, single
+from .text import numbered
 
 
 def read_parquet(path: Path) -> Rows:
@@ -67,19 +68,21 @@ def table_in(path: Path, *, without: Collection[str] = ("embedding",)) -> pd.Dat
 
 
 def foreign_parquet(path: Path, root: Path, key: str) -> Source:
-    """A file with a column of lists of floats; its other columns are the table."""
+    """A file with a column of lists of floats, or a column for each number; the others are the table."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)
     schema = file.schema_arrow
     lists = {field.name: (-1, -1) for field in schema if _is_list(field.type)}
-    name = chosen(path, lists, key)
-    kind = schema.field(name).type
     rows = file.metadata.num_rows
     groups = range(file.metadata.num_row_groups)
     claimed = sum(file.metadata.row_group(i).total_byte_size for i in groups)
     check_size(path, claimed, path.stat().st_size)
+    if not lists:
+        return _wide(path, root, schema, rows, key)
+    name = chosen(path, lists, key)
+    kind = schema.field(name).type
 
     def read() -> Iterator[np.ndarray]:
         start = 0
@@ -92,6 +95,21 @@ def foreign_parquet(path: Path, root: Path, key: str) -> Source:
     dtype = np.dtype(kind.value_type.to_pandas_dtype())
     frame = _named_classes(table_in(path, without={*lists}), schema)
     return single(path, root, "parquet", Vectors((rows, dim), dtype, read), columns_of(frame))
+
+
+def _wide(path: Path, root: Path, schema: Any, rows: int, key: str) -> Source:
+    """A file with the columns NAME0, NAME1, ...; a number that is missing is NaN, and refused as that."""
+    import pyarrow.parquet as pq
+
+    names = numbered(path, schema.names, key)
+    dtype = np.result_type(*(schema.field(name).type.to_pandas_dtype() for name in names))
+
+    def read() -> Iterator[np.ndarray]:
+        for batch in pq.ParquetFile(path).iter_batches(STEP, columns=names):
+            yield np.column_stack([batch.column(name).to_numpy(zero_copy_only=False) for name in names])
+
+    frame = _named_classes(table_in(path, without=names), schema)
+    return single(path, root, "parquet", Vectors((rows, len(names)), dtype, read), columns_of(frame))
 
 
 def foreign_arrow(path: Path, root: Path, key: str) -> Source:
@@ -142,7 +160,7 @@ def foreign_huggingface(path: Path, root: Path, key: str) -> Source:
     parts: list[Source] = []
     for file in files:
         part = (foreign_arrow if arrow else foreign_parquet)(file, root, key)
-        split = file.parent.name if arrow and file.parent != path else _split_of(file)
+        split = _split_of(file) if not arrow else "" if file.parent == path else file.parent.name
         if split and "split" not in part.table.columns:
             part.table["split"] = split
         parts.append(part)

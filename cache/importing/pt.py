@@ -18,12 +18,14 @@ from ..untrusted import check_regular, npy_header
 from .arrays import foreign_npz, npz_array
 from .documents import Vectors
 from .hdf5 import foreign_h5
-from .source import STEP, Source, chosen, encoder_of, flat, joined, of_slide, single
+from .source import STEP, Source, by_id, chosen, encoder_of, flat, joined, of_slide, single
 
 
 def foreign_pt(path: Path, root: Path, key: str) -> Source:
-    """One slide."""
+    """One slide; or a vector a patch, under its id."""
     content = _content(path)
+    if not key and (found := by_id(path, root, "pt", content)):
+        return found
     name = _name(path, content, key)
     array = content[name]
 

@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from ..export.rows import Rows
 from ..export.safetensors import TYPES
 from ..narrowing import is_list
 from .documents import checked, document_of, in_memory
-from .source import Source, chosen, encoder_of, flat, of_slide, single, with_ids
+from .source import Source, by_id, chosen, encoder_of, flat, of_slide, single, with_ids
 
 OTHERS = {"I8": "int8", "I16": "int16", "I32": "int32", "U16": "uint16", "U32": "uint32"}  # than exports have
 
@@ -72,6 +73,8 @@ def tensor_in(path: Path, about: dict[str, Any], start: int, there: int) -> np.n
 def foreign_safetensors(path: Path, root: Path, key: str) -> Source:
     """A file with a tensor of embeddings; the metadata may have the ids, as a JSON list of n texts."""
     metadata, arrays = _contents(path)
+    if not key and (found := by_id(path, root, "safetensors", arrays)):
+        return replace(found, encoder=encoder_of(metadata))
     floats = {name: values.shape for name, values in arrays.items() if values.dtype.kind == "f"}
     name = chosen(path, floats, key)
     vectors = flat(in_memory(arrays[name]), path)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ...errors import InvalidRequest
 from ..narrowing import is_array
-from .documents import Vectors
+from .documents import Vectors, in_memory
 
 # names of an array or column of embeddings, in the order in which they are looked for
 NAMES = (
@@ -42,6 +42,7 @@ COORDS_COLUMNS = (
 )
 ENCODERS = ("encoder", "encoder_name", "extractor", "model_name", "model")  # attributes that name it
 STEP = 8192
+SHOWN = 8  # arrays that a message names
 _SUFFIX = re.compile(r"\.(coords|coordinates|features|feats|embeddings)$")
 
 
@@ -263,7 +264,25 @@ def chosen(path: Path, known: Mapping[str, tuple[int, ...]], key: str) -> str:
 
 
 def _listed(known: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {shape}" for name, shape in known.items()) or "no array of floats"
+    words = [name if -1 in shape else f"{name} {shape}" for name, shape in known.items()]
+    more = f", and {len(words) - SHOWN} more" if len(words) > SHOWN else ""
+    return ", ".join(words[:SHOWN]) + more or "no array of floats"
+
+
+def by_id(path: Path, root: Path, layout: str, arrays: Mapping[str, Any]) -> Source | None:
+    """A file with a vector a patch, (dim,) or (1, dim), by the patch's id; None where it is no such file."""
+    vectors = [
+        array.reshape(-1)
+        for array in arrays.values()
+        if is_array(array) and array.dtype.kind == "f" and 1 < array.size == array.shape[-1]
+    ]
+    if not 1 < len(vectors) == len(arrays) or len({*map(len, vectors)}) > 1 or arrays.keys() & {*NAMES}:
+        return None
+    columns, ids = {}, [str(name) for name in arrays]
+    if path != root:
+        columns = of_slide(path, None, {}, len(ids))
+        ids = [f"{slide}/{one}" for slide, one in zip(columns["group"], ids, strict=True)]
+    return single(path, root, layout, in_memory(np.stack(vectors)), {**columns, "patch_id": ids})
 
 
 Read = Callable[[Path, Path, str], Source]  # (file, root, key of the embeddings or "")

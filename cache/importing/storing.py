@@ -62,7 +62,7 @@ def checked_parts(source: Source, dtype: str) -> Iterator[tuple[int, np.ndarray]
                 if not np.isfinite(vector).all()
                 else f"has {np.abs(vector).max():.6g}, which {dtype} does not hold (--dtype float32)"
             )
-            more = f", and {len(odd) - 1} rows after it" if len(odd) > 1 else ""
+            more = f"; so have {len(odd) - 1} of the next rows" if len(odd) > 1 else ""
             raise InvalidRequest(f"{source.row(start + int(row))} {what}{more}")
         yield start, stored
         start += len(part)

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,7 @@ import pandas as pd
 from ...errors import InvalidRequest
 from ...texts import cells_of_csv
 from .documents import in_memory
-from .source import Source, columns_of, single
+from .source import SHOWN, Source, columns_of, single
 
 _NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>0|[1-9][0-9]*)")
 
@@ -23,8 +24,18 @@ def foreign_csv(path: Path, root: Path, key: str) -> Source:
     """
     separator = "\t" if path.suffix == ".tsv" else ","
     frame = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+    numbers = numbered(path, [*map(str, frame.columns)], key)
+    table = cells_of_csv(frame.drop(columns=numbers))
+    return single(path, root, "csv", in_memory(_floats(frame[numbers], path)), columns_of(table))
+
+
+def numbered(path: Path, columns: Sequence[str], key: str) -> list[str]:
+    """The columns KEY0, KEY1, ... (or KEY1, ...); without a key those of the longest such family.
+
+    Raises InvalidRequest where there are none.
+    """
     families: dict[str, dict[int, str]] = {}
-    for name in map(str, frame.columns):
+    for name in columns:
         if found := _NUMBERED.fullmatch(name):
             families.setdefault(found["stem"], {})[int(found["number"])] = name
     whole = {
@@ -35,12 +46,10 @@ def foreign_csv(path: Path, root: Path, key: str) -> Source:
     stem = key or max(whole, key=lambda name: len(whole[name]), default="")
     if stem not in whole:
         raise InvalidRequest(
-            f"{path}: which columns are the embedding? It has {', '.join(map(str, frame.columns[:8]))}, ...; "
-            "their names are NAME0, NAME1, ..., and --key NAME says which"
+            f"{path}: which columns are the embedding? It has {', '.join(columns[:SHOWN])}, ...; their names "
+            "are NAME0, NAME1, ..., and --key NAME says which"
         )
-    numbers = whole[stem]
-    table = cells_of_csv(frame.drop(columns=numbers))
-    return single(path, root, "csv", in_memory(_floats(frame[numbers], path)), columns_of(table))
+    return whole[stem]
 
 
 def foreign_projector(path: Path, root: Path, key: str) -> Source:

@@ -232,8 +232,8 @@ def test_datasets_on_disk_and_as_parquet(tmp_path: Path) -> None:
         table = holds(read_source(tmp_path / place)).table
         assert table["label"].tolist() == ["normal", "tumor"] * 6
         assert table["patch_id"].tolist() == IDS
-        if splits:
-            assert table["split"].tolist() == ["test"] * 4 + ["train"] * 8
+        assert not splits or table["split"].tolist() == ["test"] * 4 + ["train"] * 8
+        assert splits or "split" not in table.columns
 
 
 # anndata 0.12 writes Zarr 2 and warns that its successors will not
@@ -266,12 +266,40 @@ def test_safetensors(tmp_path: Path) -> None:
     assert source.table["age"].tolist() == list(range(ROWS))
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".pt"])
+def test_a_vector_a_patch_under_its_id(tmp_path: Path, suffix: str) -> None:
+    arrays = dict(zip(IDS, X, strict=True))
+    if suffix == ".npz":
+        np.savez(tmp_path / "f.npz", **arrays)
+    elif suffix == ".safetensors":
+        pytest.importorskip("safetensors.numpy").save_file(arrays, tmp_path / "f.safetensors")
+    else:
+        torch = pytest.importorskip("torch")
+        torch.save({name: torch.tensor(vector)[None] for name, vector in arrays.items()}, tmp_path / "f.pt")
+    source = read_source(tmp_path / f"f{suffix}")
+    table = source.table
+    order = [IDS.index(name) for name in table["patch_id"]]
+    holds(source, X[order])
+    assert sorted(order) == list(range(ROWS))
+    assert "group" not in table.columns  # the file is no slide
+    assert read_source(tmp_path).table["patch_id"].str.startswith("f/").all()  # in a folder it is
+
+
+def test_vectors_under_ids_of_other_lengths(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", **{f"p{i}": X[i][: 5 + i // 11] for i in range(ROWS)})
+    assert "p7 (5,), and 4 more" in refused(tmp_path / "f.npz", "which of its arrays are the embeddings")
+
+
 def test_csv_and_projector(tmp_path: Path) -> None:
     wide = pd.DataFrame(X, columns=[f"feat_{i}" for i in range(DIM)])
     pd.concat([frame()[["id", "label"]], wide], axis=1).to_csv(tmp_path / "f.csv", index=False)
-    source = read_source(tmp_path / "f.csv")
-    assert np.array_equal(vectors_of(source).astype(np.float32), X)
-    assert source.table["patch_id"].tolist() == IDS
+    pd.concat([frame()[["id", "label"]], wide], axis=1).to_parquet(tmp_path / "f.parquet")
+    for name in ("f.csv", "f.parquet"):
+        source = read_source(tmp_path / name)
+        assert np.array_equal(vectors_of(source).astype(np.float32), X)
+        assert source.table["patch_id"].tolist() == IDS
+        assert source.table["label"].tolist() == ["a", "b"] * 6
+        refused(tmp_path / name, "which columns are the embedding", key="other_")
     text = (tmp_path / "f.csv").read_text().replace(str(wide.iloc[2, 3]), "n/a")
     (tmp_path / "f.csv").write_text(text)
     with pytest.raises(InvalidRequest, match=r"f\.csv: row 3: 'n/a' in the column feat_3 is no number"):

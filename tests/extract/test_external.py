@@ -223,6 +223,18 @@ def test_ids_join_in_any_order(folder: Path) -> None:
     assert np.array_equal(loaded(part), np.delete(X, [3, 8], axis=0))
 
 
+def test_ids_and_slides_with_and_without_folder_and_suffix(folder: Path) -> None:
+    np.savez("two.npz", features=X, ids=[f"{i % 2}/p{i // 2}.png" for i in range(ROWS)])
+    refused("96 of 96 embeddings have no row", "two.npz", TABLE, join="patch_id=name")  # two ids would be one
+    np.savez("features.npz", features=X, ids=[f"patches/{name}.png" for name in TABLE["name"]])
+    done = imported("features.npz", TABLE.sample(frac=1, random_state=0))
+    assert done.manifest.table["label"].tolist() == TABLE["diagnosis"].tolist()
+    slides = write_slides(folder / "features_uni")
+    rows = pd.DataFrame({"image": [f"scans/slide{i:02d}.svs" for i in range(12)], "label": ["a", "b"] * 6})
+    done = import_embeddings(slides, bank="bank", table=rows, positive="a", on_note=quiet)
+    assert done.manifest.table["label"].tolist() == [name for name in ["a", "b"] * 6 for _ in range(8)]
+
+
 def test_a_second_encoder_of_the_same_patches(folder: Path) -> None:
     first = imported(out="mine.toml", dataset="mine")
     np.savez("other.npz", features=X[::-1, :10] + 1, ids=[f"p{i}" for i in range(ROWS)][::-1])
