@@ -42,6 +42,10 @@ class Places:
     trust_code: bool = False
     progress: bool = True
 
+    def checkpoint(self, encoder: str) -> Path | None:
+        """The file of an encoder's weights, if one was given; NAME@PIXELS has that of NAME."""
+        return self.checkpoints.get(encoder) or self.checkpoints.get(encoder.rpartition("@")[0])
+
 
 @dataclass(kw_only=True)
 class Step:

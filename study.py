@@ -9,7 +9,7 @@ as they are, and a second run does nothing. OUT/state.json has times, and what t
 The cost of a study at scale is estimated in tests/benchmarks/study_scale.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -19,16 +19,18 @@ from .errors import InvalidRequest
 from .extract.options import ExtractOptions
 from .extract.report import StoreReport
 from .extract.steps import Extraction, ExtractStep, measure, plan_extract
+from .extract.tokens import parse_policy
+from .extract.views import parse_views
 from .files import locked
 from .finetune.steps import MODES, Training, plan_plan, plan_training
-from .probe.config import Source
+from .probe.config import FeatureSet, Source
 from .probe.report.model import StudyPage
 from .probe.steps import Probing, plan_probe
 from .steps import Outcome, Places, State, Step
 from .study_file import Study, System
 from .study_page import StudyReport, figures_of
 
-Stores = dict[str, Sequence[StoreReport]]  # probed system -> what it chooses from
+Stores = dict[str, dict[str, list[StoreReport]]]  # probed system -> encoder -> what it chooses from
 
 
 @dataclass
@@ -126,8 +128,8 @@ class _Work:
         """One for each encoder, precision and list of token policies."""
         study, groups = self.study, {}
         for system in study.of("probe"):
-            key = (system.encoder, system.precision, system.tokens or study.tokens)
-            groups.setdefault(key, {})[system.name] = system.views or study.views
+            for (encoder, tokens), views in study.views_of(system).items():
+                groups.setdefault((encoder, system.precision, tokens), {})[system.name] = views
         return [
             Extraction(
                 encoder=encoder,
@@ -141,12 +143,21 @@ class _Work:
         ]
 
     def _probing(self, system: System, stores: Stores) -> Probing:
-        settings, candidates = self.study.settings_of(system), stores.get(system.name)
-        if candidates is None:
+        settings, found = self.study.settings_of(system), stores.get(system.name)
+        if found is None:
             return Probing(system=system.name, settings=settings, stores=None)
-        settings |= {"precision": candidates[0].precision, "dtype": candidates[0].dtype}
-        sources = {store.name: Source(store.encoder, store.view, store.tokens) for store in candidates}
-        return Probing(system=system.name, settings=settings, stores=sources)
+        candidates = [store for of_encoder in found.values() for store in of_encoder]
+        for part in ("precision", "dtype"):
+            values = {getattr(store, part) for store in candidates}
+            settings[part] = values.pop() if len(values) == 1 else None  # encoders of two precisions
+        if system.features:
+            sets = [_named(one, found) for one in system.written_out]
+        else:
+            sets = [FeatureSet((Source(store.encoder, store.view, store.tokens),)) for store in candidates]
+        names = [store.name for store in candidates]
+        return Probing(
+            system=system.name, settings=settings, stores=names, features=[str(one) for one in sets]
+        )
 
     def _training(self, system: System) -> Training:
         return Training(
@@ -160,5 +171,24 @@ class _Work:
 
 
 def _stores(extracts: Sequence[ExtractStep]) -> Stores:
-    by_system = {system: step.stores_of(system) for step in extracts for system in step.systems}
-    return {system: stores for system, stores in by_system.items() if stores is not None}
+    """What systems choose from, of those whose stores are all known."""
+    found: Stores = {}
+    unknown = set()
+    for step in extracts:
+        for system in step.systems:
+            stores = step.stores_of(system)
+            if stores is None:
+                unknown.add(system)
+            else:
+                found.setdefault(system, {}).setdefault(step.extraction.encoder, []).extend(stores)
+    return {system: stores for system, stores in found.items() if system not in unknown}
+
+
+def _named(features: FeatureSet, stores: Mapping[str, Sequence[StoreReport]]) -> FeatureSet:
+    """A feature set of a study file as the bank has it: the encoder by its card's id, all names in full."""
+    sources = []
+    for source in features.sources:
+        view, tokens = parse_views(source.view)[0].name, parse_policy(source.tokens or "").name
+        fits = (one for one in stores[source.encoder] if (one.view, one.tokens) == (view, tokens))
+        sources.append(Source(next(fits).encoder, view, tokens))
+    return FeatureSet(tuple(sources))

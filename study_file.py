@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from .cache.identity import safe_name
 from .errors import InvalidRequest
-from .probe.config import NEAR_BY, ProbeConfig
+from .probe.config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
 from .probe.report.projection import Projection
 from .probe.results.display import SHOWN, SHOWN_OF_CLASSES
 from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
@@ -30,6 +30,7 @@ class System(Settings):
     name : shown in tables. stage : "probe" (cached embeddings), "lora" or "full" (fine-tuning)
     encoder : a card's id, "timm:NAME", "hf:ORG/NAME", or a card file beside the study file
     views, tokens : what a probe may choose from (none: the study's; no tokens at all: the encoder's own)
+    features : of a probe, instead of these: feature sets, ENCODER/VIEW/TOKENS or "A + B" side by side
     recipe : of the fine-tuning; none: the stage's
     settings : of the probe, over the study's; or of the recipe
     precision : of the forward pass; None: as card and device have it
@@ -37,10 +38,11 @@ class System(Settings):
     """
 
     name: str
-    encoder: str
+    encoder: str = ""
     stage: Literal["probe", "lora", "full"] = "probe"
     views: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
     recipe: str = ""
     settings: Mapping[str, Any] = {}
     precision: str | None = None
@@ -51,6 +53,30 @@ class System(Settings):
             yield from _faults_of_name(self.name)
         if self.stage != "probe":
             yield from _set_elsewhere("settings", self.settings, OF_TRAINING)
+        if self.features:
+            others = [key for key in ("encoder", "views", "tokens") if getattr(self, key)]
+            yield from (f"{key}: the features name it" for key in others)
+            if self.stage != "probe":
+                yield "features are of a probe: name one encoder"
+            for text in self.features:
+                try:
+                    if not all(source.tokens for source in parse_features(text).sources):
+                        yield f"features {text!r}: a study names ENCODER/VIEW/TOKENS, all three"
+                except InvalidRequest as error:
+                    yield str(error)
+        elif not self.encoder:
+            yield "encoder is missing"
+
+    @property
+    def written_out(self) -> list[FeatureSet]:
+        """`features` as they are read."""
+        return [parse_features(text) for text in self.features]
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """All that it sees, as the study names them."""
+        named = [source.encoder for one in self.written_out for source in one.sources]
+        return tuple(dict.fromkeys(named)) or (self.encoder,)
 
 
 class Task(Settings):
@@ -186,6 +212,18 @@ class Study(Settings):
     def of(self, *stages: str) -> list[System]:
         """The systems of these stages."""
         return [system for system in self.systems if system.stage in stages]
+
+    def views_of(self, system: System) -> dict[tuple[str, tuple[str, ...]], tuple[str, ...]]:
+        """(encoder, token policies) -> the views that a probe wants of them."""
+        if not system.features:
+            return {(system.encoder, system.tokens or self.tokens): system.views or self.views}
+        policies: dict[tuple[str, str], dict[str, None]] = {}
+        for source in (source for one in system.written_out for source in one.sources):
+            policies.setdefault((source.encoder, source.view), {})[source.tokens or ""] = None
+        views: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+        for (encoder, view), tokens in policies.items():
+            views[encoder, tuple(tokens)] = (*views.get((encoder, tuple(tokens)), ()), view)
+        return views
 
     def beside(self, name: str) -> str:
         """A .toml file is named as seen from the study file; other names are left as they are."""

@@ -18,7 +18,7 @@ from .errors import ImageError, UnknownEncoder
 from .extract.registry import load_card
 from .extract.report import StoreReport
 from .files import sha256, write_text
-from .probe.config import parse_features
+from .probe.config import Source, parse_features
 from .probe.features import load, open_bank
 from .probe.report.model import EmbeddingMap, LabelledImage, PublishedRow, StudyPage, SystemRow
 from .probe.report.page import write_page
@@ -41,7 +41,8 @@ TILE, COLUMNS = 48, 40  # pixels a side of a thumbnail, thumbnails in a row of t
 class StudyReport:
     """What a study's page is made of.
 
-    steps : of all stages before the report; stores : probed system -> the stores that it chose from
+    steps : of all stages before the report
+    stores : probed system -> encoder -> the stores that it chose from
     sets : the data sets that exist
     Raises InvalidRequest where the published figures cannot be read.
     """
@@ -54,11 +55,12 @@ class StudyReport:
         *,
         sets: Sets,
         steps: Sequence[Step],
-        stores: Mapping[str, Sequence[StoreReport]],
+        stores: Mapping[str, Mapping[str, Sequence[StoreReport]]],
         figures: Mapping[str, Any],
     ) -> None:
         self.study, self.where, self.state = study, where, state
-        self.sets, self.steps, self.stores, self.figures = sets, steps, stores, figures
+        self.sets, self.steps, self.figures = sets, steps, figures
+        self.stores = {name: [s for some in of.values() for s in some] for name, of in stores.items()}
         self.results = {step.title: step.folder for step in steps if step.finished and step.folder}
         failed = [step for step in steps if step.state in ("blocked", "failed")]
         self.absent = {system: step.why for step in failed for system in step.systems}
@@ -133,7 +135,11 @@ class StudyReport:
         return beside_published(self.merged, self.figures["published"], systems, datasets=datasets)
 
     def _row(self, system: System) -> SystemRow:
-        about: dict[str, Any] = {"name": system.name, "encoder": system.encoder, "family": system.stage}
+        about: dict[str, Any] = {
+            "name": system.name,
+            "encoder": " + ".join(system.encoders),
+            "family": system.stage,
+        }
         models = [] if self.merged is None else self.merged.results.models
         model = next((model for model in models if model.features == system.name), None)
         if model is None:
@@ -142,19 +148,20 @@ class StudyReport:
             why = self.absent.get(system.name, "not run")
             return SystemRow(**about, state="blocked", why=why, published=published)
         with suppress(UnknownEncoder):  # a network trained from random weights needs no card
-            card = load_card(self.study.beside(system.encoder), trust_code=self.where.trust_code)
-            about["licence"] = card.licence
+            named = [self.study.beside(encoder) for encoder in system.encoders]
+            cards = [load_card(name, trust_code=self.where.trust_code) for name in named]
+            about["licence"] = ", ".join(dict.fromkeys(card.licence for card in cards))
         probed = system.stage == "probe"
-        spent = self.state.get("extract", system.encoder, {}) if probed else {}
+        spent = [self.state.get("extract", encoder, {}) for encoder in system.encoders if probed]
         return SystemRow(
             **about,
             state="done",
             chosen=model.chosen or "",
             dim=model.dim or 0,
-            forwards=spent.get("forwards", 0),
-            forwards_saved=self._saved(spent),
-            extract_seconds=spent.get("seconds", 0.0),
-            device=spent.get("device", ""),
+            forwards=sum(one.get("forwards", 0) for one in spent),
+            forwards_saved=sum(self._saved(one) for one in spent),
+            extract_seconds=sum(one.get("seconds", 0.0) for one in spent),
+            device=", ".join(dict.fromkeys(one["device"] for one in spent if one.get("device"))),
             fits=model.fits.fits if model.fits else 0,
             probe_seconds=model.took("cpu") if probed else 0.0,
             train_seconds=0.0 if probed else model.took("all"),
@@ -176,9 +183,13 @@ def embedding_maps(
     method: Projection,
 ) -> Iterator[EmbeddingMap]:
     """Maps of the best probed systems' embeddings, over all data sets."""
-    # feature set -> a store of the system that chose it, for its precision and dtype
-    ranked = [m for m in merged.results.ranked if m.features in stores]
-    chosen = {m.chosen: stores[m.features][0] for m in ranked if m.chosen}
+    drawn: dict[Source, StoreReport] = {}  # of a feature set its first source
+    for model in merged.results.ranked:
+        if model.chosen and model.features in stores:
+            source = parse_features(model.chosen).sources[0]
+            named = (source.encoder, source.view, source.tokens)
+            fits = (s for s in stores[model.features] if (s.encoder, s.view, s.tokens) == named)
+            drawn.setdefault(source, next(fits))
     manifests = {name: m.select(m.table["label"].to_numpy() != "") for name, m in sets.manifests.items()}
     table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
     rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
@@ -187,8 +198,7 @@ def embedding_maps(
     codes = (shown["label"] == train.positive).astype(int).tolist()
     if merged.results.multiclass:
         codes = [train.classes.index(label) for label in shown["label"]]
-    for features, store in list(chosen.items())[:MAPS]:
-        source = parse_features(features).sources[0]
+    for source, store in list(drawn.items())[:MAPS]:
         opened = open_bank(bank, precision=store.precision, dtype=store.dtype)
         options = {"encoder": source.encoder, "view": source.view, "tokens": source.tokens, "bank": opened}
         vectors = np.concatenate([load(m, **options) for m in manifests.values()])

@@ -49,7 +49,7 @@ class Extraction:
             "view": self.all_views,
             "tokens": list(self.tokens) or None,
             "precision": self.precision,
-            "checkpoint": where.checkpoints.get(self.encoder),
+            "checkpoint": where.checkpoint(self.encoder),
             "weights_dir": where.weights_dir,
             "device": where.device,
             "trust_code": trusted,

@@ -107,7 +107,7 @@ def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: St
             out=out,
             folds=one.folds,
             device=where.device,
-            checkpoint=where.checkpoints.get(one.encoder),
+            checkpoint=where.checkpoint(one.encoder),
             weights_dir=where.weights_dir,
             trust_code=where.trust_code,
             progress=where.progress,
@@ -125,7 +125,7 @@ def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: St
 def _request(one: Training, rows: str, where: Places) -> str:
     """Of recipe, card, file of weights and rows; card and recipe by what is in them."""
     parts: list[Any] = [one.encoder, one.recipe, one.options, one.folds, contents({"folds": one.folds})]
-    file = where.checkpoints.get(one.encoder)
+    file = where.checkpoint(one.encoder)
     if file is not None and file.exists():
         parts.append([file.stat().st_size, file.stat().st_mtime_ns])
     with suppress(EncoderError, UnknownEncoder, MissingDependency, InvalidRequest):
@@ -140,7 +140,7 @@ def _why_not_trained(one: Training, where: Places) -> str:
     try:
         if not load_recipe(one.recipe, encoder=one.card).random_weights:
             card = load_card(one.card, trust_code=where.trust_code)
-            checkpoint = where.checkpoints.get(one.encoder)
+            checkpoint = where.checkpoint(one.encoder)
             locate(card, checkpoint=checkpoint, weights_dir=where.weights_dir, download=False)
     except WeightsNotHere:
         pass  # the training downloads them

@@ -1,6 +1,6 @@
 """Probing as steps of a study: a probe runs again when its settings, stores or rows have changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -8,7 +8,6 @@ from typing import Any
 from ..cache.identity import safe_name
 from ..datasets.steps import Sets
 from ..steps import Places, State, Step, contents, digest
-from .config import Source
 from .results.files import complete_for
 from .run import run_probe
 
@@ -18,13 +17,15 @@ class Probing:
     """One probed system.
 
     settings : of `run_probe`, precision and dtype of the stores included
-    stores : name of each store that it may choose from -> its columns; None: not known yet, the weights are
-        still to be downloaded
+    stores : names of those that it may choose from; None: not known yet, the weights are still to be
+        downloaded
+    features : the feature sets that it may choose from
     """
 
     system: str
     settings: Mapping[str, Any]
-    stores: Mapping[str, Source] | None
+    stores: Sequence[str] | None
+    features: Sequence[str] = ()
 
 
 def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State) -> Step:
@@ -33,9 +34,9 @@ def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State)
     step.seconds = state.get("probe", one.system, {}).get("seconds")
     if one.stores is None:
         return step
-    stores = one.stores
     folder = step.folder = where.out / "probe" / safe_name(one.system)
-    step.request = digest(rows, one.settings, contents(one.settings), list(stores))
+    joined = [text for text in one.features if " + " in text]
+    step.request = digest(rows, one.settings, contents(one.settings), list(one.stores), *joined)
     if complete_for(folder, step.request):
         step.state = "cached"
         return step
@@ -46,7 +47,7 @@ def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State)
             train=sets.train,
             tests=sets.tests,
             bank=where.bank,
-            features=[str(source) for source in stores.values()],
+            features=one.features,
             jobs=where.jobs,
             progress=where.progress,
             **one.settings,

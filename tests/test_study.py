@@ -362,6 +362,35 @@ def test_embeddings_of_another_precision_are_taken_as_they_are(place: Path) -> N
     )
 
 
+def test_feature_sets_written_out_join_views_and_encoders(place: Path) -> None:
+    """Candidates of two encoders and of two side by side, one of which the folds choose."""
+    (place / "tiny.toml").write_text(TINY)
+    weights = {"tiny.toml": tiny_weights(place / "weights.safetensors")}
+    both = "flat4.toml/full/pooled + tiny.toml/center:0.5/cls"
+    sets = f'["{both}", "flat4.toml/full/pooled + flat4.toml/center:0.50/pooled", "tiny.toml/full/mean"]'
+    named = f'[[system]]\nname = "Joined"\nfeatures = {sets}\n'
+    result = run(write_study(place, [named, FLAT4]), checkpoints=weights)
+    assert not result.failed
+    assert not result.blocked
+    assert result.page.result is not None
+    probed = ProbeResult.load(place / "out" / "probe" / "Joined").results
+    dims = {model.features: model.dim for model in probed.models}
+    assert dims == {
+        "flat4/full/pooled + tiny/center:0.5/cls": 48 + 32,
+        "flat4/full/pooled + flat4/center:0.5/pooled": 96,
+        "tiny/full/mean": 32,
+    }
+    row, other = result.page.systems
+    assert row.encoder == "flat4.toml + tiny.toml"
+    assert row.chosen in dims
+    assert row.forwards > other.forwards
+    assert run(write_study(place, [named, FLAT4]), checkpoints=weights).idle
+    fewer = named.replace(f'"{both}", ', "")
+    states_of = states(run(write_study(place, [fewer, FLAT4]), checkpoints=weights).steps)
+    assert states_of["probe", "Joined"] == "done"
+    assert states_of["probe", "Flat 4"] == "cached"
+
+
 # --- interrupted
 
 SLOW = """
@@ -561,6 +590,7 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         '[[system]]\nname = "a"\nencoder = "uni"\nstage = "linear"\n'
         '[[system]]\nname = "a"\nencoder = "uni"\n[[system]]\nname = "b"\n'
         '[[system]]\nname = "x+y z"\nencoder = "uni"\n[[system]]\nname = "x+y, z"\nencoder = "uni"\n'
+        '[[system]]\nname = "c"\nencoder = "uni"\nfeatures = ["uni/full", "uni/full/cls + uni/full/cls"]\n'
         '[[system]]\nname = "rank 8"\nencoder = "uni"\nstage = "lora"\nsettings = { rank = 8 }\n'
         '[[system]]\nname = "rank 16"\nencoder = "uni"\nstage = "lora"\nsettings = { rank = 16 }\n'
     )
@@ -578,6 +608,9 @@ def test_all_faults_of_a_study_file_are_told_at_once(tmp_path: Path) -> None:
         "'x+y z' and 'x+y, z' differ in punctuation or case only",
         "'rank 8' and 'rank 16' fine-tune 'uni' with the recipe 'lora', and models go to folders by encoder",
         "system 3 (b): encoder is missing",
+        "system 6 (c): encoder: the features name it",
+        "system 6 (c): features 'uni/full': a study names ENCODER/VIEW/TOKENS, all three",
+        "the same block of columns is named twice",
         "unknown key 'probes', did you mean 'probe'?",
         str(file),
     ):
