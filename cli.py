@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -101,17 +102,13 @@ def _import_embeddings(embeddings: Path, **settings: Any) -> Any:
 
 
 @click.command("quickstart")
-@click.option(
-    "-o",
-    "--out",
+@options.out(
+    "Folder for the sample, the bank and the results.",
     default="patchbank-quickstart",
     show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the sample, the bank and the results.",
+    type=options.FOLDER,
 )
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print the results and the seconds of each step as JSON."
-)
+@options.json("Print the results and the seconds of each step as JSON.")
 def quickstart_command(out: Path, as_json: bool) -> None:
     """Run the main job offline: sample -> extract -> cache -> probe -> result table.
 
@@ -149,22 +146,20 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     "--data",
     default=".",
     show_default=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=options.FOLDER,
     help="Folder with NAME.toml of every data set (`patchbank datasets build`).",
 )
 @options.bank("Folder of embeddings.", default="bank", show_default=True, type=options.PATH)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder of results [default: NAME]."
-)
+@options.out("Folder of results [default: NAME].", type=options.FOLDER)
 @options.weights_dir
 @click.option("--checkpoint", "checkpoints", multiple=True, help="ENCODER=FILE of weights; may be repeated.")
 @click.option("--only", multiple=True, help="System to run, by name; may be repeated (default: all).")
 @options.device
-@click.option(
+@options.choice(
     "--finetune",
-    type=click.Choice(["none", "plan", "all"]),
-    default="none",
-    show_default=True,
+    "none",
+    "plan",
+    "all",
     help="Train the LoRA and end-to-end systems: those that the plan chooses, or all.",
 )
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
@@ -224,43 +219,31 @@ def run_command(
     where = Places(out=out, checkpoints=named, progress=not as_json, **options)
     say = (lambda text: echo(text, err=True)) if as_json else echo
     if dry_run:
-        plan = plan_tasks if wanted.tasks else plan_study
-        steps = plan(wanted, where, measure=measure)
+        steps = (plan_tasks if wanted.tasks else plan_study)(wanted, where, measure=measure)
         if as_json:
             echo(json.dumps({"steps": [step.to_json() for step in steps]}))
-            return
-        for step in steps:
-            echo(step.line())
+        else:
+            echo("\n".join(step.line() for step in steps))
         if strict and any(step.state == "blocked" for step in steps):
             raise click.exceptions.Exit(1)
         return
     if wanted.tasks:
-        ranked = run_tasks(wanted, where, say=say)
-        if as_json:
-            records = json.loads(ranked.table.to_json(orient="records"))
-            steps = [step.to_json() for step in ranked.steps]
-            echo(json.dumps({"seconds": ranked.seconds, "steps": steps, "results": records}))
-        else:
-            show_tasks(ranked.table, ranked.missing, title=wanted.title)
-            echo(f"{'Everything was cached' if ranked.idle else 'Done'} in {ranked.seconds:.1f} s.")
-            echo(f"Wrote {', '.join(map(str, ranked.files))}.")
-        if ranked.failed or (strict and ranked.blocked):
-            raise click.exceptions.Exit(1)
-        return
-    done = run_study(wanted, where, say=say)
-    if as_json:
-        records = json.loads(frame(done.page).to_json(orient="records"))
-        shown = {
-            "seconds": done.seconds,
-            "steps": [step.to_json() for step in done.steps],
-            "results": records,
-        }
-        echo(json.dumps(shown))
+        done = run_tasks(wanted, where, say=say)
+        table, files = done.table, done.files
+        show_results = partial(show_tasks, table, done.missing, title=wanted.title)
     else:
-        show(done.page)
+        done = run_study(wanted, where, say=say)
+        table, files = frame(done.page), done.files if done.page.result is not None else []
+        show_results = partial(show, done.page)
+    if as_json:
+        steps = [step.to_json() for step in done.steps]
+        results = json.loads(table.to_json(orient="records"))
+        echo(json.dumps({"seconds": done.seconds, "steps": steps, "results": results}))
+    else:
+        show_results()
         echo(f"{'Everything was cached' if done.idle else 'Done'} in {done.seconds:.1f} s.")
-        if done.page.result is not None:
-            echo(f"Wrote {', '.join(map(str, done.files))}.")
+        if files:
+            echo(f"Wrote {', '.join(map(str, files))}.")
     if done.failed or (strict and done.blocked):
         raise click.exceptions.Exit(1)
 
@@ -292,14 +275,7 @@ def run_command(
     type=click.Choice(["refit", "ensemble"]),
     help="Of a probe: the refit (default), or its folds' mean.",
 )
-@click.option(
-    "-e",
-    "--encoder",
-    "encoders",
-    multiple=True,
-    metavar="ID=SPEC",
-    help="Of a probe: how an encoder is loaded.",
-)
+@options.encoder("encoders", multiple=True, metavar="ID=SPEC", help="Of a probe: how an encoder is loaded.")
 @options.device
 @click.option(
     "--precision", help="Of a probe: to embed in (default: what it was fitted on; on a CPU not fp16)."
@@ -307,13 +283,7 @@ def run_command(
 @click.option("--batch-size", type=int, help="Patches in a forward pass (default: as in extract).")
 @click.option("--workers", type=int, help="Threads (of fine-tuned models processes) that read images.")
 @click.option("--tta", is_flag=True, help="Of fine-tuned models: mean over the 8 flips and quarter turns.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="At an image that cannot be read.",
-)
+@options.on_error
 @options.checkpoint
 @options.weights_dir
 @options.trust_code

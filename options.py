@@ -32,6 +32,31 @@ def json(help: str = "Print JSON.") -> Any:
     return click.option("--json", "as_json", is_flag=True, help=help)
 
 
+def encoder(*name: str, help: str, **settings: Any) -> Any:
+    """`-e/--encoder`; cards and the bank's encoders complete it."""
+    return click.option("-e", "--encoder", *name, shell_complete=encoder_names, help=help, **settings)
+
+
+def view(*name: str, help: str, **settings: Any) -> Any:
+    """`-v/--view`."""
+    return click.option("-v", "--view", *name, help=help, **settings)
+
+
+def tokens(help: str, **settings: Any) -> Any:
+    """`-t/--tokens`."""
+    return click.option("-t", "--tokens", help=help, **settings)
+
+
+def format(name: str, formats: Sequence[str], help: str, **settings: Any) -> Any:
+    """`-f/--format`."""
+    return click.option("-f", "--format", name, type=click.Choice(formats), help=help, **settings)
+
+
+def choice(name: str, *words: str, help: str) -> Any:
+    """One of several words, the first by default."""
+    return click.option(name, type=click.Choice(words), default=words[0], show_default=True, help=help)
+
+
 # --- what every command has
 
 
@@ -124,22 +149,19 @@ def together(*options: Any) -> Any:
 
 # which stores of a bank are read
 stores = together(
-    click.option(
-        "-e",
-        "--encoder",
-        "encoders",
-        multiple=True,
-        shell_complete=encoder_names,
-        help="Encoder id; may be repeated.",
-    ),
-    click.option(
-        "-v", "--view", "views", multiple=True, default=("full",), show_default=True, help="May be repeated."
-    ),
-    click.option("-t", "--tokens", multiple=True, help="Token policy (default: the only one in the bank)."),
+    encoder("encoders", multiple=True, help="Encoder id; may be repeated."),
+    view("views", multiple=True, default=("full",), show_default=True, help="May be repeated."),
+    tokens("Token policy (default: the only one in the bank).", multiple=True),
 )
 stored_as = together(
     click.option("--precision", help="Of the stores to read, where there are several: fp32, bf16, fp16."),
     click.option("--dtype", help="Of the stores to read, where there are several: float16, float32."),
+)
+seed = click.option("--seed", type=int, default=0, show_default=True, help="Of what is drawn at random.")
+backend = choice("--backend", "zarr", "hdf5", help="Layout of new stores.")
+# how images are read
+on_error = choice(
+    "--on-error", "fail", "skip", help="At an image that cannot be read: stop, or leave it out and list it."
 )
 # how an encoder is built
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
@@ -179,7 +201,7 @@ described = together(
     click.option("--licence", default="not stated", help="Of the images."),
     click.option("--source", default="not stated", help="Where they come from."),
     click.option("--description", default="", help="One line."),
-    click.option("--dataset-version", "version", default="1", show_default=True),
+    click.option("--dataset-version", "version", default="1", show_default=True, help="Of the data set."),
     click.option(
         "--group-kind",
         default="",

@@ -370,7 +370,7 @@ def diff_command(
 @store_argument
 @click.argument("path", type=click.Path(path_type=Path))
 @options.bank()
-@click.option("-f", "--format", "layout", required=True, type=click.Choice(LAYOUTS), help="What to write.")
+@options.format("layout", LAYOUTS, "What to write.", required=True)
 @options.table
 @click.option("--where", help="pandas query: only these rows of the table.")
 @click.option(
@@ -435,7 +435,7 @@ def _attribute(text: str) -> tuple[str, Any]:
 @cache_group.command("import")
 @click.argument("path", type=click.Path(path_type=Path))
 @options.bank()
-@click.option("-e", "--encoder", default="", help="That made them [default: what the source says].")
+@options.encoder(default="", help="That made them [default: what the source says].")
 @click.option("--name", "dataset", default="", help="The data set's name [default: the source's].")
 @options.out("The manifest to write, NAME.toml by default.")
 @click.option(
@@ -445,20 +445,14 @@ def _attribute(text: str) -> tuple[str, Any]:
 @click.option(
     "--join", default="", help="OURS=THEIRS: columns of source and table that belong together; row: by order."
 )
-@click.option(
-    "--unmatched",
-    type=click.Choice(["fail", "drop"]),
-    default="fail",
-    show_default=True,
-    help="Rows of the source or the table without a partner.",
-)
+@options.choice("--unmatched", "fail", "drop", help="Rows of the source or the table without a partner.")
 @click.option("--manifest", type=options.PATH, help="Of these patches, instead of a table: a second encoder.")
 @click.option("--key", default="", help="The array or column of embeddings, where it has no usual name.")
 @click.option("--revision", default="", help="Of the encoder: sources of one revision share a store.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="As stored (default: the source's).")
 @options.described
 @click.option("--table-out", type=click.Path(path_type=Path), help="(exports) Write the columns here (CSV).")
-@click.option("--backend", type=click.Choice(["zarr", "hdf5"]), default="zarr", show_default=True)
+@options.backend
 def import_command(path: Path, bank: str, table_out: Path | None, backend: str, **settings: Any) -> None:
     """Import embeddings: of another program, with a manifest; or an export of patchbank, bit for bit.
 

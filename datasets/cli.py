@@ -182,12 +182,10 @@ def build() -> None:
 # what all builders have
 _common = options.together(
     options.out("The manifest, NAME.toml by default.", type=click.Path(dir_okay=False)),
-    click.option("--on-error", type=click.Choice(["fail", "skip"]), default="fail", show_default=True,
-                 help="About unreadable images: build nothing, or leave them out and list them."),
+    options.on_error,
     click.option("--hashes/--no-hashes", default=None,
                  help="Decode every image now, for its content hash. [default: yes; no for wsi]"),
-    click.option("-f", "--format", "table_format", type=click.Choice(["csv", "parquet"]),
-                 help="Of the table. [default: csv up to 200,000 rows]"),
+    options.format("table_format", ["csv", "parquet"], "Of the table. [default: csv up to 200,000 rows]"),
     click.option("--workers", type=click.IntRange(1), help="Threads that decode."),
     options.json(),
 )  # fmt: skip
@@ -570,8 +568,8 @@ def folds() -> None:
 
 @folds.command("make")
 @click.argument("manifest", type=click.Path(exists=True, dir_okay=False))
-@click.option("--n-splits", type=click.IntRange(2), default=5, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--n-splits", type=click.IntRange(2), default=5, show_default=True, help="How many folds.")
+@options.seed
 @click.option("--split", default="train", show_default=True, help='Of these rows; "" = all.')
 @options.out("FOLDS.toml", required=True, type=click.Path(dir_okay=False))
 def folds_make(manifest: str, n_splits: int, seed: int, split: str, out: str) -> None:

@@ -53,67 +53,35 @@ def stoppable() -> Iterator[None]:
 @click.argument(
     "manifests", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
 )
-@click.option(
-    "-e",
-    "--encoder",
-    multiple=True,
-    shell_complete=options.encoder_names,
-    help="Card, timm:NAME or hf:ORG/NAME; may be repeated.",
-)
+@options.encoder(multiple=True, help="Card, timm:NAME or hf:ORG/NAME; may be repeated.")
 @click.option("--card", multiple=True, type=options.PATH, help="A card of your own (TOML); may be repeated.")
 @options.bank()
-@click.option(
-    "-v",
-    "--view",
+@options.view(
     multiple=True,
     help="full, center:F, mpp:M, stain:METHOD, d4, d4:K, d4:mean; may be repeated.",
 )
-@click.option(
-    "-t",
-    "--tokens",
-    multiple=True,
-    help="cls, mean, cls+mean, registers, patches, pooled, cls@K; may be repeated.",
-)
+@options.tokens("cls, mean, cls+mean, registers, patches, pooled, cls@K; may be repeated.", multiple=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:N, mps.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--dtype", default="float16", show_default=True, help="Stored as float16 or float32.")
 @click.option("--batch-size", type=int, help="Chosen automatically on a GPU, 8 on a CPU.")
 @click.option("--workers", type=int, help="Decoding threads.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["fail", "skip"]),
-    default="fail",
-    show_default=True,
-    help="At a patch that cannot be read.",
-)
+@options.on_error
 @options.checkpoint
 @options.weights_dir
 @click.option("--revision", help="Commit of the encoder's hub repository.")
-@click.option(
-    "--resize",
-    type=click.Choice(["pil", "device"]),
-    default="pil",
-    show_default=True,
-    help="Where to resize; part of the identity.",
-)
-@click.option(
-    "--backend",
-    type=click.Choice(["zarr", "hdf5"]),
-    default="zarr",
-    show_default=True,
-    help="Layout of new stores.",
-)
+@options.choice("--resize", "pil", "device", help="Where to resize; part of the identity.")
+@options.backend
 @click.option(
     "--channels-last/--channels-first", default=None, help="Memory layout; last for CNNs by default."
 )
 @click.option("--compile", is_flag=True, help="torch.compile the encoder: slower to start, faster to run.")
 @options.trust_remote_code
 @options.trust_code
-@click.option(
+@options.choice(
     "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
+    "local",
+    "ray",
     help="ray: all machines of a Ray cluster that share the bank's file system.",
 )
 @click.option("--actors", type=int, help="With --engine ray: as many as GPUs (or machines) by default.")
@@ -170,7 +138,7 @@ def encoders_group() -> None:
 
 
 @encoders_group.command("ls")
-@options.json("Print as JSON.")
+@options.json()
 def ls_command(as_json: bool) -> None:
     """List the encoder cards.
 
@@ -191,7 +159,7 @@ def ls_command(as_json: bool) -> None:
 
 @encoders_group.command("show")
 @click.argument("encoder", shell_complete=options.encoder_names)
-@options.json("Print as JSON.")
+@options.json()
 def show_command(encoder: str, as_json: bool) -> None:
     """Show everything a card says, as the TOML of a card of your own would say it.
 
@@ -213,10 +181,10 @@ def show_command(encoder: str, as_json: bool) -> None:
 @options.checkpoint
 @options.weights_dir
 @click.option("--random-weights", is_flag=True, help="Check the architecture alone, without its weights.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps.")
 @options.trust_remote_code
 @options.trust_code
-@options.json("Print as JSON.")
+@options.json()
 def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **options: Any) -> None:
     """Build an encoder, embed one image and compare what comes out with its card.
 
@@ -240,7 +208,7 @@ def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **option
 @click.command("doctor")
 @options.bank("Folder whose disk is looked at.", default=Path(), type=options.PATH)
 @options.weights_dir
-@options.json("Print as JSON.")
+@options.json()
 def doctor_command(bank: Path, weights_dir: Path | None, as_json: bool) -> None:
     """Say what is installed, what this machine has, and which encoders can be used.
 

@@ -112,12 +112,7 @@ def plan_command(
     type=options.PATH,
     help="Train what this plan says, instead of TRAIN and --encoder.",
 )
-@click.option(
-    "-e",
-    "--encoder",
-    shell_complete=options.encoder_names,
-    help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.",
-)
+@options.encoder(help="Encoder: card, timm:NAME, hf:ORG/NAME, card file.")
 @click.option(
     "--recipe", default="lora", show_default=True, help="lora, full, midog25, paper, or a TOML file."
 )
@@ -217,15 +212,9 @@ def recipe_command(name: str | None, markdown: bool) -> None:
 @finetune_group.command("attention")
 @click.argument("train", type=options.PATH)
 @click.argument("tests", nargs=-1, type=options.PATH)
-@click.option(
-    "-e",
-    "--encoder",
-    required=True,
-    shell_complete=options.encoder_names,
-    help="Encoder id, as the bank has it.",
-)
+@options.encoder(required=True, help="Encoder id, as the bank has it.")
 @options.bank("Folder that `patchbank extract --tokens patches` wrote.")
-@click.option("-v", "--view", default="full", show_default=True, help="As extracted.")
+@options.view(default="full", show_default=True, help="As extracted.")
 @options.stored_as
 @click.option("--token-dim", type=int, help="Width of one token (default: of the encoder's card).")
 @options.out("Folder for the models and results.")

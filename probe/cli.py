@@ -70,13 +70,7 @@ def probe_group() -> None:
 @options.allow_leaks
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
 @click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
-@click.option(
-    "--backend",
-    type=click.Choice(["loky", "threading", "ray"]),
-    default="loky",
-    show_default=True,
-    help="ray: a Ray cluster, or a local one.",
-)
+@options.choice("--backend", "loky", "threading", "ray", help="ray: a Ray cluster, or a local one.")
 @options.json("Print results.json instead of the table.")
 def run_command(
     train: Path,
@@ -176,7 +170,7 @@ def _imported(
 @click.option("--preprocess", help="standardize, l2, whiten, none (default: as in `probe run`).")
 @click.option("--shots", default="1,2,4,8,16,32,64", show_default=True, help="Patches of each class.")
 @click.option("--repeats", type=int, default=20, show_default=True, help="Draws of the shots.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@options.seed
 @options.positive
 @options.one_vs_rest
 @options.near_duplicates
@@ -249,7 +243,7 @@ def few_shot_command(
 @click.option(
     "--trials", type=int, default=10, show_default=True, help="Runs of k-means a pair; 0: no clustering."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@options.seed
 @options.out("Folder for robustness.json; `probe report` of it shows the tables.")
 @options.json("Print robustness.json instead of the tables.")
 def robustness_command(manifest: Path, out: Path | None, as_json: bool, **options: Any) -> None:
@@ -303,13 +297,8 @@ def robustness_command(manifest: Path, out: Path | None, as_json: bool, **option
     help="Images of each kind of error; six are seen at once.",
 )
 @click.option("--figures", type=click.Path(path_type=Path), help="Folder for the plots as files for print.")
-@click.option(
-    "-f",
-    "--format",
-    "formats",
-    multiple=True,
-    type=click.Choice(["pdf", "svg", "png"]),
-    help="Of the figures; may be repeated (default: all three).",
+@options.format(
+    "formats", ["pdf", "svg", "png"], "Of the figures; may be repeated (default: all three).", multiple=True
 )
 def report_command(
     results: Path,

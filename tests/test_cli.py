@@ -78,17 +78,31 @@ def test_every_command_shows_examples(name: tuple[str, ...]) -> None:
 def test_a_letter_means_one_thing_and_an_option_has_the_same_letter_everywhere() -> None:
     letters: dict[str, set[str]] = {}
     names: dict[str, set[str]] = {}
+    helps: dict[str, set[str]] = {}
     for command in ALL.values():
         for option in command.params:
             if isinstance(option, click.Option):
                 (name,) = [n for n in option.opts if n.startswith("--")] or option.opts
                 short = {n for n in option.opts if not n.startswith("--")} - {name}
                 names.setdefault(name, set()).update(short or {""})
+                helps.setdefault(name, set()).add(option.help or "")
                 for letter in short:
                     letters.setdefault(letter, set()).add(name)
     assert len(names) > 100
     assert {letter: name for letter, name in letters.items() if len(name) > 1} == {}
     assert {name: short for name, short in names.items() if len(short) > 1} == {}
+    assert {name for name, texts in helps.items() if "" in texts} == set()
+    one_meaning = {"--on-error", "--weights-dir", "--trust-code", "--trust-remote-code", "--one-vs-rest"}
+    one_meaning |= {
+        "--near-duplicates",
+        "--allow-leaks",
+        "--column",
+        "--map",
+        "--mpp0",
+        "--quiet",
+        "--log-file",
+    }
+    assert {name: helps[name] for name in one_meaning if len(helps[name]) > 1} == {}
     assert letters.items() >= {
         "-b": {"--bank"}, "-e": {"--encoder"}, "-v": {"--view"}, "-t": {"--tokens"}, "-o": {"--out"},
     }.items()  # fmt: skip
