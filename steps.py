@@ -17,7 +17,14 @@ from .files import sha256, write_text
 from .version import __version__
 
 STATE_FORMAT, STATE_VERSION = "patchbank-study", 1
-KINDS = ("extract", "probe", "plan", "finetune", "report")  # of steps that the state has entries of
+KINDS = (
+    "extract",
+    "probe",
+    "robustness",
+    "plan",
+    "finetune",
+    "report",
+)  # of steps that the state has entries of
 SHOWN = ("kind", "title", "state", "why", "patches", "cached", "forwards", "nbytes", "seconds", "systems")
 
 
@@ -51,7 +58,7 @@ class Places:
 class Step:
     """One thing that a study does.
 
-    kind : "data", "extract", "probe", "plan", "finetune", "report"
+    kind : "data", "extract", "probe", "robustness", "plan", "finetune", "report"
     state : "cached" (nothing to do), "to do", "blocked" (`why` says what is missing); after a run also "done"
         and "failed"
     patches, cached : to embed, and embedded already; forwards : passes that it takes, nbytes : of disk

@@ -25,7 +25,7 @@ from .files import locked
 from .finetune.steps import MODES, Training, plan_plan, plan_training
 from .probe.config import FeatureSet, Source
 from .probe.report.model import StudyPage
-from .probe.steps import Probing, plan_probe
+from .probe.steps import Probing, plan_probe, plan_robustness
 from .steps import Outcome, Places, State, Step
 from .study_file import Study, System
 from .study_page import StudyReport, figures_of
@@ -59,6 +59,7 @@ def run_study(study: Study, where: Places, *, say: Callable[[str], None] = print
     Extracted : every encoder's views and token policies, for the patches that the bank lacks.
     Probed : each system by itself, if its settings, stores or rows have changed. Everything is chosen on the
         folds of the training rows; see `probe.run.run_probe`.
+    Measured, with [robustness] : how much the probes' embeddings are of the domains (probe/robustness.py).
     Fine-tuned : one model a fold, as `where.finetune` says; what was trained is not trained again. A fold's
         own head is its probe: the rows that it was trained on may not be embedded by it
         (finetune/adapted.py), so that no other probe could be fitted on the same folds.
@@ -111,6 +112,10 @@ class _Work:
         probing = [self._probing(system, stores) for system in study.of("probe") if system.name not in absent]
         probes = [plan_probe(each, sets, rows, where, self.state) for each in probing]
         yield probes
+        measured = []
+        if study.robustness is not None and probing:
+            measured = [plan_robustness(study.robustness, probing, sets, rows, where, self.state)]
+        yield measured
         trained = study.of("lora", "full")
         plans = []
         if where.finetune == "plan" and trained:
@@ -118,7 +123,7 @@ class _Work:
         yield plans
         trainings = [plan_training(self._training(s), sets, rows, where, self.state) for s in trained]
         yield trainings
-        done = [*data, *extracts, *probes, *plans, *trainings]
+        done = [*data, *extracts, *probes, *measured, *plans, *trainings]
         self.report = StudyReport(
             study, where, self.state, sets=sets, steps=done, stores=stores, figures=self.figures
         )

@@ -10,7 +10,7 @@ from pydantic import Field, PrivateAttr
 
 from .cache.identity import safe_name
 from .errors import InvalidRequest
-from .probe.config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
+from .probe.config import NEAR_BY, FeatureSet, ProbeConfig, RobustnessConfig, parse_features
 from .probe.report.projection import Projection
 from .probe.results.display import SHOWN, SHOWN_OF_CLASSES
 from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
@@ -112,6 +112,7 @@ class Study(Settings):
     views, tokens : of the probes whose system names none
     folds, probe : settings of all probes, see ProbeConfig; extract : options of all extractions, see
         extract/options.py; finetune : of all trainings, see finetune.run.run_finetune (engine, workers, ...)
+    robustness : of the probes' embeddings to domains, see probe/robustness.py; None: not measured
     published : figures to set beside ours, see probe/report/published.py
     primary_set, primary_metric : the evaluation set ("ami-br:test", or a data set's name) and the metric
         (balanced_accuracy, auroc, average_precision) that the question is about, named before the results are
@@ -132,6 +133,7 @@ class Study(Settings):
     probe: Mapping[str, Any] = {}
     extract: Mapping[str, Any] = {}
     finetune: Mapping[str, Any] = {}
+    robustness: RobustnessConfig | None = None
     published: str = ""
     primary_set: str = ""
     primary_metric: str = ""

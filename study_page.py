@@ -27,6 +27,7 @@ from .probe.report.published import HOW, beside_published, in_words, load_publis
 from .probe.report.study_tables import frame, markdown
 from .probe.results.files import ProbeResult
 from .probe.results.merge import merge_systems
+from .probe.results.robustness import FILE, Robustness
 from .steps import Places, State, Step, digest
 from .study_file import Study, System
 from .texts import write_csv
@@ -65,6 +66,8 @@ class StudyReport:
         failed = [step for step in steps if step.state in ("blocked", "failed")]
         self.absent = {system: step.why for step in failed for system in step.systems}
         self.files = [where.out / name for name in FILES]
+        measured = any(step.kind == "robustness" and step.finished for step in steps)
+        self.robustness = where.out / FILE if measured else None
 
     def step(self) -> Step:
         """Writing the page and its tables: again when the study file, a result, a missing one or the code
@@ -75,6 +78,8 @@ class StudyReport:
             return step
         about = self.study.model_dump()
         versions = {name: sha256(folder / "results.json") for name, folder in self.results.items()}
+        if self.robustness is not None:
+            versions["robustness"] = sha256(self.robustness)
         rows = self.sets.digest(self.where.bank)
         step.request = digest(rows, about, self.figures, versions, self.absent, code_of_page())
         if self.state.get("report", "digest") == step.request and all(file.exists() for file in self.files):
@@ -109,6 +114,7 @@ class StudyReport:
             primary_metric=self.study.primary_metric,
             published=tuple(published),
             published_source=f"{source_of(self.figures)}. {HOW}" if published else "",
+            robustness=None if self.robustness is None else Robustness.load(self.robustness.parent),
             log=tuple((step.kind, step.title, step.state, step.seconds) for step in steps),
         )
 

@@ -113,6 +113,26 @@ def feature_sets(
     return tuple(dict.fromkeys(sets))
 
 
+class RobustnessConfig(Settings):
+    """What `run_robustness` is asked to do, as a study file's [robustness] says it.
+
+    k : nearest patches, >= 1; None: chosen by their vote for the class
+    iterations : draws for the performance drop, trials : runs of k-means a pair; 0: not measured
+    """
+
+    k: int | None = None
+    iterations: int = 20
+    trials: int = 10
+    seed: int = 0
+
+    def faults(self) -> Iterable[str]:
+        if self.k is not None and self.k < 1:
+            yield f"k = {self.k} has to be at least 1"
+        for name in ("iterations", "trials", "seed"):
+            if getattr(self, name) < 0:
+                yield f"{name} = {getattr(self, name)} cannot be negative"
+
+
 class ProbeConfig(Settings):
     """Everything that decides the numbers of a probe study, apart from the data (frozen; see the fields).
 

@@ -8,7 +8,10 @@ from typing import Any
 from ..cache.identity import safe_name
 from ..datasets.steps import Sets
 from ..steps import Places, State, Step, contents, digest
+from .config import RobustnessConfig
 from .results.files import complete_for
+from .results.robustness import FILE
+from .robustness import run_robustness
 from .run import run_probe
 
 
@@ -56,4 +59,37 @@ def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State)
         state.remember("probe", one.system, {"seconds": perf_counter() - started})
 
     step.action = probe
+    return step
+
+
+def plan_robustness(
+    config: RobustnessConfig, probes: Sequence[Probing], sets: Sets, rows: str, where: Places, state: State
+) -> Step:
+    """The step that measures the embeddings of probed systems over the training rows: OUT/robustness.json.
+
+    rows : digest of the rows, `Sets.digest`
+    """
+    step = Step(kind="robustness", title="of the embeddings to domains")
+    step.seconds = state.get("robustness", "train", {}).get("seconds")
+    if any(one.stores is None for one in probes):  # weights are still to be downloaded
+        return step
+    features = list(dict.fromkeys(text for one in probes for text in one.features))
+    as_stored = {name: {one.settings.get(name) for one in probes} for name in ("precision", "dtype")}
+    stored: dict[str, Any] = {name: values.pop() for name, values in as_stored.items() if len(values) == 1}
+    step.request = digest(rows, config.model_dump(), features, stored)
+    file = where.out / FILE
+    if state.get("robustness", "train", {}).get("request") == step.request and file.is_file():
+        step.state = "cached"
+        return step
+
+    def measure() -> None:
+        started = perf_counter()
+        state.forget("robustness", "train")
+        settings: dict[str, Any] = config.model_dump()
+        found = run_robustness(sets.train, bank=where.bank, features=features, **settings, **stored)
+        found.save(where.out)
+        seconds = perf_counter() - started
+        state.remember("robustness", "train", {"request": step.request, "seconds": seconds})
+
+    step.action = measure
     return step

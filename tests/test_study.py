@@ -26,6 +26,7 @@ from patchbank.errors import InvalidRequest, OutputError
 from patchbank.files import locked
 from patchbank.probe.cli import probe_group
 from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.robustness import Robustness
 from patchbank.steps import Places, Step
 from patchbank.study import StudyResult, plan_study, run_study
 from patchbank.study_file import load_study, shipped_studies
@@ -157,6 +158,31 @@ def test_a_study_runs_and_a_second_run_does_nothing(place: Path) -> None:
     assert (place / "out/report.html").stat().st_mtime_ns == stamp
     planned = plan_study(load_study(file), where)
     assert {step.state for step in planned} == {"cached", "blocked"}
+
+
+def test_robustness_is_a_step_and_a_section_where_the_study_asks_for_it(place: Path) -> None:
+    asked = "[robustness]\nk = 5\niterations = 1\ntrials = 0\n"
+    study = load_study(write_study(place, [FLAT4], probe=PROBE + asked))
+    where = Places(data=place, bank=place / "bank", out=place / "out", progress=False, trust_code=True)
+    result = run_study(study, where, say=lambda _: None)
+    assert not result.failed
+    assert [s.state for s in result.steps if s.kind == "robustness"] == ["done"]
+    found = Robustness.load(where.out)
+    assert [one.features for one in found.sets] == ["flat4/full/pooled", "flat4/center:0.5/pooled"]
+    assert (found.k, result.page.robustness) == (5, found)
+    assert "Robustness to domains" in (where.out / "report.html").read_text()
+    assert "robustness index" in (where.out / "report.md").read_text()
+    again = run_study(study, where, say=lambda _: None)
+    assert again.idle
+    assert [s.state for s in again.steps if s.kind == "robustness"] == ["cached"]
+    other = load_study(write_study(place, [FLAT4], probe=PROBE + asked.replace("k = 5", "k = 7")))
+    assert [s.state for s in plan_study(other, where) if s.kind in ("robustness", "report")] == ["to do"] * 2
+    plain = load_study(write_study(place, [FLAT4]))
+    assert not [s for s in plan_study(plain, where) if s.kind == "robustness"]
+    with pytest.raises(
+        InvalidRequest, match=r"robustness: unknown key 'iteration', did you mean 'iterations'"
+    ):
+        load_study(write_study(place, [FLAT4], probe=PROBE + "[robustness]\niteration = 3\n"))
 
 
 def test_the_page_is_written_again_when_its_code_changes_and_the_merged_result_is_kept(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..results.files import ProbeResult
+from ..results.robustness import Robustness
 from ..results.schema import Estimate
 
 
@@ -124,6 +125,8 @@ class StudyPage:
     """What the page leads with; "": the first held-out set, balanced accuracy."""
     published: tuple[PublishedRow, ...] = ()
     published_source: str = ""
+    robustness: Robustness | None = None
+    """Of the embeddings to domains; None: not measured."""
     table: bytes = b""
     """The file table.csv."""
     maps: tuple[EmbeddingMap, ...] = ()

@@ -29,6 +29,7 @@ from .sections import (
     reproduce,
     scores,
 )
+from .sections.robustness import robustness
 from .view import View
 
 __all__ = ["EmbeddingMap", "LabelledImage", "PublishedRow", "StudyPage", "SystemRow", "write_page"]
@@ -96,6 +97,7 @@ def _sections(page: StudyPage, view: View | None, board: Board) -> list[tuple[st
             ("across", "Across data sets", _across(view, board)),
             ("repeats", "Repeated with other folds", scores.repeats(view)),
             ("domains", "Domains", _domains(view, board)),
+            ("robustness", "Robustness to domains", robustness(page.robustness) if page.robustness else []),
             ("confusion", "Confusion matrix", classes.confusion(view)),
             ("classes", "Classes", classes.per_class(view)),
             ("curves", "Curves", curves.curves(view)),

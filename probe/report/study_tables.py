@@ -83,7 +83,7 @@ def markdown(page: StudyPage) -> str:
         table = Table(heads, lines, left=len(heads))
         out += ["## Beside published figures", table.markdown(), prose(page.published_source)]
     if page.result is not None:
-        out.append("#" + markdown_report(page.result).replace("\n#", "\n##"))
+        out.append("#" + markdown_report(page.result, robustness=page.robustness).replace("\n#", "\n##"))
     return "\n\n".join(part for part in out if part) + "\n"
 
 
