@@ -87,7 +87,7 @@ def leaderboard(view: View) -> list[Any]:
 def selected_on(view: View) -> list[Any]:
     """What was chosen on the set's own validation split instead of folds."""
     split = view.results.config.select_on
-    if not split:
+    if split in (None, "folds"):
         return []
     return [
         f"Everything was chosen on the split {split!r} of {view.results.train.name}, not on folds: that "

@@ -172,3 +172,6 @@ def test_a_choice_on_the_validation_split_is_said(result: ProbeResult) -> None:
     config = result.document["config"] | {"select_on": "val"}
     text = markdown_report(ProbeResult({**result.document, "config": config}, result.predictions))
     assert "chosen on the split 'val' of grades, not on folds" in text
+    folds = result.document["config"] | {"select_on": "folds"}
+    text = markdown_report(ProbeResult({**result.document, "config": folds}, result.predictions))
+    assert "not on folds" not in text
