@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import options
-from ..terminal import echo, print_table, printable
+from ..terminal import echo, note, print_table, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,6 +116,8 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
         rows.append([entry["name"], *shown, size, entry["state"], *complete])
     heads = ["store", "rows", "dim", "dtype", "precision", "size", "state", *(t.stem for t in tables)]
     print_table(heads, rows, right=(5,), boxed=False)
+    if any(entry.get("state", "finalized") != "finalized" for entry in entries):
+        note(f"Zarr and HDF5 readers see rows that `patchbank cache finalize STORE --bank {bank}` has finished.")
 
 
 @cache_group.command("info")

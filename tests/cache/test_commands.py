@@ -42,6 +42,7 @@ def cache(*words: object, code: int = 0) -> Result:
 def test_ls(bank: Path) -> None:
     plain = cache("ls", "--bank", bank, "--table", "set.toml").output
     assert "fake-noise.full.cls" in plain.replace("\n", "")
+    assert "`patchbank cache finalize STORE" in plain
     assert "100/150" in plain
     cls, mean = json.loads(cache("ls", "-b", bank, "--table", "patches.csv", "--json").stdout)
     assert (cls["rows"], cls["tokens"], cls["complete"]) == (150, "cls", {"patches": [150, 150]})
