@@ -137,6 +137,11 @@ def _probe_of(
         repo, _, revision = str(model).removeprefix("hf:").partition("@")
         return probe_of_hub(repo, features=features, role=role, revision=revision or None)
     folder = Path(model)
+    if not folder.exists():
+        raise InvalidRequest(
+            f"{model} does not exist; a model is a folder of `patchbank probe run` or `patchbank finetune "
+            "run`, or a probe on the hub, hf:OWNER/NAME"
+        )
     folder = folder.parent if folder.name in (ABOUT, "results.json") else folder
     if (folder / ABOUT).exists():
         return ProbeModel.load(folder, features=features, role=role)

@@ -196,7 +196,7 @@ class Bank:
             raise StoreNotFound(
                 f"no embeddings of the encoder {encoder!r} in {self.files}; "
                 f"there are: {', '.join(known) or 'none'}. "
-                f"Run: patchbank extract --encoder {encoder} --bank {self.files}"
+                f"Run: patchbank extract MANIFEST --encoder {encoder} --bank {self.files}"
             )
         asked = ", ".join(f"{part}={value}" for part, value in wanted.items() if value is not None)
         listing = "; ".join(_summary(store.identity) for store in fits or stores)

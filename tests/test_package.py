@@ -43,6 +43,18 @@ def test_an_unknown_export_is_an_attribute_error() -> None:
         _ = patchbank.no_such_thing
 
 
+def test_pages_and_studies_start_without_the_large_libraries() -> None:
+    """What they show is drawn and counted without them; each takes half a second or more to load."""
+    script = (
+        "import sys\n"
+        "import patchbank.study, patchbank.probe.report.study_tables, patchbank.probe.report.write\n"
+        "large = ('torch', 'timm', 'sklearn', 'scipy.stats', 'matplotlib')\n"
+        "print([name for name in large if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_the_cpu_stage_runs_where_no_gpu_stack_is_installed() -> None:
     """Every module of cache and probe imports while torch, timm and PIL cannot be."""
     modules = [

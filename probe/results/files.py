@@ -220,6 +220,10 @@ class ProbeResult:
         # by its name, as pandas finds its plots: the report imports this module
         return import_module("..report.notebook", __package__).Plots(self)
 
+    def __repr__(self) -> str:
+        features = self.chosen or ", ".join(self.leaderboard()["features"].unique())
+        return f"<{type(self).__name__} of {self.results.train.dataset}: {features}>"
+
     def _repr_html_(self) -> str:
         table = self.leaderboard().to_html(index=False, float_format="{:.3f}".format, na_rep="")
         notes = "".join(f"<li>{escape(text)}</li>" for text in self.results.notes)

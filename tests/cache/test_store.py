@@ -411,7 +411,7 @@ def test_a_bank_finds_its_stores(tmp_path: Path, identity: MakeIdentity) -> None
     bank = Bank(tmp_path)
     assert bank.stores() == []
     with pytest.raises(
-        StoreNotFound, match=r"no embeddings of the encoder 'uni' .*patchbank extract --encoder uni"
+        StoreNotFound, match=r"no embeddings of the encoder 'uni' .*patchbank extract MANIFEST --encoder uni"
     ):
         bank.find("uni")
     with pytest.raises(StoreNotFound):
