@@ -40,6 +40,7 @@ def commit() -> str:
 
 def provenance(*more: str) -> dict[str, Any]:
     """Versions (patchbank, its commit, Python, numerical packages, `more`), machine, time, command line."""
+    program = Path(sys.argv[0])  # patchbank, or patchbank/__main__.py
     return {
         "patchbank": __version__,
         **({"commit": commit()} if commit() else {}),
@@ -48,5 +49,5 @@ def provenance(*more: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv[1:] if Path(sys.argv[0]).stem == "patchbank" else [],
+        "command": sys.argv[1:] if "patchbank" in (program.stem, program.parent.name) else [],
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import patchbank
 import pytest
+from patchbank import version
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
@@ -41,6 +42,15 @@ def test_exports_are_real(name: str) -> None:
 def test_an_unknown_export_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = patchbank.no_such_thing
+
+
+@pytest.mark.parametrize(
+    ("program", "known"),
+    [("/bin/patchbank", True), ("/lib/patchbank/__main__.py", True), ("/bin/pytest", False), ("-c", False)],
+)
+def test_the_command_is_kept_with_results(program: str, known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program, "run", "my study.toml"])
+    assert version.provenance()["command"] == (["run", "my study.toml"] if known else [])
 
 
 def test_pages_and_studies_start_without_the_large_libraries() -> None:
