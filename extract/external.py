@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,35 +22,19 @@ from ..cache.identity import DTYPES
 from ..cache.importing.documents import in_memory
 from ..cache.importing.exports import is_export
 from ..cache.importing.foreign import read_source
-from ..cache.importing.source import IDS, Source, single
+from ..cache.importing.source import Source, single
 from ..cache.importing.storing import identity_of, scan, store_source
 from ..cache.index import KEY_BYTES
 from ..datasets.builders import Description, describe_table
 from ..datasets.hashes import look_up
 from ..datasets.manifest import Manifest, check_place, listed, load_manifest
-from ..datasets.tables import own_names, read_user_table
 from ..errors import InvalidRequest
 from ..settings import not_one_of
+from .joining import Say, joined, matched, partners, rows_of
 
 if TYPE_CHECKING:
     from ..cache.store import Store
 
-Say = Callable[[str], None]
-SLIDE_COLUMNS = (
-    "group",
-    "slide",
-    "slide_id",
-    "slide_name",
-    "wsi",
-    "wsi_id",
-    "sample_id",
-    "filename",
-    "file",
-    "name",
-)
-OURS = ("patch_id", "label", "group", "domain", "split", "x", "y", "content_hash")
-_PLACE = "slide, x, y"
-_SUFFIX = r"\.(svs|tiff?|ndpi|mrxs|scn|bif|vms|vmu|svslide|dcm|isyntax|czi|h5|pt|npy|png|jpe?g|bmp|webp)$"
 _HASH = r"[0-9a-f]{32}"
 
 
@@ -148,7 +132,7 @@ def import_embeddings(
     bank = bank if isinstance(bank, Bank) else Bank(bank)
 
     if known is None:
-        found = _joined(found, table, dict(columns or {}), join, unmatched, say)
+        found = joined(found, table, dict(columns or {}), join, unmatched, say)
         made, keys, seen = _manifest_of(found, stored, description, dict(columns or {}), table, say)
     else:
         found, made, keys = _of_manifest(found, known, bank, unmatched, say)
@@ -194,226 +178,6 @@ def _of_array(array: np.ndarray, description: Mapping[str, Any]) -> Source:
     made = single(Path(name), Path(name), "array", in_memory(array), {})
     content = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
     return replace(made, files=(), content=content)
-
-
-# --- the user's table -------------------------------------------------------------------------------
-
-
-def _joined(
-    source: Source,
-    table: str | os.PathLike[str] | pd.DataFrame | None,
-    columns: dict[str, str],
-    join: str,
-    unmatched: str,
-    say: Say,
-) -> Source:
-    """The source with the columns of the table, in the source's order."""
-    if table is None:
-        frame = _renamed(source.table, source.path, columns, say)
-        return _identified(source, frame)
-    name = "the table" if isinstance(table, pd.DataFrame) else str(table)
-    right = (
-        table.reset_index(drop=True) if isinstance(table, pd.DataFrame) else read_user_table(table, say=say)
-    )
-    right = _renamed(right.rename(columns={"path": "image_path"}), Path(name), columns, say)
-    left = source.table
-    ours, theirs = _join_columns(source, right, name, join, say)
-    if (
-        ours == "group"
-        and {"x", "y"} <= {*left.columns} & {*right.columns}
-        and right[theirs].duplicated().any()
-    ):
-        say(f"{Path(name).name} has a row a patch: rows are joined on slide, x and y")
-        left = left.assign(**{_PLACE: _places(left, ours)})
-        right = right.assign(**{_PLACE: _places(right, theirs)}).drop(columns=["x", "y"])
-        ours = theirs = _PLACE
-    if not ours:
-        if len(left) != len(right):
-            raise InvalidRequest(
-                f"{name} has {len(right)} rows, and {source.path} {len(left)} embeddings: they are joined "
-                "by their order, unless both have ids (--join OURS=THEIRS)"
-            )
-        say(f"rows of {Path(name).name} and {source.path.name} belong together by their order")
-        at, rows = np.arange(len(left)), np.arange(len(left))
-    else:
-        one, other = _names(left[ours], right[theirs], ours == "group")
-        at = _partners(one, other, source, name, theirs, unique=ours != "group")
-        rows = _matched(at, source, right, name, theirs, unmatched, say)
-        at = at[rows]
-    more = right.iloc[at].reset_index(drop=True)
-    kept = left.iloc[rows].reset_index(drop=True)
-    twice = [column for column in more.columns if column in kept.columns and column != theirs]
-    kept = kept.drop(columns=twice)
-    frame = pd.concat(
-        [kept, more.drop(columns=[column for column in (theirs,) if column in kept.columns])], axis=1
-    )
-    return _identified(_rows_of(source, rows), frame.drop(columns=_PLACE, errors="ignore"))
-
-
-def _places(frame: pd.DataFrame, slide: str) -> list[str]:
-    """Slide, x and y of each row as one text."""
-    numbers = frame[["x", "y"]].apply(pd.to_numeric, errors="coerce").astype(float)
-    points = zip(frame[slide], numbers["x"], numbers["y"], strict=True)
-    return [f"{_bare(name)}: {x}, {y}" for name, x, y in points]
-
-
-def _renamed(frame: pd.DataFrame, file: Path, columns: Mapping[str, str], say: Say) -> pd.DataFrame:
-    """The frame with our names for its columns; those of `columns` that it does not have are left."""
-    frame = own_names(frame, file, columns, OURS, say)
-    lost = [theirs for theirs in columns.values() if theirs not in frame.columns]
-    if lost:
-        shown = not_one_of("--column", lost[0], [str(name) for name in frame.columns])
-        raise InvalidRequest(f"{file}: {shown}")
-    return frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
-
-
-def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say: Say) -> tuple[str, str]:
-    """(ours, theirs); "", "" = by the order. Raises InvalidRequest for columns that are not there."""
-    left = source.table
-    if join == "row":
-        return "", ""
-    if join:
-        ours, equals, theirs = join.partition("=")
-        theirs = theirs if equals else ours
-        for what, column, there in ((source.path, ours, left), (name, theirs, right)):
-            if column not in there.columns:
-                shown = not_one_of("--join", column, [str(known) for known in there.columns])
-                raise InvalidRequest(f"{what}: {shown}")
-        return ours, theirs
-    if "patch_id" in left.columns and "patch_id" in right.columns:
-        return "patch_id", "patch_id"
-    if "group" in left.columns:
-        slides = {*map(_bare, left["group"])}
-        fits = [
-            str(column)
-            for column in right.columns
-            if str(column).strip().casefold() in SLIDE_COLUMNS and slides & {*map(_bare, right[column])}
-        ] or [str(column) for column in right.columns if slides <= {*map(_bare, right[column])}]
-        if fits:
-            say(f"rows are joined on the slide, {fits[0]!r} of {Path(name).name}")
-            return "group", fits[0]
-    if "patch_id" in left.columns:
-        ids = {*left["patch_id"].astype(str)}
-        fits = [str(column) for column in right.columns if ids & {*right[column].astype(str)}]
-        if not fits:  # the same names with and without folder and suffix
-            bare = {*map(_bare, ids)}
-            fits = [str(column) for column in right.columns if bare & {*map(_bare, right[column])}]
-        if len(fits) == 1:
-            say(f"rows are joined on {fits[0]!r} of {Path(name).name}")
-            return "patch_id", fits[0]
-        raise InvalidRequest(
-            f"{name}: which of its columns names the rows of {source.path}? Give --join patch_id=NAME (or "
-            "--join group=NAME for slides, --join row for the order); it has "
-            f"{listed(map(str, right.columns))}"
-        )
-    return "", ""
-
-
-def _names(left: pd.Series, right: pd.Series, slides: bool) -> tuple[list[str], list[str]]:
-    """What is compared of both columns: names of slides, and ids of which none is the same as it stands,
-    without folder and suffix, unless two ids of the source would be one then.
-    """
-    one, other = left.astype(str).tolist(), right.astype(str).tolist()
-    bare = [_bare(name) for name in one]
-    if slides or (not {*one} & {*other} and len({*bare}) == len(bare)):
-        return bare, [_bare(name) for name in other]
-    return one, other
-
-
-def _bare(path: object) -> str:
-    """The name of a slide or an image without folder and suffix."""
-    name = str(path).strip().replace("\\", "/").rpartition("/")[2]
-    return re.sub(_SUFFIX, "", name, flags=re.I)
-
-
-def _partners(
-    left: Sequence[str],
-    right: Sequence[str],
-    source: Source,
-    name: str,
-    theirs: str,
-    *,
-    unique: bool = True,
-) -> np.ndarray:
-    """The row of the table for each of the source, -1 where there is none. Raises for two rows of one name.
-
-    unique : whether the names of the source are ids, not slides
-    """
-    of: dict[str, int] = {}
-    for row, text in enumerate(right):
-        if text in of:
-            raise InvalidRequest(
-                f"{name}: rows {of[text] + 1} and {row + 1} are both of {text!r} ({theirs}); keep one of them"
-            )
-        of[text] = row
-    first: dict[str, int] = {}
-    for row, value in enumerate(left if unique else ()):
-        if value in first:
-            raise InvalidRequest(
-                f"{source.row(first[value])} and {source.row(row)} have the same id {value!r}"
-            )
-        first[value] = row
-    return np.array([of.get(value, -1) for value in left])
-
-
-def _matched(
-    at: np.ndarray, source: Source, right: pd.DataFrame, name: str, theirs: str, unmatched: str, say: Say
-) -> np.ndarray:
-    """The rows of the source that have a partner. Raises InvalidRequest where some have none."""
-    alone = np.flatnonzero(at < 0)
-    lost = sorted({*range(len(right))} - {*at.tolist()})
-    faults = []
-    if len(alone):
-        faults.append(
-            f"{len(alone)} of {len(at)} embeddings have no row in {name} (the first: "
-            f"{source.row(int(alone[0]))})"
-        )
-    if lost:
-        faults.append(
-            f"{len(lost)} of {len(right)} rows of {name} have no embedding in {source.path} (the first: row "
-            f"{lost[0] + 1}, {right[theirs].iloc[lost[0]]!r})"
-        )
-    if faults and (unmatched == "fail" or len(alone) == len(at)):
-        raise InvalidRequest(
-            f"{'; '.join(faults)}. Fix: --join OURS=THEIRS, or --unmatched drop leaves them out"
-        )
-    for fault in faults:
-        say(f"left out: {fault}")
-    return np.flatnonzero(at >= 0)
-
-
-def _rows_of(source: Source, rows: np.ndarray) -> Source:
-    """Some rows of a source, int (m,) ascending."""
-    if len(rows) == source.vectors.shape[0]:
-        return source
-    return source.take(rows)
-
-
-def _identified(source: Source, frame: pd.DataFrame) -> Source:
-    """The source with this table, in which every row has an id of its own."""
-    if "patch_id" not in frame.columns:
-        ids = next((name for name in IDS if name in frame.columns and _names_rows(frame[name])), "")
-        stem = source.path.stem or "row"
-        named = frame[ids].astype(str) if ids else [f"{stem}/{i}" for i in range(len(frame))]
-        frame = frame.assign(patch_id=named)
-    ids = frame["patch_id"].astype(str)
-    made = source.with_table(frame.assign(patch_id=ids))
-    empty = np.flatnonzero((ids.str.strip() == "").to_numpy())
-    if len(empty):
-        raise InvalidRequest(f"{made.row(int(empty[0]))} has an empty patch_id")
-    twice = np.flatnonzero(ids.duplicated().to_numpy())
-    if len(twice):
-        first = int(np.flatnonzero((ids == ids.iloc[twice[0]]).to_numpy())[0])
-        raise InvalidRequest(
-            f"{made.row(first)} and {made.row(int(twice[0]))} have the same id ({len(twice)} ids occur again)"
-        )
-    return made
-
-
-def _names_rows(column: pd.Series) -> bool:
-    """Whether the values are texts, none of them empty or twice."""
-    texts = column.astype(str)
-    return column.dtype == object and bool(texts.is_unique) and not (texts.str.strip() == "").any()
 
 
 # --- the manifest -----------------------------------------------------------------------------------
@@ -494,7 +258,7 @@ def _of_manifest(
         return source.with_table(source.table.assign(patch_id=ids)), manifest, found.hashes
     right = pd.DataFrame({"patch_id": ids.str.removeprefix(f"{name}/")})
     left = source.table["patch_id"].astype(str).str.removeprefix(f"{name}/")
-    at = _partners(left.tolist(), right["patch_id"].tolist(), source, name, "patch_id")
-    rows = _matched(at, source, right, name, "patch_id", unmatched, say)
-    taken = _rows_of(source, rows)
+    at = partners(left.tolist(), right["patch_id"].tolist(), source, name, "patch_id")
+    rows = matched(at, source, right, name, "patch_id", unmatched, say)
+    taken = rows_of(source, rows)
     return taken, manifest, found.hashes[at[rows]]

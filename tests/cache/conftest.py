@@ -1,5 +1,6 @@
 """What the store tests share: made-up rows, identities, and a reader that shares no code with the store."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,14 @@ import pandas as pd
 import pytest
 import xxhash
 from patchbank.cache.identity import Identity
+
+_SPEC = importlib.util.spec_from_file_location(
+    "cache_attack", Path(__file__).parent.parent / "benchmarks/cache_attack.py"
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+attack: Any = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(attack)
 
 
 def make_identity(**changes: Any) -> Identity:

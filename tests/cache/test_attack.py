@@ -1,6 +1,5 @@
 """The attacks of tests/benchmarks/cache_attack.py, a few cases of each kind; run the script for all."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,7 @@ from patchbank.cache.store import Store, write_block
 from patchbank.cache.verify import repair, verify
 from patchbank.errors import StoreError
 
-_SPEC = importlib.util.spec_from_file_location(
-    "cache_attack", Path(__file__).parent.parent / "benchmarks/cache_attack.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-attack: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(attack)
+from .conftest import attack
 
 
 def check(found: Any) -> None:

@@ -1,6 +1,5 @@
 """Faults of disks, clocks and hands: a read that fails once, logs cut anywhere, files in the wrong place."""
 
-import importlib.util
 import shutil
 import time
 from pathlib import Path
@@ -13,13 +12,7 @@ from patchbank.cache.store import Store
 from patchbank.cache.verify import gc, repair, verify
 from patchbank.errors import StoreError
 
-_SPEC = importlib.util.spec_from_file_location(
-    "cache_attack", Path(__file__).parent.parent / "benchmarks/cache_attack.py"
-)
-assert _SPEC is not None
-assert _SPEC.loader is not None
-attack: Any = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(attack)
+from .conftest import attack
 
 READS = ("read", "read_into", "names", "size", "exists", "reader", "modified", "same", "walk")
 

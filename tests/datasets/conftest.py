@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from patchbank.datasets.manifest import Header, Manifest
 from PIL import Image
+
+TOY: dict[str, Any] = {"name": "toy", "version": "1", "classes": ("bad", "good"), "positive": "bad"}
 
 
 def picture(number: int, size: int = 16) -> np.ndarray:
@@ -35,14 +38,7 @@ def write_images() -> Callable[..., None]:
 
 @pytest.fixture
 def header() -> Header:
-    return Header(
-        name="toy",
-        version="1",
-        classes=("bad", "good"),
-        positive="bad",
-        licence="CC0-1.0",
-        source="made here",
-    )
+    return Header(**TOY, licence="CC0-1.0", source="made here")
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ from patchbank.errors import ImageError
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from .conftest import TOY
+
 WriteImages = Callable[..., None]
 
 
@@ -84,10 +86,7 @@ def test_groups_that_cross_splits(toy: Manifest) -> None:
 def test_facts_are_compared(toy: Manifest) -> None:
     facts = Declaration(
         parts=(Part(builder="folder"),),
-        name="toy",
-        version="1",
-        classes=("bad", "good"),
-        positive="bad",
+        **TOY,
         licence="",
         source="",
         image_size=(16, 16),

@@ -25,6 +25,8 @@ from patchbank.datasets.declarations import Archive, Declaration, Part
 from patchbank.datasets.fetch import fetch, unpack
 from patchbank.errors import FetchError, InvalidRequest
 
+from .conftest import TOY
+
 
 class Server:
     """What the loopback server gives, and what it was asked."""
@@ -110,10 +112,7 @@ def facts(server: Server) -> Declaration:
     server.body = zipped(GOOD)
     return Declaration(
         parts=(Part(builder="folder"),),
-        name="toy",
-        version="1",
-        classes=("bad", "good"),
-        positive="bad",
+        **TOY,
         licence="",
         source="somewhere",
         files={"votes.csv": hashlib.sha256(b"a,b\n").hexdigest(), "lost.csv": "0" * 64},

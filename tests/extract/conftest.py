@@ -29,19 +29,15 @@ class MeanRGB:
         return batch.mean(dim=(2, 3))
 
 
+def python_card(name: str, function: Any, transform: Transform) -> Card:
+    """A card of a function of batches to (n, 3)."""
+    about: dict[str, Any] = {"kind": "python", "model": f"tests:{name}", "revision": "1", "tokens": "pooled"}
+    return Card(id=name, **about, dim=3, transform=transform, factory=lambda: function)
+
+
 def _rgb_card(function: Any, **changes: Any) -> Card:
     shape = Transform(size=SIDE, mean=(0, 0, 0), std=(1 / 255, 1 / 255, 1 / 255))
-    card = Card(
-        id="mean-rgb",
-        kind="python",
-        model="tests:MeanRGB",
-        revision="1",
-        dim=3,
-        tokens="pooled",
-        transform=shape,
-        factory=lambda: function,
-    )
-    return card.replace(**changes)
+    return python_card("mean-rgb", function, shape).replace(**changes)
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import torch
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.images import content_hash
-from patchbank.extract.cards import Card, Transform
+from patchbank.extract.cards import Transform
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.engine import Pipeline
 from patchbank.extract.tokens import Policy
 from patchbank.extract.views import View
 from patchbank.extract.work import Lane, Target, Work
+
+from .conftest import python_card
 
 FEW, MANY = 10_000, 40_000
 CONSTANT = 100_000  # bytes: queues that are fuller in one run than in the other
@@ -38,16 +40,7 @@ def _peak(folder: Path, n: int, hashed: bool) -> int:
         return np.frombuffer(i.to_bytes(12, "little"), np.uint8).reshape(2, 2, 3)
 
     shape = Transform(size=2)
-    card = Card(
-        id="colour",
-        kind="python",
-        model="a:b",
-        revision="1",
-        dim=3,
-        tokens="pooled",
-        transform=shape,
-        factory=lambda: lambda batch: batch.mean(dim=(2, 3)),
-    )
+    card = python_card("colour", lambda batch: batch.mean(dim=(2, 3)), shape)
     parts = {"view": "full", "tokens": "pooled", "precision": "fp32", "dtype": "float32", "dim": 3}
     store = Bank(folder).open_store(Identity(encoder={"id": "colour"}, preprocess={}, **parts), create=True)
     keys = np.zeros((n, 16), np.uint8)

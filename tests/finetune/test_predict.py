@@ -94,6 +94,12 @@ def probed(
     return manifest, tmp_path / "results"
 
 
+def loading(tiny_encoder: tuple[str, Path]) -> dict[str, Any]:
+    """How the tiny encoder of a probe is loaded."""
+    encoders = {"tiny-vit": tiny_encoder[0]}
+    return {"encoders": encoders, "checkpoint": tiny_encoder[1], "device": "cpu", "progress": False}
+
+
 def held_out(tmp_path: Path) -> Path:
     """The held-out images in a folder of their own, with what macOS leaves beside them."""
     new = tmp_path / "new"
@@ -176,10 +182,7 @@ def test_an_unreadable_image_stops_or_is_left_out(
     tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
 ) -> None:
     _, results = probed(tiny, tmp_path, tiny_encoder)
-    options = {
-        "encoders": {"tiny-vit": tiny_encoder[0]}, "checkpoint": tiny_encoder[1],
-        "device": "cpu", "progress": False,
-    }  # fmt: skip
+    options = loading(tiny_encoder)
     new = held_out(tmp_path)
     (new / "bad.png").write_bytes(b"\x89PNG no")
     with pytest.raises(ImageError, match=r"bad\.png"):
@@ -195,10 +198,7 @@ def test_a_probe_is_applied_to_its_own_embeddings_only(
     tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
 ) -> None:
     _, results = probed(tiny, tmp_path, tiny_encoder)
-    options = {
-        "encoders": {"tiny-vit": tiny_encoder[0]}, "checkpoint": tiny_encoder[1],
-        "device": "cpu", "progress": False,
-    }  # fmt: skip
+    options = loading(tiny_encoder)
     new = held_out(tmp_path)
     other = {n: t + 0.1 for n, t in load_file(tiny_encoder[1]).items()}
     save_file(other, tmp_path / "other.safetensors")

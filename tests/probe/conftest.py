@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ import pytest
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
+from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.run import run_probe
 
 
 def make_manifest(
@@ -52,19 +55,16 @@ def keys_of(manifest: Manifest) -> np.ndarray:
     return np.frombuffer(bytes.fromhex(text), np.uint8).reshape(-1, 16)
 
 
+def identity_of(encoder: str, dim: int, view: str = "full") -> Identity:
+    parts = {"view": view, "tokens": "cls", "precision": "fp32", "dtype": "float32"}
+    return Identity(encoder={"id": encoder}, preprocess={}, dim=dim, **parts)
+
+
 def fill(
     bank: Path, encoder: str, manifests: list[Manifest], *, dim: int, signal: float, view: str = "full"
 ) -> None:
     """Vectors: noise with a decaying spectrum, and `signal` times the label along the first column."""
-    identity = Identity(
-        encoder={"id": encoder},
-        preprocess={},
-        view=view,
-        tokens="cls",
-        precision="fp32",
-        dtype="float32",
-        dim=dim,
-    )
+    identity = identity_of(encoder, dim, view)
     rng = np.random.default_rng(len(encoder) + len(view))
     with Bank(bank).open_store(identity, create=True).writer() as writer:
         for manifest in manifests:
@@ -78,10 +78,7 @@ def fill_with_classes(
     bank: Path, encoder: str, manifests: list[Manifest], *, dim: int, signal: float
 ) -> None:
     """Vectors: noise, and `signal` times each class along a column of its own."""
-    identity = Identity(
-        encoder={"id": encoder}, preprocess={}, view="full", tokens="cls",
-        precision="fp32", dtype="float32", dim=dim,
-    )  # fmt: skip
+    identity = identity_of(encoder, dim)
     rng = np.random.default_rng(len(encoder))
     with Bank(bank).open_store(identity, create=True).writer() as writer:
         for manifest in manifests:
@@ -90,6 +87,15 @@ def fill_with_classes(
                 X[:, k] += signal * (manifest.table["label"] == name)
             keys, first = np.unique(keys_of(manifest), axis=0, return_index=True)
             writer.append(keys, X[first], manifest.table["patch_id"].iloc[first].tolist())
+
+
+def probe_two(train: Manifest, tests: list[Manifest], bank: Path) -> ProbeResult:
+    """A quick study of two encoders, of which one is good; the bank is filled for it."""
+    for encoder, signal in (("good", 1.5), ("poor", 0.3)):
+        fill(bank, encoder, [train, *tests], dim=12, signal=signal)
+    quick: dict[str, Any] = {"C": [1e-3, 1e-2, 1e-1], "folds": 3, "inner_folds": 3, "bootstrap": 100}
+    quick |= {"jobs": 1, "progress": False}
+    return run_probe(train=train, tests=tests, bank=bank, encoders=["good", "poor"], **quick)
 
 
 @dataclass

@@ -21,6 +21,8 @@ from patchbank.probe.results.merge import from_predictions, merge_systems
 from patchbank.probe.run import run_probe
 from patchbank.study_file import load_study
 
+from .conftest import probe_two
+
 
 def number(value: float | None) -> float:
     assert value is not None
@@ -28,7 +30,7 @@ def number(value: float | None) -> float:
 
 
 @pytest.fixture(scope="module")
-def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
+def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
     """The external set has no groups; ten rows repeat the content of others, two with another label."""
     table = study.external.table.assign(group="").reset_index(drop=True)
     table.loc[150:, "content_hash"] = table.loc[:9, "content_hash"].to_numpy()
@@ -36,20 +38,7 @@ def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory)
     table.loc[150:151, "label"] = ["Atypical" if one == "Normal" else "Normal" for one in table["label"][:2]]
     external = Manifest(study.external.header.replace(group_kind="none"), table, study.external.root)
     bank = tmp_path_factory.mktemp("clinical-bank")
-    for encoder, signal in (("good", 1.5), ("poor", 0.3)):
-        fill_bank(bank, encoder, [study.train, external], dim=12, signal=signal)
-    return run_probe(
-        train=study.train,
-        tests=[external],
-        bank=bank,
-        encoders=["good", "poor"],
-        C=[1e-3, 1e-2, 1e-1],
-        folds=3,
-        inner_folds=3,
-        bootstrap=100,
-        jobs=1,
-        progress=False,
-    )
+    return probe_two(study.train, [external], bank)
 
 
 def tables(parts: list[Any]) -> list[list[dict[str, Any]]]:

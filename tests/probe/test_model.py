@@ -147,6 +147,13 @@ def test_a_probe_needs_neither_torch_nor_scikit_learn_nor_pandas(tmp_path: Path)
 LINEAR = [one for one in SETTINGS if one.get("probe") != "knn" and "solver" not in one]
 
 
+def onnx_session(probe: ProbeModel, folder: Path) -> Any:
+    pytest.importorskip("skl2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    file = probe.to_onnx(folder / "probe.onnx")
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("positive", ["odd", "plain"])
 @pytest.mark.parametrize("settings", LINEAR, ids=str)
@@ -161,11 +168,7 @@ def test_scikit_learn_and_onnx_give_the_same_probabilities(
     assert list(classifier.classes_) == list(probe.classes) == ["odd", "plain"]
     np.testing.assert_allclose(classifier.predict_proba(T.astype(float)), expected, atol=1e-9)
     assert list(classifier.predict(T)) == list(probe.predict(T))
-    pytest.importorskip("skl2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(
-        probe.to_onnx(tmp_path / "probe.onnx"), providers=["CPUExecutionProvider"]
-    )
+    session = onnx_session(probe, tmp_path)
     (found,) = session.run(["probabilities"], {"embeddings": T})
     np.testing.assert_allclose(found, expected, atol=2e-5)
     about = session.get_modelmeta().custom_metadata_map
@@ -199,11 +202,7 @@ def test_several_classes_are_the_same_in_scikit_learn_and_onnx(kind: str, tmp_pa
     classifier = probe.to_sklearn()
     np.testing.assert_allclose(classifier.predict_proba(X.astype(float)), p, atol=1e-9)
     assert list(classifier.predict(X)) == list(probe.predict(X))
-    pytest.importorskip("skl2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(
-        probe.to_onnx(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
-    )
+    session = onnx_session(probe, tmp_path)
     label, found = session.run(None, {"embeddings": X})
     np.testing.assert_allclose(found, p, atol=2e-5)
     assert list(label) == list(probe.predict(X))
@@ -223,11 +222,7 @@ def test_numbers_are_predicted_and_have_no_probabilities(targets: tuple[str, ...
     with pytest.raises(InvalidRequest, match=r"er.* are numbers, without probabilities"):
         probe.predict_proba(X)
     np.testing.assert_allclose(probe.to_sklearn().predict(X), expected, atol=1e-5)
-    pytest.importorskip("skl2onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(
-        probe.to_onnx(tmp_path / "a.onnx"), providers=["CPUExecutionProvider"]
-    )
+    session = onnx_session(probe, tmp_path)
     (found,) = session.run(None, {"embeddings": X})
     np.testing.assert_allclose(found, expected, atol=1e-4)
 

@@ -25,6 +25,8 @@ from patchbank.probe.run import run_probe
 from PIL import Image
 from sklearn.metrics import auc, average_precision_score, roc_auc_score
 
+from .conftest import probe_two
+
 SECTIONS = (
     "Results",
     "Curves",
@@ -45,7 +47,7 @@ SECTIONS = (
 
 
 @pytest.fixture(scope="module")
-def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
+def result(study: Any, tmp_path_factory: pytest.TempPathFactory) -> ProbeResult:
     """A study whose images are there for the train manifest and not for the external one."""
     root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
@@ -56,20 +58,7 @@ def result(study: Any, fill_bank: Any, tmp_path_factory: pytest.TempPathFactory)
         hashes.append(content_hash(pixels).hex())
     train = Manifest(study.train.header, study.train.table.assign(content_hash=hashes), root)
     bank = tmp_path_factory.mktemp("report-bank")
-    for encoder, signal in (("good", 1.5), ("poor", 0.3)):
-        fill_bank(bank, encoder, [train, study.external], dim=12, signal=signal)
-    return run_probe(
-        train=train,
-        tests=[study.external],
-        bank=bank,
-        encoders=["good", "poor"],
-        C=[1e-3, 1e-2, 1e-1],
-        folds=3,
-        inner_folds=3,
-        bootstrap=100,
-        jobs=1,
-        progress=False,
-    )
+    return probe_two(train, [study.external], bank)
 
 
 def test_html_needs_nothing_else_and_has_every_section(result: ProbeResult) -> None:

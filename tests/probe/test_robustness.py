@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from patchbank.cache.bank import Bank
-from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, ProbeError, StoreNotFound
 from patchbank.probe.cli import probe_group
@@ -18,19 +17,11 @@ from patchbank.probe.results.robustness import Measured, Robustness
 from patchbank.probe.robustness import run_robustness
 from patchbank.probe.run import run_probe
 
-from .conftest import keys_of, make_manifest
+from .conftest import identity_of, keys_of, make_manifest
 
 
 def store(bank: Path, encoder: str, manifest: Manifest, X: np.ndarray, *, view: str = "full") -> None:
-    identity = Identity(
-        encoder={"id": encoder},
-        preprocess={},
-        view=view,
-        tokens="cls",
-        precision="fp32",
-        dtype="float32",
-        dim=X.shape[1],
-    )
+    identity = identity_of(encoder, X.shape[1], view)
     with Bank(bank).open_store(identity, create=True).writer() as writer:
         writer.append(keys_of(manifest), X.astype(np.float32), manifest.table["patch_id"].tolist())
 

@@ -154,6 +154,13 @@ def test_results_are_read_back(result: tuple[ProbeResult, Path], tmp_path: Path)
         ProbeResult.load(tmp_path / "nothing")
 
 
+def assert_same_scores(a: ProbeResult, b: ProbeResult, features: str) -> None:
+    query = f"role == 'refit' and features == '{features}' and dataset == 'inner:test'"
+    first, second = (result.predictions.query(query)["score"] for result in (a, b))
+    assert len(first)
+    np.testing.assert_allclose(first, second, atol=2e-3)  # the solver stops at a relative gap of 1e-7
+
+
 @pytest.mark.parametrize("backend", ["loky", "threading"])
 def test_backends_agree(study: Any, result: tuple[ProbeResult, Path], backend: str) -> None:
     other = run_probe(
@@ -163,14 +170,7 @@ def test_backends_agree(study: Any, result: tuple[ProbeResult, Path], backend: s
         backend=backend,
         **{**QUICK, "jobs": 2, "bootstrap": 0},
     )
-    found, _ = result
-    a, b = (
-        r.predictions.query("role == 'refit' and features == 'good/full/cls' and dataset == 'inner:test'")[
-            "score"
-        ]
-        for r in (other, found)
-    )
-    np.testing.assert_allclose(a, b, atol=2e-3)  # the solver stops at a relative gap of 1e-7
+    assert_same_scores(other, result[0], "good/full/cls")
 
 
 @pytest.mark.slow
@@ -193,14 +193,7 @@ def test_ray_gives_the_same_numbers(
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     other = ProbeResult.load(tmp_path)
-    found, _ = result
-    a, b = (
-        r.predictions.query("role == 'refit' and features == 'poor/full/cls' and dataset == 'inner:test'")[
-            "score"
-        ]
-        for r in (other, found)
-    )
-    np.testing.assert_allclose(a, b, atol=2e-3)  # the solver stops at a relative gap of 1e-7
+    assert_same_scores(other, result[0], "poor/full/cls")
 
 
 def test_rows_follow_the_manifest(study: Any) -> None:

@@ -37,33 +37,21 @@ def sample(n: int = 80, *, seed: int = 0, decimals: int = 2) -> tuple[NDArray[An
 # --- one row, one class, nothing but ties
 
 
-def test_one_positive_row() -> None:
-    found = metrics.evaluate([1], [0.7])
-    known = {
-        "f1": 1.0,
-        "sensitivity": 1.0,
-        "precision": 1.0,
-        "brier": 0.3**2,
-        "log_loss": -np.log(0.7),
-        "ece": 0.3,
-        "ece_mass": 0.3,
-    }
-    assert {name: value for name, value in found.items() if not np.isnan(value)} == pytest.approx(known)
-    assert set(found) == set(metrics.METRICS)
+CALIBRATED = ("brier", "log_loss", "ece", "ece_mass")
+ONE_ROW = {  # label of the row, whose probability is 0.7 -> what is known
+    1: dict.fromkeys(("f1", "sensitivity", "precision"), 1.0)
+    | dict(zip(CALIBRATED, (0.3**2, -np.log(0.7), 0.3, 0.3), strict=True)),
+    0: dict.fromkeys(("f1", "precision", "specificity"), 0.0)
+    | dict(zip(CALIBRATED, (0.7**2, -np.log(0.3), 0.7, 0.7), strict=True)),
+}
 
 
-def test_one_negative_row() -> None:
-    found = metrics.evaluate([0], [0.7])
-    known = {
-        "f1": 0.0,
-        "precision": 0.0,
-        "specificity": 0.0,
-        "brier": 0.7**2,
-        "log_loss": -np.log(0.3),
-        "ece": 0.7,
-        "ece_mass": 0.7,
-    }
-    assert {name: value for name, value in found.items() if not np.isnan(value)} == pytest.approx(known)
+@pytest.mark.parametrize("label", [1, 0])
+def test_one_row(label: int) -> None:
+    values = metrics.evaluate([label], [0.7])
+    known = {name: value for name, value in values.items() if not np.isnan(value)}
+    assert known == pytest.approx(ONE_ROW[label])
+    assert set(values) == set(metrics.METRICS)
 
 
 def test_without_the_only_row_nothing_is_known() -> None:
