@@ -117,7 +117,10 @@ def ls_command(bank: str, tables: tuple[Path, ...], as_json: bool) -> None:
     heads = ["store", "rows", "dim", "dtype", "precision", "size", "state", *(t.stem for t in tables)]
     print_table(heads, rows, right=(5,), boxed=False)
     if any(entry.get("state", "finalized") != "finalized" for entry in entries):
-        note(f"Zarr and HDF5 readers see rows that `patchbank cache finalize STORE --bank {bank}` has finished.")
+        note(
+            "Zarr and HDF5 readers see rows that "
+            f"`patchbank cache finalize STORE --bank {bank}` has finished."
+        )
 
 
 @cache_group.command("info")
@@ -496,8 +499,8 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str, 
     notes: list[str] = []
     settings = {name: value for name, value in settings.items() if value not in (None, "", (), {})}
     done = work(path, bank=bank, backend=backend, on_note=notes.append, **settings)
-    for note in notes:
-        echo(f"Note: {note}.", err=True)
+    for text in notes:
+        echo(f"Note: {text}.", err=True)
     echo(f"{done.store.name}: {done.added} of {len(done.manifest)} rows were new")
     if done.file is not None:
         encoder = done.store.identity.encoder["id"]

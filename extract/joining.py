@@ -246,4 +246,6 @@ def _identified(source: Source, frame: pd.DataFrame) -> Source:
 def _names_rows(column: pd.Series) -> bool:
     """Whether the values are texts, none of them empty or twice."""
     texts = column.astype(str)
-    return column.dtype == object and bool(texts.is_unique) and not (texts.str.strip() == "").any()
+    return (
+        pd.api.types.is_string_dtype(column) and bool(texts.is_unique) and not (texts.str.strip() == "").any()
+    )
