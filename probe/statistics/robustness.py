@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.cluster import KMeans
-from sklearn.metrics import adjusted_rand_score, silhouette_score
 from threadpoolctl import threadpool_limits
 
 from ...errors import InvalidRequest
@@ -169,6 +167,8 @@ def clustering_score(
     On rows of length 1, random starts, 5 a trial; k None: the one of 2 .. largest_k with the highest
     silhouette (cosine, `starts` of them). +1: clusters are classes; -1: clusters are domains. Returns also k.
     """
+    from sklearn.metrics import adjusted_rand_score, silhouette_score
+
     rows = unit(features)
     label, domain = np.asarray(labels), np.asarray(domains)
     if k is None:
@@ -187,6 +187,8 @@ def clustering_score(
 
 
 def _clusters(rows: NDArray[np.float32], k: int, *, starts: int, seed: int) -> NDArray[np.int32]:
+    from sklearn.cluster import KMeans
+
     made: Any = KMeans  # its stubs know no whole number of starts
     few = 1 if rows.size < 4_000_000 else None  # threads that wait for each other cost more than they save
     with threadpool_limits(few):
