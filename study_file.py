@@ -21,7 +21,8 @@ OF_TRAINING += ("trust_code", "progress")
 OF_SYSTEMS = ("view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code")
 
 
-OF_TASKS = ("balanced_accuracy", "auroc", "average_precision", "accuracy", "f1", "kappa")
+OF_TARGETS = ("pearson", "spearman", "r2")  # metrics of tasks whose labels are numbers
+OF_TASKS = ("balanced_accuracy", "auroc", "average_precision", "accuracy", "f1", "kappa", *OF_TARGETS)
 
 
 class System(Settings):
@@ -86,7 +87,8 @@ class Task(Settings):
     train, tests : data sets, as of a study
     on : the evaluation set that is scored ("crc-100k:test"); "": the first that was not trained on, and the
         training set out of fold where there is no other
-    metric : higher is better; one of balanced_accuracy, auroc, average_precision, accuracy, f1, kappa
+    metric : higher is better; one of balanced_accuracy, auroc, average_precision, accuracy, f1, kappa; of
+        numbers pearson, spearman, r2 (means over the targets)
     folds, settings : of its probes, over the study's
     """
 
@@ -195,7 +197,7 @@ class Study(Settings):
             "tests": task.tests,
         }
         about |= {"folds": task.folds or self.folds, "probe": {**self.probe, **task.settings}, "tasks": ()}
-        about |= {"primary_set": task.on, "primary_metric": task.metric}
+        about |= {"primary_set": task.on, "primary_metric": "" if task.metric in OF_TARGETS else task.metric}
         study = self.model_copy(update=about)
         study._folder = self._folder
         return study

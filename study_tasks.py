@@ -130,4 +130,7 @@ def _scored(task: Task, result: ProbeResult) -> Scored | str:
     if dataset not in sets:
         return f"on = {dataset!r} is none of its evaluation sets ({', '.join(sets)})"
     scored = Scored(name=task.name, result=result, dataset=dataset, metric=task.metric)
-    return scored if scored.scores() else f"no system has {task.metric} on {dataset}"
+    if scored.scores():
+        return scored
+    fix = ' Fix: metric = "pearson"' if result.results.train.targets else ""
+    return f"no system has {task.metric} on {dataset}.{fix}"

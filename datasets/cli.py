@@ -256,7 +256,9 @@ def _declared_command(name: str) -> click.Command:
       patchbank datasets build {name} --root data --out {Path(name).stem}.toml
     """
     called = click.option("--name", "dataset", default="", help="Another name for the data set.")
-    return click.command(name)(_ROOT(called(_common(run))))
+    command = click.command(name)(_ROOT(called(_common(run))))
+    command.params += options.output()  # which the other commands have from `cli`
+    return command
 
 
 @build.command("folder")
@@ -652,7 +654,7 @@ def _show(manifest: "Manifest") -> None:
 def _note(name: str, text: str) -> None:
     """A yellow line, for what is not a fault and must be known. Nothing for ""."""
     if text:
-        say(f"{name}: {text}.", style="yellow")
+        say(f"{name}: {text}{'' if text.endswith('?') else '.'}", style="yellow")
 
 
 def _finding(what: str, table: "pd.DataFrame") -> None:
@@ -683,7 +685,9 @@ def _show_audit(audit: "Audit") -> None:
     for what, meaning in _FINDINGS.items():
         title = what.replace("_", " ").replace("split contents", "contents in several groups")
         _finding(title + (f": {meaning}" if meaning else ""), getattr(audit, what))
-    _finding("facts that are not met", audit.facts[~audit.facts["ok"].astype(bool)])
+    _finding(
+        "facts that are not met; is the download complete?", audit.facts[~audit.facts["ok"].astype(bool)]
+    )
     counts: dict[str, int | str] = {
         "unreadable": len(audit.unreadable),
         "changed": len(audit.changed),

@@ -177,7 +177,8 @@ def _table_file(folder: Path, table: str, declaration: Declaration, *, also: Pat
         if PurePosixPath(table).name in files and (inner / PurePosixPath(table).name).is_file():
             return inner / PurePosixPath(table).name
     raise ManifestError(
-        f"{table} is not under {also or folder}; it belongs to {declaration.name} and comes with its images."
+        f"{table} is not under {also or folder}; it belongs to {declaration.name} and comes with its images. "
+        "Fix: put it there, or give the folder that holds it as --root."
     )
 
 

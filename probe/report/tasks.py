@@ -105,6 +105,11 @@ def _systems(board: TaskBoard) -> list[Any]:
             "share of the draws in which the system has the highest mean."
         )
         scale = span([standing.mean for standing in board.standings])
+        if left_out := [task.name for task in board.tasks if task not in board.averaged]:
+            out.append(
+                f"Mean scores are over the {len(board.averaged)} tasks whose metrics have one scale; "
+                f"{', '.join(left_out)} {'has' if len(left_out) == 1 else 'have'} a part in the ranks alone."
+            )
         rows = [
             [
                 s.system,
@@ -126,14 +131,14 @@ def _statement(board: TaskBoard) -> list[str]:
     best, *others = board.standings
     if not others:
         return []
-    ungrouped = [task.name for task in board.tasks if not task.grouped]
+    ungrouped = [task.name for task in board.averaged if not task.grouped]
     note = ""
     if ungrouped:
         note = (
             f" Of {', '.join(ungrouped)} no slides or patients are known: patches are taken as independent "
             "there, so the intervals are too narrow, and the tasks have no part in this test."
         )
-    if len(ungrouped) == len(board.tasks):
+    if len(ungrouped) == len(board.averaged):
         return [note.strip()]
     worse = [s.system for s in others if best.system in s.below]
     alike = [s.system for s in others if best.system not in s.below]
@@ -244,6 +249,8 @@ def _each(board: TaskBoard, pages: Mapping[str, str]) -> list[Any]:
         where = "out of fold" if task.dataset == results.train.dataset else f"trained on {results.train.name}"
         groups = f"{about.n_groups:,} {about.group_kind}s" if about.grouped else "no known groups"
         kinds = f"{len(results.train.classes)} classes" if results.multiclass else results.train.positive
+        if results.train.targets:
+            kinds = f"{len(results.train.targets)} numbers"
         out.append(
             f"**{task.name}**: {title} on {task.dataset}, {where}; {about.n:,} patches, {groups}, {kinds}."
         )

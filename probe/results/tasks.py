@@ -1,7 +1,14 @@
-"""Several systems over several tasks: values, average ranks and mean scores, each with its interval."""
+"""Several systems over several tasks: values, average ranks and mean scores, each with its interval.
 
+Ranks are over all tasks. Mean scores are over tasks whose metrics have one scale: shares of rows or of pairs,
+from 0 to 1 (balanced accuracy, AUROC, ...), or 0 at chance level and 1 at best (kappa, correlations, R2); of
+the scale that more tasks have.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import InvalidRequest
 from ..leaks import deduplicate
-from ..statistics import metrics, multiclass
+from ..statistics import continuous, metrics, multiclass
 from ..statistics.ranks import (
     compare_means,
     critical_difference,
@@ -23,6 +30,7 @@ from .schema import Estimate, Score
 
 Floats = NDArray[np.float64]
 DRAWS = 1000
+FROM_CHANCE = ("kappa", "pearson", "spearman", "r2")  # metrics that are 0 at chance level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +45,11 @@ class Task:
     result: ProbeResult
     dataset: str
     metric: str
+
+    @property
+    def from_chance(self) -> bool:
+        """Which scale its metric has: 0 at chance level, or a share."""
+        return self.metric in FROM_CHANCE
 
     @property
     def grouped(self) -> bool:
@@ -54,7 +67,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A system that has all tasks: its average rank, its mean score, and how often it was first."""
+    """A system that has all tasks: its average rank, its mean score over `TaskBoard.averaged`, how often first."""
 
     system: str
     rank: Estimate
@@ -70,12 +83,13 @@ class TaskBoard:
     """What several tasks say of several systems.
 
     values : task -> system -> value with interval. standings : of the systems that have all tasks, best mean
-        first. friedman_p, critical_difference : None with fewer than 2 tasks or 2 such systems
+        first. averaged : the tasks that mean scores are taken over, whose metrics have one scale. friedman_p, critical_difference : None with fewer than 2 tasks or 2 such systems
     """
 
     tasks: Sequence[Task]
     values: Mapping[str, Mapping[str, Estimate]]
     standings: Sequence[Standing]
+    averaged: Sequence[Task]
     level: float
     friedman_p: float | None
     critical_difference: float | None
@@ -99,8 +113,16 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
     systems = [name for name in scores[tasks[0].name] if all(name in found for found in scores.values())]
     if not systems:
         return TaskBoard(
-            tasks=tasks, values=values, standings=(), level=level, friedman_p=None, critical_difference=None
+            tasks=tasks,
+            values=values,
+            standings=(),
+            averaged=(),
+            level=level,
+            friedman_p=None,
+            critical_difference=None,
         )
+    scale = Counter(task.from_chance for task in tasks).most_common(1)[0][0]
+    averaged = [i for i, task in enumerate(tasks) if task.from_chance == scale]
     table = np.array([[values[task.name][system].value for system in systems] for task in tasks], float)
     samples = [_Sample(task, systems, scores[task.name][systems[0]].deduplicated) for task in tasks]
     draws = np.stack(
@@ -110,12 +132,12 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
         ],
         axis=1,
     )  # (B, N, k)
-    mean, rank = table.mean(axis=0), ranks(table).mean(axis=0)
-    mean_draws, rank_draws = draws.mean(axis=1), ranks(draws).mean(axis=1)
+    mean, rank = table[averaged].mean(axis=0), ranks(table).mean(axis=0)
+    mean_draws, rank_draws = draws[:, averaged].mean(axis=1), ranks(draws).mean(axis=1)
     mean_ends, rank_ends = percentiles(mean_draws, level), percentiles(rank_draws, level)
     known = mean_draws[~np.isnan(mean_draws).any(axis=1)]
     first = np.bincount(known.argmax(axis=1), minlength=len(systems)) / max(len(known), 1)
-    grouped = [i for i, task in enumerate(tasks) if task.grouped]
+    grouped = [i for i in averaged if tasks[i].grouped]
     higher = np.zeros((len(systems), len(systems)), bool)
     if grouped:
         p = compare_means(
@@ -139,6 +161,7 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
             )
             for i in np.argsort(-mean, kind="stable")
         ],
+        averaged=[tasks[i] for i in averaged],
         level=level,
         friedman_p=friedman(table)[1] if ranked else None,
         critical_difference=critical_difference(len(systems), len(tasks), alpha=1 - level)
@@ -166,36 +189,44 @@ class _Sample:
         self.groups = pd.factorize(units)[0]
         self.n_groups = int(self.groups.max()) + 1
         self.multiclass, self.ordered = task.result.results.multiclass, train.ordered
-        if self.multiclass:
-            codes = {name: k for k, name in enumerate(train.classes)}
+        names = list(train.targets or (train.classes if self.multiclass else ()))
+        self.targets = bool(train.targets)
+
+        def stacked(kind: str) -> Floats:
+            wanted: Any = [f"{kind}_{name}" for name in names] if names else kind
+            return np.stack([table[wanted].to_numpy(float) for table in tables], axis=1)
+
+        self.order = stacked("ranking")  # (n, k), of classes and targets (n, k, K)
+        self.scores = stacked("prediction" if self.targets else "score")
+        if self.targets:
+            self.y = first[[f"label_{name}" for name in names]].to_numpy(float)
+            if self.metric in ("pearson", "spearman"):  # of out-of-fold predictions on one scale
+                self.scores = self.order
+        elif self.multiclass:
+            codes = {name: k for k, name in enumerate(names)}
             self.y = first["label"].astype(str).map(codes).to_numpy(int)
-            self.logits, self.order = (
-                np.stack([t[[f"{kind}_{c}" for c in train.classes]].to_numpy(float) for t in tables], axis=1)
-                for kind in ("score", "ranking")
-            )
         else:
             self.y = first["label"].to_numpy(int)
-            self.logits, self.order = (
-                np.stack([t[kind].to_numpy(float) for t in tables], axis=1) for kind in ("score", "ranking")
-            )
 
     def score(self, weights: NDArray[np.uint16]) -> Floats:
         """The metric of each system over weighted groups, float64 (B, k)."""
-        about = {"metrics": [self.metric], "logits": True, "order": self.order, "groups": self.groups}
+        about: dict[str, Any] = {"metrics": [self.metric], "weights": weights, "groups": self.groups}
+        if self.targets:
+            return continuous.evaluate(self.y, self.scores, **about)[self.metric].mean(axis=-1)
+        about |= {"logits": True, "order": self.order}
         if self.multiclass:
-            made = multiclass.evaluate(self.y, self.logits, weights=weights, ordered=self.ordered, **about)
-        else:
-            made = metrics.evaluate(self.y, self.logits, weights=weights, **about)
-        return made[self.metric]
+            return multiclass.evaluate(self.y, self.scores, ordered=self.ordered, **about)[self.metric]
+        return metrics.evaluate(self.y, self.scores, **about)[self.metric]
 
     def left_out(self) -> Floats:
         """The metric of each system without one group, float64 (G, k)."""
-        about = {"metrics": [self.metric], "logits": True, "order": self.order, "groups": self.groups}
+        about: dict[str, Any] = {"metrics": [self.metric], "groups": self.groups}
+        if self.targets:
+            return continuous.leave_one_out(self.y, self.scores, **about)[self.metric].mean(axis=-1)
+        about |= {"logits": True, "order": self.order}
         if self.multiclass:
-            made = multiclass.leave_one_out(self.y, self.logits, ordered=self.ordered, **about)
-        else:
-            made = metrics.leave_one_out(self.y, self.logits, **about)
-        return made[self.metric]
+            return multiclass.leave_one_out(self.y, self.scores, ordered=self.ordered, **about)[self.metric]
+        return metrics.leave_one_out(self.y, self.scores, **about)[self.metric]
 
 
 def _of_system(rows: pd.DataFrame, task: Task, system: str, distinct: bool) -> pd.DataFrame:

@@ -1,4 +1,6 @@
-"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, its groups; rows a second, bytes a row.
+"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, its groups, hashes, distinct rows.
+
+CPU seconds, rows a second, and the bytes a row by which each step raises the peak of its process.
 
 python tests/benchmarks/manifest_rows.py [ROWS ...]
 """
@@ -15,7 +17,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from patchbank.datasets.folds import effective_groups
+from patchbank.datasets.hashes import resolve
 from patchbank.datasets.manifest import TEXT, Header, Manifest, load_manifest
+from patchbank.probe.leaks import deduplicate
 
 HEADER = Header(
     name="tcga-tils", version="1", classes=("til-negative", "til-positive"), positive="til-positive",
@@ -66,7 +70,7 @@ def measure(n: int, folder: Path, what: str) -> None:
         before, start = peak(), time.process_time()
         result = run()
         seconds = time.process_time() - start  # of the CPU: this machine may be shared
-        print(f"{n:>10,} rows  {name:<8} {seconds:7.2f} CPU s  {n / seconds / 1e6:7.2f} M rows/s  "
+        print(f"{n:>10,} rows  {name:<9} {seconds:7.2f} CPU s  {n / seconds / 1e6:7.2f} M rows/s  "
               f"peak +{(peak() - before) / n:5.0f} bytes a row", flush=True)  # fmt: skip
         return result
 
@@ -81,11 +85,13 @@ def measure(n: int, folder: Path, what: str) -> None:
     held = int(manifest.table.memory_usage(deep=True).sum())
     disk = file.with_suffix(".parquet").stat().st_size if file.with_suffix(".parquet").exists() else 0
     print(
-        f"{n:>10,} rows  held     {held / n:7.0f} bytes a row in memory, {disk / n:.0f} on disk", flush=True
+        f"{n:>10,} rows  held      {held / n:7.0f} bytes a row in memory, {disk / n:.0f} on disk", flush=True
     )
     timed("counts", manifest.counts)
     timed("select", lambda: manifest.select("train"))
     timed("groups", lambda: effective_groups(manifest))
+    timed("hashes", lambda: resolve(manifest))
+    timed("distinct", lambda: deduplicate(manifest.table))
 
 
 def main() -> None:

@@ -380,6 +380,7 @@ def test_a_declaration_by_its_path(images: Path) -> None:
     result = invoke("build", file, "--root", images, "--out", out)
     assert result.exit_code == 0, result.output
     assert len(load_manifest(out)) == 48
+    assert "--quiet" in invoke("build", file, "--help").output
     assert "1 of 1 known facts met" not in invoke("check", out).output
     assert invoke("check", out, "--declaration", file).exit_code == 0
     file.write_text(file.read_text().replace("all = 48", "all = 49"))

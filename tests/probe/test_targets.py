@@ -21,7 +21,9 @@ from patchbank.probe.model import apply
 from patchbank.probe.regression import TargetConfig
 from patchbank.probe.report.figures import write_figures
 from patchbank.probe.report.write import write_report
+from patchbank.probe.report.tasks import tasks_markdown
 from patchbank.probe.results.files import ProbeResult
+from patchbank.probe.results.tasks import Task, _Sample, board_of
 from patchbank.probe.results.schema import Role
 from patchbank.probe.run import run_probe
 from scipy import stats
@@ -402,3 +404,24 @@ def test_without_intervals_there_are_values_alone(study: Study) -> None:
         assert (one.low, one.reason) == (None, "no intervals were asked for")
         for target in score.targets:
             assert target.estimate("r2").low is None
+
+
+def test_numbers_are_tasks_too(result: ProbeResult) -> None:
+    """Their correlations are on the scale of kappa; a metric on the scale of shares is not averaged with them."""
+    names = result.results.sets
+    tasks = [Task(name=m, result=result, dataset="outer", metric=m) for m in ("pearson", "spearman", "r2")]
+    tasks.append(Task(name="folds", result=result, dataset=names[0], metric="pearson"))
+    board = board_of(tasks, n_resamples=60)
+    assert [s.system for s in board.standings] == ["good/full/cls", "poor/full/cls"]
+    assert [task.name for task in board.averaged] == ["pearson", "spearman", "r2", "folds"]
+    for task in tasks:
+        systems = [s.system for s in board.standings]
+        sample = _Sample(task, systems, task.scores()[systems[0]].deduplicated)
+        whole = sample.score(np.ones((1, sample.n_groups), np.uint16))[0]
+        assert whole == pytest.approx([board.values[task.name][name].value for name in systems])
+        assert sample.left_out().shape == (sample.n_groups, 2)
+    value, low, high = np.array(list(board.standings[0].mean), float)
+    assert low < value < high
+    text = tasks_markdown(board, title="t", about="", missing={})
+    assert f"{len(GENES)} numbers" in text
+    assert "have a part in the ranks alone" not in text
