@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import options
+<<<<<<< HEAD
 from ..terminal import echo, note, print_table, printable
+=======
+from ..errors import InvalidRequest
+from ..terminal import echo, print_table, printable
+>>>>>>> 3bb07e4 (Property tests of exports, the file operations, banks and what foreign files claim; faults that they found: columns of empty cells only, texts that are one number, empty exports, numbers of a CSV in --where; croma, open_clip and torchstain in the test extra)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,7 +71,10 @@ def _table(path: Path, bank: str, where: str | None = None) -> "pd.DataFrame":
 def _keys(table: Path, bank: str, where: str | None = None) -> Any:
     from .table import keys_of_table
 
-    return keys_of_table(_table(table, bank, where))
+    keys = keys_of_table(_table(table, bank, where))
+    if not len(keys):
+        raise InvalidRequest(f"{table} has no rows" + (f" of which {where!r} is true" if where else ""))
+    return keys
 
 
 @click.group("cache")
@@ -361,13 +369,15 @@ def diff_command(
         f"{found.shared} patches in both, {found.only_a} only in the first, {found.only_b} only in the other",
         f"verdict      {found.verdict}",
         f"identical    {found.identical}",
+    ]
+    lines += [
         "             median / 99 % / largest",
         "cosine dist. " + " / ".join(f"{value:.3g}" for value in found.cosine),
         "|a-b| / |a|  " + " / ".join(f"{value:.3g}" for value in found.relative),
         f"component    {found.largest:.3g} at most",
         *(f"worst        {key} {distance:.3g}" for key, distance in found.worst),
-        *(f"identity     {part}" for part in found.parts),
-    ]
+    ] * (found.identical < found.shared)  # of equal vectors there is nothing to say
+    lines += [f"identity     {part}" for part in found.parts]
     _show(as_json, {**asdict(found), "verdict": found.verdict}, "\n".join(lines))
 
 

@@ -39,7 +39,7 @@ NAMES = {"patch_id", "path", "label", "group", "domain", "split", "content_clust
 CATEGORIES = ("label", "domain", "split")
 EXACT = 1 << 53  # whole numbers up to here are exact as float64
 DIGITS = 17  # of a number that is read from text; more would be lost
-_WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,18})")
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,18}")
 _REAL = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f-\x9f%/\\:*?"<>|\ud800-\udfff]')
 
@@ -109,29 +109,31 @@ def _typed(column: pd.Series, name: str) -> Any:
     if pd.api.types.is_float_dtype(column.dtype):
         return column.to_numpy(np.float64, na_value=np.nan)
     words = texts(column, name)
-    return words if name in NAMES or isinstance(column.dtype, pd.CategoricalDtype) else _numbers(words)
+    return words if name in NAMES or isinstance(column.dtype, pd.CategoricalDtype) else numbers(words)
 
 
-def _numbers(words: np.ndarray) -> Any:
+def numbers(words: np.ndarray) -> Any:
     """Text as numbers, where every cell that is not empty is one that is written as numbers are ("007" is
-    none, nor is a whole number that no column of numbers holds).
+    none, nor is a whole number that no column of numbers holds), and different texts are different numbers.
     """
     there = words != ""
     cells = words[there]
     if not len(cells):
         return words
     if all(_WHOLE.fullmatch(word) for word in cells):
-        numbers = list(map(int, cells))
-        if not all(-(2**63) <= number < 2**63 for number in numbers):
+        whole = list(map(int, cells))
+        if not all(-(2**63) <= number < 2**63 for number in whole):
             return words
         if len(cells) == len(words):
-            return np.array(numbers, np.int64)
-        each = iter(numbers)
+            return np.array(whole, np.int64)
+        each = iter(whole)
         return pd.array([next(each) if one else None for one in there], dtype="Int64")
     if all(_REAL.fullmatch(word) and sum(map(str.isdigit, word)) <= DIGITS for word in cells):
-        out = np.full(len(words), np.nan)
-        out[there] = cells.astype(np.float64)
-        return out if np.isfinite(out[there]).all() else words
+        real = cells.astype(np.float64)
+        if np.isfinite(real).all() and len({*real}) == len({*cells}):  # not of 1.1 and 1.10, as ids are
+            out = np.full(len(words), np.nan)
+            out[there] = real
+            return out
     return words
 
 
@@ -148,7 +150,7 @@ def array_of(values: Any) -> np.ndarray:
     """
     if is_array(values):
         return values
-    if str(values.dtype) != "boolean" and abs(pd.Series(values)).max() <= EXACT:
+    if str(values.dtype) != "boolean" and not (abs(pd.Series(values).dropna()) > EXACT).any():
         return values.to_numpy(np.float64, na_value=np.nan)
     return as_text(values)
 

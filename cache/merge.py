@@ -70,6 +70,7 @@ def subset(store: Store, keys: np.ndarray, bank: Bank, *, progress: bool = False
 
     Raises RowsMissing if the store does not have all of them; InvalidRequest if the bank is the store's own.
     """
+    store.require(keys)
     target = bank.open_store(
         store.identity,
         create=True,

@@ -16,6 +16,7 @@ import pandas as pd
 from ..errors import InvalidRequest
 from ..settings import read_toml
 from ..texts import cells_of_csv
+from .columns import NAMES, numbers
 from .index import KEY_BYTES, KeyIndex
 from .narrowing import is_list, is_object
 
@@ -113,16 +114,38 @@ _QUERY_FAULTS = (
 
 
 def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
-    """The rows that a pandas query on the columns picks ("domain == 'x' and split != 'test'"); None: all."""
+    """The rows that a pandas query on the columns picks ("domain == 'x' and age > 60"); None: all.
+
+    Columns of text that are all numbers are numbers where the query fits no text (a CSV has no types).
+    """
     if not where:
         return table
     columns = f"columns: {', '.join(map(str, table.columns))}"
-    try:
-        mask = table.eval(where, engine="python")
-    except _QUERY_FAULTS as error:
-        raise InvalidRequest(f"the query {where!r} does not fit ({error}); {columns}") from error
-    if not (
-        isinstance(mask, pd.Series) and mask.index.equals(table.index) and pd.api.types.is_bool_dtype(mask)
-    ):
-        raise InvalidRequest(f"the query {where!r} is not true or false of each row; {columns}")
-    return table[mask.fillna(False).astype(bool)].reset_index(drop=True)
+    fault: Exception | None = None
+    picked = pd.Series(False, index=table.index)
+    for typed in (False, True):
+        frame = table.apply(_as_numbers) if typed else table
+        try:
+            mask = frame.eval(where, engine="python")
+        except _QUERY_FAULTS as error:
+            fault = fault or error
+            continue
+        if not (
+            isinstance(mask, pd.Series)
+            and mask.index.equals(table.index)
+            and pd.api.types.is_bool_dtype(mask)
+        ):
+            raise InvalidRequest(f"the query {where!r} is not true or false of each row; {columns}")
+        fault, picked = None, mask.fillna(False).astype(bool)
+        if picked.any():
+            break
+    if fault is not None:
+        raise InvalidRequest(f"the query {where!r} does not fit ({fault}); {columns}") from fault
+    return table[picked].reset_index(drop=True)
+
+
+def _as_numbers(column: pd.Series) -> pd.Series:
+    """A column of a CSV, in which everything is text, as numbers where all of its cells are."""
+    if column.dtype != object or column.name in NAMES:
+        return column
+    return pd.Series(numbers(column.astype("string").fillna("").to_numpy(object)), column.index)

@@ -84,10 +84,14 @@ def check_size(path: Path, claimed: int, there: int) -> None:
 # --- NumPy ------------------------------------------------------------------------------------------
 
 
-def npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype]:
+def npy_header(
+    file: IO[bytes], path: Path, *, columns_first: bool = False
+) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array in the .npy format; the file stands at its data then.
 
-    Raises InvalidRequest for arrays of Python objects, ValueError for other formats.
+    columns_first : whether the reader takes arrays in Fortran order
+
+    Raises InvalidRequest for arrays of Python objects and in Fortran order, ValueError for other formats.
     """
     version = np.lib.format.read_magic(file)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -98,8 +102,11 @@ def npy_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype]:
         raise InvalidRequest(
             f"{path} holds an array of Python objects (a pickle), which could run code; it is not read"
         )
-    if fortran and len(shape) > 1:
-        raise ValueError("an array in Fortran order")
+    if fortran and len(shape) > 1 and not columns_first:
+        raise InvalidRequest(
+            f"{path} holds an array in Fortran order (column by column, as a transposed one is); save it "
+            "with np.ascontiguousarray(array)"
+        )
     return shape, dtype
 
 

@@ -90,13 +90,18 @@ def export(
     options: those of `Options`, and `by`: (trident, stamp, qupath) a folder with one file for each value of
         this column; of clam, the slide (default: group).
 
-    Raises InvalidRequest (unknown layout, the path exists already, missing options), RowsMissing,
+    Raises InvalidRequest (unknown layout, no rows, the path exists already, missing options), RowsMissing,
     VectorRefused (numbers that float16 does not hold), MissingDependency (AnnData, torch), StoreError (disk
     full, unwritable).
     """
     path = Path(path)
     how = _checked(path, layout, table, options)
     rows = rows_of(store, table, how.dtype)
+    if not len(rows.keys):
+        raise InvalidRequest(
+            f"there are no rows to write to {path}: "
+            + (f"{store.files} is empty" if table is None else "the table has none (does --where pick any?)")
+        )
     interim = path.with_name(f"{TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
     with explained("write", path):
         make_folder(path.parent)

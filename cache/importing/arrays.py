@@ -84,7 +84,7 @@ def foreign_npy(path: Path, root: Path, key: str) -> Source:
 
 def _npy(path: Path) -> Vectors:
     with path.open("rb") as file:
-        shape, dtype = npy_header(file, path)
+        shape, dtype = npy_header(file, path, columns_first=True)  # np.load reads both
         start = file.tell()
     if prod(shape) * dtype.itemsize != path.stat().st_size - start:
         raise ValueError("it is not as long as its header says")

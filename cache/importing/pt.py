@@ -100,7 +100,7 @@ def _coordinates(path: Path, slide: str) -> np.ndarray | None:
         return None
     check_regular(file)
     with file.open("rb") as stream:
-        npy_header(stream, file)  # refuses objects
+        npy_header(stream, file, columns_first=True)  # refuses objects
     found = np.load(file, allow_pickle=False)
     return np.column_stack([found["x"], found["y"]]) if found.dtype.names else found
 

@@ -12,7 +12,7 @@ from patchbank.cache.bank import Bank
 from patchbank.cache.export.write import LAYOUTS
 from patchbank.cache.store import Store
 from patchbank.cli import main, patchbank
-from patchbank.errors import PatchbankError
+from patchbank.errors import InvalidRequest, PatchbankError, RowsMissing
 
 
 @pytest.fixture
@@ -372,3 +372,44 @@ def test_names_that_no_file_system_takes(bank: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize("grace", ["nan", "-1", "inf", "x"])
 def test_a_grace_that_is_no_time(bank: Path, grace: str) -> None:
     assert "--grace" in cache("gc", "-b", bank, "--grace", grace, code=2).output
+
+
+def test_a_table_without_rows_is_said(bank: Path) -> None:
+    name, nothing = "fake-noise.full.cls", ("-b", bank, "--table", "set.toml", "--where", "label == 'none'")
+    with pytest.raises(InvalidRequest, match=r"set\.toml has no rows of which \"label == 'none'\" is true"):
+        cache("subset", name, "--to", "small", *nothing)
+    with pytest.raises(InvalidRequest, match="no rows to write to"):
+        cache("export", name, "x.npz", "-f", "npz", *nothing)
+    assert not Path("small").exists()
+    assert not Path("x.npz").exists()
+
+
+def test_numbers_of_a_csv_may_be_compared(bank: Path) -> None:
+    cache(
+        "subset",
+        "fake-noise.full.cls",
+        "-b",
+        bank,
+        "--to",
+        "few",
+        "--table",
+        "patches.csv",
+        "--where",
+        "x < 7",
+    )
+    assert len(Bank("few").find("fake:noise")) == 7
+
+
+def test_a_subset_that_lacks_rows_makes_no_store(bank: Path) -> None:
+    with pytest.raises(RowsMissing, match="50 of 150 patches have no embedding"):
+        cache("subset", "fake-noise.full.mean", "-b", bank, "--to", "small", "--table", "set.toml")
+    assert not Path("small").exists()
+
+
+def test_equal_vectors_have_no_worst(bank: Path) -> None:
+    cache("subset", "fake-noise.full.cls", "-b", bank, "--to", "same", "--table", "set.toml")
+    name = "fake-noise.full.cls"
+    text = cache("diff", name, name, "-b", bank, "--other-bank", "same").output
+    assert "verdict      identical" in text
+    assert "worst" not in text
+    assert "cosine" not in text

@@ -16,8 +16,9 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from patchbank.cache.importing.documents import in_memory
 from patchbank.cache.importing.foreign import FILES, read_source
-from patchbank.cache.importing.source import Source
+from patchbank.cache.importing.source import Source, columns_of, encoder_of, joined, of_slide, single
 from patchbank.errors import InvalidRequest, MissingDependency, PatchbankError
 
 ROWS, DIM = 12, 8
@@ -165,6 +166,67 @@ def test_eva_with_several_vectors_a_file(tmp_path: Path) -> None:
     table = holds(read_source(tmp_path / "e")).table
     assert table["patch_id"].tolist() == [f"s{i // 4}.svs/{i % 4}" for i in range(ROWS)]
     assert table["group"].tolist() == [str(i // 4) for i in range(ROWS)]
+
+
+@pytest.mark.parametrize("several", [True, False])
+def test_eva_with_an_image_in_two_splits(tmp_path: Path, several: bool) -> None:
+    """Its ids are then of the files, each row its own."""
+    torch = pytest.importorskip("torch")
+    each = 2 if several else 1
+    rows = []
+    for i in range(ROWS // each):
+        torch.save(torch.from_numpy(X[each * i : each * i + each]), tmp_path / f"{i}.pt")
+        rows.append({"origin": "one.png", "embeddings": f"{i}.pt", "target": 0, "split": "train"})
+    pd.DataFrame(rows).to_csv(tmp_path / "manifest.csv", index=False)
+    table = holds(read_source(tmp_path)).table
+    wanted = [f"{i // 2}.pt/{i % 2}" if several else f"{i}.pt" for i in range(ROWS)]
+    assert table["patch_id"].tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_tensors_of_every_type(tmp_path: Path, dtype: str) -> None:
+    torch = pytest.importorskip("torch")
+    tensor = torch.from_numpy(X).to(getattr(torch, dtype))
+    torch.save(
+        {"features": tensor.requires_grad_(), "note": "kept", 7: "a number for a name"}, tmp_path / "x.pt"
+    )
+    holds(read_source(tmp_path / "x.pt"), tensor.detach().float().numpy().astype(X.dtype))
+    torch.save(list(tensor.detach()), tmp_path / "list.pt")
+    holds(read_source(tmp_path / "list.pt"), tensor.detach().float().numpy().astype(X.dtype))
+
+
+def test_tensors_that_are_no_embeddings(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "x.pt"
+    for content, why in (
+        (torch.from_numpy(X).to_sparse(), "it is not read"),
+        (torch.zeros(1).expand(1 << 20, 1 << 12), "claims 17,179,869,184 bytes"),  # one number, shown as many
+        ([], "holds a list"),
+        ("text", "holds a str"),
+        ({"a": torch.zeros(3, 2), "b": torch.zeros(3, 2)}, "Say it with --key NAME; it has a"),
+        ({"label": 1}, "no array of floats"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(InvalidRequest, match=why):
+            read_source(path)
+    torch.save({"a": torch.zeros(3, 2), "b": torch.zeros(3, 2)}, path)
+    with pytest.raises(InvalidRequest, match=r"no embeddings 'c'; it has a \(3, 2\), b \(3, 2\)"):
+        read_source(path, "c")
+
+
+def test_arrays_in_fortran_order(tmp_path: Path) -> None:
+    """As np.save writes a transposed array: a file alone is read as it is, inside others it is refused."""
+    turned = np.asfortranarray(X)
+    assert not turned.flags.c_contiguous
+    np.save(tmp_path / "x.npy", turned)
+    holds(read_source(tmp_path / "x.npy"))
+    np.save(tmp_path / "x.npy", np.asfortranarray(X[None]))
+    holds(read_source(tmp_path / "x.npy"))
+    np.savez(tmp_path / "x.npz", features=turned)
+    with pytest.raises(
+        InvalidRequest, match=r"x\.npz holds an array in Fortran order .*np\.ascontiguousarray"
+    ):
+        read_source(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -513,3 +575,173 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
             read_source(tmp_path / f"f{suffix}")
     with pytest.raises(InvalidRequest, match="is not a regular file"):
         read_source(tmp_path)
+
+
+# --- the parts of a source ------------------------------------------------------------------------------
+
+
+def array_source(path: Path, root: Path, vectors: np.ndarray, encoder: str = "", **columns: Any) -> Source:
+    return single(path, root, "npy", in_memory(vectors), columns, encoder)
+
+
+def test_some_rows_of_a_source(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(40_000, dtype=np.float32).reshape(20_000, 2))
+    source = read_source(tmp_path / "x.npy")  # is read in three steps
+    assert len(list(source.vectors.read())) == 3
+    for rows in (np.arange(0, 20_000, 7), np.array([0, 8191, 8192, 19_999]), np.array([], np.int64)):
+        part = source.take(rows)
+        assert part.vectors.shape == (len(rows), 2)
+        assert vectors_of(part)[:, 0].tolist() == (2.0 * rows).tolist()
+        assert part.table["path"].tolist() == [f"x.npy::embedding[{i}]" for i in rows]
+    assert source.take(np.array([8192])).row(0) == f"{tmp_path / 'x.npy'}: row 8192"
+
+
+def test_the_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    folder = slides(tmp_path / "one", lambda path, rows: np.save(path, X[rows]), ".npy")
+    digest = read_source(folder).digest
+    assert len(digest) == 32
+    moved = folder.rename(tmp_path / "two")
+    assert read_source(moved).digest == digest
+    (moved / "s0.npy").rename(moved / "t0.npy")
+    renamed = read_source(moved).digest
+    assert renamed != digest
+    (moved / "t0.npy").rename(moved / "s0.npy")
+    np.save(moved / "s1.npy", X[:4])
+    assert read_source(moved).digest not in (digest, renamed)
+
+
+def test_files_are_joined_in_order(tmp_path: Path) -> None:
+    parts = [
+        array_source(
+            tmp_path / f"{i}.npy", tmp_path, X[4 * i : 4 * i + 4].astype(kind), "uni", group=["g"] * 4
+        )
+        for i, kind in enumerate((np.float16, np.float32, np.float16))
+    ]
+    empty = array_source(tmp_path / "none.npy", tmp_path, np.empty((0, 99), np.float32), "other")
+    source = joined(tmp_path, "npy", [empty, *parts])
+    assert source.vectors.shape == (12, DIM)
+    assert source.vectors.dtype == np.float32
+    assert source.encoder == "uni"
+    assert source.table["path"].tolist() == [f"{i // 4}.npy::embedding[{i % 4}]" for i in range(12)]
+    with pytest.raises(InvalidRequest, match="holds no embeddings"):
+        joined(tmp_path, "npy", [empty])
+    wide = array_source(tmp_path / "wide.npy", tmp_path, np.zeros((1, 9), np.float32))
+    with pytest.raises(InvalidRequest, match=r"wide\.npy has embeddings of 9 numbers, .*0\.npy of 8"):
+        joined(tmp_path, "npy", [*parts, wide])
+    other = array_source(tmp_path / "o.npy", tmp_path, X[:1], "gigapath")
+    with pytest.raises(InvalidRequest, match="several encoders: gigapath, uni"):
+        joined(tmp_path, "npy", [*parts, other])
+    with pytest.raises(InvalidRequest, match="has 12 embeddings, and 3 label"):
+        array_source(tmp_path / "x.npy", tmp_path, X, label=["a"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("coords", "attributes", "names", "first"),
+    [
+        (COORDS, {}, ("x", "y"), "s_0_0"),
+        (COORDS[None], {}, ("x", "y"), "s_0_0"),
+        (COORDS.astype(np.float32), {}, ("x", "y"), "s_0_0"),
+        (COORDS + 0.5, {}, ("coord_x", "coord_y"), "s/0"),
+        (COORDS.astype(np.float64), {"unit": "um"}, ("x_um", "y_um"), "s/0"),
+        (COORDS * 0, {}, ("x", "y"), "s/0"),  # all at one place: the places name no patch
+        (np.where(COORDS == 0, np.nan, COORDS), {}, ("coord_x", "coord_y"), "s/0"),
+    ],
+)
+def test_columns_of_a_slide(
+    coords: np.ndarray, attributes: dict[str, Any], names: tuple[str, str], first: str
+) -> None:
+    about = {
+        "patch_size": np.int64(256),
+        "tile_size_um": 112.0,
+        "other": "no",
+        "overlap": [1, 2],
+        **attributes,
+    }
+    columns = of_slide(Path("a/s.coords.h5"), coords, about, ROWS)
+    assert columns["group"] == ["s"] * ROWS
+    assert columns["patch_id"][0] == first
+    assert len({*columns["patch_id"]}) == ROWS
+    points = np.stack([columns[name] for name in names], axis=1)
+    assert np.array_equal(points, coords.reshape(-1, 2), equal_nan=True)
+    assert columns["tile_size_um"] == [112.0] * ROWS
+    assert columns["patch_size"] == [256] * ROWS
+    assert not {"other", "overlap", "unit"} & columns.keys()
+
+
+@pytest.mark.parametrize(
+    ("coords", "why"),
+    [
+        (np.zeros((ROWS, 1)), r"coords are \(n, 2\) numbers; this array is float64 \(12, 1\)"),
+        (np.zeros((ROWS, 2), "U3"), r"coords are \(n, 2\) numbers"),
+        (np.zeros((3, 2)), "12 embeddings, and 3 coords"),
+    ],
+)
+def test_coords_that_make_no_sense(coords: np.ndarray, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why):
+        of_slide(Path("s.h5"), coords, {}, ROWS)
+
+
+def test_which_column_names_the_rows() -> None:
+    frame = pd.DataFrame({"path": ["a", "b"], "n": [1, 2], "b": [b"x", b"y"], "list": [[1], [2]]})
+    columns = columns_of(frame)
+    assert columns["patch_id"].tolist() == ["a", "b"]  # of the paths, as nothing else is an id
+    assert columns["source_path"].tolist() == ["a", "b"]
+    assert columns["b"].tolist() == ["x", "y"]
+    assert "list" not in columns
+    assert "path" not in columns
+    for ids in (["a", "a"], ["a", ""]):
+        assert "patch_id" not in columns_of(pd.DataFrame({"path": ids}))
+    missing = columns_of(pd.DataFrame({"age": pd.array([1, None], "Int64"), "who": ["a", None]}))
+    assert missing["age"].isna().tolist() == [False, True]
+    assert missing["who"].tolist() == ["a", ""]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "name"),
+    [
+        ({"encoder": "uni"}, "uni"),
+        ({"encoder": b"uni"}, "uni"),
+        ({"encoder": " uni "}, "uni"),
+        ({"encoder": "Unknown", "model_name": "conch"}, "conch"),
+        ({"encoder": "", "extractor": 3}, ""),
+        ({"model": "virchow", "encoder": "uni"}, "uni"),  # the more telling name first
+        ({}, ""),
+    ],
+)
+def test_the_encoder_among_attributes(attributes: dict[str, Any], name: str) -> None:
+    assert encoder_of(attributes) == name
+
+
+def test_samples_of_a_tar_that_make_no_sense(tmp_path: Path) -> None:
+    def tar(members: dict[str, bytes]) -> Path:
+        with tarfile.open(tmp_path / "x.tar", "w") as archive:
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return tmp_path / "x.tar"
+
+    def npy(array: np.ndarray) -> bytes:
+        stream = io.BytesIO()
+        np.save(stream, array)
+        return stream.getvalue()
+
+    good = npy(X[0])
+    for members, why in (
+        ({}, "has no samples"),
+        ({"a.json": b"{}"}, r"the sample 'a' has no \.npy; it has json"),
+        ({"a.npy": good, "a.json": b"[]"}, r"the \.json of 'a' is not an object"),
+        ({"a.npy": good, "a.json": b" " * (1 << 20) + b"{}"}, r"a\.json is 1,048,578 bytes long"),
+        ({"a.npy": npy(np.array([None]))}, "Python objects"),
+        ({"a.npy": good[:-4]}, "x.tar"),
+    ):
+        with pytest.raises(InvalidRequest, match=why):
+            read_source(tar(members))
+    source = read_source(tar({"a.npy": good, "b.npy": npy(X[1][:3])}))
+    with pytest.raises(InvalidRequest, match=r"the embedding of 'b' is float32 \(3,\), that of the first"):
+        list(source.vectors.read())
+    source = read_source(
+        tar({"d/a.npy": good, "d/a.cls": b"1\n", "d.e/a.npy": good, "d.e/a.json": b'{"label": 2}'})
+    )
+    assert source.table["label"].tolist() == ["1", "2"]
+    assert source.table["patch_id"].tolist() == ["d/a", "d.e/a"]
