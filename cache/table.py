@@ -121,26 +121,26 @@ def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     if not where:
         return table
     columns = f"columns: {', '.join(map(str, table.columns))}"
-    fault: Exception | None = None
-    picked = pd.Series(False, index=table.index)
+    picked, fault = None, ""
     for typed in (False, True):
         frame = table.apply(_as_numbers) if typed else table
         try:
             mask = frame.eval(where, engine="python")
         except _QUERY_FAULTS as error:
-            fault = fault or error
+            fault = fault or f"does not fit ({error})"
             continue
         if not (
             isinstance(mask, pd.Series)
             and mask.index.equals(table.index)
             and pd.api.types.is_bool_dtype(mask)
         ):
-            raise InvalidRequest(f"the query {where!r} is not true or false of each row; {columns}")
-        fault, picked = None, mask.fillna(False).astype(bool)
+            fault = fault or "is not true or false of each row"
+            continue
+        picked = mask.fillna(False).astype(bool)
         if picked.any():
             break
-    if fault is not None:
-        raise InvalidRequest(f"the query {where!r} does not fit ({fault}); {columns}") from fault
+    if picked is None:
+        raise InvalidRequest(f"the query {where!r} {fault}; {columns}")
     return table[picked].reset_index(drop=True)
 
 
@@ -148,4 +148,5 @@ def _as_numbers(column: pd.Series) -> pd.Series:
     """A column of a CSV, in which everything is text, as numbers where all of its cells are."""
     if column.dtype != object or column.name in NAMES:
         return column
-    return pd.Series(numbers(column.astype("string").fillna("").to_numpy(object)), column.index)
+    values = numbers(column.astype("string").fillna("").to_numpy(object))
+    return column if values.dtype == object else pd.Series(values, column.index)

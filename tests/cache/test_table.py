@@ -23,6 +23,8 @@ TABLE = pd.DataFrame({"domain": ["x", "y", None], "n": ["1", "2", "3"], "a b": [
         ("n > 1 and domain == 'y'", ["2"]),
         ("n > '1'", ["2", "3"]),
         ("n == 4", []),
+        ("domain == ''", []),  # a missing cell is no empty text
+        ("n.str.startswith('9')", []),  # fits texts only, and picks none
     ],
 )
 def test_rows_are_picked(where: str | None, rows: list[str]) -> None:
