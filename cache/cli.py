@@ -7,12 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .. import options
-<<<<<<< HEAD
-from ..terminal import echo, note, print_table, printable
-=======
 from ..errors import InvalidRequest
-from ..terminal import echo, print_table, printable
->>>>>>> 3bb07e4 (Property tests of exports, the file operations, banks and what foreign files claim; faults that they found: columns of empty cells only, texts that are one number, empty exports, numbers of a CSV in --where; croma, open_clip and torchstain in the test extra)
+from ..terminal import echo, note, print_table, printable
 
 if TYPE_CHECKING:
     import pandas as pd

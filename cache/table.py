@@ -121,7 +121,8 @@ def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
     if not where:
         return table
     columns = f"columns: {', '.join(map(str, table.columns))}"
-    picked, fault = None, ""
+    masks: list[pd.Series] = []
+    fault = ""
     for typed in (False, True):
         frame = table.apply(_as_numbers) if typed else table
         try:
@@ -136,12 +137,12 @@ def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
         ):
             fault = fault or "is not true or false of each row"
             continue
-        picked = mask.fillna(False).astype(bool)
-        if picked.any():
+        masks.append(mask.fillna(False).astype(bool))
+        if masks[-1].any():
             break
-    if picked is None:
+    if not masks:
         raise InvalidRequest(f"the query {where!r} {fault}; {columns}")
-    return table[picked].reset_index(drop=True)
+    return table[masks[-1]].reset_index(drop=True)
 
 
 def _as_numbers(column: pd.Series) -> pd.Series:

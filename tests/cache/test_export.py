@@ -355,7 +355,11 @@ def test_parquet_loads_with_datasets(
 def typed(table: pd.DataFrame) -> pd.DataFrame:
     """The table as a CSV gives it: all text, numbers with gaps, ids that look like numbers."""
     gaps = ["" if i % 5 == 0 else str(i) for i in range(153)]
-    more = {"age": gaps, "mpp": [f"0.{i + 1}" for i in range(153)], "code": [f"{i:03d}" for i in range(153)]}
+    more = {
+        "age": gaps,
+        "mpp": [f"0.{i + 101}" for i in range(153)],
+        "code": [f"{i:03d}" for i in range(153)],
+    }
     return table.astype({"x": str, "y": str}).assign(**more, group=[str(i % 4) for i in range(153)])
 
 

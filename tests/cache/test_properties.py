@@ -59,7 +59,7 @@ def truth(dice: np.random.Generator, rows: int) -> pd.Series:
     return pd.Series(dice.integers(0, 2, rows).astype(bool))
 
 
-def missing(kind: str, make: Callable[[np.random.Generator, int], pd.Series]) -> Any:
+def missing(kind: Any, make: Callable[[np.random.Generator, int], pd.Series]) -> Any:
     """A maker of columns of a pandas type with empty cells, one at the least."""
 
     def column(dice: np.random.Generator, rows: int) -> pd.Series:
@@ -231,7 +231,7 @@ def test_texts_become_numbers_only_where_nothing_is_lost(texts: list[str], kind:
 
 
 @pytest.mark.parametrize("kind", ["Int64", "UInt64", "boolean", "string", "Float64"])
-def test_a_column_of_empty_cells_only(tmp_path: Path, identity: Any, make_rows: Any, kind: str) -> None:
+def test_a_column_of_empty_cells_only(tmp_path: Path, identity: Any, make_rows: Any, kind: Any) -> None:
     rows = make_rows(3)
     store = make_store(tmp_path / "bank", identity, rows, "float16")
     table = rows.table().assign(none=pd.array([None] * 3, dtype=kind))
