@@ -147,7 +147,7 @@ def select(table: pd.DataFrame, where: str | None) -> pd.DataFrame:
 
 def _as_numbers(column: pd.Series) -> pd.Series:
     """A column of a CSV, in which everything is text, as numbers where all of its cells are."""
-    if column.dtype != object or column.name in NAMES:
+    if not (column.dtype == object or isinstance(column.dtype, pd.StringDtype)) or column.name in NAMES:
         return column
     values = numbers(column.astype("string").fillna("").to_numpy(object))
     return column if values.dtype == object else pd.Series(values, column.index)

@@ -43,6 +43,7 @@ def test_what_is_picked_is_as_it_was() -> None:
     with pytest.raises(InvalidRequest, match="does not fit"):
         select(table, "mixed > 1")
     assert select(table.iloc[:0], "age > 59").empty
+    assert select(table.astype("string[pyarrow]"), "age > 59")["age"].tolist() == ["60", "75"]
 
 
 @pytest.mark.parametrize(
