@@ -1,9 +1,8 @@
-"""Temperature and vector scaling of K classes, fitted on out-of-fold logits; the calibration of the call.
+"""Temperature scaling of K classes, fitted on out-of-fold logits; the calibration of the call.
 
 Labels are int (n,), 0 .. K-1. What is fitted here is applied to the logits of other rows as it is.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
-from .calibration import newton
 from .multiclass import check_scores
 from .weighted import Floats
 
@@ -54,65 +52,6 @@ def fit_temperature(
         root: Any = brentq(slope, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
         found[j] = 1 / root
     return float(found[0]) if one_model else found
-
-
-@dataclass(frozen=True)
-class Vector:
-    """Vector scaling: probabilities = softmax(scale * logits + offset)."""
-
-    scale: Floats
-    """(K,)."""
-    offset: Floats
-    """(K,)."""
-
-    def logits(self, logits: ArrayLike) -> Floats:
-        """Calibrated logits, (n, K)."""
-        return np.asarray(logits, np.float64) * self.scale + self.offset
-
-
-def fit_vector(
-    y: ArrayLike, logits: ArrayLike, *, class_weight: ClassWeight = None, smooth: bool = True
-) -> Vector:
-    """A scale and an offset of each class's logit that minimise the log-loss (Guo et al., ICML 2017).
-
-    Arguments as for `fit_temperature`, logits (n, K). Convex, by Newton's method. It has 2 K parameters where
-    temperature has one, and can change calls: for sets with many rows of every class. Raises ProbeError where
-    a class has no row, and without `smooth` where every call is right.
-    """
-    labels, table, one_model = check_scores(y, logits)
-    if not one_model:
-        raise InvalidRequest(f"logits {table.shape}: of one model, (n, K)")
-    z, k = table[:, 0], table.shape[2]
-    counts = np.bincount(labels, minlength=k)
-    if not counts.all():
-        raise ProbeError(f"no row of class {counts.argmin()}: its offset cannot be estimated")
-    if not smooth and (z.argmax(axis=1) == labels).all():
-        raise ProbeError("every call is right: the scales would be infinite; use smooth=True")
-    targets, weights = _targets(labels, k, class_weight, smooth)
-    size = np.abs(z).max(axis=0)
-    size[size == 0] = 1.0
-    x = z / size
-
-    def loss(w: Floats) -> float:
-        log_p = special.log_softmax(x * w[:k] + w[k:], axis=1)
-        return -float(weights @ (targets * log_p).sum(axis=1))
-
-    def slopes(w: Floats) -> tuple[Floats, Floats]:
-        p = special.softmax(x * w[:k] + w[k:], axis=1)
-        rest = weights[:, None] * (p - targets)
-        gradient = np.concatenate([(rest * x).sum(axis=0), rest.sum(axis=0)])
-        both = np.concatenate([p * x, p], axis=1)
-        hessian = -(both.T * weights) @ both
-        diagonals = [(weights[:, None] * p * x**power).sum(axis=0) for power in (2, 1, 0)]
-        own = np.arange(k)
-        hessian[own, own] += diagonals[0]
-        hessian[own, own + k] += diagonals[1]
-        hessian[own + k, own] += diagonals[1]
-        hessian[own + k, own + k] += diagonals[2]
-        return gradient, hessian
-
-    found = newton(loss, slopes, np.concatenate([size, np.zeros(k)]))
-    return Vector(found[:k] / size, found[k:] - found[k:].mean())
 
 
 def top_label(y: ArrayLike, logits: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:

@@ -6,14 +6,12 @@ Slides of unequal size share an offset of the score, of standard deviation `slid
 slide, and differ in prevalence; the population's values are known in closed form (AUROC, balanced accuracy,
 sensitivity) or from 4 million rows (AP). Designs, a line of JSON each:
 
-slides          the jackknife (default), percentiles, DeLong, intervals over rows; how often two equally good
-models
-                are called different, and coverage of the interval of their difference
+slides          the jackknife (default), bootstrap percentiles and BCa, DeLong, intervals over rows; how often
+                two equally good models are called different, and coverage of the interval of their difference
 near 1          true sensitivity .961 and .987, AUROC .994 and .999; few slides with positives
 groups unknown  there are slides and nobody knows: rows as independent, and the same at a design effect of 2
-out of fold     the real protocol (nested, `run_protocol`) on slides with features: out-of-fold scores
-against what the
-                models of the folds are worth on average, with the jackknife's own variance and with
+out of fold     the real protocol (nested, `run_protocol`) on slides with features: out-of-fold scores against
+                what the models of the folds are worth on average, with the jackknife's own variance and with
                 OOF_INFLATION
 classes         four classes, the rarest 1 in 13 rows: metrics of all classes, and of the rarest by itself
 numbers         two targets that slides share an offset of
@@ -126,11 +124,11 @@ def scored_slides(rng: Any, seed: int, design: dict[str, Any], truth: dict[str, 
     y, scores, codes = draw(rng, **design)
     options: dict[str, Any] = {"metrics": METRICS, "threshold": 0.0}
     found: dict[str, float] = {}
+    bootstrap: dict[str, Any] = {"groups": codes, "n_resamples": 400, "seed": seed, **options}
     ways = {
         "jackknife": estimate(y, scores, groups=codes, **options),
-        "percentile": estimate(
-            y, scores[:, 0], groups=codes, method="percentile", n_resamples=400, seed=seed, **options
-        ),
+        "percentile": estimate(y, scores[:, 0], method="percentile", **bootstrap),
+        "bca": estimate(y, scores[:, 0], method="bca", **bootstrap),
         "rows": estimate(y, scores[:, 0], groups=None, **options),
     }
     for way, one in ways.items():

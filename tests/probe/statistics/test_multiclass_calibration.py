@@ -1,4 +1,4 @@
-"""Temperature and vector scaling against scikit-learn, the binary fits, and a general optimiser."""
+"""Temperature scaling against scikit-learn, the binary fits, and a general optimiser."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from patchbank.errors import InvalidRequest, ProbeError
-from patchbank.probe.statistics import calibration, multiclass, multiclass_calibration
-from patchbank.probe.statistics.multiclass_calibration import fit_temperature, fit_vector, top_label
+from patchbank.probe.statistics import calibration, multiclass
+from patchbank.probe.statistics.multiclass_calibration import fit_temperature, top_label
 from scipy import optimize, special
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
@@ -97,60 +97,26 @@ def test_where_every_call_is_right_only_smooth_targets_have_a_temperature() -> N
     found = fit_temperature(y, 5.0 * np.eye(3)[y])
     # 10 rows a class: the label's target is 11 / 13
     assert special.softmax(5 * np.eye(3)[0] / found)[0] == pytest.approx(11 / 13)
-    for fit in (fit_temperature, fit_vector):
-        with pytest.raises(ProbeError, match="every call is right"):
-            fit(y, np.eye(3)[y], smooth=False)
+    with pytest.raises(ProbeError, match="every call is right"):
+        fit_temperature(y, np.eye(3)[y], smooth=False)
 
 
 def test_logits_without_a_difference_have_no_temperature() -> None:
     assert fit_temperature([0, 1, 2], np.ones((3, 3))) == np.inf
 
 
-def test_a_class_without_rows_has_a_temperature_and_no_offset() -> None:
+def test_a_class_without_rows_has_a_temperature() -> None:
     y, logits = sample(k=3)
     y[y == 1] = 0
     assert 0 < fit_temperature(y, logits, class_weight="balanced") < np.inf
-    with pytest.raises(ProbeError, match="no row of class 1"):
-        fit_vector(y, logits)
-
-
-@pytest.mark.parametrize("smooth", [True, False])
-@pytest.mark.parametrize("class_weight", [None, "balanced"])
-def test_vector_scaling_is_the_lowest_loss(smooth: bool, class_weight: Any) -> None:
-    y, logits = sample(n=90, k=3, scale=1.0)
-    found = fit_vector(y, logits, smooth=smooth, class_weight=class_weight)
-    balanced = class_weight is not None
-
-    def at(w: Floats) -> float:
-        return loss(y, logits * w[:3] + w[3:], smooth=smooth, balanced=balanced)
-
-    best = optimize.minimize(at, np.repeat([1.0, 0.0], 3), method="BFGS", options={"gtol": 1e-7})
-    value = loss(y, found.logits(logits), smooth=smooth, balanced=balanced)
-    assert value <= best.fun + 1e-12
-    np.testing.assert_allclose(found.scale, best.x[:3], atol=1e-4)
-    np.testing.assert_allclose(found.offset, best.x[3:] - best.x[3:].mean(), atol=1e-4)
-    for direction in np.eye(6):
-        w = np.concatenate([found.scale, found.offset])
-        assert abs(at(w + 1e-5 * direction) - at(w - 1e-5 * direction)) / 2e-5 < 1e-8, "a slope is left"
-
-
-def test_vector_scaling_of_one_free_logit_is_platts() -> None:
-    y, logits = sample(k=2)
-    score = logits[:, 1] - logits[:, 0]
-    platt = calibration.fit_platt(y, score)
-    found = fit_vector(y, np.stack([np.zeros(len(y)), score], axis=1))
-    assert (found.scale[1], found.offset[1] - found.offset[0]) == pytest.approx(tuple(platt), rel=1e-9)
-    assert found.scale[0] == 1, "a logit that is 0 throughout keeps its scale"
 
 
 def test_scaling_lowers_the_calibration_error() -> None:
     y, logits = sample(n=3000, k=4, scale=4.0)
     before = multiclass.evaluate(y, logits, logits=True, metrics=["ece", "ece_classwise", "log_loss"])
     scaled = logits / fit_temperature(y, logits)
-    vector = fit_vector(y, logits).logits(logits)
-    for name in before:
-        after = [multiclass.evaluate(y, z, logits=True, metrics=[name])[name] for z in (scaled, vector)]
-        assert max(after) < before[name], name
+    for name, value in multiclass.evaluate(y, scaled, logits=True, metrics=list(before)).items():
+        assert value < before[name], name
     assert multiclass.evaluate(y, scaled, logits=True, metrics=["accuracy"]) == multiclass.evaluate(
         y, logits, logits=True, metrics=["accuracy"]
     )
@@ -166,22 +132,19 @@ def test_the_reliability_of_the_call_is_the_top_label_error() -> None:
     assert 0 < calibration.calibration_floor(right, confidence).mean < curve.calibration_error
 
 
-@pytest.mark.parametrize("fit", [fit_temperature, fit_vector])
-def test_bad_input_is_refused(fit: Any) -> None:
+def test_bad_input_is_refused() -> None:
     y, logits = sample()
     with pytest.raises(InvalidRequest, match="class_weight is None or 'balanced'"):
-        fit(y, logits, class_weight="votes")
+        fit_temperature(y, logits, class_weight="votes")
     with pytest.raises(ProbeError, match="not finite"):
-        fit(y, np.where(logits > 3, np.inf, logits))
+        fit_temperature(y, np.where(logits > 3, np.inf, logits))
     with pytest.raises(ProbeError, match="from 0 to 3"):
-        fit(y + 1, logits)
+        fit_temperature(y + 1, logits)
     with pytest.raises(InvalidRequest, match="do not fit"):
-        fit(y[1:], logits)
+        fit_temperature(y[1:], logits)
 
 
-@pytest.mark.parametrize("of_one", [fit_vector, top_label])
-def test_one_model_at_a_time(of_one: Any) -> None:
+def test_one_model_at_a_time() -> None:
     y, logits = sample()
     with pytest.raises(InvalidRequest, match="of one model"):
-        of_one(y, np.stack([logits, logits], axis=1))
-    assert multiclass_calibration.Vector(np.ones(4), np.zeros(4)).logits(logits) == pytest.approx(logits)
+        top_label(y, np.stack([logits, logits], axis=1))
