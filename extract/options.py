@@ -18,7 +18,7 @@ class ExtractOptions(Settings):
     device           "auto", "cpu", "cuda" (all GPUs), "cuda:1", "cuda:0,cuda:2", "mps"
     precision        "auto", "fp32", "bf16", "fp16"
     dtype            of the stored vectors, "float16" or "float32"
-    batch_size       chosen automatically on a GPU, 8 on a CPU; halved where memory runs out
+    batch_size       by memory on a GPU, by a few timed batches on a CPU; halved where memory runs out
     workers          decoding threads
     on_error         "fail" stops at the first patch that cannot be read, after publishing what was embedded;
                      "skip" goes on and lists them in the report

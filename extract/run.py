@@ -33,7 +33,7 @@ from .weights import Weights, locate
 if TYPE_CHECKING:
     from .encoders import Encoder
 
-BATCH_SIZE_CPU = 8  # activations of larger batches leave the caches (tests/benchmarks/extract_cpu.py)
+BATCH_SIZE_CPU = 8  # where nothing was timed: activations of larger batches leave the caches of most CPUs
 
 APART = 1.5  # resolutions that differ by more get a warning
 
@@ -236,11 +236,14 @@ def _run_here(
     passes, unit = int(plan.work.passes(plan.lanes).sum()), "patch" if plan.passes == 1 else "pass"
     bar = progress_bar(total=passes, shown=progress, unit=unit, desc=_title(cards))
     with bar, single_threaded([each[0].device for each in encoders]):
+        batch_size = options.batch_size or batch_size_for(
+            encoders, plan.lanes, default_cpu=BATCH_SIZE_CPU, passes=passes
+        )
         pipeline = Pipeline(
             plan.work,
             plan.lanes,
             encoders,
-            batch_size=options.batch_size or batch_size_for(encoders, plan.lanes, default_cpu=BATCH_SIZE_CPU),
+            batch_size=batch_size,
             workers=report.workers,
             on_error=options.on_error,
             resize=options.resize,

@@ -39,12 +39,15 @@ from extract_inputs import Cost, default_images, manifest_of, random_checkpoint,
 from patchbank.datasets.images import content_hash, read_image
 from patchbank.datasets.manifest import Manifest
 from patchbank.extract import encoders
+from patchbank.extract.batch_size import batch_size_for
 from patchbank.extract.cards import Transform
+from patchbank.extract.devices import single_threaded
 from patchbank.extract.encoders import Encoder, build_encoder
 from patchbank.extract.engine import CHUNK
 from patchbank.extract.registry import load_card
 from patchbank.extract.run import BATCH_SIZE_CPU, run_extract
-from patchbank.extract.views import prepare
+from patchbank.extract.views import View, prepare
+from patchbank.extract.work import Lane
 from PIL import Image
 
 BARE_BATCH = 32
@@ -149,7 +152,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encoder", default="dinov2-s")
-    parser.add_argument("--batch", type=int, default=BATCH_SIZE_CPU)
+    parser.add_argument("--batch", type=int, help="of patchbank and threads (default: as patchbank finds it)")
     parser.add_argument("--bare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", default="auto")
@@ -175,21 +178,26 @@ def main() -> None:
         load = timed(lambda: build(precision=options.precision))  # warm, as in every round
         single = build(precision="fp32")
         shape = encoder.card.transform
+        lane = Lane(0, View(), encoder.card.transform, [])
+        with single_threaded([encoder.device]):
+            batch = options.batch or batch_size_for(
+                [[encoder]], [lane], default_cpu=BATCH_SIZE_CPU, passes=10_000
+            )
         ready = [prepare(read_image(manifest.path(i)), shape) for i in range(min(n, 512))]
         pixels = torch.stack([torch.from_numpy(picture.copy()) for picture in ready])
         np.save(folder / "pixels.npy", pixels.numpy())
         few = {part: Pictures(manifest.select(range(n // part)), single) for part in (4, 8)}  # pyright: ignore
         print(
-            f"{n} pictures from {options.images or 'noise'}; {encoder.precision}, batch {options.batch}, "
+            f"{n} pictures from {options.images or 'noise'}; {encoder.precision}, batch {batch}, "
             f"torch {torch.__version__} with {torch.get_num_threads()} threads"
         )
         costs: dict[str, list[Cost]] = {
             name: [] for name in ("bare", "threads", "patchbank", "loader", "paper")
         }
-        encoder.embed(pixels[: options.batch])  # first calls choose kernels
+        encoder.embed(pixels[:batch])  # first calls choose kernels
         for number in range(rounds):
             costs["bare"].append(bare_alone(options, folder / "pixels.npy", checkpoint))
-            costs["threads"].append(timed(lambda: threads(encoder, pixels, options.batch)))
+            costs["threads"].append(timed(lambda: threads(encoder, pixels, batch)))
             found: list[Any] = []
 
             def extract(bank: Path = folder / f"bank{number}", found: list[Any] = found) -> None:

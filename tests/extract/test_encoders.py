@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from patchbank.extract.devices import compute_threads, resolve_devices, single_t
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.models.build import build_network
 from patchbank.extract.registry import load_card
+from patchbank.extract.views import View
+from patchbank.extract.work import Lane
 
 SMALL = {"img_size": 32, "depth": 3, "num_classes": 0}
 
@@ -308,6 +311,42 @@ def test_devices_by_name() -> None:
     assert torch.get_num_threads() == before
     encoder = build_encoder(small(), device="cpu", random_weights=True)
     assert batch_size_for([[encoder]], [], default_cpu=7) == 7
+
+
+class Timed:
+    """An encoder whose batch takes `cost(size)` seconds of a clock of its own."""
+
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        self.cost, self.now, self.sizes = cost, 0.0, []
+        self.device, self.card = torch.device("cpu"), small()
+
+    def embed(self, batch: torch.Tensor, policies: object) -> None:
+        self.sizes.append(len(batch))
+        self.now += self.cost(len(batch))
+
+
+@pytest.mark.parametrize(
+    ("cost", "passes", "wanted", "tried"),
+    [
+        (lambda size: size * 1.0, 100_000, 8, {8, 16, 4}),  # all the same: the default
+        (lambda size: size + 10.0, 1_000_000, 256, {8, 16, 32, 64, 128, 256, 512}),
+        (lambda size: size * (1.0 if size <= 16 else 1.5) + 1, 100_000, 16, {8, 16, 32}),
+        (lambda size: size**1.5, 100_000, 1, {8, 16, 4, 2, 1}),
+        (lambda size: size + 10.0, 1000, 8, set()),  # too few patches to spend time on it
+        (lambda size: size + 10.0, 3000, 16, {8, 16}),  # and none for 32
+    ],
+)
+def test_the_fastest_of_a_few_timed_batches_on_a_cpu(
+    cost: Callable[[int], float], passes: int, wanted: int, tried: set[int]
+) -> None:
+    encoder: Any = Timed(cost)
+    lanes = [Lane(0, View(), Transform(), [])]
+    size = batch_size_for(
+        [[encoder]], lanes, default_cpu=8, passes=passes, clock=lambda encoder=encoder: encoder.now
+    )
+    assert size == wanted
+    assert set(encoder.sizes) == tried
+    assert encoder.now <= max(0.02 * passes * cost(8) / 8, 0) + 1e-9
 
 
 def test_check_finds_what_a_card_promises() -> None:
