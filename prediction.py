@@ -20,10 +20,9 @@ import pandas as pd
 from .datasets.manifest import Manifest
 from .datasets.unlabelled import manifest_of
 from .errors import InvalidRequest
-from .finetune.scores import UNADJUSTED
 from .probe.artefact import ABOUT
 from .probe.config import Source, parse_features
-from .probe.model import About, ProbeModel, mean_logit, pick_probe
+from .probe.model import ProbeModel, pick_probe
 from .probe.results.files import ProbeResult
 from .probe.results.older import PROBES
 
@@ -39,9 +38,9 @@ class Predictions:
     table : DataFrame, one row an image, in the order of the source: of the manifest patch_id, path, label,
         group and domain, where known; score (logit); probability of the positive class, calibrated on
         held-out scores of the training, and the threshold on it that they chose; prediction: the positive
-        class where probability >= threshold, else the other. Of several fine-tuned folds also score_fold_K.
-        Of more than two classes instead score_CLASS, probability_CLASS, and the most probable as prediction;
-        of numbers prediction_TARGET.
+        class where probability >= threshold, else the other. Of more than two classes instead score_CLASS,
+        probability_CLASS, and the most probable as prediction; of numbers prediction_TARGET. Of several
+        fine-tuned folds also score_fold_K, score_fold_K_CLASS or prediction_fold_K_TARGET.
     manifest : the images
     model : what was applied; classes, positive, threshold
     skipped : (image, why) of those that could not be read
@@ -244,65 +243,12 @@ def _check_identity(found: Mapping[str, Any], fitted: Mapping[str, Any], source:
         )
 
 
-def _by_networks(
-    folder: Path,
-    manifest: Manifest,
-    *,
-    device: str,
-    batch_size: int,
-    workers: int,
-    tta: bool,
-    progress: bool,
-    **weights: Any,
-) -> Predictions:
-    """By the network of a fold, or by the mean probability of the networks of all folds."""
-    from .extract.devices import resolve_devices
-    from .finetune.adapted import fold_folders, load_model
-    from .finetune.data import patches_of
-    from .finetune.model import crop_of
-    from .finetune.recipe import recipe_from
-    from .finetune.train import predict_logits
+def _by_networks(folder: Path, manifest: Manifest, **options: Any) -> Predictions:
+    from .finetune.predict import score_images
 
-    folders = fold_folders(folder)
-    place = str(resolve_devices(device)[0])
-    seconds = {"encoder": 0.0, "images": 0.0, "model": 0.0}
-    each, card = [], {}
-    for one in folders:
-        lap = time.perf_counter()
-        network, card = load_model(one, **weights)
-        recipe = recipe_from(card["recipe"], where=str(one))
-        seconds["encoder"] += time.perf_counter() - lap
-        lap = time.perf_counter()
-        each.append(
-            predict_logits(
-                network.to(place),
-                patches_of(manifest, None, crop=crop_of(recipe)),
-                batch_size=batch_size,
-                device=place,
-                precision=recipe.eval_precision or recipe.precision,
-                workers=workers,
-                symmetries=8 if tta else recipe.symmetries,
-                progress=progress,
-            )
-        )
-        seconds["images"] += time.perf_counter() - lap
-    logits = np.stack(each, axis=1)
-    adjusted = _adjusted(folder) if (folder / "results.json").exists() else UNADJUSTED
-    data = card["data"]
-    about = About(features=folder.name, classes=tuple(data["classes"]), positive=data["positive"])
-    model = ProbeModel((), adjusted, about)
-    table = _table(manifest, mean_logit(logits), model)
-    if len(folders) > 1:
-        for i, one in enumerate(folders):
-            table[f"score_{one.name.replace('-', '_')}"] = logits[:, i]
-    return Predictions(table, manifest, model, seconds=seconds)
-
-
-def _adjusted(folder: Path) -> np.ndarray:
-    """Threshold on the logit, 1 / temperature, Platt's scale and offset of the fold ensemble."""
-    (model,) = ProbeResult.load(folder).results.models
-    slope = 1 / model.temperature if model.temperature else 0.0
-    return np.array([model.threshold_score, slope, *(model.platt or ())])
+    found = score_images(folder, manifest, **options)
+    table = _table(manifest, found.score, found.model).assign(**found.folds)
+    return Predictions(table, manifest, found.model, seconds={**found.seconds, "model": 0.0})
 
 
 def _table(manifest: Manifest, score: np.ndarray, model: ProbeModel) -> pd.DataFrame:

@@ -23,6 +23,7 @@ KINDS = (
     "robustness",
     "plan",
     "finetune",
+    "ensemble",
     "report",
 )  # of steps that the state has entries of
 SHOWN = ("kind", "title", "state", "why", "patches", "cached", "forwards", "nbytes", "seconds", "systems")
@@ -58,7 +59,7 @@ class Places:
 class Step:
     """One thing that a study does.
 
-    kind : "data", "extract", "probe", "robustness", "plan", "finetune", "report"
+    kind : "data", "extract", "probe", "robustness", "plan", "finetune", "ensemble", "report"
     state : "cached" (nothing to do), "to do", "blocked" (`why` says what is missing); after a run also "done"
         and "failed"
     patches, cached : to embed, and embedded already; forwards : passes that it takes, nbytes : of disk

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from .datasets.steps import plan_data
 from .errors import InvalidRequest
@@ -25,7 +26,7 @@ from .files import locked
 from .finetune.steps import MODES, Training, plan_plan, plan_training
 from .probe.config import FeatureSet, Source
 from .probe.report.model import StudyPage
-from .probe.steps import Probing, plan_probe, plan_robustness
+from .probe.steps import Probing, plan_ensemble, plan_probe, plan_robustness
 from .steps import Outcome, Places, State, Step
 from .study_file import Study, System
 from .study_page import StudyReport, figures_of
@@ -63,6 +64,7 @@ def run_study(study: Study, where: Places, *, say: Callable[[str], None] = print
     Fine-tuned : one model a fold, as `where.finetune` says; what was trained is not trained again. A fold's
         own head is its probe: the rows that it was trained on may not be embedded by it
         (finetune/adapted.py), so that no other probe could be fitted on the same folds.
+    Combined : ensembles over systems, see `probe.ensemble.ensemble_of`.
     Reported : all systems that have results, compared with each other, and with published figures.
 
     A system that cannot run (gated weights, a missing data set) is a row that says what is missing.
@@ -119,11 +121,15 @@ class _Work:
         trained = study.of("lora", "full")
         plans = []
         if where.finetune == "plan" and trained:
-            plans = [plan_plan(probes, sets, rows, where, self.state)]
+            wanted = [self._training(system) for system in trained]
+            plans = [plan_plan(probes, wanted, sets, rows, where, self.state)]
         yield plans
         trainings = [plan_training(self._training(s), sets, rows, where, self.state) for s in trained]
         yield trainings
-        done = [*data, *extracts, *probes, *measured, *plans, *trainings]
+        singles = {step.title: step for step in (*probes, *trainings)}
+        ensembles = [self._ensemble(system, singles, rows) for system in study.of("ensemble")]
+        yield ensembles
+        done = [*data, *extracts, *probes, *measured, *plans, *trainings, *ensembles]
         self.report = StudyReport(
             study, where, self.state, sets=sets, steps=done, stores=stores, figures=self.figures
         )
@@ -163,6 +169,13 @@ class _Work:
         return Probing(
             system=system.name, settings=settings, stores=names, features=[str(one) for one in sets]
         )
+
+    def _ensemble(self, system: System, singles: Mapping[str, Step], rows: str) -> Step:
+        names = system.members or [one.name for one in self.study.of("probe", "lora", "full")]
+        absent: dict[str, Any] = {"kind": "probe", "state": "blocked", "why": "it has not run"}
+        members = {name: singles.get(name) or Step(title=name, **absent) for name in names}
+        weights = system.settings.get("weights", "folds")
+        return plan_ensemble(system.name, members, weights, rows, self.where, self.state)
 
     def _training(self, system: System) -> Training:
         return Training(

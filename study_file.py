@@ -10,14 +10,21 @@ from pydantic import Field, PrivateAttr
 
 from .cache.identity import safe_name
 from .errors import InvalidRequest
-from .probe.config import NEAR_BY, FeatureSet, ProbeConfig, RobustnessConfig, parse_features
+from .probe.config import (
+    ENSEMBLE_WEIGHTS,
+    NEAR_BY,
+    FeatureSet,
+    ProbeConfig,
+    RobustnessConfig,
+    parse_features,
+)
 from .probe.report.projection import Projection
 from .probe.results.display import SHOWN, SHOWN_OF_CLASSES
 from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
 
 # options of run_finetune that the command or another key sets
 OF_TRAINING = ("train", "tests", "encoder", "recipe", "out", "folds", "device", "checkpoint", "weights_dir")
-OF_TRAINING += ("trust_code", "progress")
+OF_TRAINING += ("trust_code", "progress", "remember")
 OF_SYSTEMS = ("view", "tokens", "precision", "checkpoint", "weights_dir", "device", "trust_code")
 
 
@@ -28,8 +35,11 @@ OF_TASKS = ("balanced_accuracy", "auroc", "average_precision", "accuracy", "f1",
 class System(Settings):
     """One row of a study: an encoder and what is done with it.
 
-    name : shown in tables. stage : "probe" (cached embeddings), "lora" or "full" (fine-tuning)
-    encoder : a card's id, "timm:NAME", "hf:ORG/NAME", or a card file beside the study file
+    name : shown in tables
+    stage : "probe" (cached embeddings), "lora" or "full" (fine-tuning), "ensemble" (of other systems)
+    encoder : a card's id, "timm:NAME", "hf:ORG/NAME", or a card file beside the study file; none of ensembles
+    members : of an ensemble, names of systems (none: all that are no ensembles); its setting is `weights`,
+        "folds" or "equal", see probe/ensemble.py
     views, tokens : what a probe may choose from (none: the study's; no tokens at all: the encoder's own)
     features : of a probe, instead of these: feature sets, ENCODER/VIEW/TOKENS or "A + B" side by side
     recipe : of the fine-tuning; none: the stage's
@@ -40,7 +50,8 @@ class System(Settings):
 
     name: str
     encoder: str = ""
-    stage: Literal["probe", "lora", "full"] = "probe"
+    stage: Literal["probe", "lora", "full", "ensemble"] = "probe"
+    members: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
     tokens: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -52,8 +63,13 @@ class System(Settings):
     def faults(self) -> Iterable[str]:
         if "name" in self.model_fields_set:
             yield from _faults_of_name(self.name)
-        if self.stage != "probe":
+        if self.stage in ("lora", "full"):
             yield from _set_elsewhere("settings", self.settings, OF_TRAINING)
+        if self.stage == "ensemble":
+            yield from self._faults_of_ensemble()
+            return
+        if self.members:
+            yield 'members are of an ensemble: say stage = "ensemble"'
         if self.features:
             others = [key for key in ("encoder", "views", "tokens") if getattr(self, key)]
             yield from (f"{key}: the features name it" for key in others)
@@ -77,7 +93,16 @@ class System(Settings):
     def encoders(self) -> tuple[str, ...]:
         """All that it sees, as the study names them."""
         named = [source.encoder for one in self.written_out for source in one.sources]
-        return tuple(dict.fromkeys(named)) or (self.encoder,)
+        return tuple(dict.fromkeys(named)) or ((self.encoder,) if self.encoder else ())
+
+    def _faults_of_ensemble(self) -> Iterable[str]:
+        for name in ("encoder", "views", "tokens", "features", "recipe", "precision"):
+            if getattr(self, name):
+                yield f"{name} is none of an ensemble's, which has members"
+        if unknown := [key for key in self.settings if key != "weights"]:
+            yield f"settings {', '.join(unknown)}: an ensemble has `weights` alone"
+        if (weights := self.settings.get("weights", "folds")) not in ENSEMBLE_WEIGHTS:
+            yield not_one_of("weights", weights, ENSEMBLE_WEIGHTS)
 
 
 class Task(Settings):
@@ -154,6 +179,7 @@ class Study(Settings):
             [name for system in systems if isinstance(name := system.get("name"), str)]
         )
         yield from _faults_of_trainings(systems)
+        yield from _faults_of_ensembles(systems)
         yield from self._faults_of_data()
         yield from self._faults_of_tasks(systems)
         yield from _set_elsewhere("[extract]", self.extract, OF_SYSTEMS)
@@ -312,6 +338,23 @@ def _faults_of_trainings(systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
                     "to folders by encoder and recipe: give one of them a recipe of another name (a TOML "
                     "file with its settings)"
                 )
+
+
+def _faults_of_ensembles(systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    stages = {system.get("name"): system.get("stage", "probe") for system in systems}
+    single = [name for name, stage in stages.items() if stage != "ensemble"]
+    for system in systems:
+        if system.get("stage") != "ensemble":
+            continue
+        name, members = system.get("name"), system.get("members") or single
+        for member in members:
+            if member not in stages:
+                known = near(str(member), map(str, single))
+                yield f"{name!r} has a member {member!r} that is no system{known}"
+            elif member not in single:
+                yield f"{name!r} has the ensemble {member!r} as a member: name that one's members"
+        if len(set(members)) < 2:
+            yield f"the ensemble {name!r} needs two members or more"
 
 
 def _set_elsewhere(where: str, options: Mapping[str, Any], others: Sequence[str]) -> Iterable[str]:

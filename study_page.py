@@ -157,12 +157,12 @@ class StudyReport:
             named = [self.study.beside(encoder) for encoder in system.encoders]
             cards = [load_card(name, trust_code=self.where.trust_code) for name in named]
             about["licence"] = ", ".join(dict.fromkeys(card.licence for card in cards))
-        probed = system.stage == "probe"
+        probed, shares = system.stage == "probe", model.weights or {}
         spent = [self.state.get("extract", encoder, {}) for encoder in system.encoders if probed]
         return SystemRow(
             **about,
             state="done",
-            chosen=model.chosen or "",
+            chosen=" + ".join(f"{share:.2f} {name}" for name, share in shares.items()) or model.chosen or "",
             dim=model.dim or 0,
             forwards=sum(one.get("forwards", 0) for one in spent),
             forwards_saved=sum(self._saved(one) for one in spent),
@@ -170,7 +170,7 @@ class StudyReport:
             device=", ".join(dict.fromkeys(one["device"] for one in spent if one.get("device"))),
             fits=model.fits.fits if model.fits else 0,
             probe_seconds=model.took("cpu") if probed else 0.0,
-            train_seconds=0.0 if probed else model.took("all"),
+            train_seconds=model.took("all") if system.stage in ("lora", "full") else 0.0,
         )
 
     def _saved(self, spent: Mapping[str, Any]) -> int:
@@ -189,6 +189,8 @@ def embedding_maps(
     method: Projection,
 ) -> Iterator[EmbeddingMap]:
     """Maps of the best probed systems' embeddings, over all data sets."""
+    if merged.results.targets:  # maps are coloured by class
+        return
     drawn: dict[Source, StoreReport] = {}  # of a feature set its first source
     for model in merged.results.ranked:
         if model.chosen and model.features in stores:

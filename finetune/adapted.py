@@ -27,6 +27,7 @@ from ..extract.registry import named_card
 from ..extract.weights import Weights, locate
 from . import checkpoint
 from .data import with_hashes
+from .labels import labels_of_card
 from .lora import load_adapter_state, merge
 from .model import Classifier, base_card, classifier
 from .recipe import Recipe, recipe_from
@@ -99,7 +100,8 @@ def load_model(
     checkpoint.check_files(folder, card)
     recipe = recipe_from(card["recipe"], where=str(folder / checkpoint.CARD))
     base = _base_card(folder, card, recipe, trust_code=trust_code)
-    network, _ = classifier(base, recipe, weights=_base_weights(base, card, recipe, where))
+    weights = _base_weights(base, card, recipe, where)
+    network, _ = classifier(base, recipe, weights=weights, labels=labels_of_card(card["data"]))
     network.head.load_state_dict(checkpoint.load_tensors(folder / "head.safetensors"))
     if recipe.method == "full":
         network.inner.load_state_dict(checkpoint.load_tensors(folder / "model.safetensors"))

@@ -4,33 +4,35 @@ It costs minutes on a CPU.
 
     tokens x_1 ... x_T of a patch (store of the policy "patches"), each normalised over its numbers
     head h: weights a_t = softmax_t(q_h . x_t / sqrt(dim)), pooled vector z_h = sum_t a_t x_t
-    logit = w . (z_1, ..., z_H) + b
+    logit = w . (z_1, ..., z_H) + b           of two classes; else one output a class or a number
 
-2 H dim + 1 numbers are trained. With the queries at 0, where they begin, the z_h are the mean of the tokens.
+2 H dim + 1 numbers are trained, for K outputs (1 + K) H dim + K. With the queries at 0, where they begin, the
+z_h are the mean of the tokens.
 """
 
+import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ..datasets.manifest import Manifest, as_manifest, as_manifests
 from ..errors import InvalidRequest, UnknownEncoder
 from ..files import check_folder_writable, locked
-from ..probe.config import ProbeConfig
 from ..probe.features import load, open_bank
 from ..probe.results.files import ProbeResult
-from ..settings import Settings
+from ..settings import Settings, not_one_of
 from .augment import draw
-from .data import chosen_folds, gather_rows
-from .recipe import Recipe
-from .scores import OOF, assemble, validation_metrics
+from .data import chosen_folds, config_of, gather_rows
+from .labels import TWO_CLASSES, Labels, labels_of
+from .objective import loss_of, targets_of
+from .recipe import MONITORS, Recipe, load_recipe
+from .scores import OOF, assemble, monitored, validation_metrics
 from .train import epoch_rows
 
 
@@ -44,7 +46,7 @@ class AttentionSettings(Settings):
     epochs: int = 40
     patience: int = 8
     batch_size: int = 64
-    monitor: Literal["auroc", "balanced_accuracy", "log_loss"] = "auroc"
+    monitor: str = "auroc"
     seed: int = 0
 
     def faults(self) -> Iterable[str]:
@@ -57,23 +59,34 @@ class AttentionSettings(Settings):
             yield f"weight_decay must not be negative, as {self.weight_decay} is"
         if not 0 <= self.dropout < 1:
             yield f"dropout has to be in [0, 1), not {self.dropout}"
+        if self.monitor not in MONITORS:
+            yield not_one_of("monitor", self.monitor, MONITORS)
+
+    def recipe(self, labels: Labels) -> Recipe:
+        """Of what fine-tuning shares with it, as it fits the labels. Raises InvalidRequest."""
+        given: dict[str, Any] = {"monitor": self.monitor} if "monitor" in self.model_fields_set else {}
+        return load_recipe(Recipe(name="attention", seed=self.seed, **given), of=labels)
 
 
 class AttentionProbe(nn.Module):
     """See the module's text. heads : H; dim : of a token."""
 
-    def __init__(self, dim: int, *, heads: int, dropout: float, seed: int) -> None:
+    def __init__(
+        self, dim: int, *, heads: int, dropout: float, seed: int, labels: Labels = TWO_CLASSES
+    ) -> None:
         super().__init__()
+        self.labels = labels
         self.norm = nn.LayerNorm(dim, elementwise_affine=False)
         self.query = nn.Parameter(torch.zeros(heads, dim))
         self.dropout = nn.Dropout(dropout)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Linear(heads * dim, 1)  # random: heads that are equal would stay so
+            self.head = nn.Linear(heads * dim, labels.outputs)  # random: heads that are equal would stay so
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """float (b, T, dim) -> logits (b,)."""
-        return self.head(self.dropout(self.pool(tokens)[0])).squeeze(-1)
+        """float (b, T, dim) -> logits (b,) of two classes, else (b, outputs)."""
+        outputs = self.head(self.dropout(self.pool(tokens)[0]))
+        return outputs.squeeze(-1) if self.labels.binary else outputs
 
     def pool(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(vectors (b, H dim), attention (b, H, T), rows of which sum to 1)."""
@@ -89,10 +102,12 @@ def fit_attention(
     train: np.ndarray,
     validation: np.ndarray,
     settings: AttentionSettings | None = None,
+    labels: Labels = TWO_CLASSES,
 ) -> tuple[AttentionProbe, list[dict[str, float]]]:
     """Train on some rows, choose the epoch on others.
 
-    tokens : float (n, T, dim), float16 is enough; y : int (n,), 0 or 1; train, validation : bool (n,)
+    tokens : float (n, T, dim), float16 is enough; y : int (n,), 0 or 1, or codes of `labels`, or their
+        numbers; train, validation : bool (n,)
     Every epoch draws as many training rows as there are, classes alike, with replacement; AdamW.
     Returns the model of the best epoch by `monitor`, and every epoch's loss and validation metrics.
     Raises InvalidRequest where a class is missing or a row is on both sides.
@@ -101,15 +116,16 @@ def fit_attention(
     if tokens.ndim != 3 or len(tokens) != len(y):
         raise InvalidRequest(f"tokens must be (n, tokens, dim) for {len(y)} labels, not {tokens.shape}")
     for what, mask in (("training", train), ("validation", validation)):
-        if len(np.unique(y[mask])) < 2:
-            raise InvalidRequest(f"the {what} rows have fewer than two classes")
+        if not labels.targets and len(np.unique(y[mask])) < len(labels.classes):
+            count = "two" if labels.binary else len(labels.classes)
+            raise InvalidRequest(f"the {what} rows have fewer than {count} classes")
     if (train & validation).any():
         raise InvalidRequest(f"{int((train & validation).sum())} rows are in training and validation")
     rows, held_out = np.flatnonzero(train), np.flatnonzero(validation)
-    labels = y[rows].astype(np.float32)
-    sampler = Recipe(seed=settings.seed, balance="sampler")
+    labels, recipe = labels.fitted(y[rows]), settings.recipe(labels)
+    targets, codes = targets_of(y[rows], None, recipe, labels), labels.code(y[rows])
     model = AttentionProbe(
-        tokens.shape[2], heads=settings.heads, dropout=settings.dropout, seed=settings.seed
+        tokens.shape[2], heads=settings.heads, dropout=settings.dropout, seed=settings.seed, labels=labels
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     history: list[dict[str, float]] = []
@@ -119,18 +135,18 @@ def fit_attention(
             break
         torch.manual_seed(int(draw("attention", settings.seed, epoch).integers(2**62)))
         model.train()
-        drawn, total = epoch_rows(labels, sampler, epoch), 0.0
+        drawn, total = epoch_rows(codes, recipe, epoch), 0.0
         for start in range(0, len(drawn), settings.batch_size):
             some = drawn[start : start + settings.batch_size]
             logits = model(torch.from_numpy(tokens[rows[some]]))
-            loss = binary_cross_entropy_with_logits(logits, torch.from_numpy(labels[some]))
+            loss = loss_of(logits, torch.from_numpy(targets[some]), recipe, labels).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             total += loss.item() * len(some)
-        metrics = validation_metrics(y[held_out], attention_logits(model, tokens[held_out]))
+        metrics = validation_metrics(y[held_out], attention_logits(model, tokens[held_out]), labels)
         history.append({"epoch": epoch + 1, "loss": total / len(drawn), **metrics})
-        score = -metrics["log_loss"] if settings.monitor == "log_loss" else metrics[settings.monitor]
+        score = monitored(metrics, recipe.monitor)
         if score > best_score:
             best = {n: t.clone() for n, t in model.state_dict().items()}
             best_score, best_epoch = score, epoch
@@ -140,13 +156,15 @@ def fit_attention(
 
 @torch.no_grad()
 def attention_logits(model: AttentionProbe, tokens: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
-    """Logits, float64 (n,), of tokens (n, T, dim)."""
+    """Logits, float64 (n,), or (n, outputs), numbers in their units, of tokens (n, T, dim)."""
     model.eval()
     parts = [
         model(torch.from_numpy(tokens[i : i + batch_size])).double().numpy()
         for i in range(0, len(tokens), batch_size)
     ]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    if not parts:
+        return np.zeros(0 if model.labels.binary else (0, model.labels.outputs))
+    return model.labels.in_units(np.concatenate(parts))
 
 
 def run_attention(
@@ -164,6 +182,8 @@ def run_attention(
     out: str | os.PathLike[str] | None = None,
     bootstrap: int = 2000,
     positive: str | None = None,
+    one_vs_rest: str | None = None,
+    near_duplicates: str = "images",
     allow_leaks: Sequence[str] = (),
     settings: AttentionSettings | Mapping[str, Any] | None = None,
 ) -> ProbeResult:
@@ -193,16 +213,22 @@ def run_attention(
         except UnknownEncoder as error:
             error.add_note("The bank may know it all the same: say how wide a token is, --token-dim 384")
             raise
-    config = ProbeConfig(
+    labels = labels_of(train.header, positive=positive, one_vs_rest=one_vs_rest)
+    recipe = chosen.recipe(labels)
+    config = config_of(
+        labels,
         features=(f"{encoder}+attention/{view}/patches",),
         folds=folds,
         seed=chosen.seed,
         bootstrap=bootstrap,
         positive=positive,
+        one_vs_rest=one_vs_rest,
+        near_duplicates=near_duplicates,
         allow_leaks=tuple(allow_leaks),
     )
     opened = open_bank(os.fspath(bank), precision=precision, dtype=dtype, manifests=[train, *tests])
-    data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
+    folder = Path(os.fspath(bank))
+    data = gather_rows(train, tests, config=config, remember=folder if folder.is_dir() else None)
     study = data.study
 
     def tokens_of(manifest: Manifest) -> np.ndarray:
@@ -218,7 +244,12 @@ def run_attention(
     models, histories, logits = {}, {}, {}
     for k in numbers:
         models[k], histories[k] = fit_attention(
-            tokens, study.train.y, train=data.fold != k, validation=data.fold == k, settings=chosen
+            tokens,
+            study.train.y,
+            train=data.fold != k,
+            validation=data.fold == k,
+            settings=chosen,
+            labels=labels,
         )
         logits[k] = {OOF: attention_logits(models[k], tokens[data.fold == k])}
     for rows, manifest in zip(study.tests, study.test_manifests, strict=True):
@@ -227,7 +258,9 @@ def run_attention(
             logits[k][rows.dataset] = attention_logits(models[k], set_tokens)
     about = {
         "dim": int(chosen.heads * token_dim),
-        "criterion": float(np.mean([max(e["auroc"] for e in h) for h in histories.values()])),
+        "criterion": float(
+            np.mean([max(monitored(e, recipe.monitor) for e in h) for h in histories.values()])
+        ),
         "recipe": {"method": "attention", **chosen.model_dump()},
         "folds": [{"fold": k, "history": histories[k]} for k in numbers],
         "seconds": {"all": time.perf_counter() - started},
@@ -239,6 +272,7 @@ def run_attention(
         folder = Path(out) / f"{encoder}+attention"
         with locked(folder, wait=True):
             for k, model in models.items():
-                save_tensors(folder / f"fold-{k}.safetensors", model.state_dict())
+                about = {"labels": json.dumps(model.labels.to_card())}  # of numbers the units
+                save_tensors(folder / f"fold-{k}.safetensors", model.state_dict(), about)
             result.save(folder)
     return result

@@ -23,6 +23,7 @@ from ..files import TEMPORARY, sha256, write_atomically, write_text
 
 FORMAT = "patchbank-finetuned"
 FORMAT_VERSION = 1
+LABELS_VERSION = 2  # of more than two classes, or of numbers: data has kind, and what goes with it
 STATE = "state.safetensors"
 CARD = "card.json"
 SCORES = "scores.parquet"
@@ -146,7 +147,8 @@ def write_card(folder: Path, card: Mapping[str, Any]) -> None:
     """Write card.json; this completes the run, and its training state is removed."""
     files = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".parquet"} and _is_result(p))
     listed = {p.name: {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files}
-    whole = {"format": FORMAT, "format_version": FORMAT_VERSION, **card, "files": listed}
+    version = LABELS_VERSION if "kind" in card["data"] else FORMAT_VERSION
+    whole = {"format": FORMAT, "format_version": version, **card, "files": listed}
     text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
     write_text(folder / CARD, text)
     for file in (folder / STATE, *folder.glob("best-*.safetensors")):
@@ -169,12 +171,15 @@ def read_card(folder: Path) -> dict[str, Any]:
         raise TrainingError(f"{file} cannot be read: {error}") from error
     if not isinstance(card, dict):
         raise TrainingError(f"{file} is not the card of a model: it is not a JSON object")
-    if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
+    version = card.get("format_version")
+    if card.get("format") != FORMAT or version not in (FORMAT_VERSION, LABELS_VERSION):
         raise TrainingError(
-            f"{file} is {card.get('format')!r} version {card.get('format_version')!r}; this patchbank reads "
-            f"{FORMAT!r} version {FORMAT_VERSION}"
+            f"{file} is {card.get('format')!r} version {version!r}; this patchbank reads {FORMAT!r} version "
+            f"{FORMAT_VERSION} and {LABELS_VERSION}"
         )
-    if faults := list(_faults(card, SHAPE)):
+    faults = list(_faults(card, SHAPE))
+    faults = faults or (list(_faults_of_labels(card["data"])) if version == LABELS_VERSION else [])
+    if faults:
         raise TrainingError(f"{file} is not the card of a model: {'; '.join(faults)}")
     return card
 
@@ -198,6 +203,20 @@ def _faults(value: Any, shape: Any, where: str = "") -> Iterator[str]:
             yield from _faults(said, {"bytes": int, "sha256": str}, f"files {name!r}")
             if Path(name).name != name or name in (".", ".."):
                 yield f"files {name!r} lies outside its folder"
+
+
+def _faults_of_labels(data: Mapping[str, Any]) -> Iterator[str]:
+    """Of the part "data" of a card of LABELS_VERSION."""
+    kind = data.get("kind")
+    if kind == "classes":
+        yield from _faults(data, {"ordered": bool}, "data")
+    elif kind == "targets":
+        shape = {"targets": list, "means": list, "deviations": list}
+        yield from (faults := list(_faults(data, shape, "data")))
+        if not faults and not len(data["targets"]) == len(data["means"]) == len(data["deviations"]) > 0:
+            yield "data.targets, means and deviations are not of one length"
+    else:
+        yield f"data.kind is {kind!r}, neither 'classes' nor 'targets'"
 
 
 def check_files(folder: Path, card: Mapping[str, Any]) -> None:

@@ -25,7 +25,9 @@ def finetune_group() -> None:
 @click.argument("tests", nargs=-1, type=options.PATH)
 @options.out("The plan's file.", default=Path("plan.toml"), show_default=True)
 @click.option("--recipe", default="lora", show_default=True, help="Recipe whose cost is estimated.")
-@click.option("--metric", default="auroc", show_default=True, help="auroc or balanced_accuracy.")
+@click.option(
+    "--metric", default="auroc", show_default=True, help="auroc, balanced_accuracy; of numbers r2, pearson."
+)
 @click.option("--target", type=float, default=0.9, show_default=True, help="Weak: lower bound below this.")
 @click.option("--alpha", type=float, default=0.05, show_default=True, help="Behind: adjusted p below this.")
 @click.option(
@@ -132,6 +134,8 @@ def plan_command(
 )
 @options.bootstrap
 @options.positive
+@options.one_vs_rest
+@options.near_duplicates
 @options.allow_leaks
 @options.trust_code
 @options.json("Print results.json instead of the table.")
@@ -149,13 +153,15 @@ def run_command(
 ) -> None:
     """Fine-tune one encoder on TRAIN, one model a fold, and score TESTS; or all encoders of a plan.
 
-    The same command continues an interrupted or killed run after its last complete epoch.
+    TRAIN's header says what is learned: two classes, several, grades (ordered = true), or numbers. The same
+    command continues an interrupted or killed run after its last complete epoch.
 
     \b
     Examples:
       patchbank finetune run ami-br.toml atnorm-br.toml -e dinov2-s --folds balanced -o models
       patchbank finetune run ami-br.toml -e virchow2 --recipe paper --folds paper -o models
       patchbank finetune run ami-br.toml -e uni --set rank=16 --set view=center:0.5 --fold 1 -o models
+      patchbank finetune run gleason.toml -e uni --set loss=ranked -o models
       patchbank finetune run ami-br.toml -e timm:tf_efficientnetv2_m --recipe full -o models
       patchbank finetune run --plan plan.toml --engine ray -o models
     """
@@ -163,7 +169,8 @@ def run_command(
     from .run import run_finetune, run_plan
 
     overrides = dict(_setting(text) for text in settings)
-    given = {"only_folds": list(only_folds) or None, **options, **overrides}
+    said = {name: value for name, value in options.items() if value is not None}
+    given = {"only_folds": list(only_folds) or None, **said, **overrides}
     if plan_file is not None:
         if train or encoder or recipe != "lora":
             raise InvalidRequest(
@@ -225,6 +232,7 @@ def recipe_command(name: str | None, markdown: bool) -> None:
 @options.fold
 @options.bootstrap
 @options.positive
+@options.one_vs_rest
 @options.json("Print results.json instead of the table.")
 def attention_command(
     train: Path,
@@ -276,11 +284,8 @@ def ls_command(folder: Path, as_json: bool) -> None:
     if as_json:
         return echo(json.dumps(rows, indent=1))
     print_table(
-        ("model", "state", "epochs", "best", "validation AUROC", "hours"),
-        [
-            (r["folder"], r["state"], r["epoch"], r["best_epoch"], f"{r['auroc']:.3f}", r["hours"])
-            for r in rows
-        ],
+        ("model", "state", "epochs", "best", "validation", "hours"),
+        [(r["folder"], r["state"], r["epoch"], r["best_epoch"], _validation(r), r["hours"]) for r in rows],
     )
 
 
@@ -371,6 +376,11 @@ def unseen_command(folder: Path, manifest: Path, out: Path) -> None:
     echo(f"wrote {out}: {len(rest)} of {len(loaded)} patches")
 
 
+def _validation(row: dict[str, Any]) -> str:
+    named = {"auroc": "AUROC", "r2": "R2"}
+    return ", ".join(f"{title} {row[name]:.3f}" for name, title in named.items() if name in row) or "-"
+
+
 def _bounds(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
 
@@ -391,7 +401,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def _scores(*results: "ProbeResult") -> None:
     from ..probe.results.display import SHOWN, TITLES, Table, interval
 
-    shown = SHOWN[:2]
+    shown = ("r2", "pearson") if any(result.results.targets for result in results) else SHOWN[:2]
     rows = [
         [one.dataset, one.features, one.role_name, one.n, *(interval(one.estimate(m)) for m in shown)]
         for result in results

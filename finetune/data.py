@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,12 @@ from ..datasets.sources import open_source
 from ..errors import InvalidRequest
 from ..extract.views import crop_pixels
 from ..probe.config import ProbeConfig
-from ..probe.data import StudyData, audit, gather, outer_folds
+from ..probe.data import StudyData, audit, clustered, gather, outer_folds
+from ..probe.leaks import LeakReport
+from ..probe.regression import TargetConfig
+from ..probe.targets import gather as gather_targets
+from ..probe.targets import outer_folds as target_folds
+from .labels import Labels
 
 IN_MEMORY_BYTES = 2 << 30  # decoded patches up to this size are read once and kept
 
@@ -24,9 +31,11 @@ class Patches:
     """Rows to train or to score.
 
     ids : patch ids, (n,)
-    labels : float32 (n,), 1 for the positive class; NaN where not known
+    labels : float32 (n,), 1 for the positive class, or the class's code, NaN where not known; of numbers
+        float64 (n, T)
     read : row number -> uint8 (h, w, 3), the view already cut
-    votes : share of the experts' votes for the positive class, (n,), NaN where there are none; domains : (n,)
+    votes : share of the experts' votes for the positive class, (n,), or for each of K > 2, (n, K), NaN where
+        there are none; domains : (n,)
     """
 
     ids: Sequence[str]
@@ -41,32 +50,48 @@ class Patches:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Labelled rows of the training set with their folds (int (n,), 1..K), and the evaluation sets."""
+    """Labelled rows of the training set with their folds (int (n,), 1..K), the evaluation sets, and what lies
+    on both sides of a split.
+    """
 
     study: StudyData
     folds: Folds
     fold: np.ndarray
+    leaks: LeakReport
 
 
 def gather_rows(
     train: Manifest,
     tests: Sequence[Manifest],
     *,
-    folds: str | int,
-    seed: int,
-    config: ProbeConfig,
+    config: ProbeConfig | TargetConfig,
+    remember: Path | None = None,
+    progress: bool = False,
 ) -> TrainingData:
     """Select and check the rows as `run_probe` does: labelled, split "train", grouped folds, no leaks.
 
+    remember : folder whose near/ remembers which images are nearly the same; without one, as with
+        `config.near_duplicates` "none", nothing is looked for
     Manifests without content hashes are read once to compute them.
     Raises InvalidRequest, ManifestError, ProbeError as the probe does, before anything is trained.
     """
     train, tests = with_hashes(train), [with_hashes(one) for one in tests]
-    study = gather(train, tests, None, config)
-    made = outer_folds(study.train_manifest, config.replace(folds=folds, seed=seed))
+    if isinstance(config, TargetConfig):
+        study: StudyData = gather_targets(train, tests, None)
+        made = target_folds(study.train_manifest, config)
+    else:
+        study = gather(train, tests, None, config)
+        made = outer_folds(study.train_manifest, config)
     fold = made.assign(effective_groups(study.train_manifest))
-    audit(study, fold, None, config)
-    return TrainingData(study, made, fold)
+    leaks = audit(study, fold, None, config, images=remember, progress=progress)
+    return TrainingData(clustered(study, leaks.near), made, fold, leaks)
+
+
+def config_of(labels: Labels, **settings: Any) -> ProbeConfig | TargetConfig:
+    """The settings of rows, folds and intervals, for classes or for numbers."""
+    if not labels.targets:
+        return ProbeConfig(**settings)
+    return TargetConfig(**{k: v for k, v in settings.items() if k not in ("positive", "one_vs_rest")})
 
 
 def with_hashes(manifest: Manifest) -> Manifest:
@@ -88,11 +113,13 @@ def patches_of(
 ) -> Patches:
     """The rows of a manifest as the loop reads them; decoded once and kept where they are small enough.
 
-    labels : 0 or 1, (n,), or None where they are not known; crop : central fraction of each side
+    labels, votes : see `Patches`; labels None where they are not known; crop : central fraction of each side
     """
     source = open_source(manifest)
     ids = manifest.table["patch_id"].tolist()
-    values = np.full(len(ids), np.nan, np.float32) if labels is None else labels.astype(np.float32)
+    values = np.full(len(ids), np.nan, np.float32) if labels is None else labels
+    if values.ndim == 1:
+        values = values.astype(np.float32)
     patches = Patches(
         ids,
         values,

@@ -2,6 +2,7 @@
 
 import json
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ def list_models(folder: str | Path) -> list[dict[str, Any]]:
         card = _json(fold_folder / CARD) if (fold_folder / CARD).exists() else None
         progress = card["training"] if card else _progress(fold_folder / STATE)
         epochs = progress["history"]
-        best = epochs[progress["best_epoch"] - 1] if epochs else {"auroc": float("nan")}
+        best = epochs[progress["best_epoch"] - 1] if epochs else {}
         rows.append(
             {
                 "folder": str(fold_folder.relative_to(root)),
                 "state": "finished" if card else "not finished",
                 "epoch": progress["epochs"] if card else progress["epoch"],
                 "best_epoch": progress["best_epoch"],
-                "auroc": best["auroc"],
+                **{name: best[name] for name in ("auroc", "r2") if name in best},
                 "hours": round(progress["seconds"] / 3600, 3),
                 "encoder": card["encoder"]["id"] if card else "",
             }
@@ -56,7 +57,7 @@ def describe_card(folder: str | Path, card: dict[str, Any]) -> str:
         f"on {training['device']}",
         f"  speed          {training['patches_per_second']} patches/s, "
         f"{training['peak_memory_bytes'] / 2**30:.2f} GiB at most",
-        f"  validation     balanced accuracy {best['balanced_accuracy']:.3f}, AUROC {best['auroc']:.3f}",
+        f"  validation     {_validation(best)}",
     ]
     if recipe["remark"]:
         lines.append(f"  remark         {recipe['remark']}")
@@ -72,6 +73,13 @@ def describe_card(folder: str | Path, card: dict[str, Any]) -> str:
         f"  to predict     patchbank predict {folder} IMAGES -o predictions.csv",
     ]
     return "\n".join(lines)
+
+
+def _validation(best: Mapping[str, float]) -> str:
+    """Of classes or of numbers."""
+    if "r2" in best:
+        return f"R2 {best['r2']:.3f}, Pearson {best['pearson']:.3f}"
+    return f"balanced accuracy {best['balanced_accuracy']:.3f}, AUROC {best['auroc']:.3f}"
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -15,12 +15,13 @@ from ..extract.registry import load_card
 from ..extract.tokens import parse_policy, select, vector_dim
 from ..extract.views import View, parse_views, prepare
 from ..extract.weights import Weights
+from .labels import TWO_CLASSES, Labels
 from .lora import add_lora
 from .recipe import STATISTICS, Recipe
 
 
 class Classifier(nn.Module):
-    """backbone -> tokens -> vector -> logit of the positive class.
+    """backbone -> tokens -> vector -> the outputs of `labels` (of two classes the logit of the positive one).
 
     backbone : an adapter of extract.models; transform : of its input, what `prepare` does
     prefix : tokens before the patch tokens
@@ -28,14 +29,23 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self, backbone: Network, *, transform: Transform, prefix: int, pooling: str, dim: int, seed: int
+        self,
+        backbone: Network,
+        *,
+        transform: Transform,
+        prefix: int,
+        pooling: str,
+        dim: int,
+        seed: int,
+        labels: Labels = TWO_CLASSES,
     ) -> None:
         super().__init__()
+        self.labels = labels
         self.backbone = backbone
         self.transform, self.prefix, self.pooling, self.dim = transform, prefix, pooling, dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Linear(dim, 1)
+            self.head = nn.Linear(dim, labels.outputs)
         self._mean = np.asarray(transform.mean, np.float32)
         self._std = np.asarray(transform.std, np.float32)
 
@@ -64,10 +74,11 @@ class Classifier(nn.Module):
         return select(features.tokens, self.prefix, self.pooling)
 
     def forward(self, batch: Tensor) -> Tensor:
-        """float (b, 3, s, s) -> logits (b,)."""
+        """float (b, 3, s, s) -> logits (b,) of two classes, else (b, outputs)."""
         vectors = self.embed(batch)
         with torch.autocast(vectors.device.type, enabled=False):  # bf16 logits have 8 bits: scores would tie
-            return self.head(vectors).squeeze(-1)
+            outputs = self.head(vectors)
+        return outputs.squeeze(-1) if self.labels.binary else outputs
 
     @property
     def inner(self) -> nn.Module:
@@ -77,11 +88,17 @@ class Classifier(nn.Module):
 
 
 def classifier(
-    card: Card, recipe: Recipe, *, weights: Weights | None, build: Callable[..., Network] = build_network
+    card: Card,
+    recipe: Recipe,
+    *,
+    weights: Weights | None,
+    labels: Labels = TWO_CLASSES,
+    build: Callable[..., Network] = build_network,
 ) -> tuple[Classifier, list[str]]:
     """The network of a recipe, ready to train: (it, names of the adapted layers within the encoder's model).
 
     card : as `card_for` made it; weights : of its encoder, None for random ones
+    labels : what it learns
     """
     policy = parse_policy(policy_of(card, recipe))
     with torch.random.fork_rng(devices=[]):
@@ -94,6 +111,7 @@ def classifier(
         pooling=policy.pooling,
         dim=vector_dim(card, policy),
         seed=recipe.seed,
+        labels=labels,
     )
     if recipe.checkpointing:
         switch = getattr(network.inner, "set_grad_checkpointing", None)

@@ -5,61 +5,89 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from ..errors import InvalidRequest
 from .augment import draw
+from .labels import TWO_CLASSES, Labels
 from .lora import attention_blocks
 from .recipe import Recipe
 
 
-def targets_of(labels: np.ndarray, votes: np.ndarray | None, recipe: Recipe) -> np.ndarray:
-    """What the network is to say, float32 (n,) in [0, 1].
+def targets_of(
+    y: np.ndarray, votes: np.ndarray | None, recipe: Recipe, labels: Labels = TWO_CLASSES
+) -> np.ndarray:
+    """What the network is to say, float32: (n,) in [0, 1] for two classes, (n, K) for K, whose rows sum to 1,
+    or (n, T) standardised numbers.
 
-    labels : 0 or 1, (n,); votes : share of the experts' votes for class 1, NaN where there are none
-    With `labels = "votes"` the share where it is known, else the label; then moved by `smoothing` to 1/2.
+    y : see `Labels`; votes : share of the experts' votes for class 1, (n,), or for each of K classes, (n, K);
+        NaN where there are none
+    With `labels = "votes"` the shares where they are known, else the label; then moved by `smoothing` to 1/2
+    (1/K).
     Raises InvalidRequest where no row has votes.
     """
-    targets = labels.astype(np.float32)
+    if labels.targets:
+        return labels.standardised(y).astype(np.float32)
+    targets = (
+        y.astype(np.float32) if labels.binary else np.eye(labels.outputs, dtype=np.float32)[y.astype(int)]
+    )
     if recipe.labels == "votes":
         if votes is None or np.isnan(votes).all():
             raise InvalidRequest('labels = "votes": no training row has votes; use labels = "majority"')
         targets = np.where(np.isnan(votes), targets, votes).astype(np.float32)
-    return targets * (1 - recipe.smoothing) + recipe.smoothing / 2
+    return targets * (1 - recipe.smoothing) + recipe.smoothing / max(2, labels.outputs)
 
 
-def row_weights(labels: np.ndarray, domains: Sequence[str] | None, recipe: Recipe) -> np.ndarray:
+def row_weights(
+    y: np.ndarray, domains: Sequence[str] | None, recipe: Recipe, labels: Labels = TWO_CLASSES
+) -> np.ndarray:
     """Weights of rows in the loss, float32 (n,), mean 1.
 
-    `balance = "weights"`: n / (2 count of the row's class), scikit-learn's "balanced".
-    `balance_domains`: n / (domains x count of the row's domain), n and counts of the row's class
+    `balance = "weights"`: n / (K x count of the row's class), scikit-learn's "balanced".
+    `balance_domains`: n / (domains x count of the row's domain), n and counts of the row's class (of numbers
+    of all rows)
     Raises InvalidRequest where domains are asked for and not known.
     """
-    weights = np.ones(len(labels), np.float64)
-    positive = labels == 1
+    codes = labels.code(y)
+    weights = np.ones(len(y), np.float64)
+    of_classes = [codes == k for k in np.unique(codes)]
     if recipe.balance == "weights":
-        counts = np.where(positive, positive.sum(), (~positive).sum())
-        weights = len(labels) / (2 * counts)
+        for of_class in of_classes:
+            weights[of_class] = len(y) / (len(of_classes) * of_class.sum())
     if recipe.balance_domains:
         if domains is None or not all(domains):
             raise InvalidRequest("balance_domains: rows without a domain; set balance_domains = false")
         names = np.asarray(domains, dtype=object).astype(str)
-        for of_class in (positive, ~positive):  # within a class, so that the classes' share stays
+        for of_class in of_classes:  # within a class, so that the classes' share stays
             _, code, count = np.unique(names[of_class], return_inverse=True, return_counts=True)
             weights[of_class] *= of_class.sum() / (len(count) * count[code])
     return weights.astype(np.float32)
 
 
-def loss_of(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
-    """Loss of each row, float32 (b,): cross-entropy, or focal.
+def loss_of(outputs: Tensor, targets: Tensor, recipe: Recipe, labels: Labels = TWO_CLASSES) -> Tensor:
+    """Loss of each row, float32 (b,); outputs, targets : (b,), or (b, K) of K > 2 classes or numbers.
 
-    Focal: |target - p|^gamma times the cross-entropy, which for hard labels is Lin et al. (ICCV 2017) without
-    alpha, for soft ones the quality focal loss of Li et al. (NeurIPS 2020).
+    Cross-entropy, for soft labels too.
+    Focal: |target - p|^gamma times the cross-entropy, class by class, which for hard labels is Lin et al.
+    (ICCV 2017) without alpha, for soft ones the quality focal loss of Li et al. (NeurIPS 2020).
+    Ranked: the ranked probability score (Epstein 1969), the sum of squared differences between cumulative
+    probabilities, so that a call two grades off costs more than one.
+    Squared error: the mean over the (standardised) numbers.
     """
-    entropy = binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    if labels.targets:
+        return ((outputs - targets) ** 2).mean(1)
+    if labels.binary:
+        entropy = binary_cross_entropy_with_logits(outputs, targets, reduction="none")
+        if recipe.loss == "focal":
+            return (targets - torch.sigmoid(outputs)).abs() ** recipe.focal_gamma * entropy
+        return entropy
+    log_p = log_softmax(outputs, dim=1)
+    if recipe.loss == "ranked":
+        return ((log_p.exp().cumsum(1) - targets.cumsum(1)) ** 2).sum(1)
+    each = -targets * log_p
     if recipe.loss == "focal":
-        return (targets - torch.sigmoid(logits)).abs() ** recipe.focal_gamma * entropy
-    return entropy
+        each = (targets - log_p.exp()).abs() ** recipe.focal_gamma * each
+    return each.sum(1)
 
 
 def mixed(

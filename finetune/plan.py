@@ -15,6 +15,9 @@ the metric's out-of-fold value with its interval [low, high] and the paired diff
 
     train = (weak or behind) and worth it and affordable and not hopeless
 
+Hours come from steps that were timed on the device that is asked for, and from nothing else: `cost` says
+which, and without them an encoder has none.
+
 What is proposed also runs: where a LoRA recipe finds no attention block (a CNN), the recipe is `full`; where
 it finds blocks and none of its targets in them, the encoder is not trained, and the reason says what to name.
 """
@@ -33,15 +36,16 @@ from ..probe.results.files import ProbeResult
 from ..probe.results.schema import PAIRED, Comparison, Results, Role
 from ..settings import Settings, read_table, write_toml
 
+OF_NUMBERS = ("r2", "pearson")  # metrics
 FORMAT = "patchbank-finetune-plan"
 FORMAT_VERSION = 1
 REMARK = "Read by `patchbank finetune run --plan`. Set train = true or false; recipe: a name or a file."
 
 
 class Rule(Settings):
-    """Thresholds of the rule; metric: "auroc" or "balanced_accuracy" (those with paired differences)."""
+    """Thresholds of the rule; metric: one with paired differences, of numbers "r2" or "pearson"."""
 
-    metric: Literal["auroc", "balanced_accuracy"] = "auroc"
+    metric: Literal["auroc", "balanced_accuracy", "r2", "pearson"] = "auroc"
     target: float = 0.9
     alpha: float = 0.05
     min_gap: float = 0.01
@@ -111,6 +115,7 @@ def make_plan(
     train: str | Path,
     tests: Sequence[str | Path] = (),
     recipe: str = "lora",
+    recipes: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
     rule: Rule | None = None,
     costs: Mapping[str, "Cost"] | None = None,
     measure: bool = True,
@@ -120,14 +125,20 @@ def make_plan(
     """Apply the rule to the results of `run_probe`.
 
     train, tests : manifests that the plan will train and score on (their paths go into the plan)
+    recipe : of all encoders; recipes : encoder -> (recipe, values of it that are changed) of those that have
+        their own, as the systems of a study
+    rule : None: `Rule()`, of numbers with the metric R2
     costs : what is known of an encoder's cost by id; measure : time `steps` steps of the others here, with
         random weights, which cost the same time. Without a cost the rule counts an encoder as affordable.
     Raises InvalidRequest where the results have no intervals or no out-of-fold scores of the metric.
     """
-    rule = rule or Rule()
     found = results if isinstance(results, ProbeResult) else ProbeResult.load(results)
     results_of = found.results
-    recipe = str(Path(recipe).absolute()) if recipe.endswith(".toml") else recipe
+    rule = rule or Rule(metric="r2" if results_of.targets else "auroc")
+    if (rule.metric in OF_NUMBERS) != bool(results_of.targets):
+        wanted = "r2 or pearson" if results_of.targets else "auroc or balanced_accuracy"
+        raise InvalidRequest(f"the metric is {rule.metric}, and the results have {wanted}: --metric {wanted}")
+    own = recipes or {}
     best_set = _best_set_of_each_encoder(results_of)
     records = {one.features: one for one in results_of.whole(roles=(Role.OOF,))}
     values: dict[str, tuple[float, float, float]] = {}
@@ -147,9 +158,11 @@ def make_plan(
     known = dict(costs or {})
     entries = []
     for encoder in order:
-        fitting, refusal = fitting_recipe(encoder, recipe)
+        asked, changes = own.get(encoder, (recipe, {}))
+        asked = str(Path(asked).absolute()) if asked.endswith(".toml") else asked
+        fitting, refusal = fitting_recipe(encoder, asked, **changes)
         if encoder not in known and measure:
-            known[encoder] = measure_cost(encoder, recipe=fitting, device=device, steps=steps)
+            known[encoder] = measure_cost(encoder, recipe=fitting, device=device, steps=steps, **changes)
         gap = _gap(results_of, best_set[order[0]], best_set[encoder], rule)
         entries.append(
             _judge(
@@ -177,14 +190,25 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Cost:
-    """Patches a second in training and in scoring, measured on `device`; `epochs` to assume."""
+    """Patches a second in training and in scoring, measured on `device`; `epochs` to assume.
+
+    epoch_size : patches drawn in an epoch, 0: all training rows
+    measured : what was timed; note : why nothing could be
+    """
 
     train_rate: float
     score_rate: float
     epochs: int
     device: str
-    epoch_size: int = 0  # patches drawn in an epoch; 0: all training rows
+    epoch_size: int = 0
+    measured: str = ""
     note: str = ""
+
+    def __str__(self) -> str:
+        if self.note:
+            return self.note
+        rates = f"{self.train_rate:.1f} patches/s in training, {self.score_rate:.1f} in scoring"
+        return f"{rates}, {self.epochs} epochs" + (f"; {self.measured}" if self.measured else "")
 
     def hours(self, rows: int, scored: int, folds: int) -> float:
         """Of all folds: each trains on the other folds' rows, scores its own fold an epoch, then the rest."""
@@ -193,7 +217,7 @@ class Cost:
         return folds * (training + scoring) / 3600
 
 
-def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
+def fitting_recipe(encoder: str, recipe: str, **changes: Any) -> tuple[str, str]:
     """(the recipe that can train this encoder, why the one that was asked for cannot, or "").
 
     Decided from the architecture alone, built without memory or weights. An encoder that cannot be built
@@ -207,7 +231,7 @@ def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
     from .recipe import load_recipe
 
     try:
-        chosen = load_recipe(recipe, encoder=encoder)
+        chosen = load_recipe(recipe, encoder=encoder, **changes)
         card = base_card(encoder, chosen)
         if chosen.method != "lora" or card.kind == "python":
             return recipe, ""
@@ -226,8 +250,11 @@ def fitting_recipe(encoder: str, recipe: str) -> tuple[str, str]:
     return recipe, ""
 
 
-def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int = 3) -> Cost:
-    """Time a few steps of the recipe's batch size on the encoder's architecture with random weights."""
+def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int = 3, **changes: Any) -> Cost:
+    """Time a few steps of the recipe's batch size on the encoder's architecture with random weights.
+
+    changes : values of the recipe
+    """
     import torch
 
     from ..extract.devices import resolve_devices
@@ -236,7 +263,7 @@ def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int 
     from .train import autocast, training_mode
 
     try:
-        chosen = load_recipe(recipe, encoder=encoder)
+        chosen = load_recipe(recipe, encoder=encoder, **changes)
         place = str(resolve_devices(device)[0])
         card = base_card(encoder, chosen)
         network, _ = classifier(card, chosen, weights=None)
@@ -273,7 +300,11 @@ def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int 
         if place.startswith("cuda")
         else f"{place}, {torch.get_num_threads()} threads"
     )
-    return Cost(n / training, n / seconds(score_step), chosen.epochs, name, chosen.epoch_size)
+    measured = (
+        f"{steps} steps of {n} patches of {side} px in {chosen.precision}, forwards and backwards, and as "
+        f"many forwards alone, timed on {name} with random weights"
+    )
+    return Cost(n / training, n / seconds(score_step), chosen.epochs, name, chosen.epoch_size, measured)
 
 
 def _judge(
@@ -330,11 +361,7 @@ def _judge(
         high=round(high, 4),
         gap=None if gap is None else round(gap.difference or 0.0, 4),
         hours=None if hours is None else round(hours, 3),
-        cost=""
-        if cost is None
-        else cost.note
-        or f"{cost.train_rate:.1f} patches/s in training, {cost.score_rate:.1f} in scoring, "
-        f"{cost.epochs} epochs",
+        cost="nothing was measured" if cost is None else str(cost),
     )
 
 

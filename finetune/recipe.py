@@ -10,14 +10,16 @@ from typing import Any
 from ..errors import InvalidRequest
 from ..settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
 from .augment import read_steps
+from .labels import Labels
 
 METHODS = ("lora", "full")
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("cosine", "plateau", "constant")
-MONITORS = ("balanced_accuracy", "auroc", "log_loss")
+MONITORS = ("balanced_accuracy", "auroc", "log_loss", "kappa", "r2", "pearson")
+OF_NUMBERS = ("r2", "pearson")  # monitors
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCE = ("sampler", "weights", "none")
-LOSSES = ("cross_entropy", "focal")
+LOSSES = ("cross_entropy", "focal", "ranked", "squared_error")
 LABELS = ("majority", "votes")
 NORMALIZE = ("encoder", "half", "imagenet")
 STATISTICS = {  # what `normalize` uses instead of the encoder's own mean and standard deviation
@@ -54,17 +56,21 @@ class Recipe(Settings):
                      epochs at most, and the patches drawn in each; 0: as many as there are training rows
     monitor, patience
                      the validation metric that chooses the epoch, and how many epochs without a better one
-                     end the run
+                     end the run: "auroc" and "balanced_accuracy" (means over the classes), "log_loss" (all
+                     classes alike), of more than two classes "kappa" (with quadratic weights for grades);
+                     of numbers "r2" or "pearson" (means over the targets)
     batch_size, accumulate
                      patches in a forward pass; passes in an optimizer step
     balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
-                     "weights" (class weights in the loss) or "none"
-    balance_domains  rows weigh so that the domains (scanners, centres) of a class count the same in the loss
+                     "weights" (class weights in the loss) or "none", as numbers have to have it
+    balance_domains  rows weigh so that the domains (scanners, centres) of a class count the same in the
+                     loss; of numbers, so that all domains do
     loss, focal_gamma
-                     "cross_entropy", or "focal": rows that are right already count less, the more so the
-                     larger focal_gamma
-    labels           "majority" (the manifest's labels), or "votes": the share of the experts' votes as label
-    smoothing        how far targets are moved towards 1/2, in [0, 1)
+                     "cross_entropy"; "focal": rows that are right already count less, the more so the
+                     larger focal_gamma; "ranked": of ordered classes, the ranked probability score;
+                     "squared_error": of numbers, each standardised by the rows that train
+    labels           "majority" (the manifest's labels), or "votes": the shares of the experts' votes as label
+    smoothing        how far targets are moved towards 1/2 (of K classes 1/K), in [0, 1)
     mixup            alpha of MixUp, pairs of images mixed by a share drawn from Beta(alpha, alpha); 0: none
     layer_decay      factor of the learning rate from one block to the one below it, in (0, 1]
     ema              decay of the moving average of the weights, which is scored and kept, in [0, 1); 0: none
@@ -208,14 +214,34 @@ def paper_models() -> list[str]:
     return sorted(read_table(SHIPPED / "recipes" / "paper.toml", "the recipe")["models"])
 
 
-def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: Any) -> Recipe:
+def load_recipe(
+    spec: str | Path | Recipe, *, encoder: str = "", of: Labels | None = None, **overrides: Any
+) -> Recipe:
     """A recipe by name ("lora", "full", "paper") or from a TOML file, with single values overridden.
 
     encoder : id of the card; "paper" is another recipe for every model and refuses models that were not in it
-    Raises InvalidRequest with what there is.
+    of : what is learned. Shipped recipes are written for classes: what they say of these is left to
+        `OWN` where numbers are learned (of grades the monitor), and so is what others do not say
+    Raises InvalidRequest with what there is, or what does not fit the labels.
     """
     if isinstance(spec, Recipe):
-        return spec.replace(**overrides) if overrides else spec
+        given = {**{k: getattr(spec, k) for k in spec.model_fields_set}, **overrides}
+        recipe = spec.replace(**overrides) if overrides else spec
+    else:
+        values, where = _values_of(spec, encoder)
+        given = overrides if str(spec) in shipped_recipes() else {**values, **overrides}
+        recipe = recipe_from({**values, **overrides}, where=where)
+    if of is None:
+        return recipe
+    own = {k: v for k, v in OWN.get(_kind(of), {}).items() if k not in given}
+    recipe = recipe.replace(**own) if own else recipe
+    if faults := list(_faults_of_labels(recipe, of)):
+        raise InvalidRequest(f"recipe {recipe.name!r}: {'; '.join(faults)}")
+    return recipe
+
+
+def _values_of(spec: str | Path, encoder: str) -> tuple[dict[str, Any], str]:
+    """The values of a recipe by name or file, and what to call them in messages."""
     path = Path(spec)
     if path.suffix == ".toml":
         values, where = read_table(path, "the recipe"), str(path)
@@ -238,7 +264,53 @@ def load_recipe(spec: str | Path | Recipe, *, encoder: str = "", **overrides: An
         values = {"name": path.stem, **base, **own}
     else:
         values = {"name": path.stem, **values}
-    return recipe_from({**values, **overrides}, where=where)
+    return values, where
+
+
+# what fits other labels than two classes, where the recipe does not say otherwise
+OWN: dict[str, dict[str, Any]] = {
+    "grades": {"monitor": "kappa"},
+    "numbers": {
+        "monitor": "r2",
+        "loss": "squared_error",
+        "balance": "none",
+        "labels": "majority",
+        "smoothing": 0.0,
+    },
+}
+
+
+def _kind(labels: Labels) -> str:
+    if labels.targets:
+        return "numbers"
+    return "grades" if labels.ordered else "two classes" if labels.binary else "classes"
+
+
+def _faults_of_labels(recipe: Recipe, labels: Labels) -> Iterable[str]:
+    """What cannot be done with these labels, and what can."""
+    if labels.targets:
+        for name, values in [
+            ("monitor", OF_NUMBERS),
+            ("loss", ("squared_error",)),
+            ("balance", ("none",)),
+            ("labels", ("majority",)),
+            ("smoothing", (0.0,)),
+        ]:
+            if getattr(recipe, name) not in values:
+                told = " or ".join(f'"{v}"' if isinstance(v, str) else str(v) for v in values)
+                yield f"{name} {getattr(recipe, name)!r} is for classes; for numbers it has to be {told}"
+        return
+    if recipe.monitor in OF_NUMBERS:
+        yield f"monitor {recipe.monitor!r} is for numbers; for classes: balanced_accuracy, auroc or log_loss"
+    if recipe.monitor == "kappa" and labels.binary:
+        yield "monitor 'kappa' is for more than two classes: use balanced_accuracy"
+    if recipe.loss == "squared_error":
+        yield "loss 'squared_error' is for numbers; for classes: cross_entropy or focal"
+    if recipe.loss == "ranked" and not labels.ordered:
+        yield (
+            "loss 'ranked' is for grades: say ordered = true in the manifest if the classes have an order, "
+            "or use cross_entropy"
+        )
 
 
 def _faults(recipe: Recipe) -> Iterable[str]:

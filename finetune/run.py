@@ -21,24 +21,27 @@ from ..extract.devices import resolve_devices
 from ..extract.weights import Weights, locate
 from ..files import check_folder_writable, locked, write_atomically, write_text
 from ..probe.config import ProbeConfig
+from ..probe.regression import TargetConfig
 from ..probe.results.files import ProbeResult
 from ..version import provenance
 from . import checkpoint as files
-from .data import TrainingData, chosen_folds, gather_rows, patches_of
+from .data import TrainingData, chosen_folds, config_of, gather_rows, patches_of
 from .engines import run_all
+from .labels import TWO_CLASSES, Labels, labels_of
 from .lora import adapter_config, adapter_state
 from .model import Classifier, base_card, classifier, crop_of, policy_of
 from .plan import FinetunePlan, load_plan
 from .recipe import Recipe, load_recipe
 from .scores import OOF, assemble
-from .train import finished, fit, peak_memory_bytes, predict_logits
+from .train import Progress, finished, fit, peak_memory_bytes, predict_logits
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldJob:
     """Everything that one fold's training needs; pickles, so that it can run on another machine.
 
-    rows : the labelled training set; y, fold : int (n,); tests : evaluation sets by name, scored at the end
+    rows : the labelled training set; y : int (n,), or numbers float64 (n, T); fold : int (n,)
+    tests : evaluation sets by name, scored at the end; labels : what is learned
     base_weights : where the weights were found, as `locate` takes it
     """
 
@@ -61,6 +64,7 @@ class FoldJob:
     workers: int = 0
     progress: bool = True
     votes: np.ndarray | None = None
+    labels: Labels = TWO_CLASSES
 
     @property
     def run_key(self) -> dict[str, Any]:
@@ -69,6 +73,8 @@ class FoldJob:
         columns = (self.rows.table["patch_id"], self.rows.table["content_hash"], self.y, self.fold)
         for column in columns:
             digest.update("\0".join(map(str, column)).encode())
+        if not self.labels.binary:
+            digest.update(f"{self.labels!r} {self.y.tolist()!r}".encode())
         return {
             "encoder": self.card.id,
             "weights": self.weights.identity if self.weights else f"random, seed {self.recipe.seed}",
@@ -95,6 +101,9 @@ def run_finetune(
     workers: int = 0,
     bootstrap: int = 2000,
     positive: str | None = None,
+    one_vs_rest: str | None = None,
+    near_duplicates: str = "images",
+    remember: str | os.PathLike[str] | None = None,
     allow_leaks: Sequence[str] = (),
     trust_code: bool = False,
     progress: bool = True,
@@ -106,7 +115,10 @@ def run_finetune(
     Chosen on : the rows of fold k: after every epoch the recipe's `monitor`, which keeps the best epoch,
         stops the run and, with "plateau", sets the learning rate. So fold k's out-of-fold score is of rows
         that chose the epoch (an optimism that a probe's nested choice has not; the test sets have none).
-    Refit : none. The ensemble is the mean probability of the fold models.
+    Refit : none. The ensemble is the mean probability of the fold models, of numbers their mean.
+    Labels : as the manifest's header says: two classes, several (cross-entropy), grades, or numbers (squared
+        error, each standardised by the rows that train the fold's model, as its card keeps). A recipe that
+        does not fit them is refused; see `recipe.load_recipe` for what shipped ones leave to the labels.
     Scored : fold k's rows by model k ("oof"); the other splits of `train` and all labelled rows of `tests`,
         after training, by every fold's model ("fold 1", ...) and by the ensemble. Threshold, temperature and
         Platt's scaling of a fold come from the other folds' out-of-fold scores; of the ensemble from all of
@@ -116,7 +128,10 @@ def run_finetune(
         single values
     out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json
         and results.csv in the format of `run_probe`. The same call continues where it was interrupted.
-    folds, positive, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
+    folds, positive, one_vs_rest, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
+    near_duplicates : "images" (pairs that show nearly the same are reported), "none", or a file of pairs of
+        `datasets check --near --pairs`, which are refused
+    remember : folder whose near/ remembers images that were compared: a bank that probes were run on, or OUT
     trust_code : allow the Python code that a card of kind "python" names
     engine : "local" (one after the other) or "ray" (independent tasks, one GPU each where there are any)
     threads : torch's on a CPU (0: its default); workers : processes that read and augment, a fold
@@ -140,6 +155,9 @@ def run_finetune(
         workers=workers,
         bootstrap=bootstrap,
         positive=positive,
+        one_vs_rest=one_vs_rest,
+        near_duplicates=near_duplicates,
+        remember=remember,
         allow_leaks=allow_leaks,
         trust_code=trust_code,
         progress=progress,
@@ -186,24 +204,31 @@ def prepare_jobs(
     workers: int = 0,
     bootstrap: int = 2000,
     positive: str | None = None,
+    one_vs_rest: str | None = None,
+    near_duplicates: str = "images",
+    remember: str | os.PathLike[str] | None = None,
     allow_leaks: Sequence[str] = (),
     trust_code: bool = False,
     progress: bool = True,
     **overrides: Any,
-) -> tuple[list[FoldJob], TrainingData, ProbeConfig, Path]:
+) -> tuple[list[FoldJob], TrainingData, ProbeConfig | TargetConfig, Path]:
     """The jobs of `run_finetune`, one a fold, after all checks of the request."""
-    chosen = load_recipe(recipe, encoder=encoder, **overrides)
+    labels = labels_of(train.header, positive=positive, one_vs_rest=one_vs_rest)
+    chosen = load_recipe(recipe, encoder=encoder, of=labels, **overrides)
     card = base_card(encoder, chosen, trust_code=trust_code)
     policy = policy_of(card, chosen)
     torch_device = str(resolve_devices(device)[0])
     crop_of(chosen)
     name = f"{card.id}+{chosen.name}"
-    config = ProbeConfig(
+    config = config_of(
+        labels,
         features=(f"{name}/{chosen.view}/{policy}",),
         folds=folds,
         seed=chosen.seed,
         bootstrap=bootstrap,
         positive=positive,
+        one_vs_rest=one_vs_rest,
+        near_duplicates=near_duplicates,
         allow_leaks=tuple(allow_leaks),
     )
     if chosen.random_weights and (checkpoint or weights_dir):
@@ -211,7 +236,7 @@ def prepare_jobs(
     weights = None
     if not chosen.random_weights:
         weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
-    data = gather_rows(train, tests, folds=folds, seed=chosen.seed, config=config)
+    data = gather_rows(train, tests, config=config, remember=Path(remember or out), progress=progress)
     folder = Path(out) / safe_name(name)
     check_folder_writable(folder)
     job = FoldJob(
@@ -226,10 +251,13 @@ def prepare_jobs(
         recipe=chosen,
         rows=data.study.train_manifest,
         y=data.study.train.y,
-        votes=data.study.train.vote_share(),
+        labels=labels,
+        votes=None if labels.targets else data.study.train.vote_share(),
         fold=data.fold,
         fold_number=0,
-        positive=positive or train.header.positive,
+        positive=(config.target or train.header.positive)
+        if isinstance(config, ProbeConfig) and labels.binary
+        else "",
         folds_name=data.folds.name,
         tests={r.dataset: m for r, m in zip(data.study.tests, data.study.test_manifests, strict=True)},
         test_labels={r.dataset: r.y for r in data.study.tests},
@@ -272,7 +300,8 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
     votes = None if job.votes is None else job.votes[~held_out]
     train = patches_of(job.rows.select(~held_out), job.y[~held_out], crop=crop, votes=votes)
     validation = patches_of(job.rows.select(held_out), job.y[held_out], crop=crop)
-    network, names = classifier(job.card, job.recipe, weights=job.weights)
+    labels = job.labels.fitted(job.y[~held_out])
+    network, names = classifier(job.card, job.recipe, weights=job.weights, labels=labels)
     at = fit(
         network,
         job.recipe,
@@ -291,7 +320,16 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
     _write_scores(job, logits | _score_sets(network, job, list(job.tests)))
     _write_rows(job, held_out)
     _write_model(network, names, job)
-    about = {
+    files.write_card(job.folder, _about_model(job, network, names, at, held_out))
+    return files.read_card(job.folder)
+
+
+def _about_model(
+    job: FoldJob, network: Classifier, names: Sequence[str], at: Progress, held_out: np.ndarray
+) -> dict[str, Any]:
+    """The model's card."""
+    header = job.rows.header
+    return {
         "name": f"{job.folder.parent.name}.{job.folder.name}",
         "run_key": job.run_key,
         "encoder": {
@@ -310,16 +348,17 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
         "base_weights": dict(job.base_weights),
         "recipe": job.recipe.to_dict(),
         "data": {
-            "name": job.rows.header.name,
-            "version": job.rows.header.version,
+            "name": header.name,
+            "version": header.version,
             "positive": job.positive,
-            "classes": list(job.rows.header.classes),
+            "classes": list(header.classes),
             "folds": job.folds_name,
             "fold": job.fold_number,
             "training_rows": int((~held_out).sum()),
-            "training_positive": int(job.y[~held_out].sum()),
+            **_counts("training", job.labels, job.y[~held_out]),
             "validation_rows": int(held_out.sum()),
-            "validation_positive": int(job.y[held_out].sum()),
+            **_counts("validation", job.labels, job.y[held_out]),
+            **network.labels.to_card(),
             "scored": {name: len(manifest) for name, manifest in job.tests.items()},
         },
         "training": {
@@ -337,11 +376,20 @@ def _train_fold(job: FoldJob, max_epochs: int | None) -> dict[str, Any] | None:
         "validation": at.history[at.best_epoch - 1],
         "provenance": _provenance(),
     }
-    files.write_card(job.folder, about)
-    return files.read_card(job.folder)
 
 
-def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
+def _counts(what: str, labels: Labels, y: np.ndarray) -> dict[str, Any]:
+    """How many rows of each class."""
+    if labels.binary:
+        return {f"{what}_positive": int(y.sum())}
+    if labels.targets:
+        return {}
+    return {f"{what}_counts": np.bincount(y, minlength=labels.outputs).tolist()}
+
+
+def collect(
+    folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig | TargetConfig
+) -> ProbeResult:
     """Scores with intervals and every prediction, saved in `folder`.
 
     Over the folds of these jobs and those that were trained before, so that folds may be run one at a time;
@@ -351,7 +399,9 @@ def collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: P
         return _collect(folder, jobs, data, config)
 
 
-def _collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig) -> ProbeResult:
+def _collect(
+    folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: ProbeConfig | TargetConfig
+) -> ProbeResult:
     every = (
         replace(jobs[0], folder=folder / f"fold-{k}", fold_number=k)
         for k in range(1, data.folds.n_splits + 1)
@@ -360,12 +410,14 @@ def _collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: 
     cards = [files.read_card(job.folder) for job in jobs]
     numbers = [job.fold_number for job in jobs]
     logits: dict[int, dict[str, np.ndarray]] = {}
+    labels = jobs[0].labels
+    columns = labels.columns if labels.outputs > 1 else labels.columns[0]
     for job in jobs:
         table = pd.read_parquet(job.folder / files.SCORES)
         ids = {OOF: data.study.train.patch_id[data.fold == job.fold_number]}
         ids |= {rows.dataset: rows.patch_id for rows in data.study.tests}
         logits[job.fold_number] = {
-            name: table[table["dataset"] == name].set_index("patch_id")["score"].loc[list(wanted)].to_numpy()
+            name: table[table["dataset"] == name].set_index("patch_id").loc[list(wanted), columns].to_numpy()
             for name, wanted in ids.items()
         }
     about = {
@@ -378,7 +430,8 @@ def _collect(folder: Path, jobs: Sequence[FoldJob], data: TrainingData, config: 
         ],
         "seconds": {"all": sum(c["training"]["seconds"] for c in cards)},
     }
-    result = assemble(data, config, logits, about | {"provenance": _provenance()})
+    weighted = jobs[0].recipe.balance != "none"
+    result = assemble(data, config, logits, about | {"provenance": _provenance()}, weighted=weighted)
     result.save(folder)
     return result
 
@@ -427,7 +480,9 @@ def _write_scores(job: FoldJob, logits: Mapping[str, np.ndarray], before: pd.Dat
         **{n: m.table["patch_id"] for n, m in job.tests.items()},
     }
     parts = [
-        pd.DataFrame({"dataset": name, "patch_id": ids[name].to_numpy(), "score": values})
+        pd.DataFrame({"dataset": name, "patch_id": ids[name].to_numpy()}).join(
+            pd.DataFrame(values.reshape(len(values), -1), columns=job.labels.columns)
+        )
         for name, values in logits.items()
     ]
     bad = {name: int((~np.isfinite(values)).sum()) for name, values in logits.items()}

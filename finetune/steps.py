@@ -23,7 +23,7 @@ from ..probe.results.files import ProbeResult, complete_for
 from ..probe.results.merge import merge_systems
 from ..steps import Places, State, Step, contents, digest
 from .plan import load_plan, make_plan
-from .recipe import load_recipe
+from .recipe import Recipe, load_recipe
 
 MODES = ("none", "plan", "all")
 
@@ -50,8 +50,18 @@ def plan_file(where: Places) -> Path:
     return where.out / "plan.toml"
 
 
-def plan_plan(probes: Sequence[Step], sets: Sets, rows: str, where: Places, state: State) -> Step:
-    """Making the plan from the probes' results, once: an edited plan is followed, not overwritten."""
+def plan_plan(
+    probes: Sequence[Step],
+    trainings: Sequence[Training],
+    sets: Sets,
+    rows: str,
+    where: Places,
+    state: State,
+) -> Step:
+    """Making the plan from the probes' results, once: an edited plan is followed, not overwritten.
+
+    trainings : the study's, whose encoders are planned with the recipe of their own
+    """
     file = plan_file(where)
     step = Step(kind="plan", title=str(file))
     step.request = digest(rows, {step.title: step.request for step in probes if step.finished})
@@ -69,11 +79,23 @@ def plan_plan(probes: Sequence[Step], sets: Sets, rows: str, where: Places, stat
         merged = merge_systems({result.chosen: result for result in loaded})
         tests = [path for name, path in sets.paths.items() if name != sets.train_name]
         train = sets.paths[sets.train_name]
-        make_plan(merged, train=train, tests=tests, device=where.device).save(file)
+        recipes = _recipes(trainings, where)
+        make_plan(merged, train=train, tests=tests, recipes=recipes, device=where.device).save(file)
         state.remember("plan", "digest", step.request)
 
     step.action = plan
     return step
+
+
+def _recipes(trainings: Sequence[Training], where: Places) -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """Id of the encoder -> recipe and what is changed of it, of the first system that trains it."""
+    recipes: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    for one in trainings:
+        changes = {k: v for k, v in one.options.items() if k in Recipe.model_fields}
+        with suppress(EncoderError, UnknownEncoder, MissingDependency, UntrustedCode):
+            encoder = load_card(one.card, trust_code=where.trust_code).id
+            recipes.setdefault(encoder, (one.recipe, changes))
+    return recipes
 
 
 def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: State) -> Step:
@@ -110,6 +132,7 @@ def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: St
             checkpoint=where.checkpoint(one.encoder),
             weights_dir=where.weights_dir,
             trust_code=where.trust_code,
+            remember=where.bank,
             progress=where.progress,
             **one.options,
         )

@@ -19,10 +19,12 @@ from ..terminal import progress_bar
 from .augment import augment, d4, draw, read_steps
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
 from .data import Patches
+from .labels import Labels, class_weights
 from .lora import adapters, require_gradients
+from .model import Classifier
 from .objective import Average, loss_of, mixed, rate_scales, row_weights, targets_of
 from .recipe import Recipe
-from .scores import validation_metrics
+from .scores import monitored, validation_metrics
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +48,7 @@ class Progress:
 
 
 def fit(
-    network: nn.Module,
+    network: Classifier,
     recipe: Recipe,
     train: Patches,
     validation: Patches,
@@ -66,7 +68,8 @@ def fit(
     best epoch's weights are kept; `patience` epochs without a better one, or `epochs` in all, end the run. No
     other data is read.
 
-    network : model.Classifier, already frozen or wrapped as the recipe says
+    network : already frozen or wrapped as the recipe says; its labels are what it learns, with the units of
+        the training rows where these are numbers
     folder : state.safetensors and best-NNNN.safetensors are kept here, replaced atomically after every epoch;
         a run that finds them continues from there
     run_key : what this run is (recipe, data, encoder); a state of another run is refused
@@ -75,58 +78,21 @@ def fit(
     Raises InvalidRequest (a class is missing, fp16 without a GPU, foreign state), TrainingError (the loss is
     NaN).
     """
-    _refuse_impossible(recipe, train, validation, device)
+    _refuse_impossible(recipe, train, validation, device, network.labels)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
-    network.to(device)
-    optimizer = _optimizer(network, recipe)
-    scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
-    average = Average(network, recipe.ema) if recipe.ema else None
-    done = load_state(folder, network=network, optimizer=optimizer, run_key=run_key, average=average)
-    at = Progress(**done) if done is not None else Progress()
-    if at.scaler:
-        scaler.load_state_dict(at.scaler)
+    run = _Run(network, recipe, folder, run_key, device=device, workers=workers, progress=progress)
+    at = run.at
     bar = progress_bar(total=recipe.epochs, shown=progress, initial=at.epoch, unit="epoch", desc=folder.name)
     stop_at = recipe.epochs if max_epochs is None else min(recipe.epochs, at.epoch + max_epochs)
     with bar:
         while at.epoch < stop_at and not finished(recipe, at):
             started = time.perf_counter()
-            loss = _train_epoch(
-                network, recipe, train, at, optimizer, scaler, average, device, workers, progress
-            )
+            loss = run.train(train)
             at.train_seconds += time.perf_counter() - started
-            if average is not None:
-                average.swap(network)
-            logits = predict_logits(
-                network,
-                validation,
-                batch_size=recipe.batch_size * 4,
-                device=device,
-                precision=recipe.precision,
-                workers=workers,
-            )
-            metrics = validation_metrics(validation.labels, logits)
-            score = -metrics["log_loss"] if recipe.monitor == "log_loss" else metrics[recipe.monitor]
-            at.epoch += 1
-            lr = optimizer.param_groups[0]["lr"]  # of the epoch's last step
-            at.history.append({"epoch": at.epoch, "loss": loss, "lr": lr, **metrics})
-            if at.best_score is None or score > at.best_score:
-                at.best_score, at.best_epoch = score, at.epoch
-                save_tensors(folder / f"best-{at.epoch:04d}.safetensors", trained_state(network, recipe))
-            if average is not None:
-                average.swap(network)
-            if recipe.schedule == "plateau":
-                _plateau(recipe, at, score)
-            at.scaler = scaler.state_dict()
+            score = run.choose(validation, loss)
             at.seconds += time.perf_counter() - started
-            save_state(
-                folder,
-                network=network,
-                optimizer=optimizer,
-                progress=vars(at),
-                run_key=run_key,
-                average=average,
-            )
+            run.save()
             bar.set_postfix(
                 loss=f"{loss:.3f}", val=f"{score:.3f}", best=f"{at.best_score:.3f}@{at.best_epoch}"
             )
@@ -143,7 +109,7 @@ def finished(recipe: Recipe, at: Progress) -> bool:
 
 @torch.no_grad()
 def predict_logits(
-    network: nn.Module,
+    network: Classifier,
     patches: Patches,
     *,
     batch_size: int = 64,
@@ -153,13 +119,15 @@ def predict_logits(
     symmetries: int = 1,
     progress: bool = False,
 ) -> np.ndarray:
-    """Logits of the positive class, float64 (n,).
+    """Logits of the positive class, float64 (n,); of K > 2 classes logits, (n, K); numbers in their units.
 
-    symmetries : 1, or 8 for the mean logit over the flips and quarter turns of every patch
+    symmetries : 1, or 8 for the mean over the flips and quarter turns of every patch
     """
     if device == "cpu":
         keep_pages()
     network.eval()
+    if not len(patches):
+        return np.zeros((0,) if network.labels.binary else (0, network.labels.outputs))
     keys = [(0, position, position) for position in range(len(patches))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     out = []
@@ -170,8 +138,8 @@ def predict_logits(
                 network(batch.to(device)).float().cpu().double()
                 for batch, _ in progress_bar(loader, shown=progress, unit="batch", leave=False)
             ]
-            out.append(torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64))
-    return torch.stack(out).mean(0).numpy()
+            out.append(torch.cat(parts))
+    return network.labels.in_units(torch.stack(out).mean(0).numpy())
 
 
 def autocast(device: str, precision: str) -> Any:
@@ -181,15 +149,17 @@ def autocast(device: str, precision: str) -> Any:
     return torch.autocast(torch.device(device).type, dtype=_DTYPES[precision])
 
 
-def epoch_rows(labels: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
-    """Which rows epoch number `epoch` (from 0) visits, in order: int64 (recipe.epoch_size or n,)."""
+def epoch_rows(codes: np.ndarray, recipe: Recipe, epoch: int) -> np.ndarray:
+    """Which rows epoch number `epoch` (from 0) visits, in order: int64 (recipe.epoch_size or n,).
+
+    codes : the class of each row, (n,)
+    """
     rng = draw("rows", recipe.seed, epoch)
-    size = recipe.epoch_size or len(labels)
+    size = recipe.epoch_size or len(codes)
     if recipe.balance != "sampler":
-        return rng.permutation(len(labels))[:size]
-    positive = labels == 1
-    p = np.where(positive, 1 / positive.sum(), 1 / (~positive).sum())
-    return rng.choice(len(labels), size, replace=True, p=p / p.sum())
+        return rng.permutation(len(codes))[:size]
+    p = class_weights(codes)
+    return rng.choice(len(codes), size, replace=True, p=p / p.sum())
 
 
 def lr_factor(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
@@ -266,74 +236,136 @@ def _loader(data: _Pixels, batches: list[Any], workers: int) -> Iterator[tuple[T
     return iter(DataLoader(data, batch_sampler=batches, num_workers=workers))
 
 
-def _train_epoch(
-    network: nn.Module,
-    recipe: Recipe,
-    train: Patches,
-    at: Progress,
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    average: Average | None,
-    device: str,
-    workers: int,
-    progress: bool,
-) -> float:
-    """One epoch; the mean loss over its patches."""
-    rows = epoch_rows(train.labels, recipe, at.epoch)
-    keys = [(at.epoch, position, int(row)) for position, row in enumerate(rows)]
-    size, group = recipe.batch_size, recipe.batch_size * recipe.accumulate
-    batches = [keys[i : i + size] for i in range(0, len(keys), size)]
-    steps_per_epoch = math.ceil(len(keys) / group)
-    weights = row_weights(train.labels, train.domains, recipe)
-    targets = targets_of(train.labels, train.votes, recipe)
-    # dropout is the one random thing left: seeded an epoch, so that no generator state has to be saved
-    torch.manual_seed(int(draw("dropout", recipe.seed, at.epoch).integers(2**62)))
-    training_mode(network, recipe)
-    data = _Pixels(network, train, recipe.augment, recipe.seed)
-    total, step_in_epoch = 0.0, 0
-    loader = progress_bar(
-        _loader(data, batches, workers),
-        total=len(batches),
-        shown=progress,
-        unit="batch",
-        leave=False,
-        desc=f"epoch {at.epoch + 1}",
-    )
-    for i, (batch, row) in enumerate(loader):
-        y = torch.as_tensor(targets[row.numpy()], device=device)
-        w = torch.as_tensor(weights[row.numpy()], device=device)
-        in_group = min(group, len(keys) - (i // recipe.accumulate) * group)
-        images, y, w = mixed(batch.to(device, non_blocking=True), y, w, recipe, at.epoch, i)
-        with autocast(device, recipe.precision):
-            logits = network(images)
-        loss = (w * loss_of(logits.float(), y, recipe)).sum()
+class _Run:
+    """A run at work: what `fit` trains and keeps, restored from its folder.
+
+    at : where it is
+    """
+
+    def __init__(
+        self,
+        network: Classifier,
+        recipe: Recipe,
+        folder: Path,
+        run_key: Mapping[str, Any],
+        *,
+        device: str,
+        workers: int,
+        progress: bool,
+    ) -> None:
+        self.network, self.recipe, self.folder, self.run_key = network.to(device), recipe, folder, run_key
+        self.device, self.workers, self.progress = device, workers, progress
+        self.optimizer = _optimizer(network, recipe)
+        self.scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")  # pyright: ignore[reportPrivateImportUsage]
+        self.average = Average(network, recipe.ema) if recipe.ema else None
+        kept = {"network": network, "optimizer": self.optimizer, "average": self.average}
+        done = load_state(folder, run_key=run_key, **kept)
+        self.at = Progress(**done) if done is not None else Progress()
+        if self.at.scaler:
+            self.scaler.load_state_dict(self.at.scaler)
+
+    def train(self, train: Patches) -> float:
+        """One epoch; the mean loss over its patches."""
+        recipe, at, network = self.recipe, self.at, self.network
+        rows = epoch_rows(network.labels.code(train.labels), recipe, at.epoch)
+        keys = [(at.epoch, position, int(row)) for position, row in enumerate(rows)]
+        size, group = recipe.batch_size, recipe.batch_size * recipe.accumulate
+        batches = [keys[i : i + size] for i in range(0, len(keys), size)]
+        weights = row_weights(train.labels, train.domains, recipe, network.labels)
+        targets = targets_of(train.labels, train.votes, recipe, network.labels)
+        # dropout is the one random thing left: seeded an epoch, so that no generator state has to be saved
+        torch.manual_seed(int(draw("dropout", recipe.seed, at.epoch).integers(2**62)))
+        training_mode(network, recipe)
+        loader = progress_bar(
+            _loader(_Pixels(network, train, recipe.augment, recipe.seed), batches, self.workers),
+            total=len(batches),
+            shown=self.progress,
+            unit="batch",
+            leave=False,
+            desc=f"epoch {at.epoch + 1}",
+        )
+        total, steps_per_epoch = 0.0, math.ceil(len(keys) / group)
+        for i, (batch, row) in enumerate(loader):
+            step = i // recipe.accumulate
+            in_group = min(group, len(keys) - step * group)
+            y, w = (torch.as_tensor(of[row.numpy()], device=self.device) for of in (targets, weights))
+            images = batch.to(self.device, non_blocking=True)
+            total += self._pass(images, y, w, number=i, in_group=in_group)
+            if (i + 1) % recipe.accumulate == 0 or i + 1 == len(batches):
+                self._step(lr_factor(recipe, at.epoch * steps_per_epoch + step, steps_per_epoch))
+        at.patches += len(keys)
+        return total / len(keys)
+
+    def _pass(self, images: Tensor, targets: Tensor, weights: Tensor, *, number: int, in_group: int) -> float:
+        """Forwards and backwards of a batch, from 0; the sum of the losses of its rows."""
+        recipe, epoch = self.recipe, self.at.epoch
+        images, targets, weights = mixed(images, targets, weights, recipe, epoch, number)
+        with autocast(self.device, recipe.precision):
+            outputs = self.network(images)
+        loss = (weights * loss_of(outputs.float(), targets, recipe, self.network.labels)).sum()
         if not bool(torch.isfinite(loss)):
             raise TrainingError(
-                f"the loss is {loss.item()} in epoch {at.epoch + 1}, batch {i + 1}; lower lr ({recipe.lr}) "
+                f"the loss is {loss.item()} in epoch {epoch + 1}, batch {number + 1}; lower lr ({recipe.lr}) "
                 "or use precision bf16 or fp32. The state of the last complete epoch is kept"
             )
-        scaler.scale(loss / in_group).backward()
-        total += loss.item()
-        if (i + 1) % recipe.accumulate == 0 or i + 1 == len(batches):
-            if at.steps == 0:
-                require_gradients(network)
-            factor = at.lr_scale * lr_factor(
-                recipe, at.epoch * steps_per_epoch + step_in_epoch, steps_per_epoch
-            )
-            for parameters in optimizer.param_groups:
-                parameters["lr"] = parameters["full_lr"] * factor
-            if recipe.clip:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], recipe.clip)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad(set_to_none=True)
-            step_in_epoch += 1
-            at.steps += 1
-            if average is not None:
-                average.update(network, at.steps)
-    at.patches += len(keys)
-    return total / len(keys)
+        self.scaler.scale(loss / in_group).backward()
+        return loss.item()
+
+    def _step(self, factor: float) -> None:
+        """The optimizer's, at this share of the learning rates."""
+        recipe, at, network, optimizer = self.recipe, self.at, self.network, self.optimizer
+        if at.steps == 0:
+            require_gradients(network)
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = parameters["full_lr"] * (at.lr_scale * factor)
+        if recipe.clip:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], recipe.clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        at.steps += 1
+        if self.average is not None:
+            self.average.update(network, at.steps)
+
+    def choose(self, validation: Patches, loss: float) -> float:
+        """Score the epoch and keep its weights if they are the best; the monitor, higher is better."""
+        recipe, at, network = self.recipe, self.at, self.network
+        if self.average is not None:
+            self.average.swap(network)
+        values = predict_logits(
+            network,
+            validation,
+            batch_size=recipe.batch_size * 4,
+            device=self.device,
+            precision=recipe.precision,
+            workers=self.workers,
+        )
+        metrics = validation_metrics(validation.labels, values, network.labels)
+        score = monitored(metrics, recipe.monitor)
+        at.epoch += 1
+        lr = self.optimizer.param_groups[0]["lr"]  # of the epoch's last step
+        at.history.append({"epoch": at.epoch, "loss": loss, "lr": lr, **metrics})
+        if at.best_score is None or score > at.best_score:
+            at.best_score, at.best_epoch = score, at.epoch
+            save_tensors(best_file(self.folder, at.epoch), trained_state(network, recipe))
+        if self.average is not None:
+            self.average.swap(network)
+        if recipe.schedule == "plateau":
+            _plateau(recipe, at, score)
+        at.scaler = self.scaler.state_dict()
+        return score
+
+    def save(self) -> None:
+        """The state, from which a killed run goes on."""
+        save_state(
+            self.folder,
+            network=self.network,
+            optimizer=self.optimizer,
+            progress=vars(self.at),
+            run_key=self.run_key,
+            average=self.average,
+        )
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -364,14 +396,22 @@ def _plateau(recipe: Recipe, at: Progress, score: float) -> None:
         at.plateau_bad = 0
 
 
-def _refuse_impossible(recipe: Recipe, train: Patches, validation: Patches, device: str) -> None:
+def _refuse_impossible(
+    recipe: Recipe, train: Patches, validation: Patches, device: str, labels: Labels
+) -> None:
     for what, part in (("training", train), ("validation", validation)):
-        if not len(part) or set(np.unique(part.labels)) != {0.0, 1.0}:
+        if labels.targets:
+            if len(part) < 2 or not np.isfinite(part.labels).all():
+                raise InvalidRequest(
+                    f"the {what} rows need two or more with finite numbers; there are {len(part)}"
+                )
+        elif not len(part) or set(np.unique(part.labels)) != set(range(len(labels.classes))):
             classes = ", ".join(
                 f"{k:g}: {n}" for k, n in zip(*np.unique(part.labels, return_counts=True), strict=True)
             )
+            every = "both" if labels.binary else f"all {len(labels.classes)}"
             raise InvalidRequest(
-                f"the {what} rows need both classes, all labelled; there are {len(part)} rows "
+                f"the {what} rows need {every} classes, all labelled; there are {len(part)} rows "
                 f"({classes or 'none'})"
             )
     if recipe.precision == "fp16" and torch.device(device).type != "cuda":

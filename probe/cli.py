@@ -285,6 +285,50 @@ def robustness_command(manifest: Path, out: Path | None, as_json: bool, **option
         echo(f"Wrote {out}/robustness.json.")
 
 
+@probe_group.command("ensemble")
+@click.argument("members", nargs=-1, required=True, metavar="RESULTS RESULTS ...")
+@options.out("Folder of the result: a row a member and the ensemble's.")
+@click.option("--name", default="ensemble", show_default=True, help="Of the ensemble, in tables.")
+@click.option(
+    "--weights",
+    type=click.Choice(["folds", "equal"]),
+    default="folds",
+    show_default=True,
+    help="Chosen on scores out of fold, or the same for all.",
+)
+@options.json("Print results.json instead of the tables.")
+def ensemble_command(
+    members: tuple[str, ...], out: Path | None, name: str, weights: str, as_json: bool
+) -> None:
+    """Combine systems (probes, fine-tuned models) into one, and compare it with each of them, paired.
+
+    RESULTS are folders of `probe run` or `finetune run`, on the same train rows and folds; RESULTS::FEATURES
+    is another feature set than the chosen one. Weights are chosen on scores of the train rows out of fold,
+    never on test sets.
+
+    \b
+    Examples:
+      patchbank probe ensemble results models/dinov2-s+lora -o both
+      patchbank probe ensemble results::dinov2-s/full/cls results::uni/full/cls --weights equal -o both
+    """
+    from ..files import check_folder_writable
+    from .ensemble import ensemble_systems, read_members, tables_of
+
+    if out is not None:
+        check_folder_writable(out)
+    result = ensemble_systems(read_members(members), name=name, weights=weights)
+    if out is not None:
+        result.save(out)
+    if as_json:
+        return echo(json.dumps(result.to_json(), indent=1))
+    for title, table in tables_of(result, name).items():
+        table.show(title=title)
+    for text in result.results.notes:
+        note(text)
+    if out is not None:
+        echo(f"Wrote {out}; next: patchbank probe report {out} -o report.html")
+
+
 @probe_group.command("report")
 @click.argument("results", type=click.Path(path_type=Path))
 @options.out("File to write: .html or .md.")

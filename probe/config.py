@@ -41,6 +41,7 @@ SELECTION = ("log_loss", "auroc", "balanced_accuracy")
 INTERVALS = ("jackknife", "bca", "percentile")
 BACKENDS = ("loky", "threading", "ray")
 NEAR_BY = ("images", "embeddings", "none")  # how near-duplicates are found, apart from a file of pairs
+ENSEMBLE_WEIGHTS = ("folds", "equal")  # of systems, see ensemble.py
 DOMAIN_ANALYSIS = ("chosen", "all", "none")
 
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -315,9 +316,12 @@ def audit(
     bank: Any,
     config: AuditSettings,
     *,
+    images: Path | None = None,
     progress: bool = False,
 ) -> LeakReport:
     """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
+
+    images : where there is no bank, a folder that remembers which images are nearly the same
 
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
     out. Near-duplicates of a file of pairs are refused; those that are found here are reported, and so are
@@ -328,7 +332,7 @@ def audit(
         for rows, manifest in zip(data.rows, data.manifests, strict=True)
     )
     evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
-    near, by = _near(data, bank, config, progress)
+    near, by = _near(data, bank, config, images, progress)
     report = audit_leaks(
         train, evaluations, folds=folds, near_duplicates=near, near_by=by, overlap=slide_overlap(data)
     )
@@ -363,24 +367,26 @@ def slide_overlap(data: StudyData) -> SlideOverlap:
 
 
 def _near(
-    data: StudyData, bank: Any, config: AuditSettings, progress: bool
+    data: StudyData, bank: Any, config: AuditSettings, images: Path | None, progress: bool
 ) -> tuple[Sequence[Sequence[str]] | None, str]:
     """Sets of patch_ids that show the same, None where they cannot be looked for; and how they were found."""
     if config.near_duplicates not in (None, *NEAR_BY):
         return read_pairs(str(config.near_duplicates)), "file"
-    if config.near_duplicates in (None, "none") or bank is None:
+    if config.near_duplicates in (None, "none") or (bank is None and images is None):
         return (), ""
     contents = [rows.content_hash.astype(str) for rows in data.rows]
     content = np.concatenate(contents)
     patch_id = np.concatenate([rows.patch_id for rows in data.rows])
     if config.near_duplicates == "images":
-        pairs = near_images(data.manifests, contents, bank, progress=progress)
+        pairs = near_images(data.manifests, contents, images if bank is None else bank, progress=progress)
         if pairs is not None:
             wanted = {key for pair in pairs for key in pair}
             of: dict[str, list[str]] = {}
             for i in np.flatnonzero(np.isin(content, list(wanted))):
                 of.setdefault(str(content[i]), []).append(patch_id[i])
             return [[*of[a], *of[b]] for a, b in pairs], "images"
+    if bank is None:
+        return None, ""
     source = FeatureSet(parse_features(config.features[0]).sources[:1])
     X = [load_set(one, source, bank=bank) for one in data.manifests]
     sets = near_embeddings(np.concatenate(X), len(data.train), content)

@@ -64,7 +64,7 @@ def near_images(
     pairs = [(of[a], of[b]) for a, b in zip(table["patch_a"], table["patch_b"], strict=True)]
     if file is not None:
         with suppress(OSError, OutputError):  # a bank that cannot be written to is only read
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_text(file, json.dumps({"comparison": COMPARISON, "pairs": pairs}))
     return pairs
 

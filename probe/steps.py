@@ -7,9 +7,10 @@ from typing import Any
 
 from ..cache.identity import safe_name
 from ..datasets.steps import Sets
+from ..files import sha256
 from ..steps import Places, State, Step, contents, digest
 from .config import RobustnessConfig
-from .results.files import complete_for
+from .results.files import ProbeResult, complete_for
 from .results.robustness import FILE
 from .robustness import run_robustness
 from .run import run_probe
@@ -92,4 +93,39 @@ def plan_robustness(
         state.remember("robustness", "train", {"request": step.request, "seconds": seconds})
 
     step.action = measure
+    return step
+
+
+def plan_ensemble(
+    system: str, members: Mapping[str, Step], weights: str, rows: str, where: Places, state: State
+) -> Step:
+    """The step of an ensemble over systems; its result is in OUT/ensemble/NAME.
+
+    members : system -> the step that gives its result. Blocked where one has none.
+    """
+    step = Step(kind="ensemble", title=system, systems=(system,))
+    step.seconds = state.get("ensemble", system, {}).get("seconds")
+    lacking = [f"{name} ({one.why})" for name, one in members.items() if one.state in ("blocked", "failed")]
+    if lacking:
+        step.state, step.why = "blocked", f"members have no results: {', '.join(lacking)}"
+        return step
+    if not all(one.finished for one in members.values()):
+        return step
+    folders = {name: one.folder for name, one in members.items() if one.folder is not None}
+    folder = step.folder = where.out / "ensemble" / safe_name(system)
+    versions = {name: sha256(one / "results.json") for name, one in folders.items()}
+    step.request = digest(rows, weights, versions)
+    if complete_for(folder, step.request):
+        step.state = "cached"
+        return step
+
+    def ensemble() -> None:
+        from .ensemble import ensemble_of
+
+        started = perf_counter()
+        results = {name: ProbeResult.load(one) for name, one in folders.items()}
+        ensemble_of(results, name=system, weights=weights).save(folder, request=step.request)
+        state.remember("ensemble", system, {"seconds": perf_counter() - started})
+
+    step.action = ensemble
     return step

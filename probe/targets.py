@@ -7,7 +7,7 @@ import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,10 +71,10 @@ def run_targets(
     chosen = max(runs, key=lambda name: per_run[name])
     scores: list[Score] = []
     comparisons: list[Comparison] = []
+    columns = {rows.dataset: _columns(rows, data, runs) for rows in data.rows}
     for rows in data.rows:
-        columns = _columns(rows, data, runs)
-        scores += _scores(rows, columns, data.targets, config)
-        comparisons += _compare(rows, columns, chosen, config)
+        scores += score_columns(rows, columns[rows.dataset], data.targets, config)
+        comparisons += compare_columns(rows, columns[rows.dataset], chosen, config)
     done = time.perf_counter()
     document = {
         "config": config.to_dict(),
@@ -91,7 +91,9 @@ def run_targets(
         "leaks": leaks.to_json(),
         "chosen": chosen,
         "models": [_describe_run(name, run, per_run[name], config) for name, run in runs.items()],
-        "fold_models": {name: _fold_models(data, run, fold_of_row) for name, run in runs.items()},
+        "fold_models": {
+            name: score_fold_models(data, run.oof, run.fold_models, fold_of_row) for name, run in runs.items()
+        },
         "scores": scores,
         "comparisons": comparisons,
         "seconds": {
@@ -105,7 +107,7 @@ def run_targets(
         name: {role: ProbeModel((steps,), np.empty(0)) for role, steps in run.steps.items()}
         for name, run in runs.items()
     }
-    result = ProbeResult(document, _predictions(data, runs, fold_of_row), probes)
+    result = ProbeResult(document, predictions_table(data, columns, fold_of_row), probes)
     if out is not None:
         result.save(out)
     return result
@@ -186,12 +188,23 @@ class Column:
     """One model's predictions of one set's rows.
 
     values : float64 (n, T); ranking : the same as correlations are taken of, see `regression.TargetRun`
+    fold : of Role.FOLD, its number
     """
 
     features: str
     role: Role
     values: np.ndarray
     ranking: np.ndarray
+    fold: int | None = None
+
+    @property
+    def role_name(self) -> str:
+        """As `Score.role_name`."""
+        return self.role if self.fold is None else f"{self.role} {self.fold}"
+
+    def select(self, mask: np.ndarray) -> "Column":
+        """The predictions of some of the rows; mask : bool (n,)."""
+        return replace(self, values=self.values[mask], ranking=self.ranking[mask])
 
 
 def _columns(rows: Rows, data: StudyData, runs: Mapping[str, TargetRun]) -> list[Column]:
@@ -207,7 +220,7 @@ def _columns(rows: Rows, data: StudyData, runs: Mapping[str, TargetRun]) -> list
     ]
 
 
-def _scores(
+def score_columns(
     rows: Rows, columns: Sequence[Column], targets: Sequence[str], config: TargetConfig
 ) -> list[Score]:
     """One for each model x subset of the rows: all, without repeated images, and each domain."""
@@ -265,6 +278,7 @@ def _subset_scores(
         Score(
             features=column.features,
             role=column.role,
+            fold=column.fold,
             dataset=rows.dataset,
             domain=domain,
             subset=subset,
@@ -278,6 +292,15 @@ def _subset_scores(
         )
         for j, column in enumerate(columns)
     ]
+
+
+def mean_values(rows: Rows, columns: Sequence[Column]) -> dict[str, np.ndarray]:
+    """metric -> float64 (m,), means over the targets of each column, without intervals."""
+    return {
+        metric: values.mean(axis=-1)
+        for metrics, predictions in _tables(columns)
+        for metric, values in continuous.evaluate(rows.y, predictions, metrics=metrics).items()
+    }
 
 
 def _tables(
@@ -323,7 +346,9 @@ def _bare(values: Mapping[str, float], about: Mapping[str, Any]) -> dict[str, Es
     return {m: Estimate(finite(v), method="none", reason=NO_INTERVALS, **about) for m, v in values.items()}
 
 
-def _compare(rows: Rows, columns: Sequence[Column], reference: str, config: TargetConfig) -> list[Comparison]:
+def compare_columns(
+    rows: Rows, columns: Sequence[Column], reference: str, config: TargetConfig
+) -> list[Comparison]:
     """Paired differences of the models of each role on all rows; of many each with the chosen one."""
     found = []
     for role in dict.fromkeys(column.role for column in columns):
@@ -331,10 +356,13 @@ def _compare(rows: Rows, columns: Sequence[Column], reference: str, config: Targ
         names = [column.features for column in of_role]
         if len(names) < 2 or not config.bootstrap:
             continue
-        first = names.index(reference)
         pairs = list(itertools.combinations(range(len(names)), 2))
         if len(names) > ALL_PAIRS_UP_TO:
-            pairs = [(i, first) for i in range(len(names)) if i != first]
+            pairs = [
+                (i, j) for i in range(len(names)) for j, b in enumerate(names) if b == reference and i != j
+            ]
+        if not pairs:
+            continue
         compared: dict[str, Differences] = {}
         for metrics, predictions in _tables(of_role):
             compared |= continuous.compare_paired(
@@ -396,18 +424,20 @@ def _describe_run(name: str, run: TargetRun, criterion: float, config: TargetCon
     }
 
 
-def _fold_models(data: TargetData, run: TargetRun, folds: np.ndarray) -> dict[str, dict[str, list[Any]]]:
+def score_fold_models(
+    data: StudyData, oof: np.ndarray, of_tests: Mapping[str, np.ndarray], folds: np.ndarray
+) -> dict[str, dict[str, list[Any]]]:
     """Set -> metric -> the mean over targets of each fold's model; of the train set on the fold's own rows,
-    as cross-validations are published.
+    as cross-validations are published. oof : float64 (n, T); of_tests : set -> float64 (n_t, K, T)
     """
 
     def means(y: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
         return {m: v.mean() for m, v in continuous.evaluate(y, predictions).items()}
 
-    train = [means(data.train.y[folds == k], run.oof[folds == k]) for k in np.unique(folds)]
+    train = [means(data.train.y[folds == k], oof[folds == k]) for k in np.unique(folds)]
     found = {data.train.dataset: train}
     for rows in data.tests:
-        each = run.fold_models[rows.dataset]
+        each = of_tests[rows.dataset]
         found[rows.dataset] = [means(rows.y, each[:, k]) for k in range(each.shape[1])]
     return {
         name: {m: [finite(one[m]) for one in of_models] for m in continuous.METRICS}
@@ -415,7 +445,9 @@ def _fold_models(data: TargetData, run: TargetRun, folds: np.ndarray) -> dict[st
     }
 
 
-def _predictions(data: TargetData, runs: Mapping[str, TargetRun], folds: np.ndarray) -> pd.DataFrame:
+def predictions_table(
+    data: TargetData, columns: Mapping[str, Sequence[Column]], folds: np.ndarray
+) -> pd.DataFrame:
     """One row a prediction: patch_id, path, content_hash, dataset, domain, group, fold, features, role, and
     for each target label_NAME, prediction_NAME and ranking_NAME, which correlations are taken of.
     """
@@ -434,13 +466,13 @@ def _predictions(data: TargetData, runs: Mapping[str, TargetRun], folds: np.ndar
                 **{f"label_{t}": y for t, y in zip(data.targets, rows.y.T, strict=True)},
             }
         )
-        for column in _columns(rows, data, runs):
+        for column in columns[rows.dataset]:
             tables = {"prediction": column.values, "ranking": column.ranking}
             named = {
                 f"{kind}_{t}": values
                 for kind, table in tables.items()
                 for t, values in zip(data.targets, table.T, strict=True)
             }
-            frames.append(about.assign(features=column.features, role=str(column.role), **named))
+            frames.append(about.assign(features=column.features, role=column.role_name, **named))
     table = pd.concat(frames, ignore_index=True)
     return table.astype(dict.fromkeys(["path", "dataset", "domain", "features", "role"], "category"))

@@ -65,12 +65,13 @@ OTHER_DICTS = {
     "compare.py": {"r"},  # what is printed of a comparison
     "domains.py": {"record", "c", "view.titles"},  # makes records; names of metrics
     "figures.py": {"view.titles"},
-    "prediction.py": {"card"},  # of a fine-tuned model
+    "predict.py": {"card", "data"},  # of a fine-tuned model
+    "prediction.py": {"card"},
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},
     "tasks.py": {"row", "whole"},  # of table.csv
     "study_page.py": {"about"},  # a row that is made
-    "run.py": {"seconds", "run.seconds", "run.fits", "cards", "c", "done", "runs"},
+    "run.py": {"seconds", "run.seconds", "run.fits", "cards", "c", "done", "runs", "job.run_key"},
     "data.py": {"train.table"},
     "describe.py": {"run.fits", "choices", "runs"},
 }

@@ -19,7 +19,7 @@ from .markup import render, span
 from .model import PublishedRow, SystemRow
 from .view import View
 
-FAMILIES = {"probe": "probe", "lora": "LoRA", "full": "end to end"}
+FAMILIES = {"probe": "probe", "lora": "LoRA", "full": "end to end", "ensemble": "ensemble"}
 RANKED = 4  # systems from which on a rank correlation says something
 
 

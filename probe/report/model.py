@@ -12,14 +12,14 @@ from ..results.schema import Estimate
 
 @dataclass(frozen=True, kw_only=True)
 class SystemRow:
-    """One system of the study: an encoder with a probe, or a fine-tuned network."""
+    """One system of the study: an encoder with a probe, a fine-tuned network, or an ensemble of them."""
 
     name: str
     """Unique. A finished system's equals `features` in the result."""
     encoder: str
-    """Id of the encoder's card."""
+    """Id of the encoder's card; "" of an ensemble."""
     family: str
-    """ "probe", "lora" or "full" (trained end to end)."""
+    """ "probe", "lora", "full" (trained end to end) or "ensemble"."""
     state: str
     """ "done" or "blocked"."""
     why: str = ""
@@ -28,7 +28,8 @@ class SystemRow:
     published: str = ""
     """Of a blocked one: what was published of it, in a sentence."""
     chosen: str = ""
-    """The feature set that its folds chose ("dinov2-s/center:0.5/cls"), or its recipe."""
+    """The feature set that its folds chose ("dinov2-s/center:0.5/cls"), or its recipe, or its members with
+    their shares."""
     licence: str = ""
     dim: int = 0
     forwards: int = 0

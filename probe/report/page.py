@@ -159,7 +159,7 @@ def _across(view: View, board: Board) -> list[Any]:
             " The last row says whether the order of the systems on the folds is that on the set: 1 the "
             "same, 0 unrelated."
         )
-    if any(s.state == "done" and s.family != "probe" for s in board.systems):
+    if any(s.state == "done" and s.family in ("lora", "full") for s in board.systems):
         text += (
             " Fine-tuned systems chose when to stop on the fold itself, which makes their values out of "
             "fold too high; those on other sets are not touched by it."

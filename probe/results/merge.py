@@ -15,6 +15,9 @@ from ...version import provenance
 from ..classifiers.grid import sum_facts
 from ..config import ProbeConfig
 from ..leaks import deduplicate
+from ..regression import TargetConfig
+from ..targets import Column as TargetColumn
+from ..targets import compare_columns
 from .files import ProbeResult
 from .schema import (
     SWEEP,
@@ -59,22 +62,22 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     merged = {name: result.results for name, result in results.items()}
     first = next(iter(merged.values()))
     for name, one in merged.items():
-        for key in ("dataset", "positive", "n", *(("classes",) if first.multiclass else ())):
+        for key in ("dataset", "positive", "n", "targets", *(("classes",) if first.multiclass else ())):
             if getattr(one.train, key) != getattr(first.train, key):
                 raise InvalidRequest(
                     f"system {name!r} was trained on {one.train.dataset} with {key} "
                     f"{getattr(one.train, key)}, the others with {getattr(first.train, key)}"
                 )
     data = {about.dataset: about for one in merged.values() for about in one.data}
-    frames = {name: _reported(result) for name, result in results.items()}
-    criteria = {name: _folds_auroc(one) for name, one in merged.items()}
+    frames = {name: reported_predictions(result) for name, result in results.items()}
+    metric = "r2" if first.train.targets else "auroc"
+    criteria = {name: _on_folds(one, metric) for name, one in merged.items()}
     ranked = sorted(results, key=lambda name: -criteria[name])
-    config = ProbeConfig.from_dict(first.config.to_json())
-    classes = tuple(first.train.classes) if first.multiclass else ()
+    config = (TargetConfig if first.train.targets else ProbeConfig).from_dict(first.config.to_json())
     comparisons = [
         comparison
         for about in data.values()
-        for comparison in _compare(about, frames, config, reference=ranked[0], classes=classes)
+        for comparison in _compare(about, frames, config, reference=ranked[0], train=first.train)
     ]
     scores = [score for name, one in merged.items() for score in _scores(name, one)]
     of_chosen = {
@@ -89,7 +92,7 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     if lacks := list(dict.fromkeys(text for one in merged.values() for text in one.not_recorded)):
         about["not_recorded"] = lacks
     found = Results(
-        config=first.config.model_copy(update={"features": list(results), "select": "auroc"}),
+        config=first.config.model_copy(update={"features": list(results), "select": metric}),
         provenance=provenance(),
         stores={k: v for one in merged.values() for k, v in one.stores.items()},
         data=list(data.values()),
@@ -122,7 +125,7 @@ def reported_by(results: Results, dataset: str) -> tuple[str, Role] | None:
     return next((one for one in wanted if one in there), None)
 
 
-def _reported(result: ProbeResult) -> pd.DataFrame:
+def reported_predictions(result: ProbeResult) -> pd.DataFrame:
     """Predictions of a system, one row a patch."""
     table, parts = result.predictions, []
     for dataset in result.results.sets:
@@ -176,14 +179,14 @@ def _repeats(merged: Mapping[str, Results]) -> Repeats | None:
     return Repeats(seeds=seeds, scores=scores)
 
 
-def _folds_auroc(results: Results) -> float:
-    """AUROC of the rows that the system was chosen on: of folds, or of a validation split."""
+def _on_folds(results: Results, metric: str) -> float:
+    """The metric of the rows that the system was chosen on: of folds, or of a validation split."""
     split = results.config.select_on or "folds"
     of = results.train.dataset if split == "folds" else f"{results.train.name}:{split}"
     wanted = reported_by(results, of)
     for one in results.whole(dataset=of):
         if (one.features, one.role) == wanted:
-            return one.estimate("auroc").value or 0.0
+            return one.estimate(metric).value or 0.0
     return 0.0
 
 
@@ -203,10 +206,10 @@ def _model(name: str, results: Results, criterion: float) -> Model:
 def _compare(
     about: DataSet,
     frames: Mapping[str, pd.DataFrame],
-    config: ProbeConfig,
+    config: ProbeConfig | TargetConfig,
     *,
     reference: str,
-    classes: tuple[str, ...],
+    train: DataSet,
 ) -> list[Comparison]:
     """Paired differences between the systems that were scored on this set, on the rows that all have."""
     dataset = about.dataset
@@ -215,7 +218,13 @@ def _compare(
     if len(tables) < 2:
         return []
     base = next(iter(tables.values()))
-    role = "oof" if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
+    role = Role.OOF if (base["role"].isin(TRAIN_ROLES)).all() else REPORTED
+    if isinstance(config, TargetConfig):
+        rows, of_targets = targets_from_predictions(
+            dataset, tables, train.targets, role=role, groups_known=about.grouped
+        )
+        return compare_columns(rows, of_targets, reference, config)
+    classes = tuple(train.classes) if train.n_positive is None else ()
     every = from_predictions(dataset, tables, role=role, groups_known=about.grouped, classes=classes)
     rows, columns = without_duplicates(*every)
     whole = estimate_set(rows, columns, config=config)
@@ -237,27 +246,12 @@ def from_predictions(
     classes : where there are more than two
     Raises InvalidRequest where they disagree on a label.
     """
-    base = next(iter(tables.values()))
-    common = [p for p in base.index if all(p in table.index for table in tables.values())]
-    base = base.loc[common]
+    base, common = _common(tables)
     labels = base["label"].astype(object)
     if any((table.loc[common, "label"].astype(object) != labels).any() for table in tables.values()):
         raise InvalidRequest(f"{dataset}: the results disagree on the label of a patch")
-    about = np.full(len(base), -1)
-    rows = Rows(
-        dataset=dataset,
-        patch_id=base.index.to_numpy(object),
-        y=class_codes(labels, classes) if classes else base["label"].to_numpy(np.int64),
-        group=base["group"].to_numpy(object),
-        domain=base["domain"].to_numpy(object),
-        distinct=deduplicate(base.reset_index()).keep,
-        votes_positive=about,
-        votes_total=about,
-        path=base["path"].to_numpy(object),
-        content_hash=base["content_hash"].to_numpy(object),
-        groups_known=groups_known,
-        classes=classes,
-    )
+    y = class_codes(labels, classes) if classes else base["label"].to_numpy(np.int64)
+    rows = _rows(dataset, base, y, groups_known=groups_known, classes=classes)
 
     def numbers(table: pd.DataFrame, kind: str) -> np.ndarray:
         names: Any = [f"{kind}_{name}" for name in classes] if classes else kind
@@ -269,6 +263,64 @@ def from_predictions(
         for name, table in tables.items()
     ]
     return rows, columns
+
+
+def targets_from_predictions(
+    dataset: str,
+    tables: Mapping[str, pd.DataFrame],
+    targets: Sequence[str],
+    *,
+    role: Role,
+    groups_known: bool = True,
+) -> tuple[Rows, list[TargetColumn]]:
+    """As `from_predictions`, of predicted numbers."""
+    base, common = _common(tables)
+    wanted = [f"label_{t}" for t in targets]
+    y = base[wanted].to_numpy(np.float64)
+    if any((table.loc[common, wanted].to_numpy(np.float64) != y).any() for table in tables.values()):
+        raise InvalidRequest(f"{dataset}: the results disagree on the numbers of a patch")
+
+    def numbers(table: pd.DataFrame, kind: str) -> np.ndarray:
+        return table.loc[common, [f"{kind}_{t}" for t in targets]].to_numpy(np.float64)
+
+    columns = [
+        TargetColumn(name, role, numbers(table, "prediction"), numbers(table, "ranking"))
+        for name, table in tables.items()
+    ]
+    return _rows(dataset, base, y, groups_known=groups_known), columns
+
+
+def _common(tables: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, list[str]]:
+    """The first table's rows that all have, and their patch_ids."""
+    base = next(iter(tables.values()))
+    common = [p for p in base.index if all(p in table.index for table in tables.values())]
+    return base.loc[common], common
+
+
+def _rows(
+    dataset: str,
+    base: pd.DataFrame,
+    y: np.ndarray,
+    *,
+    groups_known: bool,
+    classes: tuple[str, ...] = (),
+) -> Rows:
+    table = base.reset_index()
+    about = np.full(len(base), -1)
+    return Rows(
+        dataset=dataset,
+        patch_id=table["patch_id"].to_numpy(object),
+        y=y,
+        group=table["group"].to_numpy(object),
+        domain=table["domain"].to_numpy(object),
+        distinct=deduplicate(table if "label" in table else table.assign(label="")).keep,
+        votes_positive=about,
+        votes_total=about,
+        path=table["path"].to_numpy(object),
+        content_hash=table["content_hash"].to_numpy(object),
+        groups_known=groups_known,
+        classes=classes,
+    )
 
 
 def _votes(dataset: str, merged: Mapping[str, Results]) -> Votes | None:

@@ -67,7 +67,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """A system that has all tasks: its average rank, its mean score over `TaskBoard.averaged`, how often first."""
+    """A system that has all tasks: its average rank, its mean score over `averaged`, how often first."""
 
     system: str
     rank: Estimate
@@ -83,7 +83,8 @@ class TaskBoard:
     """What several tasks say of several systems.
 
     values : task -> system -> value with interval. standings : of the systems that have all tasks, best mean
-        first. averaged : the tasks that mean scores are taken over, whose metrics have one scale. friedman_p, critical_difference : None with fewer than 2 tasks or 2 such systems
+        first. averaged : the tasks that mean scores are taken over, whose metrics have one scale.
+            friedman_p, critical_difference : None with fewer than 2 tasks or 2 such systems
     """
 
     tasks: Sequence[Task]

@@ -12,6 +12,7 @@ import torch
 from patchbank.datasets.manifest import Header, Manifest
 from patchbank.extract.cards import Card, parse_card
 from patchbank.extract.models.network import TimmNetwork
+from patchbank.finetune.labels import TWO_CLASSES
 from patchbank.finetune.model import classifier
 from patchbank.finetune.recipe import Recipe, load_recipe
 from patchbank.finetune.train import Patches
@@ -106,6 +107,49 @@ def tiny_manifest(folder: Path, *, n: int = 60, seed: int = 0, name: str = "tiny
     return Manifest(header, table, folder)
 
 
+GRADES = ("low", "middle", "high")
+
+
+def tiny_grades(n: int, *, seed: int, name: str = "grades") -> tuple[Patches, np.ndarray]:
+    """As `tiny_patches`, the square bluer by grade 0, 1 or 2; and how blue it is, (n,), 0 .. 2.5."""
+    rng = np.random.default_rng(seed)
+    grades = np.arange(n) % 3
+    blue = grades + rng.uniform(0, 0.5, n)
+    pixels = rng.integers(90, 170, (n, 40, 40, 3)).astype(np.float64)
+    pixels[:, 8:32, 8:32] += blue[:, None, None, None] * np.array([-35.0, -20.0, 30.0])
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    return Patches([f"{name}/{i}" for i in range(n)], grades, lambda i: pixels[i]), blue
+
+
+def tiny_labelled(
+    folder: Path, kind: str, *, n: int = 60, seed: int = 0, name: str = "grades", test: int = 0
+) -> Manifest:
+    """`tiny_grades` as PNG files in twelve groups. kind : "classes", "grades" or "numbers": blue (as it is)
+    and dark (-200 x it + 5).
+    """
+    patches, blue = tiny_grades(n, seed=seed, name=name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        Image.fromarray(patches.read(i)).save(folder / f"{i}.png")
+    is_test = np.arange(n) >= n - test
+    about: dict[str, Any] = {"classes": GRADES, "ordered": kind == "grades"}
+    columns: dict[str, Any] = {"label": np.array(GRADES, dtype=object)[patches.labels]}
+    if kind == "numbers":
+        about, columns = {"targets": ("blue", "dark")}, {"label": "", "blue": blue, "dark": -200 * blue + 5}
+    table = pd.DataFrame(
+        {
+            "patch_id": patches.ids,
+            "path": [f"{i}.png" for i in range(n)],
+            **columns,
+            "group": [f"{'t' if held else 'g'}{i % 12}" for i, held in enumerate(is_test)],
+            "domain": np.where(np.arange(n) % 2, "a", "b"),
+            "split": np.where(is_test, "test", "train"),
+        }
+    )
+    header = Header(name=name, version="1", licence="CC0", source="made by a test", **about)
+    return Manifest(header, table, folder)
+
+
 @pytest.fixture
 def tiny_encoder(tmp_path: Path) -> tuple[str, Path]:
     """A card and the file of its weights, those of tiny_vit()."""
@@ -127,6 +171,10 @@ def tiny() -> Iterator[SimpleNamespace]:
         patches=tiny_patches,
         manifest=tiny_manifest,
         recipe=tiny_recipe,
-        network=lambda recipe: classifier(TINY, recipe, weights=None, build=tiny_vit)[0],
+        grades=tiny_grades,
+        labelled=tiny_labelled,
+        network=lambda recipe, labels=TWO_CLASSES: classifier(
+            TINY, recipe, weights=None, labels=labels, build=tiny_vit
+        )[0],
     )
     torch.set_num_threads(threads)

@@ -53,6 +53,7 @@ def trained(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path
         device="cpu",
         bootstrap=100,
         progress=False,
+        near_duplicates="none",
     )
     return SimpleNamespace(
         folder=tmp_path / "out" / "tiny-vit+lora" / "fold-1",
@@ -198,8 +199,8 @@ def test_a_python_card_on_the_command_line(
     out = tmp_path / "out"
     words = [
         "run", manifest, "-e", card, "-o", out, "--recipe", "full", "--folds", 3, "--fold", 1,
-        "--bootstrap", 0, "--device", "cpu", "--set", "epochs=1", "--set", "warmup=0.0",
-        "--set", "batch_size=8",
+        "--bootstrap", 0, "--device", "cpu", "--near-duplicates", "none", "--set", "epochs=1",
+        "--set", "warmup=0.0", "--set", "batch_size=8",
     ]  # fmt: skip
     refused = CliRunner().invoke(finetune_group, [str(word) for word in words])
     assert isinstance(refused.exception, UntrustedCode)

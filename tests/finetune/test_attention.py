@@ -15,8 +15,10 @@ from patchbank.finetune.attention import (
     fit_attention,
     run_attention,
 )
+from patchbank.finetune.labels import Labels
 from patchbank.probe.statistics import metrics
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import r2_score
 
 
 def hidden(n: int, *, tokens: int = 25, dim: int = 16, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -85,6 +87,7 @@ def test_from_cached_tokens_to_one_table(
         "token_dim": 32,
         "folds": 3,
         "bootstrap": 100,
+        "near_duplicates": "none",
         "settings": {"epochs": 15, "lr": 1e-2},
     }
     with pytest.raises(StoreNotFound):
@@ -107,3 +110,29 @@ def test_from_cached_tokens_to_one_table(
     assert oof["n"] == 60
     assert oof["metrics"]["auroc"][0] > 0.7
     assert (tmp_path / "out" / "tiny-vit+attention" / "fold-3.safetensors").exists()
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+def test_three_classes_and_numbers_are_pooled_too(numbers: bool) -> None:
+    """One token of nine says the class, by its place in another dimension; numbers are linear in it."""
+    rng = np.random.default_rng(0)
+    n, level = 180, np.arange(180) % 3
+    x = rng.normal(0, 0.3, (n, 9, 8)).astype(np.float32)
+    x[np.arange(n), rng.integers(0, 9, n), 0] += 3
+    x[:, :, 1] += level[:, None] - 1
+    y = np.stack([level * 100.0 + 7, -level * 0.01], axis=1) if numbers else level
+    labels = Labels(classes=(), targets=("a", "b")) if numbers else Labels(classes=("x", "y", "z"))
+    half = np.arange(n) < 120
+    monitor = "r2" if numbers else "log_loss"
+    settings = AttentionSettings(heads=2, lr=2e-2, epochs=15, dropout=0.0, monitor=monitor)
+    model, history = fit_attention(x, y, train=half, validation=~half, settings=settings, labels=labels)
+    found = attention_logits(model, x[~half])
+    assert found.shape == (60, 2 if numbers else 3)
+    if numbers:
+        assert np.min(r2_score(y[~half], found, multioutput="raw_values")) > 0.8
+        assert max(e["r2"] for e in history) > 0.8
+    else:
+        assert (found.argmax(axis=1) == level[~half]).mean() > 0.9
+        assert {"auroc", "kappa"} <= set(history[0])
+    with pytest.raises(InvalidRequest, match=r"monitor '(kappa|r2)'"):
+        AttentionSettings(monitor="kappa" if numbers else "r2").recipe(labels)

@@ -2,18 +2,23 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from patchbank.errors import InvalidRequest
 from patchbank.extract.registry import load_card
+from patchbank.finetune.labels import Labels
 from patchbank.finetune.model import classifier
 from patchbank.finetune.objective import Average, loss_of, mixed, rate_scales, row_weights, targets_of
 from patchbank.finetune.recipe import Recipe
-from patchbank.finetune.train import fit
+from patchbank.finetune.train import epoch_rows, fit, predict_logits
+from sklearn.metrics import mean_squared_error
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 
 def test_votes_are_soft_labels_where_there_are_any() -> None:
@@ -127,3 +132,117 @@ def test_a_run_with_everything_resumes_to_the_same_weights(tiny: SimpleNamespace
         assert at.epoch == 3
     one, other = (dict(network.named_parameters()) for network in networks)
     assert all(torch.equal(one[n], other[n]) for n in one)
+
+
+CLASSES, GRADES = (Labels(classes=("a", "b", "c"), ordered=ordered) for ordered in (False, True))
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 0.3, 0.1]])
+HARD = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+SOFT = torch.tensor([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize("targets", [HARD, SOFT], ids=["hard", "soft"])
+def test_cross_entropy_of_three_classes_is_torchs(targets: torch.Tensor) -> None:
+    wanted = cross_entropy(LOGITS, targets, reduction="none")
+    torch.testing.assert_close(loss_of(LOGITS, targets, Recipe(), CLASSES), wanted)
+    no_focus = Recipe(loss="focal", focal_gamma=0.0)
+    torch.testing.assert_close(loss_of(LOGITS, targets, no_focus, CLASSES), wanted)
+
+
+def test_label_smoothing_of_three_classes_is_torchs() -> None:
+    y = np.array([0, 2])
+    targets = torch.from_numpy(targets_of(y, None, Recipe(smoothing=0.1), CLASSES))
+    torch.testing.assert_close(targets.sum(1), torch.ones(2))
+    wanted = cross_entropy(LOGITS, torch.from_numpy(y), reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(loss_of(LOGITS, targets, Recipe(), CLASSES), wanted)
+
+
+def test_focal_loss_of_three_classes_is_that_of_its_definition() -> None:
+    found = loss_of(LOGITS, HARD, Recipe(loss="focal", focal_gamma=2.0), CLASSES)
+    right = torch.softmax(LOGITS, dim=1)[[0, 1], [0, 2]]
+    torch.testing.assert_close(found, -((1 - right) ** 2) * right.log())
+    met = loss_of(SOFT.log().clamp_min(-40), SOFT, Recipe(loss="focal"), CLASSES)
+    torch.testing.assert_close(met, torch.zeros(2), atol=1e-6, rtol=0)
+
+
+def test_the_ranked_probability_score_counts_grades() -> None:
+    p = torch.softmax(LOGITS, dim=1).numpy()
+    wanted = [((np.cumsum(a) - np.cumsum(b)) ** 2).sum() for a, b in zip(p, HARD.numpy(), strict=True)]
+    found = loss_of(LOGITS, HARD, Recipe(loss="ranked"), GRADES)
+    torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float32))
+    sure = torch.tensor([[9.0, 0, 0], [0, 9.0, 0], [0, 0, 9.0]])  # two grades off, one, none
+    costs = loss_of(sure, HARD[[1, 1, 1]], Recipe(loss="ranked"), GRADES)
+    assert costs[0] > 1.9 > 1.1 > costs[1] > 0.9 > 0.01 > costs[2]
+
+
+def test_the_loss_of_numbers_is_sklearns_on_standardised_ones() -> None:
+    rng = np.random.default_rng(0)
+    y, outputs = rng.normal(size=(20, 3)) * [1, 10, 100], rng.normal(size=(20, 3)).astype(np.float32)
+    labels = Labels(classes=(), targets=("a", "b", "c")).fitted(y)
+    targets = targets_of(y, None, Recipe(), labels)
+    np.testing.assert_allclose(targets, StandardScaler().fit_transform(y), rtol=1e-5)
+    found = loss_of(torch.from_numpy(outputs), torch.from_numpy(targets), Recipe(), labels)
+    assert found.mean().item() == pytest.approx(mean_squared_error(targets, outputs), rel=1e-6)
+    assert row_weights(y, None, Recipe(), labels).tolist() == [1.0] * 20
+    domains = ["x"] * 15 + ["y"] * 5
+    weights = row_weights(y, domains, Recipe(balance_domains=True), labels)
+    np.testing.assert_allclose(weights[[0, 19]], [20 / 30, 20 / 10])
+
+
+def test_votes_of_three_classes_are_soft_labels() -> None:
+    y, votes = np.array([0, 1]), np.array([[0.6, 0.4, 0.0], [np.nan] * 3])
+    found = targets_of(y, votes, Recipe(labels="votes"), CLASSES)
+    np.testing.assert_allclose(found, [[0.6, 0.4, 0.0], [0, 1, 0]])
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_class_weights_are_scikit_learns(n_classes: int) -> None:
+    y = np.random.default_rng(1).choice(n_classes, 90, p=[0.6, 0.4] if n_classes == 2 else [0.6, 0.3, 0.1])
+    labels = Labels(classes=tuple("abc"[:n_classes]))
+    found = row_weights(y, None, Recipe(balance="weights"), labels)
+    np.testing.assert_allclose(found, compute_sample_weight("balanced", y), rtol=1e-6)
+    assert found.mean() == pytest.approx(1)
+    drawn = epoch_rows(labels.code(y), Recipe(epoch_size=6000), 0)
+    counts = np.bincount(y[drawn], minlength=n_classes) / 6000
+    np.testing.assert_allclose(counts, 1 / n_classes, atol=0.03)
+
+
+def test_mixup_mixes_soft_labels_of_three_classes() -> None:
+    images, weights = torch.arange(8.0).reshape(4, 1, 1, 2), torch.ones(4)
+    targets = torch.eye(3)[[0, 1, 2, 0]]
+    _, mixed_targets, _ = mixed(images, targets, weights, Recipe(mixup=0.5), 0, 0)
+    torch.testing.assert_close(mixed_targets.sum(1), torch.ones(4))
+    assert ((mixed_targets > 0).sum(1) == 2).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "losses", "logits"),
+    [
+        ({}, [0.70760001, 0.56234121], [0.56852605, 0.12620319, 0.08399988, 0.63347659]),
+        (
+            {"method": "full", "lr": 1e-3},
+            [0.69082544, 0.59861447],
+            [0.39856746, 0.12135501, 0.1346427, 0.45059693],
+        ),
+        (
+            {
+                "loss": "focal", "balance": "weights", "smoothing": 0.1, "mixup": 0.2, "ema": 0.9,
+                "balance_domains": True, "accumulate": 2,
+            },
+            [0.19294361, 0.12818049],
+            [-0.08257858, -0.20231483, -0.22453248, -0.0405215],
+        ),
+    ],
+    ids=["lora", "full", "everything"],
+)  # fmt: skip
+def test_two_classes_are_trained_as_before_there_were_more(
+    tiny: SimpleNamespace, tmp_path: Path, changes: dict[str, Any], losses: list[float], logits: list[float]
+) -> None:
+    """Recorded with the version that had two classes only."""
+    recipe = tiny.recipe(epochs=2, patience=2, augment=({"step": "d4"},), **changes)
+    network, train = tiny.network(recipe), tiny.patches(40, seed=1)
+    train = type(train)(train.ids, train.labels, train.read, None, ["x", "y"] * 20)
+    held = tiny.patches(20, seed=2, name="val")
+    at = fit(network, recipe, train, held, folder=tmp_path, run_key={"a": 1}, progress=False)
+    assert [e["loss"] for e in at.history] == pytest.approx(losses, rel=1e-3)
+    found = predict_logits(network, tiny.patches(6, seed=3, name="new"), symmetries=8)
+    assert found[:4] == pytest.approx(logits, abs=2e-3)

@@ -183,6 +183,7 @@ def test_the_cost_is_measured_and_a_plan_is_run(
         device="cpu",
         bootstrap=0,
         progress=False,
+        near_duplicates="none",
         epochs=1,
         warmup=0.0,
     )

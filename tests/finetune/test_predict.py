@@ -43,6 +43,7 @@ def trained(tiny: SimpleNamespace, tmp_path: Path, encoder: tuple[str, Path], **
             "device": "cpu",
             "bootstrap": 0,
             "progress": False,
+            "near_duplicates": "none",
             **changes,
         }
     )
@@ -347,7 +348,7 @@ def test_the_command_line(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: t
     out = tmp_path / "out"
     text = call(
         finetune_group, "run", toml, "-e", tiny_encoder[0], "--checkpoint", tiny_encoder[1], "-o", out,
-        "--folds", 3, "--fold", 1, "--bootstrap", 0, "--device", "cpu",
+        "--folds", 3, "--fold", 1, "--bootstrap", 0, "--device", "cpu", "--near-duplicates", "none",
         "--set", "epochs=1", "--set", "warmup=0.0", "--set", "batch_size=8", "--set", 'targets=["qkv"]',
     )  # fmt: skip
     assert "tiny:train" in text

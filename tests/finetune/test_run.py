@@ -9,11 +9,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from patchbank.datasets.manifest import Header, Manifest
 from patchbank.errors import InvalidRequest, ProbeError, TrainingError, UnknownEncoder
 from patchbank.files import LOCK
 from patchbank.finetune import checkpoint
+from patchbank.finetune.data import gather_rows
 from patchbank.finetune.run import prepare_jobs, run_finetune, train_fold
+from patchbank.probe.config import ProbeConfig
+from patchbank.probe.data import leak_notes
 from patchbank.probe.results.files import ProbeResult
+from PIL import Image
 from scipy.special import expit
 
 
@@ -31,6 +36,7 @@ def settings(tiny: SimpleNamespace, tmp_path: Path, encoder: tuple[str, Path], *
         "device": "cpu",
         "bootstrap": 100,
         "progress": False,
+        "near_duplicates": "none",
         **changes,
     }
 
@@ -192,3 +198,38 @@ def test_a_job_travels(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tupl
     jobs, *_ = prepare_jobs(**settings(tiny, tmp_path, tiny_encoder))
     copy = pickle.loads(pickle.dumps(jobs[0]))
     assert copy.run_key == jobs[0].run_key != replace(jobs[0], fold_number=2).run_key
+
+
+def test_train_and_test_images_that_are_nearly_the_same_are_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [
+        np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((16, 16, 1))).astype(np.uint8) for _ in range(15)
+    ]
+    images[14] = (images[3] * 0.9 + 10).astype(np.uint8)  # a test image is a train image, recoloured
+    for i, pixels in enumerate(images):
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    table = pd.DataFrame(
+        {
+            "patch_id": [f"tiny/{i}" for i in range(15)],
+            "path": [f"{i}.png" for i in range(15)],
+            "label": ["plain", "odd"] * 7 + ["odd"],
+            "group": [f"g{i}" for i in range(15)],
+            "split": ["train"] * 12 + ["test"] * 3,
+        }
+    )
+    header = Header(
+        name="tiny", version="1", classes=("plain", "odd"), positive="odd", licence="CC0", source="a test"
+    )
+    manifest = Manifest(header, table, tmp_path)
+    config = ProbeConfig(features=("any",), folds=2)
+    found = gather_rows(manifest, [], config=config, remember=tmp_path / "out")
+    (leak,) = found.leaks.of("near-duplicate")
+    assert set(leak.patch_ids) == {"tiny/3", "tiny/14"}
+    assert list((tmp_path / "out" / "near").glob("*.json"))
+    assert "near-duplicates on both sides" in " ".join(leak_notes(found.leaks, config))
+    without = config.replace(near_duplicates="none")
+    assert not gather_rows(manifest, [], config=without, remember=tmp_path / "out").leaks.of("near-duplicate")
+    pairs = tmp_path / "near.csv"
+    pairs.write_text("patch_a,patch_b\ntiny/3,tiny/14\n")
+    with pytest.raises(ProbeError, match="tiny/14"):  # somebody has looked: refused
+        gather_rows(manifest, [], config=config.replace(near_duplicates=str(pairs)))

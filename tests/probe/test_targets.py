@@ -20,11 +20,11 @@ from patchbank.probe.fewshot import run_few_shot
 from patchbank.probe.model import apply
 from patchbank.probe.regression import TargetConfig
 from patchbank.probe.report.figures import write_figures
-from patchbank.probe.report.write import write_report
 from patchbank.probe.report.tasks import tasks_markdown
+from patchbank.probe.report.write import write_report
 from patchbank.probe.results.files import ProbeResult
-from patchbank.probe.results.tasks import Task, _Sample, board_of
 from patchbank.probe.results.schema import Role
+from patchbank.probe.results.tasks import Task, _Sample, board_of
 from patchbank.probe.run import run_probe
 from scipy import stats
 from sklearn.decomposition import PCA
@@ -407,7 +407,7 @@ def test_without_intervals_there_are_values_alone(study: Study) -> None:
 
 
 def test_numbers_are_tasks_too(result: ProbeResult) -> None:
-    """Their correlations are on the scale of kappa; a metric on the scale of shares is not averaged with them."""
+    """Their correlations are on the scale of kappa; a metric of another scale is not averaged with them."""
     names = result.results.sets
     tasks = [Task(name=m, result=result, dataset="outer", metric=m) for m in ("pearson", "spearman", "r2")]
     tasks.append(Task(name="folds", result=result, dataset=names[0], metric="pearson"))

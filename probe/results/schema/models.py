@@ -55,6 +55,8 @@ class Model(Part):
     threshold, threshold_score, platt : None of more than two classes
     recipe, folds : of a fine-tuned one, folds with their cards. chosen : of a merged one, the feature set or
         recipe behind the system
+    weights, fold_weights, offset : of an ensemble over systems, see `ensemble`: member -> its share, of all
+        train rows and without each fold in turn; what is added
     """
 
     features: str
@@ -73,6 +75,9 @@ class Model(Part):
     folds: list[dict[str, Any]] | None = None
     provenance: dict[str, Any] | None = None
     chosen: str | None = None
+    weights: dict[str, float] | None = None
+    fold_weights: list[dict[str, float]] | None = None
+    offset: list[float] | None = None
 
     def took(self, *steps: str) -> float:
         """Seconds of these steps; 0 for those that were not recorded."""

@@ -1,0 +1,109 @@
+"""Fine-tuned models on further images: by the network of a fold, or by the mean of all folds'."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..datasets.manifest import Manifest
+from ..extract.devices import resolve_devices
+from ..probe.held_out import unadjusted
+from ..probe.model import About, ProbeModel, mean_logit
+from ..probe.results.files import ProbeResult
+from .adapted import fold_folders, load_model
+from .data import patches_of
+from .labels import Labels, labels_of_card
+from .model import crop_of
+from .recipe import recipe_from
+from .train import predict_logits
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of images.
+
+    score : float64 (n,) logits of two classes, (n, K) of more, or numbers (n, T)
+    model : what they become: probabilities, threshold, calls; without a network
+    folds : of several folds, column -> the score of each, float64 (n,)
+    seconds : "encoder" (to load), "images" (to read and score)
+    """
+
+    score: np.ndarray
+    model: ProbeModel
+    folds: dict[str, np.ndarray]
+    seconds: dict[str, float]
+
+
+def score_images(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    device: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    tta: bool = False,
+    progress: bool = True,
+    **weights: Any,
+) -> Scored:
+    """The images of a manifest by a fold's model, or by the ensemble of all folds (the mean probability, of
+    numbers the mean), with threshold and calibration that the folds chose.
+
+    folder : of one fold, or the one above; tta : mean of the 8 flips and quarter turns of every patch
+    weights : of `adapted.load_model`. Raises TrainingError, EncoderError, ImageError.
+    """
+    folders = fold_folders(folder)
+    place = str(resolve_devices(device)[0])
+    seconds = {"encoder": 0.0, "images": 0.0}
+    each, card = [], {}
+    for one in folders:
+        lap = time.perf_counter()
+        network, card = load_model(one, **weights)
+        recipe = recipe_from(card["recipe"], where=str(one))
+        seconds["encoder"] += time.perf_counter() - lap
+        lap = time.perf_counter()
+        each.append(
+            predict_logits(
+                network.to(place),
+                patches_of(manifest, None, crop=crop_of(recipe)),
+                batch_size=batch_size,
+                device=place,
+                precision=recipe.eval_precision or recipe.precision,
+                workers=workers,
+                symmetries=8 if tta else recipe.symmetries,
+                progress=progress,
+            )
+        )
+        seconds["images"] += time.perf_counter() - lap
+    labels, data = labels_of_card(card["data"]), card["data"]
+    scores = np.stack(each, axis=1)
+    about = About(
+        features=folder.name,
+        classes=() if labels.targets else tuple(data["classes"]),
+        positive=data["positive"],
+        targets=labels.targets,
+    )
+    score = scores.mean(axis=1) if labels.targets else mean_logit(scores)
+    folds = {}
+    if len(folders) > 1:
+        for i, one in enumerate(folders):
+            values = scores[:, i].reshape(len(scores), -1)
+            for name, column in zip(labels.columns, values.T, strict=True):
+                kind, _, of = name.partition("_")
+                folds["_".join(filter(None, (kind, one.name.replace("-", "_"), of)))] = column
+    return Scored(score, ProbeModel((), _adjusted(folder, labels, each[0]), about), folds, seconds)
+
+
+def _adjusted(folder: Path, labels: Labels, score: np.ndarray) -> np.ndarray:
+    """As `ProbeModel` has it, of the fold ensemble; a fold alone has none chosen."""
+    if labels.targets:
+        return np.empty(0)
+    if not (folder / "results.json").exists():
+        return unadjusted(np.zeros((1, *score.shape[1:])))[0]
+    (model,) = ProbeResult.load(folder).results.models
+    slope = 1 / model.temperature if model.temperature else 0.0
+    if not labels.binary:
+        return np.array([slope])
+    assert model.threshold_score is not None
+    return np.array([model.threshold_score, slope, *(model.platt or ())])
