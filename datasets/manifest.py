@@ -536,7 +536,7 @@ def classes_note(manifest: Manifest) -> str:
     notes = []
     if len(classes) > MOST_CLASSES:
         notes.append(f"{len(classes)} classes in {len(table)} rows: is the label a path, an id or a number?")
-    if empty := [name for name in classes if not rows.loc[name].sum()]:
+    if empty := [name for name, count in rows.sum(axis=1).items() if not count]:
         notes.append(f"classes without any row: {listed(map(repr, empty))}")
     if "train" in rows.columns and (rows["train"] > 0).any():
         lost = rows[(rows["train"] == 0) & (rows.sum(axis=1) > 0)]

@@ -605,6 +605,46 @@ def test_fine_tuned_systems_run_when_asked_for(place: Path, mode: str) -> None:
         assert "the plan excludes it" in row.why, "an edited plan is followed"
 
 
+BOTH = '[[system]]\nname = "Both"\nstage = "ensemble"\nmembers = ["Flat 8", "Flat 4"]\n'
+
+
+def test_an_ensemble_is_a_system_that_is_compared_with_its_members(place: Path) -> None:
+    file = write_study(place, [FLAT8, FLAT4, BOTH], tests=EXTERNAL)
+    done = run(file)
+    assert not done.failed
+    row = next(row for row in done.page.systems if row.name == "Both")
+    assert (row.state, row.family) == ("done", "ensemble")
+    assert "Flat 8" in row.chosen
+    assert "Flat 4" in row.chosen
+    assert done.page.result is not None
+    results = done.page.result.results
+    pairs = {frozenset((c.a, c.b)) for c in results.comparisons if c.dataset == "synthetic-external"}
+    assert {frozenset(("Both", "Flat 8")), frozenset(("Both", "Flat 4"))} < pairs
+    shares = results.model("Both").weights
+    assert shares is not None
+    assert sum(shares.values()) == pytest.approx(1)
+    assert run(file).idle
+    again = run(write_study(place, [FLAT8, FLAT4, BOTH], tests=EXTERNAL, probe=PROBE + "seed = 5\n"))
+    assert states(again.steps)["ensemble", "Both"] == "done", "its members have changed"
+
+
+def test_an_ensemble_without_a_member_says_so_and_faults_are_told(place: Path) -> None:
+    gated = BOTH.replace('"Flat 4"', '"UNI"')
+    done = run(write_study(place, [FLAT8, GATED, gated]))
+    row = next(row for row in done.page.systems if row.name == "Both")
+    assert row.state == "blocked"
+    assert "members have no results: UNI" in row.why
+    for wrong, says in [
+        (BOTH.replace('"Flat 4"', '"Flat 44"'), "did you mean 'Flat 4'"),
+        (BOTH.replace(', "Flat 4"', ""), "needs two members"),
+        (BOTH + 'settings = { weights = "best" }\n', "weights 'best' is not one of folds, equal"),
+        (BOTH + 'encoder = "uni"\n', "encoder is none of an ensemble's"),
+        (BOTH.replace('stage = "ensemble"\n', 'encoder = "uni"\n'), 'say stage = "ensemble"'),
+    ]:
+        with pytest.raises(InvalidRequest, match=says):
+            load_study(write_study(place, [FLAT8, FLAT4, wrong]))
+
+
 # --- the file
 
 
@@ -727,11 +767,10 @@ def test_the_shipped_studies_have_every_published_system() -> None:
         ours = {(name, s.stage) for s in study.systems for name in s.published or (s.name,)}
         assert published <= ours, name
         for one in study.systems:
-            if (
-                one.encoder != "timm:efficientnetv2_m"
-            ):  # has no weights: the publication began from random ones
-                load_card(one.encoder)
-            if one.stage != "probe":
+            for encoder in one.encoders:
+                if encoder != "timm:efficientnetv2_m":  # no weights: the publication began from random ones
+                    load_card(encoder)
+            if one.stage not in ("probe", "ensemble"):
                 changes = {k: v for k, v in one.settings.items() if k != "bootstrap"}
                 recipe = load_recipe(one.recipe or one.stage, encoder=one.encoder, **changes)
                 assert recipe.method == one.stage

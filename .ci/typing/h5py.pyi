@@ -21,6 +21,7 @@ class HLObject:
     id: Any
 
 class Dataset(HLObject):
+    def __init__(self, bind: Any) -> None: ...
     shape: Any  # None of an empty one
     dtype: np.dtype[Any]
     ndim: int

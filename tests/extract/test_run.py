@@ -599,7 +599,7 @@ def forward(batch):
     return batch.mean(dim=(2, 3))
 
 shape = Transform(size=16, mean=(0, 0, 0), std=(1 / 255,) * 3)
-card = Card(id="mean-rgb", kind="python", model="tests:MeanRGB", revision="1", dim=3, tokens="pooled",
+card = Card(id="mean-rgb", kind="python", model="tests:mean-rgb", revision="1", dim=3, tokens="pooled",
             transform=shape, factory=lambda: forward)
 options = {{"dtype": "float32", "progress": False, "batch_size": 8}}
 report = run_extract(sys.argv[1], encoder=card, bank=sys.argv[2], **options)

@@ -1,6 +1,6 @@
 """Temperature scaling against scikit-learn, the binary fits, and a general optimiser."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -135,7 +135,7 @@ def test_the_reliability_of_the_call_is_the_top_label_error() -> None:
 def test_bad_input_is_refused() -> None:
     y, logits = sample()
     with pytest.raises(InvalidRequest, match="class_weight is None or 'balanced'"):
-        fit_temperature(y, logits, class_weight="votes")
+        fit_temperature(y, logits, class_weight=cast("Any", "votes"))
     with pytest.raises(ProbeError, match="not finite"):
         fit_temperature(y, np.where(logits > 3, np.inf, logits))
     with pytest.raises(ProbeError, match="from 0 to 3"):
