@@ -175,10 +175,7 @@ def _of_numbers(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """As `_of_classes`, of predictions (n, T) and (n, folds, T)."""
     study, fold, features = data.study, data.fold, config.features[0]
-    ranking = np.empty_like(oof)  # less the mean of the rows that trained, as a probe's
-    for k in np.unique(fold):
-        ranking[fold == k] = oof[fold == k] - study.train.y[fold != k].mean(axis=0)
-    columns = {study.train.dataset: [TargetColumn(features, Role.OOF, oof, ranking)]}
+    columns = {study.train.dataset: [TargetColumn.out_of_fold(features, oof, study.train.y, fold)]}
     for name, scores in each.items():
         models = zip(np.unique(fold).tolist(), np.moveaxis(scores, 1, 0), strict=True)
         mean = scores.mean(axis=1)

@@ -348,10 +348,7 @@ def _numbers(
 ) -> tuple[list[Score], dict[str, Any], dict[str, Any], pd.DataFrame]:
     """As `_classes`."""
     train, *tests = sets
-    ranking = oof.copy()  # less the mean of the rows that trained, as the members'
-    for k in np.unique(fold):
-        ranking[fold == k] -= train.rows.y[fold != k].mean(axis=0)
-    columns = {train.rows.dataset: [TargetColumn(name, Role.OOF, oof, ranking)]}
+    columns = {train.rows.dataset: [TargetColumn.out_of_fold(name, oof, train.rows.y, fold)]}
     for s in tests:
         values = chosen.apply(s.z)
         columns[s.rows.dataset] = [TargetColumn(name, Role.REFIT, values, values)]

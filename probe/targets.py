@@ -197,6 +197,17 @@ class Column:
     ranking: np.ndarray
     fold: int | None = None
 
+    @classmethod
+    def out_of_fold(cls, features: str, oof: np.ndarray, y: np.ndarray, fold: np.ndarray) -> "Column":
+        """Of training rows; the ranking is less the mean of the rows that each fold's model trained on.
+
+        oof, y : float64 (n, T); fold : int (n,)
+        """
+        ranking = oof.copy()
+        for k in np.unique(fold):
+            ranking[fold == k] -= y[fold != k].mean(axis=0)
+        return cls(features, Role.OOF, oof, ranking)
+
     @property
     def role_name(self) -> str:
         """As `Score.role_name`."""
