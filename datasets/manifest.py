@@ -74,11 +74,6 @@ class Header(Settings):
     mpp: float = 0.0
 
     @property
-    def label_kind(self) -> Literal["classes", "targets", "none"]:
-        """What the labels are."""
-        return "targets" if self.targets else "classes" if self.classes else "none"
-
-    @property
     def format_version(self) -> int:
         """The lowest version of the manifest format that can say this."""
         return (
@@ -399,11 +394,6 @@ def parsed(kind: type[_S], values: Mapping[str, Any], where: str) -> _S:
         return kind.read(values, where=where)
     except InvalidSettings as error:
         raise ManifestError(f"{error}.") from None
-
-
-def unknown_keys(table: Mapping[str, Any], allowed: Iterable[str], where: str) -> list[str]:
-    """One fault for each key that is not allowed, with the near name where there is one."""
-    return [f"{where}{not_one_of('key', key, allowed)}" for key in table if key not in allowed]
 
 
 def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame:

@@ -127,7 +127,7 @@ class Slide(Container):
             ) from error
 
     def _region(self, at: tuple[int, int], level: int, size: tuple[int, int], name: str) -> Image.Image:
-        """RGBA pixels of a level. A handle that met damage fails for ever, for all its threads: reopen it."""
+        """RGBA pixels of a level. A handle that met damage always fails, for all its threads: reopen it."""
         handle = self._slide
         try:
             return handle.read_region(at, level, size)

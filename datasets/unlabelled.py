@@ -84,8 +84,8 @@ def _images(root: Path, suffixes: Sequence[str], say: Say) -> tuple[pd.DataFrame
         return parquet_table(root, say=lambda _: None, lose=lose)
     if kind and kind not in ARCHIVES:
         raise InvalidRequest(
-            f"{root} is no image, slide, manifest or container: {', '.join((*SUFFIXES, *ARCHIVES))}, .toml, "
-            ".h5, .npz, .parquet. If it is an image, --suffixes takes it"
+            f"{root} is not an image, slide, manifest or container: {', '.join((*SUFFIXES, *ARCHIVES))}, "
+            ".toml, .h5, .npz, .parquet. If it is an image, --suffixes takes it"
         )
     # any path; no labels
     return folder_table(root, pattern="(?P<label>)", suffixes=suffixes, say=say)

@@ -101,7 +101,7 @@ def _renamed(frame: pd.DataFrame, file: Path, columns: Mapping[str, str], say: S
 
 
 def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say: Say) -> tuple[str, str]:
-    """(ours, theirs); "", "" = by the order. Raises InvalidRequest for columns that are not there."""
+    """(ours, theirs); "", "" = by the order. Raises InvalidRequest for columns that do not exist."""
     left = source.table
     if join == "row":
         return "", ""

@@ -1,6 +1,6 @@
 """Stains of a patch as a view: brought to fixed colours (by torchstain), or made stronger and weaker.
 
-Targets and factors are constants, so that a view means one thing for ever:
+Targets and factors are constants, so that a view never changes its meaning:
 
     macenko    the reference stain matrix and maximum concentrations of its authors' implementation (Macenko
                et al., ISBI 2009), which torchstain has as its default

@@ -172,7 +172,7 @@ def _is_train(split: np.ndarray) -> np.ndarray:
 
 
 def class_names(header: Header, config: ProbeConfig) -> tuple[str, ...]:
-    """What is told apart, by code: (negative, positive) of two classes, or of one against the rest; all
+    """The classes by code: (negative, positive) of two classes, or of one against the rest; all
     classes in the header's order where there are more than two. Raises InvalidRequest.
     """
     classes, name = tuple(header.classes), header.name

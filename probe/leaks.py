@@ -361,23 +361,19 @@ class Deduplication:
     """patch_ids of each group of equal content with more than one label."""
 
 
-def deduplicate(table: pd.DataFrame, *, contradictory: Literal["drop", "first"] = "drop") -> Deduplication:
+def deduplicate(table: pd.DataFrame) -> Deduplication:
     """Keep the first row of every content.
 
-    contradictory : of equal images with different labels, "drop" keeps none (no label is known to be
-        right), "first" keeps the first row as it is labelled; they are listed either way
-    Rows without a content hash are kept; rows without a label count as rows, not as a contradiction.
+    Of equal images with different labels none is kept: no label is known to be right. Rows without a
+    content hash are kept; rows without a label count as rows, not as a contradiction.
     """
-    if contradictory not in ("drop", "first"):
-        raise InvalidRequest(f"contradictory is 'drop' or 'first', not {contradictory!r}")
     rows = _rows(table, np.full(len(table), "", dtype=object), trained=False)
     content, ids = rows["content"], rows["patch_id"]
     known = content != ""
     repeated = (known & content.duplicated()).to_numpy(dtype=bool)
     disagreeing = (known & content.isin(list(_contradictory(rows)))).to_numpy(dtype=bool)
-    keep = ~repeated & ~disagreeing if contradictory == "drop" else ~repeated
     return Deduplication(
-        keep=keep,
+        keep=~repeated & ~disagreeing,
         repeats=tuple(ids[repeated & ~disagreeing].tolist()),
         contradictory=tuple(
             tuple(members.tolist())

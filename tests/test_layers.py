@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -66,7 +67,7 @@ OTHER_DICTS = {
     "domains.py": {"record", "c", "view.titles"},  # makes records; names of metrics
     "figures.py": {"view.titles"},
     "predict.py": {"card", "data"},  # of a fine-tuned model
-    "prediction.py": {"card"},
+    "prediction.py": {"card", "found.seconds", "seconds", "stored"},
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},
     "tasks.py": {"row", "whole"},  # of table.csv
@@ -170,22 +171,55 @@ def test_files_import_each_other_in_no_circle() -> None:
 
 def test_results_are_read_as_classes() -> None:
     """Outside probe/results nothing subscripts what results.json holds: `schema.Results` has it typed."""
+    readers = [p for p in sources("probe") if "results" not in p.relative_to(ROOT).parts]
+    readers += [*sources("finetune"), *ROOT.glob("study*.py"), ROOT / "quickstart.py", ROOT / "cli.py"]
+    readers += [ROOT / "prediction.py"]
+    readers = [p for p in readers if READS.search(p.read_text("utf-8"))]
+    assert {p.name for p in readers} >= {"scores.py", "charts.py", "board.py", "plan.py", "study_page.py"}
+    faults = [fault for path in readers for fault in untyped_reads(path, path.read_text("utf-8"))]
+    assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'value = result.document["scores"]',
+        'value = results["scores"]',
+        'value = result.results["train"]["dataset"]',
+        'value = json.loads(file.read_text())["models"][0]',
+        'value = score["intervals"]',
+        'results["scores"] = []',
+    ],
+)
+@pytest.mark.parametrize("module", ["probe/report/board.py", "probe/run.py", "finetune/plan.py", "cli.py"])
+def test_a_result_read_by_string_is_caught(module: str, line: str) -> None:
+    path = ROOT / module
+    text = path.read_text("utf-8")
+    assert untyped_reads(path, text) == []
+    faults = untyped_reads(path, f"{text}\n{line}\n")
+    assert faults
+    assert all(fault.startswith(f"{path}:{len(text.splitlines()) + 2} ") for fault in faults)
+
+
+@cache
+def result_keys() -> set[str]:
+    """The names of fields of all classes of a result."""
     from patchbank.probe.results import schema
     from pydantic import BaseModel
 
     parts = [c for c in vars(schema).values() if isinstance(c, type) and issubclass(c, BaseModel)]
-    keys = {name for part in parts for name in part.model_fields} - COLUMNS
-    readers = [p for p in sources("probe") if "results" not in p.relative_to(ROOT).parts]
-    readers += [*sources("finetune"), *ROOT.glob("study*.py"), ROOT / "quickstart.py", ROOT / "cli.py"]
-    readers = [p for p in readers if READS.search(p.read_text("utf-8"))]
-    assert {p.name for p in readers} >= {"scores.py", "charts.py", "board.py", "plan.py", "study_page.py"}
-    faults = []
-    for path in readers:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Attribute) and node.attr == "document":
-                faults.append(f"{path}:{node.lineno} reads a result as a dict")
-            if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-                base, key = ast.unparse(node.value), node.slice.value
-                if key in keys and base.split("[")[0] not in OTHER_DICTS.get(path.name, ()):
-                    faults.append(f"{path}:{node.lineno} {base}[{key!r}]: use its field")
-    assert not faults, "\n".join(faults)
+    assert len(parts) > 30
+    return {name for part in parts for name in part.model_fields} - COLUMNS
+
+
+def untyped_reads(path: Path, text: str) -> list[str]:
+    """Where a module takes a part of a result by its name as a string."""
+    keys, faults = result_keys(), []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and node.attr == "document":
+            faults.append(f"{path}:{node.lineno} reads a result as a dict")
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            base, key = ast.unparse(node.value), node.slice.value
+            if key in keys and base.split("[")[0] not in OTHER_DICTS.get(path.name, ()):
+                faults.append(f"{path}:{node.lineno} {base}[{key!r}]: use its field")
+    return faults

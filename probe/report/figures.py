@@ -163,11 +163,6 @@ def draw(chart: Chart) -> "Figure":
     return figure
 
 
-def _dashes(series: int) -> Any:
-    """Lines of one colour differ in their dashes."""
-    return DASHES[(series + series // SERIES) % SERIES]
-
-
 def _part(axes: "Axes", part: Part, dashes: Any, *, zorder: float) -> Any:
     colour = GREY if part.series is None else COLOURS[part.series % SERIES]
     for where, low, high in part.bars():

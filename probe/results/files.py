@@ -247,7 +247,7 @@ class ProbeResult:
         if any(model.choice for model in self.results.models):
             how = (
                 "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
-                f"folds of the train rows, * by the folds as a whole. {self.optimism()}"
+                f"folds of the train rows, * by cross-validation over all folds. {self.optimism()}"
             ).strip()
         metrics, train = self.leading_metrics, self.results.train
         if self.results.multiclass:

@@ -68,7 +68,7 @@ class Objective:
     def share(self, work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
         """work(part) of every part, on the threads (the products and ufuncs of numpy release the lock).
 
-        `work` must not share in turn: the threads would wait for each other for ever.
+        `work` must not share in turn: the threads would wait for each other without end.
         """
 
         def quiet(part: Any) -> Any:

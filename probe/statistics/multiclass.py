@@ -345,16 +345,11 @@ def confusion(
 ) -> Floats:
     """Confusion matrices, labels x calls: float64 (B, m, K, K) without the axes that were not given.
 
-    Counts of rows without weights. Row k over its sum is how the rows of class k are called, `row_shares`.
+    Counts of rows without weights. Row k has the calls of the rows of class k.
     """
     sample, squeeze = _sample(y, scores, True, None, False, weights, groups)
     models = range(sample.scores.shape[1])
     return np.stack([np.concatenate(list(sample.tables(j))) for j in models], axis=1)[squeeze]
-
-
-def row_shares(table: Floats) -> Floats:
-    """How the rows of each class are called: (..., K, K) over its row sums; NaN for a class without rows."""
-    return divide(table, table.sum(axis=-1, keepdims=True))
 
 
 def one_hot(labels: ArrayLike, n_classes: int) -> Floats:

@@ -54,19 +54,6 @@ def fit_temperature(
     return float(found[0]) if one_model else found
 
 
-def top_label(y: ArrayLike, logits: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
-    """Whether each call is right, bool (n,), and the probability of the call, float64 (n,).
-
-    logits : (n, K). For `calibration.reliability_curve` and `calibration_floor`, which take them as labels
-    and probabilities (confidence calibration, Guo et al., ICML 2017).
-    """
-    labels, table, one_model = check_scores(y, logits)
-    if not one_model:
-        raise InvalidRequest(f"logits {table.shape}: of one model, (n, K)")
-    p = special.softmax(table[:, 0], axis=1)
-    return p.argmax(axis=1) == labels, p.max(axis=1)
-
-
 def _targets(
     labels: NDArray[np.intp], k: int, class_weight: ClassWeight, smooth: bool
 ) -> tuple[Floats, Floats]:

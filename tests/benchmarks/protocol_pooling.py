@@ -8,8 +8,8 @@ is the AUROC of the folds' models on 200 new slides.
 1. One feature set, by what chooses and between which class weights: AUROC of the out-of-fold scores as they
    are ("raw"), each fold's standardised by what its inner folds scored ("one scale", reported, see
    `protocol.ranking`), and within folds alone.
-2. Several feature sets of one quality: the AUROC of the one that the folds as a whole chose (*) and of the
-   nested choice ("chosen on folds"), both out of fold, less the truth of what was chosen.
+2. Several feature sets of one quality: the AUROC of the one that cross-validation over all folds chose (*)
+   and of the nested choice ("chosen on folds"), both out of fold, less the truth of what was chosen.
 """
 
 import argparse

@@ -241,7 +241,7 @@ def main() -> None:
         probe = [measured_probe(size, 256) for size in (small, large)]
         cluster = on_ray(places[3], args.nodes, 600 if args.quick else 6_000) if args.nodes else None
     tell_measured(args, rows, table, store, blocks, log, (small, large), probe, cluster)
-    tell_reckoned(args, rows, table, store, blocks, log, (probe[1] - probe[0]) / (large - small) / 256)
+    print_extrapolated(args, rows, table, store, blocks, log, (probe[1] - probe[0]) / (large - small) / 256)
 
 
 def tell_measured(
@@ -279,7 +279,7 @@ def tell_measured(
         )
 
 
-def tell_reckoned(
+def print_extrapolated(
     args: Any, rows: int, table: Costs, store: Costs, blocks: int, log: Costs, probe: float
 ) -> None:
     n = args.patches

@@ -85,7 +85,7 @@ def test_a_chunk_that_no_block_proves_is_set_aside(store: Store) -> None:
 
 
 def test_without_hard_links_chunks_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on FAT or some network file systems: nothing is renamed over, and damage of one copy is mended."""
+    """As on FAT or some network file systems: nothing is renamed over, and damage of one copy is repaired."""
 
     def link(*_: Any, **__: Any) -> None:
         raise PermissionError(1, "Operation not permitted")

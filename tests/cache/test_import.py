@@ -103,7 +103,7 @@ def test_a_folder_that_lacks_a_file_or_has_a_cut_one(fresh: Any, bank: Bank, lay
             except PatchbankError as error:
                 assert "\n" not in str(error)  # noqa: PT017
             else:
-                assert not essential or content is None, name  # a chunk that is not there is the fill value
+                assert not essential or content is None, name  # a chunk that does not exist is the fill value
             tried += 1
     assert tried >= 12
 

@@ -270,7 +270,7 @@ def test_more_than_two_classes_grades_and_targets(tmp_path: Path, write_images: 
     assert load_manifest(out).header.ordered
     result = invoke(*command, "--targets", "gene", "--out", out)
     assert "labels were left out" in result.output
-    assert load_manifest(out).header.label_kind == "targets"
+    assert load_manifest(out).header.targets
     lines[0] = "0.png,0,s0,0"
     (tmp_path / "labels.csv").write_text("\n".join(["path,label,group,gene", *lines[:-1], "5.png,2,s2,1"]))
     assert (

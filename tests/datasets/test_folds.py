@@ -1,4 +1,4 @@
-"""Folds: whole groups, even, and the same ones for ever."""
+"""Folds: whole groups, even, and the same ones always."""
 
 import hashlib
 import json

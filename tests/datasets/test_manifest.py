@@ -320,12 +320,10 @@ def test_an_old_manifest_that_says_slide_and_has_none(toy: Manifest, tmp_path: P
 
 def test_the_kinds_of_labels(header: Header) -> None:
     many = header.replace(classes=("a", "b", "c"), positive="")
-    assert (header.label_kind, header.format_version) == ("classes", 1)
-    assert (many.label_kind, many.format_version) == ("classes", 2)
+    assert header.format_version == 1
+    assert many.format_version == 2
     assert many.replace(positive="c").format_version == 1, "as manifests of before have it"
     assert many.replace(ordered=True, positive="c").format_version == 2
-    assert header.replace(classes=(), positive="").label_kind == "none"
-    assert header.replace(classes=(), positive="", targets=("gene",)).label_kind == "targets"
 
 
 @pytest.mark.parametrize("change", [{}, {"ordered": True}, {"classes": ("bad", "good", "x"), "positive": ""}])

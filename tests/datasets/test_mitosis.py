@@ -265,7 +265,7 @@ def test_phases_and_centres_of_the_real_files(shared: Path) -> None:
     phases = build("ami-br-phases", shared / "data")
     declared = load_declaration("ami-br-phases")
     assert phases.table["label"].value_counts().to_dict() == declared.counts["train"]
-    assert phases.header.label_kind == "classes"
+    assert phases.header.classes
     assert phases.table["group"].nunique() == 146
     experts = phases.table[["expert_1", "expert_2"]]
     assert experts["expert_1"].equals(phases.table["label"].rename("expert_1"))

@@ -20,7 +20,7 @@ from PIL import Image
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    """Seven patches, each of one colour and another size; the fifth is no image, the sixth is missing."""
+    """Seven patches, each of one colour and another size; the fifth is not an image, the sixth is missing."""
     import pandas as pd
 
     for k in range(7):

@@ -221,7 +221,7 @@ def test_a_probe_is_applied_to_its_own_embeddings_only(
     with pytest.raises(InvalidRequest, match="which patches of it"):
         predict(results, tmp_path / "a.svs", **options)
     (tmp_path / "a.doc").write_bytes(b"text")
-    with pytest.raises(InvalidRequest, match="is no image, slide, manifest or container"):
+    with pytest.raises(InvalidRequest, match="is not an image, slide, manifest or container"):
         predict(results, tmp_path / "a.doc", **options)
     with pytest.raises(InvalidRequest, match="belong to a probe, and"):
         predict(tmp_path / "new", new, bank="bank")

@@ -155,11 +155,6 @@ def test_deduplication_keeps_one_row_of_each_content():
     assert found.keep.tolist() == [True, True, False, False, False, True, True, False]
     assert found.repeats == ("d/3", "d/8")
     assert found.contradictory == (("d/4", "d/5"),)
-    first = leaks.deduplicate(rows, contradictory="first")
-    assert first.keep.tolist() == [True, True, False, True, False, True, True, False]
-    assert first.contradictory == found.contradictory
-    with pytest.raises(InvalidRequest, match="'drop' or 'first'"):
-        leaks.deduplicate(rows, contradictory="last")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.shared
@@ -178,6 +173,5 @@ def test_the_repeated_images_of_atnorm_br(shared):
     found = leaks.deduplicate(rows)
     assert len(rows) == 746
     assert found.keep.sum() == 711 - 2
-    assert leaks.deduplicate(rows, contradictory="first").keep.sum() == 711
     named = {frozenset(int(p.split("/")[1]) for p in group) for group in found.contradictory}
     assert named == {frozenset({425, 428}), frozenset({390, 391, 398, 404, 410})}

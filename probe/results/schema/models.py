@@ -15,7 +15,7 @@ class Choice(Part):
     k: float | None = None
     alpha: float | None = None
     alphas: list[float] | None = None
-    """Of predicted numbers, where the penalty of each target is chosen by itself."""
+    """Of predicted numbers, where the penalty of each target is chosen separately."""
     components: int | None = None
     """Principal components that it is fitted on, where it is not the features."""
 

@@ -89,7 +89,7 @@ class Benefit(Part):
 
 
 class ClassScore(Measured):
-    """One of more than two classes against the rest; called : rows that are called so.
+    """One of more than two classes against the rest; called : rows with this prediction.
 
     metrics : sensitivity, specificity, precision, f1, auroc, average_precision
     """

@@ -333,11 +333,6 @@ def test_the_confusion_matrix_is_scikit_learns() -> None:
     assert found.shape == (2, 5, 5)
     for table, scores in zip(found, logits.swapaxes(0, 1), strict=True):
         np.testing.assert_array_equal(table, reference.confusion_matrix(y, scores.argmax(axis=1)))
-    shares = multiclass.row_shares(found[0])
-    np.testing.assert_allclose(
-        shares, reference.confusion_matrix(y, logits[:, 0].argmax(axis=1), normalize="true")
-    )
-    assert np.isnan(multiclass.row_shares(np.diag([3.0, 0.0]))[1]).all(), "a class without rows has no shares"
 
 
 # --- intervals
