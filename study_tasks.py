@@ -12,6 +12,7 @@ from time import perf_counter
 import pandas as pd
 
 from .cache.identity import safe_name
+from .datasets.steps import absent_data
 from .errors import InvalidRequest
 from .files import locked, sha256, write_text
 from .probe.report.tasks import frame, page_of, tasks_html, tasks_markdown
@@ -43,11 +44,12 @@ def plan_tasks(study: Study, where: Places, *, measure: bool = False) -> list[St
     """The steps of all tasks, their titles begin with the task's name. Writes nothing."""
     steps: list[Step] = []
     for task in study.tasks:
-        try:
-            of_task = plan_study(study.of_task(task), _places(where, task), measure=measure)
-        except InvalidRequest as error:  # its training set is missing
-            of_task = [Step(kind="data", title=task.train, state="blocked", why=str(error))]
-        steps += [replace(step, title=f"{task.name}: {step.title}") for step in of_task]
+        alone = study.of_task(task)
+        of_task = absent_data({name: alone.manifest(name, where.data) for name in (task.train, *task.tests)})
+        if task.train not in {step.title for step in of_task}:
+            of_task = plan_study(alone, _places(where, task), measure=measure)
+        titles = [one.title if one.title == task.name else f"{task.name}: {one.title}" for one in of_task]
+        steps += [replace(step, title=title) for step, title in zip(of_task, titles, strict=True)]
     return steps
 
 

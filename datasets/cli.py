@@ -55,11 +55,13 @@ def ls(as_json: bool) -> None:
                 _labels(one),
                 one.total or "unknown",
                 _gigabytes(one),
-                _licence(one.licence),
+                one.short_licence,
                 _way(one),
             )
             for one in found
         ],
+        right=(2, 3),
+        boxed=False,  # with lines around the cells it is wider than 80 columns
     )
     echo("More: patchbank datasets show NAME. Then: datasets fetch NAME, datasets build NAME --root DIR.")
     echo("For your own images: patchbank datasets build folder|from-csv|hdf5|npz|parquet|wsi --help")
@@ -83,11 +85,6 @@ def _download(declaration: "Declaration") -> str:
         return f"size unknown; {declaration.source} says it"
     stated = declaration.gigabytes_source
     return f"{_gigabytes(declaration)} GB" + (f" ({stated})" if stated else "")
-
-
-def _licence(text: str) -> str:
-    """Its name alone, where more is said."""
-    return text.partition(";")[0].partition(" (")[0]
 
 
 def _way(declaration: "Declaration") -> str:

@@ -279,6 +279,11 @@ class Declaration(Settings):
         return sum(sizes) if sizes and all(sizes) else round(self.gigabytes * 1e9)
 
     @property
+    def short_licence(self) -> str:
+        """The licence's name alone, where more is said."""
+        return self.licence.partition(";")[0].partition(" (")[0]
+
+    @property
     def folder(self) -> Path:
         """Where the declaration is, and the tables that come with it."""
         return self._folder

@@ -153,7 +153,13 @@ def _fetch(
 
     part = folder / ".fetch" / f"{place.name}.part"
     part.parent.mkdir(parents=True, exist_ok=True)
-    digest, size = _download(archive.url, part, max_bytes=max_bytes, progress=progress)
+    digest, size = _download(
+        archive.url,
+        part,
+        max_bytes=max_bytes,
+        progress=progress,
+        declared=None if sha256 else archive.size,  # who gives a checksum wants that file
+    )
     seen = {"SHA-256": (digest, "" if wanted == UNPINNED else wanted)}
     if archive.md5:
         with part.open("rb") as stream:
@@ -226,12 +232,18 @@ def _known_files(declaration: Declaration, place: Path) -> dict[str, str]:
 # --- download ---------------------------------------------------------------------------------------
 
 
-def _download(url: str, part: Path, *, max_bytes: int, progress: bool) -> tuple[str, int]:
-    """Fill `part`, going on where it ends; returns (SHA-256, bytes). Raises FetchError."""
+def _download(
+    url: str, part: Path, *, max_bytes: int, progress: bool, declared: int | None
+) -> tuple[str, int]:
+    """Fill `part`, going on where it ends; returns (SHA-256, bytes).
+
+    declared : the bytes that it has to have; None: not known
+    Raises FetchError.
+    """
     shown = public_url(url)
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            return _download_once(url, part, max_bytes=max_bytes, progress=progress)
+            return _download_once(url, part, max_bytes=max_bytes, progress=progress, declared=declared)
         except urllib.error.HTTPError as error:
             if error.code not in (408, 429, 500, 502, 503, 504) or attempt == ATTEMPTS:
                 # of a redirect that is not followed the reason holds the whole URL
@@ -310,7 +322,9 @@ def _lengths(response: http.client.HTTPResponse, shown: str) -> tuple[int, int |
     return start, start + int(length)
 
 
-def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> tuple[str, int]:
+def _download_once(
+    url: str, part: Path, *, max_bytes: int, progress: bool, declared: int | None
+) -> tuple[str, int]:
     state_file = Path(f"{part}.json")
     try:
         state = json.loads(state_file.read_text("utf-8"))
@@ -327,6 +341,14 @@ def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> t
             raise
         if (total or 0) > max_bytes:
             raise too_long
+        if total is not None:
+            _check_size(total, declared, shown)
+            free = shutil.disk_usage(part.parent).free
+            if total - start > free:
+                raise FetchError(
+                    f"{shown}: {(total - start) / 1e9:.3g} GB are to come, and {part.parent} has "
+                    f"{free / 1e9:.3g} GB left; not downloaded. Fix: make room, or give another --to."
+                )
         validator = response.headers.get("ETag") or response.headers.get("Last-Modified") or ""
         # a weak ETag does not promise the same bytes
         validator = "" if validator.startswith("W/") else validator
@@ -352,7 +374,16 @@ def _download_once(url: str, part: Path, *, max_bytes: int, progress: bool) -> t
             os.fsync(stream.fileno())
     if total is not None and size != total:
         raise ConnectionError(f"the connection ended after {size} of {total} bytes")
+    _check_size(size, declared, shown)
     return digest.hexdigest(), size
+
+
+def _check_size(size: int, declared: int | None, shown: str) -> None:
+    if declared not in (None, size):
+        raise FetchError(
+            f"{shown} has {size:,} bytes, and {declared:,} are declared: another version, or an error page; "
+            "nothing was unpacked. If it is right, give its checksum as --sha256."
+        )
 
 
 def _bar(total: int | None, name: str, progress: bool) -> "tqdm[Any]":

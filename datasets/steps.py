@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import InvalidRequest
 from ..steps import Step
+from .declarations import load_declaration, names
 from .hashes import look_up
 from .manifest import Manifest, load_manifest
 
@@ -56,14 +57,35 @@ class Sets:
 
 def plan_data(paths: Mapping[str, Path], *, train: str, study: str) -> tuple[Sets, list[Step]]:
     """The data sets and a step for each. Raises InvalidRequest where the training set does not exist."""
+    absent = {step.title: step for step in absent_data(paths)}
+    if train in absent:
+        raise InvalidRequest(f"the study {study} trains on {train}: {absent[train].why}")
     sets, steps = Sets(paths, train=train), []
-    for name, path in paths.items():
+    for name in paths:
         if name in sets.manifests:
             title = f"{name} ({len(sets.manifests[name])} patches)"
             steps.append(Step(kind="data", title=title, state="cached"))
-            continue
-        why = f"{path} does not exist; create it: patchbank datasets build {name} --root IMAGES --out {path}"
-        if name == train:
-            raise InvalidRequest(f"the study {study} trains on {name}: {why}")
-        steps.append(Step(kind="data", title=name, state="blocked", why=why))
+        else:
+            steps.append(absent[name])
     return sets, steps
+
+
+def absent_data(paths: Mapping[str, Path]) -> list[Step]:
+    """A blocked step for each data set without a manifest, which says how to get it."""
+    return [
+        Step(kind="data", title=name, state="blocked", why=f"{path} does not exist{_way(name, path)}")
+        for name, path in paths.items()
+        if not path.exists()
+    ]
+
+
+def _way(name: str, path: Path) -> str:
+    """Size and licence of a declared data set, and what makes its manifest, a line each."""
+    if name not in names():
+        return f". Fix: correct its path, or: patchbank datasets build BUILDER --out {path}"
+    declared = load_declaration(name)
+    size = f"{declared.size / 1e9:.3g} GB" if declared.size else "size unknown"
+    ways = [f"patchbank datasets fetch {name} --to DIR"] if declared.archives else []
+    ways += [declared.access] if declared.access else []
+    ways.append(f"patchbank datasets build {name} --root DIR --out {path}")
+    return "\n  ".join([f" ({size}; {declared.short_licence}). Fix:", *ways])

@@ -13,7 +13,7 @@ from patchbank.errors import InvalidRequest
 from patchbank.extract.registry import shipped_cards
 from patchbank.probe.results.files import ProbeResult
 from patchbank.steps import Places
-from patchbank.study_file import load_study
+from patchbank.study_file import OF_TARGETS, load_study
 from patchbank.study_tasks import plan_tasks, run_tasks
 
 CARD = (
@@ -116,12 +116,29 @@ def test_faults_of_tasks_are_told_at_once(tmp_path: Path) -> None:
         load_study(tmp_path / "s.toml")
 
 
+def test_a_plan_without_data_says_what_each_set_needs(tmp_path: Path) -> None:
+    command = ["run", "patch-benchmarks", "--dry-run", "--data", str(tmp_path)]
+    answer = CliRunner().invoke(patchbank, command)
+    assert answer.exit_code == 0, answer.output
+    for name in names():
+        assert answer.output.count(f"patchbank datasets build {name} --root DIR") >= 1, name
+        declared = load_declaration(name)
+        assert declared.archives or declared.access, name
+        if declared.archives:
+            assert f"patchbank datasets fetch {name} --to DIR" in answer.output
+        if declared.access:
+            assert declared.access in answer.output
+        assert declared.short_licence in answer.output
+    assert f"blocked  data      bach: {tmp_path}/bach.toml does not exist (10.4 GB; CC-BY" in answer.output
+
+
 def test_the_shipped_benchmarks_name_every_declared_set_and_every_card() -> None:
     study = load_study("patch-benchmarks")
     assert {system.encoder for system in study.systems} == set(shipped_cards())
     used = {name for task in study.tasks for name in (task.train, *task.tests)}
-    numbers = {name for name in names() if load_declaration(name).target_count}
-    assert used == set(names()) - numbers
+    assert used == set(names())
+    of_numbers = {name for name in names() if load_declaration(name).target_count}
+    assert {task.train for task in study.tasks if task.metric in OF_TARGETS} == of_numbers
     small = load_study("patch-benchmarks-small")
     assert {task.train for task in small.tasks} < used
     assert 3 <= len(small.tasks) <= 8

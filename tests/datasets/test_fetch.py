@@ -277,6 +277,37 @@ def test_a_full_disk(facts: Declaration, tmp_path: Path, monkeypatch: pytest.Mon
     assert not (tmp_path / "Toy").exists()
 
 
+def test_another_size_than_declared_is_not_downloaded(
+    facts: Declaration, server: Server, tmp_path: Path
+) -> None:
+    size = len(server.body)
+    assert get(sized(facts, size), tmp_path).bytes == size
+    wrong = sized(facts, size + 1)
+    with pytest.raises(FetchError, match=rf"has {size:,} bytes, and {size + 1:,} are declared.*--sha256"):
+        get(wrong, tmp_path / "wrong")
+    assert not (tmp_path / "wrong/.fetch/Toy.part").exists()
+    digest = hashlib.sha256(server.body).hexdigest()
+    assert get(wrong, tmp_path / "asked", sha256=digest).pinned
+    server.headers = {"Content-Length": ""}
+    with pytest.raises(FetchError, match="are declared: another version, or an error page"):
+        get(wrong, tmp_path / "without")
+    assert not (tmp_path / "without/Toy").exists()
+
+
+def sized(facts: Declaration, size: int) -> Declaration:
+    return facts.replace(archives=(facts.archives[0].replace(size=size),))
+
+
+def test_a_disk_that_is_too_small_is_named_before_the_download(
+    facts: Declaration, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": len(server.body) - 1})
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(FetchError, match=r"GB are to come, and .* GB left; not downloaded. Fix: make room"):
+        get(facts, tmp_path)
+    assert left(tmp_path) <= {".fetch/Toy.part.json"}
+
+
 def test_a_damaged_record(facts: Declaration, tmp_path: Path) -> None:
     (tmp_path / "fetched.json").write_text("{")
     with pytest.raises(FetchError, match=r"fetched\.json is damaged"):
