@@ -36,9 +36,12 @@ COMMANDS = {
 class LazyGroup(click.Group):
     """Imports a subcommand's module only when that subcommand is called."""
 
-    def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        terminal.reset()
-        return super().make_context(*args, **extra)
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        try:
+            return super().main(*args, standalone_mode=standalone_mode, **extra)
+        finally:
+            if standalone_mode:  # else `main` below has something to say yet
+                terminal.reset()
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -389,6 +392,8 @@ def main(args: list[str] | None = None) -> None:
         echo(f"Interrupted. {kept}", err=True)
         code = 130
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.option_name == "-v":  # the letter of --view
+            error = click.NoSuchOption("-v", possibilities=["--verbose"], ctx=error.ctx)
         error.show()
         code = error.exit_code
     except PatchbankError as error:
@@ -409,4 +414,6 @@ def main(args: list[str] | None = None) -> None:
             raise
         echo(f"Error: a file name contains a NUL character ({error})", err=True)
         code = 1
+    finally:
+        terminal.reset()
     sys.exit(code if isinstance(code, int) else 0)

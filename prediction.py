@@ -148,6 +148,13 @@ def _probe_of(
         result = ProbeResult.load(folder)
         probes = [probe for of in result.probes.values() for probe in of.values()]
         return pick_probe(probes, features or result.chosen, role, where=str(folder))
+    if (folder / "results.json").exists() and not any(folder.glob("fold-*")):
+        systems = ProbeResult.load(folder).results.models
+        raise InvalidRequest(
+            f"{folder} compares {len(systems)} systems ({', '.join(one.features for one in systems)}), and "
+            "holds none of their models. Fix: predict with the folder of one, as `patchbank probe run` or "
+            "`patchbank finetune run` wrote it"
+        )
     return None
 
 

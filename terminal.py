@@ -66,7 +66,7 @@ LIBRARIES = ("huggingface_hub", "timm", "transformers", "ray", "httpx", "fsspec"
 
 
 def reset() -> None:
-    """As it is without these options: a process may run several commands."""
+    """The end of a command: its log is closed, and the next one of the process starts without its options."""
     OUTPUT.quiet = OUTPUT.verbose = False
     while _shown:
         warnings.showwarning = _shown.pop()

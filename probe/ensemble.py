@@ -107,7 +107,7 @@ def ensemble_of(results: Mapping[str, ProbeResult], *, name: str, weights: str =
         "config": first.config.to_json() | {"features": [name]},
         "provenance": provenance(),
         "data": [one.to_json() for one in first.data if one.dataset in kept],
-        "notes": [_caveat(name, results, weights)],
+        "notes": [_caveat(results, weights)],
         "folds": {k: v for k, v in first.folds.to_json().items() if k != "inner"},
         "chosen": name,
         "models": [about | described],
@@ -359,13 +359,13 @@ def _numbers(
     return scores, {}, {"temperature": None}, table_of_numbers(data, columns, fold)
 
 
-def _caveat(name: str, results: Mapping[str, ProbeResult], weights: str) -> str:
+def _caveat(results: Mapping[str, ProbeResult], weights: str) -> str:
     members = ", ".join(results)
     if weights == "equal":
-        return f"{name}: the mean of {members}, with equal weights"
+        return f"the mean of {members}, with equal weights"
     trained = [member for member, one in results.items() if any(m.recipe for m in one.results.models)]
     note = (
-        f"{name}: weights of {members} chosen on scores of the train rows out of fold, for each fold on the "
+        f"weights of {members} chosen on scores of the train rows out of fold, for each fold on the "
         "others; the members that scored those have been trained on the fold"
     )
     if trained:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import expit, log_softmax, logsumexp, softmax
 
 from ..errors import InvalidRequest, ProbeError
 from .artefact import read_artefact, write_artefact
@@ -323,8 +322,8 @@ def mean_logit(each: np.ndarray) -> np.ndarray:
     if each.shape[1] == 1:
         return each[:, 0]
     if each.ndim == 3:
-        return np.asarray(logsumexp(log_softmax(each, axis=2), axis=1)) - np.log(each.shape[1])
-    positive, negative = (np.asarray(logsumexp(-np.logaddexp(0, sign * each), axis=1)) for sign in (-1, 1))
+        return np.logaddexp.reduce(_log_softmax(each), axis=1) - np.log(each.shape[1])
+    positive, negative = (np.logaddexp.reduce(-np.logaddexp(0, sign * each), axis=1) for sign in (-1, 1))
     return positive - negative
 
 
@@ -335,7 +334,7 @@ def calibrated(score: np.ndarray, adjusted: np.ndarray) -> tuple[np.ndarray, np.
     A row is called positive where probability >= threshold.
     """
     cut, _, scale, offset = np.broadcast_to(adjusted, (len(score), 4)).T
-    return expit(scale * score + offset), expit(scale * cut + offset)
+    return _expit(scale * score + offset), _expit(scale * cut + offset)
 
 
 def class_probabilities(score: np.ndarray, adjusted: np.ndarray) -> np.ndarray:
@@ -344,7 +343,17 @@ def class_probabilities(score: np.ndarray, adjusted: np.ndarray) -> np.ndarray:
     score : float64 (n, K); adjusted : float64 (n, 1) or (1,), see `ProbeModel`
     A row is called what is most probable, which is what has the highest score.
     """
-    return softmax(score * np.broadcast_to(adjusted, (len(score), 1)), axis=1)
+    return np.exp(_log_softmax(score * np.broadcast_to(adjusted, (len(score), 1))))
+
+
+def _expit(logit: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-logit)); numpy alone, as all that applies a probe."""
+    return np.exp(-np.logaddexp(0.0, -logit))
+
+
+def _log_softmax(score: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    return score - np.logaddexp.reduce(score, axis=-1, keepdims=True)
 
 
 def save_probes(folder: str | os.PathLike[str], probes: Sequence[ProbeModel], *, chosen: str) -> Path:

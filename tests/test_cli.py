@@ -131,19 +131,29 @@ def fresh_output() -> Iterator[None]:
     terminal.reset()
 
 
-def test_a_command_does_not_inherit_the_output_of_the_one_before(fresh_output: None, tmp_path: Path) -> None:
+def test_a_command_closes_its_log_and_leaves_its_options_to_no_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def handlers() -> list[logging.Handler]:
         return [one for name in terminal.LIBRARIES for one in logging.getLogger(name).handlers]
 
-    before, theirs = warnings.showwarning, handlers()
+    before, theirs, seen = warnings.showwarning, handlers(), []
+    monkeypatch.setattr(
+        terminal, "_log", lambda *_: seen.append((terminal.OUTPUT.quiet, terminal.OUTPUT.verbose))
+    )
     words = ["-q", "--verbose", "--log-file", str(tmp_path / "a.log"), "encoders", "ls", "--json"]
-    assert CliRunner().invoke(cli.patchbank, words).exit_code == 0
-    assert terminal.Output(quiet=True, verbose=True) == terminal.OUTPUT
-    assert CliRunner().invoke(cli.patchbank, ["encoders", "ls", "--json"]).exit_code == 0
-    assert terminal.Output() == terminal.OUTPUT
-    assert warnings.showwarning is before
-    assert not terminal.LOG.handlers
-    assert handlers() == theirs
+    commands = [words, [*words, "--no-such-option"], [*words[:4], "cache", "ls", "-b", str(tmp_path / "0")]]
+    for command in (None, *commands):
+        if command is None:
+            CliRunner().invoke(cli.patchbank, words)
+        else:
+            with pytest.raises(SystemExit):
+                cli.main(command)
+        assert terminal.Output() == terminal.OUTPUT
+        assert warnings.showwarning is before
+        assert not terminal.LOG.handlers
+        assert handlers() == theirs
+    assert set(seen) == {(True, True)}
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -170,6 +180,7 @@ def test_a_log_file_has_command_output_notes_warnings_and_errors(
     )
     with pytest.raises(SystemExit):
         cli.main(["--log-file", str(file), "cache", "verify", "--bank", str(tmp_path / "none")])
+    terminal.log_to(file)
     warnings.showwarning("careful", UserWarning, "file.py", 1)
     terminal.note("a remark")
     terminal.print_table(("name", "n"), [("a", 1)], title="A table")
@@ -222,6 +233,13 @@ def test_a_shell_completes_names(
     words = [str(tmp_path) if word == "BANK" else word for word in words]
     found = sorted(item.value for item in complete.get_completions(words, incomplete) if item.type == "plain")
     assert found == expected
+
+
+def test_the_letter_v_alone_is_answered_with_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["-v", "doctor"], ["doctor", "-v"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+        assert "--verbose" in capsys.readouterr().err
 
 
 def test_version() -> None:

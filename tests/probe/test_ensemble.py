@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from patchbank.errors import InvalidRequest
+from patchbank.prediction import predict
 from patchbank.probe.cli import probe_group
 from patchbank.probe.ensemble import (
     SHRINKAGE,
@@ -213,5 +214,11 @@ def test_the_command_prints_weights_scores_and_the_best_members_difference(
         "good/full/cls",
         "centre",
     }
+    (note,) = [n for n in again.notes if "weights of" in n]
+    assert note.startswith("both: weights of good/full/cls")
     page = CliRunner().invoke(probe_group, ["report", str(tmp_path / "out"), "-o", str(tmp_path / "r.html")])
     assert page.exit_code == 0, page.output
+    (tmp_path / "image.png").touch()
+    for place in (tmp_path / "out", tmp_path / "out" / "results.json"):
+        with pytest.raises(InvalidRequest, match=r"compares 3 systems .* none of their models. Fix: "):
+            predict(place, tmp_path / "image.png")
