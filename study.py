@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from .datasets.steps import plan_data
+from .datasets.steps import absent_data, plan_data
 from .errors import InvalidRequest
 from .extract.options import ExtractOptions
 from .extract.report import StoreReport
@@ -52,6 +52,11 @@ def plan_study(study: Study, where: Places, *, measure: bool = False) -> list[St
     """
     work = _Work(study, where, measure=measure)
     return [step for stage in work.stages() for step in stage]
+
+
+def plan_absent(study: Study, where: Places) -> list[Step]:
+    """A blocked step for each data set without a manifest, which says how to get it."""
+    return absent_data(_paths(study, where))
 
 
 def run_study(study: Study, where: Places, *, say: Callable[[str], None] = print) -> StudyResult:
@@ -100,8 +105,7 @@ class _Work:
     def stages(self) -> Iterator[Sequence[Step]]:
         """The steps of each stage, in order; what is done with them is seen by the next ones."""
         study, where = self.study, self.where
-        paths = {name: study.manifest(name, where.data) for name in (study.train, *study.tests)}
-        sets, data = plan_data(paths, train=study.train, study=study.name)
+        sets, data = plan_data(_paths(study, where), train=study.train, study=study.name)
         yield data
         extracts = [plan_extract(extraction, sets, where, self.state) for extraction in self._extractions()]
         if self.measure:
@@ -186,6 +190,11 @@ class _Work:
             folds=self.study.training_folds(),
             options={**self.study.finetune, **system.settings},
         )
+
+
+def _paths(study: Study, where: Places) -> dict[str, Path]:
+    """The manifest's file of each data set."""
+    return {name: study.manifest(name, where.data) for name in (study.train, *study.tests)}
 
 
 def _stores(extracts: Sequence[ExtractStep]) -> Stores:

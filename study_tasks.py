@@ -12,7 +12,6 @@ from time import perf_counter
 import pandas as pd
 
 from .cache.identity import safe_name
-from .datasets.steps import absent_data
 from .errors import InvalidRequest
 from .files import locked, sha256, write_text
 from .probe.report.tasks import frame, page_of, tasks_html, tasks_markdown
@@ -20,7 +19,7 @@ from .probe.results.files import ProbeResult
 from .probe.results.tasks import Task as Scored
 from .probe.results.tasks import board_of
 from .steps import Outcome, Places, State, Step, digest
-from .study import plan_study, run_study
+from .study import plan_absent, plan_study, run_study
 from .study_file import Study, Task
 from .study_page import FILES, code_of_page
 from .texts import cells_of_csv, write_csv
@@ -45,7 +44,7 @@ def plan_tasks(study: Study, where: Places, *, measure: bool = False) -> list[St
     steps: list[Step] = []
     for task in study.tasks:
         alone = study.of_task(task)
-        of_task = absent_data({name: alone.manifest(name, where.data) for name in (task.train, *task.tests)})
+        of_task = plan_absent(alone, where)
         if task.train not in {step.title for step in of_task}:
             of_task = plan_study(alone, _places(where, task), measure=measure)
         titles = [one.title if one.title == task.name else f"{task.name}: {one.title}" for one in of_task]
