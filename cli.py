@@ -393,7 +393,7 @@ def main(args: list[str] | None = None) -> None:
         code = 130
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and error.option_name == "-v":  # the letter of --view
-            error.message += " Did you mean '--verbose'?"
+            error = click.NoSuchOption("-v", f"{error.message} Did you mean '--verbose'?", ctx=error.ctx)
         error.show()
         code = error.exit_code
     except PatchbankError as error:
