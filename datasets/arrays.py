@@ -84,14 +84,20 @@ def hdf5_table(
             if found is not None:
                 part["label"] = _named(found, classes, n, root / of_labels)
             if beside["meta"]:
-                file = root / beside["meta"][k]
-                frame = read_user_table(file, say=say)
-                refuse_unknown_columns(file, frame, list((columns or {}).values()))
-                if len(frame) != n:
-                    raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {name}.")
-                part = part.assign(**{ours: frame[theirs] for ours, theirs in (columns or {}).items()})
+                part = part.assign(**_columns_beside(root / beside["meta"][k], columns or {}, n, name, say))
             parts.append(part)
     return _together(parts, faults, root, lose), root
+
+
+def _columns_beside(
+    file: Path, columns: Mapping[str, str], n: int, images: str, say: Say
+) -> dict[str, pd.Series]:
+    """Ours -> the column of a table of n rows beside a file of images."""
+    frame = read_user_table(file, say=say)
+    refuse_unknown_columns(file, frame, list(columns.values()))
+    if len(frame) != n:
+        raise ManifestError(f"{file} has {len(frame)} rows for the {n} patches of {images}.")
+    return {ours: frame[theirs] for ours, theirs in columns.items()}
 
 
 class _UnreadableError(ManifestError):
@@ -218,7 +224,8 @@ def parquet_table(
     base = root.parent if root.is_file() else root
     if not files:
         raise ManifestError(f"{root} holds no .parquet file.")
-    wanted = {"label": "label", **(columns or {})}
+    columns = dict(columns or {})
+    wanted = {"label": "label", **columns}
     said: set[str] = set()
 
     def once(note: str) -> None:
@@ -226,42 +233,13 @@ def parquet_table(
             say(note)
         said.add(note)
 
-    schemas: dict[Path, pa.Schema] = {}
-    parts, faults = [], []
-    for file in files:
-        try:
-            schemas[file] = _schema(file)
-        except _UnreadableError as error:
-            faults.append(error)
-    named = {file: names for file, s in schemas.items() if (names := _class_names(s, wanted["label"]))}
-    if len(set(map(tuple, named.values()))) > 1 and not classes:
-        shown = "; ".join(f"{file}: {names}" for file, names in named.items())
-        raise ManifestError(f"files name the classes differently: {shown}. Fix: give --classes.")
-    names = classes or next(iter(named.values()), [])
-    numbered: list[Path] = []
-    worded: list[Path] = []
+    schemas, faults = _schemas(files)
+    names = classes or _classes_of_headers(schemas, wanted["label"])
+    parts: list[pd.DataFrame] = []
+    kinds: dict[Path, str] = {}
     for file, schema in schemas.items():
-        if doubled := sorted({name for name in schema.names if schema.names.count(name) > 1}):
-            raise ManifestError(f"{file}: columns named twice: {doubled}.")
-        column = image or _image_column(schema)
-        if column not in schema.names:
-            called = f" {column!r}" if column else ""
-            raise ManifestError(
-                f"{file} has no image column{called}; it has {schema.names}: name it with --image."
-            )
-        unread = [
-            f.name for f in schema if f.name != column and (pa.types.is_nested(f.type) or _is_bytes(f.type))
-        ]
-        for name in unread:
-            if name in (columns or {}).values() or name.strip().casefold() in COLUMNS:
-                raise ManifestError(
-                    f"{file}: the column {name!r} holds {schema.field(name).type}, not texts or numbers. "
-                    f"Fix: convert it, or name another one with --column {name.strip().casefold()}=NAME."
-                )
-        if unread:
-            once(f"{file.name}: columns that hold bytes or lists were left out: {listed(map(repr, unread))}")
-        plain = [f.name for f in schema if f.name != column and f.name not in unread]
-        plain = [name for name in plain if not name.startswith("__index_level_")]  # what pandas calls it
+        column = _images_in(file, schema, image)
+        plain = _plain_columns(file, schema, column, columns, once)
         try:
             table = _read_columns(file, plain)
         except _UnreadableError as error:
@@ -269,37 +247,102 @@ def parquet_table(
             continue
         n = pyarrow.parquet.read_metadata(file).num_rows
         frame = pd.DataFrame({name: _series(table[name]) for name in plain}, index=range(n))
-        frame = own_names(frame, root, columns or (), (*COLUMNS, "patch_id"), once)
-        mine = {
-            ours: theirs
-            for ours, theirs in wanted.items()
-            if ours in (columns or {}) or theirs in frame.columns
+        frame = own_names(frame, root, columns, (*COLUMNS, "patch_id"), once)
+        renamed = {
+            ours: theirs for ours, theirs in wanted.items() if ours in columns or theirs in frame.columns
         }
-        refuse_unknown_columns(file, frame, list(mine.values()))
-        frame = frame.assign(**{ours: frame[theirs] for ours, theirs in mine.items()})
-        if "label" in frame.columns and _is_numbers(frame["label"], named=bool(names)):
-            numbered += [] if names else [file]
-            labels = frame["label"]
-            labels = labels.astype("boolean") if labels.dtype == object else labels
-            values = labels.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
-            frame["label"] = _named(values, names, n, file)
-        elif "label" in frame.columns:
-            frame["label"] = frame["label"].astype(object).where(frame["label"].notna(), "").map(str)
-            digits = frame["label"].str.strip().str.fullmatch(r"([+-]?\d+(\.0+)?)?")
-            worded += [] if digits.all() else [file]
-        relative = file.relative_to(base).as_posix()
-        frame["path"] = [f"{relative}{MARK}{column}[{i}]" for i in range(n)]
-        if "split" not in frame.columns:
-            frame["split"] = _split_of(relative)
-        if "patch_id" not in frame.columns:
-            frame["patch_id"] = [f"{os.path.splitext(relative)[0]}/{i}" for i in range(n)]  # noqa: PTH122
-        parts.append(frame)
-    if numbered and worded:
-        raise ManifestError(
-            f"the labels are numbers in {numbered[0]}, but words in {worded[0]}. Fix: --classes A,B,... "
-            "names the numbers 0, 1, ..."
-        )
+        refuse_unknown_columns(file, frame, list(renamed.values()))
+        frame = frame.assign(**{ours: frame[theirs] for ours, theirs in renamed.items()})
+        if "label" in frame.columns:
+            frame["label"], kinds[file] = _labels_of_column(frame["label"], names, file)
+        parts.append(_with_paths(frame, file.relative_to(base).as_posix(), column))
+    _refuse_mixed_labels(kinds)
     return _together(parts, faults, base, lose), base
+
+
+def _with_paths(frame: pd.DataFrame, file: str, column: str) -> pd.DataFrame:
+    """With each row's path, and the split and the ids that a file's name says where no column does."""
+    rows = range(len(frame))
+    frame["path"] = [f"{file}{MARK}{column}[{i}]" for i in rows]
+    if "split" not in frame.columns:
+        frame["split"] = _split_of(file)
+    if "patch_id" not in frame.columns:
+        frame["patch_id"] = [f"{os.path.splitext(file)[0]}/{i}" for i in rows]  # noqa: PTH122
+    return frame
+
+
+def _schemas(files: Sequence[Path]) -> tuple[dict[Path, pa.Schema], list[_UnreadableError]]:
+    """Of the files that can be read, and what is wrong with the others."""
+    schemas, faults = {}, []
+    for file in files:
+        try:
+            schemas[file] = _schema(file)
+        except _UnreadableError as error:
+            faults.append(error)
+    return schemas, faults
+
+
+def _classes_of_headers(schemas: Mapping[Path, pa.Schema], label: str) -> Sequence[str]:
+    """The names that Hugging Face headers give the labels; () without. ManifestError where they differ."""
+    named = {file: names for file, schema in schemas.items() if (names := _class_names(schema, label))}
+    if len(set(map(tuple, named.values()))) > 1:
+        shown = "; ".join(f"{file}: {names}" for file, names in named.items())
+        raise ManifestError(f"files name the classes differently: {shown}. Fix: give --classes.")
+    return next(iter(named.values()), ())
+
+
+def _images_in(file: Path, schema: pa.Schema, image: str) -> str:
+    """The column of images, `image` or the only one. ManifestError: none, or columns of one name."""
+    if repeated := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ManifestError(f"{file}: columns named twice: {repeated}.")
+    column = image or _image_column(schema)
+    if column not in schema.names:
+        called = f" {column!r}" if column else ""
+        raise ManifestError(
+            f"{file} has no image column{called}; it has {schema.names}: name it with --image."
+        )
+    return column
+
+
+def _plain_columns(
+    file: Path, schema: pa.Schema, image: str, columns: Mapping[str, str], say: Say
+) -> list[str]:
+    """Columns of texts and numbers. ManifestError where one of bytes or lists is wanted or has our name."""
+    others = [field for field in schema if field.name != image]
+    unread = [field.name for field in others if pa.types.is_nested(field.type) or _is_bytes(field.type)]
+    for name in unread:
+        if name in columns.values() or name.strip().casefold() in COLUMNS:
+            raise ManifestError(
+                f"{file}: the column {name!r} holds {schema.field(name).type}, not texts or numbers. "
+                f"Fix: convert it, or name another one with --column {name.strip().casefold()}=NAME."
+            )
+    if unread:
+        say(f"{file.name}: columns that hold bytes or lists were left out: {listed(map(repr, unread))}")
+    plain = [field.name for field in others if field.name not in unread]
+    return [name for name in plain if not name.startswith("__index_level_")]  # what pandas calls it
+
+
+def _labels_of_column(
+    labels: pd.Series, names: Sequence[str], file: Path
+) -> tuple[pd.Series | list[str], str]:
+    """Labels as texts, and what they were: "numbers" without names, "words", "" where both are possible."""
+    if _is_numbers(labels, named=bool(names)):
+        labels = labels.astype("boolean") if labels.dtype == object else labels
+        values = labels.astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
+        return _named(values, names, len(labels), file), "" if names else "numbers"
+    texts = labels.astype(object).where(labels.notna(), "").map(str)
+    digits = texts.str.strip().str.fullmatch(r"([+-]?\d+(\.0+)?)?")
+    return texts, "" if digits.all() else "words"
+
+
+def _refuse_mixed_labels(kinds: dict[Path, str]) -> None:
+    """ManifestError: labels that are numbers without names in one file, and words in another."""
+    first = {kind: file for file, kind in reversed(kinds.items())}  # of each kind the first file
+    if {"numbers", "words"} <= first.keys():
+        raise ManifestError(
+            f"the labels are numbers in {first['numbers']}, but words in {first['words']}. Fix: --classes "
+            "A,B,... names the numbers 0, 1, ..."
+        )
 
 
 def _image_column(schema: pa.Schema) -> str:

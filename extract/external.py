@@ -78,8 +78,8 @@ def import_embeddings(
     """Put embeddings of another program into a bank, and make a manifest of their rows.
 
     embeddings : file or folder (npy, npz, CSV, parquet, safetensors, AnnData, .pt; of TRIDENT, CLAM, STAMP,
-    eva,
-        slide2vec, Hugging Face datasets, WebDataset, TensorBoard's projector), or an array float (n, dim)
+        eva, slide2vec, Hugging Face datasets, WebDataset, TensorBoard's projector), or an array float
+        (n, dim)
     bank : folder, or an open Bank
     encoder : the name of the encoder; by default the one that the source says
     unnamed : take the source's own name for that of an encoder that nobody says
@@ -116,14 +116,9 @@ def import_embeddings(
         raise InvalidRequest(not_one_of("dtype", dtype, DTYPES))
     if unmatched not in ("fail", "drop"):
         raise InvalidRequest(not_one_of("unmatched", unmatched, ("fail", "drop")))
-    if isinstance(embeddings, np.ndarray):
-        found = _of_array(embeddings, description)
-    else:
-        found = _source(Path(embeddings), key)
-    if not found.vectors.shape[0]:
-        raise InvalidRequest(f"{found.path} holds no embeddings")
-    encoder = _encoder(encoder or (found.path.stem if unnamed and not found.encoder else ""), found, say)
-    stored = dtype or ("float16" if found.vectors.dtype == np.float16 else "float32")
+    source = _source(embeddings, key, description)
+    encoder = _encoder(encoder or (source.path.stem if unnamed and not source.encoder else ""), source, say)
+    stored = dtype or ("float16" if source.vectors.dtype == np.float16 else "float32")
     known = load_manifest(manifest) if isinstance(manifest, str | os.PathLike) else manifest
     if known is not None and (table is not None or out is not None):
         raise InvalidRequest("a manifest has the labels already: give either manifest or table and out")
@@ -132,34 +127,47 @@ def import_embeddings(
     bank = bank if isinstance(bank, Bank) else Bank(bank)
 
     if known is None:
-        found = joined(found, table, dict(columns or {}), join, unmatched, say)
-        made, keys, seen = _manifest_of(found, stored, description, dict(columns or {}), table, say)
+        source = joined(source, table, dict(columns or {}), join, unmatched, say)
+        made, keys, seen = _manifest_of(source, stored, description, dict(columns or {}), table, say)
     else:
-        found, made, keys = _of_manifest(found, known, bank, unmatched, say)
-        seen = scan(found, stored)
+        source, made, keys = _of_manifest(source, known, bank, unmatched, say)
+        seen = scan(source, stored)
     identity = identity_of(
-        encoder, found.vectors.shape[1], stored, digest=found.digest, revision=revision, view=view
+        encoder, source.vectors.shape[1], stored, digest=source.digest, revision=revision, view=view
     )
-    about = {
+    about = _provenance(source, description)
+    store, added = store_source(bank, identity, source, keys, seen, provenance=about, backend=backend)
+    file = made.save(out) if out is not None else None
+    duplicates = len(keys) - len({key.tobytes() for key in keys})
+    return Imported(made, file, store, added, duplicates, tuple(notes))
+
+
+def _provenance(source: Source, description: Mapping[str, Any]) -> dict[str, Any]:
+    return {
         "origin": "imported",
-        "source": found.path.name,
-        "layout": found.layout,
-        "source_digest": found.digest,
+        "source": source.path.name,
+        "layout": source.layout,
+        "source_digest": source.digest,
         "licence": description.get("licence", "unknown: ask whoever published the encoder's weights"),
     }
-    store, added = store_source(bank, identity, found, keys, seen, provenance=about, backend=backend)
-    file = made.save(out) if out is not None else None
-    repeats = len(keys) - len({key.tobytes() for key in keys})
-    return Imported(made, file, store, added, repeats, tuple(notes))
 
 
-def _source(path: Path, key: str) -> Source:
-    if is_export(path):
+def _source(
+    embeddings: str | os.PathLike[str] | np.ndarray, key: str, description: Mapping[str, Any]
+) -> Source:
+    """Raises InvalidRequest: an export of patchbank, a source that cannot be read or is empty."""
+    if isinstance(embeddings, np.ndarray):
+        source = _of_array(embeddings, description)
+    elif is_export(path := Path(embeddings)):
         raise InvalidRequest(
             f"{path} is an export of patchbank, which knows its encoder and patches: patchbank cache import "
             f"{path}"
         )
-    return read_source(path, key)
+    else:
+        source = read_source(path, key)
+    if not source.vectors.shape[0]:
+        raise InvalidRequest(f"{source.path} holds no embeddings")
+    return source
 
 
 def _encoder(given: str, source: Source, say: Say) -> str:

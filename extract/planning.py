@@ -49,11 +49,8 @@ class Plan:
     states, young
         int64 (., 3), bool: of the work: the state of a file before it was read (see
         datasets/hashes.py), and whether that was too young to tell.
-    state, read
-        the state of a patch's file and whether it is too young to tell (of a container: when it
-        was opened), and the patch's pixels.
-    reopen
-        containers are opened again from now on.
+    pixels
+        the images of the work.
     unentered
         of each manifest the rows whose hash it gives itself and the index has not, with those
         hashes and the states of their files.
@@ -68,9 +65,7 @@ class Plan:
     cached: int
     states: np.ndarray
     young: np.ndarray
-    state: Callable[[int], tuple[tuple[int, int, int], bool]]
-    read: Callable[[int], np.ndarray]
-    reopen: Callable[[], None]
+    pixels: "_Pixels"
     unentered: Sequence[tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]]
 
     @property
@@ -111,25 +106,25 @@ class Plan:
         The next run need not decode for it, and a file that changes later is noticed. States too young to
         tell are looked at once more, when they are old enough, and with them the pixels.
         """
-        found, through = self.work.keys.copy(), self.work.decoded.copy()
+        keys, decoded = self.work.keys.copy(), self.work.decoded.copy()
         for i, key in self.work.contradicted.items():
-            found[i], through[i] = np.frombuffer(key, np.uint8), True
-        hashed = np.flatnonzero(through)
-        rows, keys, states = self.rows[hashed], found[hashed], self.states[hashed]
+            keys[i], decoded[i] = np.frombuffer(key, np.uint8), True
+        hashed = np.flatnonzero(decoded)
+        rows, keys, states = self.rows[hashed], keys[hashed], self.states[hashed]
         young = np.flatnonzero(self.young[hashed])
         if len(young):
             time.sleep(max(tick_of(state) for state in states[young]) / 1e9)
-            self.reopen()
+            self.pixels.reopen()
         for k in young.tolist():
             states[k] = -1  # not entered where it cannot be read any more, or was written once more
             with suppress(ImageError):
-                (before, again), pixels = self.state(int(hashed[k])), self.read(int(hashed[k]))
+                (before, again), image = self.pixels.state(int(hashed[k])), self.pixels.read(int(hashed[k]))
                 if not again:
-                    keys[k], states[k] = np.frombuffer(content_hash(pixels), np.uint8), before
+                    keys[k], states[k] = np.frombuffer(content_hash(image), np.uint8), before
         start = 0
         for manifest, (entered, there) in zip(self.manifests, self.unentered, strict=True):
-            mine = (rows >= start) & (rows < start + len(manifest))
-            record(manifest, rows[mine] - start, keys[mine], index, states[mine])
+            of_manifest = (rows >= start) & (rows < start + len(manifest))
+            record(manifest, rows[of_manifest] - start, keys[of_manifest], index, states[of_manifest])
             # rows of the manifest's hashes that were not decoded: from now on a change is noticed
             worked = np.isin(entered, self.rows - start)
             record(manifest, entered[~worked], there[0][~worked], index, there[1][~worked])
@@ -203,12 +198,12 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
     Rows whose file has changed since its hash was taken are read again, and refused where the hash is the
     manifest's own and the pixels are others.
     """
-    found = [look_up(manifest, index, strict=True) for manifest in manifests]
-    keys = np.concatenate([one.hashes for one in found])
-    known = np.concatenate([one.known & ~one.changed for one in found])
-    claimed = {int(i) for i in np.flatnonzero(np.concatenate([one.known & one.changed for one in found]))}
-    unentered = [_unentered(one) for one in found]
-    del found
+    known_rows = [look_up(manifest, index, strict=True) for manifest in manifests]
+    keys = np.concatenate([part.hashes for part in known_rows])
+    known = np.concatenate([part.known & ~part.changed for part in known_rows])
+    claimed = set(np.flatnonzero(np.concatenate([part.known & part.changed for part in known_rows])).tolist())
+    unentered = [_unentered(part) for part in known_rows]
+    del known_rows
     places = np.flatnonzero(known)
     unique = places[KeyIndex(keys[places]).first_rows()]
     targets = [target for lane in lanes for target in lane.targets]
@@ -217,59 +212,22 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
     for target in targets:
         todo[unique, target.number] = target.lacks(keys[unique])
     rows = np.flatnonzero(todo.any(axis=1))
-    starts = np.cumsum([0, *map(len, manifests)]).tolist()
-    units: list[tuple[int, int, int]] = []  # manifest, first row, end
-    for number, manifest in enumerate(manifests):
-        n = len(manifest)
-        step = min(LARGEST_UNIT, max(SMALLEST_UNIT, n // 8))
-        units += [(number, start, min(start + step, n)) for start in range(0, n, step)]
-    begins = np.array([starts[number] + start for number, start, _ in units])
-    sources = [open_source(manifest) for manifest in manifests]
-    names = [manifest.table["patch_id"] for manifest in manifests]
-
-    def at(i: int) -> tuple[int, int]:
-        """The manifest of a patch of the work, and its row there."""
-        number = bisect_right(starts, row := int(rows[i])) - 1
-        return number, row - starts[number]
-
+    units = _units(manifests)
+    pixels = _Pixels(manifests, rows)
+    begins = np.array([pixels.starts[number] + start for number, start, _ in units])
     young = np.zeros(len(rows), bool)
     states = np.full((len(rows), 3), -1, np.int64)
-    # open since their first patch: state and age are of then
-    containers: dict[str, tuple[tuple[int, int, int], bool]] = {}
-
-    def state(i: int) -> tuple[tuple[int, int, int], bool]:
-        number, row = at(i)
-        file, mark, _ = sources[number].paths[row].partition(MARK)
-        file = os.path.join(sources[number].root, file)  # noqa: PTH118
-        if mark and file in containers:
-            return containers[file]
-        found = state_of(file)
-        answer = found, is_young(found, time.time_ns())
-        return containers.setdefault(file, answer) if mark else answer
-
-    def reopen() -> None:
-        containers.clear()
-        for source in sources:
-            source.close()
-
-    def pixels_of(i: int) -> np.ndarray:
-        number, row = at(i)
-        return sources[number].read(row)
 
     def read(i: int) -> np.ndarray:
-        states[i], young[i] = state(i)
-        pixels = pixels_of(i)
-        if int(rows[i]) in claimed and (key := content_hash(pixels)) != keys[rows[i]].tobytes():
+        states[i], young[i] = pixels.state(i)
+        image = pixels.read(i)
+        if int(rows[i]) in claimed and (key := content_hash(image)) != keys[rows[i]].tobytes():
             raise work.contradict(i, key)
-        return pixels
-
-    def name(i: int) -> str:
-        number, row = at(i)
-        return str(names[number].iat[row])
+        return image
 
     work = Work(
         read=read,
-        name=name,
+        name=pixels.name,
         keys=keys[rows],
         known=known[rows],
         todo=todo[rows],
@@ -287,16 +245,70 @@ def plan_work(manifests: Sequence[Manifest], lanes: Sequence[Lane], index: Path 
         cached=len(unique) - left,
         states=states,
         young=young,
-        state=state,
-        read=pixels_of,
-        reopen=reopen,
+        pixels=pixels,
         unentered=unentered,
     )
 
 
-def _unentered(found: Known) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    rows = np.flatnonzero(found.known & ~found.entered)
-    return rows, (found.hashes[rows], found.states[rows])
+class _Pixels:
+    """The images of the work: row `rows[i]` of all manifests, one after the other.
+
+    starts : the first row of each manifest, and the number of all rows
+    """
+
+    def __init__(self, manifests: Sequence[Manifest], rows: np.ndarray) -> None:
+        self.starts: list[int] = np.cumsum([0, *map(len, manifests)]).tolist()
+        self._rows = rows
+        self._sources = [open_source(manifest) for manifest in manifests]
+        self._names = [manifest.table["patch_id"] for manifest in manifests]
+        # open since their first patch: state and age are of then
+        self._containers: dict[str, tuple[tuple[int, int, int], bool]] = {}
+
+    def _at(self, i: int) -> tuple[int, int]:
+        """The manifest of a patch of the work, and its row there."""
+        number = bisect_right(self.starts, row := int(self._rows[i])) - 1
+        return number, row - self.starts[number]
+
+    def name(self, i: int) -> str:
+        number, row = self._at(i)
+        return str(self._names[number].iat[row])
+
+    def state(self, i: int) -> tuple[tuple[int, int, int], bool]:
+        """The state of the file, and whether it is too young to tell (of a container: when it was opened)."""
+        number, row = self._at(i)
+        file, mark, _ = self._sources[number].paths[row].partition(MARK)
+        file = os.path.join(self._sources[number].root, file)  # noqa: PTH118
+        if mark and file in self._containers:
+            return self._containers[file]
+        state = state_of(file)
+        answer = state, is_young(state, time.time_ns())
+        return self._containers.setdefault(file, answer) if mark else answer
+
+    def read(self, i: int) -> np.ndarray:
+        """uint8 (h, w, 3)."""
+        number, row = self._at(i)
+        return self._sources[number].read(row)
+
+    def reopen(self) -> None:
+        """Containers are looked at again."""
+        self._containers.clear()
+        for source in self._sources:
+            source.close()
+
+
+def _units(manifests: Sequence[Manifest]) -> list[tuple[int, int, int]]:
+    """Parts of manifests that are leased as one: manifest, first row, end."""
+    units: list[tuple[int, int, int]] = []
+    for number, manifest in enumerate(manifests):
+        n = len(manifest)
+        step = min(LARGEST_UNIT, max(SMALLEST_UNIT, n // 8))
+        units += [(number, start, min(start + step, n)) for start in range(0, n, step)]
+    return units
+
+
+def _unentered(part: Known) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    rows = np.flatnonzero(part.known & ~part.entered)
+    return rows, (part.hashes[rows], part.states[rows])
 
 
 def _unit_names(manifests: Sequence[Manifest], units: Sequence[tuple[int, int, int]]) -> Callable[[int], str]:

@@ -82,26 +82,8 @@ def run_extract(
     elif settings:
         raise InvalidRequest("give either options= or the settings one by one, not both")
     listed = [manifests] if isinstance(manifests, Manifest | str | Path) else list(manifests)
-    tables = [as_manifest(one) for one in listed]
-    if callable(encoder):
-        raise InvalidRequest(
-            "a network has no name and no preprocessing: encoder=wrap_encoder(network, transform, name=..., "
-            "revision=...)"
-        )
-    specs = [encoder] if isinstance(encoder, str | Path | Card) else list(encoder)
-    if not tables or not specs:
-        raise InvalidRequest("at least one manifest and one encoder are needed")
-    if len(specs) > 1 and (options.checkpoint or options.revision):
-        raise InvalidRequest(
-            "a checkpoint or a revision belongs to one encoder; run several encoders in several runs"
-        )
-    cards = [
-        with_revision(load_card(spec, trust_code=options.trust_code), options.revision) for spec in specs
-    ]
-    for card in cards:
-        if card.admit is not None:
-            for table in tables:
-                card.admit(table)
+    tables = [as_manifest(manifest) for manifest in listed]
+    cards = _cards(encoder, tables, options)
     weights = [
         locate(
             card,
@@ -138,6 +120,34 @@ def run_extract(
     if report.model_loaded:
         report.close(plan.passes)
     return report
+
+
+def _cards(
+    encoder: str | Path | Card | Sequence[str | Path | Card],
+    tables: Sequence[Manifest],
+    options: ExtractOptions,
+) -> list[Card]:
+    """The cards of the encoders, each of which admits the manifests. Raises InvalidRequest."""
+    if callable(encoder):
+        raise InvalidRequest(
+            "a network has no name and no preprocessing: encoder=wrap_encoder(network, transform, name=..., "
+            "revision=...)"
+        )
+    specs = [encoder] if isinstance(encoder, str | Path | Card) else list(encoder)
+    if not tables or not specs:
+        raise InvalidRequest("at least one manifest and one encoder are needed")
+    if len(specs) > 1 and (options.checkpoint or options.revision):
+        raise InvalidRequest(
+            "a checkpoint or a revision belongs to one encoder; run several encoders in several runs"
+        )
+    cards = [
+        with_revision(load_card(spec, trust_code=options.trust_code), options.revision) for spec in specs
+    ]
+    for card in cards:
+        if card.admit is not None:
+            for table in tables:
+                card.admit(table)
+    return cards
 
 
 def _resolution(tables: Sequence[Manifest], cards: Sequence[Card], options: ExtractOptions) -> float:
