@@ -10,7 +10,7 @@ import csv
 import os
 import re
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -400,25 +400,7 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     """The table with all text columns, right types and a RangeIndex. Raises ManifestError with all faults."""
     table = table.reset_index(drop=True)
     table.columns = [str(name) for name in table.columns]
-    faults = []
-    for name in table.columns:
-        if name in KNOWN_COLUMNS or name in header.targets:
-            continue
-        alike = nearest(name.lower(), KNOWN_COLUMNS, cutoff=0.75)
-        if alike and alike not in table.columns:
-            faults.append(
-                f"column {name!r} is not known; did you mean {alike!r}? Fix: rename it, or build with "
-                f"--column {alike}={name}"
-            )
-    required = ("patch_id", "path", *header.targets)
-    faults += [
-        f"the column {name!r} is missing{near(name, table.columns)}"
-        for name in required
-        if name not in table.columns
-    ]
-    if not len(table):
-        faults.append("it has no rows")
-    if faults:
+    if faults := list(_column_faults(header, table)):
         raise ManifestError(fault_sentence(where, faults))
     for name in TEXT_COLUMNS:
         if name not in table.columns:
@@ -431,64 +413,105 @@ def _normalised(header: Header, table: pd.DataFrame, where: str) -> pd.DataFrame
     for name in others:
         if are_texts(table[name]):
             table[name] = in_arrow(table[name])
-    ids = table["patch_id"]
-
-    def rows(mask: np.ndarray | pd.Series, show: Callable[[int], str]) -> str:
-        at = np.flatnonzero(np.asarray(mask, dtype=bool))
-        return listed([show(int(i)) for i in at[:SHOWN]], total=len(at))
-
-    def row(i: int) -> str:
-        return f"row {i + 1} ({ids.iat[i]!r})"
-
-    for name in text:
-        if table[name].dtype == object:
-            odd = ~table[name].map(is_text).astype(bool)
-            faults.append(f"{name} is not UTF-8 in {rows(odd, row)}: rename the file")
-    empty = ids == ""
-    if empty.any():
-        faults.append(f"patch_id is empty in {rows(empty, lambda i: f'row {i + 1}')}")
-    stray = ~empty & ~ids.str.startswith(f"{header.name}/")
-    if stray.any():
-        faults.append(f"patch_id must start with '{header.name}/': {rows(stray, row)}")
-    if not _distinct(ids) and (twice := ids.duplicated(keep=False) & ~empty).any():
-        faults.append(f"patch_id occurs more than once: {rows(twice, row)}")
-    lost = table["path"] == ""
-    if lost.any():
-        faults.append(f"path is empty in {rows(lost, row)}")
-    wrong = ~table["label"].isin(["", *header.classes])
-    if wrong.any():
-        show = rows(wrong, lambda i: f"{row(i)} has {table['label'].iat[i]!r}")
-        faults.append(f"label outside the classes {list(header.classes)}: {show}")
-    if "content_hash" in table.columns:
-        odd = ~table["content_hash"].str.fullmatch(r"(?:[0-9a-f]{32})?")
-        if odd.any():
-            faults.append(f"content_hash is not 32 hex digits in {rows(odd, row)}")
-    for name in NUMBER_COLUMNS:
-        if name in table.columns:
-            numbers, odd = _whole_numbers(table[name])
-            if odd.any():
-                show = rows(odd, lambda i, name=name: f"{row(i)} has {table[name].iat[i]!r}")
-                faults.append(f"{name} is not a whole number: {show}")
-            table[name] = numbers
-    for name in header.targets:
-        numbers = _numbers(table[name])
-        odd = ~np.isfinite(numbers)
-        if odd.any():
-            show = rows(odd, lambda i, name=name: f"{row(i)} has {str(table[name].iat[i])!r}")
-            texts = table[name][odd].astype(str)
-            fix = "write 1.5 for 1,5" if texts.str.fullmatch(_DECIMAL_COMMA).any() else "leave these rows out"
-            faults.append(f"the target {name!r} is not a number in {show}: {fix}")
-        table[name] = numbers
+    rows = _FaultyRows(table)
+    faults = list(_text_faults(header, table, text, rows))
+    faults += _as_numbers(header, table, rows)
     if {"votes_positive", "votes_total"} <= set(table.columns):
         positive, total = table["votes_positive"], table["votes_total"]
         odd = ((positive < 0) | (positive > total)).fillna(False) | (positive.isna() != total.isna())
         if odd.any():
-            faults.append(f"votes_positive does not lie in 0..votes_total: {rows(odd, row)}")
+            faults.append(f"votes_positive does not lie in 0..votes_total: {rows.named(odd)}")
     if faults:
         raise ManifestError(fault_sentence(where, faults))
     have = list(table.columns)
     rest = [name for name in have if name not in KNOWN_COLUMNS]
     return table[[name for name in KNOWN_COLUMNS if name in have] + rest]
+
+
+def _column_faults(header: Header, table: pd.DataFrame) -> Iterator[str]:
+    """Names of columns that are nearly known ones, columns that are missing, no rows."""
+    for name in table.columns:
+        if name in KNOWN_COLUMNS or name in header.targets:
+            continue
+        alike = nearest(name.lower(), KNOWN_COLUMNS, cutoff=0.75)
+        if alike and alike not in table.columns:
+            yield (
+                f"column {name!r} is not known; did you mean {alike!r}? Fix: rename it, or build with "
+                f"--column {alike}={name}"
+            )
+    for name in ("patch_id", "path", *header.targets):
+        if name not in table.columns:
+            yield f"the column {name!r} is missing{near(name, table.columns)}"
+    if not len(table):
+        yield "it has no rows"
+
+
+class _FaultyRows:
+    """Names rows of a table in messages: number and id."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table, self._ids = table, table["patch_id"]
+
+    def row(self, i: int) -> str:
+        return f"row {i + 1} ({self._ids.iat[i]!r})"
+
+    def named(self, mask: np.ndarray | pd.Series, show: Callable[[int], str] | None = None) -> str:
+        """The first rows of the mask, and how many there are."""
+        at = np.flatnonzero(np.asarray(mask, dtype=bool))
+        return listed([(show or self.row)(int(i)) for i in at[:SHOWN]], total=len(at))
+
+    def with_values(self, mask: np.ndarray | pd.Series, column: str) -> str:
+        values = self.table[column]
+        return self.named(mask, lambda i: f"{self.row(i)} has {values.iat[i]!r}")
+
+
+def _text_faults(
+    header: Header, table: pd.DataFrame, text: Sequence[str], rows: _FaultyRows
+) -> Iterator[str]:
+    """Faults of the columns of texts; text : those of the format that the table has."""
+    for name in text:
+        if table[name].dtype == object:
+            odd = ~table[name].map(is_text).astype(bool)
+            yield f"{name} is not UTF-8 in {rows.named(odd)}: rename the file"
+    ids = table["patch_id"]
+    empty = ids == ""
+    if empty.any():
+        yield f"patch_id is empty in {rows.named(empty, lambda i: f'row {i + 1}')}"
+    stray = ~empty & ~ids.str.startswith(f"{header.name}/")
+    if stray.any():
+        yield f"patch_id must start with '{header.name}/': {rows.named(stray)}"
+    if not _distinct(ids) and (repeated := ids.duplicated(keep=False) & ~empty).any():
+        yield f"patch_id occurs more than once: {rows.named(repeated)}"
+    lost = table["path"] == ""
+    if lost.any():
+        yield f"path is empty in {rows.named(lost)}"
+    wrong = ~table["label"].isin(["", *header.classes])
+    if wrong.any():
+        yield f"label outside the classes {list(header.classes)}: {rows.with_values(wrong, 'label')}"
+    if "content_hash" in table.columns:
+        odd = ~table["content_hash"].str.fullmatch(r"(?:[0-9a-f]{32})?")
+        if odd.any():
+            yield f"content_hash is not 32 hex digits in {rows.named(odd)}"
+
+
+def _as_numbers(header: Header, table: pd.DataFrame, rows: _FaultyRows) -> Iterator[str]:
+    """Make the columns of numbers numbers, in place. Yields the faults of those that are none."""
+    for name in NUMBER_COLUMNS:
+        if name in table.columns:
+            numbers, odd = _whole_numbers(table[name])
+            if odd.any():
+                yield f"{name} is not a whole number: {rows.with_values(odd, name)}"
+            table[name] = numbers
+    for name in header.targets:
+        numbers = _numbers(table[name])
+        odd = ~np.isfinite(numbers)
+        if odd.any():
+            texts = table[name].astype(str)
+            shown = rows.named(odd, lambda i, texts=texts: f"{rows.row(i)} has {texts.iat[i]!r}")
+            comma = texts[odd].str.fullmatch(_DECIMAL_COMMA).any()
+            fix = "write 1.5 for 1,5" if comma else "leave these rows out"
+            yield f"the target {name!r} is not a number in {shown}: {fix}"
+        table[name] = numbers
 
 
 def _with_group_kind(header: Header, table: pd.DataFrame, where: str) -> Header:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from scipy.special import log_expit
 
 from ..datasets.folds import Folds, make_folds, too_few
 from ..errors import InvalidRequest, ProbeError
-from .classifiers.grid import Part, Setting, fit_parts
+from .classifiers.grid import Fitted, Part, Setting, fit_parts
 from .classifiers.recipes import fit_eva, fit_paper_sgd, fit_thunder
 from .config import ProbeConfig
 from .model import ProbeModel, mean_logit
@@ -214,31 +214,18 @@ def run_protocol(
     """
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
-    outer = [int(k) for k in np.unique(folds)]
     fitted = fit_parts(X, y, parts, config, votes=plan.votes, groups=plan.groups)
-    grid, outputs = fitted.held_out[0].shape[:3], fitted.held_out[0].shape[4:]
-    flat = np.full((*grid, len(y), *outputs), np.nan, np.float32)  # held-out scores by the outer models
-    nested = np.full((len(outer), *flat.shape), np.nan, np.float32)  # by the models of the inner folds
-    for part, scores in zip(parts, fitted.held_out, strict=True):
-        into = flat if part.inner is None else nested[part.model - 1]
-        into[:, :, :, part.held_out] = scores
+    flat, nested = _held_out_scores(fitted, plan, len(y))
 
     lap = time.perf_counter()
     path = criterion_path(config, y, flat, folds)
-    fold_paths = np.stack([criterion_path(config, y, *one) for one in zip(nested, inner, strict=True)])
+    fold_paths = np.stack(
+        [criterion_path(config, y, scores, of_fold) for scores, of_fold in zip(nested, inner, strict=True)]
+    )
     choice = fitted.setting(best(path))
-    fold_choices = [fitted.setting(best(one)) for one in fold_paths]
-    oof, oof_ranking = np.empty((2, len(y), *outputs))
-    oof_adjusted = np.empty((len(y), 1 if outputs else 4))
-    scales = np.empty((len(outer), 2, *outputs))
-    for i, k in enumerate(outer):
-        rows, setting = folds == k, fold_choices[i]
-        oof[rows] = flat[setting.index][rows]
-        inner_scores = nested[(i, *setting.index)][~rows]
-        oof_adjusted[rows] = adjustment(y[~rows], inner_scores, weighted=setting.class_weight != "none")
-        scales[i] = scale_of(by_class(inner_scores, probabilistic=config.probabilistic))
-        oof_ranking[rows] = ranking(by_class(oof[rows], probabilistic=config.probabilistic), scales[i])
-    oof_ensemble = as_ensemble(oof_ranking, scales, probabilistic=config.probabilistic)
+    fold_choices = [fitted.setting(best(fold_path)) for fold_path in fold_paths]
+    oof = _out_of_fold(y, folds, flat, nested, fold_choices, probabilistic=config.probabilistic)
+    oof_ensemble = as_ensemble(oof.ranking, oof.scales, probabilistic=config.probabilistic)
     oof_flat = flat[choice.index].astype(np.float64)
     weighted = choice.class_weight != "none"
     seconds = {**fitted.seconds, "choose": time.perf_counter() - lap}
@@ -255,7 +242,7 @@ def run_protocol(
     ensemble_adjusted = adjustment(y, oof_ensemble, weighted=weighted)
     models = {"refit": ProbeModel((fitted.steps(of_model[0], choice),), adjusted)}
     if config.probe != "knn":  # whose models of folds are the training rows again, each
-        members = tuple(fitted.steps(of_model[k], one) for k, one in enumerate(fold_choices, start=1))
+        members = tuple(fitted.steps(of_model[k], setting) for k, setting in enumerate(fold_choices, start=1))
         models["ensemble"] = ProbeModel(members, ensemble_adjusted)
     seconds["score tests"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
@@ -265,11 +252,11 @@ def run_protocol(
         fold_paths=fold_paths,
         choice=choice,
         fold_choices=fold_choices,
-        oof=oof,
-        oof_ranking=oof_ranking,
-        scales=scales,
+        oof=oof.scores,
+        oof_ranking=oof.ranking,
+        scales=oof.scales,
         oof_flat=oof_flat,
-        oof_adjusted=oof_adjusted,
+        oof_adjusted=oof.adjusted,
         adjusted=adjusted,
         oof_ensemble=oof_ensemble,
         ensemble_adjusted=ensemble_adjusted,
@@ -279,6 +266,57 @@ def run_protocol(
         seconds=seconds,
         models=models,
     )
+
+
+def _held_out_scores(fitted: Fitted, plan: Plan, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the n train rows at every point of the grid, NaN where no model held a row out.
+
+    By the outer models, float32 (P, W, L, n[, C]); by those of each outer fold's inner folds, (K, P, W, L,
+    n[, C]).
+    """
+    grid, outputs = fitted.held_out[0].shape[:3], fitted.held_out[0].shape[4:]
+    flat = np.full((*grid, n, *outputs), np.nan, np.float32)
+    nested = np.full((len(plan.inner), *flat.shape), np.nan, np.float32)
+    for part, scores in zip(plan.parts, fitted.held_out, strict=True):
+        into = flat if part.inner is None else nested[part.model - 1]
+        into[:, :, :, part.held_out] = scores
+    return flat, nested
+
+
+class _OutOfFold(NamedTuple):
+    """The fields `oof`, `oof_ranking`, `oof_adjusted` and `scales` of `ProtocolRun`."""
+
+    scores: np.ndarray
+    ranking: np.ndarray
+    adjusted: np.ndarray
+    scales: np.ndarray
+
+
+def _out_of_fold(
+    y: np.ndarray,
+    folds: np.ndarray,
+    flat: np.ndarray,
+    nested: np.ndarray,
+    choices: Sequence[Setting],
+    *,
+    probabilistic: bool,
+) -> _OutOfFold:
+    """Every train row by its outer fold's model, at the setting that the fold's inner folds chose.
+
+    flat, nested : see `_held_out_scores`
+    """
+    outputs = flat.shape[4:]
+    oof, oof_ranking = np.empty((2, len(y), *outputs))
+    adjusted = np.empty((len(y), 1 if outputs else 4))
+    scales = np.empty((len(choices), 2, *outputs))
+    for i, (k, setting) in enumerate(zip(np.unique(folds), choices, strict=True)):
+        rows = folds == k
+        oof[rows] = flat[setting.index][rows]
+        inner_scores = nested[(i, *setting.index)][~rows]
+        adjusted[rows] = adjustment(y[~rows], inner_scores, weighted=setting.class_weight != "none")
+        scales[i] = scale_of(by_class(inner_scores, probabilistic=probabilistic))
+        oof_ranking[rows] = ranking(by_class(oof[rows], probabilistic=probabilistic), scales[i])
+    return _OutOfFold(oof, oof_ranking, adjusted, scales)
 
 
 def run_published(
@@ -331,15 +369,12 @@ def run_published(
             name: np.stack([head.decision(rows) for head in heads], axis=1).astype(np.float64)
             for name, rows in tests.items()
         },
-        fits={
-            "fits": len(heads),
-            "calls": len(heads),
-            "status": {
+        fits=_recipe_facts(
+            {
                 f"fold {k}: best of {head.epochs} epochs was {head.best_epoch}": 1
                 for k, head in enumerate(heads, start=1)
-            },
-            "worst_gap_bound": None,
-        },
+            }
+        ),
         seconds={"fit": fitted, "all": time.perf_counter() - started},
         models={"ensemble": ProbeModel(tuple(head.steps() for head in heads), adjusted)},
         train_role="validation",
@@ -369,30 +404,16 @@ def run_on_split(
     votes : float (n,), see `grid.Targets`; groups : (n,), for probes that choose something themselves
     """
     started = time.perf_counter()
+    choice, weighted, values = None, False, np.zeros(1)
     if config.solver != "exact":
         head = RECIPES[config.solver](X, y, V, v, seed=config.seed)
         held_out = head.decision(V).astype(np.float64)
-        values, choice, weighted = np.zeros(1), None, False
         path = criterion_path(config, v, held_out[None, None, None], np.ones(len(v), int))
-        facts: dict[str, Any] = {
-            "fits": 1,
-            "calls": 1,
-            "status": {f"best of {head.epochs} epochs was {head.best_epoch}": 1},
-            "worst_gap_bound": None,
-        }
+        facts = _recipe_facts({f"best of {head.epochs} epochs was {head.best_epoch}": 1})
         steps = head.steps()
         scores = {name: head.decision(rows).astype(np.float64) for name, rows in tests.items()}
     else:
-        both, training = np.concatenate([X, V]), np.arange(len(X) + len(V)) < len(X)
-        nothing = np.full((len(V), *(() if votes is None else votes.shape[1:])), np.nan)
-        fitted = fit_parts(
-            both,
-            np.concatenate([y, v]),
-            [Part(training, ~training, 0)],
-            config,
-            votes=None if votes is None else np.concatenate([votes, nothing]),
-            groups=None if groups is None else np.concatenate([groups, np.full(len(V), "", dtype=object)]),
-        )
+        fitted = _fit_before_validation(X, y, V, v, config, votes=votes, groups=groups)
         path = criterion_path(config, v, fitted.held_out[0], np.ones(len(v), int))
         choice = fitted.setting(best(path))
         weighted, values, facts = choice.class_weight != "none", fitted.values, fitted.facts
@@ -421,6 +442,34 @@ def run_on_split(
         seconds={"all": time.perf_counter() - started},
         models={"refit": ProbeModel((steps,), adjusted)},
     )
+
+
+def _fit_before_validation(
+    X: np.ndarray,
+    y: np.ndarray,
+    V: np.ndarray,
+    v: np.ndarray,
+    config: ProbeConfig,
+    *,
+    votes: np.ndarray | None,
+    groups: np.ndarray | None,
+) -> Fitted:
+    """All of the grid fitted on the train rows X, y; the validation rows V, v are held out."""
+    training = np.arange(len(X) + len(V)) < len(X)
+    no_votes = np.full((len(V), *(() if votes is None else votes.shape[1:])), np.nan)
+    return fit_parts(
+        np.concatenate([X, V]),
+        np.concatenate([y, v]),
+        [Part(training, ~training, 0)],
+        config,
+        votes=None if votes is None else np.concatenate([votes, no_votes]),
+        groups=None if groups is None else np.concatenate([groups, np.full(len(V), "", dtype=object)]),
+    )
+
+
+def _recipe_facts(status: Mapping[str, int]) -> dict[str, Any]:
+    """`ProtocolRun.fits` of a published recipe: one fit for each line of `status`."""
+    return {"fits": len(status), "calls": len(status), "status": dict(status), "worst_gap_bound": None}
 
 
 def adjustment(y: np.ndarray, scores: np.ndarray, *, weighted: bool = True) -> np.ndarray:

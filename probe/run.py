@@ -129,20 +129,13 @@ def run_probe(
     scored = _score(study, runs, others)
     seconds["score"] = time.perf_counter() - lap
     lap = time.perf_counter()
-    of_domains = {"chosen": [scored.chosen], "all": list(runs), "none": []}[config.domains]
-    if config.solver != "exact" or study.data.choosing:  # nothing is chosen on folds, and this is about that
-        of_domains = []
-    domains = {name: _domains_one(name, bank, study.data, config) for name in of_domains}
+    domains, notes = _analyse_domains(study, bank, list(runs), scored.chosen)
     seconds["domains"] = time.perf_counter() - lap
     seconds["all"] = time.perf_counter() - started
-    notes = []
-    several = len(set(study.data.train.domain) - {""}) > 1
-    if study.data.train.classes and several and of_domains and not any(domains.values()):
-        notes.append("no analysis of domains: fewer than two have rows of every class")
     document = {
         **_describe(study, bank, runs, notes),
         **scored.parts,
-        "domains": {name: found for name, found in domains.items() if found},
+        "domains": domains,
         "seconds": seconds,
     }
     probes = {name: run.models for name, run in runs.items()}
@@ -368,6 +361,25 @@ def _probe_one(
             runs.append(run)
             cpu = time.process_time()
     return runs
+
+
+def _analyse_domains(
+    study: _Study, bank: Any, names: Sequence[str], chosen: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The analyses of the feature sets that the settings ask for, and a note where there can be none.
+
+    Where nothing is chosen on folds there are none: they are about that.
+    """
+    config = study.config
+    if config.solver != "exact" or study.data.choosing:
+        return {}, []
+    asked = {"chosen": [chosen], "all": names, "none": []}[config.domains]
+    made = {name: _domains_one(name, bank, study.data, config) for name in asked}
+    domains = {name: analysis for name, analysis in made.items() if analysis}
+    several = len(set(study.data.train.domain) - {""}) > 1
+    if study.data.train.classes and several and asked and not domains:
+        return {}, ["no analysis of domains: fewer than two have rows of every class"]
+    return domains, []
 
 
 def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> Domains | None:
