@@ -18,6 +18,7 @@ from .probe.config import (
     RobustnessConfig,
     parse_features,
 )
+from .probe.regression import TargetConfig
 from .probe.report.projection import Projection
 from .probe.results.display import SHOWN, SHOWN_OF_CLASSES
 from .settings import SHIPPED, InvalidSettings, Settings, near, not_one_of, read_table
@@ -114,7 +115,8 @@ class Task(Settings):
         training set out of fold where there is no other
     metric : higher is better; one of balanced_accuracy, auroc, average_precision, accuracy, f1, kappa; of
         numbers pearson, spearman, r2 (means over the targets)
-    folds, settings : of its probes, over the study's
+    folds, settings : of its probes, over the study's; settings of the study's [probe] that are of the other
+        kind of labels (C, where they are numbers; components, where they are classes) do not hold here
     """
 
     name: str
@@ -124,6 +126,17 @@ class Task(Settings):
     metric: str = "balanced_accuracy"
     folds: str | int = ""
     settings: Mapping[str, Any] = {}
+
+    @property
+    def config(self) -> type[ProbeConfig] | type[TargetConfig]:
+        """What its probes' settings are of."""
+        return TargetConfig if self.metric in OF_TARGETS else ProbeConfig
+
+    def probe(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings of its probes; shared : those of the study."""
+        other = ProbeConfig if self.config is TargetConfig else TargetConfig
+        foreign = other.model_fields.keys() - self.config.model_fields.keys()
+        return {**{key: value for key, value in shared.items() if key not in foreign}, **self.settings}
 
     def faults(self) -> Iterable[str]:
         if "name" in self.model_fields_set:
@@ -184,7 +197,7 @@ class Study(Settings):
         yield from self._faults_of_tasks(systems)
         yield from _set_elsewhere("[extract]", self.extract, OF_SYSTEMS)
         yield from _set_elsewhere("[finetune]", self.finetune, OF_TRAINING)
-        yield from _faults_of_settings(self.probe, systems)
+        yield from _faults_of_settings({} if self.tasks else self.probe, systems)
 
     def _faults_of_data(self) -> Iterable[str]:
         sets = [*([self.train] if self.train else []), *self.tests]
@@ -198,7 +211,11 @@ class Study(Settings):
             yield f"primary_set {primary!r} is of none of the study's data sets ({', '.join(sets)})"
 
     def _faults_of_tasks(self, systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-        tasks = [dict(task) for task in self.tasks if isinstance(task, Mapping | Task)]
+        tasks = [
+            task if isinstance(task, Task) else Task.model_construct(**{"name": "without a name", **task})
+            for task in self.tasks
+            if isinstance(task, Mapping | Task)
+        ]
         if not tasks:
             if not self.train and "train" not in self.model_fields_set:
                 yield "train is missing: name the data set to train on, or several [[task]]"
@@ -206,13 +223,12 @@ class Study(Settings):
         for key in ("train", "tests", "primary_set", "primary_metric", "published"):
             if getattr(self, key):
                 yield f"{key}: the study has [[task]], each of which has data sets of its own"
-        names = [name for task in tasks if isinstance(name := task.get("name"), str)]
-        yield from _faults_of_names(names, "tasks")
+        yield from _faults_of_names([task.name for task in tasks if isinstance(task.name, str)], "tasks")
         for task in tasks:
-            settings = task.get("settings", {})
-            if isinstance(settings, Mapping):
-                for fault in _refused({**self.probe, **settings}):
-                    yield f"task {task.get('name', 'without a name')}: {fault}"
+            if not isinstance(task.settings, Mapping):
+                continue
+            for fault in _refused(task.probe(self.probe), task.config):
+                yield f"task {task.name}: {fault}"
 
     def of_task(self, task: Task) -> "Study":
         """The study of one task alone."""
@@ -222,7 +238,7 @@ class Study(Settings):
             "train": task.train,
             "tests": task.tests,
         }
-        about |= {"folds": task.folds or self.folds, "probe": {**self.probe, **task.settings}, "tasks": ()}
+        about |= {"folds": task.folds or self.folds, "probe": task.probe(self.probe), "tasks": ()}
         about |= {"primary_set": task.on, "primary_metric": "" if task.metric in OF_TARGETS else task.metric}
         study = self.model_copy(update=about)
         study._folder = self._folder
@@ -364,7 +380,7 @@ def _set_elsewhere(where: str, options: Mapping[str, Any], others: Sequence[str]
 
 
 def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """What ProbeConfig refuses, before anything runs."""
+    """What neither a study of classes nor one of numbers takes, before anything runs."""
     known = list(_refused(shared))
     yield from (f"[probe] {fault}" for fault in known)
     for system in systems:
@@ -375,9 +391,15 @@ def _faults_of_settings(shared: Mapping[str, Any], systems: Sequence[Mapping[str
                     yield f"system {system.get('name', 'without a name')}: {fault}"
 
 
-def _refused(settings: Mapping[str, Any]) -> Iterable[str]:
+def _refused(settings: Mapping[str, Any], *kinds: type[ProbeConfig] | type[TargetConfig]) -> Iterable[str]:
+    """Why none of these configurations takes the settings, as the first says it; none given: any."""
+    faults = [_faults_of(kind, settings) for kind in kinds or (ProbeConfig, TargetConfig)]
+    return faults[0] if all(faults) else []
+
+
+def _faults_of(kind: type[ProbeConfig] | type[TargetConfig], settings: Mapping[str, Any]) -> Sequence[str]:
     try:
-        ProbeConfig.from_dict({**settings, "features": ["encoder"]})
+        kind.from_dict({**settings, "features": ["encoder"]})
     except InvalidSettings as error:
         return error.faults
     except InvalidRequest as error:

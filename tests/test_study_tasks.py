@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
 from patchbank.cli import patchbank
 from patchbank.datasets.declarations import load_declaration, names
+from patchbank.datasets.manifest import Manifest
 from patchbank.datasets.synthetic import generate_manifests
 from patchbank.errors import InvalidRequest
 from patchbank.extract.registry import shipped_cards
@@ -15,6 +18,9 @@ from patchbank.probe.results.files import ProbeResult
 from patchbank.steps import Places
 from patchbank.study_file import OF_TARGETS, load_study
 from patchbank.study_tasks import plan_tasks, run_tasks
+from PIL import Image
+from scipy import stats
+from sklearn import metrics
 
 CARD = (
     'id = "flat{0}"\nkind = "python"\nmodel = "torch.nn:Flatten"\nrevision = "1"\ndim = {1}\n'
@@ -114,6 +120,123 @@ def test_faults_of_tasks_are_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(STUDY[: STUDY.index("[[task]]")])
     with pytest.raises(InvalidRequest, match="train is missing: name the data set"):
         load_study(tmp_path / "s.toml")
+
+
+KINDS = """
+name = "kinds"
+title = "Two classes, three, grades, numbers"
+folds = 2
+[probe]
+C = [1e-3, 1e-1]
+components = 5
+inner_folds = 2
+bootstrap = 200
+[[system]]
+name = "Flat 8"
+encoder = "flat8.toml"
+[[system]]
+name = "Flat 2"
+encoder = "flat2.toml"
+"""
+METRICS = {"two": "auroc", "three": "balanced_accuracy", "grades": "kappa", "numbers": "pearson"}
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> Path:
+    """A study of the same images with four kinds of labels, all of them of the images' darkness."""
+    whole = generate_manifests(tmp_path / "data", n=240)[0]
+    random = np.random.default_rng(0)
+    pixels = [np.asarray(Image.open(whole.path(i)).convert("L"), float) for i in range(len(whole))]
+    darkness = np.array([-image.mean() for image in pixels])
+    darkness += random.normal(0, darkness.std() / 2, len(darkness))
+    bare = {"positive": "", "classes": ()}
+    columns = ["patch_id", "path", "group", "split", "content_hash"]
+    labels: dict[str, tuple[dict[str, Any], list[str]]] = {
+        "two": ({"classes": ("pale", "dark"), "positive": "dark"}, ["pale", "dark"]),
+        "three": ({"classes": ("dark", "middle", "pale")}, ["pale", "middle", "dark"]),
+        "grades": ({"classes": ("1", "2", "3"), "ordered": True}, ["1", "2", "3"]),
+        "numbers": ({"targets": ("darkness", "square")}, []),
+    }
+    text = KINDS
+    for name, (about, of) in labels.items():
+        table = whole.table[columns].copy()
+        table["patch_id"] = table["patch_id"].str.replace(whole.header.name, name)
+        if of:
+            table["label"] = np.array(of)[pd.qcut(darkness, len(of), labels=False)]
+        else:
+            table["darkness"], table["square"] = darkness, darkness**2
+        header = whole.header.replace(**{**bare, **about, "name": name})
+        Manifest(header, table, whole.root).save(tmp_path / f"data/{name}.toml")
+        text += f'[[task]]\nname = "{name}"\ntrain = "data/{name}.toml"\non = "{name}:test"\n'
+        text += f'metric = "{METRICS[name]}"\n'
+    for size in (8, 2):
+        (tmp_path / f"flat{size}.toml").write_text(CARD.format(size, 3 * size * size))
+    (tmp_path / "kinds.toml").write_text(text)
+    return tmp_path / "kinds.toml"
+
+
+def by_scikit_learn(task: str, rows: pd.DataFrame) -> float:
+    """The metric of a task from a table of predictions."""
+    if task == "two":
+        return metrics.roc_auc_score(rows["label"].astype(int), rows["score"])
+    if task == "numbers":
+        pairs = [(f"label_{name}", f"prediction_{name}") for name in ("darkness", "square")]
+        return float(np.mean([np.corrcoef(rows[a], rows[b])[0, 1] for a, b in pairs]))
+    if task == "three":
+        sensitive = [(rows["call"] == one)[rows["label"] == one].mean() for one in ("dark", "middle", "pale")]
+        return float(np.mean(sensitive))
+    return metrics.cohen_kappa_score(rows["label"], rows["call"], weights="quadratic")
+
+
+@pytest.mark.slow
+def test_tasks_of_all_kinds_of_labels_are_ranked_as_an_independent_computation(kinds: Path) -> None:
+    study, folder = load_study(kinds), kinds.parent
+    where = Places(data=folder, bank=folder / "bank", out=folder / "out", trust_code=True, progress=False)
+    done = run_tasks(study, where, say=lambda _: None)
+    assert not done.failed
+    assert not done.missing
+    systems, draws, random = ["Flat 8", "Flat 2"], 300, np.random.default_rng(5)
+    values, drawn = np.empty((4, 2)), np.empty((draws, 4, 2))
+    for i, task in enumerate(METRICS):
+        table = ProbeResult.load(folder / "out" / task).predictions
+        table = table[(table["dataset"] == f"{task}:test") & (table["role"] == "refit")]
+        tables = [table[table["features"] == name].reset_index(drop=True) for name in systems]
+        values[i] = [by_scikit_learn(task, rows) for rows in tables]
+        of_group = list(tables[0].groupby("group", observed=True).indices.values())
+        for b in range(draws):
+            at = np.concatenate([of_group[k] for k in random.integers(0, len(of_group), len(of_group))])
+            drawn[b, i] = [by_scikit_learn(task, rows.iloc[at]) for rows in tables]
+    of_task = done.table.dropna(subset=["task"]).query("task != ''")
+    for i, task in enumerate(METRICS):
+        found = of_task[of_task["task"] == task].set_index("system")["value"]
+        assert found[systems].tolist() == pytest.approx(values[i]), task
+
+    one_scale = [i for i, metric in enumerate(METRICS.values()) if metric in ("auroc", "balanced_accuracy")]
+    shown = done.table[done.table["task"].fillna("") == ""].set_index(["metric", "system"])
+    for what, of in (
+        ("average rank", lambda scores: stats.rankdata(-scores, axis=-1).mean(axis=-2)),
+        ("mean score", lambda scores: scores[..., one_scale, :].mean(axis=-2)),
+    ):
+        whole = shown.loc[what].loc[systems]
+        assert whole["value"].tolist() == pytest.approx(of(values)), what
+        known = drawn[~np.isnan(drawn).any(axis=(1, 2))]
+        ends = np.quantile(of(known), [0.025, 0.975], axis=0)
+        spread = of(known).std(axis=0)
+        assert np.abs(whole["low"] - ends[0]).to_numpy() == pytest.approx(0, abs=float(0.8 * spread.max()))
+        assert np.abs(whole["high"] - ends[1]).to_numpy() == pytest.approx(0, abs=float(0.8 * spread.max()))
+    page = (folder / "out/report.html").read_text()
+    assert "over the 2 tasks whose metrics have one scale" in page
+    assert "<h2>Critical difference</h2>" in page
+    cd = stats.studentized_range.ppf(0.95, 2, np.inf) / np.sqrt(2) * np.sqrt(2 * 3 / (6 * 4))
+    assert f"{cd:.2f}" in page
+    assert all(f'href="{task}/report.html"' in page for task in METRICS)
+    of_numbers = (folder / "out/numbers/report.html").read_text()
+    for title in ("Leaderboard", "Targets", "Predicted and measured", "Models of the folds"):
+        assert f"<h2>{title}</h2>" in of_numbers
+    assert '<html lang="en" data-metric="pearson">' in of_numbers
+    value = of_task.set_index(["task", "system"]).loc[("numbers", "Flat 2"), "value"]
+    assert f"{value:.3f}" in of_numbers
+    assert "Pearson / Spearman, with intervals" in (folder / "out/numbers/report.md").read_text()
 
 
 def test_a_plan_without_data_says_what_each_set_needs(tmp_path: Path) -> None:

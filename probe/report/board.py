@@ -52,6 +52,9 @@ class Board:
         if view is None:
             return
         self.metrics, self.titles = view.metrics, view.titles
+        if view.results.targets:  # a board ranks, and errors are better the lower
+            self.metrics = tuple(one for one in self.metrics if one != "mae")
+            self.metric = metric or self.metrics[0]
         if self.metric not in self.metrics:  # the study's primary metric, beside those of all pages
             self.metrics = (self.metric, *self.metrics)
         self.records = view.records
@@ -67,7 +70,9 @@ class Board:
         return [s for s in self.sets if self.view and s != self.view.train]
 
     def chance(self, metric: str) -> float:
-        """Where a metric's scale and tint begin: 0.5 of two classes, else the chance level."""
+        """Where a metric's scale and tint begin: 0.5 of two classes, 0 of numbers, else the chance level."""
+        if self.view is not None and self.view.results.targets:
+            return 0.0
         if self.view is None or not self.view.multiclass:
             return 0.5
         return min(r.chance(metric) for r in self.records.values())
@@ -215,7 +220,9 @@ class Board:
         how = "" if dataset in self.held_out else ", out of fold"
         positive = self.view.positive if self.view else ""
         classes = f"{record.share:.0%} {positive}"
-        if record.n_positive is None:
+        if record.targets:
+            classes = f"{len(record.targets)} targets"
+        elif record.n_positive is None:
             classes = f"{record.n_classes} classes"
         return f"{record.n:,} patches, {classes}{how}"
 

@@ -28,6 +28,7 @@ from .sections import (
     gallery,
     reproduce,
     scores,
+    targets,
 )
 from .sections.robustness import robustness
 from .view import View
@@ -92,7 +93,16 @@ def _sections(page: StudyPage, view: View | None, board: Board) -> list[tuple[st
     sections: list[tuple[str, str, list[Any]]] = [
         ("leaderboard", "Leaderboard", _leaderboard(page, view, board))
     ]
-    if view and page.result:
+    if view and view.results.targets:
+        sections += [
+            ("across", "Across data sets", _across(view, board)),
+            ("targets", "Targets", targets.each(view)),
+            ("scatter", "Predicted and measured", targets.scatter(view)),
+            ("folds", "Models of the folds", targets.fold_models(view)),
+            ("robustness", "Robustness to domains", robustness(page.robustness) if page.robustness else []),
+            ("differences", "Paired differences", differences.differences(view)),
+        ]
+    elif view and page.result:
         sections += [
             ("across", "Across data sets", _across(view, board)),
             ("repeats", "Repeated with other folds", scores.repeats(view)),
@@ -122,7 +132,7 @@ def _sections(page: StudyPage, view: View | None, board: Board) -> list[tuple[st
             "Each point is a patch, placed by its embedding. Points that are close have similar embeddings."
         )
         sections.append(("maps", "Embedding map", [text, maps_html(page.maps, labels=labels)]))
-    if view:
+    if view and not view.results.targets:
         sections.append(("errors", "Most confident errors", gallery.confident_errors(view)))
     sections.append(("contradictions", "Contradictory labels", _contradictions(page.contradictions)))
     if view:
@@ -152,7 +162,7 @@ def _across(view: View, board: Board) -> list[Any]:
         return []
     text = (
         f"Every system was trained on {view.train} alone; each column is another set that it was scored on, "
-        "best on the folds first. The darker, the further above 0.5."
+        f"best on the folds first. The darker, the further above {board.chance(board.metric):.3g}."
     )
     if len(view.names) >= RANKED:
         text += (
@@ -200,7 +210,7 @@ def _published(page: StudyPage, view: View | None, board: Board) -> list[Any]:
             "zero, these patches show no significant difference.",
             published_table(page.published, source=page.published_source, metric=board.metric),
         ]
-    models = scores.fold_models(view) if view else []
+    models = scores.fold_models(view) if view and not view.results.targets else []
     if models and out:
         return [*out, _details("Each fold's model by itself", models)]
     return out

@@ -6,7 +6,7 @@ import pandas as pd
 
 from ...terminal import note
 from ...texts import prose
-from ..results.display import TITLES, Table, interval
+from ..results.display import SHOWN_OF_TARGETS, TITLES, Table, interval
 from ..results.files import UNGROUPED
 from ..results.schema import Score
 from .model import StudyPage
@@ -45,8 +45,8 @@ def frame(page: StudyPage) -> pd.DataFrame:
 
 
 def show(page: StudyPage) -> None:
-    """Print the systems on the terminal: balanced accuracy, below it AUROC, on each evaluation set."""
-    caption = "Balanced accuracy, below it AUROC, with intervals over whole groups."
+    """Print the systems on the terminal: the two leading metrics, on each evaluation set."""
+    caption = f"{', below it '.join(_titles(page))}, with intervals over whole groups."
     absent = [row.name for row in page.systems if row.state != "done"]
     if absent:
         caption += f"\nNot run, and the page says what is missing: {', '.join(absent)}."
@@ -62,7 +62,7 @@ def markdown(page: StudyPage) -> str:
     out = [f"# {prose(page.title)}", prose(page.about)]
     table = _table(page, " / ")
     if table.rows:
-        out += ["Balanced accuracy / AUROC, with intervals over whole groups.", table.markdown()]
+        out += [f"{' / '.join(_titles(page))}, with intervals over whole groups.", table.markdown()]
     absent = [row for row in page.systems if row.state != "done"]
     if absent:
         out += [
@@ -87,6 +87,16 @@ def markdown(page: StudyPage) -> str:
     return "\n\n".join(part for part in out if part) + "\n"
 
 
+def _shown(page: StudyPage) -> tuple[str, ...]:
+    """The metrics that lead."""
+    return SHOWN_OF_TARGETS[:2] if page.result is not None and page.result.results.targets else SHOWN
+
+
+def _titles(page: StudyPage) -> list[str]:
+    first, *others = (TITLES[metric] for metric in _shown(page))
+    return [first[:1].upper() + first[1:], *others]
+
+
 def _board(page: StudyPage) -> list[Score]:
     return [] if page.result is None else page.result.results.leaderboard()
 
@@ -100,7 +110,8 @@ def _table(page: StudyPage, between: str) -> Table:
         if row.state == "done":
             scores = [by_system.get((row.name, dataset)) for dataset in sets]
             cells = [
-                "-" if m is None else between.join(interval(m.estimate(s)) for s in SHOWN) for m in scores
+                "-" if m is None else between.join(interval(m.estimate(s)) for s in _shown(page))
+                for m in scores
             ]
             rows.append([row.name, row.chosen, *cells])
     return Table(["system", "chosen on the folds", *sets], rows, left=2)

@@ -32,9 +32,11 @@ from patchbank.probe.report.page import (
     write_page,
 )
 from patchbank.probe.report.view import View
+from patchbank.probe.results.display import SHOWN, SHOWN_OF_CLASSES, SHOWN_OF_TARGETS
 from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.results.schema import PAIRED, Estimate
 from patchbank.probe.run import run_probe
+from patchbank.settings import SHIPPED
 from PIL import Image
 
 HOSTILE = "</script><script>window.pwned=1</script><img src=x onerror=window.pwned=1>\"'&"
@@ -55,6 +57,13 @@ class Tiles:
 
     def read(self, i: int) -> np.ndarray:
         return np.full((64, 64, 3), COLOURS[i], np.uint8)
+
+
+def test_the_style_shows_every_metric_that_may_lead() -> None:
+    css = (SHIPPED.parent / "probe/report/page.css").read_text()
+    leading = dict.fromkeys((*SHOWN, *SHOWN_OF_CLASSES, "kappa", "accuracy", *SHOWN_OF_TARGETS))
+    assert [m for m in leading if f"[data-metric={m}] .m.{m}" not in css] == ["mae"], "which no board ranks"
+    assert [m for m in leading if f"[data-metric={m}] .stack tr.m.{m}" not in css] == ["mae"]
 
 
 def make_map(**changes: Any) -> EmbeddingMap:

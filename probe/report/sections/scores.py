@@ -152,13 +152,22 @@ def meaning(view: View) -> str:
         "percentile": f"percentiles of the bootstrap of whole {kind}",
     }[view.results.config.interval]
     covered = COVERED[view.results.config.interval]
-    if view.multiclass:
-        covered = COVERED_CLASSES if view.results.config.interval == "jackknife" else ""
+    if view.multiclass or view.results.targets:
+        simulated = view.multiclass and view.results.config.interval == "jackknife"
+        covered = COVERED_CLASSES if simulated else ""
     parts = (_meaning_of_numbers(view, how), covered, view.result.optimism("★"))
     return " ".join(part for part in parts if part)
 
 
 def _meaning_of_numbers(view: View, how: str) -> str:
+    if count := len(view.results.targets):
+        return (
+            f"In brackets: {view.level} % intervals, by {how}. "
+            + (f"Values are means over the {count} targets. " if count > 1 else "")
+            + "Pearson's and Spearman's correlations are 0 without any relation; R2 is 1 less the squared "
+            "error over that of the set's own mean, 0 for a constant. ★ marks what the folds of the training set "
+            "chose; no choice of any kind was made on the test sets."
+        )
     if view.multiclass:
         ordered = view.results.train.ordered
         return (
