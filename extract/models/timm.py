@@ -14,12 +14,14 @@ from ...errors import EncoderError, InvalidRequest, MissingDependency, UnknownEn
 from ...settings import alike
 from ..cards import INTERPOLATIONS, MODES, Card, Transform
 from ..weights import INSTALL, Weights
+from .imports import WithoutValues, without_compiler
 from .state import State, load_file_into
 
 try:
-    import timm
-    from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
-    from timm.layers import SwiGLUPacked, to_2tuple  # pyright: ignore[reportPrivateImportUsage]
+    with without_compiler():
+        import timm
+        from timm.data import resolve_data_config  # pyright: ignore[reportPrivateImportUsage]
+        from timm.layers import SwiGLUPacked, to_2tuple  # pyright: ignore[reportPrivateImportUsage]
 except ImportError as missing:
     raise MissingDependency(f"timm is not installed: {INSTALL}") from missing
 
@@ -86,7 +88,7 @@ def build_timm(card: Card, weights: Weights | None) -> tuple[nn.Module, str]:
     """
     if weights is None:
         return create(card), ""
-    with torch.device("meta"):  # no time spent on random numbers that are overwritten
+    with torch.device("meta"), WithoutValues():  # the weights are assigned
         model = create(card)
     path = weights.path
     if path is None or not path.is_file():

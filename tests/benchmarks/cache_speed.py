@@ -1,12 +1,19 @@
-"""How fast is a store, beside one raw file on the same disk in the same run?
+"""How fast is a store, beside one raw file and other engines on the same disk in the same run?
 
-    python tests/benchmarks/cache_speed.py [--quick] [--folder DIR]
+    python tests/benchmarks/cache_speed.py [--quick] [--folder DIR] [--engines zarr hdf5 lance ...]
 
-Prints seconds (median of three) and ratios: writing with fsync against one raw file, loading everything
-against np.load (with every row compared with its checksum, again, and as if nothing was compared), 256
-random rows against np.memmap; streaming in random order with the memory that it takes; and, for a store of
-many rows, opening it and finding what is missing for a manifest of as many, with the peak memory of a fresh
-process.
+One table, a row an engine: seconds (median of three rounds, in turn) and ratios to one raw file, for
+
+    write      all rows on the disk: fsync of every file, by the engine or by this program
+    load       all rows, files in the page cache; ours are asked for by key and compared with checksums, the
+               others are read in their own order
+    256 rows   at random places: ours by key, the others by row number
+    missing    a newly opened store says how many of as many keys as it has rows it lacks
+    flipped    one byte of the largest file is changed: what reading all rows says; "named" are the rows
+
+Engines of `cache_rivals.py` write 8192 rows a transaction, as ours. Then: what checksums cost; streaming in
+random order with the memory that it takes; and, for a store of many rows, opening it and finding what is
+missing for a manifest of as many, with the peak memory of a fresh process.
 Wanted: write <= 2, load <= 1.2, random rows in a millisecond or two, opening in seconds.
 """
 
@@ -19,16 +26,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+from cache_rivals import BLOCK, Rival, installed, sync_files
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.cache.store import Store
+from patchbank.errors import PatchbankError
 
 BATCH = 1024
+OURS = ("zarr", "hdf5")
+MEASURED = ("write", "load", "256 rows", "missing")
 
 
 def identity(dim: int) -> Identity:
@@ -42,65 +53,154 @@ def timed(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def write_raw(path: Path, vectors: np.ndarray) -> None:
-    with path.open("wb", buffering=0) as file:
-        for start in range(0, len(vectors), BATCH):
-            file.write(vectors[start : start + BATCH].data)
-        os.fsync(file.fileno())
+class Raw(Rival):
+    """One file of vectors and one of keys, and np.load."""
+
+    name = "raw"
+
+    def open(self) -> None:
+        pass
+
+    def write(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        for name, array in (("keys", keys), ("vectors", vectors)):
+            with (self.folder / f"{name}.npy").open("wb", buffering=0) as file:
+                shape = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(file, shape)
+                for start in range(0, len(array), BATCH):
+                    file.write(array[start : start + BATCH].data)
+                os.fsync(file.fileno())
+
+    def keys(self) -> np.ndarray:
+        return np.load(self.folder / "keys.npy")
+
+    def load(self) -> np.ndarray:
+        return np.load(self.folder / "vectors.npy")
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        return np.array(np.load(self.folder / "vectors.npy", mmap_mode="r")[index])
 
 
-def write_store(store: Store, keys: np.ndarray, vectors: np.ndarray) -> None:
-    with store.writer() as writer:
-        for start in range(0, len(keys), BATCH):
-            part = slice(start, start + BATCH)
-            writer.append(keys[part], vectors[part], range(start, start + len(keys[part])))  # type: ignore
+class Ours(Rival):
+    """A store of a bank; `order` are the keys of its rows."""
+
+    backend: str
+    order: np.ndarray
+
+    def create(self) -> None:
+        Bank(self.folder).open_store(identity(self.dim), create=True, backend=self.backend)
+
+    def open(self) -> None:
+        self.store = Bank(self.folder).find("noise")
+
+    def write(self, keys: np.ndarray, vectors: np.ndarray) -> None:
+        with self.store.writer() as writer:
+            for start in range(0, len(keys), BATCH):
+                part = slice(start, start + BATCH)
+                writer.append(keys[part], vectors[part], range(start, start + len(keys[part])))  # type: ignore
+
+    def load(self) -> np.ndarray:
+        return self.store.load(self.order)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        return self.store.load(self.order[index])
+
+    def missing(self, wanted: np.ndarray) -> int:
+        return int((~self.store.contains(wanted)).sum())
 
 
-def speed(folder: Path, rows: int, dim: int, rounds: int) -> dict[str, dict[str, list[float]]]:
+def write(table: Rival, keys: np.ndarray, vectors: np.ndarray) -> None:
+    """All rows into an empty table, and on the disk."""
+    if isinstance(table, Raw | Ours):
+        table.write(keys, vectors)
+        return
+    for start in range(0, len(keys), BLOCK):
+        table.append(keys[start : start + BLOCK], vectors[start : start + BLOCK])
+    sync_files(table.folder)
+
+
+def speed(
+    folder: Path, engines: Sequence[type[Rival]], rows: int, dim: int, rounds: int
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+    """Seconds by engine and what was measured; what reading says of a changed byte. Leaves the last zarr."""
     random = np.random.default_rng(0)
     keys = random.integers(0, 256, (rows, 16), dtype=np.uint8)
     vectors = random.integers(0, 0x7000, (rows, dim), dtype=np.uint16).view(np.float16)
     some = random.choice(rows, 256, replace=False)
-    seconds: dict[str, dict[str, list[float]]] = {}
-
-    def note(what: str, who: str, work: Callable[[], object]) -> None:
-        seconds.setdefault(what, {}).setdefault(who, []).append(timed(work))
-
+    wanted = random.permutation(keys)
+    wanted[::10] ^= 255
+    lacking = len(range(0, rows, 10))
+    Ours.order = keys
+    seconds: dict[str, dict[str, list[float]]] = {kind.name: {} for kind in engines}
+    flipped: dict[str, str] = {}
     for turn in range(rounds):
-        raw = folder / "raw"
-        os.sync()
-        note("write + fsync", "raw", lambda raw=raw: write_raw(raw, vectors))
-        for backend in ("zarr", "hdf5"):
-            place = folder / f"{backend}{turn}"
-            store = Bank(place).open_store(identity(dim), create=True, backend=backend)
+        for kind in engines:
+            place = folder / f"{kind.name}{turn}"
+
+            def note(what: str, work: Callable[[], object], who: str = kind.name) -> None:
+                seconds[who].setdefault(what, []).append(timed(work))
+
+            table = kind(place, dim, create=True)
             os.sync()
-            note("write + fsync", backend, lambda store=store: write_store(store, keys, vectors))
-        np.save(folder / "all.npy", vectors)
-        for _ in range(2):  # the first brings the files into memory
-            note("load all", "raw", lambda: np.load(folder / "all.npy"))
-            for backend in ("zarr", "hdf5"):
-                store = Bank(folder / f"{backend}{turn}").find("noise")
-                store.contains(keys[:1])
-                note("load all", backend, lambda store=store: store.load(keys))
-                note("load all", f"{backend} again", lambda store=store: store.load(keys))
-                store = Bank(folder / f"{backend}{turn}").find("noise")
-                store.contains(keys[:1])
+            note("write", lambda table=table: write(table, keys, vectors))
+            for attempt in range(2):  # the first brings the files into memory
+                table = kind(place, dim)
+                found: list[np.ndarray] = []
+                note("load" if attempt else "first load", lambda: found.append(table.load()))  # noqa: B023
+                assert np.array_equal(found.pop().view("u2"), vectors.view("u2")), kind.name
+            if isinstance(table, Ours):
+                note("load again", table.load)
                 with patch.object(Store, "_compare"):  # as if nothing was compared with its checksum
-                    note("load all", f"{backend} unchecked", lambda store=store: store.load(keys))
-                assert np.array_equal(store.load(keys[some]).view("u2"), vectors[some].view("u2"))
-        mapped = np.load(folder / "all.npy", mmap_mode="r")
-        for _ in range(20):
-            note("256 random rows", "raw", lambda mapped=mapped: np.array(mapped[some]))
-        for backend in ("zarr", "hdf5"):
-            store = Bank(folder / f"{backend}{turn}").find("noise")
-            store.load(keys[some])
+                    table.open()
+                    note("load unchecked", table.load)
+                    table.open()
+            assert np.array_equal(table.rows(some).view("u2"), vectors[some].view("u2")), kind.name
             for _ in range(20):
-                note("256 random rows", backend, lambda store=store: store.load(keys[some]))
-            if turn < rounds - 1:
-                shutil.rmtree(folder / f"{backend}{turn}")
-        raw.unlink()
-        (folder / "all.npy").unlink()
-    return seconds
+                note("256 rows", lambda table=table: table.rows(some))
+            lacks: list[int] = []
+            note("missing", lambda: lacks.append(kind(place, dim).missing(wanted)))  # noqa: B023
+            assert lacks == [lacking], kind.name
+            last = turn == rounds - 1
+            if last and kind.name == "zarr":
+                shutil.copytree(place, folder / "kept")
+            if last:
+                flipped[kind.name] = changed(kind, place, dim, vectors)
+            shutil.rmtree(place)
+    return seconds, flipped
+
+
+def changed(kind: type[Rival], place: Path, dim: int, vectors: np.ndarray) -> str:
+    """What reading all rows says after one byte of the largest file was changed."""
+    largest = max((path for path in place.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.seek(largest.stat().st_size // 4)  # in a last chunk, the rest may be empty
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    try:
+        found = kind(place, dim).load()
+    except PatchbankError:
+        return "named"  # the message says which rows, and what to do
+    except Exception as error:  # noqa: BLE001  each engine has errors of its own
+        return type(error).__name__
+    return "not in rows" if np.array_equal(found.view("u2"), vectors.view("u2")) else "unseen"
+
+
+def show(seconds: dict[str, dict[str, list[float]]], flipped: dict[str, str]) -> None:
+    """The table, 80 columns wide, and what comparing with checksums costs."""
+    middle = {who: {w: statistics.median(s) for w, s in parts.items()} for who, parts in seconds.items()}
+    print(f"{'':12}" + "".join(f"{what:>14}" for what in MEASURED) + f"{'flipped':>12}")
+    for who, parts in middle.items():
+        cells = [cell(parts[what], parts[what] / middle["raw"][what]) for what in MEASURED]
+        print(f"{who:12}" + "".join(f"{one:>14}" for one in cells) + f"{flipped[who]:>12}")
+    for who in OURS:
+        if who in seconds:
+            least, without = min(seconds[who]["load"]), min(seconds[who]["load unchecked"])
+            print(f"{who}: comparing with checksums costs {100 * (least / without - 1):+.0f} % of a load")
+
+
+def cell(seconds: float, ratio: float) -> str:
+    time_of = f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+    return f"{time_of} {ratio:.{2 if ratio < 0.995 else 1 if ratio < 10 else 0}f}x"
 
 
 def opening(folder: Path, rows: int) -> None:
@@ -178,6 +278,7 @@ def main() -> None:
     )
     parser.add_argument("--quick", action="store_true", help="20,000 rows of 256 instead of 200,000 of 1024")
     parser.add_argument("--folder", type=Path, help="where to write (default: the temporary folder)")
+    parser.add_argument("--engines", nargs="*", help="only these, beside the raw file (default: all)")
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--stream", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -186,19 +287,16 @@ def main() -> None:
     if options.stream:
         return stream_alone(options.stream)
     rows, dim, many = (20_000, 256, 100_000) if options.quick else (200_000, 1024, 1_000_000)
+    ours = [type(name, (Ours,), {"name": name, "backend": name}) for name in OURS]
+    engines = [*ours, *installed()]
+    engines = [kind for kind in engines if kind.name in (options.engines or [kind.name])]
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
         print(f"{rows} x {dim} float16, {rows * dim * 2 / 2**20:.0f} MB")
-        for what, parts in speed(Path(name), rows, dim, 1 if options.quick else 3).items():
-            raw = statistics.median(parts["raw"])
-            middle = {who: statistics.median(seconds) for who, seconds in parts.items()}
-            print(f"{what:16}", "  ".join(f"{who} {s:.5f} s ({s / raw:.2f})" for who, s in middle.items()))
-            for who in ("zarr", "hdf5") if what == "load all" else ():
-                least, without = min(parts[who]), min(parts[f"{who} unchecked"])
-                print(
-                    f"  {who}: comparing with checksums costs {100 * (least / without - 1):+.0f} % of a load"
-                )
-        streaming(next(Path(name).glob("zarr*")))
-        opening(Path(name) / "many", many)
+        show(*speed(folder, [Raw, *engines], rows, dim, 1 if options.quick else 3))
+        if (folder / "kept").exists():
+            streaming(folder / "kept")
+            opening(folder / "many", many)
 
 
 if __name__ == "__main__":
