@@ -506,12 +506,15 @@ def import_command(path: Path, bank: str, table_out: Path | None, backend: str, 
     settings = {name: value for name, value in settings.items() if value not in (None, "", (), {})}
     done = work(path, bank=bank, backend=backend, on_note=notes.append, **settings)
     for text in notes:
-        echo(f"Note: {text}.", err=True)
+        note(f"Note: {text}.", err=True)
     echo(f"{done.store.name}: {done.added} of {len(done.manifest)} rows were new")
     if done.file is not None:
         encoder = done.store.identity.encoder["id"]
         echo(f"wrote {done.file}: {len(done.manifest)} patches")
-        echo(f"Next: patchbank probe run {done.file} --bank {bank} --encoder {encoder} -o results")
+        if done.manifest.header.classes or done.manifest.header.targets:
+            echo(f"Next: patchbank probe run {done.file} --bank {bank} --encoder {encoder} -o results")
+        else:
+            echo("No row has a label: a probe needs a column of them, --column label=NAME, or --table LABELS")
 
 
 _DEFAULTS = {"unmatched", "licence", "source", "version"}  # options that always have a value

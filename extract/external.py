@@ -30,7 +30,7 @@ from ..datasets.hashes import look_up
 from ..datasets.manifest import Manifest, check_place, listed, load_manifest
 from ..errors import InvalidRequest
 from ..settings import not_one_of
-from .joining import Say, joined, matched, partners, rows_of
+from .joining import Say, check_order, joined, matched, partners, rows_of
 
 if TYPE_CHECKING:
     from ..cache.store import Store
@@ -256,6 +256,7 @@ def _of_manifest(
             "manifest with --hashes, or extract it into this bank first"
         )
     ids = manifest.table["patch_id"].astype(str)
+    bare = ids.str.removeprefix(f"{name}/")
     if "patch_id" not in source.table.columns:
         if len(ids) != source.vectors.shape[0]:
             raise InvalidRequest(
@@ -263,8 +264,9 @@ def _of_manifest(
                 "without ids: "
                 "they are joined by their order"
             )
+        check_order(source.table, pd.DataFrame({"patch_id": bare}), source, name)
         return source.with_table(source.table.assign(patch_id=ids)), manifest, found.hashes
-    right = pd.DataFrame({"patch_id": ids.str.removeprefix(f"{name}/")})
+    right = pd.DataFrame({"patch_id": bare})
     left = source.table["patch_id"].astype(str).str.removeprefix(f"{name}/")
     at = partners(left.tolist(), right["patch_id"].tolist(), source, name, "patch_id")
     rows = matched(at, source, right, name, "patch_id", unmatched, say)

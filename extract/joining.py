@@ -66,6 +66,9 @@ def joined(
                 f"{name} has {len(right)} rows, and {source.path} {len(left)} embeddings: they are joined "
                 "by their order, unless both have ids (--join OURS=THEIRS)"
             )
+        if not join:
+            left = left.drop(columns=["patch_id", "group"] if "patch_id" in left.columns else [])
+            check_order(left, right, source, name)
         say(f"rows of {Path(name).name} and {source.path.name} belong together by their order")
         at, rows = np.arange(len(left)), np.arange(len(left))
     else:
@@ -128,9 +131,14 @@ def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say
     if "patch_id" in left.columns:
         ids = {*left["patch_id"].astype(str)}
         fits = [str(column) for column in right.columns if ids & {*right[column].astype(str)}]
-        if not fits:  # the same names with and without folder and suffix
+        numbered = "group" in left.columns and left["patch_id"].tolist() == [
+            f"{slide}/{i}" for slide, i in zip(left["group"], left.groupby("group").cumcount(), strict=True)
+        ]
+        if not fits and not numbered:  # the same names with and without folder and suffix
             bare = {*map(_bare, ids)}
             fits = [str(column) for column in right.columns if bare & {*map(_bare, right[column])}]
+        if not fits and numbered and len(source.files) == 1 and len(left) == len(right):
+            return "", ""  # one file that is no slide of the table: its rows have no names
         if len(fits) == 1:
             say(f"rows are joined on {fits[0]!r} of {Path(name).name}")
             return "patch_id", fits[0]
@@ -140,6 +148,25 @@ def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say
             f"{listed(map(str, right.columns))}"
         )
     return "", ""
+
+
+def check_order(left: pd.DataFrame, right: pd.DataFrame, source: Source, name: str) -> None:
+    """Raise InvalidRequest where rows that would be joined by their order have names, and these differ.
+
+    Names of the source are no ids where some are repeated, or where they are numbers.
+    """
+    for ours in (column for column in IDS if column in left.columns):
+        for theirs in map(str, right.columns):
+            one, other = _names(left[ours], right[theirs], False)
+            alike = {*one} == {*other} if left[ours].dtype.kind in "iuf" else not {*one}.isdisjoint(other)
+            row = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), -1)
+            if alike and row >= 0:
+                raise InvalidRequest(
+                    f"{source.row(row)} is {one[row]!r} ({ours}), and row {row + 1} of {name} is "
+                    f"{other[row]!r} ({theirs}): they cannot be joined by their order. Fix: --join "
+                    f"{ours}={theirs}, for which every name has to be there once; --join row, if the order "
+                    "is right all the same"
+                )
 
 
 def _names(left: pd.Series, right: pd.Series, slides: bool) -> tuple[list[str], list[str]]:
@@ -238,7 +265,7 @@ def _identified(source: Source, frame: pd.DataFrame) -> Source:
     if len(twice):
         first = int(np.flatnonzero((ids == ids.iloc[twice[0]]).to_numpy())[0])
         raise InvalidRequest(
-            f"{made.row(first)} and {made.row(int(twice[0]))} have the same id ({len(twice)} ids occur again)"
+            f"{made.row(first)} and {made.row(int(twice[0]))} have the same id ({len(twice)} such rows)"
         )
     return made
 

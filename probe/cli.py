@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .. import options
+from ..errors import PatchbankError
 from ..terminal import echo, note, say
 
 
@@ -144,16 +145,21 @@ def _imported(
     if settings.get("bank") is None:
         place = TemporaryDirectory(prefix="patchbank-")
         settings["bank"] = click.get_current_context().with_resource(place)
-    done = import_embeddings(
-        train,
-        bank=settings["bank"],
-        table=table,
-        columns=pairs(columns, "--column"),
-        encoder=encoders[0] if encoders else "",
-        unnamed=True,
-        positive=settings.pop("positive", ""),
-        on_note=lambda note: say(f"Note: {note}.", style="yellow", err=quiet),
-    )
+    try:
+        done = import_embeddings(
+            train,
+            bank=settings["bank"],
+            table=table,
+            columns=pairs(columns, "--column"),
+            encoder=encoders[0] if encoders else "",
+            unnamed=True,
+            positive=settings.pop("positive", ""),
+            on_note=lambda text: note(f"Note: {text}.", err=quiet),
+        )
+    except PatchbankError as error:
+        if any(option in str(error) for option in ("--join", "--key", "--dtype", "--targets")):
+            error.add_note("`patchbank cache import` has this option, and writes a manifest for `probe run`.")
+        raise
     settings["encoders"] = [done.store.identity.encoder["id"]]
     settings["tokens"] = [done.store.identity.tokens]
     return done.manifest

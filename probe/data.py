@@ -181,8 +181,13 @@ def class_names(header: Header, config: ProbeConfig) -> tuple[str, ...]:
             f"{name} has numbers to predict ({', '.join(header.targets[:5])}) and no classes: use "
             "`patchbank probe run`, or build it with labels"
         )
-    if len(classes) < 2:
-        raise InvalidRequest(f"{name} has {len(classes)} classes: a probe needs two or more")
+    if not classes:
+        raise InvalidRequest(
+            f"no row of {name} has a label: build it with labels, or numbers to predict; of a table "
+            "--column label=NAME says which of its columns has them"
+        )
+    if len(classes) == 1:
+        raise InvalidRequest(f"{name} has one class alone, {classes[0]!r}: a probe needs two or more")
     if config.target is not None and config.target not in classes:
         which = "positive class" if config.positive else "class"
         raise InvalidRequest(

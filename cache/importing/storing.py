@@ -60,9 +60,10 @@ def checked_parts(source: Source, dtype: str) -> Iterator[tuple[int, np.ndarray]
             what = (
                 f"has {int(np.isnan(vector).sum())} NaN and {int(np.isinf(vector).sum())} infinite numbers"
                 if not np.isfinite(vector).all()
-                else f"has {np.abs(vector).max():.6g}, which {dtype} does not hold (--dtype float32)"
+                else f"has {np.abs(vector).max():.6g}, which {dtype} does not hold"
+                + (" (--dtype float32)" if dtype == "float16" else "")
             )
-            more = f"; so have {len(odd) - 1} of the next rows" if len(odd) > 1 else ""
+            more = f" ({len(odd)} such rows among {len(part)})" if len(odd) > 1 else ""
             raise InvalidRequest(f"{source.row(start + int(row))} {what}{more}")
         yield start, stored
         start += len(part)

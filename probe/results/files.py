@@ -242,7 +242,7 @@ class ProbeResult:
 
     def show(self) -> None:
         """Print the leaderboard on the terminal, in the form that its width allows."""
-        level = round(100 * self.results.config.level)
+        level, intervals = round(100 * self.results.config.level), self.results.config.bootstrap > 0
         how = "Scored by the mean probability of the folds' models, each stopped where its own fold was best."
         if any(model.choice for model in self.results.models):
             how = (
@@ -267,7 +267,7 @@ class ProbeResult:
         ]
         Table(["scored on", "features", "patches", *(TITLES[name] for name in metrics)], rows, left=2).show(
             title="Probe results",
-            caption=f"In brackets: {level} % intervals over whole groups. {how}",
+            caption=f"In brackets: {level} % intervals over whole groups. {how}" if intervals else how,
         )
         self._show_targets()
         titles = [TITLES[name] for name in SHOWN]

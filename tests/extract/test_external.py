@@ -123,6 +123,12 @@ def test_one_command_leads_from_features_to_scores(folder: Path) -> None:
         refused = CliRunner().invoke(cli.patchbank, wrong)
         assert refused.exit_code == 2
         assert why in " ".join(refused.output.split())
+    unlabelled = CliRunner().invoke(cli.patchbank, ["probe", "run", "features.npy"])
+    assert "no row of features has a label" in str(unlabelled.exception)
+    TABLE[:-1].to_csv("labels.csv", index=False)
+    other = CliRunner().invoke(cli.patchbank, [*words, "--positive", "tumor"])
+    assert other.exception is not None
+    assert "`patchbank cache import` has this option" in other.exception.__notes__[0]
 
 
 def test_rows_vectors_and_identity(folder: Path) -> None:
@@ -323,7 +329,7 @@ def test_numbers_that_are_missing(folder: Path, value: float, what: str) -> None
     spoilt[[7, 30], 5] = value
     np.save("features.npy", spoilt)
     refused(
-        rf"features\.npy: row 7 \(p7\) has {what} numbers; so have 1 of the next rows",
+        rf"features\.npy: row 7 \(p7\) has {what} numbers \(2 such rows among 96\)",
         columns=COLUMNS | {"patch_id": "name"},
     )
     refused(what, out="mine.toml", dataset="mine")
@@ -332,6 +338,8 @@ def test_numbers_that_are_missing(folder: Path, value: float, what: str) -> None
 def test_numbers_that_are_too_large(folder: Path) -> None:
     np.save("features.npy", X * 1e6)
     refused(r"row 0 .* which float16 does not hold \(--dtype float32\)", dtype="float16")
+    np.save("features.npy", X.astype(np.float64) * 1e39)
+    refused(r"row 0 .* which float32 does not hold \(96 such rows")
 
 
 def test_tables_that_do_not_match(folder: Path) -> None:
@@ -361,6 +369,39 @@ def test_tables_that_do_not_match(folder: Path) -> None:
     )
     refused("'nothing' is not one of", table=TABLE, columns={"label": "nothing"})
     refused("--join 'nothing' is not one of", "f.npz", TABLE, join="patch_id=nothing")
+
+
+def test_names_that_differ_are_not_joined_by_their_order(folder: Path) -> None:
+    """Ids that occur twice, or are numbers, are no key, but are compared with those of the table."""
+    shuffled = TABLE.sample(frac=1, random_state=0)
+    names = TABLE["name"].to_numpy(dtype=str)
+    np.savez("twice.npz", features=X, ids=np.array(["p0", *names[:1], *names[2:]]))
+    refused(r"twice\.npz: row 1 is 'p0' \(ids\), and row 2 of the table is 'p1' \(name\)", "twice.npz", TABLE)
+    refused("have the same id 'p0'", "twice.npz", TABLE, join="ids=name")
+    np.savez("numbers.npz", features=X, id=np.arange(ROWS))
+    numbered = TABLE.assign(number=np.arange(ROWS))
+    refused(
+        r"numbers\.npz: row 0 is '0' \(id\), and row 1 of the table",
+        "numbers.npz",
+        numbered.sample(frac=1, random_state=0),
+    )
+    assert len(imported("twice.npz", TABLE, join="row").manifest) == ROWS
+    assert imported("numbers.npz", numbered).manifest.table["label"].tolist() == TABLE["diagnosis"].tolist()
+    imported(out="mine.toml", dataset="mine", columns=COLUMNS | {"patch_id": "name"})
+    np.savez("other.npz", features=X, names=shuffled["name"].to_numpy(dtype=str)[[0, *range(ROWS - 1)]])
+    with pytest.raises(
+        InvalidRequest, match=r"other\.npz: row 0 is .*, and row 1 of mine is 'p0' \(patch_id\)"
+    ):
+        import_embeddings("other.npz", bank="bank", encoder="conch", manifest="mine.toml", on_note=quiet)
+
+
+def test_one_matrix_of_torch_is_no_slide(folder: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.from_numpy(X), "features.pt")
+    done = imported("features.pt")
+    assert any("belong together by their order" in note for note in done.notes)
+    assert done.manifest.table["patch_id"].tolist()[:2] == ["features/p0", "features/p1"]
+    assert done.manifest.table["group"].tolist() == TABLE["patient"].tolist()
 
 
 def test_requests_that_make_no_sense(folder: Path) -> None:
