@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..errors import ImageError, InvalidRequest, ManifestError
 from ..files import cores
-from ..settings import near, not_one_of
+from ..settings import near, nearest, not_one_of
 from ..terminal import progress_bar
 from .arrays import hdf5_table, npz_table, parquet_table
 from .clusters import (
@@ -253,6 +253,11 @@ def describe_table(
             f"no split is called 'train', which folds are made of; there are "
             f"{listed(map(repr, sorted(splits)))}: rename one with --map split:OLD=train"
         )
+    for word in sorted(splits):
+        alike = nearest(word.casefold(), SPLITS, cutoff=0.7)
+        if alike and not word.casefold().startswith(alike):
+            meant = SPLITS[alike]
+            say(f"the split {word!r} is a set by itself; if {meant!r} is meant: --map split:{word}={meant}")
     if "path" in table.columns and (again := table["path"].duplicated(keep=False)).any():
         say(f"{int(again.sum())} rows name a file that another row names too: {listed(table['path'][again])}")
     if description.targets:
@@ -297,12 +302,17 @@ def _with_targets(table: pd.DataFrame, description: Description, say: Callable[[
 def _classes(table: pd.DataFrame, description: Description) -> tuple[str, ...]:
     """The labels in their order. Raises ManifestError: too many to be classes, no order stated."""
     if description.classes or "label" not in table.columns:
+        _refuse_others(table, description)
         return tuple(description.classes)
     rows = table["label"].value_counts().drop("", errors="ignore")
     found = sorted(str(label) for label in rows.index)
     shown = listed(map(repr, found[:3]), total=len(found)) if len(found) > 3 else ""
-    if len(found) > MOST_CLASSES or (len(found) > FEW_CLASSES and 2 * len(found) > rows.sum()):
-        paths = sum("/" in label or label.lower().endswith(SUFFIXES) for label in found)
+    paths = sum("/" in label or label.lower().endswith(SUFFIXES) for label in found)
+    if (
+        len(found) > MOST_CLASSES
+        or (len(found) > FEW_CLASSES and 2 * len(found) > rows.sum())
+        or (len(found) > 2 and all(label.lower().endswith(SUFFIXES) for label in found))
+    ):
         what = "the labels are paths" if 2 * paths > len(found) else "the labels look like names or numbers"
         raise ManifestError(
             f"{description.dataset!r} has {len(found)} classes in {rows.sum()} rows ({shown}): {what}, not "
@@ -313,9 +323,24 @@ def _classes(table: pd.DataFrame, description: Description) -> tuple[str, ...]:
     if description.ordered and not numbers:
         raise ManifestError(
             f"--ordered, but the order of {listed(map(repr, found))} is not stated. Fix: --classes "
-            f"{','.join(found)} from the lowest to the highest."
+            "LOWEST,...,HIGHEST, all of them."
         )
     return tuple(sorted(found, key=int) if numbers else found)
+
+
+def _refuse_others(table: pd.DataFrame, description: Description) -> None:
+    """Raises ManifestError for labels that are none of the classes that were stated."""
+    if "label" not in table.columns:
+        return
+    rows = table["label"].value_counts().drop(["", *description.classes], errors="ignore")
+    if len(rows):
+        shown = listed(f"{label!r} ({count} rows)" for label, count in rows.items())
+        first = str(rows.index[0])
+        raise ManifestError(
+            f"labels outside the classes {list(description.classes)}: {shown}. Fix: add them to --classes, "
+            f"join them (--map {first!r}={description.classes[0]!r}), or leave these rows without a label "
+            f"(--map {first!r}=)."
+        )
 
 
 def _positive(

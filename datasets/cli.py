@@ -203,7 +203,7 @@ def _build(
     name: str, root: str, out: str | None, table_format: str | None, as_json: bool, **options: Any
 ) -> None:
     from .builders import build_manifest, fault_lines
-    from .manifest import check_place, classes_note, groups_note
+    from .manifest import check_place, classes_note, groups_note, lone_rows_note
 
     skipped: list[tuple[str, str]] = []
     notes: list[str] = []
@@ -219,7 +219,7 @@ def _build(
     manifest = build_manifest(
         name, root, on_skip=lambda *item: skipped.append(item), on_note=notes.append, **options
     )
-    notes += filter(None, (groups_note(manifest), classes_note(manifest)))
+    notes += filter(None, (groups_note(manifest), lone_rows_note(manifest), classes_note(manifest)))
     file = manifest.save(place, table_format=table_format)
     if as_json:
         return _json(

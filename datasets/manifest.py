@@ -37,6 +37,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 _ONE_NUMBER = re.compile(r"\D*(\d+)\D*")
 _DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+\s*")
 NO_GROUPS = "none"  # the group_kind of a data set of which no groups are known
+FEW_ROWS = 10  # in fewer each may well be of another slide
 MOST_CLASSES = 200  # more labels than these were not meant as classes
 SHOWN = 8  # rows that a message names before it says "and N more"
 _TEXTS = {pa.string(): TEXT, pa.large_string(): TEXT}
@@ -538,6 +539,16 @@ def groups_note(manifest: Manifest) -> str:
     return ""
 
 
+def lone_rows_note(manifest: Manifest) -> str:
+    """A clause where every row is a group by itself, as when a file's name was taken for its slide; or ""."""
+    groups = manifest.table["group"]
+    if len(groups) < FEW_ROWS or (groups == "").any() or not _distinct(groups):
+        return ""
+    return (
+        "every row has a group of its own, so rows count as independent: is the group the slide or patient?"
+    )
+
+
 def classes_note(manifest: Manifest) -> str:
     """What a reader must know of the classes, as one clause; "" where there is nothing.
 
@@ -546,7 +557,13 @@ def classes_note(manifest: Manifest) -> str:
     """
     classes, table = manifest.header.classes, manifest.table
     rows = pd.crosstab(table["label"], table["split"]).reindex(list(classes), fill_value=0)
-    notes = []
+    notes = [
+        f"the target {name!r} is {table[name].iat[0]:g} in all rows, so there is nothing to predict"
+        for name in manifest.header.targets
+        if len(table) > 1 and (table[name] == table[name].iat[0]).all()
+    ]
+    if len(classes) == 1:
+        notes.append(f"one class only ({classes[0]!r}), so there is nothing to tell apart")
     if len(classes) > MOST_CLASSES:
         notes.append(f"{len(classes)} classes in {len(table)} rows: is the label a path, an id or a number?")
     if empty := [name for name, count in rows.sum(axis=1).items() if not count]:

@@ -9,7 +9,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -214,12 +214,13 @@ def find_files(root: Path, paths: Sequence[str], *, say: Say) -> tuple[list[str]
         if (found := _look_up(index, path)) is not None:
             files[path] = found
     doubled = {file for file, count in Counter(files.values()).items() if count > 1}
+    endings = {os.path.splitext(name)[0]: os.path.splitext(name)[1] for name in index or ()}  # noqa: PTH122
     faults, new = {}, []
     for row, path in enumerate(paths):
         place, mark, member = path.partition(MARK)
         file = files.get(place)
         if file is None:
-            faults[row] = f"no file under {root}"
+            faults[row] = f"no file under {root}" + _ending_note(place, endings)
         elif file in doubled and file != place:
             faults[row] = f"no file of its own under {root}; the file that fits belongs to another row too"
         new.append(f"{place if file is None else file}{mark}{member}")
@@ -228,6 +229,12 @@ def find_files(root: Path, paths: Sequence[str], *, say: Say) -> tuple[list[str]
         old, file = changed[0]
         say(f"{len(changed)} paths do not exist as written and were resolved: {old!r} is read as {file!r}")
     return new, faults
+
+
+def _ending_note(path: str, endings: Mapping[str, str]) -> str:
+    """What to do where files have an ending that the table leaves out; "" where it is something else."""
+    ending = endings.get(_key(path))
+    return f", but one that ends in {ending}: --path-format '{{COLUMN}}{ending}'" if ending else ""
 
 
 def _exists(path: Path) -> bool:

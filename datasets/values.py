@@ -22,6 +22,7 @@ HIDDEN = "-1"  # beside labels that count from 0: not known
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "val": "val",
           "valid": "val", "validation": "val"}  # fmt: skip
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")  # of no width, between or around letters
+_CONTROL = re.compile("[\\x00-\\x08\\x0e-\\x1f\\x7f]")
 _INSIDE = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")  # a blank between letters
 _QUOTED = re.compile(r"""(['"`])(.+)\1\Z""")
 _BETWEEN = re.compile(r"(?<=[^\W\d_])[-_./ ]+(?=[^\W\d_])")  # marks between letters
@@ -52,14 +53,15 @@ def spelling_of(label: str) -> str:
     """The same for labels that are one class in several spellings.
 
     Beside `key_of`: quotes, accents, punctuation between and after words ("non-tumor", "tumor."), plural and
-    British English. Signs and numbers stay: "HER2+" and "HER2-", "<5" and ">5", "1.5" and "15" differ.
+    British English, leading zeros. Signs and numbers stay: "HER2+" and "HER2-", "<5" and ">5", "1.5" and "15"
+    differ.
     """
     key = _QUOTED.sub(r"\2", key_of(label)).strip(" .,;:!?_")
     letters = unicodedata.normalize("NFD", _BETWEEN.sub("", _PLURAL.sub(r"\1", key)))
     key = "".join(one for one in letters if not "\u0300" <= one <= "\u036f")
     for british, american in _BRITISH:
         key = re.sub(british, american, key)
-    return _WHOLE.sub(r"\1", key)
+    return _PADDED.sub("", _WHOLE.sub(r"\1", key))
 
 
 def spellings(labels: Collection[str]) -> list[list[str]]:
@@ -138,6 +140,10 @@ def read_values(
         counts = Counter(dict(zip(values, np.bincount(codes, minlength=len(values)).tolist(), strict=True)))
         if broken := sorted(value for value in counts if "\n" in value.strip()):
             raise ManifestError(f"a {column} holds a line break ({broken[0][:60]!r}): is a quote not closed?")
+        if broken := sorted(value for value in counts if _CONTROL.search(value.strip())):
+            raise ManifestError(
+                f"a {column} holds a control character ({broken[0][:60]!r}). Fix: remove it from the table."
+            )
         new = _meanings(column, counts, wanted[column], kept, strip, say)
         _refuse_spellings(column, counts, new, wanted[column], classes if column == "label" else ())
         meant = in_arrow(pd.Series([new[value] for value in values], dtype=object))
@@ -218,7 +224,7 @@ def _refuse_spellings(
         " and ".join(f"{_shown(value, family)} ({rows[value]} rows)" for value in family) for family in split
     ]
     how = "punctuation, plural, British English, " if column == "label" else ""
-    how += "leading zeros, " if column == "group" else ""
+    how += "leading zeros, " if column in ("label", "group") else ""
     how = f"blanks, case, quotes, {how}look-alike letters or Unicode form"
     first = sorted(split[0], key=lambda value: -rows[value])
     raise ManifestError(

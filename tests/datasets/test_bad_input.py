@@ -196,3 +196,44 @@ def test_each_fault_of_a_file_is_named_at_once(tmp_path: Path) -> None:
     ):
         assert part in words
     assert issubclass(ManifestError, PatchbankError)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"label": ["1", "01"] * 6}, {}, r"leading zeros.*'1' \(6 rows\) and '01' \(6 rows\)"),
+        ({"label": ["grade 2", "grade 02"] * 6}, {}, r"leading zeros.*--map 'grade 02'='grade 2'"),
+        ({"label": ["a\0", "b"] * 6}, {"positive": "b"}, r"control character \('a\\x00'\)"),
+        ({"label": [f"{k}.png" for k in range(12)]}, {}, "has 12 classes in 12 rows.*the labels are paths"),
+        (
+            {"label": ["low", "mid", "high"] * 4},
+            {"classes": ("low", "high")},
+            r"labels outside the classes \['low', 'high'\]: 'mid' \(4 rows\).*--map 'mid'='low'.*'mid'=\)",
+        ),
+        ({"label": ["low", "mid", "high"] * 4}, {"ordered": True}, "Fix: --classes LOWEST,...,HIGHEST"),
+        (
+            {"path": [str(k) for k in range(12)], "label": "a"},
+            {},
+            r"no file under .*, but one that ends in .png: --path-format '{COLUMN}.png'",
+        ),
+    ],
+)
+def test_labels_and_paths_that_cannot_be_meant(
+    build: Any, columns: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ManifestError, match=message):
+        build(columns, **options)
+
+
+def test_what_can_be_meant_but_seldom_is_said(build: Any, tmp_path: Path) -> None:
+    _, notes = build({"label": ["a"] * 12, "split": ["train"] * 6 + ["tset", "test1"] * 3})
+    assert notes == ["the split 'tset' is a set by itself; if 'test' is meant: --map split:tset=test"]
+    same, _ = build({"age": ["3"] * 12}, targets=("age",))
+    assert classes_note(same) == "the target 'age' is 3 in all rows, so there is nothing to predict"
+    table = tmp_path / "t.csv"
+    pd.DataFrame({"path": [f"{k}.png" for k in range(ROWS)], "label": "a"}).to_csv(table, index=False)
+    command = ("build", "from-csv", "--root", tmp_path / "images", "--table", table, "--name", "toy")
+    shown = invoke(*command, "--column", "group=path", "--out", tmp_path / "toy.toml")
+    assert shown.exit_code == 0, shown.output
+    assert "toy: every row has a group of its own, so rows count as independent" in shown.output
+    assert "toy: one class only ('a'), so there is nothing to tell apart" in shown.output

@@ -111,7 +111,7 @@ class TestFolder:
             ({"positive": "ugly"}, "'ugly' is not one of the classes"),
             (
                 {"classes": ("bad", "fine")},
-                r"label outside the classes \['bad', 'fine'\]: row 1 .* has 'good'",
+                r"labels outside the classes \['bad', 'fine'\]: 'good' \(2 rows\)",
             ),
             (
                 {"layout": "{split}/{label}/{group}/{domain}"},

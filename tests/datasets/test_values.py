@@ -184,7 +184,7 @@ def test_the_classes_of_the_rest_are_said(tmp_path: Path, write_images: WriteIma
 def test_grades_need_an_order(tmp_path: Path, write_images: WriteImages) -> None:
     write_images(tmp_path, {f"{i}.png": i for i in range(4)})
     grades = ["low", "high", "mid", "mid"]
-    with pytest.raises(ManifestError, match=r"'high', 'low', 'mid' is not stated.*--classes high,low"):
+    with pytest.raises(ManifestError, match=r"'high', 'low', 'mid' is not stated.*--classes LOWEST"):
         build(tmp_path, grades, ordered=True)
     built, _ = build(tmp_path, grades, ordered=True, classes=("low", "mid", "high"))
     assert (built.header.classes, built.header.ordered) == (("low", "mid", "high"), True)
