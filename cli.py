@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
@@ -212,21 +213,13 @@ def run_command(
     from .study_tasks import plan_tasks, run_tasks
 
     wanted = load_study(study).only(only)
-    named = {}
-    for text in checkpoints:
-        encoder, equals, file = text.rpartition("=")
-        if not equals:
-            raise click.BadParameter(f"{text!r} is not ENCODER=FILE", param_hint="--checkpoint")
-        named[encoder] = Path(file)
     out = out or Path(safe_name(wanted.name))
-    where = Places(out=out, checkpoints=named, progress=not as_json, **options)
+    where = Places(out=out, checkpoints=_checkpoints(checkpoints), progress=not as_json, **options)
     say = (lambda text: echo(text, err=True)) if as_json else echo
     if dry_run:
         steps = (plan_tasks if wanted.tasks else plan_study)(wanted, where, measure=measure)
-        if as_json:
-            echo(json.dumps({"steps": [step.to_json() for step in steps]}))
-        else:
-            echo("\n".join(step.line() for step in steps))
+        lines = json.dumps({"steps": _plain(steps)}) if as_json else "\n".join(step.line() for step in steps)
+        echo(lines)
         if strict and any(step.state == "blocked" for step in steps):
             raise click.exceptions.Exit(1)
         return
@@ -239,16 +232,29 @@ def run_command(
         table, files = frame(done.page), done.files if done.page.result is not None else []
         show_results = partial(show, done.page)
     if as_json:
-        steps = [step.to_json() for step in done.steps]
         results = json.loads(table.to_json(orient="records"))
-        echo(json.dumps({"seconds": done.seconds, "steps": steps, "results": results}))
+        echo(json.dumps({"seconds": done.seconds, "steps": _plain(done.steps), "results": results}))
     else:
         show_results()
-        echo(f"{'Everything was cached' if done.idle else 'Done'} in {done.seconds:.1f} s.")
-        if files:
-            echo(f"Wrote {', '.join(map(str, files))}.")
+        wrote = f"\nWrote {', '.join(map(str, files))}." if files else ""
+        echo(f"{'Everything was cached' if done.idle else 'Done'} in {done.seconds:.1f} s.{wrote}")
     if done.failed or (strict and done.blocked):
         raise click.exceptions.Exit(1)
+
+
+def _plain(steps: Sequence[Any]) -> list[dict[str, Any]]:
+    return [step.to_json() for step in steps]
+
+
+def _checkpoints(texts: Sequence[str]) -> dict[str, Path]:
+    """Encoder -> file, of ENCODER=FILE."""
+    files = {}
+    for text in texts:
+        encoder, equals, file = text.rpartition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not ENCODER=FILE", param_hint="--checkpoint")
+        files[encoder] = Path(file)
+    return files
 
 
 @click.command("predict")
@@ -325,49 +331,55 @@ def predict_command(
     is_file = out is not None and out.suffix.lower() == ".csv"
     if out is not None:
         (check_writable if is_file else check_folder_writable)(out)
-    odd = [one for one in encoders if "=" not in one]
+    odd = [text for text in encoders if "=" not in text]
     if odd:
         raise click.BadParameter(f"{odd[0]!r} is not ID=SPEC", param_hint="--encoder")
-    found = predict(
+    predictions = predict(
         model,
         source,
-        encoders=dict(one.split("=", 1) for one in encoders),
+        encoders=dict(text.split("=", 1) for text in encoders),
         suffixes=tuple(filter(None, suffixes.split(","))),
         on_note=lambda text: note(f"{source}: {text}.", err=as_json),
         progress=not as_json,
         **options,
     )
-    table = found.table
     files = []
     if out is not None:
-        files.append(write_csv(out if is_file else out / "predictions.csv", table))
+        files.append(write_csv(out if is_file else out / "predictions.csv", predictions.table))
     if out is not None and not is_file:
         from .slides import slide_files, write_slides
 
-        if (slide_files(found) != "").any():
-            files += write_slides(found, out)
+        if (slide_files(predictions) != "").any():
+            files += write_slides(predictions, out)
     if as_json:
-        echo(table.to_json(orient="records"))
-        return
-    for name, why in found.skipped:
+        echo(predictions.table.to_json(orient="records"))
+    else:
+        _show_predictions(predictions, files)
+
+
+def _show_predictions(predictions: Any, files: Sequence[Path]) -> None:
+    """What was left out, the first rows where no file has them, counts, and the files."""
+    table = predictions.table
+    for name, why in predictions.skipped:
         note(f"left out: {name}: {why}", err=True)
     if not files:
-        _show_predictions(table)
+        _show_rows(table)
     counts = (
         "numbers"
         if "prediction" not in table
         else ", ".join(f"{n} {name}" for name, n in table["prediction"].value_counts().items())
     )
-    seconds = ", ".join(f"{name} {found.seconds[name]:.1f} s" for name in ("encoder", "images", "model"))
+    seconds = predictions.seconds
+    parts = ", ".join(f"{name} {seconds[name]:.1f} s" for name in ("encoder", "images", "model"))
     images = f"{len(table)} image{'s' if len(table) != 1 else ''}"
-    echo(f"{images} in {found.seconds['all']:.1f} s ({seconds}): {counts}")
+    echo(f"{images} in {seconds['all']:.1f} s ({parts}): {counts}")
     if len(files) > 6:
-        files = [*files[:5], f"{len(files) - 5} more"]
-    if files:
+        echo(f"Wrote {', '.join(map(str, files[:5]))}, {len(files) - 5} more.")
+    elif files:
         echo(f"Wrote {', '.join(map(str, files))}.")
 
 
-def _show_predictions(table: Any) -> None:
+def _show_rows(table: Any) -> None:
     """The first rows; the file has all of them."""
     shown = [name for name in table if str(name).startswith(("path", "probability", "prediction"))]
     rows = [

@@ -66,7 +66,7 @@ def reason(
     url : of the hub, unless it is the environment's; token : whether one was given beside the environment's
     into : where the files were to go, unless that is the hub's cache
     """
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     root = f"https://huggingface.co/{'datasets/' if kind == 'data set' else ''}{repo}"
     at, elsewhere = endpoint(url), elsewhere and f", {elsewhere}"
@@ -99,14 +99,21 @@ def reason(
             f"HTTPS_PROXY{elsewhere}"
         )
     if isinstance(error, OSError):
-        if into is not None and not str(error.filename or "").startswith(constants.HF_HOME):
-            return f"{repo} cannot be written to {into}: {why_not_written(error)}"
-        why = error.strerror or " ".join(str(error).split()) or type(error).__name__
-        return (
-            f"{repo} cannot be kept in the hub's cache {constants.HF_HUB_CACHE}: {why}. Fix: set HF_HOME to "
-            f"a folder with room that you can write to{elsewhere}"
-        )
+        return _not_written(error, repo, into, elsewhere)
     return None
+
+
+def _not_written(error: OSError, repo: str, into: Path | None, elsewhere: str) -> str:
+    """The folder that files were to go to, or the hub's cache, cannot be written to."""
+    from huggingface_hub import constants
+
+    if into is not None and not str(error.filename or "").startswith(constants.HF_HOME):
+        return f"{repo} cannot be written to {into}: {why_not_written(error)}"
+    why = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{repo} cannot be kept in the hub's cache {constants.HF_HUB_CACHE}: {why}. Fix: set HF_HOME to "
+        f"a folder with room that you can write to{elsewhere}"
+    )
 
 
 def _refused(status: int, repo: str, act: str, at: str, elsewhere: str) -> str:

@@ -31,6 +31,9 @@ SAME = ("encoder", "preprocess", "view", "tokens", "dim")  # of two identities, 
 ABOUT_ROWS = ("patch_id", "path", "label", "group", "domain")  # columns of a manifest that are passed on
 
 
+PROBE_OPTIONS = "--bank, --features, --role, --encoder, --precision and --on-error"
+
+
 @dataclass(frozen=True)
 class Predictions:
     """What `predict` returns.
@@ -103,11 +106,8 @@ def predict(
     probe = _probe_of(model, features, role)
     if probe is None:
         if bank or features or role or encoders or precision or on_error != "fail":
-            raise InvalidRequest(
-                "--bank, --features, --role, --encoder, --precision and --on-error belong to a probe, and "
-                f"{model} has no {ABOUT}"
-            )
-        found = _by_networks(
+            raise InvalidRequest(f"{PROBE_OPTIONS} belong to a probe, and {model} has no {ABOUT}")
+        predictions = _by_networks(
             Path(str(model)), manifest, batch_size=batch_size or 64, workers=workers or 0, tta=tta,
             progress=progress, **how,
         )  # fmt: skip
@@ -117,11 +117,11 @@ def predict(
                 "the view belongs to a probe: extract d4:mean and fit one on it, instead of --tta"
             )
         options = {"batch_size": batch_size, "workers": workers, "on_error": on_error, "progress": progress}
-        found = _by_probe(
+        predictions = _by_probe(
             probe, manifest, bank=bank, encoders=encoders or {}, precision=precision, **options, **how
         )
-    found.seconds["all"] = time.perf_counter() - started
-    return found
+    predictions.seconds["all"] = time.perf_counter() - started
+    return predictions
 
 
 def _probe_of(

@@ -255,6 +255,19 @@ def _refuse_to_remove(store: Store, repo: str, logs: list[str], api: Any) -> Non
         )
 
 
+def _store_in(repo: str, listing: list[str], name: str) -> str:
+    """The store whose name begins so; names of its files are checked. Raises StoreNotFound, StoreError."""
+    names = sorted({parts[1] for f in listing if len(parts := f.split("/")) > 2 and parts[0] == STORES})
+    names = [known for known in names if NAME.fullmatch(known)]
+    fitting = [known for known in names if known == name] or [n for n in names if n.startswith(name)]
+    if len(fitting) != 1:
+        raise StoreNotFound(f"{repo} holds {', '.join(names) or 'no store'}; name one with --store")
+    for file in listing:
+        if file.startswith(f"{STORES}/{fitting[0]}/"):
+            parts_of(file)  # refuses what would leave the folder
+    return fitting[0]
+
+
 def pull(
     repo: str,
     bank: Bank,
@@ -283,15 +296,8 @@ def pull(
     }
     with _asking(f"{repo} was not pulled", repo, token=token is not None, **asked):
         listing = api.list_repo_files(repo, repo_type="dataset", revision=revision)
-        names = sorted({parts[1] for f in listing if len(parts := f.split("/")) > 2 and parts[0] == STORES})
-        names = [known for known in names if NAME.fullmatch(known)]
-        near = [known for known in names if known == name] or [n for n in names if n.startswith(name or "")]
-        if len(near) != 1:
-            raise StoreNotFound(f"{repo} holds {', '.join(names) or 'no store'}; name one with --store")
-        for file in listing:
-            if file.startswith(f"{STORES}/{near[0]}/"):
-                parts_of(file)  # refuses what would leave the folder
-        target = bank.files.path(f"{STORES}/{near[0]}")
+        chosen = _store_in(repo, listing, name or "")
+        target = bank.files.path(f"{STORES}/{chosen}")
         if target.exists():
             raise InvalidRequest(
                 f"{target} exists already; pull into another bank, then `patchbank cache merge`"
@@ -300,20 +306,20 @@ def pull(
             repo,
             repo_type="dataset",
             revision=revision,
-            allow_patterns=[f"{STORES}/{near[0]}/*"],
+            allow_patterns=[f"{STORES}/{chosen}/*"],
             local_dir=interim,
         )
     with explained("write", target):
-        store = Store(LocalFiles(interim / STORES / near[0]), lenient=True)
-        if store.name != near[0]:
+        store = Store(LocalFiles(interim / STORES / chosen), lenient=True)
+        if store.name != chosen:
             raise StoreError(
-                f"{repo} has a store named {near[0]} whose name must be {store.name}; nothing was added"
+                f"{repo} has a store named {chosen} whose name must be {store.name}; nothing was added"
             )
         store.files.walk()  # refuses links
-        found = verify(store, progress=progress)
-        if not found.good:
-            raise StoreError(f"{repo} is damaged ({found.damage[0]}); nothing was added to {bank.path}")
+        report = verify(store, progress=progress)
+        if not report.good:
+            raise StoreError(f"{repo} is damaged ({report.damage[0]}); nothing was added to {bank.path}")
         bank.files.make_folder(STORES)
-        publish(interim / STORES / near[0], target)
+        publish(interim / STORES / chosen, target)
         shutil.rmtree(interim)
-    return bank.open_name(near[0])
+    return bank.open_name(chosen)

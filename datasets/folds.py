@@ -164,19 +164,8 @@ def make_folds(
     rows_of = counts.sum(axis=1)
     counts = counts.drop(columns="", errors="ignore")
     fewest = min([len(counts), *(counts > 0).sum().tolist()])
-
-    def refuse() -> InvalidRequest:
-        fewer = (
-            f"make {min(fewest, n_splits - 1)} folds"
-            if min(fewest, n_splits - 1) > 1
-            else "label more groups"
-        )
-        return InvalidRequest(
-            f"{n_splits} folds cannot be made: {too_few(labels, groups, n_splits)}. Fix: {fewer}."
-        )
-
     if fewest < n_splits:
-        raise refuse()
+        raise _refusal(labels, groups, n_splits, fewest)
 
     names = [str(group) for group in counts.index]
     # column 0: all rows; then one column a class. Python integers: no overflow, no rounding
@@ -197,10 +186,19 @@ def make_folds(
             pass
     fold, load = search.fold, search.load
     if not all(all(of_fold) for of_fold in load):
-        raise refuse()
+        raise _refusal(labels, groups, n_splits, fewest)
     of_group = {names[g]: fold[g] + 1 for g in range(len(names))}
     made = f"patchbank make_folds, version 1, n_splits={n_splits}, seed={seed}"
     return Folds(name=name, n_splits=n_splits, fold_of_group=of_group, dataset=dataset, made_with=made)
+
+
+def _refusal(labels: np.ndarray, groups: np.ndarray, n_splits: int, fewest: int) -> InvalidRequest:
+    """fewest : groups of the rarest class."""
+    possible = min(fewest, n_splits - 1)
+    fix = f"make {possible} folds" if possible > 1 else "label more groups"
+    return InvalidRequest(
+        f"{n_splits} folds cannot be made: {too_few(labels, groups, n_splits)}. Fix: {fix}."
+    )
 
 
 def too_few(labels: np.ndarray, groups: np.ndarray, n_splits: int) -> str:

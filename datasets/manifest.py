@@ -302,6 +302,15 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     return manifest
 
 
+def _read_parquet(file: Path) -> pd.DataFrame:
+    try:
+        table = pyarrow.parquet.read_table(file).to_pandas(ignore_metadata=True, types_mapper=_TEXTS.get)
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
+    # an index is a column of its own
+    return table[[name for name in table.columns if not str(name).startswith("__index_level_")]]
+
+
 def read_table(
     file: Path,
     form: str,
@@ -318,21 +327,17 @@ def read_table(
     if not file.is_file():
         raise ManifestError(f"the table {file} does not exist.")
     if form == "parquet":
-        try:
-            table = pyarrow.parquet.read_table(file).to_pandas(ignore_metadata=True, types_mapper=_TEXTS.get)
-            columns = [name for name in table.columns if not str(name).startswith("__index_level_")]
-            return table[columns]  # an index is a column of its own
-        except (pa.ArrowException, OSError) as error:
-            raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
+        return _read_parquet(file)
     try:
         if names is None:
             with file.open(encoding=encoding, newline="") as stream:
                 names = next(csv.reader(stream, delimiter=separator), [])
     except UnicodeDecodeError as error:
         raise ManifestError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if not names or doubled:
-        raise ManifestError(f"{file}: " + (f"columns named twice: {doubled}." if doubled else "it is empty."))
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if not names or repeated:
+        fault = f"columns named twice: {repeated}." if repeated else "it is empty."
+        raise ManifestError(f"{file}: {fault}")
     bad: list[str] = []
 
     def refuse(row: arrow_csv.InvalidRow) -> str:

@@ -36,6 +36,11 @@ def forward_seconds(encoder: str, *, device: str = "auto", precision: str | None
     return min(seconds[1:]) / size
 
 
+def _relative(vector: torch.Tensor, other: torch.Tensor) -> float:
+    """Norm of the difference over the norm of the first."""
+    return float((vector - other).norm() / vector.norm().clamp_min(1e-12))
+
+
 def check_encoder(
     encoder: str,
     *,
@@ -79,14 +84,12 @@ def check_encoder(
         policies.pop("pooled", None)  # not every one has it
     together = built.embed(batch, list(policies))
     alone = built.embed(batch[:1], list(policies))
-    difference = 0.0
     for name, dim in policies.items():
         if together[name].shape != (3, dim) or not torch.isfinite(together[name]).all():
             raise EncoderError(
                 f"{card.id}, {name}: {tuple(together[name].shape)} or values that are not finite"
             )
-        scale = together[name][:1].norm().clamp_min(1e-12)
-        difference = max(difference, float((together[name][:1] - alone[name]).norm() / scale))
+    difference = max(_relative(together[name][:1], alone[name]) for name in policies)
     if difference > 1e-3:
         raise EncoderError(
             f"{card.id}: the vector of an image changes by {difference:.1e} with the batch around it"

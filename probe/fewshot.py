@@ -11,7 +11,7 @@ from ..datasets.manifest import Manifest, as_manifest, as_manifests
 from ..errors import InvalidRequest
 from .classifiers.simple import few_shot_curve, make_probe
 from .config import FeatureSet, ProbeConfig, feature_sets
-from .data import audit, gather, leak_notes
+from .data import StudyData, audit, gather, leak_notes
 from .features import load_set, open_bank, resolve_set
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64)
@@ -73,25 +73,39 @@ def run_few_shot(
     say = on_note or (lambda note: warnings.warn(note, stacklevel=3))
     for note in (*config.notes, *bank.notes.values(), *leak_notes(leaks, config)):
         say(note)
-    options = {"k": min(shots)} if probe == "knn" else {}
-    curves = []
-    for name in names:
-        X, *others = [load_set(one, name, bank=bank) for one in data.manifests]
-        curve = few_shot_curve(
-            lambda: make_probe(probe, **options),
-            X,
-            data.train.y,
-            {rows.dataset: (Z, rows.y) for rows, Z in zip(data.tests, others, strict=True)},
-            shots=shots,
-            repeats=repeats,
-            groups=data.train.group,
-            preprocess=config.preprocess[0],
-            seed=seed,
-            classes=data.classes if data.train.classes else (),
-        )
-        curves.append(curve.assign(features=name))
+    curves = [
+        _curve(data, name, bank, config, shots=shots, repeats=repeats, seed=seed).assign(features=name)
+        for name in names
+    ]
     table = pd.concat(curves, ignore_index=True)
     return table[["features", *(c for c in table.columns if c != "features")]]
+
+
+def _curve(
+    data: StudyData,
+    name: str,
+    bank: Any,
+    config: ProbeConfig,
+    *,
+    shots: Sequence[int],
+    repeats: int,
+    seed: int,
+) -> pd.DataFrame:
+    """Of one feature set."""
+    X, *others = [load_set(manifest, name, bank=bank) for manifest in data.manifests]
+    options = {"k": min(shots)} if config.probe == "knn" else {}
+    return few_shot_curve(
+        lambda: make_probe(config.probe, **options),
+        X,
+        data.train.y,
+        {rows.dataset: (Z, rows.y) for rows, Z in zip(data.tests, others, strict=True)},
+        shots=shots,
+        repeats=repeats,
+        groups=data.train.group,
+        preprocess=config.preprocess[0],
+        seed=seed,
+        classes=data.classes if data.train.classes else (),
+    )
 
 
 def summarise(curve: pd.DataFrame) -> pd.DataFrame:

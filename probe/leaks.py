@@ -238,14 +238,7 @@ def audit_leaks(
     Anywhere: equal content under different labels.
     """
     alike = list(near_duplicates or ())
-    sides = np.full(len(train), "train", dtype=object)
-    if folds is not None:
-        numbers = np.asarray(folds)
-        if numbers.shape != (len(train),):
-            raise InvalidRequest(f"folds {numbers.shape} for {len(train)} training rows")
-        names = {k: f"train fold {k}" for k in np.unique(numbers).tolist()}
-        sides = np.array([names[k] for k in numbers.tolist()], dtype=object)
-    parts = [_rows(train, sides, trained=True)]
+    parts = [_rows(train, _sides(len(train), folds), trained=True)]
     for name, table in evaluations.items():
         parts.append(_rows(table, np.full(len(table), name, dtype=object), trained=False))
     rows = pd.concat(parts, ignore_index=True)
@@ -256,9 +249,10 @@ def audit_leaks(
     }
     places = overlap.places if overlap else {}
     named = [*alike, *places.values()]
-    few = rows[rows["patch_id"].isin(list({one for ids in named for one in ids}))]
+    few = rows[rows["patch_id"].isin(list({patch for ids in named for patch in ids}))]
     at = few.groupby("patch_id").indices
-    near = {" ~ ".join(ids[:2]): ids for ids in alike if all(one in at for one in ids)}
+    studied = [ids for ids in alike if all(patch in at for patch in ids)]
+    near = {" ~ ".join(ids[:2]): ids for ids in studied}
     leaks = [
         *_crossing("content", rows, "content"),
         *_crossing("group", rows, "group"),
@@ -273,10 +267,21 @@ def audit_leaks(
         | ({"place": overlap.compared} if overlap else {}),
         unchecked={kind: len(rows) - count for kind, count in known.items()}
         | ({"near-duplicate": len(rows)} if near_duplicates is None else {}),
-        near=tuple(tuple(dict.fromkeys(ids)) for ids in alike if all(one in at for one in ids)),
+        near=tuple(tuple(dict.fromkeys(ids)) for ids in studied),
         near_by="" if near_duplicates is None else near_by,
         slides=overlap.slides if overlap else (),
     )
+
+
+def _sides(n: int, folds: ArrayLike | None) -> np.ndarray:
+    """The side of each of n training rows."""
+    if folds is None:
+        return np.full(n, "train", dtype=object)
+    numbers = np.asarray(folds)
+    if numbers.shape != (n,):
+        raise InvalidRequest(f"folds {numbers.shape} for {n} training rows")
+    names = {k: f"train fold {k}" for k in np.unique(numbers).tolist()}
+    return np.array([names[k] for k in numbers.tolist()], dtype=object)
 
 
 def _rows(table: pd.DataFrame, sides: np.ndarray, *, trained: bool) -> pd.DataFrame:

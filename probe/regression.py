@@ -172,12 +172,9 @@ def run_protocol(
         training, held_out = folds != k, folds == k
         path = RidgePath.fit(X[training], Y[training], **options)
         alphas = config.penalties(Y.shape[1], len(path.values))
-        of_fold = _Criterion(config.select, Y[training])
-        for j in np.unique(assigned[training]) if len(alphas) > 1 else ():
-            rows, held = training & (assigned != j), training & (assigned == j)
-            of_fold.add(RidgePath.fit(X[rows], Y[rows], **options).predict(X[held], alphas), Y[held])
-            fits += 1
-        chosen = _choose(of_fold.values(), alphas, Y.shape[1], per_target=config.per_target)
+        inside = assigned[training] if len(alphas) > 1 else np.empty(0, int)
+        of_fold = _inner_criterion(X[training], Y[training], inside, alphas, config.select, options)
+        chosen = _choose(of_fold, alphas, Y.shape[1], per_target=config.per_target)
         oof[held_out] = _predict(path, X[held_out], chosen)
         ranking[held_out] = oof[held_out] - path.level
         of_refit.add(path.predict(X[held_out], alphas), Y[held_out])
@@ -185,7 +182,7 @@ def run_protocol(
             fold_models[name].append(_predict(path, Z, chosen))
         fold_alphas.append(chosen)
         paths.append(path.steps(chosen))
-        fits += 1
+        fits += 1 + len(np.unique(inside))
     whole = RidgePath.fit(X, Y, **options)
     alphas = config.penalties(Y.shape[1], len(whole.values))
     alpha = _choose(of_refit.values(), alphas, Y.shape[1], per_target=config.per_target)
@@ -204,6 +201,22 @@ def run_protocol(
         fits=fits + 1,
         seconds={"fit": time.perf_counter() - started},
     )
+
+
+def _inner_criterion(
+    X: np.ndarray,
+    Y: np.ndarray,
+    folds: np.ndarray,
+    alphas: Sequence[float],
+    select: str,
+    options: Mapping[str, Any],
+) -> np.ndarray:
+    """The criterion of the penalties on the inner folds of an outer training set; folds : int (n,), or ()."""
+    criterion = _Criterion(select, Y)
+    for j in np.unique(folds):
+        held = folds == j
+        criterion.add(RidgePath.fit(X[~held], Y[~held], **options).predict(X[held], alphas), Y[held])
+    return criterion.values()
 
 
 class _Criterion:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,30 +111,23 @@ def run_robustness(
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
     if not asked:
         raise InvalidRequest("which embeddings? Name an encoder (-e) or a feature set (--features)")
-    names = list(dict.fromkeys(str(resolve_set(one, opened)) for one in asked))
-    ks = sorted({one for one in (*KS, *([k] if k else [])) if one < len(rows)})
+    names = list(dict.fromkeys(str(resolve_set(features, opened)) for features in asked))
+    ks = sorted({neighbours for neighbours in (*KS, *([k] if k else [])) if neighbours < len(rows)})
     if k is not None and not 1 <= k < len(rows):
         raise InvalidRequest(f"k has to be between 1 and {len(rows) - 1}, the number of other rows, not {k}")
 
     def load(name: str) -> np.ndarray:
         return load_set(part, name, bank=opened)
 
-    near: dict[str, tuple[np.ndarray, float]] = {}
-    votes = {}
-    for name in names:
-        started = time.perf_counter()
-        index, _ = nearest(load(name), ks[-1], groups=rows.group)
-        near[name] = index, time.perf_counter() - started
-        votes[name] = vote_accuracy(index, rows.label, ks)
-    best = [ks[int(votes[name].argmax())] for name in names]
-    chosen = k or min(ks, key=lambda one: abs(one - float(np.median(best))))
+    near = {name: _neighbours(load(name), rows, ks) for name in names}
+    best = float(np.median([ks[int(of_set.votes.argmax())] for of_set in near.values()]))
+    chosen = k or min(ks, key=lambda neighbours: abs(neighbours - best))
     sets = [
         _measure(
             name,
             load(name),
             rows,
             near[name],
-            votes[name],
             ks=ks,
             k=chosen,
             iterations=iterations,
@@ -157,10 +150,25 @@ def run_robustness(
         ks=ks,
         sets=sets,
         consistency=_consistency(names, load, rows),
-        alignment=_alignment(names, load, {n: index for n, (index, _) in near.items()}, rows, chosen),
+        alignment=_alignment(names, load, {n: of_set.rows for n, of_set in near.items()}, rows, chosen),
         notes=list(dict.fromkeys(notes)),
         made_by=__version__,
     )
+
+
+class _Near(NamedTuple):
+    """The nearest rows of every row: rows (n, largest k); votes : accuracy of their vote for each k."""
+
+    rows: np.ndarray
+    votes: np.ndarray
+    seconds: float
+
+
+def _neighbours(X: np.ndarray, rows: _Rows, ks: Sequence[int]) -> _Near:
+    started = time.perf_counter()
+    index, _ = nearest(X, ks[-1], groups=rows.group)
+    seconds = time.perf_counter() - started
+    return _Near(index, vote_accuracy(index, rows.label, ks), seconds)
 
 
 def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest, _Rows]:
@@ -188,8 +196,7 @@ def _measure(
     name: str,
     X: np.ndarray,
     rows: _Rows,
-    near: tuple[np.ndarray, float],
-    votes: np.ndarray,
+    near: _Near,
     *,
     ks: Sequence[int],
     k: int,
@@ -198,15 +205,15 @@ def _measure(
     seed: int,
     note: Callable[[str], None],
 ) -> SetRobustness:
-    index, seconds = near[0], {"neighbours": near[1]}
-    counts = count_neighbours(index, rows.label, rows.domain, ks)
+    seconds = {"neighbours": near.seconds}
+    counts = count_neighbours(near.rows, rows.label, rows.domain, ks)
     at = list(ks).index(k)
     so, os_ = counts.same_other, counts.other_same
     same, there = counts.same_class[:, at], counts.there[:, at]
     of = {f"retrieval {c}": rows.label == i for i, c in enumerate(rows.classes)}
     ratios = {"index": (so[:, at], so[:, at] + os_[:, at]), "retrieval": (same, there)}
     ratios |= {n: (same * mask, there * mask) for n, mask in of.items()}
-    found = estimate_ratios(ratios, groups=rows.group)
+    intervals = estimate_ratios(ratios, groups=rows.group)
     total = so.sum(axis=0) + os_.sum(axis=0)
     started = time.perf_counter()
     domain = _domain(X, rows, seed, note)
@@ -220,12 +227,12 @@ def _measure(
     return SetRobustness(
         features=name,
         dim=X.shape[1],
-        index=_measured(found["index"]),
+        index=_measured(intervals["index"]),
         index_by_k=[float(a / b) if b else None for a, b in zip(so.sum(axis=0), total, strict=True)],
-        vote_by_k=votes.tolist(),
-        precision=_measured(found["retrieval"]),
+        vote_by_k=near.votes.tolist(),
+        precision=_measured(intervals["retrieval"]),
         precision_chance=_precision_chance(rows),
-        precision_of={c: _measured(found[f"retrieval {c}"]) for c in rows.classes},
+        precision_of={c: _measured(intervals[f"retrieval {c}"]) for c in rows.classes},
         domain=domain,
         domain_chance=1 / len(rows.domains),
         clustering=float(np.mean(clusters)) if clusters else None,
@@ -475,10 +482,10 @@ def _single(name: str) -> Source | None:
     return sources[0] if len(sources) == 1 else None
 
 
-def _measured(found: Interval) -> Measured:
-    values = [float(getattr(found, side)[0]) for side in ("value", "low", "high")]
-    value, low, high = (None if math.isnan(one) else one for one in values)
-    return Measured(value=value, low=low, high=high, reason=str(found.reason[0]))
+def _measured(interval: Interval) -> Measured:
+    numbers = [float(getattr(interval, side)[0]) for side in ("value", "low", "high")]
+    value, low, high = (None if math.isnan(number) else number for number in numbers)
+    return Measured(value=value, low=low, high=high, reason=str(interval.reason[0]))
 
 
 def _counted(names: Sequence[str], codes: np.ndarray) -> dict[str, int]:

@@ -3,7 +3,6 @@
 The same rows, folds, audit and intervals as for classes (`run`); what is chosen is the penalty.
 """
 
-import itertools
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from .protocol import MOST_FOLDS, folds_of
 from .regression import TargetConfig, TargetRun, run_protocol
 from .results.files import ProbeResult
 from .results.schema import PAIRED, Comparison, Estimate, Role, Score, TargetScore
-from .results.scoring import ALL_PAIRS_UP_TO, NO_INTERVALS, OOF_INFLATION, UNCERTAINTY, Rows
+from .results.scoring import NO_INTERVALS, OOF_INFLATION, UNCERTAINTY, Rows, comparisons_of, pairs_of
 from .statistics import continuous
 from .statistics.comparisons import Differences
 from .statistics.intervals import Interval, cluster_codes
@@ -65,37 +64,40 @@ def run_targets(
             of_tests = {rows.dataset: Z for rows, Z in zip(data.tests, others, strict=True)}
             runs[name] = run_protocol(X, data.train.y, fold_of_row, inner, of_tests, config=config)
     fitted = time.perf_counter()
-    per_run = {name: float(run.criterion.mean(axis=1).max()) for name, run in runs.items()}
-    if config.per_target:
-        per_run = {name: float(run.criterion.max(axis=0).mean()) for name, run in runs.items()}
-    chosen = max(runs, key=lambda name: per_run[name])
-    scores: list[Score] = []
-    comparisons: list[Comparison] = []
+    criteria = {name: _criterion(run, config) for name, run in runs.items()}
+    chosen = max(runs, key=lambda name: criteria[name])
     columns = {rows.dataset: _columns(rows, data, runs) for rows in data.rows}
-    for rows in data.rows:
-        scores += score_columns(rows, columns[rows.dataset], data.targets, config)
-        comparisons += compare_columns(rows, columns[rows.dataset], chosen, config)
-    done = time.perf_counter()
     document = {
+        "scores": [
+            score
+            for rows in data.rows
+            for score in score_columns(rows, columns[rows.dataset], data.targets, config)
+        ],
+        "comparisons": [
+            comparison
+            for rows in data.rows
+            for comparison in compare_columns(rows, columns[rows.dataset], chosen, config)
+        ],
+    }
+    done = time.perf_counter()
+    document |= {
         "config": config.to_dict(),
         "provenance": provenance(),
         "stores": describe_stores(bank, config.features),
-        "data": [describe(rows, one) for rows, one in zip(data.rows, data.manifests, strict=True)],
+        "data": [describe(rows, manifest) for rows, manifest in zip(data.rows, data.manifests, strict=True)],
         "notes": [*bank.notes.values(), *leak_notes(leaks, config)],
         "folds": {
             "name": folds.name,
             "n_splits": folds.n_splits,
-            "inner": [int(one.max()) for one in inner],
+            "inner": [int(folds_inside.max()) for folds_inside in inner],
             "made_with": folds.made_with,
         },
         "leaks": leaks.to_json(),
         "chosen": chosen,
-        "models": [_describe_run(name, run, per_run[name], config) for name, run in runs.items()],
+        "models": [_describe_run(name, run, criteria[name], config) for name, run in runs.items()],
         "fold_models": {
             name: score_fold_models(data, run.oof, run.fold_models, fold_of_row) for name, run in runs.items()
         },
-        "scores": scores,
-        "comparisons": comparisons,
         "seconds": {
             "prepare": prepared - started,
             "probe": fitted - prepared,
@@ -111,6 +113,13 @@ def run_targets(
     if out is not None:
         result.save(out)
     return result
+
+
+def _criterion(run: TargetRun, config: TargetConfig) -> float:
+    """The best of the folds: one penalty for all targets, or one for each."""
+    if config.per_target:
+        return float(run.criterion.max(axis=0).mean())
+    return float(run.criterion.mean(axis=1).max())
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ def outer_folds(train: Manifest, config: TargetConfig) -> Folds:
 
 def _inner_folds(groups: np.ndarray, folds: np.ndarray, config: TargetConfig) -> list[np.ndarray]:
     """For each outer fold int (n,): 1..J, and 0 outside its training set."""
-    found = []
+    inner = []
     for k in np.unique(folds):
         training = folds != k
         assigned = np.zeros(len(folds), int)
@@ -179,8 +188,8 @@ def _inner_folds(groups: np.ndarray, folds: np.ndarray, config: TargetConfig) ->
                 fix="give fewer folds (--folds 2), or one penalty (--alpha 1000)",
             )
             assigned[training] = made.assign(groups[training])
-        found.append(assigned)
-    return found
+        inner.append(assigned)
+    return inner
 
 
 @dataclass(frozen=True)
@@ -361,17 +370,12 @@ def compare_columns(
     rows: Rows, columns: Sequence[Column], reference: str, config: TargetConfig
 ) -> list[Comparison]:
     """Paired differences of the models of each role on all rows; of many each with the chosen one."""
-    found = []
+    comparisons: list[Comparison] = []
+    inflation = _inflation(columns, config)
     for role in dict.fromkeys(column.role for column in columns):
         of_role = [column for column in columns if column.role == role]
         names = [column.features for column in of_role]
-        if len(names) < 2 or not config.bootstrap:
-            continue
-        pairs = list(itertools.combinations(range(len(names)), 2))
-        if len(names) > ALL_PAIRS_UP_TO:
-            pairs = [
-                (i, j) for i in range(len(names)) for j, b in enumerate(names) if b == reference and i != j
-            ]
+        pairs = pairs_of(names, reference) if config.bootstrap else []
         if not pairs:
             continue
         compared: dict[str, Differences] = {}
@@ -382,33 +386,16 @@ def compare_columns(
                 groups=rows.group,
                 metrics=[m for m in metrics if m in COMPARED],
                 pairs=pairs,
-                inflation=_inflation(columns, config),
+                inflation=inflation,
                 **_options(config),
             )
-        for metric, one in compared.items():
-            for i, (a, b) in enumerate(pairs):
-                found.append(
-                    Comparison(
-                        dataset=rows.dataset,
-                        role=role,
-                        metric=metric,
-                        test=PAIRED,
-                        p_method=str(one.p_method[i]),
-                        a=names[a],
-                        b=names[b],
-                        difference=finite(one.difference[i]),
-                        low=finite(one.low[i]),
-                        high=finite(one.high[i]),
-                        standard_error=finite(one.standard_error[i]),
-                        degrees_of_freedom=finite(one.degrees_of_freedom[i]),
-                        p=finite(one.p[i]) if rows.groups_known else None,
-                        p_holm=finite(one.p_holm[i]) if rows.groups_known else None,
-                        reason=str(one.reason[i]),
-                        groups_known=rows.groups_known,
-                        inflation=_inflation(columns, config),
-                    )
-                )
-    return found
+        for differences in compared.values():
+            comparisons += comparisons_of(
+                differences, rows, names, role=role, test=PAIRED, inflation=inflation
+            )
+    if rows.groups_known:
+        return comparisons
+    return [comparison.model_copy(update={"p": None, "p_holm": None}) for comparison in comparisons]
 
 
 def _describe_run(name: str, run: TargetRun, criterion: float, config: TargetConfig) -> dict[str, Any]:

@@ -59,7 +59,7 @@ OTHER_DICTS = {
         "r",
         "records",
         "summary",
-        "found.seconds",  # of predictions
+        "seconds",  # of predictions
         "settings",
         "tomllib.loads(f'value = {value}')",
     },  # of comparisons, of few-shot curves
@@ -67,7 +67,7 @@ OTHER_DICTS = {
     "domains.py": {"record", "c", "view.titles"},  # makes records; names of metrics
     "figures.py": {"view.titles"},
     "predict.py": {"card", "data"},  # of a fine-tuned model
-    "prediction.py": {"card", "found.seconds", "seconds", "stored"},
+    "prediction.py": {"card", "predictions.seconds", "seconds", "stored"},
     "published.py": {"document"},  # a file of published figures
     "study_file.py": {"settings"},
     "tasks.py": {"row", "whole"},  # of table.csv

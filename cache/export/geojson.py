@@ -49,19 +49,13 @@ def write_geojson(
         raise InvalidRequest(
             f"boxes {boxes.shape} must be (n, 4), with one entry a box in {', '.join(odd) or 'each column'}"
         )
-    wrong = [
-        i for i, (x, y, w, h) in enumerate(boxes.tolist()) if not (abs(x + y + w + h) < 1e12 and w > 0 < h)
-    ]
+    wrong = [name for name, box in zip(ids, boxes.tolist(), strict=True) if not _has_area(*box)]
     if wrong:
-        raise InvalidRequest(
-            f"{len(wrong)} boxes have no area or are not finite; the first is of {ids[wrong[0]]}"
-        )
+        raise InvalidRequest(f"{len(wrong)} boxes have no area or are not finite; the first is of {wrong[0]}")
     if object_type not in OBJECT_TYPES:
         raise InvalidRequest(f"object_type {object_type!r} is not one of {', '.join(OBJECT_TYPES)}")
 
-    def feature(i: int) -> dict[str, Any]:
-        x, y, width, height = map(_whole, boxes[i].tolist())
-        right, bottom = x + width, y + height
+    def properties_of(i: int) -> dict[str, Any]:
         properties: dict[str, Any] = {"objectType": object_type}
         if names is not None and names[i]:
             properties["name"] = names[i]
@@ -72,23 +66,34 @@ def write_geojson(
         values = {name: value for name, value in values.items() if value == value}
         if values:
             properties["measurements"] = values
-        ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
-        return {
-            "type": "Feature",
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"patchbank:{ids[i]}")),
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": properties,
-        }
+        return properties
 
     def write(to: Path) -> None:
         with to.open("w", encoding="utf-8", newline="\n") as stream:
             stream.write('{"type": "FeatureCollection", "features": [\n')
             for i in range(len(boxes)):
-                line = json.dumps(feature(i), ensure_ascii=False, allow_nan=False)
+                feature = _feature(ids[i], boxes[i].tolist(), properties_of(i))
+                line = json.dumps(feature, ensure_ascii=False, allow_nan=False)
                 stream.write(line + (",\n" if i + 1 < len(boxes) else "\n"))
             stream.write("]}\n")
 
     return write_atomically(file, write)
+
+
+def _feature(name: str, box: Sequence[float], properties: Mapping[str, Any]) -> dict[str, Any]:
+    x, y, width, height = map(_whole, box)
+    right, bottom = x + width, y + height
+    ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"patchbank:{name}")),
+        "geometry": {"type": "Polygon", "coordinates": [ring]},
+        "properties": properties,
+    }
+
+
+def _has_area(x: float, y: float, width: float, height: float) -> bool:
+    return abs(x + y + width + height) < 1e12 and width > 0 < height
 
 
 def _whole(value: float) -> int | float:

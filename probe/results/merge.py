@@ -59,19 +59,13 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     """
     if not results:
         raise InvalidRequest("there is no result to merge")
-    merged = {name: result.results for name, result in results.items()}
-    first = next(iter(merged.values()))
-    for name, one in merged.items():
-        for key in ("dataset", "positive", "n", "targets", *(("classes",) if first.multiclass else ())):
-            if getattr(one.train, key) != getattr(first.train, key):
-                raise InvalidRequest(
-                    f"system {name!r} was trained on {one.train.dataset} with {key} "
-                    f"{getattr(one.train, key)}, the others with {getattr(first.train, key)}"
-                )
-    data = {about.dataset: about for one in merged.values() for about in one.data}
+    systems = {name: result.results for name, result in results.items()}
+    first = next(iter(systems.values()))
+    _refuse_other_train_sets(systems, first)
+    data = {about.dataset: about for system in systems.values() for about in system.data}
     frames = {name: reported_predictions(result) for name, result in results.items()}
     metric = "r2" if first.train.targets else "auroc"
-    criteria = {name: _on_folds(one, metric) for name, one in merged.items()}
+    criteria = {name: _on_folds(system, metric) for name, system in systems.items()}
     ranked = sorted(results, key=lambda name: -criteria[name])
     config = (TargetConfig if first.train.targets else ProbeConfig).from_dict(first.config.to_json())
     comparisons = [
@@ -79,41 +73,54 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
         for about in data.values()
         for comparison in _compare(about, frames, config, reference=ranked[0], train=first.train)
     ]
-    scores = [score for name, one in merged.items() for score in _scores(name, one)]
-    of_chosen = {
-        key: {
-            name: found[one.chosen]
-            for name, one in merged.items()
-            if one.chosen in (found := getattr(one, key))
-        }
-        for key in ("fold_models", "fold_means", "domains")
-    }
-    about: dict[str, Any] = {"leaks": leaks} if (leaks := _longest(merged.values())) else {}
-    if lacks := list(dict.fromkeys(text for one in merged.values() for text in one.not_recorded)):
-        about["not_recorded"] = lacks
-    found = Results(
+    scores = [score for name, system in systems.items() for score in _scores(name, system)]
+    merged = Results(
         config=first.config.model_copy(update={"features": list(results), "select": metric}),
         provenance=provenance(),
-        stores={k: v for one in merged.values() for k, v in one.stores.items()},
+        stores={k: v for system in systems.values() for k, v in system.stores.items()},
         data=list(data.values()),
-        notes=_notes(merged),
+        notes=_notes(systems),
         folds=first.folds,
         chosen=ranked[0],
-        models=[_model(name, one, criteria[name]) for name, one in merged.items()],
+        models=[_model(name, system, criteria[name]) for name, system in systems.items()],
         scores=scores,
         comparisons=comparisons,
-        repeats=_repeats(merged),
+        repeats=_repeats(systems),
         precision=precision(scores, comparisons, level=config.level),
-        votes=[votes for dataset in data if (votes := _votes(dataset, merged))],
-        experts=_experts(merged),
-        seconds={"all": sum(one.seconds.get("all", 0.0) for one in merged.values())},
-        **of_chosen,
-        **about,
+        votes=[votes for dataset in data if (votes := _votes(dataset, systems))],
+        experts=_experts(systems),
+        seconds={"all": sum(system.seconds.get("all", 0.0) for system in systems.values())},
+        **_of_chosen(systems),
     )
     table = pd.concat([frame.assign(features=name) for name, frame in frames.items()], ignore_index=True)
     table["role"] = table["role"].where(table["role"].isin(TRAIN_ROLES), REPORTED)
     kinds = dict.fromkeys(("path", "dataset", "domain", "features", "role"), "category")
-    return ProbeResult(found, table.astype(kinds))
+    return ProbeResult(merged, table.astype(kinds))
+
+
+def _refuse_other_train_sets(systems: Mapping[str, Results], first: Results) -> None:
+    for name, system in systems.items():
+        for key in ("dataset", "positive", "n", "targets", *(("classes",) if first.multiclass else ())):
+            if getattr(system.train, key) != getattr(first.train, key):
+                raise InvalidRequest(
+                    f"system {name!r} was trained on {system.train.dataset} with {key} "
+                    f"{getattr(system.train, key)}, the others with {getattr(first.train, key)}"
+                )
+
+
+def _of_chosen(systems: Mapping[str, Results]) -> dict[str, Any]:
+    """What is kept of each system's chosen feature set; and leaks and what is not recorded, if any."""
+    kept: dict[str, Any] = {}
+    for key in ("fold_models", "fold_means", "domains"):
+        of_systems = {name: (getattr(system, key), system.chosen) for name, system in systems.items()}
+        kept[key] = {
+            name: values[chosen] for name, (values, chosen) in of_systems.items() if chosen in values
+        }
+    if leaks := _longest(systems.values()):
+        kept["leaks"] = leaks
+    if lacks := list(dict.fromkeys(text for system in systems.values() for text in system.not_recorded)):
+        kept["not_recorded"] = lacks
+    return kept
 
 
 def reported_by(results: Results, dataset: str) -> tuple[str, Role] | None:

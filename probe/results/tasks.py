@@ -111,7 +111,7 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
         name: {system: score.estimate(task.metric) for system, score in scores[name].items()}
         for name, task in zip(scores, tasks, strict=True)
     }
-    systems = [name for name in scores[tasks[0].name] if all(name in found for found in scores.values())]
+    systems = [name for name in scores[tasks[0].name] if all(name in of_task for of_task in scores.values())]
     if not systems:
         return TaskBoard(
             tasks=tasks,
@@ -133,11 +133,6 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
         ],
         axis=1,
     )  # (B, N, k)
-    mean, rank = table[averaged].mean(axis=0), ranks(table).mean(axis=0)
-    mean_draws, rank_draws = draws[:, averaged].mean(axis=1), ranks(draws).mean(axis=1)
-    mean_ends, rank_ends = percentiles(mean_draws, level), percentiles(rank_draws, level)
-    known = mean_draws[~np.isnan(mean_draws).any(axis=1)]
-    first = np.bincount(known.argmax(axis=1), minlength=len(systems)) / max(len(known), 1)
     grouped = [i for i in averaged if tasks[i].grouped]
     higher = np.zeros((len(systems), len(systems)), bool)
     if grouped:
@@ -152,16 +147,7 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
     return TaskBoard(
         tasks=tasks,
         values=values,
-        standings=[
-            Standing(
-                system=systems[i],
-                rank=_estimate(*(float(of[i]) for of in (rank, *rank_ends))),
-                mean=_estimate(*(float(of[i]) for of in (mean, *mean_ends))),
-                first=float(first[i]),
-                below=tuple(systems[j] for j in np.flatnonzero(higher[i])),
-            )
-            for i in np.argsort(-mean, kind="stable")
-        ],
+        standings=_standings(systems, table, draws, averaged, higher, level),
         averaged=[tasks[i] for i in averaged],
         level=level,
         friedman_p=friedman(table)[1] if ranked else None,
@@ -169,6 +155,36 @@ def board_of(tasks: Sequence[Task], *, seed: int = 0, n_resamples: int = DRAWS) 
         if ranked
         else None,
     )
+
+
+def _standings(
+    systems: Sequence[str],
+    table: np.ndarray,
+    draws: np.ndarray,
+    averaged: Sequence[int],
+    higher: np.ndarray,
+    level: float,
+) -> list[Standing]:
+    """The systems, best mean first.
+
+    table : float64 (N, k), of N tasks and k systems; draws : (B, N, k); averaged : tasks of the mean scores;
+    higher : bool (k, k), [i, j]: the mean of j is significantly higher than that of i
+    """
+    mean, rank = table[averaged].mean(axis=0), ranks(table).mean(axis=0)
+    mean_draws, rank_draws = draws[:, averaged].mean(axis=1), ranks(draws).mean(axis=1)
+    mean_ends, rank_ends = percentiles(mean_draws, level), percentiles(rank_draws, level)
+    known = mean_draws[~np.isnan(mean_draws).any(axis=1)]
+    first = np.bincount(known.argmax(axis=1), minlength=len(systems)) / max(len(known), 1)
+    return [
+        Standing(
+            system=systems[i],
+            rank=_estimate(*(float(of[i]) for of in (rank, *rank_ends))),
+            mean=_estimate(*(float(of[i]) for of in (mean, *mean_ends))),
+            first=float(first[i]),
+            below=tuple(name for name, above in zip(systems, higher[i], strict=True) if above),
+        )
+        for i in map(int, np.argsort(-mean, kind="stable"))
+    ]
 
 
 class _Sample:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ...results.display import Table
+from ...results.schema import Leaks
 from ..view import View
 
 NEAR_WORDS = {
@@ -16,6 +17,16 @@ GAPS = (
     "float64 Newton step is below the tolerance, and where rounding keeps the bound from showing it, the "
     "bound may be near 1 for a right fit. Capped fits did not reach the tolerance."
 )
+
+
+KINDS_OF_LEAKS = {
+    "labels": "images with contradictory labels",
+    "content": "images on both sides of a split",
+    "group": "groups on both sides of a split",
+    "place": "slides with patches at one place on both sides of a split",
+    "near-duplicate": "near-duplicates on both sides",
+    "reused": "training rows that are reported on",
+}
 
 
 def data(view: View) -> list[Any]:
@@ -53,71 +64,26 @@ def data(view: View) -> list[Any]:
     ]
     if left_out:
         out.append(f"Rows left out: {'; '.join(left_out)}.")
-    leaks = view.results.leaks
-    if leaks:
-        found = {k: n for k, n in leaks.found.items() if n}
-        texts = {
-            "labels": "images with contradictory labels",
-            "content": "images on both sides of a split",
-            "group": "groups on both sides of a split",
-            "place": "slides with patches at one place on both sides of a split",
-            "near-duplicate": "near-duplicates on both sides",
-            "reused": "training rows that are reported on",
-        }
-        looked = NEAR_WORDS.get("not recorded" if leaks.near_by is None else leaks.near_by, "")
-        out.append(
-            f"Leak audit, before anything was fitted{looked}: "
-            + (
-                "; ".join(f"{n} {texts.get(k, k)}" for k, n in found.items()) + "."
-                if found
-                else "nothing found."
-            )
-        )
-        for leak in leaks.leaks[:20]:
-            out.append(
-                f"{texts.get(leak.kind, leak.kind)}: "
-                + ", ".join(f"{p} ({s}, {label})" for p, s, label in leak.rows[:8])
-                + (" ..." if len(leak.rows) > 8 else "")
-            )
-    return out
+    return [*out, *(leak_audit(view.results.leaks) if view.results.leaks else ())]
+
+
+def leak_audit(leaks: Leaks) -> list[str]:
+    """How many leaks of each kind, and the rows of the first."""
+    counts = {kind: n for kind, n in leaks.found.items() if n}
+    looked = NEAR_WORDS.get("not recorded" if leaks.near_by is None else leaks.near_by, "")
+    named = "; ".join(f"{n} {KINDS_OF_LEAKS.get(kind, kind)}" for kind, n in counts.items())
+    texts = [f"Leak audit, before anything was fitted{looked}: {named or 'nothing found'}."]
+    for leak in leaks.leaks[:20]:
+        rows = ", ".join(f"{patch} ({side}, {label})" for patch, side, label in leak.rows[:8])
+        more = " ..." if len(leak.rows) > 8 else ""
+        texts.append(f"{KINDS_OF_LEAKS.get(leak.kind, leak.kind)}: {rows}{more}")
+    return texts
 
 
 def provenance(view: View) -> list[Any]:
     """Cost of the fits, stores, folds, settings and versions."""
     config, seconds = view.results.config, view.results.seconds
-    out: list[Any] = []
-    cost = []
-    for m in view.results.ranked:
-        fits = m.fits
-        if not fits:
-            cost.append([m.features, m.dim, "-", "-", "-", "-", f"{m.took('all'):.1f}"])
-            continue
-        gap = fits.worst_gap_bound
-        cost.append(
-            [
-                m.features,
-                m.dim,
-                fits.fits,
-                ", ".join(f"{v} {k}" for k, v in fits.status.items()),
-                "-" if gap is None else f"{gap:.0e}",
-                f"{m.took('fit'):.1f}",
-                f"{m.took('all', 'load'):.1f}",
-            ]
-        )
-    out.append(
-        Table(
-            [
-                view.noun,
-                "columns",
-                "fits",
-                "how they ended",
-                "worst gap bound",
-                "s, fitting",
-                "s, in all",
-            ],
-            cost,
-        )
-    )
+    out: list[Any] = [costs(view)]
     if any(m.fits and m.fits.worst_gap_bound is not None for m in view.results.models):
         out.append(GAPS)
     if seconds:
@@ -152,6 +118,31 @@ def provenance(view: View) -> list[Any]:
     if view.results.not_recorded:
         out.append(f"Not recorded: {'; '.join(view.results.not_recorded)}.")
     return out
+
+
+def costs(view: View) -> Table:
+    """A row a model: how many fits, how they ended, seconds."""
+    cost = []
+    for m in view.results.ranked:
+        fits = m.fits
+        if not fits:
+            cost.append([m.features, m.dim, "-", "-", "-", "-", f"{m.took('all'):.1f}"])
+            continue
+        gap = fits.worst_gap_bound
+        cost.append(
+            [
+                m.features,
+                m.dim,
+                fits.fits,
+                ", ".join(f"{v} {k}" for k, v in fits.status.items()),
+                "-" if gap is None else f"{gap:.0e}",
+                f"{m.took('fit'):.1f}",
+                f"{m.took('all', 'load'):.1f}",
+            ]
+        )
+    return Table(
+        [view.noun, "columns", "fits", "how they ended", "worst gap bound", "s, fitting", "s, in all"], cost
+    )
 
 
 def _setting(value: Any) -> str:

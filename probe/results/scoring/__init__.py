@@ -3,6 +3,8 @@
 from .comparing import ALL_PAIRS_UP_TO as ALL_PAIRS_UP_TO
 from .comparing import COMPARED as COMPARED
 from .comparing import compare_models as compare_models
+from .comparing import comparisons_of as comparisons_of
+from .comparing import pairs_of as pairs_of
 from .comparing import precision as precision
 from .estimates import FEW_GROUPS as FEW_GROUPS
 from .estimates import NO_INTERVALS as NO_INTERVALS

@@ -10,7 +10,7 @@ from scipy.special import stdtrit
 from ....errors import ProbeError
 from ...config import ProbeConfig
 from ...statistics import multiclass
-from ...statistics.comparisons import compare_paired
+from ...statistics.comparisons import Differences, compare_paired
 from ...statistics.delong import delong
 from ...statistics.intervals import Estimates
 from ..assess import number
@@ -49,16 +49,15 @@ def compare_models(
         is too small, and no claim is made of it
     """
     comparisons: list[Comparison] = []
-    names = [c.features for c in columns]
+    names = [column.features for column in columns]
     if not rows.distinct.all():
         rows, columns = without_duplicates(rows, columns)
         whole = None if whole is None else estimate_set(rows, columns, config=config)
     score, order = stacked(columns)
     for role in dict.fromkeys(c.role for c in columns):
         of_role = [i for i, c in enumerate(columns) if c.role == role and c.features != SWEEP]
-        pairs = list(itertools.combinations(of_role, 2))
-        if len(of_role) > ALL_PAIRS_UP_TO:
-            pairs = [(i, j) for i in of_role for j in of_role if names[j] == reference and i != j]
+        pairs = pairs_of([names[i] for i in of_role], reference)
+        pairs = [(of_role[i], of_role[j]) for i, j in pairs]
         if not pairs:
             continue
         tests = []
@@ -83,24 +82,39 @@ def compare_models(
             except ProbeError:  # fewer than two clusters of a class: the paired test says as much
                 pass
         for name, differences in tests:
-            for k, (i, j) in enumerate(differences.pairs):
-                numbers = {key: number(getattr(differences, key)[k]) for key in DIFFERENCE}
-                comparisons.append(
-                    Comparison(
-                        dataset=rows.dataset,
-                        role=Role(role),
-                        metric=differences.metric,
-                        test=name,
-                        p_method=differences.p_method[k],
-                        a=names[i],
-                        b=names[j],
-                        **numbers,
-                        reason=differences.reason[k],
-                        groups_known=rows.groups_known,
-                        inflation=inflation if name == PAIRED else 1.0,
-                    )
-                )
+            inflated = inflation if name == PAIRED else 1.0
+            comparisons += comparisons_of(differences, rows, names, role=role, test=name, inflation=inflated)
     return comparisons
+
+
+def pairs_of(names: Sequence[str], reference: str) -> list[tuple[int, int]]:
+    """Which models are compared, as positions: all pairs, or of many each with the reference."""
+    if len(names) <= ALL_PAIRS_UP_TO:
+        return list(itertools.combinations(range(len(names)), 2))
+    against = [j for j, name in enumerate(names) if name == reference]
+    return [(i, j) for i in range(len(names)) for j in against if i != j]
+
+
+def comparisons_of(
+    differences: Differences, rows: Rows, names: Sequence[str], *, role: str, test: str, inflation: float
+) -> list[Comparison]:
+    """One for each pair; names : of the models whose positions the pairs have."""
+    return [
+        Comparison(
+            dataset=rows.dataset,
+            role=Role(role),
+            metric=differences.metric,
+            test=test,
+            p_method=str(differences.p_method[k]),
+            a=names[int(i)],
+            b=names[int(j)],
+            **{key: number(getattr(differences, key)[k]) for key in DIFFERENCE},
+            reason=str(differences.reason[k]),
+            groups_known=rows.groups_known,
+            inflation=inflation,
+        )
+        for k, (i, j) in enumerate(differences.pairs)
+    ]
 
 
 DIFFERENCE = ("difference", "low", "high", "standard_error", "degrees_of_freedom", "p", "p_holm")
