@@ -21,7 +21,7 @@ from ..datasets.manifest import Manifest, as_manifest
 from ..errors import ImageError, InvalidRequest, PatchbankError
 from ..files import cores
 from ..terminal import progress_bar
-from .allocator import peak_memory
+from .allocator import keep_pages, peak_memory
 from .cards import Card, with_revision
 from .engine import Pipeline
 from .options import ExtractOptions
@@ -81,6 +81,8 @@ def run_extract(
         options = ExtractOptions(**settings)
     elif settings:
         raise InvalidRequest("give either options= or the settings one by one, not both")
+    if not dry_run and options.engine == "local" and _device(options) == "cpu":
+        keep_pages()  # before tables are read in threads
     listed = [manifests] if isinstance(manifests, Manifest | str | Path) else list(manifests)
     tables = [as_manifest(manifest) for manifest in listed]
     cards = _cards(encoder, tables, options)
