@@ -119,11 +119,11 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
     was made here and has nothing in it at the end goes again.
     Raises OutputError where the folder cannot be written or another run holds it.
     """
-    place = Path(folder)
-    with _explained(place):
-        missing = _missing(place)
-        make_folder(place)
-        stream = _take(place, wait=wait)
+    root = Path(folder)
+    with _explained(root):
+        missing = _missing(root)
+        make_folder(root)
+        stream = _take(root, wait=wait)
     with stream:
         stream.truncate(0)
         stream.write(f"process {os.getpid()}")
@@ -131,8 +131,8 @@ def locked(folder: str | os.PathLike[str], *, wait: bool = False) -> Iterator[No
         try:
             yield
         finally:
-            if missing and os.name != "nt" and [p.name for p in place.iterdir()] == [LOCK]:
-                (place / LOCK).unlink()
+            if missing and os.name != "nt" and [p.name for p in root.iterdir()] == [LOCK]:
+                (root / LOCK).unlink()
                 _remove_empty(missing)
 
 
@@ -148,21 +148,21 @@ def holding_out(run: Callable[P, T]) -> Callable[P, T]:
     return held
 
 
-def _take(place: Path, *, wait: bool) -> TextIO:
+def _take(folder: Path, *, wait: bool) -> TextIO:
     """The lock's open file."""
     while True:
-        stream = (place / LOCK).open("a+", encoding="utf-8")
+        stream = (folder / LOCK).open("a+", encoding="utf-8")
         try:
             if not _lock(stream.fileno(), wait=wait):
                 stream.seek(0)
                 holder = stream.read().strip()
                 raise OutputError(
-                    f"{place} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, "
+                    f"{folder} is in use by another run{f' ({holder})' if holder else ''}: wait for its end, "
                     "or choose another folder."
                 )
-            if (place / LOCK).exists() and (place / LOCK).stat().st_ino == os.fstat(stream.fileno()).st_ino:
+            if (folder / LOCK).exists() and (folder / LOCK).stat().st_ino == os.fstat(stream.fileno()).st_ino:
                 return stream
-            make_folder(place)  # whoever had it before removed it
+            make_folder(folder)  # whoever had it before removed it
         except BaseException:
             stream.close()
             raise
@@ -242,11 +242,11 @@ def sync_tree(path: Path) -> None:
         with path.open("r+b") as stream:
             os.fsync(stream.fileno())
         return
-    found = [(Path(folder), names) for folder, _, names in os.walk(path, topdown=False)]
-    if hasattr(os, "sync") and sum(len(names) for _, names in found) > MANY_FILES:
+    folders = [(Path(folder), names) for folder, _, names in os.walk(path, topdown=False)]
+    if hasattr(os, "sync") and sum(len(names) for _, names in folders) > MANY_FILES:
         os.sync()
         return
-    for folder, names in found:
+    for folder, names in folders:
         for name in names:
             sync_tree(folder / name)
         sync_folder(folder)

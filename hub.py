@@ -88,7 +88,7 @@ def reason(
         return _refused(status, repo, act, at, elsewhere)
     causes = [*_causes(error)]
     strange = (NotTheHubError, errors.FileMetadataError, json.JSONDecodeError)
-    if any(isinstance(one, strange) or type(one).__name__ == "JSONDecodeError" for one in causes):
+    if any(isinstance(cause, strange) or type(cause).__name__ == "JSONDecodeError" for cause in causes):
         return (
             f"{at} is answered by a proxy or a login page instead of the hub. Fix: log in to the network, "
             f"correct HTTPS_PROXY or HF_ENDPOINT{elsewhere}"
@@ -142,15 +142,15 @@ def _refused(status: int, repo: str, act: str, at: str, elsewhere: str) -> str:
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """An error and those that it came from."""
-    one: BaseException | None = error
-    while one is not None:
-        yield one
-        one = one.__cause__ or one.__context__
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _status_of(error: BaseException) -> int | None:
     """The HTTP status that the hub answered with; the client wraps it in what it says of its cache."""
-    statuses = (getattr(getattr(one, "response", None), "status_code", None) for one in _causes(error))
+    statuses = (getattr(getattr(cause, "response", None), "status_code", None) for cause in _causes(error))
     return next((status for status in statuses if isinstance(status, int) and status >= 300), None)
 
 

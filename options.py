@@ -115,7 +115,7 @@ def store_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
 def dataset_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Data sets that come with patchbank."""
     shipped = (Path(__file__).parent / "manifests" / "datasets").glob("*.toml")
-    return _starting([one.stem for one in shipped], incomplete)
+    return _starting([file.stem for file in shipped], incomplete)
 
 
 def study_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -123,15 +123,15 @@ def study_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> 
     from click.shell_completion import CompletionItem
 
     shipped = (Path(__file__).parent / "manifests" / "studies").glob("*.toml")
-    names = _starting([one.stem for one in shipped if not one.stem.startswith("published")], incomplete)
+    names = _starting([file.stem for file in shipped if not file.stem.startswith("published")], incomplete)
     return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
 
 
 def _stores(ctx: click.Context) -> list[str]:
     """The names of the stores of a local bank, by the folders alone."""
-    place = str(ctx.params.get("bank") or os.environ.get(BANK, ""))
-    folder = Path(place) / "stores"
-    if not place or "://" in place or not folder.is_dir():
+    bank_folder = str(ctx.params.get("bank") or os.environ.get(BANK, ""))
+    folder = Path(bank_folder) / "stores"
+    if not bank_folder or "://" in bank_folder or not folder.is_dir():
         return []
     return [path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
@@ -248,10 +248,10 @@ table = click.option("--table", type=PATH, help="Manifest (.toml), CSV or parque
 
 def pairs(values: Sequence[str], option: str, *, empty: bool = False) -> dict[str, str]:
     """KEY=VALUE texts of an option as a dictionary. Raises InvalidRequest; empty: values may be empty."""
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for value in values:
         key, mark, target = value.partition("=")
-        if not mark or not key or not (target or empty) or key in found:
+        if not mark or not key or not (target or empty) or key in mapping:
             raise InvalidRequest(f"{option} {value!r}: write {option} KEY=VALUE, each key once.")
-        found[key] = target
-    return found
+        mapping[key] = target
+    return mapping

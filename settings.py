@@ -98,7 +98,7 @@ class Settings(BaseModel):
     @classmethod
     def _listed(cls, field: FieldInfo, value: Any) -> Any:
         """A list as the tuple that the field is."""
-        if all(get_origin(one) is not tuple for one in _options(field.annotation)):
+        if all(get_origin(option) is not tuple for option in _options(field.annotation)):
             return value
         if isinstance(value, list):
             return tuple(value)
@@ -134,8 +134,8 @@ def _sentences(key: str, error: Any, values: Mapping[str, Any], fields: Mapping[
 
 def near(word: str, known: Iterable[str]) -> str:
     """`, did you mean 'NAME'?` where a known name is like the word, else ""."""
-    found = nearest(word, known)
-    return f", did you mean {found!r}?" if found else ""
+    candidates = nearest(word, known)
+    return f", did you mean {candidates!r}?" if candidates else ""
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -145,19 +145,19 @@ def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 
 def alike(word: str, known: Iterable[str], *, n: int = 3, cutoff: float = 0.6) -> list[str]:
     """The known names that are most like the word, at most n of them (see difflib.get_close_matches)."""
-    return difflib.get_close_matches(word, [str(one) for one in known], n=n, cutoff=cutoff)
+    return difflib.get_close_matches(word, [str(name) for name in known], n=n, cutoff=cutoff)
 
 
 def not_one_of(key: str, value: Any, allowed: Iterable[Any]) -> str:
     """The sentence for a value that is not one of those allowed, with the one that is like it."""
-    words = [str(one) for one in allowed]
+    words = [str(name) for name in allowed]
     return f"{key} {value!r} is not one of {', '.join(words)}{near(str(value), words)}"
 
 
 def _options(wanted: Any) -> list[Any]:
     """The types of a union, None left out; the type itself where it is none."""
     if get_origin(wanted) in (Union, UnionType):
-        return [one for one in get_args(wanted) if one is not NoneType]
+        return [kind for kind in get_args(wanted) if kind is not NoneType]
     return [wanted]
 
 
@@ -234,7 +234,7 @@ def write_toml(file: str | Path, document: Mapping[str, Any], *, remark: str = "
 
 def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(one) for one in value] if isinstance(value, list | tuple) else value
 
 

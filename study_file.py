@@ -93,7 +93,7 @@ class System(Settings):
     @property
     def encoders(self) -> tuple[str, ...]:
         """All that it sees, as the study names them."""
-        named = [source.encoder for one in self.written_out for source in one.sources]
+        named = [source.encoder for feature_set in self.written_out for source in feature_set.sources]
         return tuple(dict.fromkeys(named)) or ((self.encoder,) if self.encoder else ())
 
     def _faults_of_ensemble(self) -> Iterable[str]:
@@ -264,7 +264,7 @@ class Study(Settings):
         if not system.features:
             return {(system.encoder, system.tokens or self.tokens): system.views or self.views}
         policies: dict[tuple[str, str], dict[str, None]] = {}
-        for source in (source for one in system.written_out for source in one.sources):
+        for source in (source for feature_set in system.written_out for source in feature_set.sources):
             policies.setdefault((source.encoder, source.view), {})[source.tokens or ""] = None
         views: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
         for (encoder, view), tokens in policies.items():

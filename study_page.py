@@ -164,7 +164,7 @@ class StudyReport:
             state="done",
             chosen=" + ".join(f"{share:.2f} {name}" for name, share in shares.items()) or model.chosen or "",
             dim=model.dim or 0,
-            forwards=sum(one.get("forwards", 0) for one in spent),
+            forwards=sum(record.get("forwards", 0) for record in spent),
             forwards_saved=sum(self._saved(one) for one in spent),
             extract_seconds=sum(one.get("seconds", 0.0) for one in spent),
             device=", ".join(dict.fromkeys(one["device"] for one in spent if one.get("device"))),

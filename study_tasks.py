@@ -73,13 +73,13 @@ def run_tasks(study: Study, where: Places, *, say: Callable[[str], None] = print
                 steps.append(Step(kind="data", title=task.train, state="blocked", why=str(error)))
                 continue
             steps += done.steps
-            found = "no system has results"
+            outcome = "no system has results"
             if done.page.result is not None:
-                found = _scored(task, done.page.result)
-            if isinstance(found, str):
-                missing[task.name] = found
+                outcome = _scored(task, done.page.result)
+            if isinstance(outcome, str):
+                missing[task.name] = outcome
             else:
-                scored.append(found)
+                scored.append(outcome)
         files = [where.out / name for name in FILES]
         steps.append(_page(study, where, scored, missing, files))
         steps[-1].run(say)

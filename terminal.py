@@ -117,7 +117,7 @@ def log_to(file: Path) -> None:
     Of the command, passwords and signatures in URLs are left out. Raises OSError for a place that cannot be
     written.
     """
-    folder = next(place for place in Path(file).absolute().parents if place.exists())
+    folder = next(parent for parent in Path(file).absolute().parents if parent.exists())
     if not os.access(file if Path(file).exists() else folder, os.W_OK):
         raise PermissionError(errno.EACCES, "the log cannot be written", str(file))
     handler = _LogFile(file, encoding="utf-8", delay=True)

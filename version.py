@@ -16,13 +16,13 @@ __version__ = "0.1.0"
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """Versions of the packages that are installed, without local parts such as +cu130."""
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for name in packages:
         try:
-            found[name] = metadata.version(name).partition("+")[0]
+            installed[name] = metadata.version(name).partition("+")[0]
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @cache

@@ -40,11 +40,11 @@ class Lists(griffe.Extension):
 def listed(text: str) -> str:
     lines: list[str] = []
     for line in text.splitlines():
-        if found := _ITEM.match(line):
+        if match := _ITEM.match(line):
             before = lines[-1] if lines else ""
             if before and not before.startswith(("* ", " ")):
                 lines.append("")
-            line = f"* `{found[1]}`: {line[found.end() :]}"
+            line = f"* `{match[1]}`: {line[match.end() :]}"
         elif line and not line.startswith(" ") and lines and lines[-1].startswith(("* ", " ")):
             lines.append("")
         lines.append(line)

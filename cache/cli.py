@@ -41,9 +41,9 @@ def _all_names(bank: str) -> list[str]:
     """The stores of a bank, which has to be there; says so if it has none."""
     from .bank import Bank
 
-    place = Bank(bank)
-    place.require()
-    names = place.names()
+    opened = Bank(bank)
+    opened.require()
+    names = opened.names()
     if not names:
         echo(f"no stores in {bank}", err=True)
     return names
@@ -169,23 +169,25 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
     documents: list[dict[str, Any]] = []
     for name in names or _all_names(bank):
         store = _open(bank, name, lenient=True)
-        found = verify(store, progress=not as_json)
+        report = verify(store, progress=not as_json)
         document: dict[str, Any] = {
             "store": store.name,
-            "good": found.good,
-            "blocks": found.blocks,
-            "rows": found.rows,
-            "bytes": found.bytes,
-            "damage": [str(damage) for damage in found.damage],
-            "notes": found.notes,
+            "good": report.good,
+            "blocks": report.blocks,
+            "rows": report.rows,
+            "bytes": report.bytes,
+            "damage": [str(damage) for damage in report.damage],
+            "notes": report.notes,
         }
         documents.append(document)
         if not as_json:
             verdict = (
-                "good" if found.good else f"{len(found.damage)} damaged: patchbank cache repair {store.name}"
+                "good"
+                if report.good
+                else f"{len(report.damage)} damaged: patchbank cache repair {store.name}"
             )
-            echo(f"{store.name}: {found.rows} rows in {found.blocks} blocks, {verdict}")
-            for line in [*document["damage"], *(f"note: {note}" for note in found.notes)]:
+            echo(f"{store.name}: {report.rows} rows in {report.blocks} blocks, {verdict}")
+            for line in [*document["damage"], *(f"note: {note}" for note in report.notes)]:
                 echo(f"  {line}")
     if as_json:
         echo(json.dumps(documents, indent=2))
@@ -360,21 +362,22 @@ def diff_command(
     from .merge import diff
 
     keys = None if table is None else _keys(table, bank)
-    found = diff(_open(bank, first), _open(other_bank or bank, second), keys, progress=not as_json)
+    difference = diff(_open(bank, first), _open(other_bank or bank, second), keys, progress=not as_json)
     lines = [
-        f"{found.shared} patches in both, {found.only_a} only in the first, {found.only_b} only in the other",
-        f"verdict      {found.verdict}",
-        f"identical    {found.identical}",
+        f"{difference.shared} patches in both, {difference.only_a} only in the first, "
+        f"{difference.only_b} only in the other",
+        f"verdict      {difference.verdict}",
+        f"identical    {difference.identical}",
     ]
     lines += [
         "             median / 99 % / largest",
-        "cosine dist. " + " / ".join(f"{value:.3g}" for value in found.cosine),
-        "|a-b| / |a|  " + " / ".join(f"{value:.3g}" for value in found.relative),
-        f"component    {found.largest:.3g} at most",
-        *(f"worst        {key} {distance:.3g}" for key, distance in found.worst),
-    ] * (found.identical < found.shared)  # of equal vectors there is nothing to say
-    lines += [f"identity     {part}" for part in found.parts]
-    _show(as_json, {**asdict(found), "verdict": found.verdict}, "\n".join(lines))
+        "cosine dist. " + " / ".join(f"{value:.3g}" for value in difference.cosine),
+        "|a-b| / |a|  " + " / ".join(f"{value:.3g}" for value in difference.relative),
+        f"component    {difference.largest:.3g} at most",
+        *(f"worst        {key} {distance:.3g}" for key, distance in difference.worst),
+    ] * (difference.identical < difference.shared)  # of equal vectors there is nothing to say
+    lines += [f"identity     {part}" for part in difference.parts]
+    _show(as_json, {**asdict(difference), "verdict": difference.verdict}, "\n".join(lines))
 
 
 @cache_group.command("export")

@@ -93,9 +93,9 @@ def _named(table: pd.DataFrame) -> Iterator[tuple[str, str, pd.Series]]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidRequest(f"the table has two columns {twice[0]!r}; rename one")
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         if name != "content_hash":
-            yield written_name(name), name, table.iloc[:, place]
+            yield written_name(name), name, table.iloc[:, position]
 
 
 def _typed(column: pd.Series, name: str) -> Any:
@@ -127,7 +127,7 @@ def numbers(words: np.ndarray) -> Any:
         if len(cells) == len(words):
             return np.array(whole, np.int64)
         each = iter(whole)
-        return pd.array([next(each) if one else None for one in there], dtype="Int64")
+        return pd.array([next(each) if known else None for known in there], dtype="Int64")
     if all(_REAL.fullmatch(word) and sum(map(str.isdigit, word)) <= DIGITS for word in cells):
         real = cells.astype(np.float64)
         if np.isfinite(real).all() and len({*real}) == len({*cells}):  # not of 1.1 and 1.10, as ids are
@@ -173,16 +173,16 @@ def read_columns(columns: Mapping[str, Any], changed: object) -> dict[str, pd.Se
     """The columns as they were before the export. Raises InvalidRequest where `changed` does not fit."""
     if not is_object(changed):
         raise InvalidRequest("the export's description of its columns is not a table of names")
-    found: dict[str, pd.Series] = {}
+    loaded: dict[str, pd.Series] = {}
     for written, values in columns.items():
         about = changed.get(written, {})
         name, kind = (about.get("name", written), about.get("kind", "")) if is_object(about) else (0, 0)
-        if not isinstance(name, str) or kind not in ("", *KINDS) or name in found or name == "content_hash":
+        if not isinstance(name, str) or kind not in ("", *KINDS) or name in loaded or name == "content_hash":
             raise InvalidRequest(
                 f"what the export says about its column {written!r} makes no sense: {about!r}"
             )
-        found[name] = pd.Series(restored(values, kind, name) if kind else values)
-    return found
+        loaded[name] = pd.Series(restored(values, kind, name) if kind else values)
+    return loaded
 
 
 def restored(values: Any, kind: str, name: str) -> Any:

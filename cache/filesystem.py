@@ -127,14 +127,14 @@ class LocalFiles:
 
     def walk(self) -> list[str]:
         """Every file below, sorted. Raises StoreError where one is a link, a device or a pipe."""
-        found: list[str] = []
+        walked: list[str] = []
         for folder, folders, files in os.walk(self.root):
             below = Path(folder).relative_to(self.root)
             names = [(below / name).as_posix() for name in files]
             for name in (*names, *((below / name).as_posix() for name in folders)):
                 self.path(name)
-            found += names
-        return sorted(found)
+            walked += names
+        return sorted(walked)
 
     def size(self, name: str) -> int:
         return self.path(name).stat().st_size

@@ -330,9 +330,9 @@ def _adopt_these(store: Store, block: Block, names: list[tuple[str, str]], sourc
         for source, name in zip(sources, interim, strict=True):
             files.duplicate(source, name)  # first, so that it is these very bytes that are compared
         spots = Spot(interim[0], 0), Spot(interim[1], 0)
-        vectors, found = store.empty_block(block.rows, spots)
-        read_raw(files, (Spot(interim[0], 0), Spot(interim[1], 0)), vectors, found)
-        if bad_segments(block, vectors, found):
+        vectors, hashes = store.empty_block(block.rows, spots)
+        read_raw(files, (Spot(interim[0], 0), Spot(interim[1], 0)), vectors, hashes)
+        if bad_segments(block, vectors, hashes):
             return False
         for (own, _), source, name in zip(names, sources, interim, strict=True):
             if source != own:

@@ -128,13 +128,13 @@ def contents(store: Store, *, with_table: bool, host_names: bool) -> dict[str, P
     live = {block.id: block for block in catalog.live()}
     if any(name not in live for name in catalog.order):
         raise StoreError(f"{files} is damaged: `patchbank cache repair {store.name}` first")
-    found: dict[str, Path | bytes] = {name: files.path(name) for name in layout.descriptions}
+    files_of: dict[str, Path | bytes] = {name: files.path(name) for name in layout.descriptions}
     for block in live.values():
         spots = store.spot_of(block)
         names = [spot.file for spot in spots]
         if block.id in catalog.chunks:  # once, under the names that other software reads
             names = [name for _, name in layout.chunks(block.id, catalog.chunks[block.id])] or names
-        found |= {name: files.path(spot.file) for name, spot in zip(names, spots, strict=True)}
+        files_of |= {name: files.path(spot.file) for name, spot in zip(names, spots, strict=True)}
     view: dict[str, bytes] = {}
     if catalog.order and not with_table:
         view = layout.view([live[name] for name in catalog.order], {})
@@ -146,7 +146,7 @@ def contents(store: Store, *, with_table: bool, host_names: bool) -> dict[str, P
             "first, or push without --with-table"
         )
     log = _one_log(store, view, host_names=host_names)
-    return {**found, **view, f"{LOGS}/pushed-{xxhash.xxh3_64_hexdigest(log)[:8]}.jsonl": log}
+    return {**files_of, **view, f"{LOGS}/pushed-{xxhash.xxh3_64_hexdigest(log)[:8]}.jsonl": log}
 
 
 def _one_log(store: Store, view: dict[str, bytes], *, host_names: bool) -> bytes:

@@ -53,21 +53,21 @@ class KeyIndex:
     def find(self, keys: np.ndarray) -> np.ndarray:
         """The row of each key, -1 if none: int64, (n,)."""
         high, low = _halves(as_keys(keys))
-        found = np.empty(len(high), dtype=np.int64)
+        rows = np.empty(len(high), dtype=np.int64)
         for start in range(0, len(high), BATCH):
             part = slice(start, start + BATCH)
             order = np.argsort(high[part])  # several times as fast: searching ascending keys misses no cache
-            found[start + order] = self._find(high[part][order], low[part][order])
-        return found
+            rows[start + order] = self._find(high[part][order], low[part][order])
+        return rows
 
     def _find(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
-        found = np.full(len(high), -1, dtype=np.int64)
+        rows = np.full(len(high), -1, dtype=np.int64)
         for piece in self._pieces:
-            left = np.flatnonzero(found < 0)
+            left = np.flatnonzero(rows < 0)
             if not len(left):
                 break
-            found[left] = piece.find(high[left], low[left])
-        return found
+            rows[left] = piece.find(high[left], low[left])
+        return rows
 
     def first_rows(self) -> np.ndarray:
         """The rows that are found, ascending: all but repetitions. int64, (len(self),)."""
@@ -105,13 +105,13 @@ class _Piece:
 
     def merge(self, other: "_Piece") -> None:
         """Take in a piece without a key of ours; it is used up, so that its columns go one by one."""
-        mine = np.searchsorted(other.high, self.high) + np.arange(len(self))
-        theirs = np.ones(len(self) + len(other), dtype=bool)
-        theirs[mine] = False
+        own_places = np.searchsorted(other.high, self.high) + np.arange(len(self))
+        of_other = np.ones(len(self) + len(other), dtype=bool)
+        of_other[own_places] = False
         for name in ("high", "low", "rows"):
             ours, more = getattr(self, name), getattr(other, name)
-            merged = np.empty(len(theirs), dtype=np.result_type(ours, more))
-            merged[mine], merged[theirs] = ours, more
+            merged = np.empty(len(of_other), dtype=np.result_type(ours, more))
+            merged[own_places], merged[of_other] = ours, more
             setattr(self, name, merged)
             delattr(other, name)
         self._look_for_ties()
@@ -123,15 +123,15 @@ class _Piece:
         np.minimum(position, last, out=position)
         same = self.high[position] == high
         hit = same & (self.low[position] == low)
-        found = np.where(hit, self.rows[position].astype(np.int64), -1)
+        rows = np.where(hit, self.rows[position].astype(np.int64), -1)
         if self._ties:
             for i in np.flatnonzero(same & ~hit):
                 at = position[i]
                 while at <= last and self.high[at] == high[i] and self.low[at] != low[i]:
                     at += 1
                 if at <= last and self.high[at] == high[i]:
-                    found[i] = self.rows[at]
-        return found
+                    rows[i] = self.rows[at]
+        return rows
 
 
 def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

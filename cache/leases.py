@@ -213,10 +213,10 @@ class Lease:
         if not self.lost:
             numbers = _numbers(self._files, self._unit)
             try:
-                mine = numbers[-1:] == [self._number] and self._files.read(self._name).startswith(self._start)
+                held = numbers[-1:] == [self._number] and self._files.read(self._name).startswith(self._start)
             except FileNotFoundError:
-                mine = False
-            self.lost, self._looked = not mine, now
+                held = False
+            self.lost, self._looked = not held, now
         return not self.lost
 
     def check(self) -> None:
@@ -299,7 +299,7 @@ def sweepable(files: Files, grace: float) -> list[str]:
     """The files of leases without a holder: of processes of this machine that are gone, and those
     that were not renewed for `grace` seconds by the file system's clock (a day at least).
     """
-    found: list[str] = []
+    names: list[str] = []
     now = files.clock()
     for item in files.names(FOLDER):
         name = f"{FOLDER}/{item}"
@@ -307,7 +307,7 @@ def sweepable(files: Files, grace: float) -> list[str]:
             if item.endswith(".json") and (
                 Found(files, name).is_gone or now - files.modified(name) > max(grace, LONGEST)
             ):
-                found.append(name)
+                names.append(name)
         except FileNotFoundError:  # released this moment
             continue
-    return found
+    return names

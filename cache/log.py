@@ -154,66 +154,66 @@ class Catalog:
             )
 
     def _read_file(self, name: str) -> None:
-        place = self._seen.setdefault(name, _Place())
-        content = self.files.read(f"{FOLDER}/{name}", place.bytes)
+        reading = self._seen.setdefault(name, _Place())
+        content = self.files.read(f"{FOLDER}/{name}", reading.bytes)
         pieces = content.split(b"\n")
         rest = pieces.pop()
         for piece in pieces:
-            self._take(name, place, piece)
-        place.bytes += len(content) - len(rest)
+            self._take(name, reading, piece)
+        reading.bytes += len(content) - len(rest)
         rest = rest.rstrip(b"\0")  # what a power failure may leave of a line that was never acknowledged
         if decode(rest) is not None:  # only the newline is missing
-            place.bytes += len(rest)
-            place.at_newline = False
-            self._take(name, place, rest)
+            reading.bytes += len(rest)
+            reading.at_newline = False
+            self._take(name, reading, rest)
         elif len(rest.rpartition(b',"sum":"')[2]) > 18 and b',"sum":"' in rest:
             self._note(
-                name, place.lines + 1, "damaged", rest
+                name, reading.lines + 1, "damaged", rest
             )  # whole, but for a newline that is another byte
         elif rest:
-            self._note(name, place.lines + 1, "torn", rest)
+            self._note(name, reading.lines + 1, "torn", rest)
 
     def _read_objects(self, name: str) -> None:
-        place = self._seen.setdefault(name, _Place())
-        for item in self.files.names(f"{FOLDER}/{name}")[place.objects :]:
-            place.objects += 1
+        reading = self._seen.setdefault(name, _Place())
+        for item in self.files.names(f"{FOLDER}/{name}")[reading.objects :]:
+            reading.objects += 1
             for line in self.files.read(f"{FOLDER}/{name}/{item}").removesuffix(b"\n").split(b"\n"):
-                self._take(name, place, line)
+                self._take(name, reading, line)
 
     def _look_for_a_cut(self, name: str) -> None:
         generation = _FINALIZE.fullmatch(name)
         if generation is None:
             return
         self.next_generation = max(self.next_generation, int(generation[1]) + 1)
-        place = self._seen[name]
-        if 0 < place.lines < place.wanted:
-            self._note(name, place.lines + 1, "cut", b"")
+        reading = self._seen[name]
+        if 0 < reading.lines < reading.wanted:
+            self._note(name, reading.lines + 1, "cut", b"")
 
-    def _take(self, name: str, place: "_Place", line: bytes) -> None:
-        if not line and not place.at_newline:  # the newline of a line that was taken without it
-            place.at_newline = True
+    def _take(self, name: str, reading: "_Place", line: bytes) -> None:
+        if not line and not reading.at_newline:  # the newline of a line that was taken without it
+            reading.at_newline = True
             return
-        place.lines += 1
+        reading.lines += 1
         record = decode(line)
         if record is None:
-            self._note(name, place.lines, "damaged", line)
-            place.number = None
+            self._note(name, reading.lines, "damaged", line)
+            reading.number = None
             return
         fault = check_record(record)
         if fault:
-            raise StoreError(f"{self.files}/{FOLDER}/{name}, line {place.lines} {fault}")
-        self._take_record(name, place, line, record)
+            raise StoreError(f"{self.files}/{FOLDER}/{name}, line {reading.lines} {fault}")
+        self._take_record(name, reading, line, record)
 
-    def _take_record(self, name: str, place: "_Place", line: bytes, record: dict[str, Any]) -> None:
-        if place.number is not None and record["n"] != place.number:
-            self._note(name, place.lines, "missing", line)
-        place.number = record["n"] + 1
+    def _take_record(self, name: str, reading: "_Place", line: bytes, record: dict[str, Any]) -> None:
+        if reading.number is not None and record["n"] != reading.number:
+            self._note(name, reading.lines, "missing", line)
+        reading.number = record["n"] + 1
         match record["type"]:
             case "block":
                 self.published[record["block"]] = Block.of(record)
                 self.version += 1
             case "retire":
-                when = record.get("time", place.begun)  # patchbank 0.1.0 did not say when
+                when = record.get("time", reading.begun)  # patchbank 0.1.0 did not say when
                 self.retired.update(dict.fromkeys(record["blocks"], when))
                 self.version += 1
             case "order":
@@ -225,7 +225,7 @@ class Catalog:
                 self.excused.update(record["lines"])
             case "writer":
                 self.sessions.append(record)
-                place.begun, place.wanted = float(record["time"]), int(record.get("lines", 0))
+                reading.begun, reading.wanted = float(record["time"]), int(record.get("lines", 0))
             case _:  # check_record knows no other
                 pass
 

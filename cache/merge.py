@@ -146,29 +146,29 @@ def diff(a: Store, b: Store, keys: np.ndarray | None = None, *, progress: bool =
     of_a = a.keys() if keys is None else keys[a.contains(keys)]
     shared = of_a[b.contains(of_a)]
     in_b = len(b) if keys is None else int(b.contains(keys).sum())
-    found = Difference(len(shared), len(of_a) - len(shared), in_b - len(shared))
-    found.parts = differences(a.identity, b.identity)
+    difference = Difference(len(shared), len(of_a) - len(shared), in_b - len(shared))
+    difference.parts = differences(a.identity, b.identity)
     if not len(shared):
-        return found
+        return difference
     cosine, relative = np.empty(len(shared)), np.empty(len(shared))
     with progress_bar(total=len(shared), shown=progress, unit="row") as bar:
-        for part, one in a.iter_blocks(shared, STEP, dtype="float32"):
+        for part, vectors in a.iter_blocks(shared, STEP, dtype="float32"):
             two = b.load(shared[part], dtype="float32")
-            apart = np.abs(one - two)
-            found.identical += int((apart == 0).all(axis=1).sum())
-            found.largest = max(found.largest, float(apart.max()))
-            norms = np.linalg.norm(one, axis=1), np.linalg.norm(two, axis=1)
+            apart = np.abs(vectors - two)
+            difference.identical += int((apart == 0).all(axis=1).sum())
+            difference.largest = max(difference.largest, float(apart.max()))
+            norms = np.linalg.norm(vectors, axis=1), np.linalg.norm(two, axis=1)
             tiny = np.finfo(np.float32).tiny
-            dots = np.einsum("ij,ij->i", one, two, dtype=np.float64)
+            dots = np.einsum("ij,ij->i", vectors, two, dtype=np.float64)
             cosine[part] = 1 - dots / np.maximum(norms[0] * norms[1], tiny)
             relative[part] = np.linalg.norm(apart, axis=1) / np.maximum(norms[0], tiny)
-            bar.update(len(one))
+            bar.update(len(vectors))
     cosine = np.maximum(cosine, 0)  # rounding
-    found.cosine = _quantiles(cosine)
-    found.relative = _quantiles(relative)
+    difference.cosine = _quantiles(cosine)
+    difference.relative = _quantiles(relative)
     worst = np.argsort(-relative)[:5]
-    found.worst = [(shared[i].tobytes().hex(), float(cosine[i])) for i in worst]
-    return found
+    difference.worst = [(shared[i].tobytes().hex(), float(cosine[i])) for i in worst]
+    return difference
 
 
 def _quantiles(values: np.ndarray) -> tuple[float, float, float]:

@@ -410,18 +410,18 @@ class Store:
                 self.refresh()
                 self._index()
                 rows = self._rows.find(keys)
-            found = _Located(rows, self._blocks, self._starts)
+            located = _Located(rows, self._blocks, self._starts)
         missing = int((rows < 0).sum())
         if missing:
             raise RowsMissing(
                 f"{missing} of {len(keys)} patches have no embedding in {self._files}; "
                 f"run `patchbank extract` with the encoder {self.identity.encoder['id']!r} to embed them"
             )
-        return found
+        return located
 
-    def _gather(self, out: np.ndarray, found: "_Located") -> tuple[np.ndarray, OSError | None]:
+    def _gather(self, out: np.ndarray, located: "_Located") -> tuple[np.ndarray, OSError | None]:
         """Fills `out`. Returns its rows that could not be read (int64) and why: the first error."""
-        rows, blocks, starts = found.rows, found.blocks, found.starts
+        rows, blocks, starts = located.rows, located.blocks, located.starts
         failed: list[Any] = [np.empty(0, np.int64)]
         first_error = None
         if len(rows):

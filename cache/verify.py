@@ -75,22 +75,22 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
     The store may be one that was opened leniently (`Bank.open_name(name, lenient=True)`), being damaged.
     What other processes publish, pack or finalise meanwhile does not count as damage.
     """
-    found = Verified()
+    report = Verified()
     with explained("read", store.files):
-        _verify_descriptions(store, found)
+        _verify_descriptions(store, report)
         store.catalog.read(strict=False)
         for bad in store.catalog.bad.values():
             if bad.kind == "torn":
-                found.notes.append(f"{bad.file}, line {bad.line} is unfinished: its writer was killed there")
+                report.notes.append(f"{bad.file}, line {bad.line} is unfinished: its writer was killed there")
             else:
-                found.damage.append(Damage("log", bad.file, f"line {bad.line}: {bad.kind}"))
-        _verify_blocks(store, found, progress=progress)
-        _verify_leftovers(store, found)
-        _verify_arrays(store, found)
-    return found
+                report.damage.append(Damage("log", bad.file, f"line {bad.line}: {bad.kind}"))
+        _verify_blocks(store, report, progress=progress)
+        _verify_leftovers(store, report)
+        _verify_arrays(store, report)
+    return report
 
 
-def _verify_blocks(store: Store, found: Verified, *, progress: bool = False) -> None:
+def _verify_blocks(store: Store, report: Verified, *, progress: bool = False) -> None:
     live = store.catalog.live()
     for block in progress_bar(live, shown=progress, desc="verify", unit="block"):
         faults = list(_verify_block(store, block))
@@ -104,20 +104,20 @@ def _verify_blocks(store: Store, found: Verified, *, progress: bool = False) -> 
                 break
         if block.id in store.catalog.retired:
             continue
-        found.blocks += 1
-        found.rows += block.rows
-        found.bytes += block.rows * (store.layout.row_bytes + KEY_BYTES)
-        found.damage += faults
+        report.blocks += 1
+        report.rows += block.rows
+        report.bytes += block.rows * (store.layout.row_bytes + KEY_BYTES)
+        report.damage += faults
 
 
-def _verify_leftovers(store: Store, found: Verified) -> None:
+def _verify_leftovers(store: Store, report: Verified) -> None:
     damage: list[Damage] = []
     notes: list[str] = []
-    lossy = any(fault.rows for fault in found.damage)
+    lossy = any(fault.rows for fault in report.damage)
     for _ in range(PATIENCE):
         damage, notes, seen = [], [], store.state()
         try:
-            for leftover, rows, new in _unpublished(store, found):
+            for leftover, rows, new in _unpublished(store, report):
                 fault = _fault_of(leftover, rows, new, notes, lossy=lossy)
                 damage += [fault] if fault else []
             if not damage:
@@ -130,8 +130,8 @@ def _verify_leftovers(store: Store, found: Verified) -> None:
         store.catalog.read(strict=False)
         if store.state() == seen:
             break
-    found.damage += damage
-    found.notes += notes
+    report.damage += damage
+    report.notes += notes
 
 
 def _fault_of(
@@ -152,14 +152,14 @@ def _fault_of(
     return None
 
 
-def _unpublished(store: Store, found: Verified) -> Iterator[tuple[Leftover, Rows | None, np.ndarray]]:
+def _unpublished(store: Store, report: Verified) -> Iterator[tuple[Leftover, Rows | None, np.ndarray]]:
     """The files beside the published blocks, their rows, and which rows (bool) exist nowhere else."""
     left = leftovers(store, strict=False)
     if not left:
         return
     bad: dict[str, np.ndarray] = {}
     rows_of = {block.id: block.rows for block in store.catalog.live()}
-    for damage in found.damage:
+    for damage in report.damage:
         if damage.block in rows_of and damage.rows:
             mask = bad.setdefault(damage.block, np.zeros(rows_of[damage.block], dtype=bool))
             for first, last in damage.rows:
@@ -175,13 +175,13 @@ def _unpublished(store: Store, found: Verified) -> Iterator[tuple[Leftover, Rows
         yield leftover, rows, new
 
 
-def _verify_descriptions(store: Store, found: Verified) -> None:
+def _verify_descriptions(store: Store, report: Verified) -> None:
     right = store.layout.describe(store.description)
     for name in store.layout.descriptions:
         if not store.files.exists(name):
-            found.damage.append(Damage("description", name, "is missing"))
+            report.damage.append(Damage("description", name, "is missing"))
         elif store.files.read(name) != right:
-            found.damage.append(Damage("description", name, "was changed after it was written"))
+            report.damage.append(Damage("description", name, "was changed after it was written"))
 
 
 def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
@@ -209,7 +209,7 @@ def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
         yield Damage("file", vectors_at.file, other, block.id)
 
 
-def _verify_arrays(store: Store, found: Verified) -> None:
+def _verify_arrays(store: Store, report: Verified) -> None:
     """The files of a finalised store beside its blocks."""
     faults: list[Damage] = []
     for _ in range(PATIENCE):
@@ -218,12 +218,12 @@ def _verify_arrays(store: Store, found: Verified) -> None:
         if not faults:
             return
         if other is not None:
-            found.notes.append(f"the arrays are being built by {other}; if it has ended, finalise again")
+            report.notes.append(f"the arrays are being built by {other}; if it has ended, finalise again")
             return
         store.catalog.read(strict=False)
         if store.state() == seen and _builder(store) is None:
             break
-    found.damage += faults
+    report.damage += faults
 
 
 def _builder(store: Store) -> Found | None:
@@ -301,24 +301,24 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
         explained("repair", store.files),
     ):
         make_folders(store)
-        found = Verified()
-        _verify_descriptions(store, found)
-        _repair_descriptions(store, found, done)
+        report = Verified()
+        _verify_descriptions(store, report)
+        _repair_descriptions(store, report, done)
         store.catalog.read(strict=False)
         _excuse(store, writer, done)
         generation = store.catalog.next_generation  # of what is read from here on
         given = give_own_files(store)
-        _verify_blocks(store, found, progress=progress)
-        faulty = {damage.block for damage in found.damage if damage.rows}
+        _verify_blocks(store, report, progress=progress)
+        faulty = {damage.block for damage in report.damage if damage.rows}
         if faulty:
             anew = give_own_files(store, [store.catalog.published[name] for name in faulty])
-            found.damage = [damage for damage in found.damage if damage.block not in anew]
+            report.damage = [damage for damage in report.damage if damage.block not in anew]
             for name in anew:  # its rows are right now; what is behind them in the chunk may be another's
-                found.damage += _verify_block(store, store.catalog.published[name])
+                report.damage += _verify_block(store, store.catalog.published[name])
             given += anew
         if given:
             done.actions.append(f"blocks whose files were restored from the arrays: {len(set(given))}")
-        for leftover, rows, new in _unpublished(store, found):
+        for leftover, rows, new in _unpublished(store, report):
             if rows is not None and new.any():
                 publish(store, writer, leftover, rows, new)
                 done.saved += int(new.sum())
@@ -327,7 +327,7 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
                 )
         saved = done.saved
         store.catalog.read()
-        damaged = {damage.block: damage for damage in found.damage if damage.block}
+        damaged = {damage.block: damage for damage in report.damage if damage.block}
         if damaged:
             with written(store) as new:
                 for name, damage in damaged.items():
@@ -366,9 +366,9 @@ def _repair_arrays(store: Store, lease: Lease, done: Repaired) -> None:
     done.actions.append("the finalised arrays were built again (columns of a table: `cache finalize`)")
 
 
-def _repair_descriptions(store: Store, found: Verified, done: Repaired) -> None:
+def _repair_descriptions(store: Store, report: Verified, done: Repaired) -> None:
     """The document that `store` was opened with has a valid checksum: both files get it."""
-    for damage in found.damage:
+    for damage in report.damage:
         if damage.kind == "description":
             with explained("write", store.files):
                 store.files.put({damage.file: [store.layout.describe(store.description)]})

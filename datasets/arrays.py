@@ -120,7 +120,7 @@ def _together(
 
 def _files(root: Path, given: str | Sequence[str]) -> list[str]:
     """The files under the root that names, folders and patterns mean, in natural order within each."""
-    found: list[str] = []
+    files: list[str] = []
     for name in [given] if isinstance(given, str) else given:
         if (root / name).is_dir():
             matches = [p for p in (root / name).iterdir() if p.suffix.lower() in (".h5", ".hdf5", ".csv")]
@@ -130,20 +130,20 @@ def _files(root: Path, given: str | Sequence[str]) -> list[str]:
             matches = [root / name]
         if not matches:
             raise ManifestError(f"{root} has no files {name!r}.")
-        found += sorted(
+        files += sorted(
             (p.relative_to(root).as_posix() for p in matches if not is_hidden(p.name)), key=natural
         )
-    return found
+    return files
 
 
 def _rows_of(file: Path, name: str, array: str) -> list[str]:
     with _reading(file, "HDF5"), h5py.File(file, "r") as store:
-        found = hdf5_array(store, array, file)
-        if found.dtype != np.uint8 or found.ndim not in (3, 4):
+        images = hdf5_array(store, array, file)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise _UnreadableError(
-                file, f"{array!r} is not an array uint8 (n, h, w[, 3]) but {found.dtype} {found.shape}"
+                file, f"{array!r} is not an array uint8 (n, h, w[, 3]) but {images.dtype} {images.shape}"
             )
-        return [f"{name}{MARK}{array}[{i}]" for i in range(found.shape[0])]
+        return [f"{name}{MARK}{array}[{i}]" for i in range(images.shape[0])]
 
 
 def _labels_of(file: Path, array: str, *, required: bool) -> np.ndarray | None:
@@ -417,7 +417,7 @@ def _named(labels: np.ndarray, classes: Sequence[str], n: int, file: Path) -> li
         )
     flat = labels.reshape(-1)
     if flat.dtype.kind in "OSU":
-        return [_decoded(one) if isinstance(one, bytes) else str(one) for one in flat]
+        return [_decoded(cell) if isinstance(cell, bytes) else str(cell) for cell in flat]
     missing = np.isnan(flat) if flat.dtype.kind == "f" else np.zeros(n, bool)
     if not np.isfinite(flat[~missing]).all() or (flat[~missing] % 1 != 0).any():
         raise ManifestError(f"{file}: the labels must be {n} whole numbers, one a patch, not {labels.dtype}.")

@@ -131,7 +131,7 @@ def build_manifest(
         _refuse_unknown(name, options, ["dataset"])
         manifest = build_declared(declaration, Path(root), name=options.get("dataset", ""), say=say)
     else:
-        describing = [one.name for one in fields(Description)]
+        describing = [field_.name for field_ in fields(Description)]
         parameters = inspect.signature(TABLES[name]).parameters
         own = [key for key in parameters if key not in ("root", "say", "lose", "free")]
         _refuse_unknown(name, options, [*describing, *own])
@@ -305,27 +305,27 @@ def _classes(table: pd.DataFrame, description: Description) -> tuple[str, ...]:
         _refuse_others(table, description)
         return tuple(description.classes)
     rows = table["label"].value_counts().drop("", errors="ignore")
-    found = sorted(str(label) for label in rows.index)
-    shown = listed(map(repr, found[:3]), total=len(found)) if len(found) > 3 else ""
-    paths = sum("/" in label or label.lower().endswith(SUFFIXES) for label in found)
+    labels = sorted(str(label) for label in rows.index)
+    shown = listed(map(repr, labels[:3]), total=len(labels)) if len(labels) > 3 else ""
+    paths = sum("/" in label or label.lower().endswith(SUFFIXES) for label in labels)
     if (
-        len(found) > MOST_CLASSES
-        or (len(found) > FEW_CLASSES and 2 * len(found) > rows.sum())
-        or (len(found) > 2 and all(label.lower().endswith(SUFFIXES) for label in found))
+        len(labels) > MOST_CLASSES
+        or (len(labels) > FEW_CLASSES and 2 * len(labels) > rows.sum())
+        or (len(labels) > 2 and all(label.lower().endswith(SUFFIXES) for label in labels))
     ):
-        what = "the labels are paths" if 2 * paths > len(found) else "the labels look like names or numbers"
+        what = "the labels are paths" if 2 * paths > len(labels) else "the labels look like names or numbers"
         raise ManifestError(
-            f"{description.dataset!r} has {len(found)} classes in {rows.sum()} rows ({shown}): {what}, not "
+            f"{description.dataset!r} has {len(labels)} classes in {rows.sum()} rows ({shown}): {what}, not "
             "classes. Fix: take another column or folder (--column label=NAME, --layout), or --targets NAME "
             "for a number to predict; if they are classes, list them with --classes."
         )
-    numbers = all(label.isdecimal() for label in found)
+    numbers = all(label.isdecimal() for label in labels)
     if description.ordered and not numbers:
         raise ManifestError(
-            f"--ordered, but the order of {listed(map(repr, found))} is not stated. Fix: --classes "
+            f"--ordered, but the order of {listed(map(repr, labels))} is not stated. Fix: --classes "
             "LOWEST,...,HIGHEST, all of them."
         )
-    return tuple(sorted(found, key=int) if numbers else found)
+    return tuple(sorted(labels, key=int) if numbers else labels)
 
 
 def _refuse_others(table: pd.DataFrame, description: Description) -> None:
@@ -484,10 +484,10 @@ def _without_faulty(
         families: dict[str, list[str]] = {}
         for i in bad:
             families.setdefault(str(faults.iat[i]), []).append(f"row {i + 1} ({table['path'].iat[i]!r})")
-        found = [f"{len(rows)} rows: {fault}: {listed(rows)}" for fault, rows in families.items()]
-        found += [f"the file {file!r}: {fault}" for file, fault in lost]
+        messages = [f"{len(rows)} rows: {fault}: {listed(rows)}" for fault, rows in families.items()]
+        messages += [f"the file {file!r}: {fault}" for file, fault in lost]
         raise ManifestError(
-            f"{name!r}: {'; '.join(found)}. Fix them, or leave them out with --on-error skip."
+            f"{name!r}: {'; '.join(messages)}. Fix them, or leave them out with --on-error skip."
         )
     ids = table["patch_id"].astype(str)
     skipped = [(f"{name}/{file}", f"the whole file {file!r}: {fault}") for file, fault in lost]

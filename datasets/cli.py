@@ -39,26 +39,29 @@ def ls(as_json: bool) -> None:
     """
     from .declarations import load_declaration, names
 
-    found = [load_declaration(name) for name in names()]
+    declarations = [load_declaration(name) for name in names()]
     if as_json:
         keys = {"name", "version", "classes", "positive", "ordered", "targets", "licence", "source", "paper",
                 "access", "rows", "counts", "groups", "domains", "known_faults", "unverified",
                 "description"}  # fmt: skip
         return _json(
-            [{**one.model_dump(include=keys), "patches": one.total, "size": one.size} for one in found]
+            [
+                {**entry.model_dump(include=keys), "patches": entry.total, "size": entry.size}
+                for entry in declarations
+            ]
         )
     print_table(
         ("name", "classes", "patches", "GB", "licence", "to get it"),
         [
             (
-                one.name,
-                _labels(one),
-                one.total or "unknown",
-                _gigabytes(one),
-                one.short_licence,
-                _way(one),
+                declaration.name,
+                _labels(declaration),
+                declaration.total or "unknown",
+                _gigabytes(declaration),
+                declaration.short_licence,
+                _way(declaration),
             )
-            for one in found
+            for declaration in declarations
         ],
         right=(2, 3),
         boxed=False,  # with lines around the cells it is wider than 80 columns
@@ -105,27 +108,32 @@ def show(name: str, as_json: bool) -> None:
     """
     from .declarations import load_declaration
 
-    found = load_declaration(name)
+    declaration = load_declaration(name)
     if as_json:
-        return _json(found.model_dump(by_alias=True))
-    echo(f"{found.name}: {found.description or found.source}")
-    labels = ", ".join(found.targets or found.classes)
+        return _json(declaration.model_dump(by_alias=True))
+    echo(f"{declaration.name}: {declaration.description or declaration.source}")
+    labels = ", ".join(declaration.targets or declaration.classes)
     facts = {
-        "targets" if found.targets else "grades, lowest first" if found.ordered else "classes": labels,
-        "positive class": found.positive,
-        "patches": found.total or "",
-        "groups": found.group_kind + "".join(f", {split} {n}" for split, n in found.groups.items()),
-        "licence": found.licence,
-        "source": found.source,
-        "paper": found.paper,
-        "download": _download(found),
-        "to get it": found.access or "".join(f"\n  {one.url}" for one in found.archives),
-        "not verified": ", ".join(found.unverified),
+        "targets"
+        if declaration.targets
+        else "grades, lowest first"
+        if declaration.ordered
+        else "classes": labels,
+        "positive class": declaration.positive,
+        "patches": declaration.total or "",
+        "groups": declaration.group_kind
+        + "".join(f", {split} {n}" for split, n in declaration.groups.items()),
+        "licence": declaration.licence,
+        "source": declaration.source,
+        "paper": declaration.paper,
+        "download": _download(declaration),
+        "to get it": declaration.access or "".join(f"\n  {archive.url}" for archive in declaration.archives),
+        "not verified": ", ".join(declaration.unverified),
     }
     for what, text in facts.items():
         if text:
             echo(f"{what}: {text}")
-    for fault in found.known_faults:
+    for fault in declaration.known_faults:
         say(f"known: {fault}", style="yellow")
     echo(f"build: patchbank datasets build {name} --root DIR")
     return None
@@ -461,8 +469,8 @@ def check(
     loaded = [load_manifest(path, root=root) for path in manifests]
     own = load_declaration(declared) if declared else None
     audits = [
-        audit(one, facts=own if own and own.name == one.header.name else None, workers=workers)
-        for one in loaded
+        audit(manifest, facts=own if own and own.name == manifest.header.name else None, workers=workers)
+        for manifest in loaded
     ]
     unsought = ""
     pairs = across = None
@@ -489,16 +497,16 @@ def check(
     if file and pairs is not None:
         write_csv(file, pairs)
     if as_json:
-        found: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
+        document: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
         if pairs is not None:
-            found["near_duplicates"] = pairs.to_dict(orient="records")
+            document["near_duplicates"] = pairs.to_dict(orient="records")
         if across is not None:
-            found["across"] = across.to_dict(orient="records")
-        found["same_places"] = places.to_dict(orient="records")
-        found["shared_slides"] = slides.to_dict(orient="records")
+            document["across"] = across.to_dict(orient="records")
+        document["same_places"] = places.to_dict(orient="records")
+        document["shared_slides"] = slides.to_dict(orient="records")
         if unsought:
-            found["note"] = unsought
-        _json(found)
+            document["note"] = unsought
+        _json(document)
     else:
         for item in audits:
             _show_audit(item)
@@ -541,14 +549,14 @@ def fetch_command(name: str, folder: str, url: str, sha256: str, again: bool, as
     declaration = load_declaration(name)
     got = fetch(declaration, folder, url=url, sha256=sha256, again=again)
     if as_json:
-        return _json([{**vars(one), "folder": str(one.folder)} for one in got])
-    for one in got:
-        echo(f"{'unpacked to' if one.new else 'already there:'} {one.folder} ({one.bytes} bytes)")
+        return _json([{**vars(fetched), "folder": str(fetched.folder)} for fetched in got])
+    for archive in got:
+        echo(f"{'unpacked to' if archive.new else 'already there:'} {archive.folder} ({archive.bytes} bytes)")
         echo(
-            f"sha256 {one.sha256}"
-            + (" (as pinned)" if one.pinned else " (not pinned; recorded for next time)")
+            f"sha256 {archive.sha256}"
+            + (" (as pinned)" if archive.pinned else " (not pinned; recorded for next time)")
         )
-        for file, state in one.files.items():
+        for file, state in archive.files.items():
             echo(f"{file}: {state}")
     echo(f"licence: {declaration.licence}")
     if declaration.access:
@@ -696,9 +704,9 @@ def _show_audit(audit: "Audit") -> None:
     }
     if len(audit.facts):
         counts["known facts met"] = f"{int(audit.facts['ok'].sum())} of {len(audit.facts)}"
-    found = "".join(f", {count} {what}" for what, count in counts.items() if count)
+    counted = "".join(f", {count} {what}" for what, count in counts.items() if count)
     _note(audit.name, audit.note)
-    say(f"{audit.name}: {audit.rows} patches, {audit.unique} distinct images{found}.")
+    say(f"{audit.name}: {audit.rows} patches, {audit.unique} distinct images{counted}.")
     say(f"{audit.name}: {'ok' if audit.ok else 'NOT ok'}")
 
 

@@ -184,14 +184,14 @@ def _table_file(folder: Path, table: str, declaration: Declaration, *, also: Pat
 
 def _walk(root: Path) -> list[tuple[Path, list[str], list[str]]]:
     """(folder, subfolders, files) to a depth of four, shallow ones first; hidden ones are left out."""
-    found = []
+    walked = []
     for folder, subfolders, files in os.walk(root, followlinks=True):
         depth = len(Path(folder).relative_to(root).parts)
         subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
-        found.append((depth, folder, list(subfolders), files))
+        walked.append((depth, folder, list(subfolders), files))
         if depth >= DEPTH:
             subfolders.clear()
-    return [(Path(folder), subfolders, files) for _, folder, subfolders, files in sorted(found)]
+    return [(Path(folder), subfolders, files) for _, folder, subfolders, files in sorted(walked)]
 
 
 def _refuse_faulty(table: pd.DataFrame) -> list[str]:
@@ -209,8 +209,8 @@ def _refuse_faulty(table: pd.DataFrame) -> list[str]:
 def _joined(table: pd.DataFrame, join: Join, file: Path, say: Say) -> tuple[pd.DataFrame, list[str]]:
     """The table with the columns of the other one where they are empty, and what is wrong with it."""
     other = read_user_table(file, say=say)
-    theirs = [*join.columns.values(), *join.agree.values(), *_columns_of(join.on)]
-    if lost := [column for column in theirs if column not in other]:
+    wanted = [*join.columns.values(), *join.agree.values(), *_columns_of(join.on)]
+    if lost := [column for column in wanted if column not in other]:
         hint = near(lost[0], other.columns) or f"; it has {list(other.columns)}"
         raise ManifestError(f"{file}: there is no column {lost[0]!r}{hint}.")
     other = other.set_index(_texts(other, join.on).to_numpy())
@@ -248,8 +248,8 @@ def _with_column(table: pd.DataFrame, column: str, rule: Column) -> tuple[pd.Dat
         new = old.mask(empty & (of != "").any(axis=1), hits.sum(axis=1).astype(str))
     elif rule.source or rule.format:
         text = _texts(table, rule.format or f"{{{rule.source}}}")
-        meant = {one: _meaning(one, rule) for one in text[empty].unique()}
-        odd = [one for one, value in meant.items() if value is None]
+        meant = {text_: _meaning(text_, rule) for text_ in text[empty].unique()}
+        odd = [spelling for spelling, value in meant.items() if value is None]
         if odd:
             faults.append(f"{column}: no pattern fits {listed(map(repr, odd))}")
         new = old.mask(empty, text.map(meant).fillna(""))
@@ -268,8 +268,8 @@ def _meaning(text: str, rule: Column) -> str | None:
     for expression, value in rule.match.items():
         if re.fullmatch(expression, text):
             return value
-    if rule.pattern and (found := re.search(rule.pattern, text)):
-        return found[1] if found.re.groups else found[0]
+    if rule.pattern and (match := re.search(rule.pattern, text)):
+        return match[1] if match.re.groups else match[0]
     return text if not rule.pattern and not rule.match else rule.default
 
 

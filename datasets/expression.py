@@ -16,10 +16,10 @@ from .images import open_regular
 def read_genes(file: Path) -> list[str]:
     """The names of a JSON list, or of {"genes": [...]}. Raises ManifestError."""
     try:
-        found = json.loads(file.read_text("utf-8"))
+        named = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(f"{file} cannot be read as JSON: {error}.") from error
-    genes = found.get("genes") if isinstance(found, dict) else found
+    genes = named.get("genes") if isinstance(named, dict) else named
     if not isinstance(genes, list) or not genes or not all(isinstance(gene, str) for gene in genes):
         raise ManifestError(f'{file} is neither a list of names nor {{"genes": [...]}}.')
     return genes
@@ -49,7 +49,7 @@ def read_expression(file: Path, barcodes: list[str], genes: list[str], *, log1p:
 
 def _names(table: Any) -> list[str]:
     index = table[str(table.attrs.get("_index", "_index"))][()]
-    return [one.decode() if isinstance(one, bytes) else str(one) for one in index]
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in index]
 
 
 def _numbers(file: Path, what: str, names: list[str], wanted: list[str]) -> np.ndarray:

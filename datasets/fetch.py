@@ -310,10 +310,10 @@ def _lengths(response: http.client.HTTPResponse, shown: str) -> tuple[int, int |
     """
     start = 0
     if response.status == 206:
-        found = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
-        if found is None:
+        match = re.match(r"bytes (\d{1,18})-", response.headers.get("Content-Range", ""))
+        if match is None:
             raise ConnectionError("the server sent a part and did not say which")
-        start = int(found[1])
+        start = int(match[1])
     length = response.headers.get("Content-Length")
     if length is None:
         return start, None

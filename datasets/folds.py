@@ -78,22 +78,22 @@ def effective_groups(manifest: Manifest) -> np.ndarray:
     """
     table = manifest.table
     codes, names = pd.factorize(table["group"])
-    found = np.asarray(names, dtype=object)[codes]  # rows of a group share one string
-    unknown = found == ""
+    named = np.asarray(names, dtype=object)[codes]  # rows of a group share one string
+    unknown = named == ""
     if not unknown.any():
-        return found
+        return named
     key = table["patch_id"]
     for column in ("content_hash", "content_cluster"):  # the last that is known decides
         if column in table.columns:
             key = key.where(table[column] == "", f"{column} " + table[column])
     cluster = pd.Series(pd.factorize(key)[0])
     # of each cluster the first group that is known, else the patch_id of its first row
-    first = pd.Series(found).where(~unknown).groupby(cluster).first()
+    first = pd.Series(named).where(~unknown).groupby(cluster).first()
     lead = cluster.drop_duplicates()
     own = pd.Series(table["patch_id"].to_numpy(dtype=object)[lead.index], index=lead.to_numpy())
     of_cluster = first.where(first.notna(), own)
-    found[unknown] = of_cluster.to_numpy(dtype=object)[cluster[unknown]]
-    return found
+    named[unknown] = of_cluster.to_numpy(dtype=object)[cluster[unknown]]
+    return named
 
 
 def load_folds(name_or_path: str | os.PathLike[str]) -> Folds:

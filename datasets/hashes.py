@@ -62,8 +62,8 @@ class Known:
 
 def resolve(manifest: Manifest, index: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(hashes uint8 (n, 16), known bool (n,)), see `look_up`; what has changed is not known."""
-    found = look_up(manifest, index)
-    return found.hashes, found.known & ~found.changed
+    known = look_up(manifest, index)
+    return known.hashes, known.known & ~known.changed
 
 
 def look_up(manifest: Manifest, index: Path | None = None, *, strict: bool = False) -> Known:
@@ -84,15 +84,15 @@ def look_up(manifest: Manifest, index: Path | None = None, *, strict: bool = Fal
         given = (column != "").to_numpy(dtype=bool)
         known = given.copy()
         hashes[known] = of_hex(column[known])
-    found = Known(hashes, known, changed, entered, states)
+    rows = Known(hashes, known, changed, entered, states)
     if index is None:
-        return found
+        return rows
     _look_up_first(manifest, index, hashes, known)
     entries = _read(index, SUFFIX, WIDTH)
     if strict or len(entries):
         states[:] = states_of(manifest, np.arange(n))
     if not len(entries):
-        return found
+        return rows
     at = _newest(entries[:, :16], _places(manifest))
     entered[:] = at >= 0
     then = np.ascontiguousarray(entries[at, 16:40]).view("<i8")
@@ -103,7 +103,7 @@ def look_up(manifest: Manifest, index: Path | None = None, *, strict: bool = Fal
     take = there & same & ~given
     hashes[take], known[take] = entries[at[take], 40:], True
     known[changed & ~given] = False
-    return found
+    return rows
 
 
 def _look_up_first(manifest: Manifest, index: Path, hashes: np.ndarray, known: np.ndarray) -> None:

@@ -99,8 +99,8 @@ def _chunk_bytes(array: h5py.Dataset) -> int:
 def _filters(array: h5py.Dataset) -> list[tuple[int, str]]:
     """(code, name) of the filters that its chunks go through."""
     plist = array.id.get_create_plist()
-    found = [plist.get_filter(i) for i in range(plist.get_nfilters())]
-    return [(code, name.decode("utf-8", "replace") or f"filter {code}") for code, _, _, name in found]
+    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    return [(code, name.decode("utf-8", "replace") or f"filter {code}") for code, _, _, name in filters]
 
 
 def _refuse_external(store: h5py.File, key: str, path: str | os.PathLike[str]) -> None:

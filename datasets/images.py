@@ -147,21 +147,21 @@ def _is_deep(image: Image.Image, stream: BinaryIO) -> bool:
         head = stream.read(HEAD)
         stream.seek(at)
         if image.format == "AVIF":  # av1C: high_bitdepth is bit 6 of its third byte
-            place = head.find(b"av1C") + 6
-            return place > 6 and bool(head[place] & 0x40)
-        place = head.find(b"\xff\x4f\xff\x51") + 42  # SIZ: the first component's depth - 1
-        return 42 <= place < len(head) and (head[place] & 0x7F) + 1 > 8
+            offset = head.find(b"av1C") + 6
+            return offset > 6 and bool(head[offset] & 0x40)
+        offset = head.find(b"\xff\x4f\xff\x51") + 42  # SIZ: the first component's depth - 1
+        return 42 <= offset < len(head) and (head[offset] & 0x7F) + 1 > 8
     return False
 
 
 def _jpeg_depth(start: bytes) -> int:
     """Bits a channel that the frame header of a JPEG says; 0 where there is none."""
-    place = 2 if start.startswith(b"\xff\xd8") else len(start)
-    while place + 4 < len(start) and start[place] == 0xFF:
-        marker = start[place + 1]
+    at = 2 if start.startswith(b"\xff\xd8") else len(start)
+    while at + 4 < len(start) and start[at] == 0xFF:
+        marker = start[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # SOF, but not DHT, JPG, DAC
-            return start[place + 4]
-        place += 2 + int.from_bytes(start[place + 2 : place + 4], "big")
+            return start[at + 4]
+        at += 2 + int.from_bytes(start[at + 2 : at + 4], "big")
     return 0
 
 

@@ -129,7 +129,7 @@ def _empty_folders(root: Path, full: Collection[str]) -> list[str]:
     """
     if not root.is_dir():
         return []
-    full = {str(one) for path in full for one in (PurePosixPath(path), *PurePosixPath(path).parents)}
+    full = {str(parent) for path in full for parent in (PurePosixPath(path), *PurePosixPath(path).parents)}
     names = [folder.relative_to(root).as_posix() for folder, _, _ in walk_files(root)]
     empty = [name for name in names if name not in full]
     return [name for name in empty if str(PurePosixPath(name).parent) not in empty]

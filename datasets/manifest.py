@@ -87,7 +87,7 @@ class Header(Settings):
         if "name" in self.model_fields_set and not NAME.match(self.name):
             yield f"name = {self.name!r} may hold letters, digits, '.', '_' and '-' only"
         for key, names in (("classes", self.classes), ("targets", self.targets)):
-            if not all(one.strip() for one in names) or len(set(names)) != len(names):
+            if not all(name.strip() for name in names) or len(set(names)) != len(names):
                 yield f"{key} = {list(names)!r} is not a list of different names"
         if self.positive and not self.classes:
             yield f"positive = {self.positive!r}, but there are no classes"
@@ -99,13 +99,15 @@ class Header(Settings):
             yield f"mpp = {self.mpp} micrometres a pixel cannot be negative"
         if self.ordered and len(self.classes) < 2:
             yield "ordered = true needs classes, from the lowest to the highest"
-        numbers = [_ONE_NUMBER.fullmatch(one) for one in self.classes]
+        numbers = [_ONE_NUMBER.fullmatch(name) for name in self.classes]
         if self.ordered and all(numbers):
             values = [int(found[1]) for found in numbers if found]
             if sorted(values) not in (values, values[::-1]):
                 classes = list(self.classes)
                 yield f"ordered = true, but the numbers of {classes!r} go up and down: lowest first"
-        if taken := [one for one in self.targets if one in KNOWN_COLUMNS and one not in NUMBER_COLUMNS]:
+        if taken := [
+            target for target in self.targets if target in KNOWN_COLUMNS and target not in NUMBER_COLUMNS
+        ]:
             yield f"targets {taken} are columns with a meaning of their own; rename them"
 
 

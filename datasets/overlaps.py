@@ -38,12 +38,12 @@ def same_places(manifests: Sequence[Manifest], *, within: int = WITHIN) -> pd.Da
         rows = rows.iloc[:0].assign(x=0, y=0)
     rows = rows[rows["x"].notna() & rows["y"].notna()]
     rows = rows[rows.groupby("slide")["set"].transform("nunique") > 1].reset_index(drop=True)
-    found: list[np.ndarray] = [np.zeros((0, 2), np.intp)]
+    rows_of: list[np.ndarray] = [np.zeros((0, 2), np.intp)]
     for at in rows.groupby("slide").indices.values():
         points = rows[["x", "y"]].iloc[at].to_numpy(np.float64)
         near = KDTree(points).query_pairs(within, p=np.inf, output_type="ndarray")
-        found.append(np.asarray(at)[near])
-    pairs = np.concatenate(found)
+        rows_of.append(np.asarray(at)[near])
+    pairs = np.concatenate(rows_of)
     number = pd.factorize(rows["set"])[0]
     pairs = pairs[number[pairs[:, 0]] != number[pairs[:, 1]]]
     points = rows[["x", "y"]].to_numpy(np.float64)
@@ -65,8 +65,8 @@ def shared_slides(manifests: Sequence[Manifest]) -> pd.DataFrame:
     """
     rows = _of_slides(manifests)
     of = rows.groupby("slide", sort=True)
-    found = pd.DataFrame({"sets": of["set"].agg(lambda s: ", ".join(sorted({*s}))), "rows": of.size()})
-    return found[of["set"].nunique() > 1].reset_index()
+    slides = pd.DataFrame({"sets": of["set"].agg(lambda s: ", ".join(sorted({*s}))), "rows": of.size()})
+    return slides[of["set"].nunique() > 1].reset_index()
 
 
 def slides_of(manifest: Manifest) -> pd.Series:

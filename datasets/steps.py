@@ -39,8 +39,10 @@ class Sets:
     def content_hashes(self, bank: Path) -> list[np.ndarray | None]:
         """The content hashes of each data set: uint8 (n, 16); None where some are unknown or out of date."""
         index = None if "://" in str(bank) else bank / "hashes"
-        found = [look_up(manifest, index) for manifest in self.manifests.values()]
-        return [one.hashes if one.known.all() and not one.changed.any() else None for one in found]
+        known_rows = [look_up(manifest, index) for manifest in self.manifests.values()]
+        return [
+            known.hashes if known.known.all() and not known.changed.any() else None for known in known_rows
+        ]
 
     def digest(self, bank: Path) -> str:
         """Of the columns that a result depends on, in all data sets, and of the images as they are now."""

@@ -186,12 +186,12 @@ def draw_patch(atypia: float, stain: Stain, random: np.random.Generator) -> np.n
     nuclei = np.zeros((SIZE, SIZE), np.float32)
     centre = SIZE / 2 + random.uniform(-3, 3, 2)
     for _ in range(random.integers(5, 11)):
-        place = random.uniform(-6, SIZE + 6, 2)
-        if np.hypot(*(place - centre)) < 44:  # the figure stands free, as a dividing cell does
+        spot = random.uniform(-6, SIZE + 6, 2)
+        if np.hypot(*(spot - centre)) < 44:  # the figure stands free, as a dividing cell does
             continue
         size = random.uniform(6.5, 11)
         dark = random.uniform(0.45, 0.75) * (1 + 0.22 * grain)
-        add(nuclei, place, (size * random.uniform(1, 1.5), size), random.uniform(0, np.pi), 9, dark)
+        add(nuclei, spot, (size * random.uniform(1, 1.5), size), random.uniform(0, np.pi), 9, dark)
 
     cell = np.zeros_like(nuclei)
     add(cell, centre, (36, 33), random.uniform(0, np.pi), 7)
@@ -200,15 +200,15 @@ def draw_patch(atypia: float, stain: Stain, random: np.random.Generator) -> np.n
     apart = 0.0 if random.random() < 0.6 else random.uniform(8, 12)  # one plate, or two
     figure = np.zeros_like(nuclei)
     for side in (-1, 1) if apart else (0,):
-        place = centre + side * apart * np.array([-np.sin(angle), np.cos(angle)])
+        spot = centre + side * apart * np.array([-np.sin(angle), np.cos(angle)])
         bend = random.normal(0, 0.35 * atypia)
         axes = (random.uniform(15, 20) * (1 - 0.35 * atypia), random.uniform(4.5, 6.5) + 5 * atypia)
-        add(figure, place, axes, angle + bend, 7)
+        add(figure, spot, axes, angle + bend, 7)
     for _ in range(random.poisson(13 * atypia**1.5)):  # arms and lost chromosomes
         direction, away = random.uniform(0, 2 * np.pi), random.uniform(9, 28)
-        place = centre + away * np.array([np.cos(direction), np.sin(direction)])
+        spot = centre + away * np.array([np.cos(direction), np.sin(direction)])
         size = random.uniform(2.5, 5.0)
-        add(figure, place, (size * 1.5, size), random.uniform(0, np.pi), 5)
+        add(figure, spot, (size * 1.5, size), random.uniform(0, np.pi), 5)
     haematoxylin = np.maximum(nuclei, figure * (1.25 + 0.1 * fine)) + 0.10 + 0.04 * np.abs(cloud)
 
     tilt = np.array(stain.tilt)

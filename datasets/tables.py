@@ -58,13 +58,13 @@ def read_user_table(file: str | os.PathLike[str], *, separator: str = "", say: S
     if encoding not in ("utf-8", "utf-8-sig"):
         say(f"{file.name} is not UTF-8; it was read as {encoding}")
     begin, told = _begin(file, encoding)
-    found = separator or told or _separator(file, encoding, begin)
-    if found != "," and not separator:
-        say(f"{file.name} is separated by {SEPARATORS.get(found, repr(found))}")
-    (names, end), *_ = _records(file, encoding, found, begin, 1) or [([], 0)]
+    delimiter = separator or told or _separator(file, encoding, begin)
+    if delimiter != "," and not separator:
+        say(f"{file.name} is separated by {SEPARATORS.get(delimiter, repr(delimiter))}")
+    (names, end), *_ = _records(file, encoding, delimiter, begin, 1) or [([], 0)]
     names = [name.strip().strip("\ufeff") for name in names]
     unnamed = [name or f"{_UNNAMED}{i}" for i, name in enumerate(names)]
-    table = read_table(file, "csv", separator=found, encoding=encoding, names=unnamed, skip=end)
+    table = read_table(file, "csv", separator=delimiter, encoding=encoding, names=unnamed, skip=end)
     if table.empty:
         raise ManifestError(f"{file} has no rows, only the names of columns: {', '.join(names)}.")
     if _unclosed(file, encoding, table):
@@ -100,18 +100,18 @@ def _separator(file: Path, encoding: str, begin: int) -> str:
 
 def _records(file: Path, encoding: str, separator: str, begin: int, most: int) -> list[tuple[list[str], int]]:
     """(cells, lines of the file up to here) of the first records but blank ones."""
-    found: list[tuple[list[str], int]] = []
+    records: list[tuple[list[str], int]] = []
     with file.open(encoding=encoding, newline="") as stream:
         reader = csv.reader(islice(stream, begin, None), delimiter=separator)
         try:
             for cells in reader:
                 if cells:
-                    found.append((cells, begin + reader.line_num))
-                if len(found) == most:
+                    records.append((cells, begin + reader.line_num))
+                if len(records) == most:
                     break
         except csv.Error as error:
             raise ManifestError(f"{file} cannot be read as CSV: {error}.") from error
-    return found
+    return records
 
 
 def _unclosed(file: Path, encoding: str, table: pd.DataFrame) -> bool:
@@ -154,17 +154,17 @@ def _without_blank_end(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFram
 
 def _without_unnamed(table: pd.DataFrame, file: Path, say: Say) -> pd.DataFrame:
     """Columns without a name are left out where they are empty, or the first one and number the rows."""
-    for place, name in enumerate(table.columns, start=1):
+    for number, name in enumerate(table.columns, start=1):
         if not name.startswith(_UNNAMED):
             continue
         values = table[name].str.strip()
         if (values != "").any():
-            if place > 1 or not (values.str.fullmatch("[0-9]+").all() and values.is_unique):
+            if number > 1 or not (values.str.fullmatch("[0-9]+").all() and values.is_unique):
                 raise ManifestError(
-                    f"{file}: column {place} has no name and does not number the rows ({values.iloc[0]!r}, "
+                    f"{file}: column {number} has no name and does not number the rows ({values.iloc[0]!r}, "
                     "...): name it or delete it."
                 )
-            say(f"{file.name}: column {place}, which has no name and numbers the rows, was left out")
+            say(f"{file.name}: column {number}, which has no name and numbers the rows, was left out")
         table = table.drop(columns=name)
     return table
 
@@ -211,19 +211,19 @@ def find_files(root: Path, paths: Sequence[str], *, say: Say) -> tuple[list[str]
             continue
         if index is None:
             index = _index(root)
-        if (found := _look_up(index, path)) is not None:
-            files[path] = found
+        if (match := _look_up(index, path)) is not None:
+            files[path] = match
     doubled = {file for file, count in Counter(files.values()).items() if count > 1}
     endings = {os.path.splitext(name)[0]: os.path.splitext(name)[1] for name in index or ()}  # noqa: PTH122
     faults, new = {}, []
     for row, path in enumerate(paths):
-        place, mark, member = path.partition(MARK)
-        file = files.get(place)
+        outer, mark, member = path.partition(MARK)
+        file = files.get(outer)
         if file is None:
-            faults[row] = f"no file under {root}" + _ending_note(place, endings)
-        elif file in doubled and file != place:
+            faults[row] = f"no file under {root}" + _ending_note(outer, endings)
+        elif file in doubled and file != outer:
             faults[row] = f"no file of its own under {root}; the file that fits belongs to another row too"
-        new.append(f"{place if file is None else file}{mark}{member}")
+        new.append(f"{outer if file is None else file}{mark}{member}")
     changed = [(old, file) for old, file in files.items() if old != file and file not in doubled]
     if changed:
         old, file = changed[0]
@@ -264,9 +264,9 @@ def _look_up(index: dict[str, list[str]], path: str) -> str | None:
     parts = _DRIVE.sub("", path.strip().replace("\\", "/")).split("/")
     parts = [part for part in parts if part not in ("", ".", "..")]
     for start in range(len(parts)):
-        found = index.get(_key("/".join(parts[start:])), [])
-        if len(found) == 1:
-            return found[0]
+        files = index.get(_key("/".join(parts[start:])), [])
+        if len(files) == 1:
+            return files[0]
     return None
 
 

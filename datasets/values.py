@@ -42,9 +42,9 @@ _WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?\Z")  # "1.0": pandas writes whole num
 def key_of(value: str) -> str:
     """The same for values that look the same: case, width, blanks, characters of no width, other scripts."""
     seen = "".join(
-        one
-        for one in unicodedata.normalize("NFKC", value).translate(_LOOK_ALIKE)
-        if one.isspace() or unicodedata.category(one) not in ("Cf", "Cc")
+        letter
+        for letter in unicodedata.normalize("NFKC", value).translate(_LOOK_ALIKE)
+        if letter.isspace() or unicodedata.category(letter) not in ("Cf", "Cc")
     )
     return _INSIDE.sub("", " ".join(seen.casefold().split()))
 
@@ -58,7 +58,7 @@ def spelling_of(label: str) -> str:
     """
     key = _QUOTED.sub(r"\2", key_of(label)).strip(" .,;:!?_")
     letters = unicodedata.normalize("NFD", _BETWEEN.sub("", _PLURAL.sub(r"\1", key)))
-    key = "".join(one for one in letters if not "\u0300" <= one <= "\u036f")
+    key = "".join(letter for letter in letters if not "\u0300" <= letter <= "\u036f")
     for british, american in _BRITISH:
         key = re.sub(british, american, key)
     return _PADDED.sub("", _WHOLE.sub(r"\1", key))
@@ -135,8 +135,8 @@ def read_values(
         cells = table[column]
         if cells.dtype != TEXT:
             cells = cells.astype(object).where(cells.notna(), "").map(str)
-        codes, found = pd.factorize(cells.fillna(""))
-        values = [str(value) for value in found]
+        codes, cells_found = pd.factorize(cells.fillna(""))
+        values = [str(value) for value in cells_found]
         counts = Counter(dict(zip(values, np.bincount(codes, minlength=len(values)).tolist(), strict=True)))
         if broken := sorted(value for value in counts if "\n" in value.strip()):
             raise ManifestError(f"a {column} holds a line break ({broken[0][:60]!r}): is a quote not closed?")
@@ -152,14 +152,14 @@ def read_values(
 
 
 def _by_column(mapping: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {column: {} for column in COLUMNS}
+    mappings: dict[str, dict[str, str]] = {column: {} for column in COLUMNS}
     for old, new in mapping.items():
         column, mark, rest = old.partition(":")
         if mark and column in COLUMNS:
-            found[column][rest] = new
+            mappings[column][rest] = new
         else:
-            found["label"][old] = new
-    return found
+            mappings["label"][old] = new
+    return mappings
 
 
 def _meanings(

@@ -93,10 +93,10 @@ def _fastest(
     for factor in (2, 0.5):
         size = int(best * factor)
         while 1 <= size <= LARGEST_BATCH and spent + 2 * size * least <= budget:
-            found = seconds(size)
-            if found * FASTER > least:
+            seconds_taken = seconds(size)
+            if seconds_taken * FASTER > least:
                 break
-            least, best, size = found, size, int(size * factor)
+            least, best, size = seconds_taken, size, int(size * factor)
         if best != default:
             break
     return best

@@ -24,11 +24,11 @@ def stoppable() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in STOPS}
     hook = sys.unraisablehook
 
-    def missed(found: Any) -> None:
+    def missed(error: Any) -> None:
         """A second stop while the handlers are changed: Python would print that it is ignored, and go on."""
-        if isinstance(found.exc_value, OSError) and "race condition" in str(found.exc_value):
+        if isinstance(error.exc_value, OSError) and "race condition" in str(error.exc_value):
             signal.raise_signal(signal.SIGTERM)
-        hook(found)
+        hook(error)
 
     def stop(number: int, frame: object) -> None:
         sys.unraisablehook = missed
@@ -197,11 +197,11 @@ def check_command(encoder: str, as_json: bool, trust_remote_code: bool, **option
     """
     from .check import check_encoder
 
-    found = check_encoder(encoder, remote_code=trust_remote_code, **options)
+    report = check_encoder(encoder, remote_code=trust_remote_code, **options)
     if as_json:
-        echo(json.dumps(found, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
-        for key, value in found.items():
+        for key, value in report.items():
             echo(f"{key:>14}  {value}")
 
 
@@ -220,9 +220,9 @@ def doctor_command(bank: Path, weights_dir: Path | None, as_json: bool) -> None:
     """
     from .doctor import examine, show
 
-    found = examine(bank=bank, weights_dir=weights_dir)
+    report = examine(bank=bank, weights_dir=weights_dir)
     if as_json:
-        echo(json.dumps(found, indent=2))
+        echo(json.dumps(report, indent=2))
     else:
-        show(found)
-    sys.exit(0 if found["ok"] else 1)
+        show(report)
+    sys.exit(0 if report["ok"] else 1)

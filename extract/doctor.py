@@ -53,14 +53,14 @@ def examine(*, bank: Path | None = None, weights_dir: Path | None = None) -> dic
         for name, (extra, purpose) in EXTRAS.items()
         if packages[name] is None
     ]
-    place = (bank or Path()).absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if not os.access(place, os.W_OK):
-        advice.append(f"{place} is not writable: choose another --bank")
+    folder = (bank or Path()).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if not os.access(folder, os.W_OK):
+        advice.append(f"{folder} is not writable: choose another --bank")
     if free < 2e9:
-        advice.append(f"only {free / 1e9:.1f} GB are free on the disk of {place}")
+        advice.append(f"only {free / 1e9:.1f} GB are free on the disk of {folder}")
     if not token and not offline:
         advice.append("no hub token: gated encoders need `hf auth login` once, after accepting their licence")
     return {
@@ -70,7 +70,7 @@ def examine(*, bank: Path | None = None, weights_dir: Path | None = None) -> dic
         "platform": platform.platform(),
         "packages": packages,
         "device": device,
-        "disk": {"path": str(place), "free_bytes": free, "writable": os.access(place, os.W_OK)},
+        "disk": {"path": str(folder), "free_bytes": free, "writable": os.access(folder, os.W_OK)},
         "hub": {"token": token, "offline": offline, "cache": _cache_folder()},
         "encoders": encoders,
         "advice": advice,
@@ -85,21 +85,21 @@ def _version(package: str) -> str | None:
 
 
 def _device(torch_version: str | None) -> dict[str, Any]:
-    found: dict[str, Any] = {"chosen": "cpu", "cpu_cores": cores(), "cpu_bf16": cpu_has_bf16(), "gpus": []}
+    device: dict[str, Any] = {"chosen": "cpu", "cpu_cores": cores(), "cpu_bf16": cpu_has_bf16(), "gpus": []}
     if torch_version is None or importlib.util.find_spec("torch") is None:
-        return found | {"chosen": None}
+        return device | {"chosen": None}
     import torch
 
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         free, total = torch.cuda.mem_get_info(index)
-        found["gpus"].append(
+        device["gpus"].append(
             {"name": torch.cuda.get_device_name(index), "free_bytes": free, "total_bytes": total}
         )
-    if found["gpus"]:
-        found["chosen"] = "cuda"
+    if device["gpus"]:
+        device["chosen"] = "cuda"
     elif torch.backends.mps.is_available():
-        found["chosen"] = "mps"
-    return found
+        device["chosen"] = "mps"
+    return device
 
 
 def _cache_folder() -> str | None:
@@ -127,9 +127,9 @@ def _encoder(
             return _row(card, f"needs {card.package}", INSTALL)
         return _row(card, "ready", "")
     places = [{"weights_dir": weights_dir}, {}] if weights_dir else [{}]
-    for place in places:
+    for folder in places:
         try:
-            locate(card, download=False, **place)
+            locate(card, download=False, **folder)
         except (PatchbankError, OSError):
             continue
         if card.remote_code:
@@ -149,11 +149,11 @@ def _row(card: Card, state: str, advice: str) -> dict[str, str]:
     return {"id": card.id, "state": state, "advice": advice}
 
 
-def show(found: dict[str, Any]) -> None:
+def show(report: dict[str, Any]) -> None:
     """Print what `examine` found."""
-    device = found["device"]
-    say(f"patchbank {found['patchbank']}, Python {found['python']}, {found['platform']}")
-    installed = [f"{name} {version}" for name, version in found["packages"].items() if version]
+    device = report["device"]
+    say(f"patchbank {report['patchbank']}, Python {report['python']}, {report['platform']}")
+    installed = [f"{name} {version}" for name, version in report["packages"].items() if version]
     say("installed: " + ", ".join(installed))
     bf16 = ", bf16" if device["cpu_bf16"] else ""
     gpus = ", ".join(
@@ -162,7 +162,7 @@ def show(found: dict[str, Any]) -> None:
     )
     chosen = device["chosen"] or "none (no torch)"
     say(f"device: {chosen}; {device['cpu_cores']} CPU cores{bf16}; GPUs: {gpus or 'none'}")
-    disk, hub = found["disk"], found["hub"]
+    disk, hub = report["disk"], report["hub"]
     say(f"disk: {disk['free_bytes'] / 1e9:.0f} GB free at {disk['path']}")
     say(
         f"hub: {'logged in' if hub['token'] else 'not logged in'}{', offline' if hub['offline'] else ''}; "
@@ -170,10 +170,10 @@ def show(found: dict[str, Any]) -> None:
     )
     print_table(
         ("encoder", "state", "what to do"),
-        [(encoder["id"], encoder["state"], encoder["advice"]) for encoder in found["encoders"]],
+        [(encoder["id"], encoder["state"], encoder["advice"]) for encoder in report["encoders"]],
         boxed=False,
     )
-    for line in found["advice"]:
+    for line in report["advice"]:
         say(f"- {line}")
-    if not found["ok"]:
+    if not report["ok"]:
         print("no encoder can run here yet: start with " + INSTALL, file=sys.stderr)

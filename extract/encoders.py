@@ -245,14 +245,14 @@ def build_encoder(
         as the parts do.
     """
     card = load_card(card)
-    place = resolve_devices(str(device))[0]
+    torch_device = resolve_devices(str(device))[0]
     if weights is None and not random_weights:
         weights = locate(card, checkpoint=checkpoint, weights_dir=weights_dir)
     return Encoder(
         card,
         None if random_weights else weights,
-        device=place,
-        precision=choose_precision(card, place.type, precision),
+        device=torch_device,
+        precision=choose_precision(card, torch_device.type, precision),
         channels_last=channels_last,
         compile=compile,
         remote_code=remote_code,

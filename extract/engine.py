@@ -258,9 +258,9 @@ class Pipeline:
                     self._check()
                     time.sleep(POLL)
             if pending:
-                found = pending.popleft().result()
-                self._learn(found)
-                for decoded in found:
+                patch = pending.popleft().result()
+                self._learn(patch)
+                for decoded in patch:
                     self._place(decoded, seen)
             self._check()
         self._flush()
@@ -352,7 +352,7 @@ class Pipeline:
             key = content_hash(pixels)
             if work.known[index] and key != work.keys[index].tobytes():
                 raise work.contradict(index, key)
-            found = _Decoded(index, key)
+            decoded = _Decoded(index, key)
             shared: dict[Any, np.ndarray] = {}  # encoders with the same geometry share one resize
             for number, lane in enumerate(self.lanes):
                 if not any(work.todo[index, target.number] for target in lane.targets):
@@ -367,21 +367,21 @@ class Pipeline:
                         if self.resize == "pil"
                         else viewed(pixels, lane.view)
                     )
-                found.inputs[number] = shared[geometry]
-            return found
+                decoded.inputs[number] = shared[geometry]
+            return decoded
         except ImageError as error:
             return _Decoded(index, error=error)
 
-    def _learn(self, found: list[_Decoded]) -> None:
+    def _learn(self, decoded: list[_Decoded]) -> None:
         """Take down the keys that were not known before, and which stores have them."""
         work = self.work
-        new = [one for one in found if one.error is None and not work.known[one.index]]
+        new = [patch for patch in decoded if patch.error is None and not work.known[patch.index]]
         if new:
             rows = np.array([one.index for one in new])
             work.keys[rows] = np.frombuffer(b"".join(one.key for one in new), np.uint8).reshape(-1, 16)
             for target in self.targets:
                 work.todo[rows, target.number] = target.lacks(work.keys[rows])
-        work.decoded[[one.index for one in found if one.error is None]] = True
+        work.decoded[[known.index for known in decoded if known.error is None]] = True
 
     def _place(self, decoded: _Decoded, seen: "_Seen | None") -> None:
         work, index = self.work, decoded.index

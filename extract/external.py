@@ -247,11 +247,11 @@ def _of_manifest(
     """The rows of the source that the manifest has, and their keys: uint8 (n, 16)."""
     name = manifest.header.name
     place = Path(str(bank.path)) / "hashes" if isinstance(bank.path, Path) else None
-    found = look_up(manifest, place)
-    if not found.known.all():
-        first = manifest.table["patch_id"].iloc[int(np.flatnonzero(~found.known)[0])]
+    known = look_up(manifest, place)
+    if not known.known.all():
+        first = manifest.table["patch_id"].iloc[int(np.flatnonzero(~known.known)[0])]
         raise InvalidRequest(
-            f"{int((~found.known).sum())} rows of {name} have no content hash (the first: {first}): build "
+            f"{int((~known.known).sum())} rows of {name} have no content hash (the first: {first}): build "
             "the "
             "manifest with --hashes, or extract it into this bank first"
         )
@@ -265,10 +265,10 @@ def _of_manifest(
                 "they are joined by their order"
             )
         check_order(source.table, pd.DataFrame({"patch_id": bare}), source, name)
-        return source.with_table(source.table.assign(patch_id=ids)), manifest, found.hashes
+        return source.with_table(source.table.assign(patch_id=ids)), manifest, known.hashes
     right = pd.DataFrame({"patch_id": bare})
     left = source.table["patch_id"].astype(str).str.removeprefix(f"{name}/")
     at = partners(left.tolist(), right["patch_id"].tolist(), source, name, "patch_id")
     rows = matched(at, source, right, name, "patch_id", unmatched, say)
     taken = rows_of(source, rows)
-    return taken, manifest, found.hashes[at[rows]]
+    return taken, manifest, known.hashes[at[rows]]

@@ -50,16 +50,16 @@ def joined(
     )
     right = _renamed(right.rename(columns={"path": "image_path"}), Path(name), columns, say)
     left = source.table
-    ours, theirs = _join_columns(source, right, name, join, say)
+    ours, right_column = _join_columns(source, right, name, join, say)
     if (
         ours == "group"
         and {"x", "y"} <= {*left.columns} & {*right.columns}
-        and right[theirs].duplicated().any()
+        and right[right_column].duplicated().any()
     ):
         say(f"{Path(name).name} has a row a patch: rows are joined on slide, x and y")
         left = left.assign(**{_PLACE: _places(left, ours)})
-        right = right.assign(**{_PLACE: _places(right, theirs)}).drop(columns=["x", "y"])
-        ours = theirs = _PLACE
+        right = right.assign(**{_PLACE: _places(right, right_column)}).drop(columns=["x", "y"])
+        ours = right_column = _PLACE
     if not ours:
         if len(left) != len(right):
             raise InvalidRequest(
@@ -72,16 +72,16 @@ def joined(
         say(f"rows of {Path(name).name} and {source.path.name} belong together by their order")
         at, rows = np.arange(len(left)), np.arange(len(left))
     else:
-        one, other = _names(left[ours], right[theirs], ours == "group")
-        at = partners(one, other, source, name, theirs, unique=ours != "group")
-        rows = matched(at, source, right, name, theirs, unmatched, say)
+        names, other = _names(left[ours], right[right_column], ours == "group")
+        at = partners(names, other, source, name, right_column, unique=ours != "group")
+        rows = matched(at, source, right, name, right_column, unmatched, say)
         at = at[rows]
     more = right.iloc[at].reset_index(drop=True)
     kept = left.iloc[rows].reset_index(drop=True)
-    twice = [column for column in more.columns if column in kept.columns and column != theirs]
+    twice = [column for column in more.columns if column in kept.columns and column != right_column]
     kept = kept.drop(columns=twice)
     frame = pd.concat(
-        [kept, more.drop(columns=[column for column in (theirs,) if column in kept.columns])], axis=1
+        [kept, more.drop(columns=[column for column in (right_column,) if column in kept.columns])], axis=1
     )
     return _identified(rows_of(source, rows), frame.drop(columns=_PLACE, errors="ignore"))
 
@@ -96,11 +96,11 @@ def _places(frame: pd.DataFrame, slide: str) -> list[str]:
 def _renamed(frame: pd.DataFrame, file: Path, columns: Mapping[str, str], say: Say) -> pd.DataFrame:
     """The frame with our names for its columns; those of `columns` that it does not have are left."""
     frame = own_names(frame, file, columns, OURS, say)
-    lost = [theirs for theirs in columns.values() if theirs not in frame.columns]
+    lost = [column for column in columns.values() if column not in frame.columns]
     if lost:
         shown = not_one_of("--column", lost[0], [str(name) for name in frame.columns])
         raise InvalidRequest(f"{file}: {shown}")
-    return frame.assign(**{ours: frame[theirs] for ours, theirs in columns.items()})
+    return frame.assign(**{ours: frame[its] for ours, its in columns.items()})
 
 
 def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say: Say) -> tuple[str, str]:
@@ -109,13 +109,13 @@ def _join_columns(source: Source, right: pd.DataFrame, name: str, join: str, say
     if join == "row":
         return "", ""
     if join:
-        ours, equals, theirs = join.partition("=")
-        theirs = theirs if equals else ours
-        for what, column, there in ((source.path, ours, left), (name, theirs, right)):
+        ours, equals, right_column = join.partition("=")
+        right_column = right_column if equals else ours
+        for what, column, there in ((source.path, ours, left), (name, right_column, right)):
             if column not in there.columns:
                 shown = not_one_of("--join", column, [str(known) for known in there.columns])
                 raise InvalidRequest(f"{what}: {shown}")
-        return ours, theirs
+        return ours, right_column
     if "patch_id" in left.columns and "patch_id" in right.columns:
         return "patch_id", "patch_id"
     if "group" in left.columns:
@@ -156,16 +156,20 @@ def check_order(left: pd.DataFrame, right: pd.DataFrame, source: Source, name: s
     Names of the source are no ids where some are repeated, or where they are numbers.
     """
     for ours in (column for column in IDS if column in left.columns):
-        for theirs in map(str, right.columns):
-            one, other = _names(left[ours], right[theirs], False)
-            alike = {*one} == {*other} if left[ours].dtype.kind in "iuf" else not {*one}.isdisjoint(other)
-            row = next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), -1)
+        for right_column in map(str, right.columns):
+            left_names, other = _names(left[ours], right[right_column], False)
+            alike = (
+                {*left_names} == {*other}
+                if left[ours].dtype.kind in "iuf"
+                else not {*left_names}.isdisjoint(other)
+            )
+            row = next((i for i, (a, b) in enumerate(zip(left_names, other, strict=True)) if a != b), -1)
             if alike and row >= 0:
                 raise InvalidRequest(
-                    f"{source.row(row)} is {one[row]!r} ({ours}), and row {row + 1} of {name} is "
-                    f"{other[row]!r} ({theirs}): they cannot be joined by their order. Fix: --join "
-                    f"{ours}={theirs}, for which every name has to be there once; --join row, if the order "
-                    "is right all the same"
+                    f"{source.row(row)} is {left_names[row]!r} ({ours}), and row {row + 1} of {name} is "
+                    f"{other[row]!r} ({right_column}): they cannot be joined by their order. Fix: --join "
+                    f"{ours}={right_column}, for which every name has to be there once; --join row, if the "
+                    "order is right all the same"
                 )
 
 
@@ -173,11 +177,11 @@ def _names(left: pd.Series, right: pd.Series, slides: bool) -> tuple[list[str], 
     """What is compared of both columns: names of slides, and ids of which none is the same as it stands,
     without folder and suffix, unless two ids of the source would be one then.
     """
-    one, other = left.astype(str).tolist(), right.astype(str).tolist()
-    bare = [_bare(name) for name in one]
-    if slides or (not {*one} & {*other} and len({*bare}) == len(bare)):
+    left_names, other = left.astype(str).tolist(), right.astype(str).tolist()
+    bare = [_bare(name) for name in left_names]
+    if slides or (not {*left_names} & {*other} and len({*bare}) == len(bare)):
         return bare, [_bare(name) for name in other]
-    return one, other
+    return left_names, other
 
 
 def _bare(path: object) -> str:
@@ -191,7 +195,7 @@ def partners(
     right: Sequence[str],
     source: Source,
     name: str,
-    theirs: str,
+    column: str,
     *,
     unique: bool = True,
 ) -> np.ndarray:
@@ -203,7 +207,7 @@ def partners(
     for row, text in enumerate(right):
         if text in of:
             raise InvalidRequest(
-                f"{name}: rows {of[text] + 1} and {row + 1} are both of {text!r} ({theirs}); keep one of them"
+                f"{name}: rows {of[text] + 1} and {row + 1} are both of {text!r} ({column}); keep one of them"
             )
         of[text] = row
     first: dict[str, int] = {}
@@ -217,7 +221,7 @@ def partners(
 
 
 def matched(
-    at: np.ndarray, source: Source, right: pd.DataFrame, name: str, theirs: str, unmatched: str, say: Say
+    at: np.ndarray, source: Source, right: pd.DataFrame, name: str, column: str, unmatched: str, say: Say
 ) -> np.ndarray:
     """The rows of the source that have a partner. Raises InvalidRequest where some have none."""
     alone = np.flatnonzero(at < 0)
@@ -231,7 +235,7 @@ def matched(
     if lost:
         faults.append(
             f"{len(lost)} of {len(right)} rows of {name} have no embedding in {source.path} (the first: row "
-            f"{lost[0] + 1}, {right[theirs].iloc[lost[0]]!r})"
+            f"{lost[0] + 1}, {right[column].iloc[lost[0]]!r})"
         )
     if faults and (unmatched == "fail" or len(alone) == len(at)):
         raise InvalidRequest(

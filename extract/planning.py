@@ -153,7 +153,7 @@ def open_lanes(
     pinned = options.revision is not None or options.checkpoint is not None
     lanes: list[Lane] = []
     wanted: list[Target] = []
-    for number, (card, found, precision) in enumerate(zip(cards, weights, precisions, strict=True)):
+    for number, (card, located, precision) in enumerate(zip(cards, weights, precisions, strict=True)):
         policies = [parse_policy(name) for name in dict.fromkeys(options.policies or (card.tokens,))]
         for pixels in dict.fromkeys(view.pixels for view in views):
             lane = Lane(number, pixels, card.transform, [])
@@ -161,7 +161,7 @@ def open_lanes(
                 for policy in policies if view.pixels == pixels else ():
                     resizer = {"crop": "center", "resizer": RESIZERS[options.resize]}
                     identity = Identity(
-                        encoder={"id": card.id, "weights": found.identity, **card.architecture},
+                        encoder={"id": card.id, "weights": located.identity, **card.architecture},
                         preprocess=card.transform.identity | resizer,
                         view=view.name,
                         tokens=policy.name,
@@ -176,11 +176,11 @@ def open_lanes(
                         len(wanted),
                         bank=bank,
                         backend=options.backend,
-                        provenance=_provenance(card, found),
+                        provenance=_provenance(card, located),
                     )
                     lane.targets.append(target)
                     wanted.append(target)
-                    if not pinned and found.commit and card.revision == UNPINNED:
+                    if not pinned and located.commit and card.revision == UNPINNED:
                         _same_commit(bank, identity)
             lanes.append(lane)
     names = [target.identity.name for target in wanted]
@@ -328,9 +328,9 @@ def _same_commit(bank: Bank, identity: Identity) -> None:
     for name in bank.names():
         if not name.startswith(safe_name(identity.encoder["id"]) + "."):
             continue
-        theirs = bank.open_name(name).identity.to_json()
-        old, new = str(theirs["encoder"].get("weights")), str(ours["encoder"]["weights"])
-        same = theirs | {"encoder": theirs["encoder"] | {"weights": new}} == ours
+        stored = bank.open_name(name).identity.to_json()
+        old, new = str(stored["encoder"].get("weights")), str(ours["encoder"]["weights"])
+        same = stored | {"encoder": stored["encoder"] | {"weights": new}} == ours
         if same and old != new and old.startswith("hub:"):
             raise EncoderError(
                 f"the bank holds {identity.encoder['id']} embeddings made with {old}, "

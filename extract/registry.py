@@ -49,9 +49,9 @@ def plugged_cards() -> dict[str, Card]:
     for point in metadata.entry_points(group=ENTRY_POINTS):
         owner = point.dist.name if point.dist else "?"
         try:
-            found = point.load()
-            found = found() if callable(found) else found
-            card = read_card(found) if isinstance(found, str | Path) else found
+            made = point.load()
+            made = made() if callable(made) else made
+            card = read_card(made) if isinstance(made, str | Path) else made
             if isinstance(card, Card) and card.kind == "python" and card.factory is None:
                 card = trusted(card)  # whoever installed the package trusts its code
         except (ImportError, AttributeError, InvalidRequest, OSError) as error:
@@ -122,8 +122,8 @@ def named_card(spec: str, *, named_by: str, trust_code: bool = False) -> Card:
     public = re.fullmatch(
         r"(timm:[\w.]+|[\w.+-]+)(@[0-9]+)?|((hf|hf-hub|hf_hub):)?\w[\w.-]*/\w[\w.-]*", spec, re.ASCII
     )
-    place = Path(spec.rpartition(":")[2])
-    if not trust_code and (not public or spec.endswith(".toml") or ("/" in spec and place.exists())):
+    file = Path(spec.rpartition(":")[2])
+    if not trust_code and (not public or spec.endswith(".toml") or ("/" in spec and file.exists())):
         raise UntrustedCode(
             f"{named_by} names the encoder {spec!r}, a file that may name code to run. Allowed are the names "
             "of `patchbank encoders ls`, timm:NAME and hf:ORG/NAME. Fix: read the file, then add --trust-code"

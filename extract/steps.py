@@ -72,16 +72,16 @@ class ExtractStep(Step):
         return [store for store in self.stores if store.view in wanted]
 
 
-def plan_extract(one: Extraction, sets: Sets, where: Places, state: State) -> ExtractStep:
+def plan_extract(extraction: Extraction, sets: Sets, where: Places, state: State) -> ExtractStep:
     """The step of one extraction; loads no model, downloads and writes nothing.
 
     Cached : the bank holds every patch; also where another precision or weights that are not here made it.
     Blocked : no weights, no card, a missing package, or code that is not trusted.
     """
     manifests = list(sets.manifests.values())
-    request = one.request(where)
-    title = " ".join([one.encoder, *one.all_views])
-    step = ExtractStep(kind="extract", title=title, systems=tuple(one.views), extraction=one)
+    request = extraction.request(where)
+    title = " ".join([extraction.encoder, *extraction.all_views])
+    step = ExtractStep(kind="extract", title=title, systems=tuple(extraction.views), extraction=extraction)
     planned, problem = None, ""
     try:
         planned = run_extract(manifests, **request, dry_run=True)
@@ -89,7 +89,7 @@ def plan_extract(one: Extraction, sets: Sets, where: Places, state: State) -> Ex
         problem = str(error)
         step.why = problem if isinstance(error, WeightsNotHere) else ""
     if planned is None or planned.planned:
-        stores = _complete_stores(one, sets, where)
+        stores = _complete_stores(extraction, sets, where)
         if stores:  # made elsewhere: on a GPU in another precision, or with weights that are not here
             step.state, step.why, step.stores = "cached", "", stores
             step.cached = sum(len(manifest) for manifest in manifests)
@@ -104,7 +104,7 @@ def plan_extract(one: Extraction, sets: Sets, where: Places, state: State) -> Ex
     elif not step.why:
         step.state, step.why = "blocked", problem
         return step
-    before = state.get("extract", one.encoder, {"seconds": 0.0, "forwards": 0})
+    before = state.get("extract", extraction.encoder, {"seconds": 0.0, "forwards": 0})
     if before["forwards"]:
         step.seconds = step.forwards * before["seconds"] / before["forwards"]
 
@@ -116,7 +116,7 @@ def plan_extract(one: Extraction, sets: Sets, where: Places, state: State) -> Ex
             "forwards": before["forwards"] + report.forwards,
             "device": ", ".join(dict.fromkeys(report.devices)),
         }
-        state.remember("extract", one.encoder, spent)
+        state.remember("extract", extraction.encoder, spent)
 
     step.action = extract
     return step
@@ -127,25 +127,25 @@ def measure(step: ExtractStep, *, device: str) -> None:
     from .check import forward_seconds
 
     if step.state == "to do" and step.seconds is None:
-        one = step.extraction
+        extraction = step.extraction
         with suppress(UntrustedCode):  # nobody's code runs for an estimate
-            seconds = forward_seconds(one.card, device=device, precision=one.precision)
+            seconds = forward_seconds(extraction.card, device=device, precision=extraction.precision)
             step.seconds = step.forwards * seconds
 
 
-def _complete_stores(one: Extraction, sets: Sets, where: Places) -> list[StoreReport]:
+def _complete_stores(extraction: Extraction, sets: Sets, where: Places) -> list[StoreReport]:
     """Stores of the bank that hold every patch under all views and token policies, and differ in these only;
     [] where there are none.
     """
     try:
-        card = load_card(one.card, trust_code=where.trust_code)
+        card = load_card(extraction.card, trust_code=where.trust_code)
     except (UnknownEncoder, EncoderError, MissingDependency, UntrustedCode):
         return []
     keys = [known for known in sets.content_hashes(where.bank) if known is not None]
     if len(keys) < len(sets.manifests):
         return []
-    policies = [parse_policy(name).name for name in one.tokens or (card.tokens,)]
-    wanted = {(view.name, policy) for view in parse_views(one.all_views) for policy in policies}
+    policies = [parse_policy(name).name for name in extraction.tokens or (card.tokens,)]
+    wanted = {(view.name, policy) for view in parse_views(extraction.all_views) for policy in policies}
     groups: dict[str, dict[tuple[str, str], Store]] = {}
     for store in Bank(where.bank).stores():
         identity = store.identity
@@ -153,7 +153,7 @@ def _complete_stores(one: Extraction, sets: Sets, where: Places) -> list[StoreRe
         if (
             identity.encoder["id"] == card.id
             and key in wanted
-            and one.precision in (None, identity.precision)
+            and extraction.precision in (None, identity.precision)
         ):
             rest = {k: v for k, v in identity.to_json().items() if k not in ("view", "tokens", "dim")}
             groups.setdefault(json.dumps(rest, sort_keys=True), {})[key] = store

@@ -98,16 +98,16 @@ def parse_views(names: str | Iterable[str], *, mpp: float = 0.0) -> list[View]:
         for part in name.split("+"):
             stain, cut, scale = _STAIN.fullmatch(part), _CROP.fullmatch(part), _SCALE.fullmatch(part)
             turn = _TURN.fullmatch(part)
-            place = 1 if stain else 2 if cut else 3 if scale else 4 if turn else 0
+            position = 1 if stain else 2 if cut else 3 if scale else 4 if turn else 0
             if part == "full" and name == part:
                 continue
-            if place <= last or (cut and float(cut[1]) <= 0) or (scale and float(scale[1]) <= 0):
+            if position <= last or (cut and float(cut[1]) <= 0) or (scale and float(scale[1]) <= 0):
                 raise InvalidRequest(
                     f"unknown view {name!r}: full, center:F (as in center:0.5), mpp:M@S, stain:METHOD "
                     f"({', '.join(METHODS)}), d4, d4:K, d4:mean, or several in the order stain, center, mpp, "
                     "d4, as in center:0.5+d4:mean"
                 )
-            last = place
+            last = position
             if stain:
                 stains = [*JITTERS] if stain[1] == "jitter" else [stain[1]]
             elif cut:
@@ -220,10 +220,10 @@ def prepare(pixels: np.ndarray, transform: Transform, view: View | None = None) 
 
 def _by_function(pixels: np.ndarray, transform: Transform) -> np.ndarray:
     assert transform.function is not None
-    found = np.asarray(transform.function(Image.fromarray(np.ascontiguousarray(pixels))))
-    if found.shape != (3, transform.size, transform.size) or found.dtype.kind != "f":
+    resized = np.asarray(transform.function(Image.fromarray(np.ascontiguousarray(pixels))))
+    if resized.shape != (3, transform.size, transform.size) or resized.dtype.kind != "f":
         raise EncoderError(
-            f"the transform {transform.function_name} gave {found.dtype} {found.shape} for a patch of "
+            f"the transform {transform.function_name} gave {resized.dtype} {resized.shape} for a patch of "
             f"{pixels.shape[:2]} pixels, and float (3, {transform.size}, {transform.size}) for another one"
         )
-    return np.ascontiguousarray(found.transpose(1, 2, 0), np.float32)
+    return np.ascontiguousarray(resized.transpose(1, 2, 0), np.float32)

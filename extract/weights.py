@@ -192,25 +192,27 @@ def _in_folder(card: Card, folder: Path) -> Weights:
                 f"{snapshots} holds {len(wanted)} versions of {card.hub}: choose one with --revision COMMIT"
             )
         places += wanted
-    for place in places:
-        path = _model_in(card, place)
+    for folder_ in places:
+        path = _model_in(card, folder_)
         if path is not None:
-            commit = place.name if place.parent.name == "snapshots" and _COMMIT.fullmatch(place.name) else ""
+            commit = (
+                folder_.name if folder_.parent.name == "snapshots" and _COMMIT.fullmatch(folder_.name) else ""
+            )
             return Weights(f"hub:{card.hub}@{commit}" if commit else _digest(path), path, commit)
     raise EncoderError(
         f"no weights of {card.id} in {folder}: looked for {' or '.join(card.files)} in "
-        + ", ".join(str(place.relative_to(folder)) for place in places)
+        + ", ".join(str(subfolder.relative_to(folder)) for subfolder in places)
         + "."
         + _other_commits(card, folder)
     )
 
 
-def _model_in(card: Card, place: Path) -> Path | None:
+def _model_in(card: Card, folder: Path) -> Path | None:
     """The weight file in a folder; for transformers models the folder itself."""
     if card.kind in FOLDERS:
-        return place if (place / FOLDERS[card.kind]).is_file() else None
+        return folder if (folder / FOLDERS[card.kind]).is_file() else None
     names = [*card.files, *(f"{name}.index.json" for name in card.files)]
-    return next((place / name for name in names if (place / name).is_file()), None)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def _on_hub(card: Card, download: bool) -> Weights:
@@ -303,10 +305,10 @@ def _cached(card: Card, revision: str | None) -> Weights | None:
     import huggingface_hub as hub
 
     for name in _wanted(card):
-        found = hub.try_to_load_from_cache(card.hub, name, revision=revision)
-        if not isinstance(found, str):
+        cached = hub.try_to_load_from_cache(card.hub, name, revision=revision)
+        if not isinstance(cached, str):
             continue
-        path = Path(found)
+        path = Path(cached)
         commit = _commit_of(path)
         if card.kind not in FOLDERS:
             return Weights(f"hub:{card.hub}@{commit}", path, commit)

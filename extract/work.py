@@ -136,12 +136,12 @@ class Work:
 
     def passes(self, lanes: Sequence[Lane]) -> np.ndarray:
         """The forward passes that each patch takes, by what its stores lack: int16 (n,)."""
-        found = np.zeros(len(self), np.int16)
+        count = np.zeros(len(self), np.int16)
         for lane in lanes:
             for orientation in lane.orientations:
                 wanted = [t.number for t in lane.targets if orientation in t.view.orientations]
-                found += self.todo[:, wanted].any(axis=1)
-        return found
+                count += self.todo[:, wanted].any(axis=1)
+        return count
 
     def contradict(self, i: int, key: bytes) -> ImageError:
         """Take down that the pixels of patch i are not those of its hash; the error that says so."""

@@ -44,18 +44,18 @@ def wrap_encoder(
         raise InvalidRequest(f"the transform gives {tuple(image.shape)} for an image, not (3, s, s)")
     frozen = copy.deepcopy(network).cpu().eval().requires_grad_(False)
     with torch.inference_mode():
-        found = frozen(image[None].float())
-    if not isinstance(found, torch.Tensor) or found.ndim not in (2, 3):
-        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        output = frozen(image[None].float())
+    if not isinstance(output, torch.Tensor) or output.ndim not in (2, 3):
+        shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InvalidRequest(f"the network gives {shape}, not (b, dim) or (b, tokens, dim)")
-    grid = found.shape[1] - prefix if found.ndim == 3 else 0
+    grid = output.shape[1] - prefix if output.ndim == 3 else 0
     default = ("cls" if prefix and class_token else "mean") if grid else "pooled"
     return Card(
         id=name,
         kind="python",
         model=f"{type(network).__module__}:{type(network).__qualname__}",
         revision=revision,
-        dim=found.shape[-1],
+        dim=output.shape[-1],
         grid=grid,
         prefix=prefix,
         class_token=class_token,

@@ -143,8 +143,8 @@ def _imported(
     if len(encoders) > 1 or settings.get("features"):
         raise click.UsageError(f"{train} has the embeddings of one encoder: name it with one --encoder")
     if settings.get("bank") is None:
-        place = TemporaryDirectory(prefix="patchbank-")
-        settings["bank"] = click.get_current_context().with_resource(place)
+        temporary = TemporaryDirectory(prefix="patchbank-")
+        settings["bank"] = click.get_current_context().with_resource(temporary)
     try:
         done = import_embeddings(
             train,
@@ -272,17 +272,17 @@ def robustness_command(manifest: Path, out: Path | None, as_json: bool, **option
     if out is not None:
         check_folder_writable(out)
     options = {name: value for name, value in options.items() if value not in (None, ())}
-    found = run_robustness(
+    result = run_robustness(
         load_manifest(manifest),
         on_note=lambda text: note(text, err=True),
         **options,
     )
     if out is not None:
-        found.save(out)
+        result.save(out)
     if as_json:
-        echo(json.dumps(found.to_json()))
+        echo(json.dumps(result.to_json()))
         return
-    for part in robustness(found.model_copy(update={"notes": []})):
+    for part in robustness(result.model_copy(update={"notes": []})):
         if isinstance(part, Table):
             part.show()
         else:

@@ -108,9 +108,9 @@ def feature_sets(
         listing("views", views),
         [None] if tokens is None else listing("tokens", tokens),
     )
-    sets = [FeatureSet((Source(*one),)) for one in grid]
+    sets = [FeatureSet((Source(*item),)) for item in grid]
     asked = listing("features", features, alone=(FeatureSet,))
-    sets += [parse_features(one) if isinstance(one, str) else one for one in asked]
+    sets += [parse_features(text) if isinstance(text, str) else text for text in asked]
     return tuple(dict.fromkeys(sets))
 
 
@@ -360,4 +360,4 @@ def _resolved(config: ProbeConfig) -> dict[str, Any]:
 def _not_in(name: str, given: Sequence[str], allowed: Sequence[str]) -> Iterable[str]:
     if not given:
         yield f"{name} is empty"
-    yield from (not_one_of(name, one, allowed) for one in given if one not in allowed)
+    yield from (not_one_of(name, value, allowed) for value in given if value not in allowed)

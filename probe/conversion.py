@@ -78,19 +78,19 @@ def pipeline_of(
 def _transforms(steps: "Steps", dim: int) -> list[Any]:
     from sklearn.preprocessing import Normalizer, StandardScaler
 
-    found: list[Any] = []
+    transforms: list[Any] = []
     for kind, arrays in steps:
         if kind == "unit":
-            found.append(Normalizer())
-            found[-1].n_features_in_ = dim
+            transforms.append(Normalizer())
+            transforms[-1].n_features_in_ = dim
             continue
         scaler: Any = StandardScaler(with_mean=kind == "shift", with_std=kind == "scale")
         scaler.mean_ = arrays["value"] if kind == "shift" else np.zeros(dim)
         scaler.scale_ = 1 / arrays["value"] if kind == "scale" else None
         scaler.var_ = None if scaler.scale_ is None else scaler.scale_**2
         scaler.n_features_in_, scaler.n_samples_seen_ = dim, 1
-        found.append(scaler)
-    return found
+        transforms.append(scaler)
+    return transforms
 
 
 def _logistic(weight: np.ndarray, bias: np.ndarray, classes: Sequence[str]) -> Any:

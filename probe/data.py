@@ -201,7 +201,7 @@ def class_names(header: Header, config: ProbeConfig) -> tuple[str, ...]:
     positive = config.target or header.positive
     if len(classes) > 2 and not config.one_vs_rest:
         return classes
-    rest = [one for one in classes if one != positive]
+    rest = [name for name in classes if name != positive]
     return (rest[0] if len(rest) == 1 else f"not {positive}", positive)
 
 
@@ -393,7 +393,7 @@ def _near(
     if bank is None:
         return None, ""
     source = FeatureSet(parse_features(config.features[0]).sources[:1])
-    X = [load_set(one, source, bank=bank) for one in data.manifests]
+    X = [load_set(manifest, source, bank=bank) for manifest in data.manifests]
     sets = near_embeddings(np.concatenate(X), len(data.train), content)
     return None if sets is None else [patch_id[rows].tolist() for rows in sets], "embeddings"
 
@@ -418,11 +418,12 @@ def clustered(data: _Data, near: Iterable[Sequence[str]]) -> _Data:
 def leak_notes(leaks: LeakReport, config: AuditSettings) -> list[str]:
     """What is to be said of near-duplicates and shared slides that nobody has confirmed."""
     notes = [
-        f"{len(one.slides)} slides have one name in train ({one.train:,} rows) and in {one.dataset} "
-        f"({one.rows:,} rows): {listed(one.slides)}. If they are the same slides, scores are too high: leave "
+        f"{len(slide.slides)} slides have one name in train ({slide.train:,} rows) and in {slide.dataset} "
+        f"({slide.rows:,} rows): {listed(slide.slides)}. If they are the same slides, scores are too high: "
+        "leave "
         "them out of one data set. A name is no proof; coordinates (columns x, y) are compared where both "
         "sets have them"
-        for one in leaks.slides
+        for slide in leaks.slides
     ]
     if leaks.near_by not in ("images", "embeddings"):
         return notes

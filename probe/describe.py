@@ -68,7 +68,7 @@ def _sweep(
     outer = np.unique(plan.folds)
     pick = [int(np.argmax([run.fold_paths[i].max() for run in runs])) for i in range(len(outer))]
     oof, ranking, adjusted = (
-        np.empty_like(one) for one in (chosen.oof, chosen.oof_ranking, chosen.oof_adjusted)
+        np.empty_like(like) for like in (chosen.oof, chosen.oof_ranking, chosen.oof_adjusted)
     )
     for i, k in enumerate(outer):
         rows, run = plan.folds == k, runs[pick[i]]
@@ -180,7 +180,7 @@ def describe_run(name: str, run: ProtocolRun) -> dict[str, Any]:
     """One feature set's entry in results.json: what was chosen, on which scores, at what cost."""
     choices: dict[str, Any] = {}
     if run.choice:
-        path = [finite(one) for one in run.path]
+        path = [finite(scores) for scores in run.path]
         choices["choice"] = run.choice.to_dict()
         choices["fold_choices"] = [choice.to_dict() for choice in run.fold_choices]
         own = {run.choice.parameter: run.values.tolist()} if run.choice.parameter else {}
@@ -268,7 +268,7 @@ def rows_digest(manifest: Manifest) -> str:
 def finite(value: Any) -> Any:
     """Plain JSON values; None where a number is not finite."""
     if isinstance(value, np.ndarray):
-        return [finite(one) for one in value]
+        return [finite(item) for item in value]
     return float(value) if np.isfinite(value) else None
 
 

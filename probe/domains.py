@@ -221,7 +221,7 @@ class _Study:
             return None
         scores = [model.scores(rows) for model, rows in held]
         y = np.concatenate([self.y[rows] for _, rows in held])
-        folds = np.repeat(np.arange(1, len(held) + 1), [one.shape[3] for one in scores])
+        folds = np.repeat(np.arange(1, len(held) + 1), [score.shape[3] for score in scores])
         if len(np.unique(y)) < (len(self.classes) or 2):
             return None
         path = criterion_path(self.config, y, np.concatenate(scores, axis=3), folds)

@@ -56,7 +56,7 @@ def run_few_shot(
     train, tests = as_manifest(train), as_manifests("tests", tests)
     bank = open_bank(bank, precision=precision, dtype=dtype, manifests=[train, *tests])
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
-    names = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))
+    names = list(dict.fromkeys(str(resolve_set(feature_set, bank)) for feature_set in asked))
     config = ProbeConfig(
         features=tuple(names),
         probe=probe,

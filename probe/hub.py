@@ -61,7 +61,7 @@ SHOWN = ("balanced_accuracy", "auroc", "average_precision", "pearson", "spearman
 def model_card(probe: ProbeModel, repo: str) -> str:
     """README.md of a repository that holds a probe: what it does, on what, how well, under which licences."""
     about, train = probe.about, probe.about.training
-    encoders = {str(one["identity"]["encoder"]["id"]): _licence(one) for one in about.stores.values()}
+    encoders = {str(store["identity"]["encoder"]["id"]): _licence(store) for store in about.stores.values()}
     metrics = [name for name in SHOWN if any(name in of for of in about.scores.values())]
     rows = [
         (dataset, *(_interval(of.get(metric)) for metric in metrics)) for dataset, of in about.scores.items()
@@ -80,7 +80,9 @@ def model_card(probe: ProbeModel, repo: str) -> str:
         repo=repo,
         call="predict" if about.targets else "predict_proba",
         scores=markdown_table(["scored on", *(name.replace("_", " ") for name in metrics)], rows, words=1),
-        identities=json.dumps({name: one["identity"] for name, one in about.stores.items()}, indent=2),
+        identities=json.dumps(
+            {name: about_store["identity"] for name, about_store in about.stores.items()}, indent=2
+        ),
     )
 
 

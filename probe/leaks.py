@@ -132,7 +132,7 @@ class LeakReport:
             "unchecked": dict(self.unchecked),
             "near_by": self.near_by,
             "near": [list(ids) for ids in self.near],
-            "slides": [{**vars(one), "slides": list(one.slides)} for one in self.slides],
+            "slides": [{**vars(slide), "slides": list(slide.slides)} for slide in self.slides],
             "leaks": [
                 {
                     "kind": leak.kind,
@@ -311,10 +311,13 @@ def _rows(table: pd.DataFrame, sides: np.ndarray, *, trained: bool) -> pd.DataFr
 def _listed(rows: pd.DataFrame, at: Mapping[Any, Any], families: Mapping[str, Sequence[str]]) -> pd.DataFrame:
     """The rows of each family of patch_ids, in their order, with the column family."""
     members = [
-        (key, row) for key, ids in families.items() for one in dict.fromkeys(ids) for row in at.get(one, ())
+        (key, row)
+        for key, ids in families.items()
+        for patch in dict.fromkeys(ids)
+        for row in at.get(patch, ())
     ]
-    found = rows.iloc[[row for _, row in members]]
-    return found.assign(family=pd.Series([key for key, _ in members], index=found.index, dtype=TEXT))
+    listed = rows.iloc[[row for _, row in members]]
+    return listed.assign(family=pd.Series([key for key, _ in members], index=listed.index, dtype=TEXT))
 
 
 def _differing(rows: pd.DataFrame, key: str, column: str) -> set[str]:
@@ -336,9 +339,9 @@ def _families(kind: Any, rows: pd.DataFrame, key: str, names: Collection[str]) -
     """A leak of all rows of each of these keys, in the order of the rows."""
     if not names:
         return []
-    found = rows[rows[key].isin(list(names))]
-    columns = [found[name].to_numpy(dtype=object) for name in ("patch_id", "side", "label")]
-    codes, what = pd.factorize(found[key])
+    members = rows[rows[key].isin(list(names))]
+    columns = [members[name].to_numpy(dtype=object) for name in ("patch_id", "side", "label")]
+    codes, what = pd.factorize(members[key])
     order = np.argsort(codes, kind="stable")
     parts = np.split(order, np.flatnonzero(np.diff(codes[order])) + 1)
     return [

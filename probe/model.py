@@ -114,7 +114,7 @@ class ProbeModel:
             raise InvalidRequest(f"features {X.shape} for a probe on {self.dim} columns")
         each = [apply(steps, X) for steps in self.members]
         if self.about.targets:
-            return np.mean([one.reshape(len(X), -1) for one in each], axis=0)
+            return np.mean([member.reshape(len(X), -1) for member in each], axis=0)
         return mean_logit(np.stack(each, axis=1))
 
     def predict_proba(self, X: np.ndarray) -> np.ndarray:
@@ -233,25 +233,25 @@ def folded(steps: Steps) -> Steps:
     """The same function with neighbouring linear steps as one: of a linear probe, its coefficients on the
     features as they are.
     """
-    found: list[tuple[str, Arrays]] = []
+    made: list[tuple[str, Arrays]] = []
     for kind, arrays in steps:
         if kind == "affine":
             weight, bias = arrays["weight"], arrays["bias"]
-            while found and found[-1][0] in ("shift", "scale", "affine"):
-                before, values = found.pop()
+            while made and made[-1][0] in ("shift", "scale", "affine"):
+                before, values = made.pop()
                 if before == "shift":
                     bias = bias - values["value"] @ weight
                 elif before == "scale":
                     weight = values["value"][:, None] * weight
                 else:
                     weight, bias = values["weight"] @ weight, values["bias"] @ weight + bias
-            found.append(("affine", {"weight": weight, "bias": bias}))
-        elif kind == "shift" and found and found[-1][0] == "affine":
-            before = found.pop()[1]
-            found.append(("affine", {**before, "bias": before["bias"] - arrays["value"]}))
+            made.append(("affine", {"weight": weight, "bias": bias}))
+        elif kind == "shift" and made and made[-1][0] == "affine":
+            before = made.pop()[1]
+            made.append(("affine", {**before, "bias": before["bias"] - arrays["value"]}))
         else:
-            found.append((kind, arrays))
-    return tuple(found)
+            made.append((kind, arrays))
+    return tuple(made)
 
 
 def apply(steps: Steps, X: np.ndarray) -> np.ndarray:
@@ -404,21 +404,21 @@ def pick_probe(probes: Sequence[ProbeModel], features: str, role: str | None, *,
     if role not in (None, *ROLES):
         raise InvalidRequest(f"role {role!r} is not one of {', '.join(ROLES)}")
     of = {probe.about.role: probe for probe in probes if probe.about.features == features}
-    for one in ROLES if role is None else (role,):
-        if one in of:
-            return of[one]
+    for candidate in ROLES if role is None else (role,):
+        if candidate in of:
+            return of[candidate]
     if of:
         raise InvalidRequest(f"{where} has no {role} of {features!r}, only its {', '.join(of)}")
     known = ", ".join(dict.fromkeys(probe.about.features for probe in probes))
     raise InvalidRequest(f"{where} has no probe on {features!r}; it has {known or 'none'}")
 
 
-def read_steps(arrays: Arrays, place: str, kinds: Sequence[str]) -> Steps:
+def read_steps(arrays: Arrays, where: str, kinds: Sequence[str]) -> Steps:
     """The steps of one model from arrays named "PLACE.STEP.ARRAY". Raises ValueError for an unknown kind."""
     steps = []
     for k, kind in enumerate(kinds):
         if kind not in KINDS:
             raise ValueError(f"a step of the unknown kind {kind!r}")
-        start = f"{place}.{k}."
+        start = f"{where}.{k}."
         steps.append((kind, {n.removeprefix(start): v for n, v in arrays.items() if n.startswith(start)}))
     return tuple(steps)

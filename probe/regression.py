@@ -93,13 +93,13 @@ class TargetConfig(Settings):
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Build one from plain values; one value stands for a list of one."""
         preprocess = values.get("preprocess", "standardize")
-        one = preprocess[0] if isinstance(preprocess, list | tuple) and len(preprocess) == 1 else preprocess
-        return cls.read({**values, "preprocess": one}, where="probe settings of targets")
+        name = preprocess[0] if isinstance(preprocess, list | tuple) and len(preprocess) == 1 else preprocess
+        return cls.read({**values, "preprocess": name}, where="probe settings of targets")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for results.json."""
-        found = {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_dump().items()}
-        return found | {"preprocess": [self.preprocess]}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in self.model_dump().items()}
+        return values | {"preprocess": [self.preprocess]}
 
     def penalties(self, targets: int, components: int) -> tuple[float, ...]:
         """Strongest first; of "hest" the one that it has for this many targets and components."""
@@ -230,12 +230,12 @@ class _Criterion:
     def add(self, predictions: Iterable[np.ndarray], Y: np.ndarray) -> None:
         """One fold: predictions of each penalty in turn, float64 (n, T)."""
         if self.name == "r2":
-            found = [((p - Y) ** 2).sum(axis=0) for p in predictions]
+            of_penalties = [((p - Y) ** 2).sum(axis=0) for p in predictions]
         else:
             # a target that is constant in a fold, or is predicted so, ranks nothing
             values = [continuous.evaluate(Y, p, metrics=["pearson"])["pearson"] for p in predictions]
-            found = [np.nan_to_num(one) * len(Y) for one in values]
-        self.sums = self.sums + np.stack(found)
+            of_penalties = [np.nan_to_num(value) * len(Y) for value in values]
+        self.sums = self.sums + np.stack(of_penalties)
         self.rows += len(Y)
 
     def values(self) -> np.ndarray:
@@ -254,11 +254,11 @@ def _choose(values: np.ndarray, alphas: Sequence[float], targets: int, *, per_ta
 
 def _predict(path: RidgePath, X: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Predictions (n, T), each target at its own penalty."""
-    found = np.empty((len(X), len(alpha)))
+    predicted = np.empty((len(X), len(alpha)))
     each = np.unique(alpha)
-    for one, predictions in zip(each, path.predict(X, each.tolist()), strict=True):
-        found[:, alpha == one] = predictions[:, alpha == one]
-    return found
+    for value, predictions in zip(each, path.predict(X, each.tolist()), strict=True):
+        predicted[:, alpha == value] = predictions[:, alpha == value]
+    return predicted
 
 
 def _mean_of(members: Sequence[Steps]) -> Steps:

@@ -22,9 +22,9 @@ def spread_over_repeats(
     """
     scores = []
     for rows in sets:
-        per_repeat = [{(c.features, c.role): c for c in one[rows.dataset]} for one in columns]
+        per_repeat = [{(c.features, c.role): c for c in column[rows.dataset]} for column in columns]
         for features, role in per_repeat[0]:
-            same = [one[features, role] for one in per_repeat if (features, role) in one]
+            same = [of_repeat[features, role] for of_repeat in per_repeat if (features, role) in of_repeat]
             if len(same) < len(per_repeat):
                 continue
             score, order = (

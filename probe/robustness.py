@@ -283,14 +283,14 @@ def _domain(X: np.ndarray, rows: _Rows, seed: int, note: Callable[[str], None]) 
         scores = fits.decision(X[keep][held])[:, f - 1]  # (n, L), or (n, L, D)
         called[held] = (scores > 0) if D == 2 else scores.argmax(axis=-1)
     right = called == d[:, None]
-    one = np.zeros(len(d))
+    hits = np.zeros(len(d))
     for f in range(1, folds.n_splits + 1):
         others = fold != f
         accuracy = np.mean([right[others & (d == c)].mean(axis=0) for c in range(D)], axis=0)
-        one[fold == f] = right[fold == f, int(accuracy.argmax())]
+        hits[fold == f] = right[fold == f, int(accuracy.argmax())]
     weight = 1 / np.bincount(d)[d] / D  # the mean over domains as a sum over rows
-    found = estimate_ratios({"domain": (one * weight, weight)}, groups=group)
-    return _measured(found["domain"])
+    intervals = estimate_ratios({"domain": (hits * weight, weight)}, groups=group)
+    return _measured(intervals["domain"])
 
 
 def _whole_groups(group: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -338,7 +338,7 @@ def _drop(X: np.ndarray, rows: _Rows, iterations: int, seed: int, note: Callable
         return None
 
     def reduced(of: list[list[np.ndarray]]) -> tuple[Measured, list[float]]:
-        table = np.array([np.mean(one, axis=0) for one in of if one])  # (iterations, shares)
+        table = np.array([np.mean(values, axis=0) for values in of if values])  # (iterations, shares)
         drops = performance_drop(table.T)
         low, high = np.quantile(drops, (0.025, 0.975)) if len(drops) > 1 else (None, None)
         value = Measured(value=float(drops.mean()), low=low, high=high)
@@ -417,7 +417,7 @@ def _clusters(X: np.ndarray, rows: _Rows, trials: int, seed: int) -> list[float]
 
     Of each at most CLUSTERED rows are drawn, equally many.
     """
-    found = []
+    agreement = []
     for a, b, d, e in class_domain_pairs(rows.label, rows.domain):
         cells = [np.flatnonzero((rows.label == c) & (rows.domain == g)) for c in (a, b) for g in (d, e)]
         size = min(CLUSTERED, *(len(cell) for cell in cells))
@@ -428,8 +428,8 @@ def _clusters(X: np.ndarray, rows: _Rows, trials: int, seed: int) -> list[float]
         scores, _ = clustering_score(
             X[some], rows.label[some], rows.domain[some], starts=STARTS, trials=trials, seed=seed
         )
-        found.append(float(scores.mean()))
-    return found
+        agreement.append(float(scores.mean()))
+    return agreement
 
 
 Load = Callable[[str], np.ndarray]
@@ -446,17 +446,17 @@ def _consistency(names: Sequence[str], load: Load, rows: _Rows) -> list[Consiste
         base = first.setdefault((source.encoder, source.tokens), name)
         if base == name:
             continue
-        one, other = unit(load(base)), unit(load(name))
-        cosine = np.einsum("ij,ij->i", one, other, dtype=np.float64)
+        base_rows, other = unit(load(base)), unit(load(name))
+        cosine = np.einsum("ij,ij->i", base_rows, other, dtype=np.float64)
         tops = tuple(t for t in TOPS if t <= len(rows))
-        index, _ = nearest(other, tops[-1], queries=one)
+        index, _ = nearest(other, tops[-1], queries=base_rows)
         hit = index == np.arange(len(rows))[:, None]
         ones = np.ones(len(rows))
         ratios: dict[str, Any] = {"cosine": (cosine, ones)}
         ratios |= {f"top {t}": (hit[:, :t].any(axis=1), ones) for t in tops}
-        found = estimate_ratios(ratios, groups=rows.group)
-        top = {t: _measured(found[f"top {t}"]) for t in tops}
-        out.append(Consistency(features=base, other=name, cosine=_measured(found["cosine"]), top=top))
+        intervals = estimate_ratios(ratios, groups=rows.group)
+        top = {t: _measured(intervals[f"top {t}"]) for t in tops}
+        out.append(Consistency(features=base, other=name, cosine=_measured(intervals["cosine"]), top=top))
     return out
 
 
@@ -466,13 +466,13 @@ def _alignment(
     """Every two encoders in the same view."""
     out = []
     for a, b in combinations(names, 2):
-        one, other = _single(a), _single(b)
-        if one is None or other is None or one.view != other.view or one.encoder == other.encoder:
+        first, other = _single(a), _single(b)
+        if first is None or other is None or first.view != other.view or first.encoder == other.encoder:
             continue
         mutual = mutual_neighbours(near[a][:, :k], near[b][:, :k])
-        found = estimate_ratios({"mutual": (mutual, np.ones(len(rows)))}, groups=rows.group)
+        intervals = estimate_ratios({"mutual": (mutual, np.ones(len(rows)))}, groups=rows.group)
         cka = linear_cka(unit(load(a)), unit(load(b)))
-        out.append(Alignment(a=a, b=b, cka=cka, mutual=_measured(found["mutual"]), k=k))
+        out.append(Alignment(a=a, b=b, cka=cka, mutual=_measured(intervals["mutual"]), k=k))
     return out
 
 

@@ -107,7 +107,7 @@ def run_probe(
     if config is not None:
         narrow = {"precision": config.precision, "dtype": config.dtype}
     bank = open_bank(bank, **narrow, manifests=[train, *tests])
-    resolved = list(dict.fromkeys(str(resolve_set(one, bank)) for one in asked))
+    resolved = list(dict.fromkeys(str(resolve_set(feature_set, bank)) for feature_set in asked))
     if train.header.targets:
         if config is not None:
             raise InvalidRequest(f"{train.header.name} has targets: give the settings one by one")
@@ -205,12 +205,14 @@ def _score(
         for (other_plan, other), other_runs in zip(study.repeats[1:], others, strict=True):
             again.append(columns_of(data, other_plan, other_runs, other))
         repeats = {
-            "seeds": [one.seed for _, one in study.repeats],
+            "seeds": [item.seed for _, item in study.repeats],
             "chosen": [name for name, _ in again],
             "scores": spread_over_repeats(data.rows, [one for _, one in again]),
         }
     votes = [score_votes(rows, columns[rows.dataset], config=config) for rows in data.rows]
-    experts = [one for rows in data.rows for one in score_experts(rows, columns[rows.dataset], config=config)]
+    experts = [
+        expert for rows in data.rows for expert in score_experts(rows, columns[rows.dataset], config=config)
+    ]
     parts = {
         "chosen": chosen,
         "fold_models": {
@@ -229,7 +231,7 @@ def _score(
         "comparisons": comparisons,
         "repeats": repeats,
         "precision": precision(scores, comparisons, level=config.level),
-        "votes": [one for one in votes if one],
+        "votes": [vote for vote in votes if vote],
         **({"experts": experts} if experts else {}),
     }
     return _Scored(chosen, columns, parts)

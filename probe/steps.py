@@ -32,15 +32,15 @@ class Probing:
     features: Sequence[str] = ()
 
 
-def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State) -> Step:
+def plan_probe(probing: Probing, sets: Sets, rows: str, where: Places, state: State) -> Step:
     """The step of one system; its result is in OUT/probe/NAME. rows : digest of the rows, `Sets.digest`."""
-    step = Step(kind="probe", title=one.system, systems=(one.system,))
-    step.seconds = state.get("probe", one.system, {}).get("seconds")
-    if one.stores is None:
+    step = Step(kind="probe", title=probing.system, systems=(probing.system,))
+    step.seconds = state.get("probe", probing.system, {}).get("seconds")
+    if probing.stores is None:
         return step
-    folder = step.folder = where.out / "probe" / safe_name(one.system)
-    joined = [text for text in one.features if " + " in text]
-    step.request = digest(rows, one.settings, contents(one.settings), list(one.stores), *joined)
+    folder = step.folder = where.out / "probe" / safe_name(probing.system)
+    joined = [text for text in probing.features if " + " in text]
+    step.request = digest(rows, probing.settings, contents(probing.settings), list(probing.stores), *joined)
     if complete_for(folder, step.request):
         step.state = "cached"
         return step
@@ -51,13 +51,13 @@ def plan_probe(one: Probing, sets: Sets, rows: str, where: Places, state: State)
             train=sets.train,
             tests=sets.tests,
             bank=where.bank,
-            features=one.features,
+            features=probing.features,
             jobs=where.jobs,
             progress=where.progress,
-            **one.settings,
+            **probing.settings,
         )
         result.save(folder, request=step.request)
-        state.remember("probe", one.system, {"seconds": perf_counter() - started})
+        state.remember("probe", probing.system, {"seconds": perf_counter() - started})
 
     step.action = probe
     return step
@@ -72,10 +72,10 @@ def plan_robustness(
     """
     step = Step(kind="robustness", title="of the embeddings to domains")
     step.seconds = state.get("robustness", "train", {}).get("seconds")
-    if any(one.stores is None for one in probes):  # weights are still to be downloaded
+    if any(probe.stores is None for probe in probes):  # weights are still to be downloaded
         return step
     features = list(dict.fromkeys(text for one in probes for text in one.features))
-    as_stored = {name: {one.settings.get(name) for one in probes} for name in ("precision", "dtype")}
+    as_stored = {name: {probing.settings.get(name) for probing in probes} for name in ("precision", "dtype")}
     stored: dict[str, Any] = {name: values.pop() for name, values in as_stored.items() if len(values) == 1}
     step.request = digest(rows, config.model_dump(), features, stored)
     file = where.out / FILE
@@ -87,8 +87,8 @@ def plan_robustness(
         started = perf_counter()
         state.forget("robustness", "train")
         settings: dict[str, Any] = config.model_dump()
-        found = run_robustness(sets.train, bank=where.bank, features=features, **settings, **stored)
-        found.save(where.out)
+        result = run_robustness(sets.train, bank=where.bank, features=features, **settings, **stored)
+        result.save(where.out)
         seconds = perf_counter() - started
         state.remember("robustness", "train", {"request": step.request, "seconds": seconds})
 
@@ -109,7 +109,7 @@ def plan_ensemble(
     if lacking:
         step.state, step.why = "blocked", f"members have no results: {', '.join(lacking)}"
         return step
-    if not all(one.finished for one in members.values()):
+    if not all(member.finished for member in members.values()):
         return step
     folders = {name: one.folder for name, one in members.items() if one.folder is not None}
     folder = step.folder = where.out / "ensemble" / safe_name(system)

@@ -275,7 +275,7 @@ def _subset_scores(
     each: list[list[dict[str, Estimate]]] = [[{} for _ in targets] for _ in columns]
     for metrics, predictions in _tables(columns, mask):
         if config.bootstrap:
-            found = continuous.estimate(
+            estimates = continuous.estimate(
                 y,
                 predictions,
                 groups=group,
@@ -285,8 +285,8 @@ def _subset_scores(
                 **_options(config),
             )
             for j in range(len(columns)):
-                values[j] |= _estimates(found, j, about)
-                for t, one in enumerate(found.targets):
+                values[j] |= _estimates(estimates, j, about)
+                for t, one in enumerate(estimates.targets):
                     each[j][t] |= _estimates(one, j, about)
             continue
         for metric, plain in continuous.evaluate(y, predictions, metrics=metrics).items():
@@ -347,18 +347,18 @@ def _options(config: TargetConfig) -> dict[str, Any]:
     }
 
 
-def _estimates(found: Mapping[str, Interval], j: int, about: Mapping[str, Any]) -> dict[str, Estimate]:
+def _estimates(intervals: Mapping[str, Interval], j: int, about: Mapping[str, Any]) -> dict[str, Estimate]:
     return {
         name: Estimate(
-            finite(one.value[j]),
-            finite(one.low[j]),
-            finite(one.high[j]),
-            **{key: finite(getattr(one, key)[j]) for key in UNCERTAINTY},
-            method=str(one.method[j]),
-            reason=str(one.reason[j]),
+            finite(interval.value[j]),
+            finite(interval.low[j]),
+            finite(interval.high[j]),
+            **{key: finite(getattr(interval, key)[j]) for key in UNCERTAINTY},
+            method=str(interval.method[j]),
+            reason=str(interval.reason[j]),
             **about,
         )
-        for name, one in found.items()
+        for name, interval in intervals.items()
     }
 
 
@@ -433,13 +433,13 @@ def score_fold_models(
         return {m: v.mean() for m, v in continuous.evaluate(y, predictions).items()}
 
     train = [means(data.train.y[folds == k], oof[folds == k]) for k in np.unique(folds)]
-    found = {data.train.dataset: train}
+    of_sets = {data.train.dataset: train}
     for rows in data.tests:
         each = of_tests[rows.dataset]
-        found[rows.dataset] = [means(rows.y, each[:, k]) for k in range(each.shape[1])]
+        of_sets[rows.dataset] = [means(rows.y, each[:, k]) for k in range(each.shape[1])]
     return {
-        name: {m: [finite(one[m]) for one in of_models] for m in continuous.METRICS}
-        for name, of_models in found.items()
+        name: {m: [finite(of_model[m]) for of_model in of_models] for m in continuous.METRICS}
+        for name, of_models in of_sets.items()
     }
 
 

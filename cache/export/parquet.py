@@ -44,8 +44,8 @@ def write_huggingface(folder: Path, parts: Mapping[str, Rows], options: Options)
 
 def split_names(rows: Rows) -> dict[str, str]:
     """The value of the column `split` -> the name of its file: letters, digits and `_` only."""
-    found = rows.text("split")
-    values = [""] if found is None else sorted({*found.tolist()})
+    splits = rows.text("split")
+    values = [""] if splits is None else sorted({*splits.tolist()})
     if values == [""]:
         return {"": "train"}
     return {value: re.sub(r"\W+", "_", value) if value else "unassigned" for value in values}

@@ -128,22 +128,22 @@ def coordinates(rows: Rows, names: tuple[str, str] = ("x", "y")) -> np.ndarray:
             "without coordinates (parquet, npz, eva, ...)"
         )
     frame = pd.DataFrame({name: array_of(rows.columns[name]) for name in names})
-    found = frame.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    lost = np.flatnonzero(~np.isfinite(found).all(axis=1))
+    numbers = frame.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    lost = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(lost):
         raise InvalidRequest(
-            f"{len(lost)} of {len(found)} rows have no coordinates x and y (the first: "
+            f"{len(lost)} of {len(numbers)} rows have no coordinates x and y (the first: "
             f"{rows.ids()[lost[0]]}); leave them out with --where, or take a layout without coordinates"
         )
-    return found
+    return numbers
 
 
 def _attributes(rows: Rows, options: Options, name: str) -> dict[str, Any]:
     """What a TRIDENT file says of its coordinates: of the options, the table's columns, or the regions that
     the paths name.
     """
-    found = {key: _one(rows, key, name) for key in COORDS_ATTRIBUTES}
-    about = _of_regions(rows) | {key: value for key, value in found.items() if value is not None}
+    attributes = {key: _one(rows, key, name) for key in COORDS_ATTRIBUTES}
+    about = _of_regions(rows) | {key: value for key, value in attributes.items() if value is not None}
     return about | dict(options.attributes) | {"name": name}
 
 

@@ -101,9 +101,9 @@ def foreign_npz(path: Path, root: Path, key: str) -> Source:
             raise ValueError("it has two arrays of the same name")
         shapes = {name: npz_header(archive, name, path) for name in names}
         if not key and all(len(shape) == 1 for shape, _ in shapes.values()):
-            found = by_id(path, root, "npz", {name: npz_array(archive, name, path) for name in names})
-            if found is not None:
-                return found
+            source = by_id(path, root, "npz", {name: npz_array(archive, name, path) for name in names})
+            if source is not None:
+                return source
         name = chosen(path, {n: shape for n, (shape, dtype) in shapes.items() if dtype.kind == "f"}, key)
         vectors = flat(in_memory(npz_array(archive, name, path)), path)
         rows = vectors.shape[0]

@@ -82,10 +82,10 @@ def read_source(path: str | Path, key: str = "") -> Source:
     for suffix, reader in FILES.items():
         files = sorted(path.glob(f"*{suffix}"))
         if files and suffix not in (".csv", ".tsv"):
-            found = joined(path, f"folder of {suffix}", [_read(reader, file, path, key) for file in files])
+            source = joined(path, f"folder of {suffix}", [_read(reader, file, path, key) for file in files])
             told = path.name.removeprefix("features_")  # TRIDENT's folder of an encoder
             told = "" if told == path.name else told
-            return replace(found, encoder=found.encoder or told)
+            return replace(source, encoder=source.encoder or told)
     below = sorted(
         {file.parent for suffix in (".h5", ".pt", ".npy", ".npz") for file in path.rglob(f"*{suffix}")}
     )

@@ -168,8 +168,8 @@ def foreign_huggingface(path: Path, root: Path, key: str) -> Source:
 
 
 def _split_of(file: Path) -> str:
-    found = re.fullmatch(r"(\w+?)-\d+-of-\d+", file.stem)
-    return found[1] if found else ""
+    match = re.fullmatch(r"(\w+?)-\d+-of-\d+", file.stem)
+    return match[1] if match else ""
 
 
 def _is_list(kind: Any) -> bool:

@@ -24,8 +24,8 @@ from .source import STEP, Source, by_id, chosen, encoder_of, flat, joined, of_sl
 def foreign_pt(path: Path, root: Path, key: str) -> Source:
     """One slide; or a vector a patch, under its id."""
     content = _content(path)
-    if not key and (found := by_id(path, root, "pt", content)):
-        return found
+    if not key and (source := by_id(path, root, "pt", content)):
+        return source
     name = _name(path, content, key)
     array = content[name]
 
@@ -101,8 +101,8 @@ def _coordinates(path: Path, slide: str) -> np.ndarray | None:
     check_regular(file)
     with file.open("rb") as stream:
         npy_header(stream, file, columns_first=True)  # refuses objects
-    found = np.load(file, allow_pickle=False)
-    return np.column_stack([found["x"], found["y"]]) if found.dtype.names else found
+    coordinates = np.load(file, allow_pickle=False)
+    return np.column_stack([coordinates["x"], coordinates["y"]]) if coordinates.dtype.names else coordinates
 
 
 def foreign_eva(path: Path, root: Path, key: str) -> Source:

@@ -73,8 +73,8 @@ def tensor_in(path: Path, about: dict[str, Any], start: int, there: int) -> np.n
 def foreign_safetensors(path: Path, root: Path, key: str) -> Source:
     """A file with a tensor of embeddings; the metadata may have the ids, as a JSON list of n texts."""
     metadata, arrays = _contents(path)
-    if not key and (found := by_id(path, root, "safetensors", arrays)):
-        return replace(found, encoder=encoder_of(metadata))
+    if not key and (source := by_id(path, root, "safetensors", arrays)):
+        return replace(source, encoder=encoder_of(metadata))
     floats = {name: values.shape for name, values in arrays.items() if values.dtype.kind == "f"}
     name = chosen(path, floats, key)
     vectors = flat(in_memory(arrays[name]), path)

@@ -36,8 +36,8 @@ def numbered(path: Path, columns: Sequence[str], key: str) -> list[str]:
     """
     families: dict[str, dict[int, str]] = {}
     for name in columns:
-        if found := _NUMBERED.fullmatch(name):
-            families.setdefault(found["stem"], {})[int(found["number"])] = name
+        if match := _NUMBERED.fullmatch(name):
+            families.setdefault(match["stem"], {})[int(match["number"])] = name
     whole = {
         stem: [names[i] for i in sorted(names)]
         for stem, names in families.items()

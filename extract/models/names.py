@@ -63,8 +63,8 @@ def with_timms_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 def _renamed(state: Mapping[str, Tensor], old: re.Pattern[str], new: str) -> dict[str, Tensor]:
     """Left as it is where two tensors would take one name."""
-    found = {old.sub(new, name): value for name, value in state.items()}
-    return found if len(found) == len(state) else dict(state)
+    renamed = {old.sub(new, name): value for name, value in state.items()}
+    return renamed if len(renamed) == len(state) else dict(state)
 
 
 def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,14 +73,14 @@ def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in state:
         if match := _THIRD.fullmatch(name):
             parts[match[1], match[3]][match[2][0]] = name
-    found = dict(state)
+    stacked = dict(state)
     for (block, kind), names in parts.items():
         three = [state[names[which]] for which in "qkv" if which in names]
         if len(three) == 3 and len({value.shape for value in three}) == 1:
-            found[f"{block}qkv.{kind}"] = torch.cat(three)
+            stacked[f"{block}qkv.{kind}"] = torch.cat(three)
             for name in names.values():
-                del found[name]
-    return found
+                del stacked[name]
+    return stacked
 
 
 def _without_idle_biases(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,7 +90,7 @@ def _without_idle_biases(state: Mapping[str, Tensor], own: Mapping[str, Tensor])
     """
     if any(name.endswith(("attn.qkv.bias", "attn.q_bias")) for name in own):
         return dict(state)
-    found = {}
+    kept = {}
     for name, value in state.items():
         third = _THIRD.fullmatch(name)
         if name.endswith("attn.qkv.bias"):
@@ -99,22 +99,22 @@ def _without_idle_biases(state: Mapping[str, Tensor], own: Mapping[str, Tensor])
         else:
             idle = third is not None and third[3] == "bias" and (third[2][0] == "k" or not value.any())
         if not idle:
-            found[name] = value
-    return found
+            kept[name] = value
+    return kept
 
 
 def _of_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of DINOv2's files, which timm knows by their mask token only."""
-    found = _renamed(
+    renamed = _renamed(
         _renamed(state, re.compile(r"\.mlp\.w12\."), ".mlp.fc1."), re.compile(r"\.mlp\.w3\."), ".mlp.fc2."
     )
-    for name in [name for name in found if name.rpartition(".")[2] == "register_tokens"]:
-        place = name.removesuffix("register_tokens")
-        positions = found.get(f"{place}pos_embed")
-        if f"{place}mask_token" in found or positions is None or positions.ndim != 3:
+    for name in [name for name in renamed if name.rpartition(".")[2] == "register_tokens"]:
+        stem = name.removesuffix("register_tokens")
+        positions = renamed.get(f"{stem}pos_embed")
+        if f"{stem}mask_token" in renamed or positions is None or positions.ndim != 3:
             continue
         if math.isqrt(positions.shape[1] - 1) ** 2 == positions.shape[1] - 1:  # one is of the CLS token
-            found[f"{place}mask_token"] = torch.zeros(1, positions.shape[2])
+            renamed[f"{stem}mask_token"] = torch.zeros(1, positions.shape[2])
         else:
-            found[f"{place}reg_token"] = found.pop(name)
-    return found
+            renamed[f"{stem}reg_token"] = renamed.pop(name)
+    return renamed

@@ -67,7 +67,7 @@ class TimmNetwork(Network):
 
     def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
         model: Any = self.model
-        found: dict[int, Tensor] = {}
+        outputs: dict[int, Tensor] = {}
         if layers:
             last, blocks = model.forward_intermediates(
                 batch,
@@ -78,13 +78,13 @@ class TimmNetwork(Network):
             )
             for layer, block in zip(layers, blocks, strict=True):
                 patches, prefix = block if isinstance(block, tuple) else (block, block[:, :0])
-                found[layer] = torch.cat([prefix, patches], dim=1)
+                outputs[layer] = torch.cat([prefix, patches], dim=1)
         else:
             last = model.forward_features(batch)
         return Features(
             tokens=last if self.has_tokens else None,
             pooled=model.forward_head(last, pre_logits=True) if pooled else None,
-            layers=found,
+            layers=outputs,
         )
 
 

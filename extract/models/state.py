@@ -119,12 +119,12 @@ def _read_shards(index: Path) -> State:
     """The tensors of all shards that an index names."""
     state: State = {}
     for shard in shards(index):
-        found = read_file(shard)
-        if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        part = read_file(shard)
+        if not isinstance(part, Mapping) or not all(isinstance(value, Tensor) for value in part.values()):
             raise EncoderError(f"{shard} is a shard that holds more than tensors")
-        if twice := sorted({*state} & {*found}):
+        if twice := sorted({*state} & {*part}):
             raise EncoderError(f"{index}: the tensor {twice[0]} stands in two shards")
-        state |= found
+        state |= part
     return state
 
 
@@ -212,7 +212,7 @@ def load_file_into(
     if card.load == "strict":
         places = [(at, with_timms_names(state, own)) for at, state in places]
     if card.load == "ordered":
-        fits = [_in_order(place, state, own, card, path) for place, state in places[:1]]
+        fits = [_in_order(where, state, own, card, path) for where, state in places[:1]]
     else:
         fits = [
             _fit(place, prefix, state, own, model, convert, heads)
@@ -260,14 +260,16 @@ def refuse_not_finite(state: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def _places(found: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
+def _places(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
     """Every dictionary of tensors, and the keys that lead to it."""
-    if not isinstance(found, Mapping) or depth > _DEEPEST:
+    if not isinstance(content, Mapping) or depth > _DEEPEST:
         return
-    state = {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+    state = {
+        key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
+    }
     if state:
         yield name, state
-    for key, value in found.items():
+    for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Mapping):
             yield from _places(value, f"{name}/{key}" if name else key, depth + 1)
 
@@ -283,16 +285,16 @@ def _prefixes(state: State, own: Mapping[str, Tensor], inside: str) -> list[str]
             if rest in own or _CHUNKED.sub(r"blocks.\1.", rest) in own or plain in own:
                 counts[name[:start]] += 1
     most = max(counts.values(), default=0)
-    found = [prefix for prefix, count in counts.items() if count == most]
+    prefixes = [prefix for prefix, count in counts.items() if count == most]
     parts = [name.split(".")[:-1] for name in state]
     shared = []
     for words in zip(*parts, strict=False):
         if len(set(words)) > 1:
             break
         shared.append(words[0])
-        found.append("".join(f"{word}." for word in shared))
-    found = list(dict.fromkeys([*found, ""]))
-    return [f for f in found if f.endswith(inside)] if inside else found
+        prefixes.append("".join(f"{word}." for word in shared))
+    prefixes = list(dict.fromkeys([*prefixes, ""]))
+    return [f for f in prefixes if f.endswith(inside)] if inside else prefixes
 
 
 def _fit(
@@ -348,7 +350,7 @@ def _fit(
     )
 
 
-def _in_order(place: str, state: State, own: Mapping[str, Tensor], card: Card, path: Path) -> _Fit:
+def _in_order(where: str, state: State, own: Mapping[str, Tensor], card: Card, path: Path) -> _Fit:
     if len(own) != len(state):
         raise EncoderError(f"{path} holds {len(state)} tensors, {card.model} has {len(own)}")
     state = dict(zip(own, state.values(), strict=True))
@@ -357,7 +359,7 @@ def _in_order(place: str, state: State, own: Mapping[str, Tensor], card: Card, p
         for name in own
         if state[name].shape != own[name].shape
     ]
-    return _Fit(place, "", state, [], shapes, [], len(own) - len(shapes))
+    return _Fit(where, "", state, [], shapes, [], len(own) - len(shapes))
 
 
 def _choose(fits: list[_Fit], path: Path, card: Card, total: int) -> _Fit:
@@ -388,5 +390,5 @@ def _choose(fits: list[_Fit], path: Path, card: Card, total: int) -> _Fit:
     return best[0]
 
 
-def _same(one: State, other: State) -> bool:
-    return all(name in other and torch.equal(value, other[name]) for name, value in one.items())
+def _same(first: State, other: State) -> bool:
+    return all(name in other and torch.equal(value, other[name]) for name, value in first.items())

@@ -106,9 +106,9 @@ def _fill(model: nn.Module, card: Card, path: Path) -> str:
     family = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
 
     def convert(state: State, model: nn.Module) -> State:
-        found = state if family is None else family(state, model)
+        converted = state if family is None else family(state, model)
         # timm leaves the last norm of a whole BEiT-3 (MUSK) under its own name
-        return {re.sub(r"^layer_norm\.", "norm.", name): value for name, value in found.items()}
+        return {re.sub(r"^layer_norm\.", "norm.", name): value for name, value in converted.items()}
 
     heads = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)

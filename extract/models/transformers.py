@@ -86,10 +86,10 @@ def build_transformers(card: Card, weights: Weights | None, *, remote_code: bool
 def _same_statistics(card: Card, config: Any) -> None:
     """Raises EncoderError where a configuration states other statistics of the pixels than the card."""
     for ours, name in ((card.transform.mean, "pixel_mean"), (card.transform.std, "pixel_std")):
-        theirs = getattr(config, name, None)
-        if theirs and any(abs(a - b) > 1e-3 for a, b in zip(ours, theirs, strict=True)):
+        stated = getattr(config, name, None)
+        if stated and any(abs(a - b) > 1e-3 for a, b in zip(ours, stated, strict=True)):
             raise EncoderError(
-                f"the configuration of {card.hub} says {name} {list(theirs)}, the card of {card.id} "
+                f"the configuration of {card.hub} says {name} {list(stated)}, the card of {card.id} "
                 f"{list(ours)}. Fix: `patchbank encoders show {card.id} > mine.toml`, correct it there"
             )
 
@@ -149,12 +149,12 @@ def _table(path: Path) -> dict[str, Any]:
     if other:
         raise EncoderError(f"{path} {other}")
     try:
-        found = json.loads(path.read_text("utf-8"))
+        values = json.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise EncoderError(f"{path} is not JSON ({error}). Fix: delete it and download it again") from error
-    if not isinstance(found, dict):
-        raise EncoderError(f"{path} holds a {type(found).__name__}, not the settings of a model")
-    return found
+    if not isinstance(values, dict):
+        raise EncoderError(f"{path} holds a {type(values).__name__}, not the settings of a model")
+    return values
 
 
 def _transform(folder: Path, trained: int, family: str) -> Transform:
@@ -163,9 +163,9 @@ def _transform(folder: Path, trained: int, family: str) -> Transform:
     Raises EncoderError for steps that are not reproduced here.
     """
     path = folder / "preprocessor_config.json"
-    found = _table(path) if path.is_file() else {}
-    wanted = found.get("size")
-    crop = found.get("crop_size") if found.get("do_center_crop", "crop_size" in found) else None
+    settings = _table(path) if path.is_file() else {}
+    wanted = settings.get("size")
+    crop = settings.get("crop_size") if settings.get("do_center_crop", "crop_size" in settings) else None
     size = trained
     if family.startswith("dinov2"):
         size = _side(crop) or 224
@@ -175,17 +175,19 @@ def _transform(folder: Path, trained: int, family: str) -> Transform:
         )
     # a processor that does not crop resizes both sides, unless it names the shorter one
     squash = not crop and not (isinstance(wanted, dict) and "shortest_edge" in wanted)
-    resample = found.get("resample", 3)
+    resample = settings.get("resample", 3)
     faults = []
     if resample not in _FILTERS:
         faults.append(f"resample = {resample!r}")
-    if found.get("do_rescale") is False or not math.isclose(found.get("rescale_factor", 1 / 255), 1 / 255):
+    if settings.get("do_rescale") is False or not math.isclose(
+        settings.get("rescale_factor", 1 / 255), 1 / 255
+    ):
         faults.append("values that are not scaled to 0..1")
     if faults:
         raise EncoderError(f"{path} asks for {' and '.join(faults)}, which is not reproduced here")
-    plain = found.get("do_normalize") is False
-    mean: Any = [0, 0, 0] if plain else found.get("image_mean") or (0.485, 0.456, 0.406)
-    std: Any = [1, 1, 1] if plain else found.get("image_std") or (0.229, 0.224, 0.225)
+    plain = settings.get("do_normalize") is False
+    mean: Any = [0, 0, 0] if plain else settings.get("image_mean") or (0.485, 0.456, 0.406)
+    std: Any = [1, 1, 1] if plain else settings.get("image_std") or (0.229, 0.224, 0.225)
     return Transform(
         size=size,
         resize=max(size, _side(wanted) or size),

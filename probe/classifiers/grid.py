@@ -340,8 +340,8 @@ def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:
 def sum_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Facts about several calls as those about one: fits, calls, statuses, the worst gap bound."""
     status: dict[str, int] = {}
-    for one in facts:
-        for name, count in one["status"].items():
+    for fact in facts:
+        for name, count in fact["status"].items():
             status[name] = status.get(name, 0) + count
     bounds: list[Any] = [one.get("worst_gap_bound") for one in facts]  # closed forms have none
     return {

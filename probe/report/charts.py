@@ -87,10 +87,14 @@ def _systems(view: View, dataset: str, curve: Curve) -> Iterator[Line]:
 def _classes(view: View, dataset: str, curve: Curve) -> Iterator[Line]:
     rows = view.scored(dataset, view.chosen)
     record = view.records.get((dataset, view.chosen))
-    for one in record.classes if record else ():
-        label = f"{one.label}: {curve.short} {interval(one.estimate(curve.metric))}"
-        drawn = Part(x=(), y=(), series=view.classes.index(one.label), label=label)
-        yield (rows["label"] == one.label).to_numpy(int), rows[f"ranking_{one.label}"].to_numpy(), drawn
+    for of_class in record.classes if record else ():
+        label = f"{of_class.label}: {curve.short} {interval(of_class.estimate(curve.metric))}"
+        drawn = Part(x=(), y=(), series=view.classes.index(of_class.label), label=label)
+        yield (
+            (rows["label"] == of_class.label).to_numpy(int),
+            rows[f"ranking_{of_class.label}"].to_numpy(),
+            drawn,
+        )
 
 
 def _thresholds(view: View, dataset: str, curve: Curve, lines: Iterable[Line], chance: Part | None) -> Chart:
@@ -420,17 +424,19 @@ def scatters(view: View, score: Score) -> Iterator[Chart]:
     rows = view.scored(score.dataset, score.features)
     if len(rows) > DOTS:
         rows = rows.sample(DOTS, random_state=0)
-    for one in ranked if len(ranked) <= SCATTERED else [*ranked[:half], *ranked[-half:]]:
-        y, predicted = (rows[f"{kind}_{one.target}"].to_numpy(float) for kind in ("label", "prediction"))
+    for of_target in ranked if len(ranked) <= SCATTERED else [*ranked[:half], *ranked[-half:]]:
+        y, predicted = (
+            rows[f"{kind}_{of_target.target}"].to_numpy(float) for kind in ("label", "prediction")
+        )
         low, high = float(min(y.min(), predicted.min())), float(max(y.max(), predicted.max()))
         pad = 0.04 * (high - low or 1.0)
         ends = (low - pad, high + pad)
         ticks = [float(f"{tick:.2g}") for tick in np.linspace(low, high, 4)[1:-1]]
         yield Chart(
-            kind=f"scatter-{one.target}",
+            kind=f"scatter-{of_target.target}",
             of=score.dataset,
-            title=f"{one.target}, {score.dataset}",
-            head=f"{one.target}: Pearson {interval(one.estimate('pearson'))}",
+            title=f"{of_target.target}, {score.dataset}",
+            head=f"{of_target.target}: Pearson {interval(of_target.estimate('pearson'))}",
             note=_note(view, score.dataset),
             xlabel="measured",
             ylabel="predicted",

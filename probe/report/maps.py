@@ -21,14 +21,14 @@ def maps_html(maps: Sequence[EmbeddingMap], *, labels: Sequence[str]) -> Markup:
     )
 
 
-def caption(one: EmbeddingMap) -> str:
+def caption(picture: EmbeddingMap) -> str:
     """What is drawn, and how much of it."""
-    drawn = f"All {one.total:,} patches"
-    if len(one.points) < one.total:
-        drawn = f"{len(one.points):,} of {one.total:,} patches"
-    text = f"{drawn}. {one.method} of {one.title}"
-    if one.explained:
-        shares = " and ".join(f"{share:.1%}" for share in one.explained)
+    drawn = f"All {picture.total:,} patches"
+    if len(picture.points) < picture.total:
+        drawn = f"{len(picture.points):,} of {picture.total:,} patches"
+    text = f"{drawn}. {picture.method} of {picture.title}"
+    if picture.explained:
+        shares = " and ".join(f"{share:.1%}" for share in picture.explained)
         return f"{text}; its axes hold {shares} of the variance, the remaining variance is not shown."
     return f"{text}; neighbouring points are similar, but larger distances carry no meaning."
 
@@ -46,32 +46,32 @@ def _data(maps: Sequence[EmbeddingMap], labels: Sequence[str]) -> tuple[dict[str
     rows: list[dict[str, Any]] = []
     sprites: list[bytes] = []
     drawn = []
-    for one in maps:
-        datasets, domains = list(dict.fromkeys(one.dataset)), list(dict.fromkeys(one.domain))
+    for picture in maps:
+        datasets, domains = list(dict.fromkeys(picture.dataset)), list(dict.fromkeys(picture.domain))
         row = {
-            "id": [str(p) for p in one.patch_id],
-            "label": [int(v) for v in one.label],
-            "dataset": [datasets.index(d) for d in one.dataset],
-            "domain": [domains.index(d) for d in one.domain],
+            "id": [str(p) for p in picture.patch_id],
+            "label": [int(v) for v in picture.label],
+            "dataset": [datasets.index(d) for d in picture.dataset],
+            "domain": [domains.index(d) for d in picture.domain],
             "datasets": [str(d) for d in datasets],
             "domains": [str(d) or "not known" for d in domains],
         }
         if row not in rows:
             rows.append(row)
-        if one.sprite and one.sprite not in sprites:
-            sprites.append(one.sprite)
-        points = np.asarray(one.points, np.float64)
+        if picture.sprite and picture.sprite not in sprites:
+            sprites.append(picture.sprite)
+        points = np.asarray(picture.points, np.float64)
         low, high = points.min(axis=0), points.max(axis=0)
         scaled = (points - low) / (float((high - low).max()) or 1.0) * GRID
         drawn.append(
             {
-                "title": one.title,
+                "title": picture.title,
                 "rows": rows.index(row),
                 "x": np.rint(scaled[:, 0]).astype(int).tolist(),
                 "y": np.rint(scaled[:, 1]).astype(int).tolist(),
-                "sprite": sprites.index(one.sprite) if one.sprite else -1,
-                "tile": one.tile,
-                "columns": one.columns,
+                "sprite": sprites.index(picture.sprite) if picture.sprite else -1,
+                "tile": picture.tile,
+                "columns": picture.columns,
             }
         )
     return {"maps": drawn, "rows": rows, "labels": list(labels)}, sprites

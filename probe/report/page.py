@@ -196,7 +196,7 @@ def _domains(view: View, board: Board) -> list[Any]:
         out += [Markup("<h3>Trained on one domain, scored on another</h3>"), *matrices[0]]
     if len(matrices) > 1:
         others = len(matrices) - 1
-        rest = [part for one in matrices[1:] for part in one]
+        rest = [part for matrix in matrices[1:] for part in matrix]
         out.append(_details(f"The same for {others} other systems", rest))
     return out
 

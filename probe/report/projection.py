@@ -40,15 +40,15 @@ def _pca(vectors: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
     count = min(2, n, dim)
     if (vectors == vectors[0]).all():  # shares of no variance
         return np.zeros((n, 2), np.float32), (0.0, 0.0)
-    found = PCA(n_components=count, svd_solver="full").fit(vectors.astype(np.float64))
+    projection = PCA(n_components=count, svd_solver="full").fit(vectors.astype(np.float64))
     axes = np.zeros((2, dim))
-    axes[:count] = found.components_
+    axes[:count] = projection.components_
     # scikit-learn's own convention has changed between its versions
     largest = np.abs(axes).argmax(axis=1)
     signs = np.where(axes[np.arange(2), largest] < 0, -1.0, 1.0)
-    points = (vectors - found.mean_) @ (axes * signs[:, None]).T
+    points = (vectors - projection.mean_) @ (axes * signs[:, None]).T
     shares = np.zeros(2)
-    shares[:count] = found.explained_variance_ratio_
+    shares[:count] = projection.explained_variance_ratio_
     return points.astype(np.float32), (float(shares[0]), float(shares[1]))
 
 
@@ -61,5 +61,5 @@ def _umap(vectors: np.ndarray, seed: int) -> np.ndarray:
         raise MissingDependency("UMAP maps need umap-learn: pip install 'patchbank[map]'") from error
     neighbours = min(15, len(vectors) - 1)
     # one job: with more, the seed decides nothing
-    found = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
-    return np.asarray(found.fit_transform(vectors.astype(np.float32)), np.float32)
+    projection = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1)
+    return np.asarray(projection.fit_transform(vectors.astype(np.float32)), np.float32)

@@ -28,19 +28,19 @@ def frame(page: StudyPage) -> pd.DataFrame:
             records.append({**about, "why": row.why})
         for record in scores:
             for metric, (value, low, high) in record.metrics.items():
-                one: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record.dataset}
-                one |= {"metric": metric, "value": value, "low": low, "high": high}
+                cells: dict[str, Any] = {**about, "chosen": row.chosen, "dataset": record.dataset}
+                cells |= {"metric": metric, "value": value, "low": low, "high": high}
                 published = beside.get((row.name, record.dataset, metric))
                 if published is not None:
-                    one |= {"published": published.published, "against": published.against}
-                    one |= {"fold_mean": published.ours.value}
-                    one |= {"difference": published.difference, "difference_low": published.low}
-                    one |= {
+                    cells |= {"published": published.published, "against": published.against}
+                    cells |= {"fold_mean": published.ours.value}
+                    cells |= {"difference": published.difference, "difference_low": published.low}
+                    cells |= {
                         "difference_high": published.high,
                         "p_holm": published.p_holm,
                         "verdict": published.verdict,
                     }
-                records.append(one)
+                records.append(cells)
     return pd.DataFrame(records)
 
 

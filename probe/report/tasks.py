@@ -89,11 +89,11 @@ def sections_of(
         ]
     reasons = [f"**{task}**: {why}" for task, why in missing.items()]
     sections.append(("missing", "Not run", reasons))
-    return [one for one in sections if one[2]]
+    return [section for section in sections if section[2]]
 
 
 def _systems(board: TaskBoard) -> list[Any]:
-    incomplete = {name for found in board.values.values() for name in found}
+    incomplete = {name for of_task in board.values.values() for name in of_task}
     incomplete -= {standing.system for standing in board.standings}
     out: list[Any] = []
     if board.standings:
@@ -220,7 +220,7 @@ def _ranks(ranked: Sequence[Standing], cd: float) -> Chart:
 def _values(board: TaskBoard) -> Table:
     """Every system on every task, tinted from the chance level on."""
     order = [s.system for s in board.standings]
-    order += sorted({name for found in board.values.values() for name in found} - set(order))
+    order += sorted({name for of_task in board.values.values() for name in of_task} - set(order))
     rows = []
     for system in order:
         cells: list[Any] = [system]

@@ -68,8 +68,8 @@ class Assessment:
         of_models = self._numbers(assess_calibration(self.y, logits, self.codes), CALIBRATION_SCALES)
         floors = [calibration_floor(self.y, column) for column in special.expit(logits).T]
         return [
-            Calibration(**one, ece_floor=Floor(**floor._asdict()))
-            for one, floor in zip(of_models, floors, strict=True)
+            Calibration(**curve, ece_floor=Floor(**floor._asdict()))
+            for curve, floor in zip(of_models, floors, strict=True)
         ]
 
     def benefit(self, logits: Floats) -> list[tuple[dict[str, Benefit], dict[str, str]]]:
@@ -77,10 +77,14 @@ class Assessment:
         curve = net_benefit(self.y, special.expit(logits), self.codes)
         return [
             (
-                {t: Benefit(model=one[t], all=one[f"all {t}"]) for t in one if f"all {t}" in one},
-                one["reasons"],
+                {
+                    t: Benefit(model=numbers[t], all=numbers[f"all {t}"])
+                    for t in numbers
+                    if f"all {t}" in numbers
+                },
+                numbers["reasons"],
             )
-            for one in self._numbers(curve, {})
+            for numbers in self._numbers(curve, {})
         ]
 
     def calls(self, scores: Floats) -> list[Calls]:
@@ -101,11 +105,11 @@ class Assessment:
         predicted = self._numbers(Assessed(values=values, left_out=left_out), dict.fromkeys(values, "logit"))
         counts = confusion(self.y, scores, logits=True)
         calls = []
-        for j, one in enumerate(predicted):
+        for j, called in enumerate(predicted):
             rate = self._fields(rates, j)
             for key in ("uncertainty", "reasons"):
-                rate[key] |= {f"predictive_values.{name}": value for name, value in one[key].items()}
-            of_share = {s: PredictiveValues(ppv=one[f"{s}.ppv"], npv=one[f"{s}.npv"]) for s in shares}
+                rate[key] |= {f"predictive_values.{name}": value for name, value in called[key].items()}
+            of_share = {s: PredictiveValues(ppv=called[f"{s}.ppv"], npv=called[f"{s}.npv"]) for s in shares}
             confused = Confusion(**{k: int(getattr(counts, k)[j]) for k in ("tp", "fp", "fn", "tn")})
             calls.append(Calls(**rate, confusion=confused, predictive_values=of_share))
         return calls
@@ -143,11 +147,12 @@ class Assessment:
     def _fields(self, intervals: Mapping[str, Interval], j: int) -> dict[str, Any]:
         """name -> estimate of model j, `uncertainty` and `reasons`: name -> what stands beside it."""
         if self.level is None:
-            numbers = {name: Estimate(number(one.value[j])) for name, one in intervals.items()}
+            numbers = {name: Estimate(number(values_of.value[j])) for name, values_of in intervals.items()}
             return {**numbers, "uncertainty": {}, "reasons": {}}
         keys = ("standard_error", "degrees_of_freedom")
         uncertainty = {
-            name: {key: number(getattr(one, key)[j]) for key in keys} for name, one in intervals.items()
+            name: {key: number(getattr(interval, key)[j]) for key in keys}
+            for name, interval in intervals.items()
         }
         return {
             **{
@@ -170,20 +175,20 @@ def between_domains(
     Returns worst, scale ("logit": of sd), k, left_out (domain -> why it takes no part), and from two domains
     on q, p, sd and i2 (see `heterogeneity.heterogeneity`).
     """
-    known = {d: one for d, one in domains.items() if not math.isnan(one.value[j])}
+    known = {d: of_domain for d, of_domain in domains.items() if not math.isnan(of_domain.value[j])}
     worst, left_out = None, {}
     if known:
         domain = min(known, key=lambda d: known[d].value[j])
         value, low, high = bare(simultaneous[domain], j)
         worst = Worst(domain=domain, value=value, low=low, high=high)
     values, errors = [], []
-    for d, one in domains.items():
-        v, error = float(one.value[j]), float(one.standard_error[j])
+    for d, interval in domains.items():
+        v, error = float(interval.value[j]), float(interval.standard_error[j])
         if 0 < v < 1 and error > 0:
             values.append(float(special.logit(v)))
             errors.append(error / (v * (1 - v)))
         else:
-            left_out[d] = one.reason[j] or "no standard error: no group changes the value"
+            left_out[d] = interval.reason[j] or "no standard error: no group changes the value"
     spread: dict[str, Any] = {}
     if len(values) > 1:
         h = heterogeneity(values, errors, confidence=next(iter(domains.values())).confidence)
@@ -194,7 +199,7 @@ def between_domains(
 
 def bare(interval: Interval, j: int) -> Estimate:
     """Value, low and high of model j; None where undefined."""
-    value, low, high = (number(one[j]) for one in (interval.value, interval.low, interval.high))
+    value, low, high = (number(column[j]) for column in (interval.value, interval.low, interval.high))
     return Estimate(value, low, high)
 
 

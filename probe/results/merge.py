@@ -129,7 +129,7 @@ def reported_by(results: Results, dataset: str) -> tuple[str, Role] | None:
     wanted = [(chosen, role) for role in (*TEST_ROLES, Role.VALIDATION)]
     if dataset == results.train.dataset:
         wanted = [(SWEEP, Role.OOF), *((chosen, role) for role in TRAIN_ROLES)]
-    return next((one for one in wanted if one in there), None)
+    return next((candidate for candidate in wanted if candidate in there), None)
 
 
 def reported_predictions(result: ProbeResult) -> pd.DataFrame:
@@ -144,18 +144,18 @@ def reported_predictions(result: ProbeResult) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _named(name: str, one: _Part, results: Results) -> _Part:
+def _named(name: str, part: _Part, results: Results) -> _Part:
     """A score of a system under the system's name and, where nothing was chosen on the set, `REPORTED`."""
-    role = {} if one.role in TRAIN_ROLES else {"role": REPORTED}
-    return one.model_copy(update={"features": name, **role})
+    role = {} if part.role in TRAIN_ROLES else {"role": REPORTED}
+    return part.model_copy(update={"features": name, **role})
 
 
 def _scores(name: str, results: Results) -> list[Score]:
     reported = {dataset: reported_by(results, dataset) for dataset in results.sets}
     return [
-        _named(name, one, results)
-        for one in results.scores
-        if (one.features, one.role) == reported[one.dataset]
+        _named(name, score, results)
+        for score in results.scores
+        if (score.features, score.role) == reported[score.dataset]
     ]
 
 
@@ -173,15 +173,15 @@ def _notes(merged: Mapping[str, Results]) -> list[str]:
 
 def _repeats(merged: Mapping[str, Results]) -> Repeats | None:
     """Spread over runs with other folds, of the systems that have as many runs as the one with the most."""
-    repeated = [(name, results, one) for name, results in merged.items() if (one := results.repeats)]
+    repeated = [(name, results, repeats) for name, results in merged.items() if (repeats := results.repeats)]
     if not repeated:
         return None
     seeds = max((one.seeds for _, _, one in repeated), key=len)
     scores = [
         _named(name, score, results)
-        for name, results, one in repeated
-        for score in one.scores
-        if one.seeds == seeds and (score.features, score.role) == reported_by(results, score.dataset)
+        for name, results, of_system in repeated
+        for score in of_system.scores
+        if of_system.seeds == seeds and (score.features, score.role) == reported_by(results, score.dataset)
     ]
     return Repeats(seeds=seeds, scores=scores)
 
@@ -191,9 +191,9 @@ def _on_folds(results: Results, metric: str) -> float:
     split = results.config.select_on or "folds"
     of = results.train.dataset if split == "folds" else f"{results.train.name}:{split}"
     wanted = reported_by(results, of)
-    for one in results.whole(dataset=of):
-        if (one.features, one.role) == wanted:
-            return one.estimate(metric).value or 0.0
+    for score in results.whole(dataset=of):
+        if (score.features, score.role) == wanted:
+            return score.estimate(metric).value or 0.0
     return 0.0
 
 
@@ -201,9 +201,9 @@ def _model(name: str, results: Results, criterion: float) -> Model:
     about = results.model(results.chosen)
     changed: dict[str, Any] = {"features": name, "criterion": criterion, "chosen": results.chosen}
     if about.fits is not None:  # a probe's, over all the feature sets that it chose from
-        fits = [one.fits.to_json() for one in results.models if one.fits]
+        fits = [model.fits.to_json() for model in results.models if model.fits]
         changed["fits"] = Fits.model_validate(sum_facts(fits))
-        cpu = sum(one.took("cpu") for one in results.models)
+        cpu = sum(of_model.took("cpu") for of_model in results.models)
         changed["seconds"] = {**about.seconds, "cpu": cpu}
     # without the path: criteria of the systems are not on one scale
     kept = {key: getattr(about, key) for key in about.model_fields_set - {"path"}}
@@ -337,10 +337,10 @@ def _votes(dataset: str, merged: Mapping[str, Results]) -> Votes | None:
 
     def of_systems(records: Callable[[Votes], Sequence[Any]]) -> list[Any]:
         return [
-            one.model_copy(update={"features": name})
+            record.model_copy(update={"features": name})
             for name, chosen, votes in voted
-            for one in records(votes)
-            if one.features == chosen
+            for record in records(votes)
+            if record.features == chosen
         ]
 
     first = voted[0][2]
@@ -365,10 +365,10 @@ def _experts(merged: Mapping[str, Results]) -> list[ExpertScore]:
             experts.setdefault(key, expert)
             of_system = [m for m in expert.models if m.features == result.chosen]
             models.setdefault(key, []).extend(m.model_copy(update={"features": name}) for m in of_system)
-    return [one.model_copy(update={"models": models[key]}) for key, one in experts.items()]
+    return [of_expert.model_copy(update={"models": models[key]}) for key, of_expert in experts.items()]
 
 
 def _longest(merged: Iterable[Results]) -> Leaks | None:
     """The leak report over the most rows: systems that were scored on fewer sets have seen less."""
-    reports = [one.leaks for one in merged if one.leaks]
+    reports = [system.leaks for system in merged if system.leaks]
     return max(reports, key=lambda one: sum(one.checked.values()), default=None)

@@ -37,7 +37,9 @@ def document_of_version_1(document: Mapping[str, Any]) -> dict[str, Any]:
         scale, offset = model["platt"]
         scaled = float(expit(scale * threshold + offset))
         models.append({**model, "threshold": scaled, "threshold_score": threshold})
-    comparisons = [{**one, "test": one["test"].replace(BOOTSTRAP, PAIRED)} for one in document["comparisons"]]
+    comparisons = [
+        {**record, "test": record["test"].replace(BOOTSTRAP, PAIRED)} for record in document["comparisons"]
+    ]
     lacks = [text for key, text in LACKS.items() if key not in document]
     lacks += ["standard errors of the scores", "calibration, operating points and net benefit"]
     return {**document, "models": models, "comparisons": comparisons, "not_recorded": lacks}
@@ -48,7 +50,7 @@ def predictions_of_version_1(table: pd.DataFrame) -> pd.DataFrame:
     scale, the call. Calls are those of then.
     """
     call = table["probability"] >= table["threshold"]
-    found = table.drop(columns="probability_platt").assign(
+    converted = table.drop(columns="probability_platt").assign(
         probability=table["probability_platt"], call=call.astype(np.int8)
     )
     # one model has one scale and one offset: the two rows furthest apart give them
@@ -60,11 +62,11 @@ def predictions_of_version_1(table: pd.DataFrame) -> pd.DataFrame:
         apart = score[high] - score[low]
         slope = (platt[high] - platt[low]) / apart if apart else 0.0
         threshold = logit(rows["threshold"].to_numpy(np.float64))
-        found.loc[rows.index, "threshold"] = expit(platt[low] + slope * (threshold - score[low]))
+        converted.loc[rows.index, "threshold"] = expit(platt[low] + slope * (threshold - score[low]))
     for name, given in (("path", ""), ("content_hash", ""), ("ranking", table["score"])):
-        if name not in found:
-            found[name] = given
-    return found
+        if name not in converted:
+            converted[name] = given
+    return converted
 
 
 def probes_of_npz(file: Path) -> dict[str, dict[str, ProbeModel]]:
@@ -74,12 +76,12 @@ def probes_of_npz(file: Path) -> dict[str, dict[str, ProbeModel]]:
             about = json.loads(str(stored["about"]))
             if (about["format"], about["version"]) != ("patchbank-probes", 1):
                 raise ValueError(f"{about['format']!r} version {about['version']!r}")
-            found: dict[str, dict[str, ProbeModel]] = {}
+            probes: dict[str, dict[str, ProbeModel]] = {}
             arrays = {name: stored[name] for name in stored.files if name != "about"}
         for i, (name, members) in enumerate(about["probes"].items()):
             steps = tuple(read_steps(arrays, f"{i}.{j}", kinds) for j, kinds in enumerate(members))
             role = "refit" if len(members) == 1 else "ensemble"
-            found[name] = {role: ProbeModel(steps, arrays[f"{i}.adjusted"])}
+            probes[name] = {role: ProbeModel(steps, arrays[f"{i}.adjusted"])}
     except UNREADABLE as error:
         raise ProbeError(f"{file} cannot be read as probes of `patchbank probe run`: {error}") from error
-    return found
+    return probes

@@ -288,7 +288,7 @@ def by_agreement(
     table, _ = check_scores(scores, len(p))
     ranked = table if order is None else check_scores(order, len(p))[0]
     agreeing = np.maximum(p, t - p)
-    found = []
+    records = []
     names = list(metrics)
     for of, a in sorted({*zip(t.tolist(), agreeing.tolist(), strict=True)}, reverse=True):
         rows = (agreeing == a) & (t == of)
@@ -300,7 +300,7 @@ def by_agreement(
             logits=logits,
             order=ranked[rows],
         )
-        found += [
+        records += [
             {
                 "votes_agreeing": a,
                 "votes_total": of,
@@ -311,7 +311,7 @@ def by_agreement(
             }
             for model in range(table.shape[1])
         ]
-    return pd.DataFrame(found)
+    return pd.DataFrame(records)
 
 
 SOFT_SCORES = ("soft_brier", "soft_log_loss", "soft_excess_log_loss", "pearson", "spearman")
@@ -348,7 +348,7 @@ def soft_scores(
     loss = -f * np.log(clipped) - (1 - f) * np.log1p(-clipped)
     excess = loss - (special.entr(f) + special.entr(1 - f))
 
-    found = {
+    scores_of = {
         "soft_brier": mean((table - f) ** 2),
         "soft_log_loss": mean(loss),
         "soft_excess_log_loss": mean(excess),
@@ -356,4 +356,4 @@ def soft_scores(
         "spearman": rows.correlation(rankdata(table, axis=0), rankdata(f, axis=0)),
     }
     squeeze = (drawn_axis, 0 if one_model else slice(None))
-    return {name: values[squeeze] for name, values in found.items()}
+    return {name: values[squeeze] for name, values in scores_of.items()}

@@ -48,21 +48,21 @@ def best_threshold(
     if rule == "prior":
         if table.min() < 0 or table.max() > 1:
             raise InvalidRequest("rule 'prior' is for probabilities, and these scores leave [0, 1]")
-        found = np.full(table.shape[1], labels.mean())
+        thresholds = np.full(table.shape[1], labels.mean())
     elif rule in ("balanced_accuracy", "sensitivity"):
         if not 0 < sensitivity <= 1:
             raise InvalidRequest(f"sensitivity lies in (0, 1], not {sensitivity}")
         target = sensitivity if rule == "sensitivity" else None
-        found = np.array([_cut(labels, column, target) for column in table.T])
+        thresholds = np.array([_cut(labels, column, target) for column in table.T])
     elif rule == "specificity":
         if not 0 <= specificity <= 1:
             raise InvalidRequest(f"specificity lies in [0, 1], not {specificity}")
-        found = np.array([_cut_above(labels, column, specificity) for column in table.T])
+        thresholds = np.array([_cut_above(labels, column, specificity) for column in table.T])
     else:
         raise InvalidRequest(
             f"rule is 'balanced_accuracy', 'sensitivity', 'specificity' or 'prior', not {rule!r}"
         )
-    return float(found[0]) if one_model else found
+    return float(thresholds[0]) if one_model else thresholds
 
 
 def _cut(labels: NDArray[np.bool_], scores: Floats, sensitivity: float | None) -> float:
@@ -151,15 +151,15 @@ def fit_platt(
     """
     labels, table, one_model = _two_classes(y, scores)
     targets, weights = _targets(labels, smooth, class_weight)
-    found = np.empty((table.shape[1], 2))
+    scalings = np.empty((table.shape[1], 2))
     for j, z in enumerate(table.T):
         apart = z[labels].min() >= z[~labels].max() or z[labels].max() <= z[~labels].min()
         if not smooth and apart and z.min() < z.max():
             raise ProbeError(f"column {j}: the scores separate the classes; use smooth=True")
         middle = z.min() / 2 + z.max() / 2  # scores far from 0 would leave the two columns nearly parallel
         slope, level = _newton(np.stack([z - middle, np.ones(len(z))], axis=1), targets, weights)
-        found[j] = slope, level - slope * middle
-    scale, offset = found.T
+        scalings[j] = slope, level - slope * middle
+    scale, offset = scalings.T
     return Platt(float(scale[0]), float(offset[0])) if one_model else Platt(scale, offset)
 
 

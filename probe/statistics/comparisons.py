@@ -104,15 +104,15 @@ def compare_or_permute(
 
     few : whether a class is in fewer than FEW_CLUSTERS clusters; permuted : (metric, pairs) -> the test
     """
-    one = compare(interval, pairs=pairs)
-    differs, still = np.abs(one.difference) > 1e-12, one.reason == STILL
-    again = np.flatnonzero(differs & (still | (few & (one.reason == ""))))
+    differences = compare(interval, pairs=pairs)
+    differs, still = np.abs(differences.difference) > 1e-12, differences.reason == STILL
+    again = np.flatnonzero(differs & (still | (few & (differences.reason == ""))))
     if interval.asked != "jackknife" or not len(again):
-        return one
+        return differences
     swapped = permuted(interval.metric, pairs[again])
-    p, how = one.p.copy(), one.p_method.copy()
+    p, how = differences.p.copy(), differences.p_method.copy()
     p[again], how[again] = swapped.p, swapped.p_method
-    return replace(one, p=p, p_holm=holm(p), p_method=how)
+    return replace(differences, p=p, p_holm=holm(p), p_method=how)
 
 
 def compare(
@@ -138,7 +138,7 @@ def compare(
 
     value = interval.value[chosen[:, 0]] - interval.value[chosen[:, 1]]
     draws = apart(interval.draws)
-    found = interval.made_by.interval(
+    differences = interval.made_by.interval(
         f"difference of {interval.metric}",
         value,
         draws,
@@ -148,27 +148,27 @@ def compare(
     )
     if draws is None:
         p, how = (
-            two_sided_p(value, found.standard_error, found.degrees_of_freedom),
+            two_sided_p(value, differences.standard_error, differences.degrees_of_freedom),
             "jackknife over groups, Student's t",
         )
     else:
         reached = np.abs(draws - value) >= np.abs(value) - 1e-12  # NaN compares as False
         p = (1 + reached.sum(axis=0)) / (1 + (~np.isnan(draws)).sum(axis=0))
         how = "bootstrap over groups, draws shifted to no difference"
-    tested = (found.reason == "") | ((found.reason == STILL) & (np.abs(value) <= 1e-12))
+    tested = (differences.reason == "") | ((differences.reason == STILL) & (np.abs(value) <= 1e-12))
     p = np.where(tested, p, np.nan)
     return Differences(
         metric=interval.metric,
         pairs=chosen,
         difference=value,
-        low=found.low,
-        high=found.high,
-        standard_error=found.standard_error,
-        degrees_of_freedom=found.degrees_of_freedom,
+        low=differences.low,
+        high=differences.high,
+        standard_error=differences.standard_error,
+        degrees_of_freedom=differences.degrees_of_freedom,
         p=p,
         p_holm=holm(p),
         p_method=np.full(len(chosen), how, dtype=object),
-        reason=found.reason,
+        reason=differences.reason,
     )
 
 
@@ -259,8 +259,8 @@ def permutation_test(
 
     def score(i: int, j: int, weights: NDArray[Any], groups: NDArray[np.intp]) -> Floats:
         both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])
-        found = evaluate(np.tile(labels, 2), both, metrics=[metric], weights=weights, groups=groups)
-        return found[metric]
+        values = evaluate(np.tile(labels, 2), both, metrics=[metric], weights=weights, groups=groups)
+        return values[metric]
 
     return permute(
         score,
@@ -307,8 +307,8 @@ def permute(
         for start in range(0, len(swaps), step):
             swap = swaps[start : start + step]
             weights = np.concatenate([1 - swap, swap], axis=1)
-            found = score(i, j, weights, np.concatenate([codes, codes + n_clusters]))
-            drawn.append(found[:, 0] - found[:, 1])
+            values = score(i, j, weights, np.concatenate([codes, codes + n_clusters]))
+            drawn.append(values[:, 0] - values[:, 1])
         return np.concatenate(drawn)
 
     for k in np.flatnonzero(~np.isnan(difference)):

@@ -107,7 +107,7 @@ def _weighted_correlation(a: _Ranking, b: _Ranking, weights: Floats) -> Floats:
     """Of midranks under weights (n, b): (b,), NaN where one is constant."""
     total = weights.sum(axis=0)
     share = divide(weights, total)
-    x, y = (one.weighted(weights) - total / 2 for one in (a, b))  # their mean is half of the weight
+    x, y = (variable.weighted(weights) - total / 2 for variable in (a, b))  # their mean is half of the weight
     spread = [(share * z * z).sum(axis=0) for z in (x, y)]
     known = np.minimum(*spread) > CONSTANT * np.maximum(total, 1) ** 2
     root = np.sqrt(np.where(known, spread[0] * spread[1], 1.0))
@@ -139,8 +139,8 @@ def _correlation_without_each_row(a: Floats, b: Floats) -> tuple[float, Floats]:
     cross = a @ b - a * b - ab - ba - (n - 1) * mean**2
     spread = [z @ z - z * z - lost - (n - 1) * mean**2 for z, lost in ((a, aa), (b, bb))]
     known = np.minimum(*spread) > 0
-    found = np.where(known, cross / np.sqrt(np.where(known, spread[0] * spread[1], 1.0)), np.nan)
-    return float(np.corrcoef(a, b)[0, 1]), found
+    correlation = np.where(known, cross / np.sqrt(np.where(known, spread[0] * spread[1], 1.0)), np.nan)
+    return float(np.corrcoef(a, b)[0, 1]), correlation
 
 
 _CONSTANT = "a target or its predictions are constant"
@@ -287,10 +287,10 @@ def estimate(
     values = {name: METRICS[name].compute(sample)[0] for name in names}  # (m, T)
     undefined = dict(_undefined(values, labels))
 
-    def parts(found: Mapping[str, Floats]) -> dict[str, Floats]:
+    def parts(estimated: Mapping[str, Floats]) -> dict[str, Floats]:
         """The mean over targets, and each: (B, m)."""
-        means = {name: found[name].mean(axis=-1) for name in names}
-        return means | {f"{name} {t}": found[name][..., t] for name in names for t in range(len(labels))}
+        means = {name: estimated[name].mean(axis=-1) for name in names}
+        return means | {f"{name} {t}": estimated[name][..., t] for name in names for t in range(len(labels))}
 
     whole = estimate_function(
         lambda weights, codes: parts(
@@ -317,7 +317,7 @@ def estimate(
 def _undefined(values: Mapping[str, Floats], labels: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Why a value is undefined, for the means and for each target."""
     for name, table in values.items():
-        missing = [label for label, one in zip(labels, table.T, strict=True) if np.isnan(one).any()]
+        missing = [label for label, column in zip(labels, table.T, strict=True) if np.isnan(column).any()]
         why = METRICS[name].undefined
         yield name, f"{why} ({', '.join(missing[:5])}{', ...' if missing[5:] else ''})"
         yield from ((f"{name} {t}", why) for t in range(len(labels)))

@@ -232,7 +232,7 @@ def estimate(
     def without(codes: NDArray[np.intp] | None) -> dict[str, Floats]:
         return leave_one_out(labels, scores, metrics=asked, groups=codes, **about)
 
-    found = estimate_function(
+    estimates = estimate_function(
         score,
         without=without,
         labels=labels,
@@ -242,7 +242,7 @@ def estimate(
         classes=classes,
         **how,
     )
-    return replace(found, intervals={name: found[name] for name in names})
+    return replace(estimates, intervals={name: estimates[name] for name in names})
 
 
 def estimate_function(
@@ -310,20 +310,20 @@ def estimate_function(
             each_row = left_out if n_clusters == n_rows else without(None)
     clusters = None if labels is None else Clusters.of(labels, codes, len(classes))
     made = Maker(method, confidence, inflation, codes, labels, clusters, classes, undefined)
-    found: dict[str, Interval] = {}
+    intervals: dict[str, Interval] = {}
     # balanced accuracy last: it is made of the other two
     for name in sorted(values, key=lambda name: name == "balanced_accuracy"):
-        found[name] = made.interval(
+        intervals[name] = made.interval(
             name,
             values[name],
             draws.get(name),
             left_out.get(name),
             each_row.get(name),
             scales.get(name, "linear"),
-            parts=[found[p] for p in ("sensitivity", "specificity") if p in found],
+            parts=[intervals[p] for p in ("sensitivity", "specificity") if p in intervals],
         )
     return Estimates(
-        intervals={name: found[name] for name in values},
+        intervals={name: intervals[name] for name in values},
         n_rows=n_rows,
         n_clusters=n_clusters,
         clusters=clusters,
@@ -389,66 +389,66 @@ class Maker:
                 self._bootstrap(found, j)
         return found
 
-    def _why_not(self, found: Interval, j: int) -> str:
-        if np.isnan(found.value[j]):
-            return f"the value is undefined: {self.undefined.get(found.metric, 'a class is missing')}"
-        if found.draws is None and found.left_out is None:
+    def _why_not(self, interval: Interval, j: int) -> str:
+        if np.isnan(interval.value[j]):
+            return f"the value is undefined: {self.undefined.get(interval.metric, 'a class is missing')}"
+        if interval.draws is None and interval.left_out is None:
             return "all rows are in one group"
-        if found.left_out is not None and np.isnan(found.left_out[:, j]).any():
+        if interval.left_out is not None and np.isnan(interval.left_out[:, j]).any():
             holding = () if self.clusters is None else self.clusters.holding
             alone = [name for name, k in zip(self.classes, holding, strict=False) if k == 1]
             which = " and ".join(reversed(alone) if len(holding) == 2 else alone)
             return f"all {which} rows are in one group" if which else "undefined without one of the groups"
-        if found.draws is not None and found.undefined[j] > UNDEFINED_DRAWS * len(found.draws):
-            share = found.undefined[j] / len(found.draws)
+        if interval.draws is not None and interval.undefined[j] > UNDEFINED_DRAWS * len(interval.draws):
+            share = interval.undefined[j] / len(interval.draws)
             return f"undefined in {share:.1%} of the resamples: a class sits in too few groups"
         return ""
 
-    def _jackknife(self, found: Interval, j: int, scale: Scale, parts: Sequence[Interval]) -> None:
-        assert found.left_out is not None
-        error, freedom = _jackknife_error(found.left_out[:, j])
+    def _jackknife(self, interval: Interval, j: int, scale: Scale, parts: Sequence[Interval]) -> None:
+        assert interval.left_out is not None
+        error, freedom = _jackknife_error(interval.left_out[:, j])
         error *= np.sqrt(self.inflation)
-        if found.rows_out is not None and error > 0:
-            rows = found.rows_out[:, j]
+        if interval.rows_out is not None and error > 0:
+            rows = interval.rows_out[:, j]
             by_row = _jackknife_error(rows)[0]
-            found.design_effect[j] = error**2 / by_row**2 if by_row > 0 else np.nan
+            interval.design_effect[j] = error**2 / by_row**2 if by_row > 0 else np.nan
             freedom = min(freedom, self._welch(rows - rows.mean()))
-        found.standard_error[j] = error if error > 0 else np.nan
-        found.degrees_of_freedom[j] = freedom
-        value, tail = float(found.value[j]), (1 - self.confidence) / 2
+        interval.standard_error[j] = error if error > 0 else np.nan
+        interval.degrees_of_freedom[j] = freedom
+        value, tail = float(interval.value[j]), (1 - self.confidence) / 2
         counts = self.clusters
-        if counts and found.metric in ("sensitivity", "specificity", "accuracy"):
-            if found.metric == "accuracy":
+        if counts and interval.metric in ("sensitivity", "specificity", "accuracy"):
+            if interval.metric == "accuracy":
                 n, effective = len(self.codes), kish(np.bincount(self.codes))
             else:
-                k = int(found.metric == "sensitivity")
+                k = int(interval.metric == "sensitivity")
                 n, effective = counts.rows[k], counts.effective[k]
-            found.low[j], found.high[j] = proportion_interval(
+            interval.low[j], interval.high[j] = proportion_interval(
                 value,
                 error,
                 n=n / self.inflation,
                 n_clustered=effective / self.inflation,
                 confidence=self.confidence,
             )
-            found.method[j] = "korn-graubard"
-        elif found.metric == "balanced_accuracy" and len(parts) > 1:
-            found.low[j], found.high[j] = _mover(parts, j)
-            found.method[j] = "mover"
-        elif parts and found.metric == "auroc" and value in (0.0, 1.0):
-            found.low[j], found.high[j] = (
+            interval.method[j] = "korn-graubard"
+        elif interval.metric == "balanced_accuracy" and len(parts) > 1:
+            interval.low[j], interval.high[j] = _mover(parts, j)
+            interval.method[j] = "mover"
+        elif parts and interval.metric == "auroc" and value in (0.0, 1.0):
+            interval.low[j], interval.high[j] = (
                 float(np.mean([getattr(part, side)[j] for part in parts])) for side in ("low", "high")
             )
-            found.method[j] = "exact"
-        elif counts and found.metric == "auroc" and value in (0.0, 1.0):
+            interval.method[j] = "exact"
+        elif counts and interval.metric == "auroc" and value in (0.0, 1.0):
             reach = tail ** (self.inflation / max(counts.pairs, 1))
-            found.low[j], found.high[j] = (reach, 1.0) if value else (0.0, 1 - reach)
-            found.method[j] = "exact"
+            interval.low[j], interval.high[j] = (reach, 1.0) if value else (0.0, 1 - reach)
+            interval.method[j] = "exact"
         elif error > 0:
             half = float(special.stdtrit(freedom, 1 - tail)) * error
-            found.low[j], found.high[j] = _spread(value, half, scale)
-            found.method[j] = "jackknife"
+            interval.low[j], interval.high[j] = _spread(value, half, scale)
+            interval.method[j] = "jackknife"
         else:
-            found.reason[j] = STILL
+            interval.reason[j] = STILL
 
     def _welch(self, influence: Floats) -> float:
         """Degrees of freedom of the sum of the classes' parts of a variance (Welch 1947).
@@ -467,19 +467,19 @@ class Maker:
             spread += variance**2 / max(self.clusters.effective[k] - 1, 1.0)
         return total**2 / spread if spread > 0 else np.inf
 
-    def _bootstrap(self, found: Interval, j: int) -> None:
-        assert found.draws is not None
-        drawn = found.draws[~np.isnan(found.draws[:, j]), j]
+    def _bootstrap(self, interval: Interval, j: int) -> None:
+        assert interval.draws is not None
+        drawn = interval.draws[~np.isnan(interval.draws[:, j]), j]
         if np.ptp(drawn) <= 1e-12:
-            found.reason[j] = STILL
+            interval.reason[j] = STILL
             return
         tails = np.array([(1 - self.confidence) / 2, (1 + self.confidence) / 2])
         levels = None
-        if found.left_out is not None and self.method == "bca":
-            levels = _bca_levels(float(found.value[j]), drawn, found.left_out[:, j], tails)
-        found.method[j] = "percentile" if levels is None else "bca"
-        found.low[j], found.high[j] = np.quantile(drawn, tails if levels is None else levels)
-        found.standard_error[j] = drawn.std(ddof=1)
+        if interval.left_out is not None and self.method == "bca":
+            levels = _bca_levels(float(interval.value[j]), drawn, interval.left_out[:, j], tails)
+        interval.method[j] = "percentile" if levels is None else "bca"
+        interval.low[j], interval.high[j] = np.quantile(drawn, tails if levels is None else levels)
+        interval.standard_error[j] = drawn.std(ddof=1)
 
 
 def proportion_interval(
@@ -510,8 +510,8 @@ def _mover(parts: Sequence[Interval], j: int) -> tuple[float, float]:
     """
     n = len(parts)
     middle = sum(float(one.value[j]) for one in parts) / n
-    below = [float(one.value[j] - one.low[j]) for one in parts]
-    above = [float(one.high[j] - one.value[j]) for one in parts]
+    below = [float(part.value[j] - part.low[j]) for part in parts]
+    above = [float(summand.high[j] - summand.value[j]) for summand in parts]
     squares = [sum(d * d for d in side) for side in (below, above)]
     for a, b in combinations(range(n), 2):
         correlation = 0.0

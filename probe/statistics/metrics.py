@@ -127,7 +127,9 @@ class _Sample(Weighted):
 
     def _rank(self, scores: Floats) -> tuple[Floats, Floats]:
         """AUROC and average precision of one model, each (B,)."""
-        cuts, place = np.unique(scores[self.y], return_inverse=True)  # the positives' distinct scores, rising
+        cuts, position = np.unique(
+            scores[self.y], return_inverse=True
+        )  # the positives' distinct scores, rising
         if self.weights is None:
             alone = self.n_clusters == len(self.y) == len(np.unique(self.codes))
             if alone or len(cuts) * self.n_clusters > _EXACT_CELLS:
@@ -140,7 +142,7 @@ class _Sample(Weighted):
             where = (cells, self.codes[of])
             return sparse.csc_array((np.ones(len(cells)), where), shape=(n_cells, self.n_clusters))
 
-        at_cut, in_cell = counts(place, self.y, len(cuts)), counts(cell, ~self.y, 2 * len(cuts) + 1)
+        at_cut, in_cell = counts(position, self.y, len(cuts)), counts(cell, ~self.y, 2 * len(cuts) + 1)
         step = max(_BLOCK_RESAMPLES, _BLOCK_CELLS // max(1, int(self.y.sum())))
         parts = []
         for start in range(0, self.n_samples, step):
@@ -164,24 +166,24 @@ class _Sample(Weighted):
         (all_rows,), (precise,) = _areas(*_counted(self.y, scores))
         auroc, precision = _without_each_row(self.y, scores)
         if alone:
-            found = np.empty((2, len(self.y)))
-            found[:, self.codes] = auroc, precision
-            return found[0], found[1]
+            values = np.empty((2, len(self.y)))
+            values[:, self.codes] = auroc, precision
+            return values[0], values[1]
         positive, negative = self.class_weights
         defined = ((positive > 0) & (negative > 0))[:, 0]
         changes = [
             whole + np.bincount(self.codes, np.nan_to_num(each - whole), self.n_clusters)
             for whole, each in ((all_rows, auroc), (precise, precision))
         ]
-        first, second = (np.where(defined, one, np.nan) for one in changes)
+        first, second = (np.where(defined, change, np.nan) for change in changes)
         return first, second
 
 
 def _counted(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
     """The two arguments of `_areas` for the sample as it is: (T, 1), (2T + 1, 1)."""
-    cuts, place = np.unique(scores[y], return_inverse=True)
+    cuts, position = np.unique(scores[y], return_inverse=True)
     cell = np.searchsorted(cuts, scores[~y], "left") + np.searchsorted(cuts, scores[~y], "right")
-    counts = np.bincount(place, minlength=len(cuts)), np.bincount(cell, minlength=2 * len(cuts) + 1)
+    counts = np.bincount(position, minlength=len(cuts)), np.bincount(cell, minlength=2 * len(cuts) + 1)
     return counts[0][:, None].astype(np.float64), counts[1][:, None].astype(np.float64)
 
 
@@ -248,11 +250,11 @@ def placements(y: Bools, scores: Floats) -> Floats:
     from scipy.stats import rankdata
 
     ranks = rankdata(scores, axis=0)
-    found = np.empty_like(ranks)
+    placed = np.empty_like(ranks)
     for of, flip in ((y, False), (~y, True)):
         share = (ranks[of] - rankdata(scores[of], axis=0)) / (~of).sum()
-        found[of] = 1 - share if flip else share
-    return found
+        placed[of] = 1 - share if flip else share
+    return placed
 
 
 def _accumulate(rows: Floats) -> None:

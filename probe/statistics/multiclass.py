@@ -99,16 +99,16 @@ class _Sample(Weighted):
     def of_class(self, k: int, name: str) -> Floats:
         """A binary metric of class k against the rest, (B, m)."""
         about: dict[str, Any] = {"metrics": [name], "order": self.rank_by(k), "groups": self.groups}
-        one, called = self.y == k, self.calls == k
+        labelled, called = self.y == k, self.calls == k
         if self.weights is None:
-            return metrics.leave_one_out(one, called, **about)[name]
-        return metrics.evaluate(one, called, weights=self.weights, **about)[name]
+            return metrics.leave_one_out(labelled, called, **about)[name]
+        return metrics.evaluate(labelled, called, weights=self.weights, **about)[name]
 
     def macro(self, name: str) -> Floats:
         """Mean over the classes of a binary metric, (B, m); NaN where a class has no row."""
-        found = [self.of_class(k, name) for k in range(self.n_classes)]
+        of_classes = [self.of_class(k, name) for k in range(self.n_classes)]
         known = self.class_weights.min(axis=1, keepdims=True) > 0
-        return np.where(known, np.mean(found, axis=0), np.nan)
+        return np.where(known, np.mean(of_classes, axis=0), np.nan)
 
     def tables(self, j: int) -> Iterator[Floats]:
         """Confusion matrices of model j, blocks of (b, K, K) that make (B, K, K): labels x calls."""
@@ -141,15 +141,15 @@ class _Sample(Weighted):
 
     def calibration_error(self, *, of_classes: bool) -> Floats:
         """Top-label, or the mean over the classes of each class's."""
-        found = []
+        errors = []
         for j in range(self.scores.shape[1]):
             p = self.probabilities(j)
             if of_classes:
                 each = [self._ece(self.y == k, p[:, k]) for k in range(self.n_classes)]
-                found.append(np.mean(each, axis=0))
+                errors.append(np.mean(each, axis=0))
             else:
-                found.append(self._ece(self.right[:, j], p.max(axis=1)))
-        return np.concatenate(found, axis=1)
+                errors.append(self._ece(self.right[:, j], p.max(axis=1)))
+        return np.concatenate(errors, axis=1)
 
     def _ece(self, y: NDArray[np.bool_], p: Floats) -> Floats:
         """(B, 1)."""
@@ -497,11 +497,11 @@ def estimate(
         groups=groups,
         **how,
     )
-    found = dict(whole.intervals)
+    estimated = dict(whole.intervals)
     means: dict[str, _Mean] = {name: _Mean() for name in macro}
     each = []
     for k, name in enumerate(classes):
-        one = intervals.estimate(
+        against_rest = intervals.estimate(
             sample.y == k,
             sample.calls == k,
             order=sample.rank_by(k),
@@ -511,14 +511,16 @@ def estimate(
             **how,
         )
         for mean_name, mean in means.items():
-            mean.add(one[_OF_CLASS[mean_name]], one["sensitivity"])
-        each.append(replace(one, intervals={n: replace(i, rows_out=None) for n, i in one.items()}))
+            mean.add(against_rest[_OF_CLASS[mean_name]], against_rest["sensitivity"])
+        each.append(
+            replace(against_rest, intervals={n: replace(i, rows_out=None) for n, i in against_rest.items()})
+        )
     for name, mean in means.items():
-        found[name] = mean.interval(
-            found["accuracy"].made_by, name, [one[_OF_CLASS[name]] for one in each], len(classes)
+        estimated[name] = mean.interval(
+            estimated["accuracy"].made_by, name, [one[_OF_CLASS[name]] for one in each], len(classes)
         )
     return MulticlassEstimates(
-        intervals={name: found[name] for name in names},
+        intervals={name: estimated[name] for name in names},
         n_rows=whole.n_rows,
         n_clusters=whole.n_clusters,
         clusters=whole.clusters,
@@ -536,10 +538,10 @@ class _Mean:
     def __init__(self) -> None:
         self.sums: dict[str, Floats | None] = {}
 
-    def add(self, one: Interval, sensitivity: Interval) -> None:
+    def add(self, interval: Interval, sensitivity: Interval) -> None:
         """One class. Its sensitivity is undefined exactly where it has no row."""
         for part in self.PARTS:
-            values = getattr(one, part)
+            values = getattr(interval, part)
             if values is not None:
                 values = np.where(np.isnan(getattr(sensitivity, part)), np.nan, values)
                 before = self.sums.get(part)

@@ -33,7 +33,7 @@ def fit_temperature(
 
     labels, table, one_model = check_scores(y, logits)
     targets, weights = _targets(labels, table.shape[2], class_weight, smooth)
-    found = np.empty(table.shape[1])
+    temperatures = np.empty(table.shape[1])
     for j in range(table.shape[1]):
         z = table[:, j] - table[:, j].max(axis=1, keepdims=True)
         if not smooth and (np.take_along_axis(z, labels[:, None], axis=1) == 0).all():
@@ -44,14 +44,14 @@ def fit_temperature(
             return float(weights @ (special.softmax(s * z, axis=1) * z).sum(axis=1)) - wanted
 
         if slope(0.0) >= 0:
-            found[j] = np.inf
+            temperatures[j] = np.inf
             continue
         high = 1.0 / max(float(-z.min()), np.finfo(np.float64).tiny)
         while slope(high) < 0:
             high *= 4
         root: Any = brentq(slope, 0.0, high, xtol=1e-300, rtol=4 * np.finfo(np.float64).eps)
-        found[j] = 1 / root
-    return float(found[0]) if one_model else found
+        temperatures[j] = 1 / root
+    return float(temperatures[0]) if one_model else temperatures
 
 
 def _targets(

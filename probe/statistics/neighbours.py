@@ -53,7 +53,7 @@ def nearest(
     if codes is not None and m != n:
         raise InvalidRequest(f"groups go with as many queries as rows, not {m} for {n}")
     index = np.full((m, k), -1, np.int32)
-    found = np.full((m, k), -np.inf, np.float32)
+    similarity = np.full((m, k), -np.inf, np.float32)
     step = max(1, min(m, block_bytes // (4 * n)))
     width = min(k, n)
     for start in range(0, m, step):
@@ -70,9 +70,9 @@ def nearest(
         values = np.take_along_axis(similar, near, axis=1)
         order = np.lexsort((near, -values), axis=1)[:, :width]
         values = np.take_along_axis(values, order, axis=1)
-        found[rows, :width] = values
+        similarity[rows, :width] = values
         index[rows, :width] = np.where(np.isfinite(values), np.take_along_axis(near, order, axis=1), -1)
-    return index, found
+    return index, similarity
 
 
 def _first_of_equals(similar: Floats32, near: NDArray[Any], least: Floats32, width: int) -> NDArray[Any]:

@@ -174,15 +174,15 @@ def clustering_score(
     if k is None:
         ks = range(2, min(largest_k, len(rows) - 1) + 1)
         scores = []
-        for one in ks:
-            found = _clusters(rows, one, starts=starts, seed=seed)
-            several = len(np.unique(found)) > 1
-            scores.append(silhouette_score(rows, found, metric="cosine") if several else -1.0)
+        for count in ks:
+            clusters = _clusters(rows, count, starts=starts, seed=seed)
+            several = len(np.unique(clusters)) > 1
+            scores.append(silhouette_score(rows, clusters, metric="cosine") if several else -1.0)
         k = ks[int(np.argmax(scores))]
     out = np.zeros(trials)
     for t in range(trials):
-        found = _clusters(rows, k, starts=5, seed=seed + 1 + t)
-        out[t] = adjusted_rand_score(label, found) - adjusted_rand_score(domain, found)
+        clusters = _clusters(rows, k, starts=5, seed=seed + 1 + t)
+        out[t] = adjusted_rand_score(label, clusters) - adjusted_rand_score(domain, clusters)
     return out, k
 
 

@@ -153,8 +153,8 @@ def decision_curve(view: View) -> list[Any]:
 
 def precision(view: View) -> list[Any]:
     """What differences the sets could have shown; by the ensemble only where there is no refit."""
-    found = view.results.precision
-    refitted = {p.dataset for p in found if p.role == Role.REFIT}
+    precisions = view.results.precision
+    refitted = {p.dataset for p in precisions if p.role == Role.REFIT}
     rows = [
         [
             p.dataset,
@@ -164,7 +164,7 @@ def precision(view: View) -> list[Any]:
             f"± {p.half_width:.3f}" if p.half_width is not None else "-",
             number(p.detectable),
         ]
-        for p in found
+        for p in precisions
         if not (p.role == Role.ENSEMBLE and p.dataset in refitted)
     ]
     if not rows:
@@ -271,9 +271,9 @@ def independence(view: View, score: Score) -> str:
 
 def if_clustered(view: View, scores: Sequence[Score], metrics: Sequence[str]) -> list[Any]:
     """Intervals of sets without known groups, were the design effect 2."""
-    found = [r for r in scores if r.design_effect_2]
-    if not found:
+    clustered = [r for r in scores if r.design_effect_2]
+    if not clustered:
         return []
-    rows = [[r.features, *(interval(r.estimate(m, "design_effect_2")) for m in metrics)] for r in found]
+    rows = [[r.features, *(interval(r.estimate(m, "design_effect_2")) for m in metrics)] for r in clustered]
     text = "The same if patches were clustered so that the variance is twice as large (design effect 2):"
     return [text, Table([view.noun, *(view.titles[m] for m in metrics)], rows)]

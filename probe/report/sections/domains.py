@@ -30,7 +30,7 @@ def by_domain(view: View) -> list[Any]:
             out.append(_domain_table(view, scores, scale))
         elif scores:
             out += domains_left_out(view)
-    return out + clinical.between_domains(view) + [part for one in domain_matrices(view) for part in one]
+    return out + clinical.between_domains(view) + [part for parts in domain_matrices(view) for part in parts]
 
 
 def domains_left_out(view: View) -> list[Any]:
@@ -65,7 +65,7 @@ def _without_domain(view: View) -> dict[str, LeftOut]:
 
 
 def _domain_scale(view: View, scores: Sequence[Score]) -> tuple[float, float]:
-    return span([one.estimate("auroc") for one in (*scores, *_without_domain(view).values())])
+    return span([score.estimate("auroc") for score in (*scores, *_without_domain(view).values())])
 
 
 def _domain_table(
@@ -74,13 +74,13 @@ def _domain_table(
     scale: tuple[float, float],
     left_out: Mapping[str, LeftOut] | None = None,
 ) -> Table:
-    def cells(one: Score | LeftOut | None) -> list[Any]:
-        if one is None or not one.metrics:
+    def cells(score: Score | LeftOut | None) -> list[Any]:
+        if score is None or not score.metrics:
             return ["-", "-"]
-        value = one.estimate("auroc")
+        value = score.estimate("auroc")
         bar = whisker(value, scale, chance=0.5, series=view.series.get(view.chosen, 0))
         return [
-            interval(one.estimate("balanced_accuracy")),
+            interval(score.estimate("balanced_accuracy")),
             (interval(value), interval_html(value) + bar),
         ]
 

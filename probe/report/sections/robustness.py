@@ -6,70 +6,77 @@ from ...results.display import Table, interval, number
 from ...results.robustness import Robustness
 
 
-def robustness(found: Robustness) -> list[Any]:
+def robustness(result: Robustness) -> list[Any]:
     """Sentences and tables, for a page, Markdown and the terminal."""
-    domains = ", ".join(f"{name} ({n:,})" for name, n in found.domains.items())
+    domains = ", ".join(f"{name} ({n:,})" for name, n in result.domains.items())
     chosen = (
-        "the k whose vote is best for the class, the median over the sets" if found.k_chosen else "as asked"
+        "the k whose vote is best for the class, the median over the sets" if result.k_chosen else "as asked"
     )
-    kind = f"{found.group_kind}s" if found.group_kind != "none" else "patches"
+    kind = f"{result.group_kind}s" if result.group_kind != "none" else "patches"
     out: list[Any] = [
-        f"**{found.dataset}**: {found.rows:,} patches of {found.groups:,} {kind} in "
-        f"{len(found.domains)} domains: {domains}.",
-        f"Of the {found.k} nearest patches of other {kind} (cosine; k: {chosen}): the robustness index is "
+        f"**{result.dataset}**: {result.rows:,} patches of {result.groups:,} {kind} in "
+        f"{len(result.domains)} domains: {domains}.",
+        f"Of the {result.k} nearest patches of other {kind} (cosine; k: {chosen}): the robustness index is "
         "the share of same class, other domain among those that are either that or other class, same domain; "
         "retrieval the share of the same class. Domain: balanced accuracy of a linear classifier of the "
-        f"domain, {kind} held out; chance {1 / len(found.domains):.3f}. Clustering: adjusted Rand index with "
+        f"domain, {kind} held out; chance {1 / len(result.domains):.3f}. "
+        "Clustering: adjusted Rand index with "
         "the class less that with the domain.",
-        _sets(found),
+        _sets(result),
     ]
-    if any(one.drop for one in found.sets):
+    if any(features.drop for features in result.sets):
         out += [
             "Average performance drop: a linear probe is fitted while class and domain are more and more "
             "correlated in its training patches; the relative loss of balanced accuracy, mean over the "
             f"correlations, on left-out {kind} of the same two domains and on the other domains. 0 is no "
             f"loss; the interval is over draws of {kind}.",
-            _drops(found),
+            _drops(result),
         ]
-    if found.consistency:
+    if result.consistency:
         out += [
             "The same patch in two views: mean cosine, and how often the patch itself is the nearest of all "
             "in the other view (top 1), or among the 5 or 10 nearest.",
-            _views(found),
+            _views(result),
         ]
-    if found.alignment:
+    if result.alignment:
         out += [
             "Two encoders on the same patches: linear CKA (1: the same up to rotation and scale) and the "
-            f"share of their {found.k} nearest patches that they have in common.",
+            f"share of their {result.k} nearest patches that they have in common.",
             Table(
                 ["encoders", "CKA", "common neighbours"],
-                [[f"{a.a} and {a.b}", number(a.cka), interval(a.mutual.triple)] for a in found.alignment],
+                [[f"{a.a} and {a.b}", number(a.cka), interval(a.mutual.triple)] for a in result.alignment],
             ),
         ]
-    return out + [f"Note: {note}." for note in found.notes]
+    return out + [f"Note: {note}." for note in result.notes]
 
 
-def _sets(found: Robustness) -> Table:
+def _sets(result: Robustness) -> Table:
     rows = []
-    for one in found.sets:
-        clustering = "-" if one.clustering is None else f"{one.clustering:+.3f}"
-        retrieval = f"{interval(one.precision.triple)} ({one.precision_chance:.3f})"
+    for features in result.sets:
+        clustering = "-" if features.clustering is None else f"{features.clustering:+.3f}"
+        retrieval = f"{interval(features.precision.triple)} ({features.precision_chance:.3f})"
         rows.append(
-            [one.features, interval(one.index.triple), retrieval, interval(one.domain.triple), clustering]
+            [
+                features.features,
+                interval(features.index.triple),
+                retrieval,
+                interval(features.domain.triple),
+                clustering,
+            ]
         )
     return Table(["features", "robustness index", "retrieval (chance)", "domain", "clustering"], rows)
 
 
-def _drops(found: Robustness) -> Table:
+def _drops(result: Robustness) -> Table:
     rows = []
-    for one in found.sets:
-        if one.drop is not None:
-            start = f"{one.drop.baseline_inside:.3f} / {number(one.drop.baseline_outside)}"
+    for features in result.sets:
+        if features.drop is not None:
+            start = f"{features.drop.baseline_inside:.3f} / {number(features.drop.baseline_outside)}"
             rows.append(
                 [
-                    one.features,
+                    features.features,
                     start,
-                    *(interval(d.triple, "+.3f") for d in (one.drop.inside, one.drop.outside)),
+                    *(interval(d.triple, "+.3f") for d in (features.drop.inside, features.drop.outside)),
                 ]
             )
     return Table(
@@ -77,10 +84,10 @@ def _drops(found: Robustness) -> Table:
     )
 
 
-def _views(found: Robustness) -> Table:
-    tops = sorted({t for one in found.consistency for t in one.top})
+def _views(result: Robustness) -> Table:
+    tops = sorted({t for compared in result.consistency for t in compared.top})
     rows = []
-    for one in found.consistency:
-        hits = [interval(one.top[t].triple) if t in one.top else "-" for t in tops]
-        rows.append([f"{one.features} and {one.other}", interval(one.cosine.triple), *hits])
+    for pair in result.consistency:
+        hits = [interval(pair.top[t].triple) if t in pair.top else "-" for t in tops]
+        rows.append([f"{pair.features} and {pair.other}", interval(pair.cosine.triple), *hits])
     return Table(["views", "cosine", *(f"top {t}" for t in tops)], rows)

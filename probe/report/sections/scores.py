@@ -107,9 +107,9 @@ def repeats(view: View) -> list[Any]:
         return []
     spreads = {(r.dataset, r.features, r.role): r for r in repeats.scores}
     rows = [
-        [r.dataset, view.starred(r.features), *(mean_and_sd(one.spread(m)) for m in SHOWN)]
+        [r.dataset, view.starred(r.features), *(mean_and_sd(spread.spread(m)) for m in SHOWN)]
         for r in view.records.values()
-        if (one := spreads.get((r.dataset, r.features, r.role)))
+        if (spread := spreads.get((r.dataset, r.features, r.role)))
     ]
     return [
         f"Mean ± standard deviation over {len(repeats.seeds)} runs of the whole protocol, each with "
@@ -126,9 +126,9 @@ def with_duplicates(view: View) -> list[Any]:
     rows = [
         [r.dataset, raw[r.dataset, r.role].n, r.n]
         + [
-            interval(one.estimate(m))
+            interval(score.estimate(m))
             for m in ("balanced_accuracy", "auroc")
-            for one in (raw[r.dataset, r.role], r)
+            for score in (raw[r.dataset, r.role], r)
         ]
         for r in view.records.values()
         if r.deduplicated and r.features == view.chosen
@@ -165,8 +165,8 @@ def _meaning_of_numbers(view: View, how: str) -> str:
             f"In brackets: {view.level} % intervals, by {how}. "
             + (f"Values are means over the {count} targets. " if count > 1 else "")
             + "Pearson's and Spearman's correlations are 0 without any relation; R2 is 1 less the squared "
-            "error over that of the set's own mean, 0 for a constant. ★ marks what the folds of the training set "
-            "chose; no choice of any kind was made on the test sets."
+            "error over that of the set's own mean, 0 for a constant. ★ marks what the folds of the "
+            "training set chose; no choice of any kind was made on the test sets."
         )
     if view.multiclass:
         ordered = view.results.train.ordered

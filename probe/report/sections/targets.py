@@ -44,7 +44,7 @@ def each(view: View) -> list[Any]:
     for r in _leading(view):
         if len(r.targets) > 1:
             ranked = charts.best_first(r)
-            rows = [((one.target, one.target), view.chosen, one.metrics) for one in ranked]
+            rows = [((score.target, score.target), view.chosen, score.metrics) for score in ranked]
             out += [f"**{r.dataset}**{view.of_fold(r.dataset)}", _table(view, rows, r.dataset)]
     if out:
         out.insert(

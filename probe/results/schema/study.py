@@ -210,16 +210,16 @@ class Results(Part):
     @property
     def sets(self) -> list[str]:
         """Names of the evaluation sets, the training set first."""
-        return [one.dataset for one in self.data]
+        return [about.dataset for about in self.data]
 
     def data_set(self, name: str) -> DataSet:
         """One evaluation set by its name."""
-        return next(one for one in self.data if one.dataset == name)
+        return next(about for about in self.data if about.dataset == name)
 
     @property
     def ungrouped(self) -> list[str]:
         """Evaluation sets of which no slides or patients are known: nothing is significant there."""
-        return [one.dataset for one in self.data if not one.grouped]
+        return [about.dataset for about in self.data if not about.grouped]
 
     @property
     def ranked(self) -> list[Model]:
@@ -228,7 +228,7 @@ class Results(Part):
 
     def model(self, features: str) -> Model:
         """One feature set."""
-        return next(one for one in self.models if one.features == features)
+        return next(entry for entry in self.models if entry.features == features)
 
     def whole(
         self,
@@ -240,9 +240,11 @@ class Results(Part):
     ) -> list[Score]:
         """Scores of whole sets, on all rows or (deduplicated) with each content once; None: of all."""
         return [
-            one
-            for one in self.scores
-            if not one.domain and one.deduplicated == deduplicated and _is(one, features, dataset, roles)
+            score
+            for score in self.scores
+            if not score.domain
+            and score.deduplicated == deduplicated
+            and _is(score, features, dataset, roles)
         ]
 
     def by_domain(
@@ -253,7 +255,7 @@ class Results(Part):
         roles: Collection[Role] | None = None,
     ) -> list[Score]:
         """Scores of single domains, on all rows; None: of all."""
-        return [one for one in self.scores if one.domain and _is(one, features, dataset, roles)]
+        return [score for score in self.scores if score.domain and _is(score, features, dataset, roles)]
 
     def leaderboard(self) -> list[Score]:
         """Scores that stand for each model on each whole set: training rows out of fold, the others by the
@@ -262,29 +264,29 @@ class Results(Part):
         the choice of the feature set in it.
         """
         order = {m.features: -m.criterion for m in self.models} | {SWEEP: -math.inf}
-        found: dict[tuple[int, str], Score] = {}
+        leading: dict[tuple[int, str], Score] = {}
         for role in (Role.ENSEMBLE, Role.REFIT, Role.OOF):  # later ones go first
-            for one in self.scores:
-                if one.features == SWEEP and role != Role.OOF:
+            for score in self.scores:
+                if score.features == SWEEP and role != Role.OOF:
                     continue  # on other sets it is the chosen feature set's refit
-                if one.role == role and not one.domain:  # "dedup" comes after "raw"
-                    found[self.sets.index(one.dataset), one.features] = one
-        return [found[key] for key in sorted(found, key=lambda k: (k[0], order[k[1]]))]
+                if score.role == role and not score.domain:  # "dedup" comes after "raw"
+                    leading[self.sets.index(score.dataset), score.features] = score
+        return [leading[key] for key in sorted(leading, key=lambda k: (k[0], order[k[1]]))]
 
     def comparisons_of(
         self, name: str, *, dataset: str | None = None, roles: Collection[Role] | None = None
     ) -> list[Comparison]:
         """Comparisons with one model, which is turned to be b."""
         return [
-            one.against(name)
-            for one in self.comparisons
-            if name in (one.a, one.b) and _is(one, None, dataset, roles)
+            comparison.against(name)
+            for comparison in self.comparisons
+            if name in (comparison.a, comparison.b) and _is(comparison, None, dataset, roles)
         ]
 
 
-def _is(one: Any, features: str | None, dataset: str | None, roles: Collection[Role] | None) -> bool:
+def _is(part: Any, features: str | None, dataset: str | None, roles: Collection[Role] | None) -> bool:
     return (
-        (features is None or one.features == features)
-        and (dataset is None or one.dataset == dataset)
-        and (roles is None or one.role in roles)
+        (features is None or part.features == features)
+        and (dataset is None or part.dataset == dataset)
+        and (roles is None or part.role in roles)
     )

@@ -113,13 +113,13 @@ def _full(value: Any) -> Estimate:
     return Estimate(**fields)
 
 
-def _as_triple(one: Estimate) -> list[float | None]:
-    return [one.value, one.low, one.high]
+def _as_triple(estimate: Estimate) -> list[float | None]:
+    return [estimate.value, estimate.low, estimate.high]
 
 
-def _as_full(one: Estimate) -> dict[str, Any]:
+def _as_full(estimate: Estimate) -> dict[str, Any]:
     keys = ("value", "low", "high", "standard_error", "degrees_of_freedom", "design_effect", "reason")
-    return {key: getattr(one, key) for key in keys}
+    return {key: getattr(estimate, key) for key in keys}
 
 
 Triple = Annotated[Estimate, PlainValidator(lambda value: _triple(value)), PlainSerializer(_as_triple)]
@@ -156,9 +156,9 @@ def uncertainty_of(score: Any) -> dict[str, dict[str, dict[str, Any]]]:
     """What stands beside the numbers of a score, where it was recorded."""
     kinds = {kind: values for kind in KINDS if (values := getattr(score, kind, None))}
     return {
-        kind: {m: {key: getattr(one, key) for key in UNCERTAINTY} for m, one in values.items()}
+        kind: {m: {key: getattr(estimate, key) for key in UNCERTAINTY} for m, estimate in values.items()}
         for kind, values in kinds.items()
-        if any(one.method for one in values.values())
+        if any(value.method for value in values.values())
     }
 
 
@@ -175,11 +175,11 @@ class Assessed(Part):
             return values
         unsure, reasons = values.get("uncertainty", {}), values.get("reasons", {})
 
-        def filled(value: Any, place: str) -> Any:
+        def filled(value: Any, where: str) -> Any:
             if isinstance(value, Mapping):
-                return {key: filled(inner, f"{place}.{key}") for key, inner in value.items()}
+                return {key: filled(inner, f"{where}.{key}") for key, inner in value.items()}
             if isinstance(value, list):
-                return _triple(value, {**unsure.get(place, {}), "reason": reasons.get(place, "")})
+                return _triple(value, {**unsure.get(where, {}), "reason": reasons.get(where, "")})
             return value
 
         return {key: filled(value, key) for key, value in values.items()}

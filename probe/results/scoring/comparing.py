@@ -132,8 +132,8 @@ def precision(scores: Sequence[Score], comparisons: Sequence[Comparison], *, lev
     "unpaired".
     """
     precisions = []
-    whole = [one for one in scores if not one.domain]
-    for dataset, role, fold in dict.fromkeys((one.dataset, one.role, one.fold) for one in whole):
+    whole = [score for score in scores if not score.domain]
+    for dataset, role, fold in dict.fromkeys((item.dataset, item.role, item.fold) for item in whole):
         of_set = [one for one in whole if (one.dataset, one.role, one.fold) == (dataset, role, fold)]
         leading = any(one.deduplicated for one in of_set)
         of_set = [one for one in of_set if one.deduplicated == leading]

@@ -65,8 +65,8 @@ def score_votes(rows: Rows, columns: Sequence[Column], *, config: ProbeConfig) -
         unanimous=agreement.unanimous_share(positive, total),
         human_line=human.value.value if human else None,
         human=human,
-        strata=[Stratum(**one) for one in records(strata)],
-        by_votes=[ByVotes(**one) for one in records(agreement.by_votes(p, positive, total))],
+        strata=[Stratum(**record) for record in records(strata)],
+        by_votes=[ByVotes(**numbers) for numbers in records(agreement.by_votes(p, positive, total))],
         soft=[Soft(**model(i), **one) for i, one in enumerate(of_soft)],
     )
 
@@ -141,8 +141,8 @@ def _human(rows: Rows, columns: Sequence[Column], config: ProbeConfig) -> Human 
     p = compare_to_zero(intervals["difference"])
 
     def shown(name: str, j: int) -> Estimate:
-        one = bare(intervals[name], j)
-        return one if config.bootstrap else Estimate(one.value)
+        estimate = bare(intervals[name], j)
+        return estimate if config.bootstrap else Estimate(estimate.value)
 
     expert = intervals["expert"]
     return Human(

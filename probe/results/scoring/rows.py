@@ -106,8 +106,8 @@ def class_codes(labels: pd.Series, classes: Sequence[str]) -> np.ndarray:
     return labels.map({name: k for k, name in enumerate(classes)}).to_numpy(np.int64)
 
 
-def _selected(one: "Column | Rows", mask: np.ndarray) -> dict[str, Any]:
-    arrays = {f.name: getattr(one, f.name) for f in fields(one)}
+def _selected(source: "Column | Rows", mask: np.ndarray) -> dict[str, Any]:
+    arrays = {f.name: getattr(source, f.name) for f in fields(source)}
     return {name: array[mask] for name, array in arrays.items() if isinstance(array, np.ndarray)}
 
 

@@ -56,14 +56,16 @@ def score_set(
         return scores + distinct
     parts = {d: _Subset.of(rows, columns, config, mask=rows.domain == d, domain=d) for d in domains}
     estimates = {d: part.estimates(DEFAULT_METRICS) for d, part in parts.items()}
-    by_domain = [one for d, part in parts.items() for one in part.scores(full=False, whole=estimates[d])]
+    by_domain = [
+        part_score for d, part in parts.items() for part_score in part.scores(full=False, whole=estimates[d])
+    ]
     if config.bootstrap:
         level = 1 - (1 - config.level) / len(domains)
         wide = {d: part.estimates(DEFAULT_METRICS, level=level) for d, part in parts.items()}
         for j, score in enumerate(scores):
             between = {
                 metric: between_domains(
-                    {d: one[metric] for d, one in estimates.items() if one is not None},
+                    {d: of_subset[metric] for d, of_subset in estimates.items() if of_subset is not None},
                     {d: one[metric] for d, one in wide.items() if one is not None},
                     j,
                 )
@@ -122,7 +124,7 @@ class _Subset:
         if not self.rows.groups_known and self.config.bootstrap:
             wide = self._estimates(DEFAULT_METRICS, self.score, 2 * self.inflation, method="jackknife")
             kinds["design_effect_2"] = [
-                {name: bare(one, j) for name, one in wide.items()} for j in range(len(self.columns))
+                {name: bare(interval, j) for name, interval in wide.items()} for j in range(len(self.columns))
             ]
         about = {**self.about, "n": len(self.y), "n_groups": self.n_groups, "inflation": self.inflation}
         about |= self._counts()
@@ -207,8 +209,8 @@ class _Subset:
             cuts = np.stack([np.asarray(self.columns[j].cuts)[self.mask] for j in with_cuts], axis=1)
             for k, specificity in enumerate(SPECIFICITIES):
                 of_models = made.at_cut(self.order[:, with_cuts] - cuts[:, :, k])
-                for j, one in zip(with_cuts, of_models, strict=True):
-                    more[j].setdefault("at_specificity", {})[f"{specificity:g}"] = one
+                for j, of_model in zip(with_cuts, of_models, strict=True):
+                    more[j].setdefault("at_specificity", {})[f"{specificity:g}"] = of_model
         return more
 
 
