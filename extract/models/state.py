@@ -220,7 +220,9 @@ def load_file_into(
             for prefix in _prefixes(state, own, inside)
         ]
     best = _choose(fits, path, card, len(own))
-    state = {name: best.state[name] for name in own}
+    state = {
+        name: best.state[name].detach() for name in own
+    }  # files may hold parameters
     _refuse_other_numbers(state, own, path)
     refuse_not_finite(state, str(path))
     model.load_state_dict(
@@ -252,7 +254,7 @@ def refuse_not_finite(state: Mapping[str, Tensor], where: str) -> None:
     """Raises EncoderError naming the first tensor with NaN or infinity: training broke down before it."""
     for name, value in state.items():
         # the sum of finite numbers is finite in float64, and takes no second copy of the tensor
-        if value.is_floating_point() and not math.isfinite(float(value.sum(dtype=torch.float64))):
+        if value.is_floating_point() and not math.isfinite(float(value.detach().sum(dtype=torch.float64))):
             count = int((~torch.isfinite(value)).sum())
             raise EncoderError(
                 f"{where}: the tensor {name} holds {count} NaN or infinite values of {value.numel()}, which "

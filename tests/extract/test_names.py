@@ -186,3 +186,80 @@ def test_half_of_a_file_and_two_thirds_of_attention_are_refused(tmp_path: Path) 
         EncoderError, match=r"missing \(blocks\.0\.attn\.qkv\.weight.*not known \(blocks\.0\.attn\.q_proj"
     ):
         build_encoder(VIT, device="cpu", checkpoint=tmp_path / "thirds.pth")
+
+
+def under(state: State, prefix: str, add: float = 0.0) -> State:
+    return {f"{prefix}{name}": value + add for name, value in state.items()}
+
+
+TRAINED: dict[str, tuple[Callable[[State], object], str]] = {
+    "Lightning's callback of averages": (
+        lambda s: {
+            "state_dict": under(s, "model.", 1),
+            "callbacks": {"EMA": {"ema_state_dict": under(s, "model.")}},
+        },
+        "key 'callbacks/EMA/ema_state_dict' and prefix 'model.'",
+    ),
+    "torch's AveragedModel": (lambda s: under(s, "module.") | {"n_averaged": torch.tensor(3)}, "'module.'"),
+    "DeepSpeed": (lambda s: {"module": under(s, "backbone."), "ds_config": {"a": 1}}, "key 'module'"),
+    "MAE": (
+        lambda s: {"model": s | {"decoder_pos_embed": torch.zeros(1, 5, 8), "mask_token": torch.ones(1)}},
+        "key 'model'",
+    ),
+    "two towers": (
+        lambda s: under(s, "module.visual.trunk.") | {"module.text.w": torch.ones(2)},
+        "prefix 'module.visual.trunk.'",
+    ),
+    "DINOv2 in one state": (
+        lambda s: {
+            "model": under(s, "teacher.backbone.")
+            | under(s, "student.backbone.", 1)
+            | {"dino_loss.center": torch.zeros(1, 2)}
+        },
+        "prefix 'teacher.backbone.'",
+    ),
+    "parameters and a tied head": (
+        lambda s: (
+            {n: torch.nn.Parameter(v) for n, v in s.items()}
+            | dict.fromkeys(("head.weight", "classifier.weight"), torch.ones(3, 16))
+        ),
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_checkpoints_as_training_leaves_them(tmp_path: Path, name: str) -> None:
+    wrap, origin = TRAINED[name]
+    state = own(VIT)
+    torch.save(wrap(state), tmp_path / "trained.pth")
+    network: Any = build_encoder(VIT, device="cpu", checkpoint=tmp_path / "trained.pth").network
+    assert origin in network.origin
+    assert all(torch.equal(network.model.state_dict()[n], value) for n, value in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda s: s | {"blocks.0.attn.qkv.lora_A.weight": torch.ones(2, 16)}, r"30 of 30 .* 1 not known"),
+        (lambda s: each(s, r"blocks\.1\.", "blocks.2.") | s, "12 not known"),
+        (lambda s: each(s, r"^norm\.weight$", "norm.weight_g"), r"1 missing \(norm.weight\)"),
+        (
+            lambda s: {n: v.T.contiguous() if v.ndim == 2 else v for n, v in s.items()},
+            r"attn.qkv.weight \(16, 48\) for \(48, 16\)",
+        ),
+        (lambda s: s | {"pos_embed": torch.zeros(1, 7, 16)}, r"pos_embed \(1, 7, 16\) for \(1, 5, 16\)"),
+        (lambda s: each(s, r"attn\.qkv\.", "attn.qkv.base_layer."), r"26 of 30 .* 4 missing"),
+        (
+            lambda s: under(s, "online.") | under(s, "target.", 1),
+            r"several backbones .*'online.'; .*'target.'",
+        ),
+        (lambda s: [s], "holds no state dict"),
+    ],
+)
+def test_what_is_not_quite_the_network_is_refused(
+    tmp_path: Path, change: Callable[[State], object], says: str
+) -> None:
+    torch.save(change(own(VIT)), tmp_path / "other.pth")
+    with pytest.raises(EncoderError, match=says):
+        build_encoder(VIT, device="cpu", checkpoint=tmp_path / "other.pth")
