@@ -36,7 +36,7 @@ def saved(kind: str, shape: tuple[int, int], folder: Path) -> Path:
     """An image file of a kind, random colours in soft patches."""
     rng = np.random.default_rng(sum(shape))
     coarse = rng.integers(0, 256, (shape[0] // 8 + 1, shape[1] // 8 + 1, 4), dtype=np.uint8)
-    image = Image.fromarray(coarse, "RGBA").resize(shape[::-1], Image.Resampling.BICUBIC)
+    image = Image.fromarray(coarse, "RGBA").resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
     options: dict[str, Any] = {}
     path = folder / "patch.png"
     if kind == "16-bit grey":
