@@ -42,7 +42,7 @@ from .layouts import SUFFIXES, csv_table, folder_table
 from .manifest import KNOWN_COLUMNS, MOST_CLASSES, Header, Manifest, is_text, listed
 from .regions import wsi_table
 from .sources import open_source
-from .tables import FAULT
+from .tables import FAULT, Say
 from .values import SPLITS, read_values, spelling_of
 
 _GROUP_KIND = re.compile("slide|patient|case|subject|donor|specimen|biopsy", re.IGNORECASE)
@@ -120,33 +120,10 @@ def build_manifest(
     if on_error not in ("fail", "skip"):
         raise InvalidRequest(f"on_error = {on_error!r} is not known; it is 'fail' or 'skip'.")
     say = on_note or (lambda note: warnings.warn(note, stacklevel=4))
-    if name not in TABLES:
-        if not name.endswith(".toml") and name not in names():
-            hint = (
-                near(name, [*names(), *TABLES])
-                or f"; builders are {', '.join(TABLES)}; `datasets ls` lists sets."
-            )
-            raise InvalidRequest(f"no builder or data set is called {name!r}{hint}")
-        declaration = load_declaration(name)
-        _refuse_unknown(name, options, ["dataset"])
-        manifest = build_declared(declaration, Path(root), name=options.get("dataset", ""), say=say)
+    if name in TABLES:
+        manifest = _of_files(name, Path(root), options, on_error, on_skip, say)
     else:
-        describing = [field_.name for field_ in fields(Description)]
-        parameters = inspect.signature(TABLES[name]).parameters
-        own = [key for key in parameters if key not in ("root", "say", "lose", "free")]
-        _refuse_unknown(name, options, [*describing, *own])
-        if not options.get("dataset"):
-            raise InvalidRequest(
-                f"building {name!r} needs a name for the data set: dataset=NAME (--name NAME)."
-            )
-        description = Description(**{key: options[key] for key in describing if key in options})
-        given = {key: options[key] for key in own if key in options}
-        lost: list[tuple[str, str]] = []
-        if "lose" in inspect.signature(TABLES[name]).parameters:
-            given["lose"] = lambda *one: lost.append(one)
-        table, base = TABLES[name](Path(root), say=say, **given)
-        table = _without_faulty(table, lost, description.dataset, on_error, on_skip)
-        manifest = describe_table(table, base, description, _group_column(name, table, options), say)
+        manifest = _of_declaration(name, Path(root), options, say)
     if hashes is None:
         hashes = name != "wsi"
     if not hashes:
@@ -161,6 +138,41 @@ def build_manifest(
     readable = np.ones(len(small), bool)
     readable[[i for i, _ in failures]] = False
     return _with_clusters(hashed, small[readable], workers, progress, say)
+
+
+def _of_declaration(name: str, root: Path, options: dict[str, Any], say: Say) -> Manifest:
+    if not name.endswith(".toml") and name not in names():
+        builders = f"; builders are {', '.join(TABLES)}; `datasets ls` lists sets."
+        hint = near(name, [*names(), *TABLES]) or builders
+        raise InvalidRequest(f"no builder or data set is called {name!r}{hint}")
+    declaration = load_declaration(name)
+    _refuse_unknown(name, options, ["dataset"])
+    return build_declared(declaration, root, name=options.get("dataset", ""), say=say)
+
+
+def _of_files(
+    name: str,
+    root: Path,
+    options: dict[str, Any],
+    on_error: str,
+    on_skip: Callable[[str, str], None] | None,
+    say: Say,
+) -> Manifest:
+    """By a function of `TABLES`, without rows of files that it cannot read."""
+    describing = [field.name for field in fields(Description)]
+    parameters = inspect.signature(TABLES[name]).parameters
+    own = [key for key in parameters if key not in ("root", "say", "lose", "free")]
+    _refuse_unknown(name, options, [*describing, *own])
+    if not options.get("dataset"):
+        raise InvalidRequest(f"building {name!r} needs a name for the data set: dataset=NAME (--name NAME).")
+    description = Description(**{key: options[key] for key in describing if key in options})
+    given = {key: options[key] for key in own if key in options}
+    lost: list[tuple[str, str]] = []
+    if "lose" in parameters:
+        given["lose"] = lambda file, why: lost.append((file, why))
+    table, base = TABLES[name](root, say=say, **given)
+    table = _without_faulty(table, lost, description.dataset, on_error, on_skip)
+    return describe_table(table, base, description, _group_column(name, table, options), say)
 
 
 def hash_images(

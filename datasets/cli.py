@@ -458,8 +458,7 @@ def check(
       patchbank datasets check ami-br.toml atnorm-br.toml --near --pairs near.csv
     """
     from ..texts import write_csv
-    from .audit import audit, between, near_duplicates, near_identical
-    from .clusters import MOST, MOST_PAIRS, TooManyAlikeError
+    from .audit import audit, between, near_duplicates
     from .declarations import load_declaration
     from .manifest import load_manifest
     from .overlaps import same_places, shared_slides
@@ -472,20 +471,8 @@ def check(
         audit(manifest, facts=own if own and own.name == manifest.header.name else None, workers=workers)
         for manifest in loaded
     ]
-    unsought = ""
-    pairs = across = None
-    if near:
-        pairs = near_duplicates(loaded, workers=workers)
-        across = between(pairs)
-    elif sum(map(len, loaded)) > MOST:
-        unsought = f"these are more than {MOST} rows"
-    else:
-        try:
-            across = near_identical(loaded, audits, workers=workers)
-        except TooManyAlikeError:
-            unsought = f"more than {MOST_PAIRS} pairs look alike"
-    if unsought:
-        unsought = f"near-identical images were not looked for: {unsought}; --near does, slowly"
+    pairs = near_duplicates(loaded, workers=workers) if near else None
+    across, unsought = (between(pairs), "") if pairs is not None else _near_identical(loaded, audits, workers)
     if across is not None:  # identical images of one set are in its audit
         across = across[~across["identical"] | (across["set_a"] != across["set_b"])]
     leaking = across is not None and bool(
@@ -497,16 +484,10 @@ def check(
     if file and pairs is not None:
         write_csv(file, pairs)
     if as_json:
-        document: dict[str, Any] = {"audits": [item.to_json() for item in audits]}
-        if pairs is not None:
-            document["near_duplicates"] = pairs.to_dict(orient="records")
-        if across is not None:
-            document["across"] = across.to_dict(orient="records")
-        document["same_places"] = places.to_dict(orient="records")
-        document["shared_slides"] = slides.to_dict(orient="records")
-        if unsought:
-            document["note"] = unsought
-        _json(document)
+        tables = {"near_duplicates": pairs, "across": across, "same_places": places, "shared_slides": slides}
+        records = {key: table.to_dict(orient="records") for key, table in tables.items() if table is not None}
+        note = {"note": unsought} if unsought else {}
+        _json({"audits": [item.to_json() for item in audits], **records, **note})
     else:
         for item in audits:
             _show_audit(item)
@@ -518,6 +499,20 @@ def check(
         _note(", ".join(item.name for item in audits), unsought)
     if leaking or not all(item.ok for item in audits):
         ctx.exit(1)
+
+
+def _near_identical(manifests: Sequence[Any], audits: Sequence[Any], workers: int | None) -> tuple[Any, str]:
+    """The pairs, or None, and why these are too many to look for."""
+    from .audit import near_identical
+    from .clusters import MOST, MOST_PAIRS, TooManyAlikeError
+
+    why = f"these are more than {MOST} rows"
+    if sum(map(len, manifests)) <= MOST:
+        try:
+            return near_identical(manifests, audits, workers=workers), ""
+        except TooManyAlikeError:
+            why = f"more than {MOST_PAIRS} pairs look alike"
+    return None, f"near-identical images were not looked for: {why}; --near does, slowly"
 
 
 # --- fetch ------------------------------------------------------------------------------------------

@@ -110,6 +110,20 @@ def score_fold_models(
     return by_set
 
 
+def patch_columns(rows: Rows) -> pd.DataFrame:
+    """What says of which patch a prediction is."""
+    return pd.DataFrame(
+        {
+            "patch_id": rows.patch_id,
+            "path": rows.path,
+            "content_hash": rows.content_hash,
+            "dataset": rows.dataset,
+            "domain": rows.domain,
+            "group": rows.group,
+        }
+    )
+
+
 def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequence[Column]]) -> pd.DataFrame:
     """Every prediction, one row each: patch, feature set and role ("oof", "refit", "ensemble").
 
@@ -126,18 +140,7 @@ def predictions_table(data: StudyData, plan: Plan, columns: Mapping[str, Sequenc
     for rows in data.rows:
         label = np.array(rows.classes, dtype=object)[rows.y] if rows.classes else rows.y.astype(np.int8)
         fold = plan.folds if rows.dataset == data.train.dataset else np.zeros(len(rows), int)
-        about = pd.DataFrame(
-            {
-                "patch_id": rows.patch_id,
-                "path": rows.path,
-                "content_hash": rows.content_hash,
-                "dataset": rows.dataset,
-                "domain": rows.domain,
-                "group": rows.group,
-                "label": label,
-                "fold": fold.astype(np.int16),
-            }
-        )
+        about = patch_columns(rows).assign(label=label, fold=fold.astype(np.int16))
         if with_votes:
             about = about.assign(
                 votes_positive=rows.votes_positive.astype(np.int16),

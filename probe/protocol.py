@@ -409,8 +409,8 @@ def run_on_split(
         head = RECIPES[config.solver](X, y, V, v, seed=config.seed)
         held_out = head.decision(V).astype(np.float64)
         path = criterion_path(config, v, held_out[None, None, None], np.ones(len(v), int))
-        facts = _recipe_facts({f"best of {head.epochs} epochs was {head.best_epoch}": 1})
-        steps = head.steps()
+        status = {f"best of {head.epochs} epochs was {head.best_epoch}": 1}
+        steps, facts = head.steps(), _recipe_facts(status)
         scores = {name: head.decision(rows).astype(np.float64) for name, rows in tests.items()}
     else:
         fitted = _fit_before_validation(X, y, V, v, config, votes=votes, groups=groups)
@@ -421,20 +421,19 @@ def run_on_split(
         steps = fitted.steps(0, choice)
         scores = {name: fitted.scorer(rows)(0, choice) for name, rows in tests.items()}
     adjusted = adjustment(v, held_out, weighted=weighted)
-    no_rows = held_out[:0]
     return ProtocolRun(
         values=values,
         path=path,
         fold_paths=np.empty((0, *path.shape)),
         choice=choice,
         fold_choices=[],
-        oof=no_rows,
+        oof=held_out[:0],
         oof_adjusted=np.empty((0, len(adjusted))),
-        oof_ranking=no_rows,
+        oof_ranking=held_out[:0],
         scales=np.empty((0, 2, *held_out.shape[1:])),
         oof_flat=held_out,
         adjusted=adjusted,
-        oof_ensemble=no_rows,
+        oof_ensemble=held_out[:0],
         ensemble_adjusted=adjusted,
         refit=scores,
         fold_models={},

@@ -19,7 +19,7 @@ from ..errors import InvalidRequest, ProbeError
 from ..files import cores
 from ..version import provenance
 from .data import StudyData, audit, check_embeddings, clustered, leak_notes, pieces_of, rows_of
-from .describe import describe, describe_stores, finite
+from .describe import describe, describe_stores, finite, patch_columns
 from .features import load_set
 from .model import ProbeModel
 from .protocol import MOST_FOLDS, folds_of
@@ -452,18 +452,9 @@ def predictions_table(
     frames = []
     for rows in data.rows:
         train = rows.dataset == data.train.dataset
-        about = pd.DataFrame(
-            {
-                "patch_id": rows.patch_id,
-                "path": rows.path,
-                "content_hash": rows.content_hash,
-                "dataset": rows.dataset,
-                "domain": rows.domain,
-                "group": rows.group,
-                "fold": (folds if train else np.zeros(len(rows), int)).astype(np.int16),
-                **{f"label_{t}": y for t, y in zip(data.targets, rows.y.T, strict=True)},
-            }
-        )
+        fold = (folds if train else np.zeros(len(rows), int)).astype(np.int16)
+        labels = {f"label_{t}": y for t, y in zip(data.targets, rows.y.T, strict=True)}
+        about = patch_columns(rows).assign(fold=fold, **labels)
         for column in columns[rows.dataset]:
             tables = {"prediction": column.values, "ranking": column.ranking}
             named = {

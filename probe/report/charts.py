@@ -125,14 +125,20 @@ def confidence(view: View, dataset: str) -> Chart:
     parts = []
     if len(rows):
         parts = [_calibration_part(view, right, probability, "calibrated (temperature, on the folds)")]
+    return _calibration(
+        view, dataset, parts, xlabel="predicted probability of the call", ylabel="share of right calls"
+    )
+
+
+def _calibration(view: View, dataset: str, parts: Sequence[Part], *, xlabel: str, ylabel: str) -> Chart:
     return Chart(
         kind="calibration",
         of=dataset,
         title=f"calibration, {dataset}",
         note=f"{view.starred(view.chosen)}. {counted(view, dataset)}\n"
         f"Bars: {view.level} % intervals for independent patches, in {BINS} bins of equal count",
-        xlabel="predicted probability of the call",
-        ylabel="share of right calls",
+        xlabel=xlabel,
+        ylabel=ylabel,
         parts=[*parts, Part(x=UNIT, y=UNIT, label="perfect calibration")],
     )
 
@@ -167,16 +173,8 @@ def reliability(view: View, dataset: str) -> Chart:
             _calibration_part(view, y, calibrated, "calibrated (Platt, on the folds)"),
             _calibration_part(view, y, fitted, "as fitted", filled=False),
         ]
-    return Chart(
-        kind="calibration",
-        of=dataset,
-        title=f"calibration, {dataset}",
-        note=f"{view.starred(view.chosen)}. {counted(view, dataset)}\n"
-        f"Bars: {view.level} % intervals for independent patches, in {BINS} bins of equal count",
-        xlabel="predicted probability",
-        ylabel=f"observed frequency of {view.positive}",
-        parts=[*parts, Part(x=UNIT, y=UNIT, label="perfect calibration")],
-    )
+    ylabel = f"observed frequency of {view.positive}"
+    return _calibration(view, dataset, parts, xlabel="predicted probability", ylabel=ylabel)
 
 
 def decision(view: View, dataset: str) -> Chart | None:

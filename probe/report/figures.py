@@ -209,10 +209,7 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         axes.text(j, i, f"{value:.2f}{around}", ha="center", va="center", color=ink, linespacing=1.05)
         if matrix.own(i, j):
             axes.plot(*np.add([[j], [i]], FRAME), color="black", linewidth=0.9)
-    axes.set_xticks(range(columns), heads, rotation=90)
-    axes.set_yticks(range(rows), names)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
+    _table_axes(axes, heads, names)
     start = 0
     for dataset, same in groupby(
         view.train if dataset == "train" else dataset for dataset, *_ in matrix.columns
@@ -225,6 +222,14 @@ def draw_matrix(view: View, matrix: Matrix) -> "Figure":
         start = end
     figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
     return figure
+
+
+def _table_axes(axes: "Axes", heads: Sequence[str], names: Sequence[str]) -> None:
+    """Names above the columns and left of the rows of cells."""
+    axes.set_xticks(range(len(heads)), heads, rotation=90)
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.spines[:].set_visible(False)
 
 
 def draw_confusion(view: View, matrix: Confusion) -> "Figure":
@@ -248,10 +253,7 @@ def draw_confusion(view: View, matrix: Confusion) -> "Figure":
         axes.text(j, i, text, ha="center", va="center", color=ink, linespacing=1.05)
         if i == j:
             axes.plot(*np.add([[j], [i]], FRAME), color="black", linewidth=0.9)
-    axes.set_xticks(range(k), names, rotation=90)
-    axes.set_yticks(range(k), names)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False)
-    axes.spines[:].set_visible(False)
+    _table_axes(axes, names, names)
     figure.supxlabel(note, x=0.01, ha="left", fontsize=7)
     return figure
 

@@ -157,10 +157,7 @@ def test_a_log_edited_by_hand_is_refused_by_name(filled: tuple[Store, Any], edit
     with pytest.raises(StoreError, match=rf"parts/log/{log.name}, line [234].*patchbank cache repair"):
         again(store)
     assert not verify(again(store, lenient=True)).good
-    done = repair(again(store, lenient=True))
-    assert done.lost == 0
-    assert verify(again(store)).good
-    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+    repair_loses_nothing(store, rows)
 
 
 def test_without_its_log_a_store_is_rebuilt_from_its_blocks(filled: tuple[Store, Any]) -> None:
@@ -305,6 +302,12 @@ def test_arrays_of_0_1_0_without_the_log_of_finalize(tmp_path: Path, make_rows: 
     assert fresh.load(rows.keys[here]).tobytes() == rows.vectors[here].astype(fresh.dtype).tobytes()
 
 
+def repair_loses_nothing(store: Store, rows: Any) -> None:
+    assert repair(again(store, lenient=True)).lost == 0
+    assert verify(again(store)).good
+    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+
+
 @pytest.mark.parametrize("line", ["block", "retire", "order", "writer"])
 def test_a_flip_in_any_line_of_finalize_loses_nothing(filled: tuple[Store, Any], line: str) -> None:
     store, rows = filled
@@ -312,10 +315,7 @@ def test_a_flip_in_any_line_of_finalize_loses_nothing(filled: tuple[Store, Any],
     gc(store, grace=0)
     (log,) = (Path(store.path) / "parts/log").glob("finalize-*")
     change(log, log.read_bytes().index(b'{"type":"%s"' % line.encode()) + 20)
-    done = repair(again(store, lenient=True))
-    assert done.lost == 0
-    assert verify(again(store)).good
-    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+    repair_loses_nothing(store, rows)
 
 
 def test_gc_never_removes_the_last_copy_of_a_row(filled: tuple[Store, Any]) -> None:
@@ -327,10 +327,7 @@ def test_gc_never_removes_the_last_copy_of_a_row(filled: tuple[Store, Any]) -> N
     spot, _ = store.spot_of(packed)
     change(Path(store.path) / spot.file, spot.offset + 3)
     gc(again(store), grace=0)
-    done = repair(again(store, lenient=True))
-    assert done.lost == 0
-    assert verify(again(store)).good
-    assert again(store).load(rows.keys).tobytes() == rows.vectors.tobytes()
+    repair_loses_nothing(store, rows)
 
 
 def test_grace_counts_from_retirement(filled: tuple[Store, Any]) -> None:
