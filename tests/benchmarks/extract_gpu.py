@@ -1,10 +1,10 @@
-"""On a GPU: ViT-H/14 and ViT-L/16 shapes, end to end from PNG files, against the bare model.
+"""On a GPU: ViT-H/14, ViT-L/16 and ViT-g/14 shapes, end to end from files, against the bare model.
 
-    python tests/benchmarks/extract_gpu.py [--n 20000] [--images FOLDER] [--compile] [--quick]
+    python tests/benchmarks/extract_gpu.py [--n 20000] [--images FOLDER] [--jpeg] [--compile] [--quick]
 
-Random weights of the real architectures (cards virchow2 and uni), bf16. Prints for each:
-  bare        the model on tensors that lie on the GPU: images/s and model FLOP utilisation
-  patchbank   from PNG files to a published store (model loaded before), and its share of bare
+Random weights of the real architectures (cards virchow2, uni, h-optimus-1), bf16. Prints for each:
+  bare        the model on tensors that lie on the GPU: images/s, model FLOP utilisation, peak memory
+  patchbank   from PNG or JPEG files to a published store (model loaded before), and its share of bare
   paper       one picture at a time: read, transform, upload, forward, download
 Aims: patchbank >= 90 % of bare; utilisation >= 45 % on ViT-H. --peak is the GPU's dense bf16 peak in TFLOP/s
 (H100 SXM: 989, A100: 312). Without a GPU, `--device cpu --quick` runs the same code on two blocks.
@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 from extract_inputs import default_images, manifest_of, workspace
 from patchbank.datasets.images import read_image
+from patchbank.errors import InvalidRequest
 from patchbank.extract.batch_size import batch_size_for
+from patchbank.extract.devices import resolve_devices
 from patchbank.extract.encoders import Encoder, build_encoder
 from patchbank.extract.registry import load_card
 from patchbank.extract.run import run_extract
@@ -25,7 +27,7 @@ from patchbank.extract.views import View
 from patchbank.extract.work import Lane
 from safetensors.torch import save_file
 
-CARDS = ("virchow2", "uni")
+CARDS = ("virchow2", "uni", "h-optimus-1")
 
 
 def flops(encoder: Encoder) -> float:
@@ -72,6 +74,8 @@ def main() -> None:
     )
     parser.add_argument("--n", type=int, default=20_000)
     parser.add_argument("--images", default=default_images())
+    parser.add_argument("--jpeg", action="store_true", help="JPEG files of quality 90 instead of PNG files")
+    parser.add_argument("--cards", nargs="*", default=CARDS)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--batch", type=int)
@@ -84,14 +88,17 @@ def main() -> None:
     )
     options = parser.parse_args()
     n = 128 if options.quick else options.n
-    device = torch.device(options.device)
+    try:
+        device = resolve_devices(options.device)[0]
+    except InvalidRequest as error:
+        raise SystemExit(f"{error}: nothing was measured; --device cpu --quick tries the code") from None
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    source = options.images or "noise"
-    print(f"{name}, torch {torch.__version__}, {options.precision}, {n} pictures from {source}")
+    source, kind = options.images or "noise", "JPEG files" if options.jpeg else "PNG files"
+    print(f"{name}, torch {torch.__version__}, {options.precision}, {n} {kind} from {source}")
     with workspace() as folder:
-        manifest = manifest_of(folder, n, options.images)
+        manifest = manifest_of(folder, n, options.images, suffix="jpg" if options.jpeg else "png")
         paths = [manifest.path(i) for i in range(min(n, 256))]
-        for card_id in CARDS:
+        for card_id in options.cards:
             card = load_card(card_id)
             if options.quick and device.type == "cpu":
                 card = card.replace(arguments={**card.arguments, "depth": 2})
@@ -100,11 +107,15 @@ def main() -> None:
             encoder = build_encoder(card, checkpoint=checkpoint, **common)
             lane = Lane(0, View(), card.transform, [])
             batch = options.batch or batch_size_for([[encoder]], [lane], default_cpu=16)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
             alone = bare(encoder, batch, 2 if options.quick else 20)
+            peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
             work = flops(encoder) / 1e12
             print(f"{card_id}: {work:.3f} TFLOP a picture, batch {batch}")
             used = f", {alone * work / options.peak:.0%} of {options.peak:g} TFLOP/s" if options.peak else ""
-            print(f"  bare      {alone:9.1f} images/s{used}", flush=True)
+            held = f", {peak:.1f} GiB" if peak else ""
+            print(f"  bare      {alone:9.1f} images/s{used}{held}", flush=True)
             single = paper(encoder, paths)
             del encoder
             report = run_extract(

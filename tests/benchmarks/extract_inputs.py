@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from patchbank.datasets.images import content_hash
+from patchbank.datasets.images import content_hash, read_image
 from patchbank.datasets.manifest import Header, Manifest
 from PIL import Image
 
@@ -45,8 +46,9 @@ def _cpu() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def manifest_of(folder: Path, n: int, images: str | None) -> Manifest:
-    """n PNGs under `folder`: the first of `images` (a folder, searched), else noise of 128 x 128 pixels."""
+def manifest_of(folder: Path, n: int, images: str | None, *, suffix: str = "png") -> Manifest:
+    """n images under `folder`: the first of `images` (a folder, searched), else noise of 128 x 128 pixels."""
+    options: dict[str, Any] = {"compress_level": 1} if suffix == "png" else {"quality": 90}
     place = folder / "images"
     place.mkdir(parents=True)
     found = sorted(Path(images).rglob("*.png"))[:n] if images else []
@@ -58,9 +60,11 @@ def manifest_of(folder: Path, n: int, images: str | None) -> Manifest:
             pixels[0, 0, 0] = number // len(found) or pixels[0, 0, 0]
         else:
             pixels = np.random.default_rng(number).integers(0, 256, (128, 128, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{number}.png", compress_level=1)
-        hashes.append(content_hash(pixels).hex())
-    return Manifest(HEADER, table_of(hashes), place)
+        path = place / f"{number}.{suffix}"
+        Image.fromarray(pixels).save(path, **options)
+        hashes.append(content_hash(pixels if suffix == "png" else read_image(path)).hex())
+    table = table_of(hashes)
+    return Manifest(HEADER, table.assign(path=[f"{i}.{suffix}" for i in range(n)]), place)
 
 
 HEADER = Header(name="bench", version="1", classes=("x",), positive="x", licence="none", source="benchmark")

@@ -12,6 +12,9 @@ import subprocess
 import sys
 import time
 
+from patchbank.errors import InvalidRequest
+from patchbank.extract.devices import resolve_devices
+
 SETTINGS = {
     "published loop: fp32, batch 8": {"precision": "fp32", "batch_size": 8},
     "bf16, batch 8": {"precision": "bf16", "batch_size": 8},
@@ -67,6 +70,10 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         return print(json.dumps(measure(given.encoder, given.device, given.steps, json.loads(given.one))))
+    try:
+        resolve_devices(given.device)
+    except InvalidRequest as error:
+        raise SystemExit(f"{error}: nothing was measured") from None
     for name, changes in SETTINGS.items():
         words = [sys.executable, __file__, "--encoder", given.encoder, "--device", given.device]
         words += ["--steps", str(given.steps), "--one", json.dumps(changes)]

@@ -161,6 +161,48 @@ def test_clusters_are_classes_or_domains(by: str, sign: int) -> None:
     assert clustering_score(X, label, domain, k=3, trials=2)[1] == 3
 
 
+def rand_index(a: np.ndarray, b: np.ndarray) -> float:
+    """Adjusted for chance, from its definition by pairs of rows (Hubert and Arabie 1985)."""
+    same_a, same_b = (one[:, None] == one for one in (a, b))
+    above = np.triu_indices(len(a), 1)
+    both, of_a, of_b = ((x[above]).sum() for x in (same_a & same_b, same_a, same_b))
+    expected = of_a * of_b / len(above[0])
+    return float((both - expected) / ((of_a + of_b) / 2 - expected))
+
+
+def silhouette(Z: np.ndarray, found: np.ndarray) -> float:
+    """Mean over rows of (b - a) / max(a, b) of cosine distances, 0 in a cluster of one (Rousseeuw 1987)."""
+    distance = 1 - Z @ Z.T
+    values = []
+    for i, own in enumerate(found):
+        near = [distance[i, found == c].mean() for c in np.unique(found) if c != own]
+        inside = (found == own).sum() - 1
+        a = distance[i, found == own].sum() / inside if inside else 0.0
+        values.append((min(near) - a) / max(a, min(near)) if inside else 0.0)
+    return float(np.mean(values))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_clustering_score_is_that_of_its_definition() -> None:
+    """PathoROB: k by the silhouette of k-means on rows of length 1; index of the class less the domain's."""
+    from sklearn.cluster import KMeans
+
+    X, label, domain, _ = data(120, seed=4)
+    Z = X / np.linalg.norm(X, axis=1, keepdims=True)
+
+    def clusters(k: int, starts: int, seed: int) -> np.ndarray:
+        made = KMeans(k, init="random", n_init=starts, random_state=seed)  # pyright: ignore[reportArgumentType]
+        return np.asarray(made.fit(Z.astype(np.float32)).labels_)
+
+    best = max(range(2, 7), key=lambda k: silhouette(Z, clusters(k, 5, 0)))
+    wanted = [
+        rand_index(label, f) - rand_index(domain, f) for f in (clusters(best, 5, 1 + t) for t in range(3))
+    ]
+    scores, k = clustering_score(X, label, domain, largest_k=6, starts=5, trials=3)
+    assert k == best
+    np.testing.assert_allclose(scores, wanted, rtol=1e-9)
+
+
 def test_pairs_have_all_four_combinations() -> None:
     assert class_domain_pairs(list("abab"), list("xxyy")) == [("a", "b", "x", "y")]
     assert class_domain_pairs(list("aba"), list("xxy")) == []
