@@ -29,7 +29,7 @@ class Leftover:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ProvenRows:
     """The rows of a leftover that prove themselves. whole: the record of the block, if it is all of it."""
 
     keys: np.ndarray
@@ -60,7 +60,7 @@ def _is_marked(store: Store, block: str) -> bool:
     return store.files.exists(pending(block))
 
 
-def proven(store: Store, name: str) -> Rows | None:
+def proven(store: Store, name: str) -> ProvenRows | None:
     """The rows of a leftover that are what its record or its name says, or None: there are none."""
     record = store.catalog.published.get(name)
     try:
@@ -74,10 +74,10 @@ def proven(store: Store, name: str) -> Rows | None:
     good = np.ones(record.rows, dtype=bool)
     for segment in bad_segments(record, vectors, keys):
         good[segment * SEGMENT_ROWS : (segment + 1) * SEGMENT_ROWS] = False
-    return Rows(keys[good], vectors[good], record if good.all() else None) if good.any() else None
+    return ProvenRows(keys[good], vectors[good], record if good.all() else None) if good.any() else None
 
 
-def _by_name(store: Store, name: str) -> Rows | None:
+def _by_name(store: Store, name: str) -> ProvenRows | None:
     for rows, extra in store.layout.recover(name):
         spots = store.spot_of(Block(name, rows, "", "", "", 0.0, "", extra))
         vectors, keys = store.empty_block(rows, spots)
@@ -86,11 +86,11 @@ def _by_name(store: Store, name: str) -> Rows | None:
         if name_fits(name, rows, segments):
             block = block_of(name, vectors, keys, segments, "recovered", extra)
             # its padding may be damaged, which the name does not tell: then the rows are copied
-            return Rows(keys, vectors, None if store.layout.other_bytes(block, *spots) else block)
+            return ProvenRows(keys, vectors, None if store.layout.other_bytes(block, *spots) else block)
     return None
 
 
-def publish(store: Store, writer: StoreWriter, leftover: Leftover, rows: Rows, new: np.ndarray) -> None:
+def publish(store: Store, writer: StoreWriter, leftover: Leftover, rows: ProvenRows, new: np.ndarray) -> None:
     """Publishes the rows of a leftover that exist nowhere else: `new`, bool (n,)."""
     if leftover.kind != "retired" and rows.whole is not None:
         writer.log().append(rows.whole.record())

@@ -23,7 +23,7 @@ from .finalize import (
 )
 from .index import KEY_BYTES
 from .leases import Found, Lease, hold, holder, sweepable
-from .leftovers import Leftover, Rows, held_keys, leftovers, proven, publish
+from .leftovers import Leftover, ProvenRows, held_keys, leftovers, proven, publish
 from .log import Block
 from .store import Store, StoreWriter, make_folders, write_block
 
@@ -135,7 +135,7 @@ def _verify_leftovers(store: Store, report: Verified) -> None:
 
 
 def _fault_of(
-    leftover: Leftover, rows: Rows | None, new: np.ndarray, notes: list[str], *, lossy: bool
+    leftover: Leftover, rows: ProvenRows | None, new: np.ndarray, notes: list[str], *, lossy: bool
 ) -> Damage | None:
     file = leftover.files[0]
     if rows is None or not new.any():
@@ -152,7 +152,7 @@ def _fault_of(
     return None
 
 
-def _unpublished(store: Store, report: Verified) -> Iterator[tuple[Leftover, Rows | None, np.ndarray]]:
+def _unpublished(store: Store, report: Verified) -> Iterator[tuple[Leftover, ProvenRows | None, np.ndarray]]:
     """The files beside the published blocks, their rows, and which rows (bool) exist nowhere else."""
     left = leftovers(store, strict=False)
     if not left:

@@ -68,7 +68,7 @@ def analyse_domains(
     if len(config.grid) > GRID:  # half of a fine grid is fine enough for folds as small as these
         coarser = {config.parameter: config.grid[:: len(config.grid) // GRID]}
         config = config.model_copy(update=coarser)
-    study = _Study(X, y, groups, domain, names, config, votes, tuple(classes))
+    study = _DomainModels(X, y, groups, domain, names, config, votes, tuple(classes))
     study.fit()
     return Domains(
         leave_one_out=[study.left_out(d) for d in names],
@@ -92,7 +92,7 @@ class _Model:
 
 
 @dataclass
-class _Study:
+class _DomainModels:
     """Models by training set: ("out", d[, e]) without one or two domains, ("in", d[, fold]) in one."""
 
     X: np.ndarray

@@ -58,7 +58,7 @@ PARTS = (0.6, 0.2)  # groups that probes are fitted on, and chosen on; the rest 
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _LabelledRows:
     """label, domain : int codes (n,); group : object (n,); classes, domains : their names"""
 
     label: np.ndarray
@@ -164,14 +164,14 @@ class _Near(NamedTuple):
     seconds: float
 
 
-def _neighbours(X: np.ndarray, rows: _Rows, ks: Sequence[int]) -> _Near:
+def _neighbours(X: np.ndarray, rows: _LabelledRows, ks: Sequence[int]) -> _Near:
     started = time.perf_counter()
     index, _ = nearest(X, ks[-1], groups=rows.group)
     seconds = time.perf_counter() - started
     return _Near(index, vote_accuracy(index, rows.label, ks), seconds)
 
 
-def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest, _Rows]:
+def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest, _LabelledRows]:
     table = manifest.table
     known = ((table["label"] != "") & (table["domain"] != "")).to_numpy(bool)
     if not known.all():
@@ -189,13 +189,13 @@ def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest,
             )
     if not part.groups_known:
         note("no groups (slides) are known: neighbours of the same slide count, and the figures are too good")
-    return part, _Rows(y, d, effective_groups(part), tuple(classes), tuple(domains))
+    return part, _LabelledRows(y, d, effective_groups(part), tuple(classes), tuple(domains))
 
 
 def _measure(
     name: str,
     X: np.ndarray,
-    rows: _Rows,
+    rows: _LabelledRows,
     near: _Near,
     *,
     ks: Sequence[int],
@@ -243,7 +243,7 @@ def _measure(
     )
 
 
-def _precision_chance(rows: _Rows) -> float:
+def _precision_chance(rows: _LabelledRows) -> float:
     """The share of rows of other groups that are of a row's class, mean over rows."""
     group, n = cluster_codes(rows.group, len(rows)), len(rows)
     inside = np.zeros((int(group.max()) + 1, len(rows.classes)))
@@ -253,7 +253,7 @@ def _precision_chance(rows: _Rows) -> float:
     return float(np.mean(same / np.maximum(others, 1)))
 
 
-def _domain(X: np.ndarray, rows: _Rows, seed: int, note: Callable[[str], None]) -> Measured:
+def _domain(X: np.ndarray, rows: _LabelledRows, seed: int, note: Callable[[str], None]) -> Measured:
     """Balanced accuracy of a linear classifier of the domain, fitted without the groups that it is scored on.
 
     Its C : for each fold the best on the other folds, scored by models that have not seen them.
@@ -302,7 +302,9 @@ def _whole_groups(group: np.ndarray, size: int, rng: np.random.Generator) -> np.
     return np.flatnonzero(np.isin(code, kept))
 
 
-def _drop(X: np.ndarray, rows: _Rows, iterations: int, seed: int, note: Callable[[str], None]) -> Drop | None:
+def _drop(
+    X: np.ndarray, rows: _LabelledRows, iterations: int, seed: int, note: Callable[[str], None]
+) -> Drop | None:
     """Fitted on : rows of PARTS[0] of the groups of two domains, drawn by `correlated_cells`, for every pair
     of domains. Chosen on (C, a value a draw and correlation) : PARTS[1] of the groups, class and domain
     balanced. Scored : the remaining groups (inside) and all other domains (outside), balanced accuracy,
@@ -360,7 +362,7 @@ def _drop(X: np.ndarray, rows: _Rows, iterations: int, seed: int, note: Callable
 
 
 def _drawn(
-    rows: _Rows, pair: tuple[int, int], rng: np.random.Generator
+    rows: _LabelledRows, pair: tuple[int, int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
     """Rows to fit, to choose and to score on, and which of the first are in the set of each share (S, n).
 
@@ -412,7 +414,7 @@ def _accuracy(fits: Any, X: np.ndarray, y: np.ndarray, cell: np.ndarray, K: int)
     return np.mean([right[cell == c].mean(axis=0) for c in np.unique(cell)], axis=0)
 
 
-def _clusters(X: np.ndarray, rows: _Rows, trials: int, seed: int) -> list[float]:
+def _clusters(X: np.ndarray, rows: _LabelledRows, trials: int, seed: int) -> list[float]:
     """The clustering score of every two classes in two domains that have all four combinations.
 
     Of each at most CLUSTERED rows are drawn, equally many.
@@ -435,7 +437,7 @@ def _clusters(X: np.ndarray, rows: _Rows, trials: int, seed: int) -> list[float]
 Load = Callable[[str], np.ndarray]
 
 
-def _consistency(names: Sequence[str], load: Load, rows: _Rows) -> list[Consistency]:
+def _consistency(names: Sequence[str], load: Load, rows: _LabelledRows) -> list[Consistency]:
     """Every view of an encoder and token policy against its first one."""
     first: dict[tuple[str, str | None], str] = {}
     out = []
@@ -461,7 +463,7 @@ def _consistency(names: Sequence[str], load: Load, rows: _Rows) -> list[Consiste
 
 
 def _alignment(
-    names: Sequence[str], load: Load, near: dict[str, np.ndarray], rows: _Rows, k: int
+    names: Sequence[str], load: Load, near: dict[str, np.ndarray], rows: _LabelledRows, k: int
 ) -> list[Alignment]:
     """Every two encoders in the same view."""
     out = []

@@ -146,7 +146,7 @@ def run_probe(
 
 
 @dataclass(frozen=True)
-class _Study:
+class _Prepared:
     """What is fixed before anything is fitted; repeats : plan and settings of every run."""
 
     data: StudyData
@@ -161,20 +161,20 @@ class _Study:
         return self.repeats[0][0]
 
 
-def _prepare(data: StudyData, bank: Any, config: ProbeConfig, *, progress: bool) -> _Study:
+def _prepare(data: StudyData, bank: Any, config: ProbeConfig, *, progress: bool) -> _Prepared:
     check_embeddings(data, bank, config)
     groups = effective_groups(data.train_manifest)
     if data.choosing:
         leaks = audit(data, None, bank, config, progress=progress)
         plan = Plan(np.zeros(len(groups), int), [], [], groups, data.train.vote_share())
-        return _Study(clustered(data, leaks.near), config, None, leaks, [(plan, config)])
+        return _Prepared(clustered(data, leaks.near), config, None, leaks, [(plan, config)])
     folds = outer_folds(data.train_manifest, config)
     fold_of_row = folds.assign(groups)
     leaks = audit(data, fold_of_row, bank, config, progress=progress)
     data = clustered(data, leaks.near)
     plan = plan_of(data, fold_of_row, config)
     repeats = _repeats(data, plan, bank, config, n_splits=folds.n_splits)
-    return _Study(data, config, folds, leaks, repeats)
+    return _Prepared(data, config, folds, leaks, repeats)
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class _Scored:
 
 
 def _score(
-    study: _Study, runs: Mapping[str, ProtocolRun], others: Sequence[Mapping[str, ProtocolRun]]
+    study: _Prepared, runs: Mapping[str, ProtocolRun], others: Sequence[Mapping[str, ProtocolRun]]
 ) -> _Scored:
     data, config = study.data, study.config
     chosen, columns = columns_of(data, study.plan, runs, config)
@@ -238,7 +238,7 @@ def _score(
 
 
 def _describe(
-    study: _Study, bank: Any, runs: Mapping[str, ProtocolRun], more_notes: Sequence[str]
+    study: _Prepared, bank: Any, runs: Mapping[str, ProtocolRun], more_notes: Sequence[str]
 ) -> dict[str, Any]:
     """The parts of results.json that say what was done with what."""
     data, config, folds = study.data, study.config, study.folds
@@ -366,7 +366,7 @@ def _probe_one(
 
 
 def _analyse_domains(
-    study: _Study, bank: Any, names: Sequence[str], chosen: str
+    study: _Prepared, bank: Any, names: Sequence[str], chosen: str
 ) -> tuple[dict[str, Any], list[str]]:
     """The analyses of the feature sets that the settings ask for, and a note where there can be none.
 

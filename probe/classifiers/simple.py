@@ -48,7 +48,7 @@ class Probe(Protocol):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _TrainingRows:
     """Checked training rows of positive weight."""
 
     X: Floats
@@ -64,7 +64,9 @@ class _Rows:
         return self.y[:, None] == np.arange(self.n_classes)
 
 
-def _rows(X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> _Rows:
+def _rows(
+    X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None
+) -> _TrainingRows:
     labels = _labels(y)
     table = np.asarray(X, np.float64)
     if table.ndim != 2 or len(table) != len(labels):
@@ -82,7 +84,9 @@ def _rows(X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None, groups: A
         raise ProbeError(
             f"a probe needs training rows of {'both' if n_classes == 2 else f'all {n_classes}'} classes"
         )
-    return _Rows(table[used], labels[used], weight[used], sample_weight is not None, codes[used], n_classes)
+    return _TrainingRows(
+        table[used], labels[used], weight[used], sample_weight is not None, codes[used], n_classes
+    )
 
 
 def _labels(y: ArrayLike) -> NDArray[np.intp]:
@@ -107,7 +111,7 @@ class _Fitted:
         self._learn(_rows(X, y, sample_weight, groups))
         return self
 
-    def _learn(self, rows: _Rows) -> None:
+    def _learn(self, rows: _TrainingRows) -> None:
         raise NotImplementedError
 
     def decision(self, X: ArrayLike) -> Floats:
@@ -131,7 +135,7 @@ class KNN(_Fitted):
     temperature: float | None = None
     threshold: ClassVar[float] = 0.5
 
-    def _learn(self, rows: _Rows) -> None:
+    def _learn(self, rows: _TrainingRows) -> None:
         if self.metric not in ("cosine", "euclidean"):
             raise InvalidRequest(f"metric is 'cosine' or 'euclidean', not {self.metric!r}")
         if self.temperature is not None and (self.metric != "cosine" or self.temperature <= 0):
@@ -165,7 +169,7 @@ class NearestCentroid(_Fitted):
 
     threshold: ClassVar[float] = 0.0
 
-    def _learn(self, rows: _Rows) -> None:
+    def _learn(self, rows: _TrainingRows) -> None:
         self._mean = np.average(rows.X, axis=0, weights=rows.weight)
         scaled = unit(rows.X - self._mean)
         of_class = [rows.y == k for k in range(rows.n_classes)]
@@ -196,7 +200,7 @@ class Ridge(_Fitted):
     alphas: Sequence[float] = tuple(10.0 ** (k / 2) for k in range(-4, 15))
     threshold: ClassVar[float] = 0.0
 
-    def _learn(self, rows: _Rows) -> None:
+    def _learn(self, rows: _TrainingRows) -> None:
         if not len(self.alphas) or min(self.alphas) <= 0:
             raise InvalidRequest("alphas are positive, at least one")
         root = np.sqrt(rows.weight)
@@ -266,7 +270,7 @@ class LinearSVM(_Fitted):
     seed: int = 0
     threshold: ClassVar[float] = 0.0
 
-    def _learn(self, rows: _Rows) -> None:
+    def _learn(self, rows: _TrainingRows) -> None:
         from sklearn.svm import LinearSVC
 
         svm = LinearSVC(C=self.C, dual="auto", max_iter=self.max_iter, random_state=self.seed)
@@ -290,7 +294,7 @@ class MLP(_Fitted):
     seed: int = 0
     threshold: ClassVar[float] = 0.0
 
-    def _learn(self, rows: _Rows) -> None:
+    def _learn(self, rows: _TrainingRows) -> None:
         import warnings
 
         from sklearn.exceptions import ConvergenceWarning

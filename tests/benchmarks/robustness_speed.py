@@ -28,7 +28,9 @@ def measure(n: int, dim: int, iterations: int) -> None:
     domain, label = group % 4, rng.integers(0, 2, n)
     X[:, 0] += 2 * label
     X[:, 1] += 2 * domain
-    rows = module._Rows(label, domain, group.astype(str).astype(object), ("a", "b"), ("w", "x", "y", "z"))
+    rows = module._LabelledRows(
+        label, domain, group.astype(str).astype(object), ("a", "b"), ("w", "x", "y", "z")
+    )
     seconds = {}
 
     def timed(name: str, work: object) -> object:
