@@ -161,7 +161,7 @@ class Lance(Rival):
 class Tensorstore(Rival):
     """Two Zarr arrays in one OCDBT database of tensorstore; a transaction is an atomic one over both.
 
-    Two writers that both extend the arrays would take the same rows: it has no append of its own.
+    It has no append of its own: several writers would have to agree on their rows (not tried).
     """
 
     name = module = "tensorstore"
