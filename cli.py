@@ -311,9 +311,9 @@ def predict_command(
     MODEL is the folder of `patchbank probe run` (or a copy of its probe.json and probe.safetensors), a probe
     on the Hugging Face hub (hf:OWNER/NAME, hf:OWNER/NAME@REVISION), or the folder of `patchbank finetune
     run`: a fold's, or the one above, whose mean counts. SOURCE is a folder of images, one image, a manifest,
-    a zip, tar, .h5, .npz or .parquet with images, or slides with --coordinates. Neither the training data
-    nor a bank is needed. A row is called positive where its calibrated probability reaches the threshold
-    beside it.
+    a zip, tar, .h5, .npz or .parquet with images, or slides with --coordinates; for a probe on features of
+    another program, a file or folder of such features. Neither the training data nor a bank is needed. A row
+    is called positive where its calibrated probability reaches the threshold beside it.
 
     \b
     Examples:
@@ -360,8 +360,8 @@ def predict_command(
 def _show_predictions(predictions: Any, files: Sequence[Path]) -> None:
     """What was left out, the first rows where no file has them, counts, and the files."""
     table = predictions.table
-    for name, why in predictions.skipped:
-        note(f"left out: {name}: {why}", err=True)
+    for _, why in predictions.skipped:
+        note(f"left out: {why}", err=True)
     if not files:
         _show_rows(table)
     counts = (

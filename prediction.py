@@ -1,7 +1,8 @@
 """From a fitted model and images to predictions: `patchbank predict`.
 
 The model is a probe (`probe.json`, as `probe run` writes it) or a fine-tuned one. Neither its training data
-nor a bank is needed: without one the embeddings live as long as the prediction.
+nor a bank is needed: without one the embeddings live as long as the prediction. A probe on embeddings of
+another program is applied to such embeddings instead of images.
 """
 
 import os
@@ -17,15 +18,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .datasets.manifest import Manifest
-from .datasets.unlabelled import manifest_of
-from .errors import InvalidRequest
+from .cache.importing.foreign import read_source
+from .cache.importing.storing import ORIGIN, checked_parts
+from .datasets.layouts import SUFFIXES
+from .datasets.manifest import Header, Manifest
+from .datasets.unlabelled import COLUMNS, manifest_of
+from .errors import ImageError, InvalidRequest, PatchbankError
+from .extract.report import KEPT
 from .probe.artefact import ABOUT
 from .probe.config import Source, parse_features
 from .probe.model import ProbeModel, pick_probe
 from .probe.results.files import ProbeResult
 from .probe.results.older import PROBES
 
+CARD = "card.json"  # of a fine-tuned model; finetune/checkpoint.py would load torch
 SAME_MPP = 0.01  # resolutions that differ by less are one
 SAME = ("encoder", "preprocess", "view", "tokens", "dim")  # of two identities, for a probe to be applied
 ABOUT_ROWS = ("patch_id", "path", "label", "group", "domain")  # columns of a manifest that are passed on
@@ -89,7 +95,8 @@ def predict(
         on the hub, "hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", or the folder of a fine-tuned model: one
         fold's, or the one above (the mean probability of its folds)
     source : a folder of images, one image, a manifest, a container, a slide; see `manifest_of`, whose other
-        arguments (coordinates, size, mpp, ...) are taken too
+        arguments (coordinates, size, mpp, ...) are taken too. For a probe on imported embeddings: a file or
+        folder of such, as `import_embeddings` takes them
     bank : of embeddings, to be read and added to (None: they are not kept)
     features, role : of a probe, see `ProbeModel.load`
     encoders : id -> how the encoder is loaded, where its id is not enough (a card file, a Card)
@@ -101,9 +108,13 @@ def predict(
     fitted on. TrainingError, ProbeError, EncoderError, ImageError.
     """
     started = time.perf_counter()
-    manifest = manifest_of(source, **images)
     how = {"device": device, "checkpoint": checkpoint, "weights_dir": weights_dir, "trust_code": trust_code}
     probe = _probe_of(model, features, role)
+    if probe is not None and (identity := _imported(probe)):
+        predictions = _by_embeddings(probe, source, identity)
+        predictions.seconds["all"] = time.perf_counter() - started
+        return predictions
+    manifest = manifest_of(source, **images)
     if probe is None:
         if bank or features or role or encoders or precision or on_error != "fail":
             raise InvalidRequest(f"{PROBE_OPTIONS} belong to a probe, and {model} has no {ABOUT}")
@@ -134,6 +145,8 @@ def _probe_of(
         from .probe.hub import probe_of_hub
 
         repo, _, revision = str(model).removeprefix("hf:").partition("@")
+        if not repo:
+            raise InvalidRequest(f"{model} names no repository: hf:OWNER/NAME")
         return probe_of_hub(repo, features=features, role=role, revision=revision or None)
     folder = Path(model)
     if not folder.exists():
@@ -155,7 +168,52 @@ def _probe_of(
             "holds none of their models. Fix: predict with the folder of one, as `patchbank probe run` or "
             "`patchbank finetune run` wrote it"
         )
+    if not (folder / CARD).exists() and not any(folder.glob(f"fold-*/{CARD}")):
+        raise InvalidRequest(
+            f"{folder} holds no model: neither {ABOUT}, which `patchbank probe run -o {folder}` writes, nor "
+            f"{CARD} of `patchbank finetune run`"
+        )
     return None
+
+
+def _imported(probe: ProbeModel) -> Mapping[str, Any]:
+    """The identity of the embeddings of another program that a probe was fitted on; {} of computed ones."""
+    identities = [of.get("identity", {}) for of in probe.about.stores.values()]
+    imported = [identity for identity in identities if identity.get("encoder", {}).get("origin") == ORIGIN]
+    if imported and len(identities) > 1:
+        raise InvalidRequest(
+            f"{probe.about.features} is of several sources, some of them imported: put their columns side by "
+            "side and call ProbeModel.load(FOLDER).predict_proba(X) in Python"
+        )
+    return imported[0] if imported else {}
+
+
+def _by_embeddings(probe: ProbeModel, source: Any, identity: Mapping[str, Any]) -> Predictions:
+    encoder, started = identity["encoder"]["id"], time.perf_counter()
+    if isinstance(source, Manifest) or Path(source).suffix.lower() in (".toml", *SUFFIXES):
+        raise InvalidRequest(
+            f"the probe was fitted on embeddings of {encoder!r} that another program made, and takes such: "
+            f"name their file or folder, not {getattr(source, 'root', source)}"
+        )
+    embeddings = read_source(source)
+    if embeddings.encoder and embeddings.encoder != encoder:
+        raise InvalidRequest(
+            f"{source} says that its encoder is {embeddings.encoder!r}; the probe's is {encoder!r}"
+        )
+    if embeddings.vectors.shape[1] != probe.dim:
+        raise InvalidRequest(
+            f"{source} has embeddings of {embeddings.vectors.shape[1]} numbers; the probe was fitted on "
+            f"{probe.dim} of {encoder!r}"
+        )
+    parts = [part.astype(np.float32) for _, part in checked_parts(embeddings, identity["dtype"])]
+    ids = embeddings.table.get("patch_id", embeddings.table["path"]).astype(str)
+    kept = embeddings.table[[name for name in COLUMNS if name in embeddings.table.columns]]
+    header = Header(name="images", version="1", licence="unknown", source=str(source))
+    manifest = Manifest(header, kept.assign(patch_id="images/" + ids), Path(source).parent)
+    read = time.perf_counter()
+    table = _table(manifest, probe.score(np.concatenate(parts)), probe)
+    seconds = {"encoder": 0.0, "images": read - started, "model": time.perf_counter() - read}
+    return Predictions(table, manifest, probe, seconds=seconds)
 
 
 def _by_probe(
@@ -216,7 +274,14 @@ def _bank(given: str | os.PathLike[str] | None) -> Iterator[str]:
         yield os.fspath(given)
         return
     with tempfile.TemporaryDirectory(prefix="patchbank-predict-") as folder:
-        yield folder
+        try:
+            yield folder
+        except (KeyboardInterrupt, PatchbankError) as error:  # unlike those of a bank, which go on from there
+            error.__notes__ = [note for note in getattr(error, "__notes__", []) if KEPT not in note]
+            error.add_note("Nothing was kept: --bank FOLDER keeps the embeddings.")
+            if isinstance(error, ImageError):
+                error.add_note("--on-error skip leaves out images that cannot be read.")
+            raise
 
 
 def _precision(fitted: str | None, device: str) -> str:

@@ -81,6 +81,8 @@ def write_slides(predictions: Predictions, folder: str | Path) -> list[Path]:
         )
         what = [model.about.targets[0]] if model.about.targets else classes
         title = what[0] if model.about.targets else f"probability of {what[0]}"
+        if model.threshold is not None:
+            title += f" (called from {model.threshold:.2f})"
         picture = heat_map(slide, boxes, shown[rows], what, title=title, ends=ends)
         written.append(
             write_atomically(Path(folder) / f"{name}.png", lambda to, p=picture: p.save(to, "PNG"))

@@ -73,7 +73,7 @@ def wsi_table(
         table = _h5_table(place, size, scale, say, lose)
     else:
         if size < 1:
-            raise InvalidRequest("regions from a CSV need size, and at most one of level and mpp.")
+            raise InvalidRequest("regions from a CSV need the size of a patch in pixels (--size).")
         table = _csv_regions(place, columns or {}, say)
         table["_size"], table["_scale"] = size, scale
     files, faults, read = _slide_files(root, sorted(set(table["slide"])), say)

@@ -55,6 +55,8 @@ def manifest_of(
         raise InvalidRequest("size, level and mpp0 are of regions of slides: give coordinates too")
     if root.suffix.lower() == ".toml":
         return load_manifest(root)
+    if not root.exists():
+        raise InvalidRequest(f"{root} does not exist")
     known = (*SUFFIXES, *(f".{suffix.lower().lstrip('.')}" for suffix in suffixes))
     try:
         if root.is_file() and root.suffix.lower() in known:

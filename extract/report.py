@@ -7,6 +7,8 @@ from typing import Self
 
 from ..cache.identity import Identity
 
+KEPT = "patches were embedded and are kept; the same command goes on from there."  # of a run that stopped
+
 
 @dataclass
 class StoreReport:

@@ -27,7 +27,7 @@ from .engine import Pipeline
 from .options import ExtractOptions
 from .planning import Plan, open_lanes, plan_work
 from .registry import load_card
-from .report import ExtractReport
+from .report import KEPT, ExtractReport
 from .weights import Weights, locate
 
 if TYPE_CHECKING:
@@ -266,8 +266,7 @@ def _run_here(
             outcome = pipeline.run()
         except (KeyboardInterrupt, PatchbankError) as error:
             error.add_note(
-                f"{pipeline.outcome.embedded} patches were embedded and are kept; "
-                "the same command goes on from there."
+                f"{pipeline.outcome.embedded} {KEPT}"
                 + (" --on-error skip goes on past bad patches." if isinstance(error, ImageError) else "")
             )
             raise

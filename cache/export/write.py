@@ -7,7 +7,7 @@ trident       FILE.h5, or a folder of one a slide: `features` (n, d),         TR
 clam          folder: h5_files/SLIDE.h5, pt_files/SLIDE.pt, float32           CLAM
 stamp         as trident with `feats`, `coords` float32 in um, attributes     STAMP
               stamp_version, extractor, unit, tile_size_um, tile_size_px
-eva           folder: embeddings/*.pt, manifest.csv                           eva
+eva           folder: embeddings/*.pt, float32, manifest.csv                  eva
 npy           folder: embeddings/embeddings_0.npy, metadata/*.parquet         embedding-reader, numpy
 parquet       FILE.parquet, `embedding` a FixedSizeList                       pandas, DuckDB, polars
 huggingface   folder: data/SPLIT-*.parquet, labels as ClassLabel              Hugging Face datasets
@@ -139,8 +139,8 @@ def _checked(path: Path, layout: str, table: pd.DataFrame | None, options: dict[
             raise InvalidRequest(f"{name} is {value}; it has to be a length above 0")
     if how.dtype and how.dtype not in DTYPES:
         raise InvalidRequest(f"dtype is {how.dtype!r}; it is {' or '.join(DTYPES)}")
-    if layout == "clam" and not how.dtype:
-        how = replace(how, dtype="float32")  # CLAM's models refuse float16
+    if layout in ("clam", "eva") and not how.dtype:
+        how = replace(how, dtype="float32")  # their models refuse float16
     if table is not None:
         header = table.attrs
         how = replace(

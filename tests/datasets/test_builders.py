@@ -624,7 +624,7 @@ class TestRegions:
             build("wsi", root / "slides", coordinates=_csv(root, rows), size=32, positive="")
 
     def test_more_faults(self, root: Path) -> None:
-        with pytest.raises(InvalidRequest, match="need size, and at most one of level and mpp"):
+        with pytest.raises(InvalidRequest, match="need the size of a patch"):
             build("wsi", root / "slides", coordinates=root / "c.csv")
         with h5py.File(root / "two.h5", "w") as file:
             file["features"] = np.zeros(3)

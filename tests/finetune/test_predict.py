@@ -16,10 +16,12 @@ from click.testing import CliRunner
 from patchbank.cli import predict_command
 from patchbank.datasets.manifest import Manifest
 from patchbank.errors import ImageError, InvalidRequest
+from patchbank.extract.external import import_embeddings
 from patchbank.extract.run import run_extract
+from patchbank.finetune import checkpoint
 from patchbank.finetune.cli import finetune_group
 from patchbank.finetune.run import run_finetune
-from patchbank.prediction import predict
+from patchbank.prediction import CARD, predict
 from patchbank.probe.model import About, ProbeModel
 from patchbank.probe.run import run_probe
 from patchbank.slides import write_slides
@@ -186,8 +188,13 @@ def test_an_unreadable_image_stops_or_is_left_out(
     options = loading(tiny_encoder)
     new = held_out(tmp_path)
     (new / "bad.png").write_bytes(b"\x89PNG no")
-    with pytest.raises(ImageError, match=r"bad\.png"):
+    with pytest.raises(ImageError, match=r"bad\.png") as stop:
         predict(results, new, **options)
+    nothing = "Nothing was kept: --bank FOLDER keeps the embeddings."
+    assert stop.value.__notes__ == [nothing, "--on-error skip leaves out images that cannot be read."]
+    with pytest.raises(ImageError, match=r"bad\.png") as stop:
+        predict(results, new, bank=tmp_path / "kept", **options)
+    assert "are kept; the same command" in stop.value.__notes__[0]
     found = predict(results, new, on_error="skip", **options)
     assert len(found) == 30
     assert [name for name, _ in found.skipped] == ["images/bad.png"]
@@ -223,8 +230,52 @@ def test_a_probe_is_applied_to_its_own_embeddings_only(
     (tmp_path / "a.doc").write_bytes(b"text")
     with pytest.raises(InvalidRequest, match="is not an image, slide, manifest or container"):
         predict(results, tmp_path / "a.doc", **options)
+    assert CARD == checkpoint.CARD
+    with pytest.raises(InvalidRequest, match=r"new holds no model: neither probe\.json, .* nor card\.json"):
+        predict(new, new)
+    (tmp_path / CARD).write_text("{}")
     with pytest.raises(InvalidRequest, match="belong to a probe, and"):
-        predict(tmp_path / "new", new, bank="bank")
+        predict(tmp_path, new, bank="bank")
+    with pytest.raises(InvalidRequest, match="nothing does not exist"):
+        predict(results, tmp_path / "nothing", **options)
+    with pytest.raises(InvalidRequest, match="hf: names no repository"):
+        predict("hf:", new)
+
+
+def test_a_probe_on_features_of_another_program_takes_such(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(80, 6)).astype(np.float32)
+    labels = np.where(X[:, 0] > 0, "odd", "plain")
+    table = pd.DataFrame({"label": labels, "group": [f"g{i // 4}" for i in range(80)]})
+    bank = tmp_path / "bank"
+    made = import_embeddings(
+        X[:60], table=table[:60], bank=bank, encoder="uni", positive="odd", on_note=lambda _: None
+    )
+    small: dict[str, Any] = {"folds": 3, "inner_folds": 2, "bootstrap": 0, "jobs": 1, "C": (1e-2, 1.0)}
+    run_probe(
+        train=made.manifest, encoders=["uni"], bank=bank, out=tmp_path / "results", progress=False, **small
+    )
+    names = [f"n{i}" for i in range(20)]
+    np.savez(tmp_path / "new features.npz", features=X[60:], ids=np.array(names))
+    out = tmp_path / "p.csv"
+    words = [str(tmp_path / "results"), str(tmp_path / "new features.npz"), "-o", str(out)]
+    done = CliRunner().invoke(predict_command, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    rows = pd.read_csv(out)
+    assert np.allclose(
+        rows["probability"], ProbeModel.load(tmp_path / "results").predict_proba(X[60:])[:, 0], atol=1e-12
+    )
+    assert (rows["prediction"] == labels[60:]).mean() > 0.8
+    assert [path.partition("::")[2] for path in rows["path"][:2]] == ["embedding[0]", "embedding[1]"]
+    for name, array, why in (
+        ("wide.npy", X[:, :5], "embeddings of 5 numbers; the probe was fitted on 6 of 'uni'"),
+        ("nan.npy", np.full_like(X, np.nan), "row 0 has 6 NaN"),
+    ):
+        np.save(tmp_path / name, array)
+        with pytest.raises(InvalidRequest, match=why):
+            predict(tmp_path / "results", tmp_path / name)
+    for source in (tmp_path / "a.png", made.manifest):
+        with pytest.raises(InvalidRequest, match="that another program made, and takes such"):
+            predict(tmp_path / "results", source)
 
 
 def test_slides_get_geojson_a_heat_map_and_numbers(
