@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .cache.importing.foreign import read_source
-from .cache.importing.storing import ORIGIN, checked_parts
 from .datasets.layouts import SUFFIXES
 from .datasets.manifest import Header, Manifest
 from .datasets.unlabelled import COLUMNS, manifest_of
 from .errors import ImageError, InvalidRequest, PatchbankError
+from .extract.external import is_imported, read_embeddings
 from .extract.report import KEPT
 from .probe.artefact import ABOUT
 from .probe.config import Source, parse_features
@@ -31,7 +30,7 @@ from .probe.model import ProbeModel, pick_probe
 from .probe.results.files import ProbeResult
 from .probe.results.older import PROBES
 
-CARD = "card.json"  # of a fine-tuned model; finetune/checkpoint.py would load torch
+CARD, STATE = "card.json", "state.safetensors"  # of a fine-tuned model; finetune/checkpoint.py loads torch
 SAME_MPP = 0.01  # resolutions that differ by less are one
 SAME = ("encoder", "preprocess", "view", "tokens", "dim")  # of two identities, for a probe to be applied
 ABOUT_ROWS = ("patch_id", "path", "label", "group", "domain")  # columns of a manifest that are passed on
@@ -168,7 +167,7 @@ def _probe_of(
             "holds none of their models. Fix: predict with the folder of one, as `patchbank probe run` or "
             "`patchbank finetune run` wrote it"
         )
-    if not (folder / CARD).exists() and not any(folder.glob(f"fold-*/{CARD}")):
+    if not (folder / CARD).exists() and not any(folder.glob("fold-*")) and not (folder / STATE).exists():
         raise InvalidRequest(
             f"{folder} holds no model: neither {ABOUT}, which `patchbank probe run -o {folder}` writes, nor "
             f"{CARD} of `patchbank finetune run`"
@@ -179,7 +178,7 @@ def _probe_of(
 def _imported(probe: ProbeModel) -> Mapping[str, Any]:
     """The identity of the embeddings of another program that a probe was fitted on; {} of computed ones."""
     identities = [of.get("identity", {}) for of in probe.about.stores.values()]
-    imported = [identity for identity in identities if identity.get("encoder", {}).get("origin") == ORIGIN]
+    imported = [identity for identity in identities if is_imported(identity)]
     if imported and len(identities) > 1:
         raise InvalidRequest(
             f"{probe.about.features} is of several sources, some of them imported: put their columns side by "
@@ -195,25 +194,15 @@ def _by_embeddings(probe: ProbeModel, source: Any, identity: Mapping[str, Any]) 
             f"the probe was fitted on embeddings of {encoder!r} that another program made, and takes such: "
             f"name their file or folder, not {getattr(source, 'root', source)}"
         )
-    embeddings = read_source(source)
-    if embeddings.encoder and embeddings.encoder != encoder:
-        raise InvalidRequest(
-            f"{source} says that its encoder is {embeddings.encoder!r}; the probe's is {encoder!r}"
-        )
-    if embeddings.vectors.shape[1] != probe.dim:
-        raise InvalidRequest(
-            f"{source} has embeddings of {embeddings.vectors.shape[1]} numbers; the probe was fitted on "
-            f"{probe.dim} of {encoder!r}"
-        )
-    parts = [part.astype(np.float32) for _, part in checked_parts(embeddings, identity["dtype"])]
-    ids = embeddings.table.get("patch_id", embeddings.table["path"]).astype(str)
-    kept = embeddings.table[[name for name in COLUMNS if name in embeddings.table.columns]]
+    table, X = read_embeddings(source, identity)
+    ids = table.get("patch_id", table["path"]).astype(str)
+    kept = table[[name for name in COLUMNS if name in table.columns]]
     header = Header(name="images", version="1", licence="unknown", source=str(source))
     manifest = Manifest(header, kept.assign(patch_id="images/" + ids), Path(source).parent)
     read = time.perf_counter()
-    table = _table(manifest, probe.score(np.concatenate(parts)), probe)
+    predicted = _table(manifest, probe.score(X), probe)
     seconds = {"encoder": 0.0, "images": read - started, "model": time.perf_counter() - read}
-    return Predictions(table, manifest, probe, seconds=seconds)
+    return Predictions(predicted, manifest, probe, seconds=seconds)
 
 
 def _by_probe(

@@ -23,7 +23,7 @@ from ..cache.importing.documents import in_memory
 from ..cache.importing.exports import is_export
 from ..cache.importing.foreign import read_source
 from ..cache.importing.source import Source, single
-from ..cache.importing.storing import identity_of, scan, store_source
+from ..cache.importing.storing import ORIGIN, checked_parts, identity_of, scan, store_source
 from ..cache.index import KEY_BYTES
 from ..datasets.builders import Description, describe_table
 from ..datasets.hashes import look_up
@@ -150,6 +150,35 @@ def _provenance(source: Source, description: Mapping[str, Any]) -> dict[str, Any
         "source_digest": source.digest,
         "licence": description.get("licence", "unknown: ask whoever published the encoder's weights"),
     }
+
+
+def is_imported(identity: Mapping[str, Any]) -> bool:
+    """Whether embeddings of this identity were made by another program."""
+    return identity.get("encoder", {}).get("origin") == ORIGIN
+
+
+def read_embeddings(
+    path: str | os.PathLike[str], identity: Mapping[str, Any]
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Embeddings of another program, for a fitted model: their table (path, and patch_id, group,
+    x and y where the source has them), and float32 (n, dim).
+
+    identity : of the embeddings that the model was fitted on
+    Raises InvalidRequest naming file and row: another encoder or dimension, NaN, and as `import_embeddings`.
+    """
+    encoder, dim = identity["encoder"]["id"], identity["dim"]
+    source = read_source(Path(path))
+    if source.encoder and source.encoder != encoder:
+        raise InvalidRequest(
+            f"{path} says that its encoder is {source.encoder!r}; the model was fitted on {encoder!r}"
+        )
+    if source.vectors.shape[1] != dim:
+        raise InvalidRequest(
+            f"{path} has embeddings of {source.vectors.shape[1]} numbers; the model was fitted on {dim} of "
+            f"{encoder!r}"
+        )
+    parts = [part.astype(np.float32) for _, part in checked_parts(source, identity["dtype"])]
+    return source.table, np.concatenate([np.empty((0, dim), np.float32), *parts])
 
 
 def _source(

@@ -21,7 +21,7 @@ from patchbank.extract.run import run_extract
 from patchbank.finetune import checkpoint
 from patchbank.finetune.cli import finetune_group
 from patchbank.finetune.run import run_finetune
-from patchbank.prediction import CARD, predict
+from patchbank.prediction import CARD, STATE, predict
 from patchbank.probe.model import About, ProbeModel
 from patchbank.probe.run import run_probe
 from patchbank.slides import write_slides
@@ -230,7 +230,7 @@ def test_a_probe_is_applied_to_its_own_embeddings_only(
     (tmp_path / "a.doc").write_bytes(b"text")
     with pytest.raises(InvalidRequest, match="is not an image, slide, manifest or container"):
         predict(results, tmp_path / "a.doc", **options)
-    assert CARD == checkpoint.CARD
+    assert (CARD, STATE) == (checkpoint.CARD, checkpoint.STATE)
     with pytest.raises(InvalidRequest, match=r"new holds no model: neither probe\.json, .* nor card\.json"):
         predict(new, new)
     (tmp_path / CARD).write_text("{}")
@@ -267,7 +267,7 @@ def test_a_probe_on_features_of_another_program_takes_such(tmp_path: Path) -> No
     assert (rows["prediction"] == labels[60:]).mean() > 0.8
     assert [path.partition("::")[2] for path in rows["path"][:2]] == ["embedding[0]", "embedding[1]"]
     for name, array, why in (
-        ("wide.npy", X[:, :5], "embeddings of 5 numbers; the probe was fitted on 6 of 'uni'"),
+        ("wide.npy", X[:, :5], "embeddings of 5 numbers; the model was fitted on 6 of 'uni'"),
         ("nan.npy", np.full_like(X, np.nan), "row 0 has 6 NaN"),
     ):
         np.save(tmp_path / name, array)
