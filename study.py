@@ -23,7 +23,7 @@ from .extract.steps import Extraction, ExtractStep, measure, plan_extract
 from .extract.tokens import parse_policy
 from .extract.views import parse_views
 from .files import locked
-from .finetune.steps import MODES, Training, plan_plan, plan_training
+from .finetune.steps import MODES, Training, in_folders_of_their_own, plan_plan, plan_training
 from .probe.config import FeatureSet, Source
 from .probe.report.model import StudyPage
 from .probe.steps import Probing, plan_ensemble, plan_probe, plan_robustness
@@ -122,13 +122,12 @@ class _Work:
         if study.robustness is not None and probing:
             measured = [plan_robustness(study.robustness, probing, sets, rows, where, self.state)]
         yield measured
-        trained = study.of("lora", "full")
+        wanted = in_folders_of_their_own([self._training(one) for one in study.of("lora", "full")])
         plans = []
-        if where.finetune == "plan" and trained:
-            wanted = [self._training(system) for system in trained]
+        if where.finetune == "plan" and wanted:
             plans = [plan_plan(probes, wanted, sets, rows, where, self.state)]
         yield plans
-        trainings = [plan_training(self._training(s), sets, rows, where, self.state) for s in trained]
+        trainings = [plan_training(one, sets, rows, where, self.state) for one in wanted]
         yield trainings
         singles = {step.title: step for step in (*probes, *trainings)}
         ensembles = [self._ensemble(system, singles, rows) for system in study.of("ensemble")]

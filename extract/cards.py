@@ -314,7 +314,8 @@ def at_size(card: Card, size: int) -> Card:
     if (size, size) == (shape.size, shape.resize):
         return card
     grid, arguments = card.grid, dict(card.arguments)
-    if shape.function is not None or (card.grid and "img_size" not in ARGUMENTS.get(card.kind, ())):
+    fixed = "image_size" in arguments or (card.grid and "img_size" not in ARGUMENTS.get(card.kind, ()))
+    if shape.function is not None or fixed:
         raise InvalidRequest(f"{card.id} takes its own input size only, {shape.size} pixels")
     if card.grid and size != shape.size:
         side = round(card.grid**0.5)

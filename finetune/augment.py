@@ -48,6 +48,9 @@ def d4(pixels: np.ndarray, k: int) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if flip else pixels, turns))
 
 
+_MOST = {"p": 1.0, "hue": 0.5, "sigma": 1.0}  # hue: torchvision's; sigma: a stain is not turned round
+
+
 class Step(Settings):
     """One step of a recipe; its options are its fields, numbers >= 0."""
 
@@ -59,6 +62,10 @@ class Step(Settings):
                     yield f"{name} has to be [low, high] with 0 < low <= high, not {list(value)}"
             elif isinstance(value, int | float) and not (value >= 0 and math.isfinite(value)):
                 yield f"{name} has to be a number >= 0, not {value!r}"
+            elif (most := _MOST.get(name)) is not None and value > most:
+                yield f"{name} has to be at most {most:g}, not {value!r}"
+            elif name == "size" and value < 1:
+                yield f"size has to be at least 1, not {value!r}"
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """uint8 (h, w, 3) -> uint8 (h', w', 3)."""

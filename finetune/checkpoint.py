@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import InvalidRequest, TrainingError
 from ..files import TEMPORARY, sha256, write_atomically, write_text
+from .objective import changing_tensors
 
 FORMAT = "patchbank-finetuned"
 FORMAT_VERSION = 1
@@ -67,7 +68,7 @@ def save_state(
     average: Any = None,
 ) -> None:
     """Write one file: weights, moments and progress are always of the same epoch. Older bests are removed."""
-    named = _named(network)
+    named = changing_tensors(network)
     tensors = {f"network.{n}": t for n, t in named.items()}
     names = {id(p): n for n, p in network.named_parameters()}
     for parameter, values in optimizer.state.items():
@@ -109,14 +110,13 @@ def load_state(
             f"{file} is not a {_STATE_FORMAT} but {header.get('format')!r}; move it to start again"
         )
     saved, wanted = json.loads(header["run_key"]), json.loads(json.dumps(dict(run_key)))
-    different = [k for k in sorted({*saved, *wanted}) if saved.get(k) != wanted.get(k)]
-    if different:
+    if different := differences(saved, wanted):
         raise InvalidRequest(
             f"{folder} holds a run with another {', '.join(different)} "
             f"({'; '.join(f'{k}: {saved.get(k)} there, {wanted.get(k)} now' for k in different[:3])}). "
             "Choose another output folder, or move this one"
         )
-    own = _named(network)
+    own = changing_tensors(network)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[f"network.{name}"])
@@ -130,6 +130,14 @@ def load_state(
             # Adam counts its steps on the CPU, the moments lie with the weights
             optimizer.state[target][slot] = tensor if slot == "step" else tensor.to(target.device)
     return json.loads(header["progress"])
+
+
+def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Parts of the run keys that are not equal. "votes" and "domains" are compared where both have them: runs
+    of earlier versions did not say them.
+    """
+    later = {"votes", "domains"} - saved.keys()
+    return [k for k in sorted({*saved, *wanted} - later) if saved.get(k) != wanted.get(k)]
 
 
 def best_file(folder: Path, epoch: int) -> Path:
@@ -232,10 +240,3 @@ def check_files(folder: Path, card: Mapping[str, Any]) -> None:
 def _is_result(file: Path) -> bool:
     # scores are added to when further sets are scored; they are no part of the model
     return file.name not in (STATE, SCORES) and not file.name.startswith(("best-", "."))
-
-
-def _named(network: nn.Module) -> dict[str, Tensor]:
-    """What changes while training: trained parameters, and buffers where all weights train."""
-    trained: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
-    everything = len(trained) == sum(1 for _ in network.parameters())
-    return {**trained, **dict(network.named_buffers())} if everything else trained

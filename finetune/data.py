@@ -18,10 +18,12 @@ from ..extract.views import crop_pixels
 from ..probe.config import ProbeConfig
 from ..probe.data import StudyData, audit, clustered, gather, outer_folds
 from ..probe.leaks import LeakReport
+from ..probe.protocol import MOST_FOLDS, folds_of
 from ..probe.regression import TargetConfig
 from ..probe.targets import gather as gather_targets
 from ..probe.targets import outer_folds as target_folds
 from .labels import Labels
+from .recipe import Recipe
 
 IN_MEMORY_BYTES = 2 << 30  # decoded patches up to this size are read once and kept
 
@@ -87,6 +89,32 @@ def gather_rows(
     return TrainingData(clustered(study, leaks.near), made, fold, leaks)
 
 
+def use_of_rows(data: TrainingData, fold: int, recipe: Recipe, labels: Labels) -> np.ndarray:
+    """What each train row is for in the training of a fold's model: object (n,).
+
+    "training"; "validation", which chooses the epoch; "held out", the fold where an inner fold of the
+    training rows chooses (`choose_on = "inner"`: of five, or as many as can be made, of whole groups and
+    stratified, the first). Raises InvalidRequest where no inner folds can be made.
+    """
+    use = np.where(data.fold == fold, "validation", "training").astype(object)
+    if recipe.choose_on != "inner":
+        return use
+    others, y = data.fold != fold, data.study.train.y
+    groups = effective_groups(data.study.train_manifest)[others]
+    names = np.full(len(groups), "any value") if labels.targets else np.asarray(labels.classes)[y[others]]
+    made = folds_of(
+        names.astype(object),
+        groups,
+        exactly=None if labels.classes else min(MOST_FOLDS, len(np.unique(groups))),
+        seed=recipe.seed,
+        what=f"inner folds of fold {fold}, from the rows of the other folds",
+        fix='set choose_on = "fold" or "none"',
+    )
+    use[~others] = "held out"
+    use[np.flatnonzero(others)[made.assign(groups) == 1]] = "validation"
+    return use
+
+
 def config_of(labels: Labels, **settings: Any) -> ProbeConfig | TargetConfig:
     """The settings of rows, folds and intervals, for classes or for numbers."""
     if not labels.targets:
@@ -136,8 +164,8 @@ def patches_of(
 
 def chosen_folds(folds: Folds, only: Sequence[int] | None) -> list[int]:
     """The fold numbers to train, 1..K. Raises InvalidRequest for one that does not exist."""
-    there = list(range(1, folds.n_splits + 1))
-    wrong = sorted(set(only or []) - set(there))
-    if wrong:
-        raise InvalidRequest(f"fold {wrong} does not exist; {folds.name!r} has 1 to {folds.n_splits}")
-    return sorted(set(only)) if only else there
+    known = list(range(1, folds.n_splits + 1))
+    unknown = sorted(set(only or []) - set(known))
+    if unknown:
+        raise InvalidRequest(f"fold {unknown} does not exist; {folds.name!r} has 1 to {folds.n_splits}")
+    return sorted(set(only)) if only else known

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..datasets.manifest import Header
+from ..errors import InvalidRequest
 from ..probe.config import ProbeConfig
 from ..probe.data import class_names
 
@@ -67,6 +68,22 @@ class Labels:
     def code(self, y: np.ndarray) -> np.ndarray:
         """The class of each row, int (n,); all rows alike for numbers."""
         return np.zeros(len(y), int) if self.targets else y.astype(int)
+
+    def require(self, y: np.ndarray, what: str) -> None:
+        """Raises InvalidRequest where rows, named by `what`, lack a class or a number."""
+        if self.targets:
+            if len(y) < 2 or not np.isfinite(y).all():
+                raise InvalidRequest(f"{what} need two or more with finite numbers; there are {len(y)}")
+            return
+        codes, counts = np.unique(y, return_counts=True)
+        if set(codes) == set(range(len(self.classes))):
+            return
+        classes = ", ".join(f"{code:g}: {n}" for code, n in zip(codes, counts, strict=True)) or "none"
+        every = "both" if self.binary else f"all {len(self.classes)}"
+        raise InvalidRequest(
+            f"{what} need {every} classes, all labelled; there are {len(y)} rows ({classes}). Use fewer "
+            "folds, or folds that spread the rare class over the groups"
+        )
 
     def to_card(self) -> dict[str, Any]:
         """For a model's card, read by `labels_of_card`; {} of two classes, whose cards have always been."""

@@ -41,11 +41,16 @@ _PEFT_PREFIX = (
 
 
 def attention_blocks(model: nn.Module) -> list[str]:
-    """Names of the outermost modules that have an attention layer as a direct child ("blocks.0", ...)."""
+    """Names of the outermost modules that have an attention layer as a direct child ("blocks.0", ...).
+
+    Attention pooling, which comes after the blocks, is none of them.
+    """
     blocks: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{block}.") for block in blocks)
-        if name and not inside and any(child in _ATTENTION for child, _ in module.named_children()):
+        pooling = "pool" in f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        attends = any(child in _ATTENTION for child, _ in module.named_children())
+        if name and attends and not inside and not pooling:
             blocks.append(name)
     return blocks
 
@@ -228,13 +233,15 @@ def adapter_config(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, set) else v for k, v in config.to_dict().items()}
 
 
-def require_gradients(model: nn.Module) -> None:
-    """After a backward pass: every trained tensor has a gradient. Raises EncoderError naming one without.
+def require_gradients(model: nn.Module, recipe: Recipe) -> None:
+    """After a backward pass: every adapter has a gradient, or with all weights training some of the backbone's.
 
-    A layer whose weight is used past its `forward` has none.
+    Raises EncoderError naming a tensor without. A layer whose weight is used past its `forward` has none. Where
+    all weights train a few have none rightly (mask tokens, projections that the head does not see).
     """
-    idle = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
-    if idle:
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head.")]
+    idle = [n for n, p in trained if p.grad is None]
+    if idle and (recipe.method == "lora" or len(idle) == len(trained)):
         raise EncoderError(
             f"{len(idle)} trained tensors do not affect the output, first {idle[0]}: this "
             "architecture does not call that layer. Leave it out of targets"

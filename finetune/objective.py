@@ -1,6 +1,7 @@
 """What a training step minimises: targets, weights of rows, the loss, mixed batches, averaged weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from .augment import draw
 from .labels import TWO_CLASSES, Labels
 from .lora import attention_blocks
 from .recipe import Recipe
+
+# of networks without attention: timm's ConvNeXt, EfficientNet and the like; ResNets
+_STAGE = re.compile(r"(?:^|\.)(?:(?:stages|blocks|layers)\.\d+|layer\d+)$")
 
 
 def targets_of(
@@ -95,6 +99,9 @@ def mixed(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """MixUp (Zhang et al., ICLR 2018): each row and another of the batch, lambda ~ Beta(mixup, mixup).
 
+    A target counts by its share of the weight, not of the image alone: weight x loss is then the sum of
+    lambda w_a loss(y_a) and (1 - lambda) w_b loss(y_b), as far as the loss is linear in the target, and
+    classes or domains that weigh more do so in a mixed row too.
     Drawn from seed, epoch and number of the batch, so that a resumed epoch mixes the same.
     """
     if not recipe.mixup:
@@ -102,8 +109,12 @@ def mixed(
     rng = draw("mixup", recipe.seed, epoch, batch)
     share = float(rng.beta(recipe.mixup, recipe.mixup))
     other = torch.as_tensor(rng.permutation(len(images)), device=images.device)
-    images, targets, weights = (share * t + (1 - share) * t[other] for t in (images, targets, weights))
-    return images, targets, weights
+    first, second = share * weights, (1 - share) * weights[other]
+    of_first = first / (first + second)
+    if targets.ndim == 2:
+        of_first = of_first[:, None]
+    targets = of_first * targets + (1 - of_first) * targets[other]
+    return share * images + (1 - share) * images[other], targets, first + second
 
 
 def rate_scales(network: nn.Module, recipe: Recipe) -> dict[str, float]:
@@ -111,54 +122,74 @@ def rate_scales(network: nn.Module, recipe: Recipe) -> dict[str, float]:
 
     Blocks are the attention blocks, of a network without them its stages; what stands before the first block
     is one further down, what stands after the last has 1.
+    Raises InvalidRequest where the network has neither.
     """
     names = [
         name for name, p in network.named_parameters() if p.requires_grad and not name.startswith("head.")
     ]
     if recipe.layer_decay == 1:
         return dict.fromkeys(names, 1.0)
-    blocks = attention_blocks(network)
+    blocks = attention_blocks(network) or _stages(network)
     if not blocks:
-        blocks = [
-            name
-            for name, _ in network.named_modules()
-            if name.rpartition(".")[0].rpartition(".")[2] in ("stages", "blocks", "layers")
-            and name[-1].isdigit()
-        ]
-    place = {block: number for number, block in enumerate(blocks)}
+        raise InvalidRequest(
+            f"layer_decay {recipe.layer_decay:g}: this network has neither attention blocks nor stages; set "
+            "layer_decay = 1"
+        )
+    number = {block: i for i, block in enumerate(blocks)}
     scales, seen = {}, -1
     for name in names:  # in the order of the forward pass, as the modules are registered
-        seen = max([seen, *(place[block] for block in blocks if name.startswith(f"{block}."))])
-        inside = any(name.startswith(f"{block}.") for block in blocks)
-        last = seen == len(blocks) - 1 and not inside
-        scales[name] = 1.0 if last and blocks else recipe.layer_decay ** (len(blocks) - 1 - seen)
+        inside = [number[block] for block in blocks if name.startswith(f"{block}.")]
+        seen = max([seen, *inside])
+        after_all = seen == len(blocks) - 1 and not inside
+        scales[name] = 1.0 if after_all else recipe.layer_decay ** (len(blocks) - 1 - seen)
     return scales
 
 
-class Average:
-    """Exponential moving average of the trained parameters.
+def _stages(network: nn.Module) -> list[str]:
+    """Names of the outermost stages of a convolutional network ("backbone.model.stages.0", ...)."""
+    found: list[str] = []
+    for name, _ in network.named_modules():
+        if _STAGE.search(name) and not any(name.startswith(f"{stage}.") for stage in found):
+            found.append(name)
+    return found
 
-    Its decay in step t is min(decay, (1 + t) / (10 + t)), so that the first weights do not last.
-    tensors : by name, on the parameters' devices
+
+def changing_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """What changes while training: trained parameters, and buffers where all weights train."""
+    trained: dict[str, Tensor] = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    everything = len(trained) == sum(1 for _ in network.parameters())
+    return {**trained, **dict(network.named_buffers())} if everything else trained
+
+
+class Average:
+    """Exponential moving average of what changes while training: parameters, and with them the statistics of
+    batch norm, which belong to the weights that made them.
+
+    Its decay in step t is min(decay, (1 + t) / (10 + t)), so that the first weights do not last. Whole
+    numbers (counters) are taken as they are.
+    tensors : by name, on the network's devices
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.tensors = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+        self.tensors = {n: t.detach().clone() for n, t in changing_tensors(network).items()}
 
     def update(self, network: nn.Module, step: int) -> None:
         """After optimizer step number `step`, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            for name, parameter in _trained(network):
-                self.tensors[name].lerp_(parameter, 1 - decay)
+            for name, tensor in changing_tensors(network).items():
+                if tensor.is_floating_point():
+                    self.tensors[name].lerp_(tensor, 1 - decay)
+                else:
+                    self.tensors[name].copy_(tensor)
 
     def swap(self, network: nn.Module) -> None:
         """The network gets the averages, and these the network's weights; twice is as before."""
         with torch.no_grad():
-            for name, parameter in _trained(network):
-                kept = parameter.detach().clone()
-                parameter.copy_(self.tensors[name])
+            for name, tensor in changing_tensors(network).items():
+                kept = tensor.detach().clone()
+                tensor.copy_(self.tensors[name])
                 self.tensors[name] = kept
 
     def state(self) -> dict[str, Tensor]:
@@ -169,7 +200,3 @@ class Average:
         """From a state file's tensors."""
         for name, tensor in self.tensors.items():
             tensor.copy_(tensors[f"average.{name}"])
-
-
-def _trained(network: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in network.named_parameters() if p.requires_grad)

@@ -24,12 +24,14 @@ it finds blocks and none of its targets in them, the encoder is not trained, and
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from ..cache.identity import safe_name
 from ..errors import InvalidRequest, PatchbankError
 from ..probe.config import parse_features
 from ..probe.results.files import ProbeResult
@@ -65,11 +67,16 @@ class Rule(Settings):
 
 
 class Entry(Settings):
-    """One encoder of a plan. `train` decides; the rest says why and is not read back."""
+    """One encoder of a plan, with one recipe. `train` decides; all after `changes` says why, and is not used.
+
+    system : of a study; changes : values of the recipe that are other than in it
+    """
 
     encoder: str
     train: bool
     recipe: str = "lora"
+    system: str = ""
+    changes: Mapping[str, Any] = {}
     why: str = ""
     features: str = ""
     value: float | None = None
@@ -98,7 +105,13 @@ class FinetunePlan(Settings):
     def save(self, file: str | Path) -> Path:
         """Write the plan as TOML; change `train` and `recipe` by hand as you like."""
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
-        return write_toml(file, head | self.model_dump(by_alias=True), remark=REMARK)
+        document = self.model_dump(by_alias=True)
+        for entry in document["encoders"]:  # of a study only
+            entry |= {"changes": dict(entry["changes"])}
+            for name in ("system", "changes"):
+                if not entry[name]:
+                    del entry[name]
+        return write_toml(file, head | document, remark=REMARK)
 
 
 def load_plan(file: str | Path) -> FinetunePlan:
@@ -109,13 +122,23 @@ def load_plan(file: str | Path) -> FinetunePlan:
     return FinetunePlan.read(document, where=str(file))
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A way to train an encoder: recipe, values of it that are changed, and the system of a study."""
+
+    encoder: str
+    recipe: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
+
+
 def make_plan(
     results: str | Path | ProbeResult,
     *,
     train: str | Path,
     tests: Sequence[str | Path] = (),
     recipe: str = "lora",
-    recipes: Mapping[str, tuple[str, Mapping[str, Any]]] | None = None,
+    candidates: Sequence[Candidate] = (),
     rule: Rule | None = None,
     costs: Mapping[str, "Cost"] | None = None,
     measure: bool = True,
@@ -125,8 +148,8 @@ def make_plan(
     """Apply the rule to the results of `run_probe`.
 
     train, tests : manifests that the plan will train and score on (their paths go into the plan)
-    recipe : of all encoders; recipes : encoder -> (recipe, values of it that are changed) of those that have
-        their own, as the systems of a study
+    recipe : of encoders without a candidate; candidates : how others would be trained, as the systems of a
+        study have it; an encoder with several has as many entries
     rule : None: `Rule()`, of numbers with the metric R2
     costs : what is known of an encoder's cost by id; measure : time `steps` steps of the others here, with
         random weights, which cost the same time. Without a cost the rule counts an encoder as affordable.
@@ -138,10 +161,49 @@ def make_plan(
     if (rule.metric in OF_NUMBERS) != bool(results_of.targets):
         wanted = "r2 or pearson" if results_of.targets else "auroc or balanced_accuracy"
         raise InvalidRequest(f"the metric is {rule.metric}, and the results have {wanted}: --metric {wanted}")
-    own = recipes or {}
     best_set = _best_set_of_each_encoder(results_of)
-    records = {one.features: one for one in results_of.whole(roles=(Role.OOF,))}
-    values: dict[str, tuple[float, float, float]] = {}
+    values = _values(results_of, best_set, rule)
+    order = sorted(values, key=lambda e: -values[e][0])
+    trained = results_of.train.n
+    scored = sum(one.n for one in results_of.data) - trained
+    cost_of = partial(_cost, dict(costs or {}), {}, measure=measure, device=device, steps=steps)
+    entries = []
+    for encoder in order:
+        own = [one for one in candidates if one.encoder == encoder]
+        gap = _gap(results_of, best_set[order[0]], best_set[encoder], rule)
+        for candidate in own or [Candidate(encoder, recipe)]:
+            asked = candidate.recipe
+            asked = str(Path(asked).absolute()) if asked.endswith(".toml") else asked
+            fitting, refusal = fitting_recipe(encoder, asked, **candidate.changes)
+            entries.append(
+                _judge(
+                    replace(candidate, recipe=fitting),
+                    best_set[encoder],
+                    values[encoder],
+                    best=(order[0], values[order[0]]),
+                    gap=gap,
+                    cost=cost_of(replace(candidate, recipe=fitting)),
+                    rows=(trained, scored, results_of.folds.n_splits),
+                    refusal=refusal,
+                    rule=rule,
+                )
+            )
+    return FinetunePlan(
+        train=str(Path(train).absolute()),
+        tests=tuple(str(Path(one).absolute()) for one in tests),
+        folds=results_of.config.folds,
+        positive=results_of.config.positive or "",
+        rule=rule,
+        encoders=tuple(entries),
+    )
+
+
+def _values(
+    results: Results, best_set: Mapping[str, str], rule: Rule
+) -> dict[str, tuple[float, float, float]]:
+    """Encoder -> the metric of its best feature set out of fold, with its interval. Raises InvalidRequest."""
+    records = {one.features: one for one in results.whole(roles=(Role.OOF,))}
+    values = {}
     for encoder, features in best_set.items():
         cell: Any = tuple(records[features].estimate(rule.metric)) if features in records else (None,)
         if None in cell:
@@ -152,40 +214,39 @@ def make_plan(
         values[encoder] = cell
     if not values:
         raise InvalidRequest("the results have no feature set of a single encoder")
-    order = sorted(values, key=lambda e: -values[e][0])
-    trained = results_of.train.n
-    scored = sum(one.n for one in results_of.data) - trained
-    known = dict(costs or {})
-    entries = []
-    for encoder in order:
-        asked, changes = own.get(encoder, (recipe, {}))
-        asked = str(Path(asked).absolute()) if asked.endswith(".toml") else asked
-        fitting, refusal = fitting_recipe(encoder, asked, **changes)
-        if encoder not in known and measure:
-            known[encoder] = measure_cost(encoder, recipe=fitting, device=device, steps=steps, **changes)
-        gap = _gap(results_of, best_set[order[0]], best_set[encoder], rule)
-        entries.append(
-            _judge(
-                encoder,
-                best_set[encoder],
-                values[encoder],
-                best=(order[0], values[order[0]]),
-                gap=gap,
-                cost=known.get(encoder),
-                rows=(trained, scored, results_of.folds.n_splits),
-                recipe=fitting,
-                refusal=refusal,
-                rule=rule,
-            )
+    return values
+
+
+def _cost(
+    known: Mapping[str, "Cost"],
+    measured: dict[tuple[str, str, str], "Cost"],
+    candidate: Candidate,
+    *,
+    measure: bool,
+    device: str,
+    steps: int,
+) -> "Cost | None":
+    """What is known of the encoder's cost, else what was measured with this recipe, once each."""
+    if candidate.encoder in known or not measure:
+        return known.get(candidate.encoder)
+    changes = {name: value for name, value in candidate.changes.items() if name not in ("name", "remark")}
+    key = (candidate.encoder, candidate.recipe, repr(sorted(changes.items())))
+    if key not in measured:
+        measured[key] = measure_cost(
+            candidate.encoder, recipe=candidate.recipe, device=device, steps=steps, **changes
         )
-    return FinetunePlan(
-        train=str(Path(train).absolute()),
-        tests=tuple(str(Path(one).absolute()) for one in tests),
-        folds=results_of.config.folds,
-        positive=results_of.config.positive or "",
-        rule=rule,
-        encoders=tuple(entries),
-    )
+    return measured[key]
+
+
+def names_of_recipes(trainings: Sequence[tuple[str, str, str]]) -> list[str]:
+    """A name for the recipe of each (encoder, recipe, system) whose folder another one would have as well; ""
+    for the others.
+    """
+    folders = [(encoder, Path(recipe).stem) for encoder, recipe, _ in trainings]
+    return [
+        f"{folder[1]}-{safe_name(system)}" if folders.count(folder) > 1 and system else ""
+        for folder, (*_, system) in zip(folders, trainings, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -308,7 +369,7 @@ def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int 
 
 
 def _judge(
-    encoder: str,
+    candidate: Candidate,
     features: str,
     value: tuple[float, float, float],
     *,
@@ -316,7 +377,6 @@ def _judge(
     gap: Comparison | None,
     cost: Cost | None,
     rows: tuple[int, int, int],
-    recipe: str,
     refusal: str,
     rule: Rule,
 ) -> Entry:
@@ -329,7 +389,7 @@ def _judge(
     worth = hours is None or gain >= rule.gain_per_hour * hours
     affordable = hours is None or hours <= rule.max_hours
     hopeless = high < best[1][1] - rule.keep_within
-    runs = recipe == "full" or not refusal
+    runs = candidate.recipe == "full" or not refusal
     train = (weak or behind) and worth and affordable and not hopeless and runs
     reasons = [
         f"{rule.metric} {v:.3f} [{low:.3f}, {high:.3f}]: lower bound "
@@ -351,9 +411,11 @@ def _judge(
     if refusal:
         reasons.append(refusal)
     return Entry(
-        encoder=encoder,
+        encoder=candidate.encoder,
         train=train,
-        recipe=recipe,
+        recipe=candidate.recipe,
+        system=candidate.system,
+        changes=candidate.changes,
         why="; ".join(reasons),
         features=features,
         value=round(v, 4),

@@ -20,6 +20,7 @@ OF_NUMBERS = ("r2", "pearson")  # monitors
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCE = ("sampler", "weights", "none")
 LOSSES = ("cross_entropy", "focal", "ranked", "squared_error")
+CHOOSE_ON = ("fold", "inner", "none")
 LABELS = ("majority", "votes")
 NORMALIZE = ("encoder", "half", "imagenet")
 STATISTICS = {  # what `normalize` uses instead of the encoder's own mean and standard deviation
@@ -59,6 +60,9 @@ class Recipe(Settings):
                      end the run: "auroc" and "balanced_accuracy" (means over the classes), "log_loss" (all
                      classes alike), of more than two classes "kappa" (with quadratic weights for grades);
                      of numbers "r2" or "pearson" (means over the targets)
+    choose_on        the rows that choose the epoch: "fold" (the fold that the model is scored on, so that its
+                     out-of-fold score is a little too high), "inner" (an inner fold of the training rows,
+                     whole groups, on which the model is not trained) or "none" (all epochs, the last weights)
     batch_size, accumulate
                      patches in a forward pass; passes in an optimizer step
     balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
@@ -74,7 +78,8 @@ class Recipe(Settings):
     mixup            alpha of MixUp, pairs of images mixed by a share drawn from Beta(alpha, alpha); 0: none
     layer_decay      factor of the learning rate from one block to the one below it, in (0, 1]
     ema              decay of the moving average of the weights, which is scored and kept, in [0, 1); 0: none
-    symmetries       scores are means over 8 flips and quarter turns of a patch, or of the patch alone (1)
+    symmetries       8: scores are means of the logits over the flips and quarter turns of a patch, before
+                     folds are averaged (by probability); 1: of the patch alone, as when the epoch is chosen
     precision        of the training passes; weights and optimizer stay float32
     eval_precision   of the passes after training, which give the reported scores; "" is as `precision`
     checkpointing    recompute the blocks' activations in the backward pass: less memory, about a third more
@@ -114,6 +119,7 @@ class Recipe(Settings):
     epoch_size: int = 0
     monitor: str = "auroc"
     patience: int = 5
+    choose_on: str = "fold"
     batch_size: int = 32
     accumulate: int = 1
     balance: str = "sampler"
@@ -319,6 +325,7 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         ("optimizer", recipe.optimizer, OPTIMIZERS),
         ("schedule", recipe.schedule, SCHEDULES),
         ("monitor", recipe.monitor, MONITORS),
+        ("choose_on", recipe.choose_on, CHOOSE_ON),
         ("balance", recipe.balance, BALANCE),
         ("loss", recipe.loss, LOSSES),
         ("labels", recipe.labels, LABELS),
@@ -355,10 +362,14 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         yield f"layer_decay has to be in (0, 1], not {recipe.layer_decay}"
     if not 0 <= recipe.dropout < 1:
         yield f"dropout has to be in [0, 1), not {recipe.dropout}"
+    if not (recipe.alpha > 0 and math.isfinite(recipe.alpha)):
+        yield f"alpha has to be more than 0, not {recipe.alpha}"
     if recipe.method == "lora" and not recipe.targets:
         yield "targets is empty: name the layers to adapt, for example qkv, proj"
     if recipe.schedule == "plateau" and recipe.warmup:
         yield "warmup does not go with schedule 'plateau': set warmup = 0"
+    if recipe.schedule == "plateau" and recipe.choose_on == "none":
+        yield 'schedule \'plateau\' follows the validation rows: set choose_on = "inner" or "fold"'
     if recipe.schedule == "cosine" and recipe.warmup >= recipe.epochs:
         yield f"warmup ({recipe.warmup} epochs) has to be shorter than epochs ({recipe.epochs})"
     try:

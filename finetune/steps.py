@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from ..extract.weights import locate
 from ..probe.results.files import ProbeResult, complete_for
 from ..probe.results.merge import merge_systems
 from ..steps import Places, State, Step, contents, digest
-from .plan import load_plan, make_plan
+from .plan import Candidate, load_plan, make_plan, names_of_recipes
 from .recipe import Recipe, load_recipe
 
 MODES = ("none", "plan", "all")
@@ -35,6 +35,7 @@ class Training:
     encoder : as the study names it; card : the same as `load_card` takes it
     recipe : of `load_recipe`; folds : a name, a file or a number
     options : of `run_finetune`, the study's and the system's
+    name : of the recipe in the folder's name, where several systems would share one; "": the recipe's own
     """
 
     system: str
@@ -43,6 +44,13 @@ class Training:
     recipe: str
     folds: str | int
     options: Mapping[str, Any]
+    name: str = ""
+
+
+def in_folders_of_their_own(trainings: Sequence[Training]) -> list[Training]:
+    """The same, with names for the recipes of those that would share a folder."""
+    names = names_of_recipes([(one.encoder, one.recipe, one.system) for one in trainings])
+    return [replace(one, name=name) for one, name in zip(trainings, names, strict=True)]
 
 
 def plan_file(where: Places) -> Path:
@@ -60,7 +68,7 @@ def plan_plan(
 ) -> Step:
     """Making the plan from the probes' results, once: an edited plan is followed, not overwritten.
 
-    trainings : the study's, whose encoders are planned with the recipe of their own
+    trainings : the study's systems, each of which gets an entry with its own recipe
     """
     file = plan_file(where)
     step = Step(kind="plan", title=str(file))
@@ -79,23 +87,23 @@ def plan_plan(
         merged = merge_systems({result.chosen: result for result in loaded})
         tests = [path for name, path in sets.paths.items() if name != sets.train_name]
         train = sets.paths[sets.train_name]
-        recipes = _recipes(trainings, where)
-        make_plan(merged, train=train, tests=tests, recipes=recipes, device=where.device).save(file)
+        candidates = _candidates(trainings, where)
+        make_plan(merged, train=train, tests=tests, candidates=candidates, device=where.device).save(file)
         state.remember("plan", "digest", step.request)
 
     step.action = plan
     return step
 
 
-def _recipes(trainings: Sequence[Training], where: Places) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Id of the encoder -> recipe and what is changed of it, of the first system that trains it."""
-    recipes: dict[str, tuple[str, Mapping[str, Any]]] = {}
+def _candidates(trainings: Sequence[Training], where: Places) -> list[Candidate]:
+    """The systems whose encoder is known here, by its card's id, with what each changes of its recipe."""
+    candidates = []
     for one in trainings:
         changes = {k: v for k, v in one.options.items() if k in Recipe.model_fields}
         with suppress(EncoderError, UnknownEncoder, MissingDependency, UntrustedCode):
             encoder = load_card(one.card, trust_code=where.trust_code).id
-            recipes.setdefault(encoder, (one.recipe, changes))
-    return recipes
+            candidates.append(Candidate(encoder, one.recipe, changes, one.system))
+    return candidates
 
 
 def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: State) -> Step:
@@ -134,6 +142,7 @@ def plan_training(one: Training, sets: Sets, rows: str, where: Places, state: St
             trust_code=where.trust_code,
             remember=where.bank,
             progress=where.progress,
+            **({"name": one.name} if one.name else {}),
             **one.options,
         )
         step.folder = out / safe_name(result.chosen.rsplit("/", 2)[0])
@@ -182,7 +191,9 @@ def _why_not_planned(one: Training, where: Places) -> str:
         encoder = load_card(one.card, trust_code=where.trust_code).id
     except UnknownEncoder as error:
         return str(error)
-    entry = next((entry for entry in plan.entries if entry.encoder == encoder), None)
+    entries = [entry for entry in plan.entries if entry.encoder == encoder]
+    own = [entry for entry in entries if entry.system == one.system]
+    entry = next(iter(own or [entry for entry in entries if not entry.system]), None)
     if entry is None:
         return "not trained: the plan has no probe of this encoder; add --finetune all to train it"
     if not entry.train:

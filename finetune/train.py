@@ -60,13 +60,14 @@ def fit(
     max_epochs: int | None = None,
     progress: bool = True,
 ) -> Progress:
-    """Train on `train`, choose the epoch on `validation`; in the end the network has that epoch's weights.
+    """Train on `train`, choose the epoch on `validation`; afterwards the network has that epoch's weights.
 
     Protocol: every epoch draws as many patches as there are, or `epoch_size` (balanced with replacement, or a
     permutation), augments each from a seed of (recipe.seed, epoch, place, patch id), and steps the optimizer;
-    then all validation patches are scored without augmentation and the recipe's `monitor` is computed. The
-    best epoch's weights are kept; `patience` epochs without a better one, or `epochs` in all, end the run. No
-    other data is read.
+    then all validation patches are scored without augmentation or symmetries and the recipe's `monitor` is
+    computed. The best epoch's weights are kept; `patience` epochs without a better one, or `epochs` in all,
+    end the run. With `choose_on = "none"` all epochs are trained and the last weights are kept. No other data
+    is read.
 
     network : already frozen or wrapped as the recipe says; its labels are what it learns, with the units of
         the training rows where these are numbers
@@ -121,7 +122,8 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits of the positive class, float64 (n,); of K > 2 classes logits, (n, K); numbers in their units.
 
-    symmetries : 1, or 8 for the mean over the flips and quarter turns of every patch
+    symmetries : 1, or 8 for the mean of the logits (of numbers, of the numbers) over the flips and quarter
+        turns of every patch
     """
     if device == "cpu":
         keep_pages()
@@ -315,7 +317,7 @@ class _Run:
         """The optimizer's, at this share of the learning rates."""
         recipe, at, network, optimizer = self.recipe, self.at, self.network, self.optimizer
         if at.steps == 0:
-            require_gradients(network)
+            require_gradients(network, recipe)
         for parameters in optimizer.param_groups:
             parameters["lr"] = parameters["full_lr"] * (at.lr_scale * factor)
         if recipe.clip:
@@ -346,7 +348,7 @@ class _Run:
         at.epoch += 1
         lr = self.optimizer.param_groups[0]["lr"]  # of the epoch's last step
         at.history.append({"epoch": at.epoch, "loss": loss, "lr": lr, **metrics})
-        if at.best_score is None or score > at.best_score:
+        if at.best_score is None or score > at.best_score or recipe.choose_on == "none":
             at.best_score, at.best_epoch = score, at.epoch
             save_tensors(best_file(self.folder, at.epoch), trained_state(network, recipe))
         if self.average is not None:
@@ -399,21 +401,8 @@ def _plateau(recipe: Recipe, at: Progress, score: float) -> None:
 def _refuse_impossible(
     recipe: Recipe, train: Patches, validation: Patches, device: str, labels: Labels
 ) -> None:
-    for what, part in (("training", train), ("validation", validation)):
-        if labels.targets:
-            if len(part) < 2 or not np.isfinite(part.labels).all():
-                raise InvalidRequest(
-                    f"the {what} rows need two or more with finite numbers; there are {len(part)}"
-                )
-        elif not len(part) or set(np.unique(part.labels)) != set(range(len(labels.classes))):
-            classes = ", ".join(
-                f"{k:g}: {n}" for k, n in zip(*np.unique(part.labels, return_counts=True), strict=True)
-            )
-            every = "both" if labels.binary else f"all {len(labels.classes)}"
-            raise InvalidRequest(
-                f"the {what} rows need {every} classes, all labelled; there are {len(part)} rows "
-                f"({classes or 'none'})"
-            )
+    labels.require(train.labels, "the training rows")
+    labels.require(validation.labels, "the validation rows")
     if recipe.precision == "fp16" and torch.device(device).type != "cuda":
         raise InvalidRequest(f"precision fp16 trains on a GPU only, not on {device}: use bf16 or fp32")
     shared = set(train.ids) & set(validation.ids)

@@ -1,5 +1,6 @@
 """Targets, weights, losses, MixUp, learning rates by layer, averaged weights: against arithmetic by hand."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,16 +10,22 @@ import pytest
 import torch
 from patchbank.errors import InvalidRequest
 from patchbank.extract.registry import load_card
+from patchbank.finetune.augment import draw
+from patchbank.finetune.checkpoint import best_file, load_tensors
 from patchbank.finetune.labels import Labels
 from patchbank.finetune.model import classifier
 from patchbank.finetune.objective import Average, loss_of, mixed, rate_scales, row_weights, targets_of
 from patchbank.finetune.recipe import Recipe
-from patchbank.finetune.train import epoch_rows, fit, predict_logits
+from patchbank.finetune.scores import validation_metrics
+from patchbank.finetune.train import _Run, epoch_rows, fit, lr_factor, predict_logits
+from scipy.special import expit, logit
 from sklearn.metrics import mean_squared_error
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.class_weight import compute_sample_weight
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def test_votes_are_soft_labels_where_there_are_any() -> None:
@@ -73,23 +80,103 @@ def test_mixup_mixes_images_targets_and_weights_alike_and_the_same_again() -> No
     assert mixed(images, targets, weights, Recipe(), 2, 5)[0] is images
 
 
-@pytest.mark.parametrize("name", ["dinov2-s", "convnextv2-b", "phikon"])
-def test_lower_layers_learn_more_slowly(name: str) -> None:
+@pytest.mark.parametrize("kind", ["two", "three", "numbers"])
+def test_mixup_weighs_each_half_of_a_row_by_its_own_weight(kind: str) -> None:
+    """weight x loss of a mixed row is the sum of its two rows' losses, each with its weight and share."""
+    rng = np.random.default_rng(4)
+    labels = {"two": Labels(), "three": CLASSES, "numbers": Labels(classes=(), targets=("a", "b"))}[kind]
+    n, shape = 6, {"two": (6,), "three": (6, 3), "numbers": (6, 2)}[kind]
+    votes = rng.dirichlet([1, 1, 1], n) if kind == "three" else rng.random(n)
+    targets = torch.tensor(rng.normal(size=shape) if kind == "numbers" else votes, dtype=torch.float32)
+    weights = torch.tensor(rng.uniform(0.2, 5, n), dtype=torch.float32)
+    images, recipe = torch.arange(6.0).reshape(6, 1, 1, 1), Recipe(mixup=0.8)
+    found_images, found_targets, found_weights = mixed(images, targets, weights, recipe, 0, 0)
+    draws = draw("mixup", recipe.seed, 0, 0)
+    share, other = float(draws.beta(0.8, 0.8)), draws.permutation(n)
+    assert 0.05 < share < 0.95, "else this tests little"
+    torch.testing.assert_close(
+        found_images.flatten(), share * torch.arange(6.0) + (1 - share) * torch.arange(6.0)[other]
+    )
+    outputs = torch.tensor(rng.normal(size=shape), dtype=torch.float32, requires_grad=True)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(loss.sum(), outputs)[0]
+
+    of_mixed = gradient(found_weights * loss_of(outputs, found_targets, recipe, labels))
+    by_hand = gradient(share * weights * loss_of(outputs, targets, recipe, labels))
+    by_hand += gradient((1 - share) * weights[other] * loss_of(outputs, targets[other], recipe, labels))
+    torch.testing.assert_close(of_mixed, by_hand)
+
+
+BY_LAYERS = {"dinov2-s": 3, "phikon": 3, "dinov3-s": 3, "convnextv2-b": 4, "tf-efficientnetv2-m": 7}
+BY_LAYERS |= {"resnet50": 4, "swin-b": 24}
+
+
+def on_meta(name: str, recipe: Recipe, blocks: int) -> nn.Module:
+    """A card's network without memory, with so many blocks where it is a plain transformer."""
     card = load_card(name)
     if card.grid:
-        depth = {"num_hidden_layers": 3} if card.kind == "transformers" else {"depth": 3}
-        card = card.replace(arguments={**card.arguments, **depth})
+        depth = "num_hidden_layers" if card.kind == "transformers" else "depth"
+        card = card.replace(arguments={**card.arguments, depth: blocks})
     with torch.device("meta"):
-        network, _ = classifier(card, Recipe(method="full"), weights=None)
+        return classifier(card, recipe, weights=None)[0]
+
+
+@pytest.mark.parametrize("name", BY_LAYERS)
+def test_lower_layers_learn_more_slowly(name: str) -> None:
+    """Against the number in the parameter's own name, which the code does not read."""
+    blocks = BY_LAYERS[name]
+    network = on_meta(name, Recipe(method="full"), blocks)
     scales = rate_scales(network, Recipe(method="full", layer_decay=0.5))
-    values = list(scales.values())
-    assert values == sorted(values)
-    assert values[-1] == 1
     assert set(scales) == {n for n, _ in network.named_parameters() if not n.startswith("head.")}
-    if card.grid:
-        assert min(values) == 0.5**3
-        assert {v for n, v in scales.items() if "embed" in n} == {0.5**3}
     assert set(rate_scales(network, Recipe(method="full")).values()) == {1.0}
+    first = 1 if name == "resnet50" else 0
+    for parameter, scale in scales.items():
+        found = re.search(r"\.(?:stages|blocks|layers?)\.?(\d+)\.", parameter)
+        if name == "swin-b":
+            found = re.search(r"\.layers\.(\d+)\.blocks\.(\d+)\.", parameter)
+            number = found and (0, 2, 4, 22)[int(found[1])] + int(found[2])
+        else:
+            number = found and int(found[1]) - first
+        if number is not None:
+            assert scale == 0.5 ** (blocks - 1 - number), parameter
+        elif "downsample" not in parameter:
+            stem = re.search(r"embed|cls_token|reg_token|stem|\.conv1\.|\.bn1\.", parameter)
+            assert scale == (0.5**blocks if stem else 1.0), parameter
+    assert {0.5**k for k in range(blocks + 1)} >= set(scales.values())
+
+
+def test_layers_that_cannot_be_counted_are_refused() -> None:
+    plain = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(InvalidRequest, match=r"neither attention blocks nor stages; set layer_decay = 1"):
+        rate_scales(plain, Recipe(layer_decay=0.9))
+    assert rate_scales(plain, Recipe()) == {"0.weight": 1.0, "0.bias": 1.0, "1.weight": 1.0, "1.bias": 1.0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"method": "full"}, {"layer_decay": 0.5}, {"method": "full", "layer_decay": 0.5, "head_lr": 1e-2}],
+    ids=str,
+)
+def test_each_trained_parameter_is_in_one_group_at_its_rate(
+    tiny: SimpleNamespace, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    recipe = tiny.recipe(lr=1e-3, weight_decay=0.03, epochs=3, warmup=1.0, **changes)
+    network, train = tiny.network(recipe), tiny.patches(24, seed=1)
+    run = _Run(network, recipe, tmp_path, {}, device="cpu", workers=0, progress=False)
+    names = {id(p): n for n, p in network.named_parameters()}
+    grouped = [names[id(p)] for group in run.optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(n for n, p in network.named_parameters() if p.requires_grad)
+    scales = rate_scales(network, recipe)
+    run.train(train)  # three steps of 8, all in the warm-up
+    factor = lr_factor(recipe, 2, 3)
+    assert 0 < factor < 1
+    for group in run.optimizer.param_groups:
+        assert group["weight_decay"] == 0.03, "the decay falls on every trained tensor"
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            rate = (recipe.head_lr or recipe.lr) if name.startswith("head.") else recipe.lr * scales[name]
+            assert group["lr"] == pytest.approx(rate * factor), name
 
 
 def test_averages_of_weights_start_short_and_swap_back() -> None:
@@ -107,6 +194,81 @@ def test_averages_of_weights_start_short_and_swap_back() -> None:
     torch.testing.assert_close(network.weight.data, torch.full((1, 2), seen))
     average.swap(network)
     torch.testing.assert_close(network.weight.data, torch.full((1, 2), 39.0))
+
+
+def test_statistics_of_batch_norm_are_averaged_with_the_weights() -> None:
+    """torch's own AveragedModel with buffers is the other implementation, at a constant decay."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    average = Average(network, 0.5)
+    other = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    other.update_parameters(network)  # which copies the first time
+    for step in range(100, 110):  # long after the start, where both decay by .5
+        network(torch.randn(8, 3, 6, 6) * step).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update(network, step)
+        other.update_parameters(network)
+    average.swap(network)
+    for name, tensor in other.module.state_dict().items():
+        if name != "1.num_batches_tracked":
+            torch.testing.assert_close(network.state_dict()[name], tensor)
+    assert not torch.equal(network[1].get_buffer("running_mean"), torch.zeros(4))
+    assert network[1].get_buffer("num_batches_tracked").item() == 10
+
+
+def test_averaged_weights_are_the_ones_that_are_scored_and_kept(
+    tiny: SimpleNamespace, tmp_path: Path
+) -> None:
+    recipe = tiny.recipe(epochs=2, patience=2, ema=0.9, choose_on="none", dropout=0.0)
+    steps: list[dict[str, torch.Tensor]] = []
+    network = tiny.network(recipe)
+
+    def note(*_: object) -> None:
+        steps.append({n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad})
+
+    before = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+    hook = register_optimizer_step_post_hook(note)
+    try:
+        held = tiny.patches(12, seed=2, name="held")
+        at = fit(network, recipe, tiny.patches(24, seed=1), held, folder=tmp_path, run_key={}, progress=False)
+    finally:
+        hook.remove()
+    assert len(steps) == 6
+    averaged = before
+    for t, weights in enumerate(steps, start=1):
+        decay = min(0.9, (1 + t) / (10 + t))
+        averaged = {n: decay * averaged[n] + (1 - decay) * weights[n] for n in averaged}
+    kept = load_tensors(best_file(tmp_path, 2))
+    own = dict(network.named_parameters())
+    for name, tensor in averaged.items():
+        torch.testing.assert_close(kept[name], tensor)
+        torch.testing.assert_close(own[name].data, tensor)
+        assert not torch.equal(tensor, steps[-1][name]), "the last step's weights are not kept"
+    metrics = validation_metrics(held.labels, predict_logits(network, held))
+    assert at.history[-1]["auroc"] == pytest.approx(metrics["auroc"])
+    assert at.history[-1]["log_loss"] == pytest.approx(metrics["log_loss"])
+
+
+def test_eight_symmetries_are_the_mean_of_the_logits(tiny: SimpleNamespace) -> None:
+    """Of images that are turned and mirrored here, by the network alone; not the mean of probabilities."""
+    network, patches = tiny.network(tiny.recipe()), tiny.patches(5, seed=3)
+    for parameter in network.head.parameters():
+        nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    network.eval()
+    logits = np.empty((5, 8))
+    for i in range(5):
+        image = patches.read(i)
+        turned = [np.rot90(image, k) for k in range(4)] + [np.rot90(image[:, ::-1], k) for k in range(4)]
+        with torch.no_grad():
+            logits[i] = network(torch.stack([network.prepare(np.ascontiguousarray(t)) for t in turned]))
+    found = predict_logits(network, patches, symmetries=8, batch_size=2)
+    np.testing.assert_allclose(found, logits.mean(axis=1), atol=1e-5)
+    np.testing.assert_allclose(predict_logits(network, patches), logits[:, 0], atol=1e-5)
+    assert logits.std(axis=1).min() > 1e-3, "they differ"
+    of_probabilities = logit(expit(logits).mean(axis=1))
+    assert np.abs(of_probabilities - found).max() > 1e-6
 
 
 def test_a_run_with_everything_resumes_to_the_same_weights(tiny: SimpleNamespace, tmp_path: Path) -> None:
@@ -224,15 +386,17 @@ def test_mixup_mixes_soft_labels_of_three_classes() -> None:
             [0.39856746, 0.12135501, 0.1346427, 0.45059693],
         ),
         (
-            {
-                "loss": "focal", "balance": "weights", "smoothing": 0.1, "mixup": 0.2, "ema": 0.9,
-                "balance_domains": True, "accumulate": 2,
-            },
-            [0.19294361, 0.12818049],
-            [-0.08257858, -0.20231483, -0.22453248, -0.0405215],
+            {"loss": "focal", "smoothing": 0.1, "mixup": 0.2, "ema": 0.9, "accumulate": 2},
+            [0.11853237, 0.13377499],
+            [0.51607323, 0.37740242, 0.37285005, 0.53460649],
+        ),
+        (
+            {"balance": "weights", "balance_domains": True, "smoothing": 0.1, "ema": 0.9},
+            [0.936887, 0.65652874],
+            [-0.39987645, -0.49342695, -0.50741392, -0.37634072],
         ),
     ],
-    ids=["lora", "full", "everything"],
+    ids=["lora", "full", "mixed", "weighted"],
 )  # fmt: skip
 def test_two_classes_are_trained_as_before_there_were_more(
     tiny: SimpleNamespace, tmp_path: Path, changes: dict[str, Any], losses: list[float], logits: list[float]

@@ -14,7 +14,9 @@ from patchbank.errors import InvalidRequest, ProbeError, TrainingError, UnknownE
 from patchbank.files import LOCK
 from patchbank.finetune import checkpoint
 from patchbank.finetune.data import gather_rows
-from patchbank.finetune.run import prepare_jobs, run_finetune, train_fold
+from patchbank.finetune.fold import train_fold
+from patchbank.finetune.jobs import Request, prepare
+from patchbank.finetune.run import run_finetune
 from patchbank.probe.config import ProbeConfig
 from patchbank.probe.data import leak_notes
 from patchbank.probe.results.files import ProbeResult
@@ -98,7 +100,7 @@ def test_one_fold_alone_and_what_a_cut_run_says(
 ) -> None:
     given = settings(tiny, tmp_path, tiny_encoder, only_folds=[2])
     bootstrap = given.pop("bootstrap")
-    jobs, *_ = prepare_jobs(**given, bootstrap=bootstrap)
+    jobs = prepare(Request.of(**given, bootstrap=bootstrap)).jobs
     assert [job.fold_number for job in jobs] == [2]
     assert train_fold(jobs[0], max_epochs=1) is None
     with pytest.raises(TrainingError, match="not finished: run the same command again"):
@@ -118,7 +120,7 @@ def test_test_rows_do_not_change_the_model(
     for name, tests in (("with", True), ("without", False)):
         given = settings(tiny, tmp_path, tiny_encoder, only_folds=[1], out=tmp_path / name)
         train = given["train"] if tests else given["train"].select("train")
-        jobs, *_ = prepare_jobs(**{**given, "train": train, "tests": given["tests"] if tests else []})
+        jobs = prepare(Request.of(**{**given, "train": train, "tests": given["tests"] if tests else []})).jobs
         train_fold(jobs[0])
         heads.append(checkpoint.load_tensors(jobs[0].folder / "head.safetensors")["weight"])
     assert torch.equal(*heads)
@@ -195,7 +197,7 @@ def test_a_changed_file_is_noticed(
 def test_a_job_travels(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]) -> None:
     import pickle
 
-    jobs, *_ = prepare_jobs(**settings(tiny, tmp_path, tiny_encoder))
+    jobs = prepare(Request.of(**settings(tiny, tmp_path, tiny_encoder))).jobs
     copy = pickle.loads(pickle.dumps(jobs[0]))
     assert copy.run_key == jobs[0].run_key != replace(jobs[0], fold_number=2).run_key
 
