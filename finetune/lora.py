@@ -234,10 +234,10 @@ def adapter_config(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
 
 
 def require_gradients(model: nn.Module, recipe: Recipe) -> None:
-    """After a backward pass: every adapter has a gradient, or with all weights training some of the backbone's.
+    """After a backward pass: every adapter has a gradient; of a backbone that trains as a whole, some tensor.
 
-    Raises EncoderError naming a tensor without. A layer whose weight is used past its `forward` has none. Where
-    all weights train a few have none rightly (mask tokens, projections that the head does not see).
+    Raises EncoderError naming a tensor without. A layer whose weight is used past its `forward` has none.
+    Where all weights train, a few rightly have none: mask tokens, projections that the head does not see.
     """
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad and not n.startswith("head.")]
     idle = [n for n, p in trained if p.grad is None]

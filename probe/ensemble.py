@@ -12,7 +12,8 @@ Test labels take no part. The ensemble's out-of-fold scores of fold k have weigh
 on evaluation sets they are those of all train rows, with threshold and calibration of the ensemble's own
 out-of-fold scores. The optimism that is left: a member's models that scored the other folds were trained on
 fold k's rows, as in any stacking (Wolpert 1992); and a fine-tuned member has chosen its epoch on the fold
-that it scores, so that its weight is somewhat too large. Evaluation sets have neither.
+that it scores, so that its weight is somewhat too large (not where its recipe has another `choose_on`).
+Evaluation sets have neither.
 """
 
 from collections.abc import Mapping, Sequence
@@ -363,7 +364,12 @@ def _caveat(results: Mapping[str, ProbeResult], weights: str) -> str:
     members = ", ".join(results)
     if weights == "equal":
         return f"the mean of {members}, with equal weights"
-    trained = [member for member, one in results.items() if any(m.recipe for m in one.results.models)]
+    recipes = {member: [m.recipe for m in one.results.models if m.recipe] for member, one in results.items()}
+    trained = [
+        member
+        for member, each in recipes.items()
+        if any(recipe.get("choose_on", "fold") == "fold" for recipe in each)
+    ]
     note = (
         f"weights of {members} chosen on scores of the train rows out of fold, for each fold on the "
         "others; the members that scored those have been trained on the fold"

@@ -240,10 +240,20 @@ class ProbeResult:
         nested = NESTED if SWEEP in shown else ""
         return nested + OPTIMISM.replace("*", mark)
 
+    def _stopped(self) -> str:
+        """Where the training of fine-tuned models ended."""
+        chosen_on = {(model.recipe or {}).get("choose_on", "fold") for model in self.results.models}
+        ways = {
+            "fold": "stopped where its own fold was best",
+            "inner": "stopped where an inner fold of its training rows was best",
+            "none": "after all its epochs",
+        }
+        return " or ".join(ways[way] for way in ways if way in chosen_on)
+
     def show(self) -> None:
         """Print the leaderboard on the terminal, in the form that its width allows."""
         level, intervals = round(100 * self.results.config.level), self.results.config.bootstrap > 0
-        how = "Scored by the mean probability of the folds' models, each stopped where its own fold was best."
+        how = f"Scored by the mean probability of the folds' models, each {self._stopped()}."
         if any(model.choice for model in self.results.models):
             how = (
                 "Train rows are scored out of fold, the other sets by the refit; everything is chosen on "
