@@ -72,7 +72,7 @@ OTHER_DICTS = {
     "study_file.py": {"settings"},
     "tasks.py": {"row", "whole"},  # of table.csv
     "study_page.py": {"about"},  # a row that is made
-    "run.py": {"seconds", "run.seconds", "run.fits", "cards", "c", "done", "runs", "job.run_key"},
+    "run.py": {"seconds", "run.seconds", "run.fits", "cards", "card", "c", "runs"},
     "data.py": {"train.table"},
     "describe.py": {"run.fits", "choices", "runs"},
 }
