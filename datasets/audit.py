@@ -25,6 +25,7 @@ from .values import spellings_note
 
 SIDE = 128  # pixels a side at which two images are compared
 SHIFT = 8  # pixels (of 128) by which near-duplicates may be shifted, each way
+PADDED = 144  # SIDE + SHIFT at least, a product of small primes
 CELL = 8  # pixels of a cell whose mean serves to find candidates
 STEP = 5  # pixels between the shifts at which candidates are looked for
 CANDIDATE = 0.75  # correlation of cell means; half a STEP off leaves a true pair above it
@@ -338,7 +339,7 @@ def near_duplicates(
     Returns a table, best first: patch_a, patch_b, label_a, label_b, group_a, group_b, split_a, split_b,
     set_a, set_b (data sets), shift_y, shift_x (pixels of 128: b's image lies that far down and right of
     a's), score, identical (the same pixels). Raises ImageError where images cannot be read,
-    TooManyAlikeError for more than `most` candidates (None: any number; one takes 10 ms).
+    TooManyAlikeError for more than `most` candidates (None: any number; one takes 1 ms).
     """
     sets = [manifests] if isinstance(manifests, Manifest) else list(manifests)
     grey = np.concatenate([_grey(manifest, workers, progress) for manifest in sets])
@@ -413,14 +414,27 @@ def _candidates(grey: np.ndarray, most: int | None) -> list[tuple[int, int, int,
 
 
 def _best_shift(a: np.ndarray, b: np.ndarray, down: int, right: int) -> tuple[float, int, int]:
-    """(correlation of the overlap, down, right) of the best shift near this one. a, b: uint8, (128, 128)."""
-    best = (-1.0, 0, 0)
-    near = range(-STEP, STEP + 1)
-    for y in (down + d for d in near if abs(down + d) <= SHIFT):
-        for x in (right + d for d in near if abs(right + d) <= SHIFT):
-            p = a[max(0, -y) : SIDE - max(0, y), max(0, -x) : SIDE - max(0, x)].astype(np.float32)
-            q = b[max(0, y) : SIDE - max(0, -y), max(0, x) : SIDE - max(0, -x)].astype(np.float32)
-            p, q = p - p.mean(), q - q.mean()
-            score = float((p * q).sum() / (np.sqrt((p * p).sum() * (q * q).sum()) + 1e-6))
-            best = max(best, (score, y, x))
-    return best
+    """(correlation of the overlap, down, right) of the best shift near this one. a, b: uint8, (128, 128).
+
+    Sums of products over the overlap are those of a Fourier transform, rounded to the integers that they are.
+    """
+    spectra = np.fft.rfft2(np.stack([a, b]).astype(np.float64), (PADDED, PADDED))
+    products = np.rint(np.fft.irfft2(spectra[0].conj() * spectra[1], (PADDED, PADDED)))
+    y, x = (np.clip(np.arange(-STEP, STEP + 1) + at, -SHIFT, SHIFT) for at in (down, right))
+    count = np.outer(SIDE - np.abs(y), SIDE - np.abs(x))
+    of_a, of_b = _overlap_sums(a, y, x), _overlap_sums(b, -y, -x)
+    # times the count all of these are integers, and exact
+    both = count * products[np.ix_(y, x)] - of_a[0] * of_b[0]
+    variances = [count * squares - total**2 for total, squares in (of_a, of_b)]
+    scores = both / (np.sqrt(variances[0] * variances[1]) + 1e-6 * count)
+    last = scores.size - 1 - int(np.argmax(scores[::-1, ::-1]))
+    at = np.unravel_index(last, scores.shape)
+    return float(scores[at]), int(y[at[0]]), int(x[at[1]])
+
+
+def _overlap_sums(image: np.ndarray, y: np.ndarray, x: np.ndarray) -> list[np.ndarray]:
+    """Sums of the pixels, and of their squares, that a copy shifted by y and x has in the frame: (y, x)."""
+    place = np.arange(SIDE)
+    down, right = (((place + at >= 0) & (place + at < SIDE)).astype(float) for at in (y[:, None], x[:, None]))
+    pixels = image.astype(float)
+    return [down @ values @ right.T for values in (pixels, pixels**2)]

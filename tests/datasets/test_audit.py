@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from patchbank.datasets import clusters
-from patchbank.datasets.audit import audit, near_duplicates, near_identical
+from patchbank.datasets.audit import _best_shift, audit, near_duplicates, near_identical
 from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.cli import datasets_group
 from patchbank.datasets.declarations import Declaration, Part
@@ -150,6 +150,27 @@ def test_a_shifted_copy_is_found_with_its_shift(
     ]
     assert pairs["score"][0] > 0.999
     assert pairs["identical"][0] == (shift == (0, 0))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_best_shift_is_the_one_of_the_definition(seed: int) -> None:
+    """Of all shifts around the given one within the frame; noisy copies, strangers, the same, flat images."""
+    rng = np.random.default_rng(seed)
+    picture = scene(seed)[..., 0]
+    y, x = rng.integers(-8, 9, 2)
+    a, b = picture[20:148, 20:148], picture[20 - y : 148 - y, 20 - x : 148 - x]
+    b = [b, np.clip(b + rng.normal(0, 20, b.shape), 0, 255).astype(np.uint8), a, np.full_like(a, 9)][seed % 4]
+    down, right = rng.choice([-5, 0, 5], 2).tolist()
+    expected = (-1.0, 0, 0)
+    for dy in range(max(down - 5, -8), min(down + 5, 8) + 1):
+        for dx in range(max(right - 5, -8), min(right + 5, 8) + 1):
+            p = a[max(0, -dy) : 128 - max(0, dy), max(0, -dx) : 128 - max(0, dx)].ravel()
+            q = b[max(0, dy) : 128 - max(0, -dy), max(0, dx) : 128 - max(0, -dx)].ravel()
+            score = float(np.corrcoef(p, q)[0, 1]) if np.ptp(q) else 0.0
+            expected = max(expected, (score, dy, dx))
+    score, *shift = _best_shift(a, b, down, right)
+    assert tuple(shift) == expected[1:]
+    assert score == pytest.approx(expected[0], abs=1e-9)
 
 
 def test_recompressed_and_restained_copies_are_found(
