@@ -271,7 +271,7 @@ def minimise(
     H0: Preconditioner,
     ids: Array,
     *,
-    start: Array | None = None,
+    start: Sequence[Array | None] | None = None,
     parents: Sequence[Sequence[int]] | None = None,
     tol: float,
     max_rounds: int,
@@ -279,7 +279,7 @@ def minimise(
 ) -> Minimum:
     """Minimise the problems `ids` (P,), weak penalties first (they then fill the pass for longest).
 
-    start : float64 (P, m, d + 1), or None for w = 0 with the intercepts at their optimum
+    start : float64 (m, d + 1) for each problem, or None for w = 0 with the intercepts at their optimum
     parents : for each problem the places in `ids` of those that it waits for, to start from their solutions,
         the nearest first; none: it starts as said above
     tol : of the estimated decrement, relative to f

@@ -25,7 +25,7 @@ from .design import READ_ROWS, Design
 from .lbfgs import CERTIFIED, Minimum, lagrange, minimise
 from .newton import NewtonFit, Rows, solve
 from .objective import Objective, default_threads
-from .path import follow, follows, ladder
+from .path import climb, follow, follows, ladder
 from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -120,15 +120,16 @@ def fit_logistic(
             few = np.repeat(_few_rows(design), L)
             if len(ids := np.flatnonzero(~few)):
                 H0 = Preconditioner(objective)
-                stride = 4 if S * design.n * design.d > SMALL else 2
-                steps = ladder(grid, stride=stride)
-                parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
-                # with more classes Newton costs hundreds of rounds: the descent may take them
-                options: dict[str, Any] = {"tol": tol, "max_rounds": max_rounds if m == 1 else 4 * max_rounds}
-                defer = m == 1 and follows(H0)
-                found.put(ids, minimise(objective, H0, ids, parents=parents, defer=defer, **options))
-                if m == 1:  # with more classes its factors cost more than Newton
+                if m == 1:
+                    stride = 4 if S * design.n * design.d > SMALL else 2
+                    steps = ladder(grid, stride=stride)
+                    parents = [[s * L + k for k in of_k] for s in range(len(ids) // L) for of_k in steps]
+                    options: dict[str, Any] = {"tol": tol, "max_rounds": max_rounds}
+                    part = minimise(objective, H0, ids, parents=parents, defer=follows(H0), **options)
+                    found.put(ids, part)
                     follow(objective, H0, found, **options)
+                else:  # Newton costs hundreds of rounds: the descent may take them
+                    climb(objective, H0, found, ids, tol=tol, max_rounds=4 * max_rounds)
             status = np.where(found.polished, "polished", "converged").astype("<U9")
             done = found.converged & (found.gap <= CERTIFIED * tol * found.value)
             _finish(objective, found, status, np.flatnonzero(~done), tol)

@@ -30,6 +30,7 @@ from .design import Design, Segment
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 2**20  # scores of one block: they stay in the L2 cache between the two products
 PROFILE_STEPS = 50
+SAFE = 60  # scores up to this size: exp neither overflows nor vanishes in float32
 EPS = np.finfo(np.float64).eps
 EXACT_BYTES = 2**27  # float64 scores kept between the two passes of `exact`
 
@@ -285,9 +286,10 @@ def _residuals(Z: Array, v: Array, loss: Array, curve: Array) -> None:
 
 def _residuals_softmax(Z: Array, v: Array, y: Array, loss: Array, curve: Array) -> None:
     """Scores Z (rows, P, K) become v (p - onehot(y)); adds as `_residuals` does, curve (P, K, K)."""
-    Z -= Z.max(axis=2, keepdims=True)
+    if not (Z.max() < SAFE and Z.min() > -SAFE):  # the maximum of each row takes far longer
+        Z -= Z.max(axis=2, keepdims=True)
     np.exp(Z, out=Z)
-    Z /= Z.sum(axis=2, keepdims=True)
+    Z /= (Z.reshape(-1, Z.shape[2]) @ np.ones(Z.shape[2], Z.dtype)).reshape(*Z.shape[:2], 1)
     probability = Z.copy()
     Z *= v[:, :, None]
     curve -= np.matmul(Z.transpose(1, 2, 0), probability.transpose(1, 0, 2))

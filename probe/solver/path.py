@@ -4,19 +4,24 @@
     solutions, by cubic interpolation in log C (done in lbfgs.py): half the rounds of the descent.
 `follow`   what the descent has left is solved from the strong penalties on, with a Hessian every few
     strengths.
+`climb`    more than two classes: every strength starts from the solutions for the penalties before it.
+    Hard fits take two thirds of the rounds that the ladder's take.
 """
 
 from typing import Any
 
 import numpy as np
 
-from .lbfgs import Minimum, minimise
+from .lbfgs import Minimum, lagrange, minimise
 from .objective import Objective
 from .preconditioner import Preconditioner
 
 Array = np.ndarray[Any, np.dtype[Any]]
 NODES = 4  # solutions that a start is interpolated from
 WIDEST = 2.0  # in log C, between the strengths of the coarse grid: above, interpolation is of no use
+NODES_BEFORE = 3  # solutions that a start is extrapolated from in `climb`
+COLUMNS = 160  # of coefficients, that a stage of `climb` should have
+ABREAST = 2  # strengths of a stage at most: farther ones start too far off
 STRIDE = 3  # strengths that share a Hessian and a start in `follow`
 STEEP = 0.2  # relative change of the solution from one strength to the next above which they do not
 HESSIAN_ROUNDS = 200  # rounds of one problem that its Hessian may cost
@@ -75,7 +80,7 @@ def follow(objective: Objective, H0: Preconditioner, found: Minimum, *, tol: flo
                 H0.refine(np.array(nexts), found.theta[same], found.curvature[same], spectrum=False)
         if stage:
             ids = np.array(stage)
-            part = minimise(objective, H0, ids, start=np.stack(starts), tol=tol, max_rounds=max_rounds)
+            part = minimise(objective, H0, ids, start=starts, tol=tol, max_rounds=max_rounds)
             found.put(ids, part)
             left[ids] = False
             H0.release(ids)
@@ -96,3 +101,27 @@ def _next_on_path(objective: Objective, found: Minimum, left: Array, s: int) -> 
         if np.linalg.norm(b - a) > STEEP * np.linalg.norm(b):  # the solution changes fast
             stride = 1
     return waiting[:stride].tolist(), known
+
+
+def climb(objective: Objective, H0: Preconditioner, found: Minimum, ids: Array, **options: Any) -> None:
+    """Solve the problems `ids` of more than two classes, in place: a few strengths of all sets at a time, the
+    strong penalties first, from their sets' solutions for the last ones, carried on in log C.
+    """
+    strengths = np.unique(objective.lam[ids])[::-1]
+    columns = len(np.unique(objective.sets[ids])) * objective.design.outputs
+    width = int(np.clip(COLUMNS // columns, 1, ABREAST))
+    for k in range(0, len(strengths), width):
+        stage = ids[np.isin(objective.lam[ids], strengths[k : k + width])]
+        starts = [_carried_on(objective, found, p) for p in stage.tolist()]
+        found.put(stage, minimise(objective, H0, stage, start=starts, **options))
+        H0.release(stage)
+
+
+def _carried_on(objective: Objective, found: Minimum, p: int) -> Array | None:
+    """Lagrange's extrapolation in log C of the solutions of p's set for the next (up to three) penalties."""
+    solved = np.flatnonzero((objective.sets == objective.sets[p]) & np.isfinite(found.value))
+    nodes = solved[np.argsort(objective.lam[solved], kind="stable")][:NODES_BEFORE]
+    if not len(nodes):
+        return None
+    shares = lagrange(float(np.log(objective.lam[p])), np.log(objective.lam[nodes]))
+    return np.tensordot(shares, found.theta[nodes], axes=1)
