@@ -96,8 +96,7 @@ def apart(fit: Callable[[], Any], limit: float = np.inf) -> tuple[Any, float, fl
 
     def work(end: Any) -> None:
         if np.isfinite(limit):
-            seconds = int(limit) + 1
-            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, resource.RLIM_INFINITY))
         held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         start = time.process_time()
         found = fit()
