@@ -64,7 +64,7 @@ def stoppable() -> Iterator[None]:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda (all GPUs), cuda:N, mps.")
 @click.option("--precision", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--dtype", default="float16", show_default=True, help="Stored as float16 or float32.")
-@click.option("--batch-size", type=int, help="Chosen automatically: what fits on a GPU, what is fastest on a CPU.")
+@click.option("--batch-size", type=int, help="Default: what fits on a GPU, what is fastest on a CPU.")
 @click.option("--workers", type=int, help="Decoding threads.")
 @options.on_error
 @options.checkpoint

@@ -220,9 +220,7 @@ def load_file_into(
             for prefix in _prefixes(state, own, inside)
         ]
     best = _choose(fits, path, card, len(own))
-    state = {
-        name: best.state[name].detach() for name in own
-    }  # files may hold parameters
+    state = {name: best.state[name].detach() for name in own}  # files may hold parameters
     _refuse_other_numbers(state, own, path)
     refuse_not_finite(state, str(path))
     model.load_state_dict(

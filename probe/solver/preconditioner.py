@@ -25,6 +25,8 @@ from .objective import Objective
 linalg: Any = scipy.linalg  # has no types
 Array = np.ndarray[Any, np.dtype[Any]]
 
+RIDGES = 30  # powers of ten that are tried until a matrix is definite in float32
+
 
 class Solver(Protocol):
     """Solves (h (G - mm') + lam) x = b for rows b (P, d) float32, h and lam (P,)."""
@@ -180,13 +182,14 @@ def _factor(A: Array, ridge: float) -> Any:
     """The Cholesky factor of A + ridge; of a larger ridge where float32 takes that for singular."""
     diagonal = np.diag_indices(len(A))
     ridge = max(ridge, 1e-6 * float(np.trace(A)) / len(A), 1e-30)
-    while True:
+    for power in range(RIDGES):
         B = A.copy(order="F")
-        B[diagonal] += ridge
+        B[diagonal] += ridge * 10.0**power
         try:
             return linalg.cho_factor(B, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
-            ridge *= 10
+            continue
+    raise np.linalg.LinAlgError("no ridge makes this matrix definite")
 
 
 def _centred(moments: Array) -> tuple[Array, Array]:

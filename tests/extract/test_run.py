@@ -34,7 +34,7 @@ from patchbank.errors import (
     StoreError,
     VectorRefused,
 )
-from patchbank.extract import engine, planning, run
+from patchbank.extract import engine, planning, run, writing
 from patchbank.extract.cards import Transform
 from patchbank.extract.engine import Outcome, Pipeline
 from patchbank.extract.run import run_extract
@@ -340,7 +340,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, until: Any) -> Callable[[], None]
 
     def press() -> None:
         _thread.interrupt_main()
-        until(lambda: pipelines[0]._error is not None)
+        until(lambda: pipelines[0].progress.error is not None)
 
     monkeypatch.setattr(Pipeline, "run", run)
     return press
@@ -439,7 +439,7 @@ def test_what_is_said_to_be_kept_is_what_was_published(
         return publish(self, *args, **options)
 
     monkeypatch.setattr(StoreWriter, "publish", full)
-    monkeypatch.setattr(engine, "PUBLISH_EVERY", 0.0)
+    monkeypatch.setattr(writing, "PUBLISH_EVERY", 0.0)
     with pytest.raises(StoreError) as error:
         extract(make_manifest(80), rgb_card(), tmp_path / "bank", batch_size=8, tokens=["pooled"])
     monkeypatch.undo()
