@@ -16,4 +16,4 @@ def test_a_singular_matrix_gets_the_ridge_that_float32_needs() -> None:
 
 def test_a_matrix_that_no_ridge_makes_definite_ends_in_an_error() -> None:
     with pytest.raises(np.linalg.LinAlgError, match="definite"):
-        preconditioner._factor(-1e6 * np.eye(3, dtype=np.float32), 1.0)
+        preconditioner._factor(-1e6 * np.eye(3, dtype=np.float32), 0.0)
