@@ -373,7 +373,7 @@ def _positive(
         )
     if positive and positive not in classes:
         alike = [label for label in classes if spelling_of(label) == spelling_of(positive)]
-        hint = f" Fix: --strip, or --positive {alike[0]!r}." if alike else ""
+        hint = f" Did you mean --positive {alike[0]!r}?" if alike else ""
         raise ManifestError(f"--positive {positive!r} is not one of the classes {list(classes)}.{hint}")
     if positive and len(classes) > 2:
         rows = table["label"].value_counts()

@@ -234,8 +234,14 @@ def _files(root: Path, exclude: str = "") -> tuple[str, Path, list[str]]:
     if root.suffix.lower() in (".zip", ".tar") and root.is_file():
         container = open_container(str(root))
         assert isinstance(container, ZipImages | TarImages)
-        files = [name for name in container.members() if not any(map(is_hidden, name.split("/")))]
-        files = [name for name in files if not left_out.search(name)]
+        files = [name for name in container.members() if not left_out.search(name)]
+        if leaving := [name for name in files if ".." in name.split("/")]:
+            raise ManifestError(
+                f"{root}: members that lie outside of it: {listed(map(repr, leaving))}. Fix: pack it anew."
+            )
+        files = [
+            name for name in files if not any(is_hidden(part) for part in name.split("/") if part != ".")
+        ]
         return f"{root.name}{MARK}", root.parent, files
     raise ManifestError(f"{root} is not a folder, zip or uncompressed tar.")
 

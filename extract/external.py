@@ -28,7 +28,7 @@ from ..cache.index import KEY_BYTES
 from ..datasets.builders import Description, describe_table
 from ..datasets.hashes import look_up
 from ..datasets.manifest import Manifest, check_place, listed, load_manifest
-from ..errors import InvalidRequest
+from ..errors import InvalidRequest, ManifestError
 from ..settings import not_one_of
 from .joining import Say, check_order, joined, matched, partners, rows_of
 
@@ -129,6 +129,8 @@ def import_embeddings(
     if known is None:
         source = joined(source, table, dict(columns or {}), join, unmatched, say)
         made, keys, seen = _manifest_of(source, stored, description, dict(columns or {}), table, say)
+        if out is not None:
+            _keep_labels(Path(out), made)
     else:
         source, made, keys = _of_manifest(source, known, bank, unmatched, say)
         seen = scan(source, stored)
@@ -140,6 +142,21 @@ def import_embeddings(
     file = made.save(out) if out is not None else None
     duplicates = len(keys) - len({key.tobytes() for key in keys})
     return Imported(made, file, store, added, duplicates, tuple(notes))
+
+
+def _keep_labels(file: Path, made: Manifest) -> None:
+    """Raises InvalidRequest where a manifest without labels would replace one that has them."""
+    if made.header.classes or made.header.targets or not file.exists():
+        return
+    try:
+        header = load_manifest(file).header
+    except ManifestError:
+        return
+    if has := header.classes or header.targets:
+        raise InvalidRequest(
+            f"{file} has labels ({listed(has)}), and what is to be imported has none: say where they are "
+            "(--table, --column label=NAME), or choose another --out"
+        )
 
 
 def _provenance(source: Source, description: Mapping[str, Any]) -> dict[str, Any]:

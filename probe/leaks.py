@@ -121,7 +121,8 @@ class LeakReport:
             parts.append(f"{_MEANING[kind]} ({len(leaks)}): {named}{more}. Fix: {_WAY_OUT[kind]}.")
         if parts:
             kinds = sorted({leak.kind for leak in self.leaks} - set(allow))
-            parts.append(f"To probe all the same, allow: {', '.join(kinds)}.")
+            allowed = " ".join(f"--allow-leaks {kind}" for kind in kinds)
+            parts.append(f"To go on all the same: {allowed} (`allow_leaks` in a study and in Python).")
             raise ProbeError("the data leak. " + " ".join(part[0].upper() + part[1:] for part in parts))
 
     def to_json(self) -> dict[str, Any]:

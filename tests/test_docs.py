@@ -163,7 +163,10 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("page", "words"), LEFT, ids=[f"{name_of(p)}: {' '.join(w)}" for p, w in LEFT])
-def test_the_others_parse(page: Path, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_others_parse(
+    page: Path, words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # --log-file begins its file when it is read
     monkeypatch.setattr(click.Path, "convert", lambda self, value, *_: self.coerce_path_result(value))
     command: click.Command = cli.patchbank
     context = click.Context(command)

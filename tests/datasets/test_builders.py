@@ -667,3 +667,13 @@ def test_natural_order() -> None:
     paths = ["".join(rng.choice(list("0012ab-./_"), rng.integers(1, 9))) for _ in range(3000)]
     assert sorted({*paths}, key=natural) == sorted({*paths}, key=parts)
     assert sorted(["10.png", "2.png", "a/1", "a-1", "a1", "٣"], key=natural)[:2] == ["2.png", "٣"]
+
+
+def test_a_member_outside_of_its_zip_is_refused(tmp_path: Path) -> None:
+    image = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(image, "PNG")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("tumor/1.png", "../../x.png"):
+            archive.writestr(name, image.getvalue())
+    with pytest.raises(ManifestError, match=r"a\.zip: members that lie outside of it: '\.\./\.\./x\.png'"):
+        build("folder", tmp_path / "a.zip", layout="{label}")

@@ -454,3 +454,14 @@ def test_an_export_needs_no_other_option(folder: Path) -> None:
     assert "is an export of patchbank" in " ".join(wrong.output.split())
     with pytest.raises(InvalidRequest, match=r"is an export of patchbank.* cache import e\.parquet"):
         imported("e.parquet", None)
+
+
+def test_a_manifest_with_labels_is_not_replaced_by_one_without(folder: Path) -> None:
+    imported(out="features.toml")
+    before = (folder / "features.toml").read_bytes()
+    with pytest.raises(InvalidRequest, match=r"features.toml has labels \(.*tumor.*--column label=NAME"):
+        import_embeddings(
+            "features.npy", bank="bank", encoder="uni", dataset="features", out="features.toml", on_note=quiet
+        )
+    assert (folder / "features.toml").read_bytes() == before
+    imported(out="features.toml")

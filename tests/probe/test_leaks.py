@@ -52,7 +52,7 @@ def test_train_against_an_evaluation_set(row, kind):
     assert kinds(report) == [kind]
     assert report.leaks[0].patch_ids == ("d/3", f"d/{row[0]}")
     assert report.leaks[0].sides == ("train", "test")
-    with pytest.raises(ProbeError, match=f"d/3.*d/{row[0]}.*allow: {kind}") as caught:
+    with pytest.raises(ProbeError, match=f"d/3.*d/{row[0]}.*--allow-leaks {kind}") as caught:
         report.refuse()
     assert "test" in str(caught.value)
     report.refuse(allow=[kind])

@@ -314,7 +314,9 @@ def test_two_data_sets_of_one_slide_leak_by_place(study: Any) -> None:
         Manifest(one.header, rows, one.root) for one, rows in ((study.train, table), (study.external, at))
     )
     arguments: dict[str, Any] = {"bank": study.bank, "encoders": ["good"], **QUICK}
-    with pytest.raises(ProbeError, match=r"Patches at one place of a slide.*outer/00005.*allow: place"):
+    with pytest.raises(
+        ProbeError, match=r"Patches at one place of a slide.*outer/00005.*--allow-leaks place"
+    ):
         run_probe(train=train, tests=[outer], **arguments)
     allowed = run_probe(train=train, tests=[outer], allow_leaks=["place"], **arguments)
     leaks = allowed.results.leaks
