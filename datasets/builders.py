@@ -373,7 +373,9 @@ def _positive(
         )
     if positive and positive not in classes:
         alike = [label for label in classes if spelling_of(label) == spelling_of(positive)]
-        hint = f" Did you mean --positive {alike[0]!r}?" if alike else ""
+        padded = [label for label in alike if label.strip() == positive.strip()]
+        strip = "--strip, or " if padded else ""
+        hint = f" Fix: {strip}--positive {(padded or alike)[0]!r}." if alike else ""
         raise ManifestError(f"--positive {positive!r} is not one of the classes {list(classes)}.{hint}")
     if positive and len(classes) > 2:
         rows = table["label"].value_counts()
