@@ -24,18 +24,16 @@ from .datasets.unlabelled import COLUMNS, manifest_of
 from .errors import ImageError, InvalidRequest, PatchbankError
 from .extract.external import is_imported, read_embeddings
 from .extract.report import KEPT
+from .finetune.listing import CARD, STATE
 from .probe.artefact import ABOUT
 from .probe.config import Source, parse_features
 from .probe.model import ProbeModel, pick_probe
 from .probe.results.files import ProbeResult
 from .probe.results.older import PROBES
 
-CARD, STATE = "card.json", "state.safetensors"  # of a fine-tuned model; finetune/checkpoint.py loads torch
 SAME_MPP = 0.01  # resolutions that differ by less are one
 SAME = ("encoder", "preprocess", "view", "tokens", "dim")  # of two identities, for a probe to be applied
 ABOUT_ROWS = ("patch_id", "path", "label", "group", "domain")  # columns of a manifest that are passed on
-
-
 PROBE_OPTIONS = "--bank, --features, --role, --encoder, --precision and --on-error"
 
 

@@ -41,15 +41,19 @@ class ZipImages(Container):
     def _zip(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.path)
 
+    @cached_property
+    def _index(self) -> dict[str, zipfile.ZipInfo]:
+        files = (info for info in self._zip.infolist() if not info.is_dir())
+        return {info.filename.removeprefix("./"): info for info in files}
+
     def members(self) -> list[str]:
-        return [info.filename for info in self._zip.infolist() if not info.is_dir()]
+        return list(self._index)
 
     def _read(self, member: str, name: str) -> np.ndarray:
         with self._lock:  # ZipFile counts its readers without one
-            try:
-                info = self._zip.getinfo(member)
-            except KeyError:
-                raise ImageError(f"{name}: the zip has no such member.") from None
+            info = self._index.get(member.removeprefix("./"))
+            if info is None:
+                raise ImageError(f"{name}: the zip has no such member.")
             _refuse_large(info.file_size, name)
             data = self._zip.read(info)
         return decode_image(data, name)

@@ -239,9 +239,7 @@ def _files(root: Path, exclude: str = "") -> tuple[str, Path, list[str]]:
             raise ManifestError(
                 f"{root}: members that lie outside of it: {listed(map(repr, leaving))}. Fix: pack it anew."
             )
-        files = [
-            name for name in files if not any(is_hidden(part) for part in name.split("/") if part != ".")
-        ]
+        files = [name for name in files if not any(map(is_hidden, name.split("/")))]
         return f"{root.name}{MARK}", root.parent, files
     raise ManifestError(f"{root} is not a folder, zip or uncompressed tar.")
 

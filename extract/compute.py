@@ -51,19 +51,17 @@ class Device:
         """Compute the batches of `ready` until one of them is None."""
         import torch
 
-        uploads = None
-        if self.encoders[0].device.type == "cuda":
-            torch.cuda.set_device(
-                self.encoders[0].device
-            )  # compiled kernels go to this thread's current device
-            uploads = torch.cuda.Stream(self.encoders[0].device)
+        device, uploads = self.encoders[0].device, None
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # compiled kernels go to this thread's current device
+            uploads = torch.cuda.Stream(device)
         ahead: tuple[Batch, torch.Tensor, Any] | None = None
         while True:
             batch = self._ready.get()
             with self.progress.kept():
                 if self.progress.error is None:
                     # on a GPU the next batch goes up while this one is computed
-                    after = (batch, *self._upload(batch, self.encoders[0].device, uploads)) if batch else None
+                    after = (batch, *self._upload(batch, device, uploads)) if batch else None
                     if uploads is not None:
                         after, ahead = ahead, after
                     if after is not None:

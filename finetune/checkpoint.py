@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from ..errors import InvalidRequest, TrainingError
 from ..files import TEMPORARY, sha256, write_atomically, write_text
+from .listing import CARD, STATE
 from .objective import changing_tensors
 
 FORMAT = "patchbank-finetuned"
 FORMAT_VERSION = 1
 LABELS_VERSION = 2  # of more than two classes, or of numbers: data has kind, and what goes with it
-STATE = "state.safetensors"
-CARD = "card.json"
 SCORES = "scores.parquet"
 SHAPE = {
     "name": str,

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import TrainingError
 
-CARD, STATE = "card.json", "state.safetensors"
+CARD, STATE = "card.json", "state.safetensors"  # of a model that is done, of one in training
 
 
 def list_models(folder: str | Path) -> list[dict[str, Any]]:

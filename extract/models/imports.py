@@ -17,19 +17,11 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _UTILS = "torch._dynamo.utils"
-_VALUES = {"normal_", "trunc_normal_", "kaiming_normal_", "xavier_normal_", "uniform_", "kaiming_uniform_"}
-_VALUES |= {
-    "xavier_uniform_",
-    "erfinv_",
-    "add_",
-    "mul_",
-    "div_",
-    "clamp_",
-    "fill_",
-    "zero_",
-    "zeros_",
-    "ones_",
-}
+_VALUES = {
+    "normal_", "trunc_normal_", "kaiming_normal_", "xavier_normal_",
+    "uniform_", "kaiming_uniform_", "xavier_uniform_", "erfinv_",
+    "add_", "mul_", "div_", "clamp_", "fill_", "zero_", "zeros_", "ones_",
+}  # fmt: skip
 
 
 @contextmanager
