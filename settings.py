@@ -197,10 +197,12 @@ def _kind(wanted: Any, key: str) -> str:
 
 @cache
 def _encoder_names() -> dict[str, str]:
-    names: dict[str, str] = {}
+    others: dict[str, str] = {}
     for file in sorted((SHIPPED / "encoders").glob("*.toml")):
-        names |= {alias.lower(): file.stem for alias in read_toml(file).get("aliases", ())}
-    return names
+        card = read_toml(file)
+        used = [name for names in card.get("used_by", {}).values() for name in names]
+        others |= {name.lower(): file.stem for name in (*card.get("aliases", ()), *used)}
+    return others
 
 
 def encoder_id(name: str) -> str:

@@ -153,8 +153,10 @@ class Card(Settings):
     kind
         who builds it: one of KINDS.
     aliases
-        other names that it goes by, as in STAMP, TRIDENT and thunder; taken wherever an encoder is named.
+        other names that it goes by; taken wherever an encoder is named.
         They name the encoder only: those tools may take another token policy.
+    used_by
+        tools that carry it, each with its names of it, which are taken as aliases are.
     family
         architecture in words, as "ViT-L/16".
     model
@@ -207,6 +209,7 @@ class Card(Settings):
     model: str = ""
     name: str = ""
     aliases: tuple[str, ...] = ()
+    used_by: dict[str, list[str]] = Field(default_factory=dict)
     family: str = ""
     hub: str = ""
     revision: str = UNPINNED
@@ -236,6 +239,12 @@ class Card(Settings):
 
     def faults(self) -> Iterable[str]:
         return _faults(self)
+
+    @property
+    def other_names(self) -> tuple[str, ...]:
+        """Its aliases and the names that other tools have for it, without its id."""
+        names = dict.fromkeys((*self.aliases, *(name for names in self.used_by.values() for name in names)))
+        return tuple(name for name in names if name != self.id)
 
     @property
     def architecture(self) -> dict[str, Any]:
@@ -308,24 +317,35 @@ def at_size(card: Card, size: int) -> Card:
     ------
     InvalidRequest
         the size is no multiple of the patches that the network cuts its input into, or its architecture
-        takes no other size.
+        takes no other size (transformers, open_clip, iSight).
     """
     shape = card.transform
     if (size, size) == (shape.size, shape.resize):
         return card
     grid, arguments = card.grid, dict(card.arguments)
-    fixed = "image_size" in arguments or (card.grid and "img_size" not in ARGUMENTS.get(card.kind, ()))
-    if shape.function is not None or fixed:
+    fixed = card.kind in ("transformers", "open_clip") or "image_size" in arguments
+    if shape.function is not None or fixed or (card.kind == "python" and card.grid):
         raise InvalidRequest(f"{card.id} takes its own input size only, {shape.size} pixels")
-    if card.grid and size != shape.size:
-        side = round(card.grid**0.5)
-        if size * side % shape.size or not size:
-            raise InvalidRequest(
-                f"an input of {size} pixels does not match {card.id}: it has to be a multiple of "
-                f"{shape.size // side} pixels"
-            )
-        grid, arguments["img_size"] = (size * side // shape.size) ** 2, size
+    patch = _patch_side(card)
+    if patch > 1 and (not size or size % patch):
+        raise InvalidRequest(
+            f"an input of {size} pixels does not match {card.id}: it has to be a multiple of {patch} pixels"
+        )
+    if card.grid:
+        grid = (size // patch) ** 2
+    # a Swin's shifted windows are laid out for one size; at another one they would be masked at wrong places
+    laid_out = card.grid or (card.kind == "timm" and card.model.startswith("swin"))
+    if laid_out and size != shape.size:
+        arguments["img_size"] = size
     return card.replace(grid=grid, arguments=arguments, transform=shape.replace(size=size, resize=size))
+
+
+def _patch_side(card: Card) -> int:
+    """Pixels that the side of an input has to be a multiple of."""
+    if card.grid:
+        return card.transform.size // round(card.grid**0.5)
+    towers = re.search(r"/([0-9]+)", card.family) if card.kind in ("conch", "tower") else None
+    return int(towers[1]) if towers else 1
 
 
 def read_card(path: str | Path) -> Card:

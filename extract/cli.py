@@ -138,23 +138,26 @@ def encoders_group() -> None:
 
 
 @encoders_group.command("ls")
+@click.argument("words", nargs=-1)
 @options.json()
-def ls_command(as_json: bool) -> None:
-    """List the encoder cards.
+def ls_command(words: tuple[str, ...], as_json: bool) -> None:
+    """List the encoder cards; with WORDS those whose row has all of them.
 
     \b
     Examples:
       patchbank encoders ls
+      patchbank encoders ls ViT-S open
+      patchbank encoders ls trident gated
       patchbank encoders ls --json
     """
-    from .listing import describe, show_cards
+    from .listing import describe, matching, show_cards
     from .registry import plugged_cards, shipped_cards
 
-    cards = shipped_cards() | plugged_cards()
+    cards = matching((shipped_cards() | plugged_cards()).values(), words)
     if as_json:
-        echo(json.dumps([describe(card) for card in cards.values()], indent=2))
+        echo(json.dumps([describe(card) for card in cards], indent=2))
     else:
-        show_cards(cards.values())
+        show_cards(cards)
 
 
 @encoders_group.command("show")

@@ -70,7 +70,7 @@ def plugged_cards() -> dict[str, Card]:
 
 def by_alias(cards: Mapping[str, Card]) -> dict[str, str]:
     """Other name -> id of the card that has it, lower case."""
-    return {alias.lower(): card.id for card in cards.values() for alias in card.aliases}
+    return {name.lower(): card.id for card in cards.values() for name in card.other_names}
 
 
 def load_card(spec: str | Path | Card, *, trust_code: bool = False) -> Card:

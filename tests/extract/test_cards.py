@@ -11,7 +11,7 @@ import pytest
 import torch
 from patchbank.errors import EncoderError, InvalidRequest, UnknownEncoder, UntrustedCode, WeightsNotHere
 from patchbank.extract import cards as module
-from patchbank.extract.cards import Card, Transform, read_card
+from patchbank.extract.cards import Card, Transform, at_size, read_card
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.listing import describe, policies_of, to_toml
 from patchbank.extract.models.build import build_network
@@ -87,13 +87,17 @@ def shallow(card: Card) -> Card:
     return card.replace(arguments={**card.arguments, "num_hidden_layers" if hub else "depth": 2})
 
 
-@cache
-def twin(name: str) -> Any:
+def build_small(card: Card) -> Any:
     """The network of a shallow card without weights, on torch's meta device."""
-    if CARDS[name].kind == "open_clip":
+    if card.kind == "open_clip":
         pytest.importorskip("open_clip")
     with torch.device("meta"):
-        return build_network(shallow(CARDS[name]), None).eval()
+        return build_network(shallow(card), None).eval()
+
+
+@cache
+def twin(name: str) -> Any:
+    return build_small(CARDS[name])
 
 
 def test_the_listed_encoders_are_there() -> None:
@@ -212,9 +216,12 @@ def test_other_names_lead_to_one_card() -> None:
     for name in f"{trident} {stamp} {thunder}".split():
         assert load_card(name).id in CARDS
     assert load_card("UNI2h").id == load_card("uni_v2").id == "uni2-h"
-    aliases = [alias.lower() for card in CARDS.values() for alias in card.aliases]
-    assert len(set(aliases)) == len(aliases)
-    assert not set(aliases) & set(CARDS)
+    names = [name.lower() for card in CARDS.values() for name in card.other_names]
+    assert len(set(names)) == len(names)
+    assert not set(names) & set(CARDS)
+    for tool, used in (("TRIDENT", trident), ("STAMP", stamp), ("thunder", thunder)):
+        carried = {name for card in CARDS.values() for name in card.used_by.get(tool, ())}
+        assert set(used.split()) <= carried
 
 
 def test_code_of_the_hub_runs_at_a_commit_only() -> None:
@@ -291,9 +298,29 @@ def test_gigapath_sees_the_inner_part_only() -> None:
 @pytest.mark.parametrize("name", CARDS)
 def test_toml_round_trip(name: str, tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
-    path.write_text(to_toml(CARDS[name]), "utf-8")
+    text = to_toml(CARDS[name])
+    path.write_text(text, "utf-8")
     assert read_card(path) == CARDS[name]
+    assert max(map(len, text.splitlines())) <= 80
     assert json.loads(json.dumps(describe(CARDS[name])))["id"] == name
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "a" * 200,
+        "one  two   " * 30,
+        "\\" * 90 + '"' * 90,
+        'end = "x" ' * 20,
+        "é\t\x01\n" * 40,
+        " " * 99,
+        " x" * 60,
+    ],
+)
+def test_long_texts_are_read_back_as_they_were(note: str, tmp_path: Path) -> None:
+    path = tmp_path / "card.toml"
+    path.write_text(to_toml(CARDS["uni"].replace(note=note, hub="lab/" + "x" * 90)), "utf-8")
+    assert (read_card(path).note, read_card(path).hub) == (note, "lab/" + "x" * 90)
 
 
 def test_policies_of_a_card() -> None:
@@ -437,11 +464,40 @@ def test_another_input_size_is_a_card_of_its_own() -> None:
         ("dinov2-s@100", "multiple of 14 pixels"),
         ("dinov2-s@0", "multiple of 14 pixels"),
         ("phikon@448", "takes its own input size only, 224 pixels"),
+        ("isight@112", "takes its own input size only, 336 pixels"),
+        ("conch@100", "multiple of 16 pixels"),
     ],
 )
 def test_an_input_size_that_does_not_fit_is_refused(typed: str, says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         load_card(typed)
+
+
+OWN_SIZE = {"isight", *(n for n, card in CARDS.items() if card.kind in ("transformers", "open_clip"))}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_at_half_their_input_size(name: str) -> None:
+    """Those of transformers and open_clip and iSight refuse; all others give as many tokens as they say."""
+    if name in OWN_SIZE:
+        with pytest.raises(InvalidRequest, match="takes its own input size only"):
+            at_size(CARDS[name], 112)
+        return
+    card = at_size(CARDS[name], 112)
+    network: Any = build_small(card)
+    with torch.device("meta"), torch.no_grad():
+        features = network.features(torch.empty(1, 3, 112, 112), pooled=not card.grid)
+    if card.grid:
+        assert features.tokens.shape == (1, card.prefix + card.grid, card.dim)
+    else:
+        assert features.pooled.shape == (1, card.dim)
+
+
+def test_the_windows_of_a_swin_are_laid_out_for_its_input() -> None:
+    """At twice the side, 256 windows under a mask of 64 would run, and be masked at the wrong places."""
+    for name in ("swin-b", "ctranspath"):
+        network: Any = build_small(at_size(CARDS[name], 448))
+        assert network.model.layers[0].blocks[1].attn_mask.shape[0] == 256
 
 
 @pytest.mark.parametrize(

