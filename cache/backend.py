@@ -24,6 +24,7 @@ from .records import MAX_ROWS, SEGMENT_ROWS
 FORMAT = "patchbank-store"
 VERSION = 1
 MAX_BLOCK = 1 << 32  # bytes of the vectors of a block, which are in memory at once
+RUN_BYTES = 1 << 20  # read and checked at a time: stays in the processor's cache
 BLOCKS = "parts/blocks"
 
 
@@ -141,6 +142,25 @@ def bad_segments(block: Block, vectors: np.ndarray, keys: np.ndarray) -> list[in
     """Which 256 rows of a block are not what its record says."""
     now = segments_of(vectors, keys)
     return [i // 16 for i in range(0, len(now), 16) if now[i : i + 16] != block.segments[i : i + 16]]
+
+
+def compared(
+    files: Files, spots: tuple[Spot, Spot], block: Block, row_bytes: int
+) -> tuple[list[int], np.ndarray]:
+    """`bad_segments` of a block that is read piece by piece, and its keys as they are."""
+    vectors, keys = spots[0], np.zeros((block.rows, KEY_BYTES), np.uint8)
+    files.read_into(spots[1].file, spots[1].offset, as_bytes(keys))
+    segments = max(1, RUN_BYTES // (SEGMENT_ROWS * row_bytes))
+    step = block.rows if files.remote else min(block.rows, segments * SEGMENT_ROWS)
+    scratch = np.empty(step * row_bytes, np.uint8).data
+    now: list[str] = []
+    for first in range(0, block.rows, step):
+        part = keys[first : first + step]
+        piece = scratch[: len(part) * row_bytes]
+        done = files.read_into(vectors.file, vectors.offset + first * row_bytes, piece)
+        piece[done:] = bytes(len(piece) - done)
+        now += sums_of(piece, part, row_bytes)
+    return [i for i, digest in enumerate(now) if digest != block.segments[16 * i : 16 * i + 16]], keys
 
 
 def block_name(nonce: str, rows: int, segments: str) -> str:

@@ -21,6 +21,9 @@ LAYOUTS = (
 )
 
 store_argument = click.argument("name", metavar="STORE", shell_complete=options.store_names)
+jobs_option = click.option(
+    "--jobs", type=click.IntRange(min=1), help="Blocks read at once (default: one a processor)."
+)
 
 
 def _show(as_json: bool, document: Any, text: str) -> None:
@@ -153,8 +156,9 @@ def _indented(value: Any) -> str:
 @cache_group.command("verify")
 @click.argument("names", nargs=-1, metavar="[STORE]...", shell_complete=options.store_names)
 @options.bank()
+@jobs_option
 @options.json()
-def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
+def verify_command(names: tuple[str, ...], bank: str, jobs: int | None, as_json: bool) -> None:
     """Compare every byte with its checksum; all stores if none is named.
 
     Exit code 1 if a store is damaged, or if there is none.
@@ -169,7 +173,7 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
     documents: list[dict[str, Any]] = []
     for name in names or _all_names(bank):
         store = _open(bank, name, lenient=True)
-        report = verify(store, progress=not as_json)
+        report = verify(store, progress=not as_json, jobs=jobs)
         document: dict[str, Any] = {
             "store": store.name,
             "good": report.good,
@@ -198,8 +202,9 @@ def verify_command(names: tuple[str, ...], bank: str, as_json: bool) -> None:
 @cache_group.command("repair")
 @store_argument
 @options.bank()
+@jobs_option
 @options.json()
-def repair_command(name: str, bank: str, as_json: bool) -> None:
+def repair_command(name: str, bank: str, jobs: int | None, as_json: bool) -> None:
     """Take out what is damaged and keep every good row; `patchbank extract` embeds the lost ones again.
 
     \b
@@ -208,7 +213,7 @@ def repair_command(name: str, bank: str, as_json: bool) -> None:
     """
     from .verify import repair
 
-    done = repair(_open(bank, name, lenient=True), progress=not as_json, say=_say)
+    done = repair(_open(bank, name, lenient=True), progress=not as_json, say=_say, jobs=jobs)
     text = [*done.actions, f"{done.lost} rows have to be embedded again: run the same `patchbank extract`"]
     keys = [key.tobytes().hex() for key in done.lost_keys]
     document = {"lost": done.lost, "saved": done.saved, "actions": done.actions, "lost_keys": keys}

@@ -468,11 +468,18 @@ class LocalReader:
         about = os.fstat(self._file.fileno())
         return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
 
-    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
-        """The bytes of each (start, length); fewer where the file ends. Each is good until the next."""
-        scratch = np.empty(max((length for _, length in ranges), default=0), np.uint8)
-        for start, length in ranges:
-            piece, done = scratch[:length].data, 0
+    def pieces(
+        self, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview | None] = ()
+    ) -> Iterator[memoryview]:
+        """The bytes of each (start, length); fewer where the file ends. Each is good until the next.
+
+        into: buffers of these lengths that the bytes are read to; None: to a buffer of this function.
+        """
+        into = into or [None] * len(ranges)
+        lengths = [length for (_, length), buffer in zip(ranges, into, strict=True) if buffer is None]
+        scratch = np.empty(max(lengths, default=0), np.uint8).data
+        for (start, length), buffer in zip(ranges, into, strict=True):
+            piece, done = scratch[:length] if buffer is None else buffer, 0
             while done < length:
                 step = self._read_into(piece[done:], start + done)
                 if not step:
@@ -508,7 +515,10 @@ class RemoteReader:
         """Nothing tells whether an object was replaced."""
         return None
 
-    def pieces(self, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
+    def pieces(
+        self, ranges: Sequence[tuple[int, int]], into: Sequence[memoryview | None] = ()
+    ) -> Iterator[memoryview]:
+        """The bytes of each (start, length), in memory of their own: `into` has to be empty or all None."""
         start = 0
         while start < len(ranges):
             end, size = start + 1, ranges[start][1]

@@ -18,10 +18,12 @@ import numpy as np
 import xxhash
 
 from ..errors import InvalidRequest, RowsMissing, StoreError, StoreNotFound, VectorRefused
+from ..files import cores
 from .backend import (
     BLOCKS,
     FORMAT,
     MAX_BLOCK,
+    RUN_BYTES,
     SEGMENT_ROWS,
     VERSION,
     Layout,
@@ -37,11 +39,12 @@ from .identity import Identity
 from .index import BATCH, KEY_BYTES, KeyIndex, as_keys
 from .log import FOLDER as LOGS
 from .log import Block, Catalog, LogWriter
+from .parallel import in_threads
 
 BLOCK_ROWS = 8192
 BACKENDS = ("zarr", "hdf5")
 READERS = 128  # files that stay open
-RUN_BYTES = 1 << 20  # read and checked at a time: stays in the processor's cache
+IN_THREADS = 32 << 20  # bytes from which on blocks are read by several threads
 REMOTE_RUN_BYTES = 16 << 20
 ROOM = 256 << 20  # bytes that a block may claim beyond those of its files
 
@@ -353,9 +356,13 @@ class Store:
         return self.keys_of(block), vectors
 
     def empty_block(self, rows: int, spots: Iterable[Spot]) -> tuple[np.ndarray, np.ndarray]:
-        """Zeros for the vectors and the keys of a block whose files (somewhat cut, perhaps) are there.
+        """Zeros for the vectors and the keys of a block whose files are there. Raises as `check_claim`."""
+        self.check_claim(rows, spots)
+        return np.zeros((rows, self.dim), self.layout.dtype), np.zeros((rows, KEY_BYTES), np.uint8)
 
-        Raises StoreError for a block far larger than its files: such a claim would fill the memory.
+    def check_claim(self, rows: int, spots: Iterable[Spot]) -> None:
+        """Raises StoreError for a block far larger than its files (which may have been cut somewhat): such a
+        claim would fill the memory.
         """
         claimed = rows * (self.layout.row_bytes + KEY_BYTES)
         if claimed > ROOM:
@@ -366,7 +373,6 @@ class Store:
                     f"{self._files}/{files[0]} has {there:,} bytes (all of its block), but the log claims "
                     f"{claimed:,} ({rows:,} rows x {self.dim}): the store was damaged or tampered with"
                 )
-        return np.zeros((rows, self.dim), self.layout.dtype), np.zeros((rows, KEY_BYTES), np.uint8)
 
     def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:
         """The vectors of keys (uint8 (n, 16)), in their order: (n, dim), of the store's dtype unless asked.
@@ -429,10 +435,9 @@ class Store:
             ordered = rows if order is None else rows[order]
             first, last = np.searchsorted(starts, ordered[[0, -1]], side="right") - 1
             cuts = np.searchsorted(ordered, starts[first : last + 2])
-            for number in range(first, last + 1):
+
+            def take(number: int) -> tuple[np.ndarray, OSError] | None:
                 begin, end = int(cuts[number - first]), int(cuts[number - first + 1])
-                if begin == end:
-                    continue
                 local = ordered[begin:end] - starts[number]
                 into: Any = slice(begin, end) if order is None else order[begin:end]
                 if order is not None and _is_run(into):
@@ -440,8 +445,15 @@ class Store:
                 try:
                     self._take(blocks[number], local, out, into)
                 except OSError as error:
-                    first_error = first_error or error
-                    failed.append(np.arange(begin, end) if order is None else order[begin:end])
+                    return np.arange(begin, end) if order is None else order[begin:end], error
+                return None
+
+            numbers = [first + int(i) for i in np.flatnonzero(np.diff(cuts))]
+            threads = 1 if self._files.remote or out.nbytes < IN_THREADS else cores()
+            for fault in in_threads(take, numbers, threads):
+                if fault is not None:
+                    failed.append(fault[0])
+                    first_error = first_error or fault[1]
         return np.concatenate(failed), first_error
 
     def _take(self, block: Block, local: np.ndarray, out: np.ndarray, into: Any) -> None:
@@ -465,15 +477,19 @@ class Store:
                 (first * SEGMENT_ROWS, min((last + 1) * SEGMENT_ROWS, block.rows))
                 for first, last in self._runs(segments[whole].tolist())
             ]
+            buffers = [self._buffer_of(local, out, into, begin, end) for begin, end in spans]
             pieces = zip(
                 spans,
-                reader.pieces(_ranges(spot, spans, self.layout.row_bytes)),
+                buffers,
+                reader.pieces(_ranges(spot, spans, self.layout.row_bytes), buffers),
                 key_reader.pieces(_ranges(keys_at, spans, KEY_BYTES)),
                 strict=True,
             )
-            for (begin, end), vectors, keys in pieces:
+            for (begin, end), buffer, vectors, keys in pieces:
                 self._compare(block, spot, begin, end, vectors, keys)
                 sound[begin // SEGMENT_ROWS : -(-end // SEGMENT_ROWS)] = True
+                if buffer is not None:
+                    continue
                 first, last = np.searchsorted(local, [begin, end])
                 some = local[first:last] - begin
                 pick = slice(int(some[0]), int(some[-1]) + 1) if _is_run(some) else some
@@ -482,6 +498,20 @@ class Store:
         if not whole.all():  # compared before, in this very file
             few = np.flatnonzero(np.repeat(~whole, counts))
             out[_part_of(into, few)] = self._read_each(spot, reader, local[few])
+
+    def _buffer_of(
+        self, local: np.ndarray, out: np.ndarray, into: Any, begin: int, end: int
+    ) -> memoryview | None:
+        """The bytes of `out` that rows `begin` to `end` of a block go to, where they go there as they are.
+
+        What is read there may turn out to be damaged.
+        """
+        if self._files.remote or not isinstance(into, slice) or out.dtype != self.layout.dtype:
+            return None
+        first, last = map(int, np.searchsorted(local, [begin, end]))
+        if last - first != end - begin or not _is_run(local[first:last]):
+            return None
+        return as_bytes(out[_part_of(into, slice(first, last))])
 
     def _read_each(self, spot: Spot, reader: LocalReader | RemoteReader, local: np.ndarray) -> np.ndarray:
         """Rows of a block one by one, without a comparison: (len(local), dim)."""

@@ -9,8 +9,9 @@ import numpy as np
 import xxhash
 
 from ..errors import StoreError
+from ..files import cores
 from ..terminal import progress_bar
-from .backend import SEGMENT_ROWS, bad_segments, read_raw
+from .backend import SEGMENT_ROWS, bad_segments, compared, read_raw
 from .filesystem import TEMPORARY, explained
 from .finalize import (
     LEASE,
@@ -25,6 +26,7 @@ from .index import KEY_BYTES
 from .leases import Found, Lease, hold, holder, sweepable
 from .leftovers import Leftover, ProvenRows, held_keys, leftovers, proven, publish
 from .log import Block
+from .parallel import in_threads
 from .store import Store, StoreWriter, make_folders, write_block
 
 PATIENCE = 100  # looks at a block that others keep moving
@@ -69,8 +71,11 @@ class Verified:
         return not self.damage
 
 
-def verify(store: Store, *, progress: bool = False) -> Verified:
+def verify(store: Store, *, progress: bool = False, jobs: int | None = None) -> Verified:
     """Reads every byte of a store that counts and compares it with its checksum.
+
+    jobs: blocks that are read at once, by threads, a MiB or two of each in memory; by default one a
+    processor. Of a store behind a URL it is always one.
 
     The store may be one that was opened leniently (`Bank.open_name(name, lenient=True)`), being damaged.
     What other processes publish, pack or finalise meanwhile does not count as damage.
@@ -84,16 +89,20 @@ def verify(store: Store, *, progress: bool = False) -> Verified:
                 report.notes.append(f"{bad.file}, line {bad.line} is unfinished: its writer was killed there")
             else:
                 report.damage.append(Damage("log", bad.file, f"line {bad.line}: {bad.kind}"))
-        _verify_blocks(store, report, progress=progress)
+        _verify_blocks(store, report, progress=progress, jobs=jobs)
         _verify_leftovers(store, report)
         _verify_arrays(store, report)
     return report
 
 
-def _verify_blocks(store: Store, report: Verified, *, progress: bool = False) -> None:
+def _verify_blocks(
+    store: Store, report: Verified, *, progress: bool = False, jobs: int | None = None
+) -> None:
     live = store.catalog.live()
-    for block in progress_bar(live, shown=progress, desc="verify", unit="block"):
-        faults = list(_verify_block(store, block))
+    threads = 1 if store.files.remote else jobs or cores()
+    looks = in_threads(lambda block: list(_verify_block(store, block)), live, threads)
+    bar = progress_bar(live, shown=progress, desc="verify", unit="block")
+    for block, faults in zip(bar, looks, strict=True):
         for _ in range(PATIENCE):
             if not faults or block.id in store.catalog.retired:
                 break
@@ -187,10 +196,10 @@ def _verify_descriptions(store: Store, report: Verified) -> None:
 def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
     everything = ((0, block.rows - 1),)
     try:
-        vectors_at, keys_at = store.spot_of(block)
-        vectors, keys = store.empty_block(block.rows, (vectors_at, keys_at))
+        vectors_at, keys_at = spots = store.spot_of(block)
+        store.check_claim(block.rows, spots)
         other = store.layout.other_bytes(block, vectors_at, keys_at)
-        read_raw(store.files, (vectors_at, keys_at), vectors, keys)
+        bad, keys = compared(store.files, spots, block, store.layout.row_bytes)
     except FileNotFoundError as error:
         try:
             keys = store.keys_of(block)
@@ -198,7 +207,6 @@ def _verify_block(store: Store, block: Block) -> Iterator[Damage]:
             keys = np.empty((0, KEY_BYTES), np.uint8)
         yield Damage("rows", str(error.filename), "is missing", block.id, everything, keys)
         return
-    bad = bad_segments(block, vectors, keys)
     if bad:
         rows = tuple((s * SEGMENT_ROWS, min((s + 1) * SEGMENT_ROWS, block.rows) - 1) for s in bad)
         of = np.concatenate([keys[first : last + 1] for first, last in rows])
@@ -285,13 +293,20 @@ class Repaired:
     lost_keys: np.ndarray = field(default_factory=lambda: np.empty((0, KEY_BYTES), np.uint8))
 
 
-def repair(store: Store, *, progress: bool = False, say: Callable[[str], object] | None = None) -> Repaired:
+def repair(
+    store: Store,
+    *,
+    progress: bool = False,
+    say: Callable[[str], object] | None = None,
+    jobs: int | None = None,
+) -> Repaired:
     """Takes everything damaged out of a store, so that what remains verifies; keeps every good row.
 
     Nothing is overwritten: good rows of a damaged block go to a new block, the old one is retired, damaged
     log lines are excused, and blocks whose line was lost are published again from what their names prove.
 
     say: called with who is waited for, where another process holds the store and gives no sign of life.
+    jobs: see `verify`.
     Raises StoreError while another process finalises or repairs the store.
     """
     done = Repaired()
@@ -308,7 +323,7 @@ def repair(store: Store, *, progress: bool = False, say: Callable[[str], object]
         _excuse(store, writer, done)
         generation = store.catalog.next_generation  # of what is read from here on
         given = give_own_files(store)
-        _verify_blocks(store, report, progress=progress)
+        _verify_blocks(store, report, progress=progress, jobs=jobs)
         faulty = {damage.block for damage in report.damage if damage.rows}
         if faulty:
             anew = give_own_files(store, [store.catalog.published[name] for name in faulty])

@@ -11,9 +11,10 @@ One table, a row an engine: seconds (median of three rounds, in turn) and ratios
     missing    a newly opened store says how many of as many keys as it has rows it lacks
     flipped    one byte of the largest file is changed: what reading all rows says; "named" are the rows
 
-Engines of `cache_rivals.py` write 8192 rows a transaction, as ours. Then: what checksums cost; streaming in
-random order with the memory that it takes; and, for a store of many rows, opening it and finding what is
-missing for a manifest of as many, with the peak memory of a fresh process.
+Engines of `cache_rivals.py` write 8192 rows a transaction, as ours. Then: what checksums cost; `verify` by one
+thread and by one a processor; streaming in random order with the memory that it takes; and, for a store of
+many rows, opening it and finding what is missing for a manifest of as many, with the peak memory of a fresh
+process.
 Wanted: write <= 2, load <= 1.2, random rows in a millisecond or two, opening in seconds.
 """
 
@@ -35,7 +36,9 @@ from cache_rivals import BLOCK, Rival, installed, sync_files
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.cache.store import Store
+from patchbank.cache.verify import verify
 from patchbank.errors import PatchbankError
+from patchbank.files import cores
 
 BATCH = 1024
 OURS = ("zarr", "hdf5")
@@ -223,6 +226,26 @@ def opening(folder: Path, rows: int) -> None:
     )
 
 
+def verifying(folder: Path, rounds: int) -> None:
+    """`cache verify` by one thread and by one a processor, in turn."""
+    seconds: dict[int, list[float]] = {1: [], cores(): []}
+    size = 0.0
+    for jobs in [*seconds] * rounds:
+        store = Bank(folder).find("noise")
+        start = time.perf_counter()
+        report = verify(store, jobs=jobs)
+        seconds[jobs].append(time.perf_counter() - start)
+        assert report.good
+        size = report.bytes / 1e9
+    print(
+        f"verify, {size:.2f} GB: "
+        + ", ".join(
+            f"--jobs {jobs} {statistics.median(times):.2f} s ({size / statistics.median(times):.1f} GB/s)"
+            for jobs, times in seconds.items()
+        )
+    )
+
+
 def status(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
@@ -295,6 +318,7 @@ def main() -> None:
         print(f"{rows} x {dim} float16, {rows * dim * 2 / 2**20:.0f} MB")
         show(*speed(folder, [Raw, *engines], rows, dim, 1 if options.quick else 3))
         if (folder / "kept").exists():
+            verifying(folder / "kept", 1 if options.quick else 5)
             streaming(folder / "kept")
             opening(folder / "many", many)
 
