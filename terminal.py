@@ -232,17 +232,20 @@ def print_table(
         console.print(Text(printable(caption), style="dim"))
 
 
-def say(text: str, *, style: str = "", err: bool = False) -> None:
-    """Print a text, on stderr if `err`; long lines are left to the terminal to break."""
+def say(text: str, *, style: str = "", err: bool = False, prose: bool = False) -> None:
+    """Print a text, on stderr if `err`; long lines are left to the terminal to break.
+
+    prose : break lines between words, for sentences that hold no path or command to copy
+    """
     _log(text)
-    _print(text, style=style, err=err)
+    _print(text, style=style, err=err, prose=prose)
 
 
-def _print(text: str, *, style: str, err: bool) -> None:
+def _print(text: str, *, style: str, err: bool, prose: bool = False) -> None:
     from rich.text import Text
 
     console = open_console(err=err)
-    console.print(Text(printable(text), style=style), soft_wrap=True)
+    console.print(Text(printable(text), style=style), soft_wrap=not prose)
 
 
 @dataclass(frozen=True)

@@ -286,7 +286,7 @@ def robustness_command(manifest: Path, out: Path | None, as_json: bool, **option
         if isinstance(part, Table):
             part.show()
         else:
-            say(part.replace("**", ""))
+            say(part.replace("**", ""), prose=True)
     if out is not None:
         echo(f"Wrote {out}/robustness.json.")
 

@@ -50,6 +50,7 @@ KS = (5, 11, 21, 31, 46, 61)
 TOPS = (1, 5, 10)
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # correlation of class and domain in the probes' training rows
 STRENGTHS = tuple(10.0**e for e in range(-6, 2))  # C of the linear classifiers
+DOMAIN_COLUMN = "The column `domain` of a manifest is its centre or scanner"
 LEAST = 5  # rows of a class in a domain, below which a pair of domains is not used
 LARGEST = 300  # rows drawn of a class in a domain
 CLUSTERED, STARTS = 100, 5  # rows of a class in a domain that are clustered; starts of k-means to choose k
@@ -180,12 +181,17 @@ def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest,
     label, domain = (part.table[name].to_numpy(object) for name in ("label", "domain"))
     classes, y = np.unique(label.astype(str), return_inverse=True)
     domains, d = np.unique(domain.astype(str), return_inverse=True)
+    if not known.any():
+        counts = ", ".join(f"{int((table[name] != '').sum())} have a {name}" for name in ("label", "domain"))
+        raise InvalidRequest(
+            f"{manifest.header.name}: no row has both a label and a domain; of {len(known)} rows {counts}. "
+            f"{DOMAIN_COLUMN}"
+        )
     for what, there in (("classes", classes), ("domains", domains)):
         if len(there) < 2:
             raise InvalidRequest(
-                f"{manifest.header.name} has {len(there)} {what} ({', '.join(there) or 'none'}) among "
-                "its rows with label and domain; robustness needs two or more. The column `domain` of a "
-                "manifest is its centre or scanner"
+                f"{manifest.header.name} has only one of the {what}, {str(there[0])!r}, among its rows with label "
+                f"and domain; robustness needs two or more. {DOMAIN_COLUMN}"
             )
     if not part.groups_known:
         note("no groups (slides) are known: neighbours of the same slide count, and the figures are too good")
@@ -223,6 +229,8 @@ def _measure(
     seconds["drop"] = time.perf_counter() - started
     started = time.perf_counter()
     clusters = _clusters(X, rows, trials, seed) if trials else []
+    if trials and not clusters:
+        note(f"no clustering score: no two classes have {LEAST} rows each in the same two domains")
     seconds["clustering"] = time.perf_counter() - started
     return SetRobustness(
         features=name,
@@ -343,9 +351,16 @@ def _drop(
         table = np.array([np.mean(values, axis=0) for values in of if values])  # (iterations, shares)
         drops = performance_drop(table.T)
         low, high = np.quantile(drops, (0.025, 0.975)) if len(drops) > 1 else (None, None)
-        value = Measured(value=float(drops.mean()), low=low, high=high)
+        reason = "" if len(drops) > 1 else "no interval: one draw"
+        value = Measured(value=float(drops.mean()), low=low, high=high, reason=reason)
         return value, table.mean(axis=0).tolist()
 
+    drawn_well = sum(map(bool, inside))
+    if drawn_well < iterations:
+        note(
+            f"average performance drop: in {iterations - drawn_well} of {iterations} draws no two domains "
+            "had enough patches"
+        )
     within, by_share = reduced(inside)
     without, other_share = reduced(outside) if any(outside) else (Measured(reason="two domains only"), [])
     return Drop(
@@ -357,7 +372,7 @@ def _drop(
         by_share_inside=by_share,
         by_share_outside=other_share,
         pairs=len(pairs),
-        iterations=iterations,
+        iterations=drawn_well,
     )
 
 

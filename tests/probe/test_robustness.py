@@ -134,8 +134,8 @@ def test_the_command(banked: tuple[Manifest, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "options", "says"),
     [
-        ({"domain": "one"}, {}, r"has 1 domains \(one\) .* needs two or more"),
-        ({"domain": ""}, {}, r"has 0 classes \(none\)"),
+        ({"domain": "one"}, {}, r"has only one of the domains, 'one', .* needs two or more"),
+        ({"domain": ""}, {}, r"of 900 rows 900 have a label, 0 have a domain"),
         ({}, {"encoders": []}, "which embeddings"),
         ({}, {"k": 5000}, "k has to be between 1 and 899"),
     ],
@@ -147,6 +147,39 @@ def test_what_cannot_be_measured_is_said(
     changed = Manifest(manifest.header, manifest.table.assign(**change), manifest.root)
     with pytest.raises(InvalidRequest, match=says):
         run_robustness(changed, bank=bank, **{"encoders": ["steady"], **options})
+
+
+def test_why_there_is_no_number_is_said(banked: tuple[Manifest, Path]) -> None:
+    manifest, bank = banked
+    label, domain = manifest.table["label"].to_numpy(), manifest.table["domain"].to_numpy()
+    classes, domains = sorted(set(label)), sorted(set(domain))
+    bound = np.any([(label == c) & (domain == d) for c, d in zip(classes, domains, strict=False)], axis=0)
+    notes: list[str] = []
+    found = run_robustness(
+        manifest.select(bound), bank=bank, encoders=["steady"], iterations=2, trials=1, on_note=notes.append
+    )
+    assert found.sets[0].drop is None and found.sets[0].clustering is None
+    assert any("no average performance drop" in note for note in notes)
+    assert any("no clustering score: no two classes have 5 rows each" in note for note in notes)
+    texts = [part for part in robustness(found) if isinstance(part, str)]
+    assert "robustness index: the value is undefined: no row has such a neighbour." in texts
+
+
+def test_draws_that_gave_no_drop_are_not_counted(banked: tuple[Manifest, Path]) -> None:
+    manifest, bank = banked
+    rng = np.random.default_rng(0)
+    few = manifest.select(np.sort(rng.permutation(len(manifest))[:260]))
+    counts: dict[int, str] = {}
+    for seed in range(6):
+        notes: list[str] = []
+        found = run_robustness(
+            few, bank=bank, encoders=["steady"], iterations=3, trials=0, seed=seed, on_note=notes.append
+        )
+        drop = found.sets[0].drop
+        counts[drop.iterations if drop else 0] = " ".join(notes)
+    assert set(counts) & {1, 2}, "no seed had draws of both kinds"
+    for n in set(counts) & {1, 2}:
+        assert f"in {3 - n} of 3 draws no two domains had enough patches" in counts[n]
 
 
 def test_other_tools_names_find_the_store(banked: tuple[Manifest, Path], tmp_path: Path) -> None:

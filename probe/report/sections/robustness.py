@@ -12,17 +12,22 @@ def robustness(result: Robustness) -> list[Any]:
     chosen = (
         "the k whose vote is best for the class, the median over the sets" if result.k_chosen else "as asked"
     )
-    kind = f"{result.group_kind}s" if result.group_kind != "none" else "patches"
+    grouped = result.group_kind != "none" and result.groups < result.rows
+    kind = f"{result.group_kind}s" if grouped else "patches"
+    of_groups, of_other = (
+        (f" of {result.groups:,} {kind}", f"patches of other {kind}") if grouped else ("", "other patches")
+    )
     out: list[Any] = [
-        f"**{result.dataset}**: {result.rows:,} patches of {result.groups:,} {kind} in "
-        f"{len(result.domains)} domains: {domains}.",
-        f"Of the {result.k} nearest patches of other {kind} (cosine; k: {chosen}): the robustness index is "
+        f"**{result.dataset}**: {result.rows:,} patches{of_groups} in {len(result.domains)} domains: "
+        f"{domains}.",
+        f"Of the {result.k} nearest {of_other} (cosine; k: {chosen}): the robustness index is "
         "the share of same class, other domain among those that are either that or other class, same domain; "
         "retrieval the share of the same class. Domain: balanced accuracy of a linear classifier of the "
         f"domain, {kind} held out; chance {1 / len(result.domains):.3f}. "
         "Clustering: adjusted Rand index with "
         "the class less that with the domain.",
         _sets(result),
+        *_undefined(result, "robustness index", "retrieval", "domain"),
     ]
     if any(features.drop for features in result.sets):
         out += [
@@ -31,6 +36,7 @@ def robustness(result: Robustness) -> list[Any]:
             f"correlations, on left-out {kind} of the same two domains and on the other domains. 0 is no "
             f"loss; the interval is over draws of {kind}.",
             _drops(result),
+            *_undefined(result, "drop, same domains", "drop, other domains"),
         ]
     if result.consistency:
         out += [
@@ -48,6 +54,25 @@ def robustness(result: Robustness) -> list[Any]:
             ),
         ]
     return out + [f"Note: {note}." for note in result.notes]
+
+
+def _undefined(result: Robustness, *names: str) -> list[str]:
+    """Why a "-" or a number without an interval stands in a table; names : the measures of the table."""
+    reasons: dict[str, list[str]] = {}
+    for features in result.sets:
+        numbers = {
+            "robustness index": features.index,
+            "retrieval": features.precision,
+            "domain": features.domain,
+            "drop, same domains": features.drop and features.drop.inside,
+            "drop, other domains": features.drop and features.drop.outside,
+        }
+        for name in names:
+            number = numbers[name]
+            if number is not None and number.reason:
+                reasons.setdefault(f"{name}: {number.reason}", []).append(features.features)
+    of_all = len(result.sets)
+    return [why + ("." if len(of) == of_all else f" ({', '.join(of)}).") for why, of in reasons.items()]
 
 
 def _sets(result: Robustness) -> Table:
