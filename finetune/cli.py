@@ -24,7 +24,10 @@ def finetune_group() -> None:
 @click.argument("train", type=options.PATH)
 @click.argument("tests", nargs=-1, type=options.PATH)
 @options.out("The plan's file.", default=Path("plan.toml"), show_default=True)
-@click.option("--recipe", default="lora", show_default=True, help="Recipe whose cost is estimated.")
+@click.option(
+    "--recipe", default=("lora",), show_default=True, multiple=True, help="To train with; may be repeated."
+)
+@options.encoder("encoders", multiple=True, metavar="ID=SPEC", help="How an encoder is loaded (a card file).")
 @click.option(
     "--metric", default="auroc", show_default=True, help="auroc, balanced_accuracy; of numbers r2, pearson."
 )
@@ -61,7 +64,8 @@ def plan_command(
     train: Path,
     tests: tuple[Path, ...],
     out: Path,
-    recipe: str,
+    recipe: tuple[str, ...],
+    encoders: tuple[str, ...],
     measure: bool,
     device: str,
     as_json: bool,
@@ -75,6 +79,7 @@ def plan_command(
     Examples:
       patchbank finetune plan results ami-br.toml atnorm-br.toml -o plan.toml
       patchbank finetune plan results ami-br.toml --target 0.8 --max-hours 4 --gain-per-hour 0.02
+      patchbank finetune plan results ami-br.toml --recipe lora --recipe midog25 -e mine=mine.toml
     """
     from ..files import check_writable
     from .plan import Rule, make_plan
@@ -85,6 +90,7 @@ def plan_command(
         train=train,
         tests=tests,
         recipe=recipe,
+        encoders=dict(_pair(text, "--encoder", "ID=SPEC") for text in encoders),
         rule=Rule(**thresholds),
         measure=measure,
         device=device,
@@ -92,17 +98,14 @@ def plan_command(
     plan.save(out)
     if as_json:
         return echo(json.dumps(plan.model_dump(), indent=1))
-    print_table(
-        ("encoder", "train", "hours", "why"),
-        [
-            (e.encoder, "yes" if e.train else "no", "-" if e.hours is None else e.hours, e.why)
-            for e in plan.entries
-        ],
-    )
+    heads, rows = plan.table()
+    print_table(heads, rows, lead=heads.index("recipe") + 1)
+    chosen = len(plan.chosen)
     echo(
-        f"wrote {out}: {len(plan.chosen)} of {len(plan.entries)} encoders; "
-        f"next: patchbank finetune run --plan {out}"
+        f"wrote {out}: {chosen} of {len(rows)} to train" + ("" if chosen else "; edit `train` to change that")
     )
+    if chosen:
+        echo(f"next: patchbank finetune run --plan {out} --out models")
 
 
 @finetune_group.command("run")
@@ -385,13 +388,19 @@ def _bounds(low: float | None, high: float | None) -> str:
     return "" if low is None or high is None else f" [{low:+.3f}, {high:+.3f}]"
 
 
+def _pair(text: str, option: str, form: str) -> tuple[str, str]:
+    """The two sides of the first "="."""
+    first, equals, second = text.partition("=")
+    if not (equals and first):
+        raise InvalidRequest(f"{option} {text!r} is not {form}")
+    return first, second
+
+
 def _setting(text: str) -> tuple[str, Any]:
     """KEY=VALUE; the value is TOML where it is (numbers, true, lists), else text."""
     import tomllib
 
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InvalidRequest(f"--set {text!r} is not KEY=VALUE")
+    key, value = _pair(text, "--set", "KEY=VALUE")
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -22,7 +22,6 @@ What is proposed also runs: where a LoRA recipe finds no attention block (a CNN)
 it finds blocks and none of its targets in them, the encoder is not trained, and the reason says what to name.
 """
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,7 +35,8 @@ from ..errors import InvalidRequest, PatchbankError
 from ..probe.config import parse_features
 from ..probe.results.files import ProbeResult
 from ..probe.results.schema import PAIRED, Comparison, Results, Role
-from ..settings import Settings, read_table, write_toml
+from ..settings import Settings, near, read_table, write_toml
+from .cost import Cost, measure_cost
 
 OF_NUMBERS = ("r2", "pearson")  # metrics
 FORMAT = "patchbank-finetune-plan"
@@ -69,7 +69,8 @@ class Rule(Settings):
 class Entry(Settings):
     """One encoder of a plan, with one recipe. `train` decides; all after `changes` says why, and is not used.
 
-    system : of a study; changes : values of the recipe that are other than in it
+    encoder : as `extract.registry.load_card` takes it; system : of a study
+    changes : values of the recipe that are other than in it
     """
 
     encoder: str
@@ -102,6 +103,25 @@ class FinetunePlan(Settings):
         """The encoders that will be trained."""
         return [entry for entry in self.entries if entry.train]
 
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and rows of what is planned: an entry a row, its recipe, hours, reasons, what was timed."""
+        heads = ["encoder", "recipe", "train", "hours", "why", "measured"]
+        rows = [
+            [
+                one.encoder,
+                ", ".join([one.recipe, *(f"{name}={value}" for name, value in one.changes.items())]),
+                "yes" if one.train else "no",
+                "-" if one.hours is None else f"{one.hours:.2f}",
+                one.why,
+                one.cost,
+            ]
+            for one in self.entries
+        ]
+        if any(one.system for one in self.entries):
+            heads.insert(0, "system")
+            rows = [[one.system, *row] for one, row in zip(self.entries, rows, strict=True)]
+        return heads, rows
+
     def save(self, file: str | Path) -> Path:
         """Write the plan as TOML; change `train` and `recipe` by hand as you like."""
         head = {"format": FORMAT, "format_version": FORMAT_VERSION}
@@ -124,12 +144,16 @@ def load_plan(file: str | Path) -> FinetunePlan:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way to train an encoder: recipe, values of it that are changed, and the system of a study."""
+    """A way to train an encoder: recipe, values of it that are changed, and the system of a study.
+
+    encoder : id, as the results have it; spec : what `load_card` takes, "" for the id
+    """
 
     encoder: str
     recipe: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
+    spec: str = ""
 
 
 def make_plan(
@@ -137,10 +161,11 @@ def make_plan(
     *,
     train: str | Path,
     tests: Sequence[str | Path] = (),
-    recipe: str = "lora",
+    recipe: str | Sequence[str] = "lora",
+    encoders: Mapping[str, str] | None = None,
     candidates: Sequence[Candidate] = (),
     rule: Rule | None = None,
-    costs: Mapping[str, "Cost"] | None = None,
+    costs: Mapping[str, Cost] | None = None,
     measure: bool = True,
     device: str = "auto",
     steps: int = 3,
@@ -148,12 +173,15 @@ def make_plan(
     """Apply the rule to the results of `run_probe`.
 
     train, tests : manifests that the plan will train and score on (their paths go into the plan)
-    recipe : of encoders without a candidate; candidates : how others would be trained, as the systems of a
-        study have it; an encoder with several has as many entries
+    recipe : one or several, of encoders without a candidate; encoders : id -> what `load_card` takes, where
+        the id is not enough (a card file)
+    candidates : how others would be trained, as the systems of a study have it; an encoder with several has
+        as many entries
     rule : None: `Rule()`, of numbers with the metric R2
     costs : what is known of an encoder's cost by id; measure : time `steps` steps of the others here, with
         random weights, which cost the same time. Without a cost the rule counts an encoder as affordable.
-    Raises InvalidRequest where the results have no intervals or no out-of-fold scores of the metric.
+    Raises InvalidRequest where the results have no intervals or no out-of-fold scores of the metric, or lack
+    one of `encoders`.
     """
     found = results if isinstance(results, ProbeResult) else ProbeResult.load(results)
     results_of = found.results
@@ -163,26 +191,35 @@ def make_plan(
         raise InvalidRequest(f"the metric is {rule.metric}, and the results have {wanted}: --metric {wanted}")
     best_set = _best_set_of_each_encoder(results_of)
     values = _values(results_of, best_set, rule)
+    if unknown := sorted(set(encoders or {}) - values.keys()):
+        raise InvalidRequest(
+            f"the results have no encoder {unknown[0]!r}{near(unknown[0], values)} "
+            f"(there are {', '.join(values)})"
+        )
     order = sorted(values, key=lambda e: -values[e][0])
     trained = results_of.train.n
     scored = sum(one.n for one in results_of.data) - trained
     cost_of = partial(_cost, dict(costs or {}), {}, measure=measure, device=device, steps=steps)
-    entries = []
+    recipes = [recipe] if isinstance(recipe, str) else list(recipe)
+    entries: list[Entry] = []
     for encoder in order:
         own = [one for one in candidates if one.encoder == encoder]
+        spec = (encoders or {}).get(encoder, "")
         gap = _gap(results_of, best_set[order[0]], best_set[encoder], rule)
-        for candidate in own or [Candidate(encoder, recipe)]:
-            asked = candidate.recipe
-            asked = str(Path(asked).absolute()) if asked.endswith(".toml") else asked
-            fitting, refusal = fitting_recipe(encoder, asked, **candidate.changes)
+        planned: list[Candidate] = []
+        for candidate in own or [Candidate(encoder, one, spec=spec) for one in recipes]:
+            candidate, refusal = _fitting(candidate)
+            if candidate in planned:  # two recipes that both fall back on `full`
+                continue
+            planned.append(candidate)
             entries.append(
                 _judge(
-                    replace(candidate, recipe=fitting),
+                    candidate,
                     best_set[encoder],
                     values[encoder],
                     best=(order[0], values[order[0]]),
                     gap=gap,
-                    cost=cost_of(replace(candidate, recipe=fitting)),
+                    cost=cost_of(candidate),
                     rows=(trained, scored, results_of.folds.n_splits),
                     refusal=refusal,
                     rule=rule,
@@ -196,6 +233,14 @@ def make_plan(
         rule=rule,
         encoders=tuple(entries),
     )
+
+
+def _fitting(candidate: Candidate) -> tuple[Candidate, str]:
+    """The candidate with a recipe that can train it, a file by its whole path; see `fitting_recipe`."""
+    spec, recipe = candidate.spec or candidate.encoder, candidate.recipe
+    spec, recipe = (str(Path(one).absolute()) if one.endswith(".toml") else one for one in (spec, recipe))
+    fitting, refusal = fitting_recipe(spec, recipe, **candidate.changes)
+    return replace(candidate, spec=spec, recipe=fitting), refusal
 
 
 def _values(
@@ -218,22 +263,22 @@ def _values(
 
 
 def _cost(
-    known: Mapping[str, "Cost"],
-    measured: dict[tuple[str, str, str], "Cost"],
+    known: Mapping[str, Cost],
+    measured: dict[tuple[str, str, str], Cost],
     candidate: Candidate,
     *,
     measure: bool,
     device: str,
     steps: int,
-) -> "Cost | None":
+) -> Cost | None:
     """What is known of the encoder's cost, else what was measured with this recipe, once each."""
     if candidate.encoder in known or not measure:
         return known.get(candidate.encoder)
     changes = {name: value for name, value in candidate.changes.items() if name not in ("name", "remark")}
-    key = (candidate.encoder, candidate.recipe, repr(sorted(changes.items())))
+    key = (candidate.spec, candidate.recipe, repr(sorted(changes.items())))
     if key not in measured:
         measured[key] = measure_cost(
-            candidate.encoder, recipe=candidate.recipe, device=device, steps=steps, **changes
+            candidate.spec, recipe=candidate.recipe, device=device, steps=steps, **changes
         )
     return measured[key]
 
@@ -247,35 +292,6 @@ def names_of_recipes(trainings: Sequence[tuple[str, str, str]]) -> list[str]:
         f"{folder[1]}-{safe_name(system)}" if folders.count(folder) > 1 and system else ""
         for folder, (*_, system) in zip(folders, trainings, strict=True)
     ]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Patches a second in training and in scoring, measured on `device`; `epochs` to assume.
-
-    epoch_size : patches drawn in an epoch, 0: all training rows
-    measured : what was timed; note : why nothing could be
-    """
-
-    train_rate: float
-    score_rate: float
-    epochs: int
-    device: str
-    epoch_size: int = 0
-    measured: str = ""
-    note: str = ""
-
-    def __str__(self) -> str:
-        if self.note:
-            return self.note
-        rates = f"{self.train_rate:.1f} patches/s in training, {self.score_rate:.1f} in scoring"
-        return f"{rates}, {self.epochs} epochs" + (f"; {self.measured}" if self.measured else "")
-
-    def hours(self, rows: int, scored: int, folds: int) -> float:
-        """Of all folds: each trains on the other folds' rows, scores its own fold an epoch, then the rest."""
-        training = self.epochs * (self.epoch_size or rows * (folds - 1) / folds) / self.train_rate
-        scoring = (self.epochs * rows / folds + scored) / self.score_rate
-        return folds * (training + scoring) / 3600
 
 
 def fitting_recipe(encoder: str, recipe: str, **changes: Any) -> tuple[str, str]:
@@ -309,63 +325,6 @@ def fitting_recipe(encoder: str, recipe: str, **changes: Any) -> tuple[str, str]
             return "full", "no attention blocks for LoRA to adapt, so all of it is trained"
         return recipe, f"not trainable with the recipe {recipe}: {error}"
     return recipe, ""
-
-
-def measure_cost(encoder: str, *, recipe: str, device: str = "auto", steps: int = 3, **changes: Any) -> Cost:
-    """Time a few steps of the recipe's batch size on the encoder's architecture with random weights.
-
-    changes : values of the recipe
-    """
-    import torch
-
-    from ..extract.devices import resolve_devices
-    from .model import base_card, classifier
-    from .recipe import load_recipe
-    from .train import autocast, training_mode
-
-    try:
-        chosen = load_recipe(recipe, encoder=encoder, **changes)
-        place = str(resolve_devices(device)[0])
-        card = base_card(encoder, chosen)
-        network, _ = classifier(card, chosen, weights=None)
-    except PatchbankError as error:
-        return Cost(float("nan"), float("nan"), 0, "", note=f"could not be measured: {error}")
-    network.to(place)
-    side = card.transform.size
-    batch = torch.zeros(chosen.batch_size, 3, side, side, device=place)
-
-    def seconds(run: Any) -> float:
-        run()  # the first pass allocates and compiles
-        started = time.perf_counter()
-        for _ in range(steps):
-            run()
-        if place.startswith("cuda"):
-            torch.cuda.synchronize()
-        return (time.perf_counter() - started) / steps
-
-    def train_step() -> None:
-        with autocast(place, chosen.precision):
-            logits = network(batch)
-        logits.float().sum().backward()
-
-    def score_step() -> None:
-        with torch.no_grad(), autocast(place, chosen.precision):
-            network(batch)
-
-    training_mode(network, chosen)
-    training = seconds(train_step)
-    network.eval()
-    n = chosen.batch_size
-    name = (
-        torch.cuda.get_device_name()
-        if place.startswith("cuda")
-        else f"{place}, {torch.get_num_threads()} threads"
-    )
-    measured = (
-        f"{steps} steps of {n} patches of {side} px in {chosen.precision}, forwards and backwards, and as "
-        f"many forwards alone, timed on {name} with random weights"
-    )
-    return Cost(n / training, n / seconds(score_step), chosen.epochs, name, chosen.epoch_size, measured)
 
 
 def _judge(
@@ -411,7 +370,7 @@ def _judge(
     if refusal:
         reasons.append(refusal)
     return Entry(
-        encoder=candidate.encoder,
+        encoder=candidate.spec or candidate.encoder,
         train=train,
         recipe=candidate.recipe,
         system=candidate.system,

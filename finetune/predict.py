@@ -15,6 +15,7 @@ from ..probe.results.files import ProbeResult
 from .adapted import fold_folders, load_model
 from .data import patches_of
 from .labels import Labels, labels_of_card
+from .lora import merge
 from .model import crop_of
 from .recipe import recipe_from
 from .train import predict_logits
@@ -59,8 +60,13 @@ def score_images(
     each, card = [], {}
     for one in folders:
         lap = time.perf_counter()
-        network, card = load_model(one, **weights)
+        network, card = load_model(one, merged=False, **weights)
         recipe = recipe_from(card["recipe"], where=str(one))
+        precision = recipe.eval_precision or recipe.precision
+        if (
+            recipe.method == "lora" and precision == "fp32"
+        ):  # rounded to fewer bits a merged weight gives other scores than in training
+            merge(network.inner)
         seconds["encoder"] += time.perf_counter() - lap
         lap = time.perf_counter()
         each.append(
@@ -69,7 +75,7 @@ def score_images(
                 patches_of(manifest, None, crop=crop_of(recipe)),
                 batch_size=batch_size,
                 device=place,
-                precision=recipe.eval_precision or recipe.precision,
+                precision=precision,
                 workers=workers,
                 symmetries=8 if tta else recipe.symmetries,
                 progress=progress,

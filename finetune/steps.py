@@ -102,7 +102,7 @@ def _candidates(trainings: Sequence[Training], where: Places) -> list[Candidate]
         changes = {k: v for k, v in one.options.items() if k in Recipe.model_fields}
         with suppress(EncoderError, UnknownEncoder, MissingDependency, UntrustedCode):
             encoder = load_card(one.card, trust_code=where.trust_code).id
-            candidates.append(Candidate(encoder, one.recipe, changes, one.system))
+            candidates.append(Candidate(encoder, one.recipe, changes, one.system, one.card))
     return candidates
 
 
@@ -191,7 +191,8 @@ def _why_not_planned(one: Training, where: Places) -> str:
         encoder = load_card(one.card, trust_code=where.trust_code).id
     except UnknownEncoder as error:
         return str(error)
-    entries = [entry for entry in plan.entries if entry.encoder == encoder]
+    names = {encoder, one.card, str(Path(one.card).absolute())}  # a card file is planned by its path
+    entries = [entry for entry in plan.entries if entry.encoder in names]
     own = [entry for entry in entries if entry.system == one.system]
     entry = next(iter(own or [entry for entry in entries if not entry.system]), None)
     if entry is None:

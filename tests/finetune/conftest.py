@@ -1,6 +1,7 @@
 """Tiny transformers and patches whose label can be seen, shared by the tests of fine-tuning."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from patchbank.finetune.model import classifier
 from patchbank.finetune.recipe import Recipe, load_recipe
 from patchbank.finetune.train import Patches
 from patchbank.probe.config import ProbeConfig
+from patchbank.probe.results.files import ProbeResult
 from PIL import Image
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
@@ -77,6 +79,57 @@ def whole_results() -> Callable[..., dict[str, Any]]:
         }
 
     return make
+
+
+@pytest.fixture
+def results(whole_results: Callable[..., dict[str, Any]]) -> Callable[..., ProbeResult]:
+    return partial(_results, whole_results)
+
+
+def _results(
+    whole_results: Callable[..., dict[str, Any]],
+    values: dict[str, tuple[float, float, float]],
+    p_holm: float = 0.001,
+) -> ProbeResult:
+    """What the rule reads of a probe's results: two feature sets an encoder, the first a little better."""
+    names = list(values)
+    best = max(values, key=lambda e: values[e][0])
+    models, scores = [], []
+    for encoder, (v, low, high) in values.items():
+        for view, less in (("center:0.5", 0.0), ("full", 0.05)):
+            features = f"{encoder}/{view}/cls"
+            about = {"threshold": 0.5, "temperature": 1.0, "platt": [1.0, 0.0]}
+            models.append({"features": features, "criterion": v - less, **about})
+            cell = [v - less, low - less, high - less]
+            record: dict[str, Any] = {"features": features, "role": "oof", "subset": "raw", "domain": ""}
+            record |= {"n": 1000, "n_positive": 300}
+            scores.append(
+                {**record, "dataset": "set:train", "metrics": {"auroc": cell, "balanced_accuracy": cell}}
+            )
+    comparisons = [
+        {
+            "dataset": "set:train",
+            "role": "oof",
+            "metric": "auroc",
+            "test": "paired over groups",
+            "a": f"{encoder}/center:0.5/cls",
+            "b": f"{best}/center:0.5/cls",
+            "difference": values[encoder][0] - values[best][0],
+            "low": values[encoder][0] - values[best][0] - 0.02,
+            "high": values[encoder][0] - values[best][0] + 0.02,
+            "p": p_holm,
+            "p_holm": p_holm,
+        }
+        for encoder in names
+        if encoder != best
+    ]
+    document = whole_results(
+        [{"dataset": "set:train", "n": 1000}, {"dataset": "other", "n": 500}],
+        models=models,
+        scores=scores,
+        comparisons=comparisons,
+    )
+    return ProbeResult(document, pd.DataFrame())
 
 
 def tiny_manifest(folder: Path, *, n: int = 60, seed: int = 0, name: str = "tiny", test: int = 0) -> Manifest:

@@ -1,6 +1,8 @@
 """The rule decides as it says, and the plan survives being edited."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,65 +10,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from click.testing import CliRunner
 from patchbank.errors import InvalidRequest
 from patchbank.finetune import plan as plan_module
-from patchbank.finetune.plan import Cost, Rule, fitting_recipe, load_plan, make_plan, measure_cost
+from patchbank.finetune.cli import finetune_group
+from patchbank.finetune.cost import Cost, measure_cost
+from patchbank.finetune.plan import Candidate, Rule, fitting_recipe, load_plan, make_plan
 from patchbank.finetune.run import run_plan
 from patchbank.probe.results.files import ProbeResult
 
 SLOW = Cost(1.0, 2.0, 10, "a slow machine")
 FAST = Cost(1000.0, 3000.0, 10, "a fast machine")
-
-
-@pytest.fixture
-def results(whole_results: Callable[..., dict[str, Any]]) -> Callable[..., ProbeResult]:
-    return partial(_results, whole_results)
-
-
-def _results(
-    whole_results: Callable[..., dict[str, Any]],
-    values: dict[str, tuple[float, float, float]],
-    p_holm: float = 0.001,
-) -> ProbeResult:
-    """What the rule reads of a probe's results: two feature sets an encoder, the first a little better."""
-    names = list(values)
-    best = max(values, key=lambda e: values[e][0])
-    models, scores = [], []
-    for encoder, (v, low, high) in values.items():
-        for view, less in (("center:0.5", 0.0), ("full", 0.05)):
-            features = f"{encoder}/{view}/cls"
-            about = {"threshold": 0.5, "temperature": 1.0, "platt": [1.0, 0.0]}
-            models.append({"features": features, "criterion": v - less, **about})
-            cell = [v - less, low - less, high - less]
-            record: dict[str, Any] = {"features": features, "role": "oof", "subset": "raw", "domain": ""}
-            record |= {"n": 1000, "n_positive": 300}
-            scores.append(
-                {**record, "dataset": "set:train", "metrics": {"auroc": cell, "balanced_accuracy": cell}}
-            )
-    comparisons = [
-        {
-            "dataset": "set:train",
-            "role": "oof",
-            "metric": "auroc",
-            "test": "paired over groups",
-            "a": f"{encoder}/center:0.5/cls",
-            "b": f"{best}/center:0.5/cls",
-            "difference": values[encoder][0] - values[best][0],
-            "low": values[encoder][0] - values[best][0] - 0.02,
-            "high": values[encoder][0] - values[best][0] + 0.02,
-            "p": p_holm,
-            "p_holm": p_holm,
-        }
-        for encoder in names
-        if encoder != best
-    ]
-    document = whole_results(
-        [{"dataset": "set:train", "n": 1000}, {"dataset": "other", "n": 500}],
-        models=models,
-        scores=scores,
-        comparisons=comparisons,
-    )
-    return ProbeResult(document, pd.DataFrame())
 
 
 VALUES = {"poor": (0.70, 0.66, 0.74), "good": (0.93, 0.91, 0.95), "fair": (0.90, 0.87, 0.93)}
@@ -101,8 +56,10 @@ def test_each_part_of_the_rule(results: Callable[..., ProbeResult]) -> None:
 
 
 def test_the_hours_are_those_of_all_folds() -> None:
-    # 5 folds: 10 epochs of 800 patches at 1 a second, of 200 at 2 a second, then 500 more
-    assert SLOW.hours(1000, 500, 5) == pytest.approx(5 * (8000 + (2000 + 500) / 2) / 3600)
+    # 5 folds: 10 epochs of 800 patches at 1 a second, of 200 at 2 a second, then these and 500 more
+    assert SLOW.hours(1000, 500, 5) == pytest.approx(5 * (8000 + (2000 + 700) / 2) / 3600)
+    turned = replace(SLOW, symmetries=8, epoch_size=100)
+    assert turned.hours(1000, 500, 5) == pytest.approx(5 * (1000 + (2000 + 8 * 700) / 2) / 3600)
 
 
 def test_a_plan_is_a_file_to_edit(tmp_path: Path, results: Callable[..., ProbeResult]) -> None:
@@ -148,6 +105,45 @@ def test_what_is_proposed_also_runs(
     assert fitting_recipe(cnn, "full") == ("full", "")
 
 
+def test_two_systems_of_one_encoder_are_two_rows(results: Callable[..., ProbeResult]) -> None:
+    costs = {("lora", 8): FAST, ("full", 8): replace(SLOW, measured="3 steps"), ("lora", 4): FAST}
+    timed = []
+
+    def measure(encoder: str, *, recipe: str, rank: int = 8, **_: Any) -> Cost:
+        timed.append((encoder, recipe, rank))
+        return costs[recipe, rank]
+
+    candidates = [
+        Candidate("dinov2-s", "lora", {}, "DINOv2 LoRA"),
+        Candidate("dinov2-s", "full", {}, "DINOv2 full"),
+        Candidate("dinov2-s", "lora", {"rank": 4}, "DINOv2 LoRA 4"),
+        Candidate("dinov2-s", "lora", {"name": "again"}, "the same, other name"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan_module, "measure_cost", measure)
+        plan = make_plan(results({"dinov2-s": (0.7, 0.6, 0.8)}), train="a.toml", candidates=candidates)
+    heads, rows = plan.table()
+    assert heads == ["system", "encoder", "recipe", "train", "hours", "why", "measured"]
+    told = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
+    assert [one["recipe"] for one in told.values()] == ["lora", "full", "lora, rank=4", "lora, name=again"]
+    assert told["DINOv2 full"]["hours"] == f"{SLOW.hours(1000, 500, 5):.2f}"
+    assert told["DINOv2 LoRA"]["hours"] == f"{FAST.hours(1000, 500, 5):.2f}"
+    assert told["DINOv2 full"]["measured"] == (
+        "1.0 patches/s in training, 2.0 in scoring, 10 epochs; 3 steps"
+    )
+    assert timed == [("dinov2-s", "lora", 8), ("dinov2-s", "full", 8), ("dinov2-s", "lora", 4)], "once each"
+
+
+def test_a_gpu_that_was_not_timed_has_no_hours(
+    monkeypatch: pytest.MonkeyPatch, results: Callable[..., ProbeResult]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    probed = results({"dinov2-s": (0.7, 0.6, 0.8)})
+    (entry,) = make_plan(probed, train="a.toml", device="cuda").entries
+    assert entry.hours is None
+    assert "could not be measured" in entry.cost
+
+
 def test_results_without_intervals_are_refused(results: Callable[..., ProbeResult]) -> None:
     document = results(VALUES).document
     for record in document["scores"]:
@@ -167,15 +163,28 @@ def test_the_cost_is_measured_and_a_plan_is_run(
 
     manifest = tiny.manifest(tmp_path / "images", n=60)
     manifest.save(tmp_path / "images" / "tiny.toml")
-    plan = make_plan(
-        results({tiny_encoder[0].replace("/", "|"): (0.7, 0.6, 0.8)}),
-        train=tmp_path / "images" / "tiny.toml",
-        measure=False,
-        rule=Rule(),
-    )
-    file = plan.save(tmp_path / "plan.toml")
-    text = file.read_text().replace(tiny_encoder[0].replace("/", "|"), tiny_encoder[0])
-    file.write_text(text.replace('folds = "balanced"', "folds = 3"))
+    results({"tiny-vit": (0.7, 0.6, 0.8)}).save(tmp_path / "results")
+    file = tmp_path / "plan.toml"
+    words = ["plan", tmp_path / "results", tmp_path / "images" / "tiny.toml", "--no-measure", "--out", file]
+    asked = [*map(str, words), "--encoder", f"tiny-vit={tiny_encoder[0]}"]
+    wide = CliRunner(env={"COLUMNS": "400"})
+    shown = wide.invoke(finetune_group, [*asked, "--recipe", "lora", "--recipe", "full"])
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.count("nothing was measured") == 2
+    assert f"finetune run --plan {file} --out models" in shown.output
+    both = [
+        entry["recipe"]
+        for entry in json.loads(
+            CliRunner()
+            .invoke(finetune_group, [*asked, "--recipe", "lora", "--recipe", "full", "--json"])
+            .output
+        )["entries"]
+    ]
+    assert both == ["lora", "full"]
+    odd = CliRunner().invoke(finetune_group, [*map(str, words), "--encoder", "tiny-vitt=x"])
+    assert "did you mean 'tiny-vit'" in str(odd.exception)
+    CliRunner().invoke(finetune_group, asked)
+    file.write_text(file.read_text().replace('folds = "balanced"', "folds = 3"))
     (result,) = run_plan(
         file,
         out=tmp_path / "out",
