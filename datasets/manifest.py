@@ -25,7 +25,7 @@ from ..errors import ManifestError
 from ..files import check_writable, write_atomically
 from ..settings import InvalidSettings, Settings, listing, near, nearest, not_one_of, write_toml
 from ..texts import cells_of_csv, write_csv
-from .arrow import TEXT, all_differ, are_texts, in_arrow
+from .arrow import TEXT, all_differ, are_hex, are_texts, in_arrow
 
 FORMAT = "patchbank-manifest"
 FORMAT_VERSIONS = (1, 2)  # 2 is written only where version 1 cannot say it
@@ -496,7 +496,7 @@ def _text_faults(
     wrong = ~table["label"].isin(["", *header.classes])
     if wrong.any():
         yield f"label outside the classes {list(header.classes)}: {rows.with_values(wrong, 'label')}"
-    if "content_hash" in table.columns:
+    if "content_hash" in table.columns and not _are_hashes(table["content_hash"]):
         odd = ~table["content_hash"].str.fullmatch(r"(?:[0-9a-f]{32})?")
         if odd.any():
             yield f"content_hash is not 32 hex digits in {rows.named(odd)}"
@@ -607,6 +607,11 @@ def _text(column: pd.Series) -> pd.Series:
 
 def _distinct(ids: pd.Series) -> bool:
     return all_differ(ids) if ids.dtype == TEXT else ids.is_unique
+
+
+def _are_hashes(hashes: pd.Series) -> bool:
+    """False: some may not be."""
+    return hashes.dtype == TEXT and are_hex(hashes)
 
 
 def is_text(value: object) -> bool:

@@ -12,7 +12,7 @@ One table, a row an engine: seconds (median of three rounds, in turn) and ratios
     flipped    one byte of the largest file is changed: what reading all rows says; "named" are the rows
 
 Engines of `cache_rivals.py` write 8192 rows a transaction, as ours. Then: what checksums cost; `verify` by
-one thread and by one a processor; streaming in random order with the memory that it takes; and, for a store of
+one thread and by one a processor; streaming in random order with the memory that it takes; for a store of
 many rows, opening it and finding what is missing for a manifest of as many, with the peak memory of a fresh
 process.
 Wanted: write <= 2, load <= 1.2, random rows in a millisecond or two, opening in seconds.

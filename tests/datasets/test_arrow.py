@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from patchbank.datasets.arrow import TEXT, all_differ, hex_hashes, of_arrow, of_hex
+from patchbank.datasets.arrow import TEXT, all_differ, are_hex, hex_hashes, of_arrow, of_hex
 
 
 def texts(*values: str) -> pd.Series:
@@ -46,7 +46,32 @@ def test_whether_all_differ(kind: pa.DataType, values: list[str], differ: bool) 
     assert all_differ(of_arrow(sliced)) == differ
 
 
-def test_short_texts_of_all_kinds_differ() -> None:
-    """No two of the 65,536 texts of two letters have one sum: weights that are even would give many."""
-    letters = [chr(a) + chr(b) for a in range(1, 128) for b in range(1, 128)]
-    assert all_differ(texts(*letters))
+def test_texts_that_are_nearly_alike_differ() -> None:
+    """Texts of one letter or two, runs of a letter, and long texts that differ in one letter anywhere."""
+    letters = [chr(a) + chr(b) for a in range(128) for b in range(128)] + [chr(a) for a in range(128)]
+    runs = ["a" * length for length in range(3, 80)]
+    long = ["x" * k + "y" + "x" * (99 - k) for k in range(100)]
+    assert all_differ(texts(*letters, *runs, *long))
+    for again in (letters[77], runs[40], long[50]):
+        assert not all_differ(texts(*letters, *runs, *long, again))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_whether_all_are_hexadecimal(kind: pa.DataType) -> None:
+    good = ["0123456789abcdef" * 2, "", "f" * 32]
+    assert are_hex(of_arrow(pa.array(good, kind)))
+    assert are_hex(of_arrow(pa.array(["X", *good, "X"], kind)[1:-1]))
+    assert are_hex(of_arrow(pa.array([], kind)))
+    many = [*good * 9000, "a" * 31 + "G"]
+    for bad in (
+        ["a" * 31],
+        ["a" * 33],
+        ["A" * 32],
+        ["a" * 31 + "g"],
+        ["/" * 32],
+        [":" * 32],
+        ["`" * 32],
+        many,
+    ):
+        assert not are_hex(of_arrow(pa.array([*good, *bad], kind)))
+        assert not are_hex(of_arrow(pa.chunked_array([pa.array(good, kind), pa.array(bad, kind)])))
