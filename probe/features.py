@@ -63,6 +63,12 @@ def load_set(
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
 
 
+def columns_in(features: FeatureSet | str, bank: Any) -> int:
+    """How many columns `load_set` gives."""
+    features = parse_features(features) if isinstance(features, str) else features
+    return sum(bank.find(s.encoder, view=s.view, tokens=s.tokens).dim for s in features.sources)
+
+
 def resolve_set(features: FeatureSet, bank: Any) -> FeatureSet:
     """The same set with every token policy named, as the bank has it; other tools' names of an encoder
     (`settings.encoder_id`) become the bank's. Raises StoreNotFound.
@@ -120,6 +126,10 @@ class _Narrowed:
     dtype: str | None
     manifests: tuple[Manifest, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
+    _found: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # open stores stay in their process
+        return _Narrowed, (self.bank, self.precision, self.dtype, self.manifests)
 
     @property
     def path(self) -> Any:
@@ -127,7 +137,15 @@ class _Narrowed:
 
     def find(self, encoder: str, *, precision: str | None = None, **parts: Any) -> Any:
         parts |= {"precision": precision or self.precision, "dtype": parts.get("dtype") or self.dtype}
-        if not self.manifests or "needed" in parts:
+        if "needed" in parts:
+            return self.bank.find(encoder, **parts)
+        key = (encoder, *sorted(parts.items()))
+        if key not in self._found:
+            self._found[key] = self._find(encoder, parts)
+        return self._found[key]
+
+    def _find(self, encoder: str, parts: dict[str, Any]) -> Any:
+        if not self.manifests:
             return self.bank.find(encoder, **parts)
         asked = []
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ from .describe import (
     score_fold_models,
 )
 from .domains import DomainRows, analyse_domains
-from .features import load_set, open_bank, resolve_set
+from .features import columns_in, load_set, open_bank, resolve_set
 from .leaks import LeakReport
 from .protocol import Plan, ProtocolRun, run_on_split, run_protocol, run_published
 from .regression import TargetConfig
@@ -126,20 +126,22 @@ def run_probe(
     runs, *others = _probe_all(study.data, bank, study.repeats, jobs=jobs, backend=backend, progress=progress)
     seconds["probe"] = time.perf_counter() - lap
     lap = time.perf_counter()
-    scored = _score(study, runs, others)
+    chosen, columns = columns_of(study.data, study.plan, runs, study.config)
+    analyses = _started_domains(study, bank, chosen, jobs=jobs, backend=backend)
+    scores = _score(study, runs, others, chosen, columns)
     seconds["score"] = time.perf_counter() - lap
     lap = time.perf_counter()
-    domains, notes = _analyse_domains(study, bank, list(runs), scored.chosen)
-    seconds["domains"] = time.perf_counter() - lap
+    domains, notes = _domains(study, analyses)
+    seconds["domains"] = time.perf_counter() - lap  # what they took longer than the scores
     seconds["all"] = time.perf_counter() - started
     document = {
         **_describe(study, bank, runs, notes),
-        **scored.parts,
+        **scores,
         "domains": domains,
         "seconds": seconds,
     }
     probes = {name: run.models for name, run in runs.items()}
-    result = ProbeResult(document, predictions_table(study.data, study.plan, scored.columns), probes)
+    result = ProbeResult(document, predictions_table(study.data, study.plan, columns), probes)
     if out is not None:
         result.save(out)
     return result
@@ -177,20 +179,15 @@ def _prepare(data: StudyData, bank: Any, config: ProbeConfig, *, progress: bool)
     return _Prepared(data, config, folds, leaks, repeats)
 
 
-@dataclass(frozen=True)
-class _Scored:
-    """parts : those of results.json that scores are made of."""
-
-    chosen: str
-    columns: Mapping[str, Sequence[Column]]
-    parts: Mapping[str, Any]
-
-
 def _score(
-    study: _Prepared, runs: Mapping[str, ProtocolRun], others: Sequence[Mapping[str, ProtocolRun]]
-) -> _Scored:
+    study: _Prepared,
+    runs: Mapping[str, ProtocolRun],
+    others: Sequence[Mapping[str, ProtocolRun]],
+    chosen: str,
+    columns: Mapping[str, Sequence[Column]],
+) -> dict[str, Any]:
+    """The parts of results.json that scores are made of. chosen, columns : as `columns_of` has them."""
     data, config = study.data, study.config
-    chosen, columns = columns_of(data, study.plan, runs, config)
     scores, comparisons = [], []
     for rows in data.rows:
         of_set = columns[rows.dataset]
@@ -213,7 +210,7 @@ def _score(
     experts = [
         expert for rows in data.rows for expert in score_experts(rows, columns[rows.dataset], config=config)
     ]
-    parts = {
+    return {
         "chosen": chosen,
         "fold_models": {
             name: score_fold_models(data.tests, run.fold_models, probabilistic=config.probabilistic)
@@ -234,7 +231,6 @@ def _score(
         "votes": [vote for vote in votes if vote],
         **({"experts": experts} if experts else {}),
     }
-    return _Scored(chosen, columns, parts)
 
 
 def _describe(
@@ -277,10 +273,12 @@ def _repeats(
     """The plan and settings of every repeat: the first as they are, the others with folds that are drawn.
     Raises InvalidRequest where folds cannot be made, ProbeError where they leak.
     """
-    # make_folds finds nearly the same folds from every seed, the most even ones; these are drawn
-    from sklearn.model_selection import StratifiedGroupKFold
-
     repeats, y, groups = [(plan, config)], data.train.y, plan.groups
+    if config.repeats == 1:
+        return repeats
+    # make_folds finds nearly the same folds from every seed, the most even ones; these are drawn
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second
+
     for seed in range(config.seed + 1, config.seed + config.repeats):
         drawn = StratifiedGroupKFold(n_splits, shuffle=True, random_state=seed)
         folds = np.zeros(len(y), int)
@@ -305,30 +303,36 @@ def _probe_all(
     order.
     """
     features = repeats[0][1].features
-    jobs = min(jobs or cores(), len(features))
-    threads = max(1, cores() // jobs)
+    widest = sorted(features, key=lambda name: -columns_in(name, bank))  # first: the others fit beside it
+    threads = max(1, cores() // min(jobs or cores(), len(features)))
     manifests = data.manifests
     names = [rows.dataset for rows in data.tests]
     choosing = next(((rows.dataset, rows.y) for rows in data.tests if rows.dataset == data.choosing), None)
     tasks = [
         joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, repeats, threads, choosing)
-        for name in features
+        for name in widest
     ]
+    results = _in_parallel(tasks, jobs=jobs, backend=backend, most=len(features))
+    bar = progress_bar(results, total=len(tasks), shown=progress, desc="probe", unit="set")
+    done = dict(zip(widest, bar, strict=True))
+    return [{name: done[name][i] for name in features} for i in range(len(repeats))]
+
+
+def _in_parallel(tasks: Sequence[Any], *, jobs: int | None, backend: str, most: int) -> Any:
+    """The results of delayed calls, in order, as they come; they are begun at once.
+
+    most : of them that are worth a process each. With one, each is made when its result is asked for.
+    """
+    jobs = min(jobs or cores(), most)
     if backend == "ray":
         _register_ray()
     elif backend not in BACKENDS:
         raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
     if jobs == 1 and backend != "ray":
         backend = "sequential"
-    by_repeat: list[dict[str, ProtocolRun]] = [{} for _ in repeats]
     with joblib.parallel_config(backend=backend, n_jobs=jobs):
         # Ray's backend hands everything over at the end
-        results: Any = joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
-        bar = progress_bar(results, total=len(tasks), shown=progress, desc="probe", unit="set")
-        for name, runs in zip(features, bar, strict=True):
-            for into, run in zip(by_repeat, runs, strict=True):
-                into[name] = run
-    return by_repeat
+        return joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
 
 
 def _probe_one(
@@ -365,21 +369,30 @@ def _probe_one(
     return runs
 
 
-def _analyse_domains(
-    study: _Prepared, bank: Any, names: Sequence[str], chosen: str
-) -> tuple[dict[str, Any], list[str]]:
-    """The analyses of the feature sets that the settings ask for, and a note where there can be none.
+def _started_domains(
+    study: _Prepared, bank: Any, chosen: str, *, jobs: int | None, backend: str
+) -> Iterator[tuple[str, Domains | None]]:
+    """The analyses of the feature sets that the settings ask for; where there are processes, they begin now.
 
     Where nothing is chosen on folds there are none: they are about that.
     """
     config = study.config
     if config.solver != "exact" or study.data.choosing:
-        return {}, []
-    asked = {"chosen": [chosen], "all": names, "none": []}[config.domains]
-    made = {name: _domains_one(name, bank, study.data, config) for name in asked}
+        return iter(())
+    asked = {"chosen": (chosen,), "all": config.features, "none": ()}[config.domains]
+    tasks = [joblib.delayed(_domains_one)(name, bank, study.data, config) for name in asked]
+    made = _in_parallel(tasks, jobs=jobs, backend=backend, most=len(config.features))
+    return zip(asked, made, strict=True)
+
+
+def _domains(
+    study: _Prepared, analyses: Iterator[tuple[str, Domains | None]]
+) -> tuple[dict[str, Domains], list[str]]:
+    """The analyses that could be made, and a note where some were asked for and none could."""
+    made = dict(analyses)
     domains = {name: analysis for name, analysis in made.items() if analysis}
     several = len(set(study.data.train.domain) - {""}) > 1
-    if study.data.train.classes and several and asked and not domains:
+    if study.data.train.classes and several and made and not domains:
         return {}, ["no analysis of domains: fewer than two have rows of every class"]
     return domains, []
 
