@@ -1,6 +1,6 @@
 """Between probe and LoRA: attention pooling over cached patch tokens, trained without the encoder.
 
-It costs minutes on a CPU.
+It costs minutes on a CPU. The epoch is chosen as in fine-tuning, by `choose_on`.
 
     tokens x_1 ... x_T of a patch (store of the policy "patches"), each normalised over its numbers
     head h: weights a_t = softmax_t(q_h . x_t / sqrt(dim)), pooled vector z_h = sum_t a_t x_t
@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from ..probe.features import load, open_bank
 from ..probe.results.files import ProbeResult
 from ..settings import Settings, not_one_of
 from .augment import draw
-from .data import chosen_folds, config_of, gather_rows
+from .checkpoint import save_tensors
+from .data import TrainingData, chosen_folds, config_of, gather_rows, use_of_rows
 from .labels import TWO_CLASSES, Labels, labels_of
 from .objective import loss_of, targets_of
-from .recipe import MONITORS, Recipe, load_recipe
+from .recipe import CHOOSE_ON, MONITORS, Recipe, load_recipe
 from .scores import OOF, assemble, monitored, validation_metrics
-from .train import epoch_rows
+from .train import Progress, epoch_rows, finished, is_kept
 
 
 class AttentionSettings(Settings):
@@ -47,6 +49,7 @@ class AttentionSettings(Settings):
     patience: int = 8
     batch_size: int = 64
     monitor: str = "auroc"
+    choose_on: str = "fold"
     seed: int = 0
 
     def faults(self) -> Iterable[str]:
@@ -61,11 +64,15 @@ class AttentionSettings(Settings):
             yield f"dropout has to be in [0, 1), not {self.dropout}"
         if self.monitor not in MONITORS:
             yield not_one_of("monitor", self.monitor, MONITORS)
+        if self.choose_on not in CHOOSE_ON:
+            yield not_one_of("choose_on", self.choose_on, CHOOSE_ON)
 
     def recipe(self, labels: Labels) -> Recipe:
         """Of what fine-tuning shares with it, as it fits the labels. Raises InvalidRequest."""
         given: dict[str, Any] = {"monitor": self.monitor} if "monitor" in self.model_fields_set else {}
-        return load_recipe(Recipe(name="attention", seed=self.seed, **given), of=labels)
+        shared = {name: getattr(self, name) for name in ("epochs", "patience", "choose_on", "seed")}
+        recipe = Recipe(name="attention", schedule="constant", warmup=0.0, **shared, **given)
+        return load_recipe(recipe, of=labels)
 
 
 class AttentionProbe(nn.Module):
@@ -109,49 +116,63 @@ def fit_attention(
     tokens : float (n, T, dim), float16 is enough; y : int (n,), 0 or 1, or codes of `labels`, or their
         numbers; train, validation : bool (n,)
     Every epoch draws as many training rows as there are, classes alike, with replacement; AdamW.
-    Returns the model of the best epoch by `monitor`, and every epoch's loss and validation metrics.
+    Returns the model of the best epoch by `monitor` (with `choose_on = "none"` of the last), and every
+    epoch's loss and validation metrics.
     Raises InvalidRequest where a class is missing or a row is on both sides.
     """
     settings = settings or AttentionSettings()
     if tokens.ndim != 3 or len(tokens) != len(y):
         raise InvalidRequest(f"tokens must be (n, tokens, dim) for {len(y)} labels, not {tokens.shape}")
     for what, mask in (("training", train), ("validation", validation)):
-        if not labels.targets and len(np.unique(y[mask])) < len(labels.classes):
-            count = "two" if labels.binary else len(labels.classes)
-            raise InvalidRequest(f"the {what} rows have fewer than {count} classes")
+        labels.require(y[mask], f"the {what} rows")
     if (train & validation).any():
         raise InvalidRequest(f"{int((train & validation).sum())} rows are in training and validation")
     rows, held_out = np.flatnonzero(train), np.flatnonzero(validation)
-    labels, recipe = labels.fitted(y[rows]), settings.recipe(labels)
-    targets, codes = targets_of(y[rows], None, recipe, labels), labels.code(y[rows])
+    labels = labels.fitted(y[rows])
+    recipe = settings.recipe(labels)
     model = AttentionProbe(
         tokens.shape[2], heads=settings.heads, dropout=settings.dropout, seed=settings.seed, labels=labels
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    history: list[dict[str, float]] = []
-    best, best_score, best_epoch = model.state_dict(), -np.inf, 0
-    for epoch in range(settings.epochs):
-        if epoch - best_epoch > settings.patience:
-            break
-        torch.manual_seed(int(draw("attention", settings.seed, epoch).integers(2**62)))
-        model.train()
-        drawn, total = epoch_rows(codes, recipe, epoch), 0.0
-        for start in range(0, len(drawn), settings.batch_size):
-            some = drawn[start : start + settings.batch_size]
-            logits = model(torch.from_numpy(tokens[rows[some]]))
-            loss = loss_of(logits, torch.from_numpy(targets[some]), recipe, labels).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(some)
+    at, best = Progress(), model.state_dict()
+    while not finished(recipe, at):
+        loss = _train_epoch(model, optimizer, tokens, y, rows, settings=settings, recipe=recipe, at=at)
         metrics = validation_metrics(y[held_out], attention_logits(model, tokens[held_out]), labels)
-        history.append({"epoch": epoch + 1, "loss": total / len(drawn), **metrics})
         score = monitored(metrics, recipe.monitor)
-        if score > best_score:
+        at.epoch += 1
+        at.history.append({"epoch": at.epoch, "loss": loss, **metrics})
+        if is_kept(recipe, at, score):
             best = {n: t.clone() for n, t in model.state_dict().items()}
-            best_score, best_epoch = score, epoch
+            at.best_score, at.best_epoch = score, at.epoch
     model.load_state_dict(best)
-    return model.eval(), history
+    return model.eval(), at.history
+
+
+def _train_epoch(
+    model: AttentionProbe,
+    optimizer: torch.optim.Optimizer,
+    tokens: np.ndarray,
+    y: np.ndarray,
+    rows: np.ndarray,
+    *,
+    settings: AttentionSettings,
+    recipe: Recipe,
+    at: Progress,
+) -> float:
+    """One epoch over `rows`; the mean loss."""
+    targets, codes = targets_of(y[rows], None, recipe, model.labels), model.labels.code(y[rows])
+    torch.manual_seed(int(draw("attention", settings.seed, at.epoch).integers(2**62)))
+    model.train()
+    drawn, total = epoch_rows(codes, recipe, at.epoch), 0.0
+    for start in range(0, len(drawn), settings.batch_size):
+        some = drawn[start : start + settings.batch_size]
+        outputs = model(torch.from_numpy(tokens[rows[some]]))
+        loss = loss_of(outputs, torch.from_numpy(targets[some]), recipe, model.labels).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(some)
+    return total / len(drawn)
 
 
 @torch.no_grad()
@@ -189,9 +210,8 @@ def run_attention(
 ) -> ProbeResult:
     """The attention-pooled probe on every fold, from a bank's store of the token policy "patches".
 
-    Fitted on : for fold k, the training rows that are not in fold k. Chosen on : fold k (the epoch).
-    Scored : fold k by its own model; evaluation sets by every fold's model and by their mean probability.
-    As `run_finetune` otherwise.
+    Fitted on, chosen on, scored : as in `run_finetune`; the epoch on fold k, on an inner fold of the training
+    rows or not at all, as `choose_on` of the settings says.
 
     precision, dtype : of the store to read, where the bank has several
     token_dim : width of one token; None: of the encoder's card
@@ -202,24 +222,14 @@ def run_attention(
     train, tests = as_manifest(train), as_manifests("tests", tests)
     if out is not None:
         check_folder_writable(out)
-    chosen = settings
-    if not isinstance(chosen, AttentionSettings):
-        chosen = AttentionSettings.read(chosen or {}, where="attention settings")
-    if token_dim is None:
-        from ..extract.registry import load_card
-
-        try:
-            token_dim = load_card(encoder).dim
-        except UnknownEncoder as error:
-            error.add_note("The bank may know it all the same: say how wide a token is, --token-dim 384")
-            raise
+    if not isinstance(settings, AttentionSettings):
+        settings = AttentionSettings.read(settings or {}, where="attention settings")
     labels = labels_of(train.header, positive=positive, one_vs_rest=one_vs_rest)
-    recipe = chosen.recipe(labels)
     config = config_of(
         labels,
         features=(f"{encoder}+attention/{view}/patches",),
         folds=folds,
-        seed=chosen.seed,
+        seed=settings.seed,
         bootstrap=bootstrap,
         positive=positive,
         one_vs_rest=one_vs_rest,
@@ -227,52 +237,91 @@ def run_attention(
         allow_leaks=tuple(allow_leaks),
     )
     opened = open_bank(os.fspath(bank), precision=precision, dtype=dtype, manifests=[train, *tests])
+    tokens = _TokensOf(opened, encoder, view, token_dim or _width(encoder))
     folder = Path(os.fspath(bank))
     data = gather_rows(train, tests, config=config, remember=folder if folder.is_dir() else None)
-    study = data.study
+    models, histories, logits = _fit_folds(
+        data, tokens, chosen_folds(data.folds, only_folds), settings, labels
+    )
+    recipe = settings.recipe(labels)
+    about = {
+        "dim": int(settings.heads * tokens.dim),
+        "criterion": float(np.mean([_kept_score(history, recipe) for history in histories.values()])),
+        "recipe": {"method": "attention", **settings.model_dump()},
+        "folds": [{"fold": k, "history": history} for k, history in histories.items()],
+        "seconds": {"all": time.perf_counter() - started},
+    }
+    result = assemble(data, config, logits, about, choose_on=recipe.choose_on)
+    if out is not None:
+        _save(Path(out) / f"{encoder}+attention", models, result)
+    return result
 
-    def tokens_of(manifest: Manifest) -> np.ndarray:
-        flat = load(manifest, encoder=encoder, bank=opened, view=view, tokens="patches", dtype="float16")
-        if flat.shape[1] % token_dim:
+
+@dataclass(frozen=True)
+class _TokensOf:
+    """The tokens of a manifest's rows, from a bank; dim : width of one."""
+
+    bank: Any
+    encoder: str
+    view: str
+    dim: int
+
+    def __call__(self, manifest: Manifest) -> np.ndarray:
+        """float16 (n, T, dim)"""
+        where = {"encoder": self.encoder, "bank": self.bank, "view": self.view}
+        flat = load(manifest, **where, tokens="patches", dtype="float16")
+        if flat.shape[1] % self.dim:
             raise InvalidRequest(
-                f"vectors of {flat.shape[1]} numbers are not a whole number of tokens of {token_dim}"
+                f"vectors of {flat.shape[1]} numbers are not a whole number of tokens of {self.dim}"
             )
-        return flat.reshape(len(flat), -1, token_dim)
+        return flat.reshape(len(flat), -1, self.dim)
 
+
+def _width(encoder: str) -> int:
+    """Of a token of the encoder, by its card."""
+    from ..extract.registry import load_card
+
+    try:
+        return load_card(encoder).dim
+    except UnknownEncoder as error:
+        error.add_note("The bank may know it all the same: say how wide a token is, --token-dim 384")
+        raise
+
+
+def _fit_folds(
+    data: TrainingData,
+    tokens_of: _TokensOf,
+    numbers: Sequence[int],
+    settings: AttentionSettings,
+    labels: Labels,
+) -> tuple[dict[int, AttentionProbe], dict[int, list[dict[str, float]]], dict[int, dict[str, np.ndarray]]]:
+    """Model, epochs and logits (as `assemble` takes them) of each fold."""
+    study, recipe = data.study, settings.recipe(labels)
+    uses = {k: use_of_rows(data, k, recipe, labels) for k in numbers}
     tokens = tokens_of(study.train_manifest)
-    numbers = chosen_folds(data.folds, only_folds)
     models, histories, logits = {}, {}, {}
-    for k in numbers:
+    for k, use in uses.items():
+        chosen = {"train": use == "training", "validation": use == "validation"}
         models[k], histories[k] = fit_attention(
-            tokens,
-            study.train.y,
-            train=data.fold != k,
-            validation=data.fold == k,
-            settings=chosen,
-            labels=labels,
+            tokens, study.train.y, **chosen, settings=settings, labels=labels
         )
         logits[k] = {OOF: attention_logits(models[k], tokens[data.fold == k])}
     for rows, manifest in zip(study.tests, study.test_manifests, strict=True):
         set_tokens = tokens_of(manifest)
         for k in numbers:
             logits[k][rows.dataset] = attention_logits(models[k], set_tokens)
-    about = {
-        "dim": int(chosen.heads * token_dim),
-        "criterion": float(
-            np.mean([max(monitored(e, recipe.monitor) for e in h) for h in histories.values()])
-        ),
-        "recipe": {"method": "attention", **chosen.model_dump()},
-        "folds": [{"fold": k, "history": histories[k]} for k in numbers],
-        "seconds": {"all": time.perf_counter() - started},
-    }
-    result = assemble(data, config, logits, about)
-    if out is not None:
-        from .checkpoint import save_tensors
+    return models, histories, logits
 
-        folder = Path(out) / f"{encoder}+attention"
-        with locked(folder, wait=True):
-            for k, model in models.items():
-                about = {"labels": json.dumps(model.labels.to_card())}  # of numbers the units
-                save_tensors(folder / f"fold-{k}.safetensors", model.state_dict(), about)
-            result.save(folder)
-    return result
+
+def _kept_score(history: Sequence[Mapping[str, float]], recipe: Recipe) -> float:
+    """The monitor of the epoch whose weights were kept."""
+    scores = [monitored(epoch, recipe.monitor) for epoch in history]
+    return scores[-1] if recipe.choose_on == "none" else max(scores)
+
+
+def _save(folder: Path, models: Mapping[int, AttentionProbe], result: ProbeResult) -> None:
+    with locked(folder, wait=True):
+        for k, model in models.items():
+            about = {"labels": json.dumps(model.labels.to_card())}  # of numbers the units
+            save_tensors(folder / f"fold-{k}.safetensors", model.state_dict(), about)
+        result.save(folder)

@@ -8,7 +8,7 @@ import click
 
 from .. import options
 from ..errors import InvalidRequest
-from ..terminal import echo, print_table
+from ..terminal import echo, note, print_table
 
 if TYPE_CHECKING:
     from ..probe.results.files import ProbeResult
@@ -229,7 +229,7 @@ def recipe_command(name: str | None, markdown: bool) -> None:
 @click.option("--token-dim", type=int, help="Width of one token (default: of the encoder's card).")
 @options.out("Folder for the models and results.")
 @click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="heads, lr, epochs, patience, ..."
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="heads, lr, epochs, choose_on, ..."
 )
 @options.folds
 @options.fold
@@ -252,7 +252,7 @@ def attention_command(
     Examples:
       patchbank extract ami-br.toml -e dinov2-s --tokens patches --bank bank
       patchbank finetune attention ami-br.toml -e dinov2-s --bank bank -o models
-      patchbank finetune attention ami-br.toml -e dinov2-s --bank bank --set heads=8 --fold 1
+      patchbank finetune attention ami-br.toml -e dinov2-s --bank bank --set choose_on=inner --fold 1
     """
     from ..datasets.manifest import load_manifest
     from .attention import run_attention
@@ -417,3 +417,5 @@ def _scores(*results: "ProbeResult") -> None:
         for one in result.results.whole()
     ]
     Table(["scored on", "model", "by", "patches", *(TITLES[m] for m in shown)], rows, left=3).show()
+    for text in dict.fromkeys(text for result in results for text in result.results.notes):
+        note(f"Note: {text}.")

@@ -27,7 +27,22 @@ from .recipe import Recipe, load_recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What `run.run_finetune` takes, where each is described; overrides : of the recipe's values."""
+    """What `run.run_finetune` takes.
+
+    encoder : what `extract.registry.load_card` takes
+    recipe : name, TOML file or Recipe, of which `overrides` change single values. What is learned is what the
+        header of `train` says: two classes, several (cross-entropy), grades, or numbers (squared error, each
+        standardised by the rows that train the fold's model, as its card keeps). A recipe that does not fit
+        them is refused; see `recipe.load_recipe` for what shipped ones leave to the labels
+    out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json
+        and results.csv in the format of `run_probe`. The same call continues where it was interrupted
+    folds, positive, one_vs_rest, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
+    near_duplicates : "images" (pairs that show nearly the same are reported), "none", or a file of pairs of
+        `datasets check --near --pairs`, which are refused
+    remember : folder whose near/ remembers images that were compared: a bank that probes were run on, or OUT
+    trust_code : allow the Python code that a card of kind "python" names
+    threads : torch's on a CPU (0: its default); workers : processes that read and augment, a fold
+    """
 
     train: Manifest
     encoder: str

@@ -47,62 +47,29 @@ def run_finetune(
     progress: bool = True,
     **overrides: Any,
 ) -> ProbeResult:
-    """Fine-tune one encoder, one model a fold.
+    """Fine-tune one encoder, one model a fold. `jobs.Request` describes the arguments.
 
     Fitted on : for fold k, the labelled rows of `train` (split "train") that are not in fold k.
     Chosen on : the rows of fold k: after every epoch the recipe's `monitor`, which keeps the best epoch,
         stops the run and, with "plateau", sets the learning rate. So fold k's out-of-fold score is of rows
-        that chose the epoch (an optimism that a probe's nested choice has not; the test sets have none). With
-        `choose_on = "inner"` an inner fold of the training rows chooses, and is not trained on; with "none"
-        nothing is chosen. Neither has that optimism.
+        that chose the epoch (an optimism that a probe's nested choice has not; the test sets have none; a
+        note of the result says so). With `choose_on = "inner"` an inner fold of the training rows chooses,
+        and is not trained on; with "none" nothing is chosen. Neither has that optimism.
     Refit : none. The ensemble is the mean probability of the fold models, of numbers their mean.
-    Labels : as the manifest's header says: two classes, several (cross-entropy), grades, or numbers (squared
-        error, each standardised by the rows that train the fold's model, as its card keeps). A recipe that
-        does not fit them is refused; see `recipe.load_recipe` for what shipped ones leave to the labels.
     Scored : fold k's rows by model k ("oof"); the other splits of `train` and all labelled rows of `tests`,
         after training, by every fold's model ("fold 1", ...) and by the ensemble. Threshold, temperature and
         Platt's scaling of a fold come from the other folds' out-of-fold scores; of the ensemble from all of
         them.
 
-    encoder : what `extract.cards.load_card` takes; recipe : name, TOML file or Recipe, `overrides` change
-        single values
-    out : OUT/<encoder>+<recipe>/fold-K has the model; the folder above has predictions.parquet, results.json
-        and results.csv in the format of `run_probe`. The same call continues where it was interrupted.
-    folds, positive, one_vs_rest, bootstrap, allow_leaks : as in `run_probe`; only_folds : numbers from 1
-    near_duplicates : "images" (pairs that show nearly the same are reported), "none", or a file of pairs of
-        `datasets check --near --pairs`, which are refused
-    remember : folder whose near/ remembers images that were compared: a bank that probes were run on, or OUT
-    trust_code : allow the Python code that a card of kind "python" names
     engine : "local" (one after the other) or "ray" (independent tasks, one GPU each where there are any)
-    threads : torch's on a CPU (0: its default); workers : processes that read and augment, a fold
-
     Raises InvalidRequest, UnknownEncoder, EncoderError, ProbeError, ... before any training; TrainingError in
     it.
     """
-    request = Request.of(
-        train=as_manifest(train),
-        tests=as_manifests("tests", tests),
-        encoder=encoder,
-        recipe=recipe,
-        out=out,
-        folds=folds,
-        only_folds=only_folds,
-        device=device,
-        checkpoint=checkpoint,
-        weights_dir=weights_dir,
-        threads=threads,
-        workers=workers,
-        bootstrap=bootstrap,
-        positive=positive,
-        one_vs_rest=one_vs_rest,
-        near_duplicates=near_duplicates,
-        remember=remember,
-        allow_leaks=allow_leaks,
-        trust_code=trust_code,
-        progress=progress,
-        **overrides,
-    )
-    prepared = prepare(request)
+    asked = {**locals(), **overrides}
+    for own in ("engine", "overrides"):
+        del asked[own]
+    asked |= {"train": as_manifest(train), "tests": as_manifests("tests", tests)}
+    prepared = prepare(Request.of(**asked))
     run_all(train_fold, prepared.jobs, engine=engine)
     return collect(prepared)
 
@@ -159,8 +126,9 @@ def _collect(prepared: Prepared) -> ProbeResult:
         "seconds": {"all": sum(card["training"]["seconds"] for card in cards)},
         "provenance": training_provenance(),
     }
-    weighted = first.recipe.balance != "none"
-    result = assemble(data, prepared.config, logits, about, weighted=weighted)
+    recipe = first.recipe
+    how = {"choose_on": recipe.choose_on, "weighted": recipe.balance != "none"}
+    result = assemble(data, prepared.config, logits, about, **how)
     result.save(prepared.folder)
     return result
 

@@ -37,6 +37,10 @@ from .data import TrainingData
 from .labels import TWO_CLASSES, Labels
 
 OOF = "oof"
+CHOSEN_ON_SCORED = (
+    "each fold's model chose its epoch on the fold that it is scored on: scores of train rows are a little "
+    "too high (choose_on = inner or none has no such optimism); evaluation sets took no part"
+)  # a note of results
 _VALIDATION = ("balanced_accuracy", "auroc", "average_precision", "balanced_log_loss")
 
 
@@ -74,13 +78,14 @@ def assemble(
     logits: Mapping[int, Mapping[str, np.ndarray]],
     about: Mapping[str, Any],
     *,
+    choose_on: str,
     weighted: bool = True,
 ) -> ProbeResult:
     """The result of models of single folds, in the form of a probe's.
 
     logits : fold number -> {OOF: of the fold's rows, evaluation set: of its rows}, float64, in the rows'
         order; of numbers the predictions
-    about : goes into the one entry of "models"; weighted : see `OutOfFold.of`
+    about : goes into the one entry of "models"; choose_on : of the recipe; weighted : see `OutOfFold.of`
     Threshold and calibration of the ensemble come from all out-of-fold scores (`OutOfFold`); single fold
     models on evaluation sets have none.
     """
@@ -107,7 +112,10 @@ def assemble(
             describe(rows, manifest, positive=getattr(config, "target", None))
             for rows, manifest in zip(study.rows, study.manifests, strict=True)
         ],
-        "notes": leak_notes(data.leaks, config),
+        "notes": [
+            *leak_notes(data.leaks, config),
+            *([CHOSEN_ON_SCORED] if choose_on == "fold" else []),
+        ],
         "folds": {
             "name": folds.name,
             "n_splits": folds.n_splits,

@@ -108,6 +108,11 @@ def finished(recipe: Recipe, at: Progress) -> bool:
     return at.epoch >= recipe.epochs or at.epoch - at.best_epoch >= recipe.patience
 
 
+def is_kept(recipe: Recipe, at: Progress, score: float) -> bool:
+    """Whether the weights of the epoch that scored this are kept instead of those kept before."""
+    return recipe.choose_on == "none" or at.best_score is None or score > at.best_score
+
+
 @torch.no_grad()
 def predict_logits(
     network: Classifier,
@@ -348,7 +353,7 @@ class _Run:
         at.epoch += 1
         lr = self.optimizer.param_groups[0]["lr"]  # of the epoch's last step
         at.history.append({"epoch": at.epoch, "loss": loss, "lr": lr, **metrics})
-        if at.best_score is None or score > at.best_score or recipe.choose_on == "none":
+        if is_kept(recipe, at, score):
             at.best_score, at.best_epoch = score, at.epoch
             save_tensors(best_file(self.folder, at.epoch), trained_state(network, recipe))
         if self.average is not None:

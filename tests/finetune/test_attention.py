@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from patchbank.datasets.folds import Folds
+from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, RowsMissing, StoreNotFound
 from patchbank.extract.run import run_extract
 from patchbank.finetune.attention import (
@@ -16,6 +18,7 @@ from patchbank.finetune.attention import (
     run_attention,
 )
 from patchbank.finetune.labels import Labels
+from patchbank.finetune.scores import CHOSEN_ON_SCORED, validation_metrics
 from patchbank.probe.statistics import metrics
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import r2_score
@@ -72,7 +75,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         fit_attention(x.reshape(20, -1), y, train=half, validation=~half)
     with pytest.raises(InvalidRequest, match=r"in training and validation"):
         fit_attention(x, y, train=half, validation=half)
-    with pytest.raises(InvalidRequest, match="fewer than two classes"):
+    with pytest.raises(InvalidRequest, match="need both classes"):
         fit_attention(x, np.zeros(20, int), train=half, validation=~half)
 
 
@@ -110,6 +113,33 @@ def test_from_cached_tokens_to_one_table(
     assert oof["n"] == 60
     assert oof["metrics"]["auroc"][0] > 0.7
     assert (tmp_path / "out" / "tiny-vit+attention" / "fold-3.safetensors").exists()
+    assert CHOSEN_ON_SCORED in result.results.notes
+
+    # the labels of fold 1 neither train nor choose its model, where an inner fold or nothing chooses
+    of_group = {f"g{i}": 1 + i % 3 for i in range(10)}
+    folds = Folds(name="three", dataset="tiny", n_splits=3, fold_of_group=of_group)
+    options |= {"folds": str(folds.save(tmp_path / "folds.toml")), "only_folds": [1]}
+    in_fold, label = manifest.table["group"].map(of_group) == 1, manifest.table["label"]
+    turned = label.where(~in_fold, label.map({"odd": "plain", "plain": "odd"}))
+    other = Manifest(manifest.header, manifest.table.assign(label=turned), manifest.root)
+    for choose_on, same in (("inner", True), ("none", True), ("fold", False)):
+        options["settings"] = {"epochs": 12, "lr": 1e-2, "choose_on": choose_on}
+        both = [run_attention(**{**options, "train": one}) for one in (manifest, other)]
+        assert [CHOSEN_ON_SCORED in one.results.notes for one in both] == [choose_on == "fold"] * 2
+        scores = [one.predictions["score"].to_numpy() for one in both]
+        assert np.array_equal(*scores) == same, choose_on
+
+
+def test_without_a_choice_the_last_epoch_is_kept() -> None:
+    x, y = hidden(90)
+    half = np.arange(90) < 60
+    settings = AttentionSettings(epochs=4, patience=1, lr=5e-2, choose_on="none")
+    model, history = fit_attention(x, y, train=half, validation=~half, settings=settings)
+    assert len(history) == 4, "patience has no say"
+    outputs = attention_logits(model, x[~half])
+    assert validation_metrics(y[~half], outputs)["auroc"] == history[-1]["auroc"]
+    with pytest.raises(InvalidRequest, match="did you mean 'inner'"):
+        AttentionSettings(choose_on="iner")
 
 
 @pytest.mark.parametrize("numbers", [False, True])
