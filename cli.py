@@ -396,6 +396,7 @@ def main(args: list[str] | None = None) -> None:
     if not sys.stdout.isatty():
         os.environ.setdefault("COLUMNS", "160")  # tables for a file or a pipe are not cut to 80 columns
     try:
+        terminal.plain_warnings()
         code = patchbank.main(args=args, prog_name="patchbank", standalone_mode=False)
     except click.exceptions.Abort as error:  # click's name for Ctrl-C; published blocks stay published
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # once more, while Python ends: no traceback

@@ -179,6 +179,20 @@ def progress_bar(
     return tqdm(steps, total=total, disable=OUTPUT.quiet or not shown, **{"mininterval": 1, **about})
 
 
+def plain_warnings() -> None:
+    """Until `reset` a UserWarning is a sentence on stderr, without the place in the code."""
+    before = warnings.showwarning
+    _shown.append(before)
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if category is UserWarning and not OUTPUT.verbose:
+            _print(f"Warning: {message}", style="yellow", err=True)
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
+
+
 def open_console(*, err: bool = False) -> "Console":
     """Rich's view of the terminal, in its own width: for TERM=dumb, rich would take 80 columns."""
     from rich.console import Console

@@ -68,6 +68,7 @@ class Description:
         by default sorted (numbers as numbers). ordered: they are grades; needs `classes`, unless the labels
         are numbers. targets: columns of numbers to be predicted, instead of labels. domain, split: for the
         rows that have none of their own. mapping, strip: see `values.read_values`.
+    mpp: micrometres a pixel of the patches, 0: not known; regions of slides are read at it.
     group_kind: what a group is; by default the name of the column that the groups come from, if that is
         "slide" or "patient" (or the like), else "group".
     """
@@ -83,6 +84,7 @@ class Description:
     source: str = "not stated"
     description: str = ""
     version: str = "1"
+    mpp: float = 0.0
     group_kind: str = ""
     mapping: Mapping[str, str] = field(default_factory=dict)
     strip: bool = False
@@ -293,6 +295,7 @@ def describe_table(
         licence=description.licence,
         source=description.source,
         description=description.description,
+        mpp=float(description.mpp or 0),
         group_kind=description.group_kind or (kind[0].lower() if kind else "group"),
     )
     return Manifest(header, table, base)

@@ -201,7 +201,12 @@ def _own(command: Command) -> Command:
     name = click.option(
         "--name", "dataset", required=True, help="The data set's name; every patch_id starts with it."
     )
-    return name(options.described(command))
+    mpp = click.option(
+        "--mpp",
+        type=click.FloatRange(0, min_open=True),
+        help="Micrometres a pixel of the patches; regions of slides are read at it.",
+    )
+    return name(options.described(mpp(command)))
 
 
 _ROOT = click.option("--root", required=True, type=click.Path(exists=True), help="Where the files are.")
@@ -389,8 +394,7 @@ def parquet(columns: Sequence[str], **options: Any) -> None:
 @click.option("--coordinates", required=True, type=click.Path(exists=True),
               help="A CSV (slide, x, y), a .h5 of TRIDENT or CLAM, or a folder of them.")  # fmt: skip
 @click.option("--size", type=click.IntRange(1), help="Pixels a side, with a CSV (or a .h5 without).")
-@click.option("--level", type=click.IntRange(0), help="The pyramid's level to read at.")
-@click.option("--mpp", type=click.FloatRange(0, min_open=True), help="Or the micrometres a pixel to read at.")
+@click.option("--level", type=click.IntRange(0), help="The pyramid's level to read at, instead of --mpp.")
 @click.option("--mpp0", type=click.FloatRange(0, min_open=True),
               help="Micrometres a level-0 pixel, of slides that do not say it.")  # fmt: skip
 @click.option("--border", default="white", show_default=True,

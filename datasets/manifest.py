@@ -7,6 +7,7 @@ of them are raised as one `ManifestError`.
 """
 
 import csv
+import math
 import os
 import re
 import tomllib
@@ -95,8 +96,8 @@ class Header(Settings):
             yield not_one_of("positive", self.positive, self.classes)
         if self.classes and self.targets:
             yield "a data set has classes or targets, not both"
-        if self.mpp < 0:
-            yield f"mpp = {self.mpp} micrometres a pixel cannot be negative"
+        if not 0 <= self.mpp < math.inf:
+            yield f"mpp = {self.mpp} is no number of micrometres a pixel; 0 is not known"
         if self.ordered and len(self.classes) < 2:
             yield "ordered = true needs classes, from the lowest to the highest"
         numbers = [_ONE_NUMBER.fullmatch(name) for name in self.classes]

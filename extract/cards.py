@@ -9,6 +9,7 @@ the group "patchbank.encoders" brings a user's own.
 import hashlib
 import importlib.util
 import json
+import math
 import re
 import sys
 import tomllib
@@ -283,7 +284,7 @@ def _faults(card: Card) -> Iterable[str]:
         yield f"files = {card.files!r}: the files of a package begin with the name of its folder"
     if card.kind == "transformers" and not card.hub:
         yield "hub (ORG/NAME) is missing"
-    if any(one <= 0 for one in card.mpp):
+    if not all(0 < one < math.inf for one in card.mpp):
         yield f"mpp = {list(card.mpp)}: micrometres a pixel are more than 0"
     if card.kind == "python" and card.factory is None and ":" not in card.model:
         yield "model has to name the factory as 'package.module:attribute'"

@@ -8,6 +8,7 @@ What happens, in order:
 3. The rest runs through the engine (engine.py) and is published in blocks as it comes.
 """
 
+import math
 import os
 import re
 import time
@@ -28,6 +29,7 @@ from .options import ExtractOptions
 from .planning import Plan, open_lanes, plan_work
 from .registry import load_card
 from .report import KEPT, ExtractReport
+from .views import parse_views
 from .weights import Weights, locate
 
 if TYPE_CHECKING:
@@ -155,24 +157,35 @@ def _cards(
 def _resolution(tables: Sequence[Manifest], cards: Sequence[Card], options: ExtractOptions) -> float:
     """The micrometres a pixel of the manifests' patches, 0 where they are not known.
 
-    Warns of encoders trained at a resolution more than APART times as high or low.
+    Warns of encoders trained at a resolution more than APART times as high or low, and of views that say
+    another resolution of the patches than their manifest.
 
     Raises
     ------
     InvalidRequest
-        a view asks for the manifests' resolution, and they have several.
+        a view asks for the manifests' resolution, and they have several, or some do not say theirs.
     """
-    known = {table.header.mpp for table in tables if table.header.mpp}
+    of_sets = sorted({(table.header.name, table.header.mpp) for table in tables})
+    known = {mpp for _, mpp in of_sets if mpp}
     names = [options.view] if isinstance(options.view, str) else options.view
-    if len(known) > 1 and any(re.search(r"mpp:[^+@]+(\+|$)", name) for name in names):
+    if len({mpp for _, mpp in of_sets}) > 1 and any(re.search(r"mpp:[^+@]+(\+|$)", name) for name in names):
+        stated = ", ".join(f"{name} {f'{mpp:g}' if mpp else 'not known'}" for name, mpp in of_sets)
         raise InvalidRequest(
-            f"the manifests have {', '.join(f'{one:g}' for one in sorted(known))} micrometres a pixel, and "
-            "the view takes one: run them one by one, or say it, as in mpp:0.5@0.25"
+            f"the manifests differ in micrometres a pixel ({stated}), and the view takes one: run them one "
+            "by one, or say it, as in mpp:0.5@0.25"
         )
+    for view in parse_views(names, mpp=min(known, default=1.0)):
+        for name, mpp in of_sets:
+            if view.mpp and mpp and not math.isclose(view.source, mpp, rel_tol=0.01):
+                warnings.warn(
+                    f"the view {view.name} takes the patches of {name} as {view.source:g} micrometres a "
+                    f"pixel; their manifest says {mpp:g}",
+                    stacklevel=3,
+                )
     plain = any("mpp:" not in name for name in names)
     for card in cards if plain else ():
         for mpp in sorted(known):
-            if (apart := card.apart(mpp)) > APART:
+            if (apart := card.apart(mpp)) > APART * (1 + 1e-9):  # 0.45 / 0.3 is a little more than 1.5
                 warnings.warn(
                     f"{card.id} was trained at {' or '.join(f'{one:g}' for one in card.mpp)} micrometres a "
                     f"pixel, and these patches have {mpp:g}: {apart:.1f} times apart. The view "

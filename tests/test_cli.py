@@ -156,6 +156,16 @@ def test_a_command_closes_its_log_and_leaves_its_options_to_no_other(
     assert set(seen) == {(True, True)}
 
 
+def test_a_warning_is_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def warn(**_: object) -> None:
+        warnings.warn("the patches have 0.25 micrometres a pixel", stacklevel=1)
+
+    monkeypatch.setattr(cli.patchbank, "main", warn)
+    with warnings.catch_warnings(action="always"), pytest.raises(SystemExit):
+        cli.main(["encoders", "ls"])
+    assert capsys.readouterr().err == "Warning: the patches have 0.25 micrometres a pixel\n"
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_quiet_leaves_notes_and_bars_out(
     after: bool, fresh_output: None, capsys: pytest.CaptureFixture[str]

@@ -118,8 +118,9 @@ def test_the_other_builders(
     stack = np.stack([pixels(k) for k in range(4)])
     np.savez(tmp_path / "m.npz", train_images=stack, train_labels=np.array([0, 1, 0, 1]))
     result = invoke("build", "npz", "--root", tmp_path / "m.npz", "--name", "m", "--positive", "1", "--out",
-                    tmp_path / "m.toml")  # fmt: skip
+                    tmp_path / "m.toml", "--mpp", 0.25)  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert load_manifest(tmp_path / "m.toml").header.mpp == 0.25
     import h5py
 
     with h5py.File(tmp_path / "x.h5", "w") as file:
@@ -133,9 +134,9 @@ def test_the_other_builders(
     regions = ("--coordinates", tmp_path / "c.csv", "--size", 64, "--mpp", 0.5, "--border", "black")
     result = invoke("build", "wsi", "--root", tmp_path, "--name", "w", *regions, "--out", tmp_path / "w.toml")
     assert result.exit_code == 0, result.output
-    assert (
-        load_manifest(tmp_path / "w.toml").table["path"][0] == "s.tiff::wsi[0,0,64,64,mpp=0.5,border=black]"
-    )
+    built = load_manifest(tmp_path / "w.toml")
+    assert built.table["path"][0] == "s.tiff::wsi[0,0,64,64,mpp=0.5,border=black]"
+    assert built.header.mpp == 0.5
 
 
 def test_shipped_builders_on_the_real_files(shared: Path, tmp_path: Path) -> None:

@@ -873,6 +873,22 @@ def test_encoders_of_another_resolution_are_named(
         warnings.simplefilter("error")
         extract(manifest, rgb_card(mpp=(0.5, 0.25)), tmp_path / "bank")
         extract(manifest, rgb_card(), tmp_path / "bank", view="center:0.5")
+        extract(manifest, rgb_card(mpp=(0.375,)), tmp_path / "bank", view="center:0.75")  # 1.5 times
+        extract(plain, rgb_card(mpp=(1.0,)), tmp_path / "bank")  # not known
+        other = Manifest(plain.header.replace(mpp=0.45), plain.table, plain.root)
+        extract(other, rgb_card(mpp=(0.3,)), tmp_path / "bank")
+    with pytest.warns(
+        UserWarning, match=r"takes the patches of toy as 0.5 micrometres a pixel; .* says 0.25"
+    ):
+        extract(manifest, rgb_card(), tmp_path / "bank", view="mpp:1@0.5")
+
+
+@pytest.mark.parametrize("value", [-0.5, float("nan"), float("inf")])
+def test_a_resolution_is_a_number(value: float, make_manifest: Make, rgb_card: Make) -> None:
+    with pytest.raises(InvalidRequest, match=r"mpp = .* is no number of micrometres a pixel"):
+        make_manifest(1).header.replace(mpp=value)
+    with pytest.raises(InvalidRequest, match=r"mpp = .*: micrometres a pixel are more than 0"):
+        rgb_card(mpp=(0.5, value))
 
 
 def test_a_view_by_resolution_is_a_store_of_its_own(
@@ -891,9 +907,10 @@ def test_a_view_by_resolution_is_a_store_of_its_own(
     np.testing.assert_allclose(half, full / 4, rtol=0.02)
     second = make_manifest(2, name="other", first=9)
     other = Manifest(second.header.replace(mpp=0.5), second.table, second.root)
-    with pytest.raises(InvalidRequest, match=r"the manifests have 0.25, 0.5 micrometres a pixel"):
-        run.run_extract(
-            [manifest, other], encoder=rgb_card(), bank=tmp_path / "bank", view="mpp:0.5", progress=False
-        )
+    for two, says in ((other, "other 0.5, toy 0.25"), (second, "other not known, toy 0.25")):
+        with pytest.raises(InvalidRequest, match=rf"differ in micrometres a pixel \({says}\)"):
+            run.run_extract(
+                [manifest, two], encoder=rgb_card(), bank=tmp_path / "bank", view="mpp:0.5", progress=False
+            )
     with pytest.raises(InvalidRequest, match="resampled by PIL only"):
         extract(manifest, rgb_card(), tmp_path / "bank", view="mpp:0.5", resize="device")
