@@ -76,10 +76,11 @@ def cluster_weights(
     """
     if n_clusters < 2:
         raise ProbeError(f"{n_clusters} cluster cannot be resampled: an interval needs at least two slides")
-    drawn = np.random.default_rng(seed).integers(0, n_clusters, (n_resamples, n_clusters))
-    drawn += np.arange(n_resamples)[:, None] * n_clusters
-    counts = np.bincount(drawn.ravel(), minlength=n_resamples * n_clusters)
-    return counts.reshape(n_resamples, n_clusters).astype(np.uint16)
+    rng = np.random.default_rng(seed)
+    counts = np.empty((n_resamples, n_clusters), np.uint16)
+    for count in counts:
+        count[:] = np.bincount(rng.integers(0, n_clusters, n_clusters), minlength=n_clusters)
+    return counts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,10 +42,10 @@ Strategy = Literal["width", "mass"]
 Scale = Literal["linear", "logit", "fisher", "log"]
 
 BINS = 15  # of the calibration errors: Guo et al., ICML 2017
-# what the ranking metrics hold at once: float64 (positives x resamples) for the second-level cache, but never
-# so few resamples that the loop over positives costs more than the sums
-_BLOCK_CELLS = 1 << 16
-_BLOCK_RESAMPLES = 128
+# what the ranking metrics hold at once, for the second-level cache: float64 (cuts x resamples). The cuts, on
+# which the order of summation depends, are always as many
+_BLOCK_CUTS = 256
+_BLOCK_RESAMPLES = 256
 # positives' distinct scores x clusters up to which AUROC and AP without a cluster of several rows are counted
 # afresh; above, what its rows change one by one is added up (an error of second order in the cluster's share)
 _EXACT_CELLS = 1 << 24
@@ -127,44 +127,55 @@ class _Sample(Weighted):
 
     def _rank(self, scores: Floats) -> tuple[Floats, Floats]:
         """AUROC and average precision of one model, each (B,)."""
-        cuts, position = np.unique(
-            scores[self.y], return_inverse=True
-        )  # the positives' distinct scores, rising
+        cuts, position = np.unique(-scores[self.y], return_inverse=True)
         if self.weights is None:
             alone = self.n_clusters == len(self.y) == len(np.unique(self.codes))
             if alone or len(cuts) * self.n_clusters > _EXACT_CELLS:
                 return self._without_rows(scores, alone)
-        negatives = scores[~self.y]
-        # cell 2k: strictly between cut k-1 and cut k; cell 2k+1: tied with cut k
-        cell = np.searchsorted(cuts, negatives, "left") + np.searchsorted(cuts, negatives, "right")
-
-        def counts(cells: NDArray[np.intp], of: Bools, n_cells: int) -> sparse.csc_array:
-            where = (cells, self.codes[of])
-            return sparse.csc_array((np.ones(len(cells)), where), shape=(n_cells, self.n_clusters))
-
-        at_cut, in_cell = counts(position, self.y, len(cuts)), counts(cell, ~self.y, 2 * len(cuts) + 1)
-        step = max(_BLOCK_RESAMPLES, _BLOCK_CELLS // max(1, int(self.y.sum())))
+        blocks = self._cells(scores, cuts, position)
+        positive, negative = (np.broadcast_to(w, (self.n_samples, 1))[:, 0] for w in self.class_weights)
+        if self.weights is None:
+            dense = ((p.toarray(), n.toarray()) for p, n in blocks)
+            without = ((p.sum(axis=1, keepdims=True) - p, n.sum(axis=1, keepdims=True) - n) for p, n in dense)
+            return _areas(without, positive, negative)
         parts = []
-        for start in range(0, self.n_samples, step):
-            if self.weights is None:
-                positive, negative = (
-                    np.asarray(one.sum(axis=1))[:, None] - one[:, start : start + step].toarray()
-                    for one in (at_cut, in_cell)
-                )
-            else:
-                drawn = np.ascontiguousarray(self.weights[start : start + step].T)
-                positive, negative = at_cut @ drawn, in_cell @ drawn  # (T, b), (2T + 1, b)
-            parts.append(_areas(positive, negative))
+        # as even as can be: one column alone would be summed in another order than several
+        ends = np.linspace(0, self.n_samples, -(-self.n_samples // _BLOCK_RESAMPLES) + 1).astype(int)
+        for start, end in pairwise(ends):
+            part = slice(start, end)
+            drawn = np.ascontiguousarray(self.weights[part].T)
+            weighed = ((at_cut @ drawn, in_cell @ drawn) for at_cut, in_cell in blocks)
+            parts.append(_areas(weighed, positive[part], negative[part]))
         auroc, precision = zip(*parts, strict=True)
         return np.concatenate(auroc), np.concatenate(precision)
+
+    def _cells(
+        self, scores: Floats, cuts: Floats, position: NDArray[np.intp]
+    ) -> list[tuple[sparse.csr_array, sparse.csr_array]]:
+        """Counts of positives and negatives of every cluster, for `_areas`: (t, G) and (2t, G) a block.
+
+        scores : (n,); cuts : the positives' distinct scores, falling; position : (positives,), their places
+        """
+        order = np.argsort(-scores[~self.y])  # searching for rising numbers misses no cache
+        negatives, codes = -scores[~self.y][order], self.codes[~self.y][order]
+        # cell 2k: strictly between cut k-1 and cut k; cell 2k+1: tied with cut k
+        cell = np.searchsorted(cuts, negatives, "left") + np.searchsorted(cuts, negatives, "right")
+        counts = []
+        for where, n_cells in (
+            ((position, self.codes[self.y]), len(cuts)),
+            ((cell, codes), 2 * len(cuts) + 1),
+        ):
+            ones = np.ones(len(where[0]))
+            counts.append(sparse.csr_array((ones, where), shape=(n_cells, self.n_clusters)))
+        edges = [*range(0, len(cuts), _BLOCK_CUTS), len(cuts)]
+        return [(counts[0][lo:hi], counts[1][2 * lo : 2 * hi]) for lo, hi in pairwise(edges)]
 
     def _without_rows(self, scores: Floats, alone: bool) -> tuple[Floats, Floats]:
         """`_rank` with each cluster left out, from what each row changes when it alone is left out.
 
         alone : every cluster is one row, and this is exact
         """
-        (all_rows,), (precise,) = _areas(*_counted(self.y, scores))
-        auroc, precision = _without_each_row(self.y, scores)
+        (all_rows, precise), auroc, precision = _without_each_row(self.y, scores)
         if alone:
             values = np.empty((2, len(self.y)))
             values[:, self.codes] = auroc, precision
@@ -179,37 +190,37 @@ class _Sample(Weighted):
         return first, second
 
 
-def _counted(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
-    """The two arguments of `_areas` for the sample as it is: (T, 1), (2T + 1, 1)."""
-    cuts, position = np.unique(scores[y], return_inverse=True)
-    cell = np.searchsorted(cuts, scores[~y], "left") + np.searchsorted(cuts, scores[~y], "right")
-    counts = np.bincount(position, minlength=len(cuts)), np.bincount(cell, minlength=2 * len(cuts) + 1)
-    return counts[0][:, None].astype(np.float64), counts[1][:, None].astype(np.float64)
-
-
-def _areas(positive: Floats, negative: Floats) -> tuple[Floats, Floats]:
+def _areas(
+    blocks: Iterable[tuple[Floats, Floats]], n_positive: Floats, n_negative: Floats
+) -> tuple[Floats, Floats]:
     """AUROC and average precision, each (b,), of b reweighted samples.
 
-    positive : (T, b), weight of the positives at each of their distinct scores (cuts), rising
-    negative : (2T + 1, b), of the negatives strictly between cut k-1 and cut k (2k), and at cut k (2k + 1)
+    blocks : of the positives' distinct scores (cuts), falling: the weight of the positives at each cut,
+        (t, b); that of the negatives, (2t, b), strictly between cut k-1 and cut k (2k), and at it (2k + 1)
+    n_positive, n_negative : (b,), the weight of all
     """
-    n_positive, n_negative = positive.sum(axis=0), negative.sum(axis=0)
-    tied = negative[1::2]
-    below = negative[:-1:2].copy()
-    below[1:] += tied[:-1]
-    _accumulate(below)  # negatives strictly below each cut
-    u = (positive * (below + 0.5 * tied)).sum(axis=0)
-    reached = positive[::-1].copy()
-    _accumulate(reached)
-    reached = reached[::-1]  # positives at or above each cut
-    called = np.where(positive > 0, reached + (n_negative - below), 1.0)
-    areas = (positive * reached / called).sum(axis=0)
+    u, areas, above, over = (np.zeros(len(n_positive)) for _ in range(4))
+    for positive, negative in blocks:
+        tied = negative[1::2]
+        reached = negative[::2] + tied
+        reached[0] += over
+        _accumulate(reached)  # negatives at or above each cut
+        true = positive.copy()
+        true[0] += above
+        _accumulate(true)  # positives at or above each cut
+        above, over = true[-1].copy(), reached[-1].copy()
+        u += (positive * (n_negative - reached + 0.5 * tied)).sum(axis=0)
+        reached += true
+        reached[positive == 0] = 1.0  # what is nothing divided by nothing
+        true *= positive
+        true /= reached
+        areas += true.sum(axis=0)
     # without negatives every ranking is perfect: no statement, as for AUROC
     return divide(u, n_positive * n_negative), divide(areas, np.where(n_negative > 0, n_positive, 0.0))
 
 
-def _without_each_row(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
-    """AUROC and average precision without each row, (n,) each, exactly; NaN without the last of a class.
+def _without_each_row(y: Bools, scores: Floats) -> tuple[tuple[float, float], Floats, Floats]:
+    """AUROC and average precision, of all rows and without each, (n,), exactly; NaN without a class's last.
 
     AUROC loses the row's placement value (the share of the other class that it beats, DeLong 1988). In the
     sum of precision over positives, a row takes 1 from the calls (and a positive 1 from the true ones) of
@@ -238,7 +249,8 @@ def _without_each_row(y: Bools, scores: Floats) -> tuple[Floats, Floats]:
     own, after = first[y], first[y] + 1
     summed[y] = plain[own] + ((at - 1) * (true - 1) / fewer)[own] + positive[-1] - positive[after]
     left = np.where(y, n_positive - 1, n_positive if n_negative > 1 else 0).astype(float)
-    return auroc, divide(summed, left)
+    whole = float(u[y].sum()) / (n_positive * n_negative), float(plain[-1]) / n_positive
+    return whole, auroc, divide(summed, left)
 
 
 def placements(y: Bools, scores: Floats) -> Floats:

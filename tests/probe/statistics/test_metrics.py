@@ -162,7 +162,6 @@ def test_ranking_does_not_depend_on_the_block_size_to_the_last_bit(monkeypatch):
     y, scores = sample()
     weights = np.random.default_rng(4).integers(0, 4, (50, len(y)))
     whole = metrics.evaluate(y, scores, metrics=["auroc", "average_precision"], weights=weights)
-    monkeypatch.setattr(metrics, "_BLOCK_CELLS", 1000)
     monkeypatch.setattr(metrics, "_BLOCK_RESAMPLES", 7)
     cut = metrics.evaluate(y, scores, metrics=["auroc", "average_precision"], weights=weights)
     for name in whole:
