@@ -534,11 +534,11 @@ def _jackknife_error(left_out: Floats) -> tuple[float, float]:
     kurtosis of few values is too small, which is why it is bounded by that of the normal case.
     """
     n = len(left_out)
-    influence = left_out - left_out.mean()
-    total = float((influence**2).sum())
+    squares = (left_out - left_out.mean()) ** 2
+    total = float(squares.sum())
     if total <= (1e-14 * np.abs(left_out).max()) ** 2 * n:
         return 0.0, n - 1
-    excess = n * float((influence**4).sum()) / total**2 - 1
+    excess = n * float((squares**2).sum()) / total**2 - 1
     freedom = n - 1 if excess * (n - 1) <= 2 * n else 2 * n / excess
     return float(np.sqrt((n - 1) / n * total)), freedom
 
@@ -568,7 +568,7 @@ def _bca_levels(value: float, drawn: Floats, jackknife: Floats, tails: Floats) -
         return None
     influence = jackknife.mean() - jackknife
     spread = float((influence**2).sum())
-    acceleration = float((influence**3).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
+    acceleration = float((influence**2 * influence).sum()) / (6 * spread**1.5) if spread > 0 else 0.0
     bias = special.ndtri(below)
     shifted = bias + special.ndtri(tails)
     slope = 1 - acceleration * shifted

@@ -125,13 +125,16 @@ class _Sample(Weighted):
                 auroc[:, j], precision[:, j] = self._rank(model)
         return auroc, precision
 
+    @cached_property
+    def alone(self) -> bool:
+        """Whether every cluster is one row."""
+        return self.groups is None or (self.n_clusters == self.n and int(np.bincount(self.groups).max()) == 1)
+
     def _rank(self, scores: Floats) -> tuple[Floats, Floats]:
         """AUROC and average precision of one model, each (B,)."""
         cuts, position = np.unique(-scores[self.y], return_inverse=True)
-        if self.weights is None:
-            alone = self.n_clusters == len(self.y) == len(np.unique(self.codes))
-            if alone or len(cuts) * self.n_clusters > _EXACT_CELLS:
-                return self._without_rows(scores, alone)
+        if self.weights is None and (self.alone or len(cuts) * self.n_clusters > _EXACT_CELLS):
+            return self._without_rows(scores)
         blocks = self._cells(scores, cuts, position)
         positive, negative = (np.broadcast_to(w, (self.n_samples, 1))[:, 0] for w in self.class_weights)
         if self.weights is None:
@@ -170,13 +173,12 @@ class _Sample(Weighted):
         edges = [*range(0, len(cuts), _BLOCK_CUTS), len(cuts)]
         return [(counts[0][lo:hi], counts[1][2 * lo : 2 * hi]) for lo, hi in pairwise(edges)]
 
-    def _without_rows(self, scores: Floats, alone: bool) -> tuple[Floats, Floats]:
-        """`_rank` with each cluster left out, from what each row changes when it alone is left out.
-
-        alone : every cluster is one row, and this is exact
+    def _without_rows(self, scores: Floats) -> tuple[Floats, Floats]:
+        """`_rank` with each cluster left out, from what each row changes when it alone is left out; exact
+        where every cluster is one row.
         """
         (all_rows, precise), auroc, precision = _without_each_row(self.y, scores)
-        if alone:
+        if self.alone:
             values = np.empty((2, len(self.y)))
             values[:, self.codes] = auroc, precision
             return values[0], values[1]
@@ -271,6 +273,9 @@ def placements(y: Bools, scores: Floats) -> Floats:
 
 def _accumulate(rows: Floats) -> None:
     """np.cumsum(axis=0) in place; row by row, which is several times faster than numpy's column by column."""
+    if rows.shape[1] == 1:
+        np.cumsum(rows, axis=0, out=rows)
+        return
     for above, row in pairwise(rows):
         row += above
 
