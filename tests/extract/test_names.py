@@ -218,6 +218,33 @@ TRAINED: dict[str, tuple[Callable[[State], object], str]] = {
         },
         "prefix 'teacher.backbone.'",
     ),
+    "wrappers in either order": (lambda s: under(s, "_orig_mod.module.backbone."), "prefix"),
+    "PEFT": (lambda s: under(s, "base_model.model."), "prefix 'base_model.model.'"),
+    "timm's averages": (
+        lambda s: {"state_dict": under(s, "", 1), "state_dict_ema": s},
+        "key 'state_dict_ema'",
+    ),
+    "averages of a trainer": (
+        lambda s: {"state_dict": under(s, "model.", 1), "ema": {"module": s, "decay": 0.99}},
+        "key 'ema/module'",
+    ),
+    "averages in one state": (
+        lambda s: under(s, "online_model.", 1) | under(s, "ema_model.") | {"step": torch.tensor(3)},
+        "prefix 'ema_model.'",
+    ),
+    "MoCo": (
+        lambda s: under(s, "module.base_encoder.") | under(s, "module.momentum_encoder.", 1),
+        "prefix 'module.base_encoder.'",
+    ),
+    "DINO's training": (
+        lambda s: {
+            "student": under(s, "module.backbone.", 1) | {"module.head.mlp.0.weight": torch.ones(3, 3)},
+            "teacher": under(s, "backbone.") | {"head.mlp.0.weight": torch.ones(3, 3)},
+            "optimizer": {"state": {}, "param_groups": []},
+            "epoch": 3,
+        },
+        "key 'teacher' and prefix 'backbone.'",
+    ),
     "parameters and a tied head": (
         lambda s: (
             {n: torch.nn.Parameter(v) for n, v in s.items()}
@@ -255,6 +282,15 @@ def test_checkpoints_as_training_leaves_them(tmp_path: Path, name: str) -> None:
             r"several backbones .*'online.'; .*'target.'",
         ),
         (lambda s: [s], "holds no state dict"),
+        (
+            lambda s: {f"{'ab'[i % 2]}.{n}": v for i, (n, v) in enumerate(s.items())},
+            r"15 of 30 tensors fit; tensors 15 missing",
+        ),
+        (lambda s: each(s, r"^norm\.", "fc_norm."), r"2 missing .*2 not known \(fc_norm.weight"),
+        (
+            lambda s: {n: v for n, v in s.items() if "blocks.1" not in n},
+            r"18 of 30 .* 12 missing \(blocks.1.norm1",
+        ),
     ],
 )
 def test_what_is_not_quite_the_network_is_refused(
