@@ -30,7 +30,7 @@ from .data import with_hashes
 from .labels import labels_of_card
 from .lora import load_adapter_state, merge
 from .model import Classifier, base_card, classifier
-from .recipe import Recipe, recipe_from
+from .recipe import Recipe, recipe_of_card
 
 SCHEME = "finetuned"
 
@@ -60,7 +60,7 @@ def card_of(folder: str | Path, *, merged: bool = True) -> Card:
     """
     folder = Path(folder).absolute()
     card = checkpoint.read_card(_fold_folder(folder))
-    recipe = recipe_from(card["recipe"], where=str(folder / checkpoint.CARD))
+    recipe = recipe_of_card(card, where=str(folder / checkpoint.CARD))
     about = card["encoder"]
     base = _base_card(folder, card, recipe)
     tokens = about["tokens"] != "pooled"
@@ -98,7 +98,7 @@ def load_model(
     folder = _fold_folder(Path(folder).absolute())
     card = checkpoint.read_card(folder)
     checkpoint.check_files(folder, card)
-    recipe = recipe_from(card["recipe"], where=str(folder / checkpoint.CARD))
+    recipe = recipe_of_card(card, where=str(folder / checkpoint.CARD))
     base = _base_card(folder, card, recipe, trust_code=trust_code)
     weights = _base_weights(base, card, recipe, where)
     network, _ = classifier(base, recipe, weights=weights, labels=labels_of_card(card["data"]))

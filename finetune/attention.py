@@ -133,7 +133,13 @@ def fit_attention(
     model = AttentionProbe(
         tokens.shape[2], heads=settings.heads, dropout=settings.dropout, seed=settings.seed, labels=labels
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(  # no decay of the bias, as in `objective.decays`
+        [
+            {"params": [model.query, model.head.weight], "weight_decay": settings.weight_decay},
+            {"params": [model.head.bias], "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+    )
     at, best = Progress(), model.state_dict()
     while not finished(recipe, at):
         loss = _train_epoch(model, optimizer, tokens, y, rows, settings=settings, recipe=recipe, at=at)

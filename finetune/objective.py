@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,11 @@ from .labels import TWO_CLASSES, Labels
 from .lora import attention_blocks
 from .recipe import Recipe
 
+# trained tensors that are no weights of a layer: tokens, positions, learned queries
+_NO_WEIGHT = re.compile(
+    r"(?:pos_?embed\w*|position_embeddings?(?:\.weight)?|positional_embedding|relative_position_bias_table"
+    r"|\w*_tokens?|class_embedding|latent|query)$"
+)
 # of networks without attention: timm's ConvNeXt, EfficientNet and the like; ResNets
 _STAGE = re.compile(r"(?:^|\.)(?:(?:stages|blocks|layers)\.\d+|layer\d+)$")
 
@@ -143,6 +149,31 @@ def rate_scales(network: nn.Module, recipe: Recipe) -> dict[str, float]:
         after_all = seen == len(blocks) - 1 and not inside
         scales[name] = 1.0 if after_all else recipe.layer_decay ** (len(blocks) - 1 - seen)
     return scales
+
+
+def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The trained parameters as an optimizer takes them: each in one group, with its `full_lr` (the share of
+    `rate_scales` of lr, of the head head_lr) and its `weight_decay`, see `decays`.
+    """
+    scales = rate_scales(network, recipe)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            of_head = name.startswith("head.")
+            rate = (recipe.head_lr or recipe.lr) if of_head else recipe.lr * scales[name]
+            groups.setdefault((rate, decays(name, parameter, recipe)), []).append(parameter)
+    return [
+        {"params": of, "full_lr": rate, "weight_decay": recipe.weight_decay if decayed else 0.0}
+        for (rate, decayed), of in groups.items()
+    ]
+
+
+def decays(name: str, parameter: Tensor, recipe: Recipe) -> bool:
+    """Whether weight decay falls on a trained tensor: with `decay_on = "weights"` on matrices and kernels,
+    those of LoRA too, not on vectors (biases, norms, layer scales), tokens and position embeddings.
+    """
+    vector = parameter.ndim < 2 or (parameter.ndim > 2 and parameter.squeeze().ndim < 2)  # (1, C, 1, 1)
+    return recipe.decay_on == "all" or not (vector or _NO_WEIGHT.search(name))
 
 
 def _stages(network: nn.Module) -> list[str]:

@@ -17,7 +17,7 @@ from .data import patches_of
 from .labels import Labels, labels_of_card
 from .lora import merge
 from .model import crop_of
-from .recipe import recipe_from
+from .recipe import recipe_of_card
 from .train import predict_logits
 
 
@@ -61,7 +61,7 @@ def score_images(
     for one in folders:
         lap = time.perf_counter()
         network, card = load_model(one, merged=False, **weights)
-        recipe = recipe_from(card["recipe"], where=str(one))
+        recipe = recipe_of_card(card, where=str(one))
         precision = recipe.eval_precision or recipe.precision
         if (
             recipe.method == "lora" and precision == "fp32"

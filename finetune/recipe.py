@@ -20,9 +20,11 @@ OF_NUMBERS = ("r2", "pearson")  # monitors
 PRECISIONS = ("fp32", "bf16", "fp16")
 BALANCE = ("sampler", "weights", "none")
 LOSSES = ("cross_entropy", "focal", "ranked", "squared_error")
+DECAY_ON = ("weights", "all")
 CHOOSE_ON = ("fold", "inner", "none")
 LABELS = ("majority", "votes")
 NORMALIZE = ("encoder", "half", "imagenet")
+BEFORE = {"decay_on": "all"}  # what runs did before a field said it, where its default is another
 STATISTICS = {  # what `normalize` uses instead of the encoder's own mean and standard deviation
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -32,47 +34,55 @@ STATISTICS = {  # what `normalize` uses instead of the encoder's own mean and st
 class Recipe(Settings):
     """Everything that decides a training run apart from the encoder, the data and the fold.
 
+    name             for people: of the folder; no part of the recipe's identity
+    remark           for people; no part of the recipe's identity
     method           "lora" (base weights frozen, adapters and head train) or "full" (everything trains)
-    name, remark     for people; neither is part of the recipe's identity
-    rank, alpha, dropout, rslora, dora
-                     of the adapters, as PEFT's LoraConfig has them
+    rank             of the adapters: the width of A and B
+    alpha            of the adapters: their output counts alpha / rank
+    dropout          of the adapters' input, in training
     targets          fnmatch patterns of linear layers inside the attention blocks: "qkv", "attn.*", "mlp.*";
                      by default all of them, by the names that the encoder's card or family has for them
     suffix_match     PEFT's own rule instead of ours: any module of the whole model whose name ends so,
-                     which takes `patch_embed.proj` for "proj". Only there to repeat a publication.
+                     which takes `patch_embed.proj` for "proj". Only there to repeat a publication
     last_blocks      adapt only so many blocks, from the output backwards: the backward pass ends there; 0:
                      all
+    rslora           adapters count alpha / sqrt(rank) (Kalajdzievski 2023)
+    dora             adapters turn weights and learn their lengths apart (Liu et al. 2024)
     tokens           token policy that the head sees: "card" (the card's default), "cls", "mean", "cls+mean",
                      "pooled"
     view             what is cut from the patch first, as in extract: "full", "center:0.5"
     input_size       side of the square input in pixels, to which the whole view is resized; 0: the card's own
                      size, resize and centre crop
-    optimizer, lr, head_lr, weight_decay
-                     head_lr 0: the same as lr; the decay falls on every trained tensor
+    optimizer        "adamw", or "adam", whose weight decay is a penalty in the gradient
+    lr               full learning rate
+    head_lr          of the linear layer on top; 0: lr
+    weight_decay     of what `decay_on` says
+    decay_on         "weights" (matrices and kernels, LoRA's too: no biases, norms, layer scales, tokens or
+                     position embeddings) or "all" (every trained tensor)
     schedule         "cosine" (per step, to 0), "plateau" (per epoch, on `monitor`) or "constant"
     warmup           epochs of linear warm-up from 0, may be a fraction; not with "plateau"
-    plateau_*, min_lr
-                     factor and patience (epochs) of the plateau schedule; min_lr is its floor
-    epochs, epoch_size
-                     epochs at most, and the patches drawn in each; 0: as many as there are training rows
-    monitor, patience
-                     the validation metric that chooses the epoch, and how many epochs without a better one
-                     end the run: "auroc" and "balanced_accuracy" (means over the classes), "log_loss" (all
-                     classes alike), of more than two classes "kappa" (with quadratic weights for grades);
-                     of numbers "r2" or "pearson" (means over the targets)
+    plateau_factor   of "plateau": what the learning rate is multiplied by
+    plateau_patience of "plateau": epochs without a better one before that
+    min_lr           of "plateau": floor of the learning rate
+    epochs           at most
+    epoch_size       patches drawn in an epoch; 0: as many as there are training rows
+    monitor          the validation metric that chooses the epoch: "auroc" and "balanced_accuracy" (means over
+                     the classes), "log_loss" (all classes alike), of more than two classes "kappa" (with
+                     quadratic weights for grades); of numbers "r2" or "pearson" (means over the targets)
+    patience         epochs without a better one that end the run
     choose_on        the rows that choose the epoch: "fold" (the fold that the model is scored on, so that its
                      out-of-fold score is a little too high), "inner" (an inner fold of the training rows,
                      whole groups, on which the model is not trained) or "none" (all epochs, the last weights)
-    batch_size, accumulate
-                     patches in a forward pass; passes in an optimizer step
+    batch_size       patches in a forward pass
+    accumulate       forward passes in an optimizer step
     balance          "sampler" (patches drawn with replacement, 1 / class count, as many as there are),
                      "weights" (class weights in the loss) or "none", as numbers have to have it
     balance_domains  rows weigh so that the domains (scanners, centres) of a class count the same in the
                      loss; of numbers, so that all domains do
-    loss, focal_gamma
-                     "cross_entropy"; "focal": rows that are right already count less, the more so the
-                     larger focal_gamma; "ranked": of ordered classes, the ranked probability score;
-                     "squared_error": of numbers, each standardised by the rows that train
+    loss             "cross_entropy"; "focal": rows that are right already count less; "ranked": of ordered
+                     classes, the ranked probability score; "squared_error": of numbers, each standardised by
+                     the rows that train
+    focal_gamma      of "focal": the larger, the less right rows count
     labels           "majority" (the manifest's labels), or "votes": the shares of the experts' votes as label
     smoothing        how far targets are moved towards 1/2 (of K classes 1/K), in [0, 1)
     mixup            alpha of MixUp, pairs of images mixed by a share drawn from Beta(alpha, alpha); 0: none
@@ -86,10 +96,10 @@ class Recipe(Settings):
                      time
     clip             largest gradient norm; 0: no clipping
     augment          steps in this order, each {step = NAME, ...}; see finetune/augment.py
-    seed             of everything that is drawn
     normalize        "encoder" (its own mean and std, as everywhere in patchbank); "half" and "imagenet" only
                      repeat what a publication did
     random_weights   train from random weights instead of the encoder's own
+    seed             of everything that is drawn
     """
 
     name: str = "lora"
@@ -110,6 +120,7 @@ class Recipe(Settings):
     lr: float = 5e-4
     head_lr: float = 0.0
     weight_decay: float = 1e-2
+    decay_on: str = "weights"
     schedule: str = "cosine"
     warmup: float = 1.0
     plateau_factor: float = 0.5
@@ -145,7 +156,7 @@ class Recipe(Settings):
         return _faults(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a card; `recipe_from` reads them back."""
+        """Plain values for a card; `recipe_of_card` reads them back."""
         values = self.model_dump()
         values["targets"] = list(self.targets)
         values["augment"] = [dict(step) for step in self.augment]
@@ -155,10 +166,10 @@ class Recipe(Settings):
     def digest(self) -> str:
         """16 hex digits of everything but the name and the remark.
 
-        Of what differs from the defaults above: a field that a later version adds leaves old digests as they
-        are. So these defaults never change; the shipped TOML files may.
+        Of what differs from the defaults above, or from BEFORE: a field that a later version adds leaves old
+        digests as they are. So these defaults never change; the shipped TOML files may.
         """
-        plain = Recipe().to_dict()
+        plain = {**Recipe().to_dict(), **BEFORE}
         values = {k: v for k, v in self.to_dict().items() if k not in {"name", "remark"} and v != plain[k]}
         return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -166,14 +177,11 @@ class Recipe(Settings):
 def meanings() -> dict[str, str]:
     """Field -> what it means, from the docstring of Recipe."""
     found: dict[str, str] = {}
-    names: list[str] = []
+    name = ""
     for line in (Recipe.__doc__ or "").splitlines()[2:]:
-        text = line[21:].strip()
-        if line[4:5].strip():  # a line that begins with names
-            wide = line[4:].split("  ")[0]
-            names = [n for part in wide.split(",") for n in _fields_of(part.strip())]
-            text = line[4 + len(wide) :].strip()
-        for name in names:
+        head, text = line[4:21].strip(), line[21:].strip()
+        name = head or name
+        if name:
             found[name] = f"{found.get(name, '')} {text}".strip()
     return found
 
@@ -198,16 +206,14 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _fields_of(name: str) -> list[str]:
-    stem = name.removesuffix("*")
-    return [
-        field for field in Recipe.model_fields if field == name or (stem != name and field.startswith(stem))
-    ]
-
-
 def recipe_from(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
     """A Recipe from plain values. Raises InvalidRequest with every fault; `where` names the values in it."""
     return Recipe.read(values, where=where)
+
+
+def recipe_of_card(card: Mapping[str, Any], *, where: str) -> Recipe:
+    """The recipe in a model's card, which an earlier version may have written."""
+    return recipe_from({**BEFORE, **card["recipe"]}, where=where)
 
 
 def shipped_recipes() -> list[str]:
@@ -326,6 +332,7 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         ("schedule", recipe.schedule, SCHEDULES),
         ("monitor", recipe.monitor, MONITORS),
         ("choose_on", recipe.choose_on, CHOOSE_ON),
+        ("decay_on", recipe.decay_on, DECAY_ON),
         ("balance", recipe.balance, BALANCE),
         ("loss", recipe.loss, LOSSES),
         ("labels", recipe.labels, LABELS),

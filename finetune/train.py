@@ -22,7 +22,7 @@ from .data import Patches
 from .labels import Labels, class_weights
 from .lora import adapters, require_gradients
 from .model import Classifier
-from .objective import Average, loss_of, mixed, rate_scales, row_weights, targets_of
+from .objective import Average, loss_of, mixed, parameter_groups, row_weights, targets_of
 from .recipe import Recipe
 from .scores import monitored, validation_metrics
 
@@ -376,19 +376,8 @@ class _Run:
 
 
 def _optimizer(network: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    head = {id(p) for p in network.get_submodule("head").parameters()}
-    trained = [p for p in network.parameters() if p.requires_grad]
-    named = dict(network.named_parameters())
-    scales = rate_scales(network, recipe)
-    groups = [
-        {"params": [named[n] for n, one in scales.items() if one == scale], "full_lr": recipe.lr * scale}
-        for scale in sorted(set(scales.values()), reverse=True)
-    ]
-    groups += [
-        {"params": [p for p in trained if id(p) in head], "full_lr": recipe.head_lr or recipe.lr},
-    ]
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return kind(parameter_groups(network, recipe), lr=recipe.lr)
 
 
 def _plateau(recipe: Recipe, at: Progress, score: float) -> None:

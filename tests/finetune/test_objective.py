@@ -1,5 +1,6 @@
 """Targets, weights, losses, MixUp, learning rates by layer, averaged weights: against arithmetic by hand."""
 
+import hashlib
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +15,16 @@ from patchbank.finetune.augment import draw
 from patchbank.finetune.checkpoint import best_file, load_tensors
 from patchbank.finetune.labels import Labels
 from patchbank.finetune.model import classifier
-from patchbank.finetune.objective import Average, loss_of, mixed, rate_scales, row_weights, targets_of
-from patchbank.finetune.recipe import Recipe
+from patchbank.finetune.objective import (
+    Average,
+    loss_of,
+    mixed,
+    parameter_groups,
+    rate_scales,
+    row_weights,
+    targets_of,
+)
+from patchbank.finetune.recipe import Recipe, load_recipe, recipe_of_card
 from patchbank.finetune.scores import validation_metrics
 from patchbank.finetune.train import _Run, epoch_rows, fit, lr_factor, predict_logits
 from scipy.special import expit, logit
@@ -155,7 +164,12 @@ def test_layers_that_cannot_be_counted_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"method": "full"}, {"layer_decay": 0.5}, {"method": "full", "layer_decay": 0.5, "head_lr": 1e-2}],
+    [
+        {},
+        {"method": "full"},
+        {"layer_decay": 0.5, "decay_on": "all"},
+        {"method": "full", "layer_decay": 0.5, "head_lr": 1e-2},
+    ],
     ids=str,
 )
 def test_each_trained_parameter_is_in_one_group_at_its_rate(
@@ -172,11 +186,50 @@ def test_each_trained_parameter_is_in_one_group_at_its_rate(
     factor = lr_factor(recipe, 2, 3)
     assert 0 < factor < 1
     for group in run.optimizer.param_groups:
-        assert group["weight_decay"] == 0.03, "the decay falls on every trained tensor"
         for parameter in group["params"]:
             name = names[id(parameter)]
+            weight = not name.endswith(("bias", "cls_token", "pos_embed", "gamma")) and "norm" not in name
+            assert group["weight_decay"] == (0.03 if weight or recipe.decay_on == "all" else 0), name
             rate = (recipe.head_lr or recipe.lr) if name.startswith("head.") else recipe.lr * scales[name]
             assert group["lr"] == pytest.approx(rate * factor), name
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kept"),
+    [
+        ("dinov2-s", {}, r"cls_token|pos_embed|bias|norm\d?\.weight|ls\d\.gamma"),
+        ("dinov3-s", {}, r"cls_token|reg_token|bias|norm\d?\.weight|gamma_\d"),
+        ("convnextv2-b", {}, r"bias|norm\.weight|grn\.weight|stem\.1\.weight|downsample\.0\.weight"),
+        ("resnet50", {}, r"bias|bn\d\.weight|downsample\.1\.weight"),
+        ("swin-b", {}, r"bias|norm\d?\.weight|relative_position_bias_table"),
+        ("phikon", {}, r"cls_token|position_embeddings|bias|layernorm(?:_before|_after)?\.weight"),
+        ("dinov2-s", {"method": "lora", "rank": 1}, r"head\.bias"),
+        ("dinov2-s", {"method": "lora", "dora": True}, r"lora_magnitude_vector\.default\.weight|head\.bias"),
+    ],
+)
+def test_weight_decay_falls_on_matrices_and_kernels(name: str, changes: dict[str, Any], kept: str) -> None:
+    """Against lists of names, which the code does not read."""
+    recipe = Recipe(**{"method": "full", "weight_decay": 0.1, **changes})
+    network = on_meta(name, recipe, 2)
+    decay = {id(p): g["weight_decay"] for g in parameter_groups(network, recipe) for p in g["params"]}
+    trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+    assert len(decay) == len(trained)
+    without = {n for n, p in trained.items() if decay[id(p)] == 0}
+    assert without == {n for n in trained if re.search(rf"(?:^|[._])(?:{kept})$", n)}
+    assert {decay[id(p)] for n, p in trained.items() if n not in without} == {0.1}
+    every = parameter_groups(network, recipe.replace(decay_on="all"))
+    assert {group["weight_decay"] for group in every} == {0.1}
+
+
+def test_a_decay_on_fewer_tensors_is_another_recipe() -> None:
+    before = recipe_of_card({"recipe": {"rank": 8}}, where="a card of before")
+    assert before.decay_on == "all"
+    assert before.digest == hashlib.blake2b(b"{}", digest_size=8).hexdigest(), "as it was"
+    assert Recipe().decay_on == "weights"
+    assert Recipe().digest != before.digest
+    assert recipe_of_card({"recipe": Recipe().to_dict()}, where="a card") == Recipe()
+    assert {load_recipe(name).decay_on for name in ("lora", "full", "midog25")} == {"weights"}
+    assert load_recipe("paper", encoder="uni").decay_on == "all"
 
 
 def test_averages_of_weights_start_short_and_swap_back() -> None:
