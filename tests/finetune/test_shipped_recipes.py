@@ -65,7 +65,7 @@ def commands(*words: Any) -> str:
 
 @pytest.fixture
 def study(tmp_path: Path, tiny: Any) -> Path:
-    """A folder: manifests with votes and domains, cards with weights, a recipe of one's own."""
+    """A folder: manifests with votes and domains, cards with weights, a recipe of its own."""
     for name, seed in (("tiny", 0), ("other", 5)):
         made = tiny.manifest(tmp_path / name, n=60 if name == "tiny" else 24, seed=seed, name=name)
         n = len(made)
