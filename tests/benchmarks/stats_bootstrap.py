@@ -13,8 +13,8 @@ themselves against the same by weights, O(n^2), with which it has to agree; and 
 themselves and in slides of ten. `ratio` is the CPU time by that of a tenth of the rows: 10 is linear.
 
 Then 2,000 resamples of 1,000 slides at as many rows, of the same 2 models and 5 metrics, beside the loop,
-timed on one of them and scaled. (Rows by themselves are what the jackknife is for: drawing a million of them 2,000
-times takes minutes, whoever does it.)
+timed on one of them and scaled. (Rows by themselves are what the jackknife is for: drawing a million of them
+2,000 times takes minutes, whoever does it.)
 """
 
 import argparse
