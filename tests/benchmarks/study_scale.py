@@ -2,24 +2,33 @@
 
     python tests/benchmarks/study_scale.py [--patches 1e8] [--tflops 989 --share 0.45] [--nodes 3] [--quick]
 
-Measured in this run: a manifest and a store of 1,000,000 rows, a store with as many blocks as 1e8 rows have,
-the probe at two sizes, and extraction on a local Ray cluster of several nodes, one of which is taken away.
-Counted: the operations of a forward pass, of the cards' real architectures (no memory: torch's meta device).
-Estimated: everything at --patches, in proportion. --tflops and --share are of your accelerator (dense bf16,
-and the share of it that `extract_gpu.py` prints); they are arguments, not measurements.
+Each line begins with how its figures were found:
+
+measured    in this run, at the size that the line names: a store of --patches narrow rows, in as many blocks
+            as a real one, opened by a fresh process that asks which of --patches keys it lacks; a manifest of
+            a tenth of them; blocks that are published with fsync; the probe at two sizes; extraction on a
+            local Ray cluster of several nodes, one of which is taken away
+counted     operations of a forward pass, of the cards' real architectures (torch's meta device, no memory)
+estimated   in proportion to what is measured or counted, which the line names
+
+--tflops and --share are of your accelerator (dense bf16, and the share of it that `extract_gpu.py` prints);
+they are arguments, not measurements. At 1e8: 5 GB of memory, 4 GB of disk, several minutes. Seconds are of
+the CPU, as this machine may be shared.
 """
 
 import argparse
 import json
-import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
-from extract_inputs import HEADER, parser_for, table_of, workspace
+from extract_inputs import parser_for, workspace
+from manifest_rows import HEADER, table_of
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.cache.store import Store
@@ -35,9 +44,10 @@ Costs = dict[str, float]
 DIM = 8  # of the simulated store: what is measured is what a row costs beside its vector
 
 
-def resident() -> float:
-    """MiB of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+def resident(field: str = "VmRSS") -> float:
+    """MiB of this process now; VmHWM: the most that it has had."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def disk(folder: Path) -> tuple[int, int]:
@@ -47,22 +57,20 @@ def disk(folder: Path) -> tuple[int, int]:
 
 
 def measured_manifest(folder: Path, rows: int) -> Costs:
-    random = np.random.default_rng(0)
-    table = table_of([random.bytes(16).hex() for _ in range(rows)])
-    started = time.perf_counter()
+    """A manifest of many rows, loaded by a fresh process."""
+    table = table_of(rows)
+    started = time.process_time()
     Manifest(HEADER, table, folder).save(folder / "big.toml")
-    saved, before = time.perf_counter() - started, resident()
-    started = time.perf_counter()
-    loaded = load_manifest(folder / "big.toml")
-    seconds = time.perf_counter() - started
+    saved = time.process_time() - started
     size = sum(file.stat().st_size for file in folder.glob("big.*"))
+    return in_child("manifest", folder, rows) | {"save": saved, "disk": size / rows}
+
+
+def manifest_child(folder: Path, rows: int) -> Costs:
+    before, started = resident(), time.process_time()
+    loaded = load_manifest(folder / "big.toml")
     assert len(loaded) == rows
-    return {
-        "save": saved,
-        "load": seconds,
-        "memory": (resident() - before) * 2**20 / rows,
-        "disk": size / rows,
-    }
+    return {"load": time.process_time() - started, "memory": (resident() - before) * 2**20 / rows}
 
 
 def new_store(folder: Path) -> Store:
@@ -78,68 +86,65 @@ def new_store(folder: Path) -> Store:
     return Bank(folder).open_store(identity, create=True)
 
 
-def fill(store: Store, keys: np.ndarray, block: int) -> None:
-    vectors = np.zeros((len(keys), DIM), np.float16)
-    with store.writer(block_rows=block) as writer:
-        for start in range(0, len(keys), 1024):
-            part = slice(start, min(start + 1024, len(keys)))
-            writer.append(keys[part], vectors[part], range(part.start, part.stop))  # type: ignore[arg-type]
+def fill(store: Store, keys: np.ndarray) -> None:
+    vectors = np.zeros((BLOCK, DIM), np.float16)
+    with store.writer() as writer:
+        for start in range(0, len(keys), BLOCK):
+            part = range(start, min(start + BLOCK, len(keys)))
+            writer.append(keys[part.start : part.stop], vectors[: len(part)], part)  # type: ignore[arg-type]
 
 
-def child(folder: str, rows: int) -> None:
-    """Opening a store and asking for `rows` keys, in a process of its own."""
-    keys = np.random.default_rng(1).integers(0, 256, (rows, 16), dtype=np.uint8)
-    before, started = resident(), time.perf_counter()
+def keys_of(rows: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (rows, 16), dtype=np.uint8)
+
+
+def store_child(folder: Path, rows: int) -> Costs:
+    """Opening a store and asking for `rows` keys, every tenth of which it lacks."""
+    keys = keys_of(rows)
+    keys[::10] ^= 255
+    before, peak, started = resident(), resident("VmHWM"), time.process_time()
     store = Bank(folder).stores()[0]
+    opened = time.process_time() - started
     found = len(store)
-    opened = time.perf_counter() - started
-    started = time.perf_counter()
+    indexed = time.process_time() - started - opened
+    held = resident() - before
+    started = time.process_time()
     missing = int((~store.contains(keys)).sum())
-    asked = time.perf_counter() - started
-    print(
-        json.dumps(
-            {"open": opened, "ask": asked, "rows": found, "missing": missing, "memory": resident() - before}
-        )
-    )
+    asked = time.process_time() - started
+    assert (found, missing) == (rows, len(range(0, rows, 10)))
+    return {"open": opened, "index": indexed, "held": held, "ask": asked, "more": resident("VmHWM") - peak}
 
 
-def in_child(folder: Path, rows: int) -> Costs:
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", str(folder), str(rows)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def in_child(what: str, folder: Path, rows: int) -> Costs:
+    """What CHILDREN[what] returns in a process of its own."""
+    command = [sys.executable, __file__, "--child", what, str(folder), str(rows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured_store(folder: Path, rows: int) -> Costs:
-    """Many rows in blocks of the usual size: what a row costs."""
-    keys = np.random.default_rng(1).integers(0, 256, (rows, 16), dtype=np.uint8)
-    fill(new_store(folder), keys, BLOCK)
+    """As many rows and blocks as are asked for, written without fsync: no figure here is of the disk."""
+    started = time.process_time()
+    with patch("os.fsync"):
+        fill(new_store(folder), keys_of(rows))
+    written = time.process_time() - started
+    log = sum(file.stat().st_size for file in (folder.rglob("parts/log/*")))
     size, files = disk(folder)
-    return in_child(folder, rows) | {
+    return in_child("store", folder, rows) | {
+        "write": written,
         "overhead": size / rows - 2 * DIM,
         "files": files,
+        "log": log,
         "blocks": -(-rows // BLOCK),
     }
 
 
-def measured_log(folder: Path, blocks: int) -> Costs:
-    """As many blocks as 1e8 rows have, of a few rows each: what a block costs."""
-    keys = np.random.default_rng(1).integers(0, 256, (blocks * 4, 16), dtype=np.uint8)
+def measured_publishing(folder: Path, blocks: int) -> float:
+    """Milliseconds of the clock until a block is on the disk."""
+    store, keys = new_store(folder), keys_of(blocks * BLOCK)
     started = time.perf_counter()
-    fill(new_store(folder), keys, 4)
-    written = time.perf_counter() - started
-    log = sum(
-        f.stat().st_size for f in folder.rglob("*") if f.is_file() and "log" in str(f.relative_to(folder))
-    )
-    _, files = disk(folder)
-    return in_child(folder, len(keys)) | {
-        "log": log / blocks,
-        "files": files / blocks,
-        "write": written / blocks,
-    }
+    fill(store, keys)
+    return 1000 * (time.perf_counter() - started) / blocks
 
 
 def measured_probe(n: int, dim: int) -> float:
@@ -217,95 +222,121 @@ def on_ray(folder: Path, nodes: int, rows: int) -> Costs:
     }
 
 
+CHILDREN = {"store": store_child, "manifest": manifest_child}
+
+
 def main() -> None:
     parser = parser_for(__doc__)
     parser.add_argument("--patches", type=float, default=1e8)
     parser.add_argument("--tflops", type=float, default=989.0, help="dense bf16 peak of the accelerator")
     parser.add_argument("--share", type=float, default=0.45, help="of the peak that a forward pass reaches")
     parser.add_argument("--nodes", type=int, default=3, help="of the local Ray cluster; 0: none")
-    parser.add_argument("--quick", action="store_true", help="100,000 rows, few blocks")
-    parser.add_argument("--child", nargs=2, metavar=("FOLDER", "ROWS"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--quick", action="store_true", help="1,000,000 rows instead of --patches, small probes"
+    )
+    parser.add_argument("--child", nargs=3, metavar=("WHAT", "FOLDER", "ROWS"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child[0], int(args.child[1]))
+        what, folder, rows = args.child
+        print(json.dumps(CHILDREN[what](Path(folder), int(rows))))
         return
-    n = args.patches
-    rows, blocks = (100_000, 200) if args.quick else (1_000_000, -(-int(n) // BLOCK))
+    n = int(args.patches)
+    rows = min(n, 1_000_000 if args.quick else n)
     with workspace() as folder:
-        places = [folder / name for name in ("manifest", "store", "log", "ray")]
-        for place in places:
+        places = {name: folder / name for name in ("manifest", "store", "publish", "ray")}
+        for place in places.values():
             place.mkdir()
-        table, store = measured_manifest(places[0], rows), measured_store(places[1], rows)
-        log = measured_log(places[2], blocks)
-        small, large = (2_000, 8_000) if args.quick else (20_000, 80_000)
-        probe = [measured_probe(size, 256) for size in (small, large)]
-        cluster = on_ray(places[3], args.nodes, 600 if args.quick else 6_000) if args.nodes else None
-    tell_measured(args, rows, table, store, blocks, log, (small, large), probe, cluster)
-    print_extrapolated(args, rows, table, store, blocks, log, (probe[1] - probe[0]) / (large - small) / 256)
+        store = measured_store(places["store"], rows)
+        tell_store(n, rows, store, measured_publishing(places["publish"], 20 if args.quick else 200))
+        shutil.rmtree(places["store"])
+        few = max(rows // 10, 300_000)
+        tell_manifest(n, few, measured_manifest(places["manifest"], few))
+        tell_probe(*((2_000, 8_000) if args.quick else (20_000, 80_000)))
+        if args.nodes:
+            tell_ray(args.nodes, on_ray(places["ray"], args.nodes, 600 if args.quick else 6_000))
+    tell_encoders(args, n, store["overhead"], store["files"] / store["blocks"])
 
 
-def tell_measured(
-    args: Any,
-    rows: int,
-    table: Costs,
-    store: Costs,
-    blocks: int,
-    log: Costs,
-    sizes: tuple[int, int],
-    probe: list[float],
-    cluster: Costs | None,
-) -> None:
-    print("Measured")
-    print(
-        f"  manifest of {rows:,} rows: save {table['save']:.1f} s, load {table['load']:.1f} s, "
-        f"{table['disk']:.0f} bytes a row on disk, {table['memory']:.0f} in memory"
+def tell(how: str, text: str) -> None:
+    print(f"{how:10} {text}", flush=True)
+
+
+def tell_store(n: int, rows: int, store: Costs, publish: float) -> None:
+    tell(
+        "measured",
+        f"store of {rows:,} rows x {DIM} in {store['blocks']:,} blocks: {store['files']:,} files, log "
+        f"{store['log'] / 1e6:.1f} MB, {store['overhead']:.0f} bytes a row beside the vector, written in "
+        f"{store['write']:.0f} s without fsync",
     )
-    print(
-        f"  store of {rows:,} rows in {store['blocks']} blocks: open {store['open']:.2f} s; what is missing "
-        f"of as many keys {store['ask']:.2f} s; {store['memory'] * 2**20 / rows:.0f} bytes of memory a row, "
-        f"{store['overhead']:.0f} of disk beside the vector; {store['files']} files"
+    tell("measured", f"a block of {BLOCK} rows x {DIM} is on the disk after {publish:.1f} ms of the clock")
+    tell(
+        "measured",
+        f"opened in {store['open']:.1f} s; index of its keys {store['index']:.1f} s and "
+        f"{store['held'] / 1024:.2f} GiB",
     )
-    print(
-        f"  store of {blocks:,} blocks: open {log['open']:.2f} s, log {log['log']:.0f} bytes a block, "
-        f"{log['files']:.1f} files a block, {1e3 * log['write']:.1f} ms to publish one"
+    tell(
+        "measured",
+        f"what is missing of {rows:,} keys: {store['ask']:.1f} s; at most "
+        f"{store['more'] / 1024:.2f} GiB beside the keys asked for",
     )
-    print(
-        f"  probe of 200 fits, d 256: {probe[0]:.2f} CPU s at n {sizes[0]:,}, {probe[1]:.2f} at {sizes[1]:,}"
-    )
-    if cluster:
-        print(
-            f"  {args.nodes} Ray nodes, one taken away: {cluster['rows']} rows stored, {cluster['forwards']} "
-            f"passes, {cluster['lost']} actors lost, {cluster['seconds']:.0f} s"
+    if n > rows:
+        factor = n / rows
+        tell(
+            "estimated",
+            f"of {n:.0e} rows, x {factor:g}: opened in {factor * store['open']:.1f} s, index "
+            f"{factor * store['index']:.0f} s, missing {factor * store['ask']:.0f} s and "
+            f"{factor * store['more'] / 1024:.1f} GiB, log {factor * store['log'] / 1e6:.1f} MB",
         )
 
 
-def print_extrapolated(
-    args: Any, rows: int, table: Costs, store: Costs, blocks: int, log: Costs, probe: float
-) -> None:
-    n = args.patches
+def tell_manifest(n: int, rows: int, table: Costs) -> None:
+    tell(
+        "measured",
+        f"manifest of {rows:,} rows: save {table['save']:.1f} s, load {table['load']:.1f} s, "
+        f"{table['disk']:.0f} bytes a row on disk, {table['memory']:.0f} in memory",
+    )
+    tell(
+        "estimated",
+        f"manifest of {n:.0e} rows, in proportion: {table['disk'] * n / 1e9:.1f} GB, load "
+        f"{table['load'] * n / rows:.0f} s and {table['memory'] * n / 2**30:.0f} GiB: split it",
+    )
+
+
+def tell_probe(small: int, large: int) -> None:
+    seconds = [measured_probe(size, 256) for size in (small, large)]
+    tell(
+        "measured",
+        f"probe of 200 fits, d 256: {seconds[0]:.2f} s at n {small:,}, {seconds[1]:.2f} at {large:,}",
+    )
+    slope = (seconds[1] - seconds[0]) / (large - small) / 256
+    tell(
+        "estimated", f"at d 1536: {slope * 1e6 * 1536:.0f} s for each million training patches, in proportion"
+    )
+
+
+def tell_ray(nodes: int, cluster: Costs) -> None:
+    tell(
+        "measured",
+        f"{nodes} Ray nodes, one taken away: {cluster['rows']} rows stored, {cluster['forwards']} "
+        f"passes, {cluster['lost']} actors lost, {cluster['seconds']:.0f} s",
+    )
+
+
+def tell_encoders(args: Any, n: int, overhead: float, files: float) -> None:
     speed = args.tflops * 1e12 * args.share
-    print(f"Estimated: {len(ENCODERS)} x {n:.0e} patches at {args.tflops:.0f} TFLOP/s x {args.share:.0%}")
+    tell("counted", "GFLOP of a patch, and columns")
+    tell(
+        "estimated", f"{n:.0e} patches at {args.tflops:.0f} TFLOP/s x {args.share:.0%}, bytes and files a row"
+    )
     print(f"  {'encoder':14} {'dim':>5} {'GFLOP':>7} {'GPU h':>9} {'TB':>7} {'files':>9}")
     total = np.zeros(3)
     for name in ENCODERS:
         card, flops = load_card(name), operations(name)
         width = card.dim * (2 if card.tokens == "cls+mean" else 1)
-        disk_size = n * (2 * width + store["overhead"]) / 1e12
-        one = np.array([n * flops / speed / 3600, disk_size, n / BLOCK * log["files"]])
-        total += one
-        print(f"  {name:14} {width:5} {flops / 1e9:7.0f} {one[0]:9,.0f} {one[1]:7.2f} {one[2]:9,.0f}")
+        each = np.array([n * flops / speed / 3600, n * (2 * width + overhead) / 1e12, n / BLOCK * files])
+        total += each
+        print(f"  {name:14} {width:5} {flops / 1e9:7.0f} {each[0]:9,.0f} {each[1]:7.2f} {each[2]:9,.0f}")
     print(f"  {'all':14} {'':5} {'':7} {total[0]:9,.0f} {total[1]:7.2f} {total[2]:9,.0f}")
-    factor = n / rows
-    print(
-        f"  one store: log {n / BLOCK * log['log'] / 1e6:.1f} MB, "
-        f"open {log['open'] * n / BLOCK / blocks:.1f} s, "
-        f"what is missing {store['ask'] * factor:.0f} s and {store['memory'] * factor / 1024:.1f} GiB"
-    )
-    print(
-        f"  manifest: {table['disk'] * n / 1e9:.1f} GB, load {table['load'] * factor:.0f} s and "
-        f"{table['memory'] * n / 2**30:.0f} GiB: split it"
-    )
-    print(f"  probe of 200 fits at d 1536: {probe * 1e6 * 1536:.0f} CPU s for each million training patches")
 
 
 if __name__ == "__main__":
