@@ -27,7 +27,8 @@ from ..files import FULL, READ_ONLY, TEMPORARY, make_folder, sync_folder
 from ..texts import public_url
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
-NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+# EXDEV: within one folder only (BeeGFS, AFS, quotas of projects)
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 TRIES = 8  # for a temporary file that a `gc` without grace swept away under its writer
 AHEAD = 64 << 20  # bytes that are asked of an object store at a time
 
@@ -228,7 +229,8 @@ class LocalFiles:
                     target.open("xb").close()  # no hard links here: the name is taken, its content follows
                     interim.replace(target)
             except FileExistsError:
-                return False
+                if not _are_same(interim, target):  # NFS says so too where the answer to the link was lost
+                    return False
             except FileNotFoundError:
                 if not target.parent.is_dir():
                     raise
@@ -283,10 +285,7 @@ class LocalFiles:
 
     def same(self, one: str, other: str) -> bool:
         """Whether both are there and one file under two names."""
-        try:
-            return self.path(one).samefile(self.path(other))
-        except FileNotFoundError:
-            return False
+        return _are_same(self.path(one), self.path(other))
 
     def sync(self, *folders: str) -> None:
         for folder in folders:
@@ -314,6 +313,13 @@ class LocalFiles:
         gone = self.root.with_name(f"{TEMPORARY}removed-{secrets.token_hex(6)}")
         self.root.rename(gone)
         shutil.rmtree(gone)
+
+
+def _are_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 class RemoteFiles:

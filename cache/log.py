@@ -4,6 +4,7 @@ Every writer appends to a file of its own. What `finalize` and `repair` say (new
 the order) is a log of its own that appears whole, under a generation that only one can take.
 """
 
+import errno
 import json
 import os
 import re
@@ -280,6 +281,10 @@ class LogWriter:
         line = encode({**record, "n": self._lines}) + b"\n"
         with explained("write to the log of", self.files):
             if isinstance(self.files, LocalFiles):
+                if self._descriptor < 0:
+                    raise OSError(
+                        errno.EBADF, "a line could not be written; nothing can follow it", self.name
+                    )
                 self._append_to_file(line)
             else:
                 self.files.put({f"{FOLDER}/{self.name}/{self._lines:08d}.json": [line]})
@@ -295,8 +300,11 @@ class LogWriter:
             os.fsync(self._descriptor)
         except BaseException as error:
             if written < len(line) or isinstance(error, OSError):  # else: interrupted when all was done
-                os.ftruncate(self._descriptor, size)
-                os.lseek(self._descriptor, size, os.SEEK_SET)
+                try:
+                    os.ftruncate(self._descriptor, size)
+                    os.lseek(self._descriptor, size, os.SEEK_SET)
+                except OSError:
+                    self.close()  # a next line would be behind what is left of this one
             raise
 
     def close(self) -> None:

@@ -377,7 +377,8 @@ class Store:
     def load(self, keys: np.ndarray, *, dtype: str | np.dtype | None = None) -> np.ndarray:
         """The vectors of keys (uint8 (n, 16)), in their order: (n, dim), of the store's dtype unless asked.
 
-        Raises RowsMissing if some are missing (after a check for rows published meanwhile).
+        Raises RowsMissing if some are missing (after a check for rows published meanwhile); VectorRefused if
+        a number is beyond the dtype that is asked for.
         """
         keys = as_keys(keys)
         out = np.empty((len(keys), self.dim), dtype=dtype or self.dtype)
@@ -392,6 +393,11 @@ class Store:
                 again, error = self._gather(part, self._locate(keys[failed]))
                 out[failed] = part
                 failed = failed[again]
+        if out.dtype.itemsize < self.dtype.itemsize and not all_finite(out):
+            raise VectorRefused(
+                f"{self._files} holds numbers beyond {out.dtype} (up to {np.finfo(out.dtype).max:g}); "
+                f"load it as {self.dtype}"
+            )
         return out
 
     def iter_blocks(
@@ -443,7 +449,8 @@ class Store:
                 if order is not None and _is_run(into):
                     into = slice(int(into[0]), int(into[0]) + len(into))
                 try:
-                    self._take(blocks[number], local, out, into)
+                    with np.errstate(over="ignore"):  # `load` looks for what became infinite
+                        self._take(blocks[number], local, out, into)
                 except OSError as error:
                     return np.arange(begin, end) if order is None else order[begin:end], error
                 return None

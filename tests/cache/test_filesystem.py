@@ -130,7 +130,7 @@ class TestLocal(Contract):
         files.put({"x": [b"one"]})  # another file of the same bytes
         assert not files.same("x", "y")
 
-    @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+    @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.EXDEV])
     def test_without_hard_links(
         self, files: LocalFiles, monkeypatch: pytest.MonkeyPatch, number: int
     ) -> None:
@@ -144,6 +144,22 @@ class TestLocal(Contract):
         assert files.read("y") == b"one"
         assert not files.same("x", "y")
         assert files.walk() == ["x", "y"]
+
+    def test_a_link_whose_answer_was_lost_is_ours(
+        self, files: LocalFiles, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """NFS asks again where no answer came, and is told that the name exists, which it made itself."""
+        real = os.link
+
+        def ask_twice(source: Path, target: Path) -> None:
+            real(source, target)
+            real(source, target)
+
+        monkeypatch.setattr(filesystem.os, "link", ask_twice)
+        assert files.create("x", b"one")
+        assert not files.create("x", b"two")
+        assert files.read("x") == b"one"
+        assert files.walk() == ["x"]
 
     def test_links_that_fail_otherwise_are_errors(
         self, files: LocalFiles, monkeypatch: pytest.MonkeyPatch

@@ -1,11 +1,14 @@
 """The commit log by itself: lines, records, and a catalog that is read while others write."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from patchbank.cache import log as log_module
 from patchbank.cache.bank import Bank
 from patchbank.cache.filesystem import Files
 from patchbank.cache.log import Block, Catalog, LogWriter, commit, decode, encode
@@ -286,3 +289,40 @@ def test_a_line_that_is_gone_is_missed(tmp_path: Path, identity: Any) -> None:
     again.read()
     assert sorted(b.time for b in again.live()) == [0.0, 2.0]
     assert again.damage() == []
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_nothing_is_written_behind_half_a_line(
+    tmp_path: Path, identity: Any, monkeypatch: pytest.MonkeyPatch, sound: bool
+) -> None:
+    """A full disk takes half a line. It is taken away again; where even that fails, the log ends there."""
+    files = Bank(tmp_path).open_store(identity(), create=True).files
+    writer = LogWriter(files, "w", {})
+    writer.append(block(0))
+    real, calls = os.write, []
+
+    def half(descriptor: int, line: bytes) -> int:
+        calls.append(line)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "no space")
+        return real(descriptor, line[: len(line) // 2])
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log_module.os, "write", half)
+        if not sound:
+            patch.setattr(log_module.os, "ftruncate", fail)
+        with pytest.raises(StoreError, match="the disk is full"):
+            writer.append(block(1))
+    if sound:
+        writer.append(block(2))
+    else:
+        with pytest.raises(StoreError, match="a line could not be written"):
+            writer.append(block(2))
+    writer.close()
+    catalog = Catalog(files)
+    catalog.read()
+    assert [found.time for found in catalog.live()] == ([0.0, 2.0] if sound else [0.0])
+    assert [bad.kind for bad in catalog.bad.values()] == ([] if sound else ["torn"])

@@ -12,7 +12,7 @@ from patchbank.cache.bank import Bank
 from patchbank.cache.parallel import in_threads
 from patchbank.cache.store import Store
 from patchbank.cache.verify import repair, verify
-from patchbank.errors import StoreError
+from patchbank.errors import StoreError, VectorRefused
 
 BLOCKS = 24
 ROWS = 700  # of a block: three segments, the last one not full
@@ -96,6 +96,19 @@ def test_load_in_threads_names_the_first_damage(filled: tuple[Store, Any], shuff
     keys = np.random.default_rng(0).permutation(rows.keys) if shuffled else rows.keys
     with pytest.raises(StoreError, match=rf"rows 0-255 of block {store.catalog.live()[6].id} differ"):
         store.load(keys)
+
+
+@pytest.mark.usefixtures("threads")
+def test_numbers_beyond_the_dtype_are_refused(tmp_path: Path, identity: Any, make_rows: Any) -> None:
+    store = Bank(tmp_path).open_store(identity(dtype="float32"), create=True, block_rows=100)
+    rows = make_rows(400, dtype="float32")
+    rows.vectors[333, 2] = 70_000
+    with store.writer() as writer:
+        writer.append(*rows[:])
+    with pytest.raises(VectorRefused, match=r"beyond float16 \(up to 65504\); load it as float32"):
+        store.load(rows.keys, dtype="float16")
+    assert np.array_equal(store.load(rows.keys[:300], dtype="float16"), rows.vectors[:300].astype(np.float16))
+    assert np.array_equal(store.load(rows.keys, dtype="float64"), rows.vectors)
 
 
 def test_results_come_in_the_order_of_the_items() -> None:
