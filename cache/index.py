@@ -9,6 +9,7 @@ import numpy as np
 from ..errors import InvalidRequest
 
 KEY_BYTES = 16
+NEAR = 1 << 12  # keys that are searched for in the same part of a column
 BATCH = 1 << 21  # rows that are sorted, or looked up, at a time; bounds what is needed beside the columns
 
 
@@ -105,7 +106,7 @@ class _Piece:
 
     def merge(self, other: "_Piece") -> None:
         """Take in a piece without a key of ours; it is used up, so that its columns go one by one."""
-        own_places = np.searchsorted(other.high, self.high) + np.arange(len(self))
+        own_places = _places(other.high, self.high) + np.arange(len(self))
         of_other = np.ones(len(self) + len(other), dtype=bool)
         of_other[own_places] = False
         for name in ("high", "low", "rows"):
@@ -117,9 +118,9 @@ class _Piece:
         self._look_for_ties()
 
     def find(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
-        """The row of each key given by its halves, -1 if none: int64."""
+        """The row of each key given by its halves, the first ones ascending, -1 if none: int64."""
         last = len(self) - 1
-        position = np.searchsorted(self.high, high)
+        position = _places(self.high, high)
         np.minimum(position, last, out=position)
         same = self.high[position] == high
         hit = same & (self.low[position] == low)
@@ -132,6 +133,18 @@ class _Piece:
                 if at <= last and self.high[at] == high[i]:
                     rows[i] = self.rows[at]
         return rows
+
+
+def _places(column: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """np.searchsorted of ascending numbers: some at a time, in the short part of the column that they fall in,
+    which stays in the processor's cache. int64.
+    """
+    ends = np.append(np.searchsorted(column, high[::NEAR]), len(column))
+    places = np.empty(len(high), np.int64)
+    for start, first, end in zip(range(0, len(high), NEAR), ends[:-1], ends[1:], strict=True):
+        part = slice(start, start + NEAR)
+        places[part] = first + np.searchsorted(column[first:end], high[part])
+    return places
 
 
 def _halves(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
