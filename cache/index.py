@@ -136,8 +136,8 @@ class _Piece:
 
 
 def _places(column: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """np.searchsorted of ascending numbers: some at a time, in the short part of the column that they fall in,
-    which stays in the processor's cache. int64.
+    """np.searchsorted of ascending numbers, int64: some at a time, in the short part of the column that they
+    fall in, which stays in the processor's cache.
     """
     ends = np.append(np.searchsorted(column, high[::NEAR]), len(column))
     places = np.empty(len(high), np.int64)
