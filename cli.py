@@ -166,7 +166,8 @@ def quickstart_command(out: Path, as_json: bool) -> None:
     "all",
     help="Train the LoRA and end-to-end systems: those that the plan chooses, or all.",
 )
-@click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
+@options.jobs
+@options.memory
 @options.trust_code
 @click.option(
     "--dry-run", is_flag=True, help="Print the plan (what is cached, what it takes) and do nothing."

@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TextIO, TypeVar
@@ -23,6 +23,15 @@ READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
 MANY_FILES = 1000  # from here on all of the disk is synced instead of one after the other
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+CONTAINER_MEMORY = [  # cgroups 2 and 1: the limit, what is taken, and how much of it is of files
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (
+        Path("/sys/fs/cgroup/memory"),
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -261,3 +270,20 @@ def sha256(file: Path) -> str:
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that may still be allocated without swapping: what is free, or what the container's limit leaves.
+
+    Half of all memory where the system does not say.
+    """
+    free = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2] if hasattr(os, "sysconf") else []
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free = [int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024]
+    for folder, most, used, cached in CONTAINER_MEMORY:
+        with suppress(OSError, ValueError, KeyError):  # "max": no limit
+            limit, taken = (int((folder / name).read_text("ascii")) for name in (most, used))
+            stat_lines = (folder / "memory.stat").read_text("ascii").splitlines()
+            free.append(limit - taken + int(dict(line.split() for line in stat_lines)[cached]))
+    return max(0, min(free, default=4 * 2**30))

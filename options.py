@@ -57,6 +57,16 @@ def choice(name: str, *words: str, help: str) -> Any:
     return click.option(name, type=click.Choice(words), default=words[0], show_default=True, help=help)
 
 
+jobs = click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
+memory = click.option(
+    "--memory",
+    metavar="SIZE",
+    envvar="PATCHBANK_MEMORY",
+    show_envvar=True,
+    help="For features, as 8GB; larger ones are read from a file (default: half of what is free).",
+)
+
+
 # --- what every command has
 
 

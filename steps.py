@@ -36,6 +36,7 @@ class Places:
     data : folder with NAME.toml of every data set. bank : folder of the embeddings. out : of results
     checkpoints : encoder -> file of weights; weights_dir : folder of weights, for machines without a network
     finetune : "none", "plan" (the encoders that `finetune plan` chooses on the probes' results) or "all"
+    jobs, memory : feature sets probed at once, and what features may take, see `probe.run.run_probe`
     trust_code : run the Python code that the study's encoder cards name; without it such encoders are blocked
     """
 
@@ -47,6 +48,7 @@ class Places:
     device: str = "auto"
     finetune: str = "none"
     jobs: int | None = None
+    memory: str | None = None
     trust_code: bool = False
     progress: bool = True
 

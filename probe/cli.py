@@ -70,7 +70,8 @@ def probe_group() -> None:
 @options.near_duplicates
 @options.allow_leaks
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
-@click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
+@options.jobs
+@options.memory
 @options.choice("--backend", "loky", "threading", "ray", help="ray: a Ray cluster, or a local one.")
 @options.json("Print results.json instead of the table.")
 def run_command(

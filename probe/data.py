@@ -15,7 +15,7 @@ from ..datasets.manifest import Header, Manifest, listed
 from ..datasets.overlaps import placed, same_places, slides_of
 from ..errors import InvalidRequest, ProbeError
 from .config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
-from .features import check_rows, content_keys, load_set
+from .features import check_rows, columns_in, content_keys, load_set
 from .leaks import (
     LeakReport,
     SharedSlides,
@@ -24,6 +24,7 @@ from .leaks import (
     deduplicate,
     near_embeddings,
     read_pairs,
+    too_many_pairs,
 )
 from .near import near_images
 from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
@@ -393,6 +394,9 @@ def _near(
     if bank is None:
         return None, ""
     source = FeatureSet(parse_features(config.features[0]).sources[:1])
+    total = sum(map(len, data.rows))
+    if too_many_pairs(total, columns_in(source, bank), len(data.train)):
+        return None, "embeddings"
     X = [load_set(manifest, source, bank=bank) for manifest in data.manifests]
     sets = near_embeddings(np.concatenate(X), len(data.train), content)
     return None if sets is None else [patch_id[rows].tolist() for rows in sets], "embeddings"

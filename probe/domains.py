@@ -15,6 +15,7 @@ from .results.schema import Choice, Domains, Estimate, Fits, LeftOut, Matrix
 from .results.scoring import OOF_INFLATION, measure
 from .selection import best
 from .statistics.intervals import cluster_codes
+from .streaming import Features, select
 
 METRICS = ("balanced_accuracy", "auroc", "average_precision")
 _Value = TypeVar("_Value")
@@ -24,20 +25,22 @@ GRID = 20  # values of the probe's parameter at most, about
 
 @dataclass(frozen=True)
 class DomainRows:
-    """Rows of an evaluation set for the matrix: features float (n, d), y int (n,), domain, group str (n,)."""
+    """Rows of an evaluation set for the matrix: features float (n, d), or `FileRows`, y int (n,), domain and
+    group str (n,).
+    """
 
-    X: np.ndarray
+    X: Features
     y: np.ndarray
     domain: np.ndarray
     group: np.ndarray
 
     def select(self, mask: np.ndarray) -> "DomainRows":
         """Some of the rows; mask : bool (n,)."""
-        return DomainRows(self.X[mask], self.y[mask], self.domain[mask], self.group[mask])
+        return DomainRows(select(self.X, mask), self.y[mask], self.domain[mask], self.group[mask])
 
 
 def analyse_domains(
-    X: np.ndarray,
+    X: Features,
     y: np.ndarray,
     groups: np.ndarray,
     domain: np.ndarray,
@@ -46,6 +49,7 @@ def analyse_domains(
     config: ProbeConfig,
     votes: np.ndarray | None = None,
     classes: Sequence[str] = (),
+    memory: float = float("inf"),
 ) -> Domains | None:
     """Leave-one-domain-out and the train-A/test-B matrix of one feature set.
 
@@ -56,7 +60,8 @@ def analyse_domains(
         domain, of the train rows and of the evaluation sets; the diagonal is A's rows out of fold, at the
         setting that these same folds chose, so it is a little too good.
 
-    X : float (n, d); y : int (n,); groups : str (n,); domain : str (n,), "" takes part in training only
+    X : float (n, d), or `FileRows`; y : int (n,); groups : str (n,)
+    domain : str (n,), "" takes part in training only; memory : as for `fit_parts`
     votes : float (n,), see `grid.Targets`; classes : names of 0 .. K-1 where there are more than two
     Domains without rows of every class take part in training only. None where fewer than two have them.
     Intervals are over groups; those of the matrix' diagonal are inflated by OOF_INFLATION.
@@ -68,7 +73,7 @@ def analyse_domains(
     if len(config.grid) > GRID:  # half of a fine grid is fine enough for folds as small as these
         coarser = {config.parameter: config.grid[:: len(config.grid) // GRID]}
         config = config.model_copy(update=coarser)
-    study = _DomainModels(X, y, groups, domain, names, config, votes, tuple(classes))
+    study = _DomainModels(X, y, groups, domain, names, config, votes, tuple(classes), memory)
     study.fit()
     return Domains(
         leave_one_out=[study.left_out(d) for d in names],
@@ -95,7 +100,7 @@ class _Model:
 class _DomainModels:
     """Models by training set: ("out", d[, e]) without one or two domains, ("in", d[, fold]) in one."""
 
-    X: np.ndarray
+    X: Features
     y: np.ndarray
     groups: np.ndarray
     domain: np.ndarray
@@ -103,6 +108,7 @@ class _DomainModels:
     config: ProbeConfig
     votes: np.ndarray | None
     classes: tuple[str, ...]
+    memory: float
     models: dict[tuple[str, ...], _Model] = field(default_factory=dict)
     fitted: list[Fitted] = field(default_factory=list)
 
@@ -133,9 +139,8 @@ class _DomainModels:
             for i, key in enumerate(keys)
         ]
         votes = None if self.votes is None else self.votes[rows]
-        fitted = fit_parts(
-            self.X[rows], self.y[rows], parts, self.config, votes=votes, groups=self.groups[rows]
-        )
+        X, options = select(self.X, rows), {"groups": self.groups[rows], "memory": self.memory}
+        fitted = fit_parts(X, self.y[rows], parts, self.config, votes=votes, **options)
         self.fitted.append(fitted)
         self.models |= {key: _Model(fitted, i, sets[key][1]) for i, key in enumerate(keys)}
 

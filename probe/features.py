@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,25 @@ def load_set(
         for s in features.sources
     ]
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+
+
+def iter_set(
+    manifest: Manifest, features: FeatureSet, *, bank: Any, rows: int, dtype: np.dtype
+) -> Iterator[np.ndarray]:
+    """`load_set` in steps of so many rows, in memory for one of them."""
+    stores = [bank.find(s.encoder, view=s.view, tokens=s.tokens) for s in features.sources]
+    keys = content_keys(manifest, bank, features.sources[0])
+    for source, store in zip(features.sources, stores, strict=True):
+        _check(store, keys, manifest, bank, source)
+    for lo in range(0, len(keys), rows):
+        of_stores = [store.load(keys[lo : lo + rows], dtype=dtype) for store in stores]
+        yield of_stores[0] if len(of_stores) == 1 else np.concatenate(of_stores, axis=1)
+
+
+def stored_dtype(features: FeatureSet, bank: Any) -> np.dtype:
+    """The dtype that holds what the stores of all sources hold: float16 or float32."""
+    stores = [bank.find(s.encoder, view=s.view, tokens=s.tokens) for s in features.sources]
+    return np.result_type(*(store.dtype for store in stores))
 
 
 def columns_in(features: FeatureSet | str, bank: Any) -> int:

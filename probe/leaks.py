@@ -172,6 +172,11 @@ def read_pairs(file: str | Path) -> list[tuple[str, str]]:
         ) from error
 
 
+def too_many_pairs(n: int, d: int, trained: int) -> bool:
+    """Whether `near_embeddings` would give None: for fewer than 16 columns, or too many rows."""
+    return d < NEAR_DIM or float(trained) * n * d > NEAR_WORK
+
+
 def near_embeddings(X: NDArray[Any], trained: int, content: ArrayLike) -> list[list[int]] | None:
     """Rows whose embeddings are nearly the same, training rows among them: a list for each set of such rows.
 
@@ -189,7 +194,7 @@ def near_embeddings(X: NDArray[Any], trained: int, content: ArrayLike) -> list[l
     from scipy.sparse.csgraph import connected_components
 
     n, d = X.shape
-    if d < NEAR_DIM or float(trained) * n * d > NEAR_WORK:
+    if too_many_pairs(n, d, trained):
         return None
     spread = X.std(axis=0, dtype=np.float64)
     used = spread > 1e-3 * np.median(spread)  # of a dead column the rounding would count

@@ -20,6 +20,7 @@ from .selection import best, criterion
 from .statistics import multiclass_calibration
 from .statistics.calibration import best_threshold, fit_platt, fit_temperature
 from .statistics.multiclass import log_odds
+from .streaming import Features, stack
 
 MOST_FOLDS = 5  # that are made where no number is given
 LEAST_SCALE = 1e-6  # of a Platt scaling, times the standard deviation of the scores
@@ -187,12 +188,13 @@ class ProtocolRun:
 
 
 def run_protocol(
-    X: np.ndarray,
+    X: Features,
     y: np.ndarray,
     plan: Plan,
-    tests: Mapping[str, np.ndarray],
+    tests: Mapping[str, Features],
     *,
     config: ProbeConfig,
+    memory: float = float("inf"),
 ) -> ProtocolRun:
     """Probe one feature set.
 
@@ -209,12 +211,12 @@ def run_protocol(
         chose its setting, its label. `refit` and `fold_models` are the test rows' scores. Labels of test rows
         are no argument of this function, so nothing that is chosen here can depend on them.
 
-    X : float (n, d); y : int (n,), 0 or 1 (positive), or 0 .. C-1; plan : the folds, see `make_plan`
-    tests : evaluation set -> float (n_t, d)
+    X : float (n, d), or `FileRows`; y : int (n,), 0 or 1 (positive), or 0 .. C-1; plan : see `make_plan`
+    tests : evaluation set -> float (n_t, d), or `FileRows`; memory : as for `fit_parts`
     """
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
-    fitted = fit_parts(X, y, parts, config, votes=plan.votes, groups=plan.groups)
+    fitted = fit_parts(X, y, parts, config, votes=plan.votes, groups=plan.groups, memory=memory)
     flat, nested = _held_out_scores(fitted, plan, len(y))
 
     lap = time.perf_counter()
@@ -382,15 +384,16 @@ def run_published(
 
 
 def run_on_split(
-    X: np.ndarray,
+    X: Features,
     y: np.ndarray,
-    V: np.ndarray,
+    V: Features,
     v: np.ndarray,
-    tests: Mapping[str, np.ndarray],
+    tests: Mapping[str, Features],
     *,
     config: ProbeConfig,
     votes: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    memory: float = float("inf"),
 ) -> ProtocolRun:
     """Probe one feature set as benchmarks with an official validation split do.
 
@@ -402,18 +405,19 @@ def run_on_split(
     X : float (n, d), y : int (n,) of the train rows; V : float (m, d), v : int (m,) of the validation rows
     tests : evaluation set -> float (n_t, d), the validation rows among them
     votes : float (n,), see `grid.Targets`; groups : (n,), for probes that choose something themselves
+    memory : as for `fit_parts`. The probe "logistic" takes `FileRows` for features
     """
     started = time.perf_counter()
     choice, weighted, values = None, False, np.zeros(1)
     if config.solver != "exact":
-        head = RECIPES[config.solver](X, y, V, v, seed=config.seed)
+        head = RECIPES[config.solver](X[:], y, V[:], v, seed=config.seed)
         held_out = head.decision(V).astype(np.float64)
         path = criterion_path(config, v, held_out[None, None, None], np.ones(len(v), int))
         status = {f"best of {head.epochs} epochs was {head.best_epoch}": 1}
         steps, facts = head.steps(), _recipe_facts(status)
-        scores = {name: head.decision(rows).astype(np.float64) for name, rows in tests.items()}
+        scores = {name: head.decision(rows[:]).astype(np.float64) for name, rows in tests.items()}
     else:
-        fitted = _fit_before_validation(X, y, V, v, config, votes=votes, groups=groups)
+        fitted = _fit_before_validation(X, y, V, v, config, votes=votes, groups=groups, memory=memory)
         path = criterion_path(config, v, fitted.held_out[0], np.ones(len(v), int))
         choice = fitted.setting(best(path))
         weighted, values, facts = choice.class_weight != "none", fitted.values, fitted.facts
@@ -444,25 +448,27 @@ def run_on_split(
 
 
 def _fit_before_validation(
-    X: np.ndarray,
+    X: Features,
     y: np.ndarray,
-    V: np.ndarray,
+    V: Features,
     v: np.ndarray,
     config: ProbeConfig,
     *,
     votes: np.ndarray | None,
     groups: np.ndarray | None,
+    memory: float,
 ) -> Fitted:
     """All of the grid fitted on the train rows X, y; the validation rows V, v are held out."""
     training = np.arange(len(X) + len(V)) < len(X)
     no_votes = np.full((len(V), *(() if votes is None else votes.shape[1:])), np.nan)
     return fit_parts(
-        np.concatenate([X, V]),
+        stack(X, V),
         np.concatenate([y, v]),
         [Part(training, ~training, 0)],
         config,
         votes=None if votes is None else np.concatenate([votes, no_votes]),
         groups=None if groups is None else np.concatenate([groups, np.full(len(V), "", dtype=object)]),
+        memory=memory,
     )
 
 

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import joblib
 import numpy as np
@@ -38,7 +38,7 @@ from .describe import (
     score_fold_models,
 )
 from .domains import DomainRows, analyse_domains
-from .features import columns_in, load_set, open_bank, resolve_set
+from .features import columns_in, open_bank, resolve_set
 from .leaks import LeakReport
 from .protocol import Plan, ProtocolRun, run_on_split, run_protocol, run_published
 from .regression import TargetConfig
@@ -55,6 +55,7 @@ from .results.scoring import (
     score_set,
     score_votes,
 )
+from .streaming import features_of, memory_limit, refuse_large
 from .targets import run_targets
 
 
@@ -70,6 +71,7 @@ def run_probe(
     features: Iterable[str | FeatureSet] = (),
     out: str | os.PathLike[str] | None = None,
     jobs: int | None = None,
+    memory: str | float | None = None,
     backend: str = "loky",
     progress: bool = True,
     config: ProbeConfig | None = None,
@@ -92,6 +94,8 @@ def run_probe(
     out : folder of the result, see `ProbeResult.save`; held alone meanwhile (None: nothing is written)
     jobs : feature sets probed at once (None: as many as there are processors); backend : "loky", "threading"
         or "ray" (the joblib backend of a running or local Ray cluster)
+    memory : that the features may take, bytes or a text such as "8GB" (None: half of what is free); a feature
+        set that takes more is read from a file, see `streaming`
     config : all settings at once; or the same as keywords, see ProbeConfig
 
     Where the manifest's header names targets, numbers instead of classes, `targets.run_targets` does it, with
@@ -112,7 +116,7 @@ def run_probe(
         if config is not None:
             raise InvalidRequest(f"{train.header.name} has targets: give the settings one by one")
         of_targets = TargetConfig.from_dict({**settings, "features": resolved})
-        return run_targets(train, tests, bank, of_targets, out=out, progress=progress)
+        return run_targets(train, tests, bank, of_targets, out=out, memory=memory, progress=progress)
     if config is None:
         config = ProbeConfig.from_dict({**settings, "features": resolved})
     elif settings or asked:
@@ -120,14 +124,15 @@ def run_probe(
     data = gather(train, tests, bank, config)
     if data.train.classes and config.grid == C_GRID:  # K columns a fit: half of the fine grid
         config = config.replace(C=C_GRID[::2])
+    how = _How.of(data, bank, config, jobs=jobs, backend=backend, memory=memory)
     study = _prepare(data, bank, config, progress=progress)
     seconds = {"prepare": time.perf_counter() - started}
     lap = time.perf_counter()
-    runs, *others = _probe_all(study.data, bank, study.repeats, jobs=jobs, backend=backend, progress=progress)
+    runs, *others = _probe_all(study.data, bank, study.repeats, how, progress=progress)
     seconds["probe"] = time.perf_counter() - lap
     lap = time.perf_counter()
     chosen, columns = columns_of(study.data, study.plan, runs, study.config)
-    analyses = _started_domains(study, bank, chosen, jobs=jobs, backend=backend)
+    analyses = _started_domains(study, bank, chosen, how)
     scores = _score(study, runs, others, chosen, columns)
     seconds["score"] = time.perf_counter() - lap
     lap = time.perf_counter()
@@ -145,6 +150,53 @@ def run_probe(
     if out is not None:
         result.save(out)
     return result
+
+
+@dataclass(frozen=True)
+class _How:
+    """By which means, none of which the numbers depend on.
+
+    jobs : feature sets at once; memory : bytes that the features of one may take
+    """
+
+    jobs: int
+    backend: str
+    memory: float
+
+    @classmethod
+    def of(
+        cls,
+        data: StudyData,
+        bank: Any,
+        config: ProbeConfig,
+        *,
+        jobs: int | None,
+        backend: str,
+        memory: str | float | None,
+    ) -> Self:
+        """Raises InvalidRequest for an unknown backend or size, ProbeError for rows that do not fit in memory
+        and a probe that needs all of them at once.
+        """
+        if backend not in BACKENDS:
+            raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
+        jobs = min(jobs or cores(), len(config.features))
+        of_each = memory_limit(memory) / jobs
+        if config.probe != "logistic" or config.solver != "exact":
+            own = f"the probe {config.probe!r}"
+            what = own if config.solver == "exact" else f"the recipe {config.solver!r}"
+            refuse_large(config.features, data.manifests, bank, limit=of_each, what=what)
+        return cls(jobs, backend, of_each)
+
+    def run(self, tasks: Sequence[Any]) -> Any:
+        """The results of delayed calls, in order, as they come; they are begun at once if there is more than
+        one job, else each when its result is asked for.
+        """
+        if self.backend == "ray":
+            _register_ray()
+        backend = "sequential" if self.jobs == 1 and self.backend != "ray" else self.backend
+        with joblib.parallel_config(backend=backend, n_jobs=self.jobs):
+            # Ray's backend hands everything over at the end
+            return joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
 
 
 @dataclass(frozen=True)
@@ -189,10 +241,11 @@ def _score(
     """The parts of results.json that scores are made of. chosen, columns : as `columns_of` has them."""
     data, config = study.data, study.config
     scores, comparisons = [], []
-    for rows in data.rows:
+    sets = [
+        rows for rows in data.rows if columns[rows.dataset]
+    ]  # not the train rows, where there are no folds
+    for rows in sets:
         of_set = columns[rows.dataset]
-        if not of_set:  # the train rows, where there are no folds
-            continue
         whole = estimate_set(rows, of_set, config=config)
         scores += score_set(rows, of_set, config=config, whole=whole)
         comparisons += compare_models(rows, of_set, config=config, reference=chosen, whole=whole)
@@ -206,9 +259,9 @@ def _score(
             "chosen": [name for name, _ in again],
             "scores": spread_over_repeats(data.rows, [one for _, one in again]),
         }
-    votes = [score_votes(rows, columns[rows.dataset], config=config) for rows in data.rows]
+    votes = [score_votes(rows, columns[rows.dataset], config=config) for rows in sets]
     experts = [
-        expert for rows in data.rows for expert in score_experts(rows, columns[rows.dataset], config=config)
+        expert for rows in sets for expert in score_experts(rows, columns[rows.dataset], config=config)
     ]
     return {
         "chosen": chosen,
@@ -294,9 +347,8 @@ def _probe_all(
     data: StudyData,
     bank: Any,
     repeats: Sequence[tuple[Plan, ProbeConfig]],
+    how: _How,
     *,
-    jobs: int | None,
-    backend: str,
     progress: bool,
 ) -> list[dict[str, ProtocolRun]]:
     """The protocol for every feature set, in parallel over them; for each repeat name -> run, in the config's
@@ -304,35 +356,15 @@ def _probe_all(
     """
     features = repeats[0][1].features
     widest = sorted(features, key=lambda name: -columns_in(name, bank))  # first: the others fit beside it
-    threads = max(1, cores() // min(jobs or cores(), len(features)))
+    threads = max(1, cores() // how.jobs)
     manifests = data.manifests
     names = [rows.dataset for rows in data.tests]
     choosing = next(((rows.dataset, rows.y) for rows in data.tests if rows.dataset == data.choosing), None)
-    tasks = [
-        joblib.delayed(_probe_one)(name, bank, manifests, names, data.train.y, repeats, threads, choosing)
-        for name in widest
-    ]
-    results = _in_parallel(tasks, jobs=jobs, backend=backend, most=len(features))
-    bar = progress_bar(results, total=len(tasks), shown=progress, desc="probe", unit="set")
+    about = (bank, manifests, names, data.train.y, repeats, threads, choosing, how.memory)
+    tasks = [joblib.delayed(_probe_one)(name, *about) for name in widest]
+    bar = progress_bar(how.run(tasks), total=len(tasks), shown=progress, desc="probe", unit="set")
     done = dict(zip(widest, bar, strict=True))
     return [{name: done[name][i] for name in features} for i in range(len(repeats))]
-
-
-def _in_parallel(tasks: Sequence[Any], *, jobs: int | None, backend: str, most: int) -> Any:
-    """The results of delayed calls, in order, as they come; they are begun at once.
-
-    most : of them that are worth a process each. With one, each is made when its result is asked for.
-    """
-    jobs = min(jobs or cores(), most)
-    if backend == "ray":
-        _register_ray()
-    elif backend not in BACKENDS:
-        raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
-    if jobs == 1 and backend != "ray":
-        backend = "sequential"
-    with joblib.parallel_config(backend=backend, n_jobs=jobs):
-        # Ray's backend hands everything over at the end
-        return joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
 
 
 def _probe_one(
@@ -344,21 +376,24 @@ def _probe_one(
     repeats: Sequence[tuple[Plan, ProbeConfig]],
     threads: int,
     choosing: tuple[str, np.ndarray] | None,
+    memory: float,
 ) -> list[ProtocolRun]:
     cpu, runs = time.process_time(), []
     with threadpool_limits(threads):
         lap = time.perf_counter()
-        X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
+        X, *others = features_of(name, manifests, bank, memory=memory)
         loaded = time.perf_counter() - lap
         tests = dict(zip(test_names, others, strict=True))
         for plan, config in repeats:
             if choosing is not None:
                 of_split, labels = tests[choosing[0]], choosing[1]
                 about: dict[str, Any] = {"config": config, "votes": plan.votes, "groups": plan.groups}
-                run = run_on_split(X, y, of_split, labels, tests, **about)
+                run = run_on_split(X, y, of_split, labels, tests, memory=memory, **about)
+            elif config.solver == "exact":
+                run = run_protocol(X, y, plan, tests, config=config, memory=memory)
             else:
-                protocol = run_protocol if config.solver == "exact" else run_published
-                run = protocol(X, y, plan, tests, config=config)
+                of_tests = {dataset: rows[:] for dataset, rows in tests.items()}
+                run = run_published(X[:], y, plan, of_tests, config=config)
             run.seconds["load"] = loaded
             run.seconds["cpu"] = (
                 time.process_time() - cpu
@@ -370,7 +405,7 @@ def _probe_one(
 
 
 def _started_domains(
-    study: _Prepared, bank: Any, chosen: str, *, jobs: int | None, backend: str
+    study: _Prepared, bank: Any, chosen: str, how: _How
 ) -> Iterator[tuple[str, Domains | None]]:
     """The analyses of the feature sets that the settings ask for; where there are processes, they begin now.
 
@@ -380,9 +415,8 @@ def _started_domains(
     if config.solver != "exact" or study.data.choosing:
         return iter(())
     asked = {"chosen": (chosen,), "all": config.features, "none": ()}[config.domains]
-    tasks = [joblib.delayed(_domains_one)(name, bank, study.data, config) for name in asked]
-    made = _in_parallel(tasks, jobs=jobs, backend=backend, most=len(config.features))
-    return zip(asked, made, strict=True)
+    tasks = [joblib.delayed(_domains_one)(name, bank, study.data, config, how.memory) for name in asked]
+    return zip(asked, how.run(tasks), strict=True)
 
 
 def _domains(
@@ -397,9 +431,8 @@ def _domains(
     return domains, []
 
 
-def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> Domains | None:
-    manifests = data.manifests
-    X, *others = [load_set(manifest, name, bank=bank) for manifest in manifests]
+def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig, memory: float) -> Domains | None:
+    X, *others = features_of(name, data.manifests, bank, memory=memory)
     tests = {
         rows.dataset: DomainRows(Z, rows.y, rows.domain, rows.group)
         for rows, Z in zip(data.tests, others, strict=True)
@@ -415,6 +448,7 @@ def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig) -> 
         config=config,
         votes=votes,
         classes=data.train.classes,
+        memory=memory,
     )
 
 

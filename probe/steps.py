@@ -53,6 +53,7 @@ def plan_probe(probing: Probing, sets: Sets, rows: str, where: Places, state: St
             bank=where.bank,
             features=probing.features,
             jobs=where.jobs,
+            memory=where.memory,
             progress=where.progress,
             **probing.settings,
         )

@@ -30,6 +30,7 @@ from .results.scoring import NO_INTERVALS, OOF_INFLATION, UNCERTAINTY, Rows, com
 from .statistics import continuous
 from .statistics.comparisons import Differences
 from .statistics.intervals import Interval, cluster_codes
+from .streaming import memory_limit, refuse_large
 
 COMPARED = ("pearson", "r2")
 
@@ -41,14 +42,17 @@ def run_targets(
     config: TargetConfig,
     *,
     out: str | os.PathLike[str] | None = None,
+    memory: str | float | None = None,
     progress: bool = True,
 ) -> ProbeResult:
     """Probe cached embeddings for the numbers that the manifest's header names; see `run_protocol`.
 
-    bank : an open Bank. Raises as `run.run_probe`.
+    bank : an open Bank; memory : that the features of one set may take. Raises as `run.run_probe`.
     """
     started = time.perf_counter()
     data = gather(train, tests, bank)
+    needs = {"limit": memory_limit(memory), "what": "the ridge regression of numbers"}
+    refuse_large(config.features, data.manifests, bank, **needs)
     check_embeddings(data, bank, config)
     folds = outer_folds(data.train_manifest, config)
     groups = effective_groups(data.train_manifest)

@@ -1,7 +1,7 @@
 """The classifiers behind one interface: many training sets and a whole grid in one call."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,8 +11,9 @@ from ...errors import InvalidRequest
 from ..config import ProbeConfig
 from ..model import Steps
 from ..solver.logistic import fit_logistic
+from ..streaming import Features, blocks, select
 from .simple import Probe, make_probe
-from .transforms import Scaling, Transform, fit_transform
+from .transforms import Scaling, Transform, Transformed, apply, fit_transform
 
 
 class Models(Protocol):
@@ -114,19 +115,22 @@ class Targets:
 
 
 def fit_logistic_grid(
-    X: np.ndarray,
+    X: Features | Transformed,
     y: np.ndarray,
     weights: np.ndarray,
     values: np.ndarray,
     preprocess: str,
     config: ProbeConfig,
+    *,
+    memory: float = float("inf"),
 ) -> tuple[Models, dict[str, Any]]:
     """Fit every training set (row of weights, float64 (S, n), 0 = held out) at every C.
 
-    Scales are those of `transforms.Scaling`, of each set's own rows.
+    Scales are those of `transforms.Scaling`, of each set's own rows. memory : as for `fit_logistic`
     """
     standardize = True if preprocess == "standardize" else "overall"
-    fits = fit_logistic(X, y, C=values, weights=weights, standardize=standardize, tol=config.tol)
+    options: dict[str, Any] = {"standardize": standardize, "tol": config.tol, "memory": memory}
+    fits = fit_logistic(X, y, C=values, weights=weights, **options)
     status, counts = np.unique(np.asarray(fits.status), return_counts=True)
     facts = {
         "fits": int(np.asarray(fits.status).size),
@@ -254,16 +258,20 @@ class Fitted:
         c = self.config
         return Setting(c.preprocess[p], c.class_weight[w], c.parameter, float(self.values[v]), (p, w, v))
 
-    def scorer(self, X: np.ndarray) -> Callable[[int, Setting], np.ndarray]:
-        """A function (part, setting) -> scores float64 (n[, K]) of these rows; it transforms them once."""
-        transformed: dict[int, np.ndarray] = {}
+    def scorer(self, X: Features) -> Callable[[int, Setting], np.ndarray]:
+        """A function (part, setting) -> scores float64 (n[, K]) of these rows; it transforms once what is in
+        memory.
+        """
+        transformed: dict[int, Features | Transformed] = {}
 
         def score(part: int, setting: Setting) -> np.ndarray:
             p, w, v = setting.index
             transform, models, sets = self.models[p, part]
             if id(transform) not in transformed:
-                transformed[id(transform)] = transform(X)
-            return models.scores(transformed[id(transform)], [sets[w]], v)[:, 0].astype(np.float64)
+                transformed[id(transform)] = apply(transform, X)
+            Z = transformed[id(transform)]
+            scores = [models.scores(Z[block], [sets[w]], v)[:, 0] for block in blocks(len(Z))]
+            return np.concatenate(scores).astype(np.float64)
 
         return score
 
@@ -275,19 +283,21 @@ class Fitted:
 
 
 def fit_parts(
-    X: np.ndarray,
+    X: Features,
     y: np.ndarray,
     parts: Sequence[Part],
     config: ProbeConfig,
     *,
     votes: np.ndarray | None = None,
     groups: np.ndarray | None = None,
+    memory: float = float("inf"),
 ) -> Fitted:
     """Fit all parts at all points of the grid, in as few calls of the solver as possible: one for each
     preprocessing, or one for each `model` where the preprocessing learns from rows.
 
-    X : float (n, d); y : int (n,), 0 .. K-1; votes : see `Targets`; groups : (n,), for probes that choose
-        something themselves
+    X : float (n, d), or `FileRows` for the probe "logistic"; y : int (n,), 0 .. K-1; votes : see `Targets`
+    groups : (n,), for probes that choose something themselves
+    memory : bytes that the solver's copy of the features may take; else it reads X in every pass
     """
     targets = Targets.of(y, votes, config)
     outputs = () if (n_classes := int(y.max()) + 1) <= 2 else (n_classes,)
@@ -300,27 +310,43 @@ def fit_parts(
     for p, preprocess in enumerate(config.preprocess):
         for members in _share(preprocess, parts):
             lap = time.perf_counter()
-            transform = fit_transform(preprocess, X[parts[members[0]].training])
-            Z = transform(X)
+            transform = fit_transform(preprocess, select(X, parts[members[0]].training))
+            Z = apply(transform, X)
             weights = np.stack(
                 [targets.weights(parts[i].training, w) for i in members for w in config.class_weight]
             )
-            F = Z if len(targets.rows) == len(Z) else Z[targets.rows]
             if config.probe == "logistic":
-                fits, about = fit_logistic_grid(F, targets.y, weights, values, preprocess, config)
+                F = Z if len(targets.rows) == len(Z) else select(Z, targets.rows)
+                of_logistic = (targets.y, weights, values, preprocess, config)
+                fits, about = fit_logistic_grid(F, *of_logistic, memory=memory)
             else:
-                fits, about = fit_others_grid(F, targets.y, weights, groups, values, preprocess, config)
+                fits, about = fit_others_grid(Z[:], y, weights, groups, values, preprocess, config)
             facts.append(about)
             seconds["fit"] += time.perf_counter() - lap
             lap = time.perf_counter()
-            for position, i in enumerate(members):
-                sets = list(range(position * W, (position + 1) * W))
-                if parts[i].held_out.any():
-                    held_out[i][p] = np.moveaxis(fits.scores(Z[parts[i].held_out], sets), 0, 2)
-                if parts[i].inner is None:
-                    models[p, i] = (transform, fits, sets)
+            sets_of = {i: list(range(k * W, (k + 1) * W)) for k, i in enumerate(members)}
+            for i, sets, mask, into, rows in _held_out_blocks(Z, parts, sets_of):
+                held_out[i][p][:, :, into] = np.moveaxis(fits.scores(rows[mask], sets), 0, 2)
+            models |= {(p, i): (transform, fits, sets_of[i]) for i in members if parts[i].inner is None}
             seconds["score"] += time.perf_counter() - lap
     return Fitted(config, values, held_out, models, sum_facts(facts), seconds)
+
+
+def _held_out_blocks(
+    Z: Features | Transformed, parts: Sequence[Part], sets: Mapping[int, list[int]]
+) -> Iterator[tuple[int, list[int], np.ndarray, slice, np.ndarray]]:
+    """Every part's held-out rows, in blocks of which each is read once for all parts.
+
+    Gives the part, its sets, which rows of the block (bool), their places among the part's, and the block.
+    """
+    done = dict.fromkeys(sets, 0)
+    for block in blocks(len(Z)):
+        rows = Z[block]
+        for i, of_part in sets.items():
+            mask = parts[i].held_out[block]
+            if mask.any():
+                start, done[i] = done[i], done[i] + int(mask.sum())
+                yield i, of_part, mask, slice(start, done[i]), rows
 
 
 def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:

@@ -16,6 +16,7 @@ from typing import Protocol, Self
 import numpy as np
 
 from ..model import Steps, unit
+from ..streaming import Features, FileRows, blocks
 
 
 class Transform(Protocol):
@@ -54,10 +55,15 @@ class Whitening:
     rotation: np.ndarray
 
     @classmethod
-    def fit(cls, X: np.ndarray) -> Self:
-        mean = X.mean(0, dtype=np.float64)
-        centred = X.astype(np.float64) - mean
-        variance, vectors = np.linalg.eigh(centred.T @ centred / len(X))
+    def fit(cls, X: Features) -> Self:
+        d = X.shape[1]
+        mean, products = np.zeros(d), np.zeros((d, d))
+        for block in blocks(len(X)):
+            mean += X[block].sum(0, dtype=np.float64) / len(X)
+        for block in blocks(len(X)):
+            centred = X[block].astype(np.float64) - mean
+            products += centred.T @ centred
+        variance, vectors = np.linalg.eigh(products / len(X))
         keep = variance > 1e-6 * variance[-1]
         return cls(mean, (vectors[:, keep] / np.sqrt(variance[keep])).astype(X.dtype))
 
@@ -98,7 +104,30 @@ class Scaling:
         return (("shift", {"value": self.mean}), ("scale", {"value": 1 / self.scale}))
 
 
-def fit_transform(preprocess: str, X: np.ndarray) -> Transform:
+class Transformed:
+    """Rows that stay in a file, transformed when read: .shape, .dtype, and [lo:hi] -> float32 array."""
+
+    def __init__(self, X: FileRows, transform: Transform) -> None:
+        self.X, self.transform, self.dtype = X, transform, X.dtype
+        self.shape = (len(X), transform(X[:1]).shape[1])
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.transform(self.X[rows])
+
+    def select(self, rows: np.ndarray) -> "Transformed":
+        """Some rows: bool (n,), or int (k,) for their numbers. Nothing is read."""
+        return Transformed(self.X.select(rows), self.transform)
+
+
+def apply(transform: Transform, X: Features) -> Features | Transformed:
+    """transform(X): now, or block by block where the rows are read from a file."""
+    return Transformed(X, transform) if isinstance(X, FileRows) else transform(X)
+
+
+def fit_transform(preprocess: str, X: Features) -> Transform:
     """The part of a preprocessing that may be shared by the inner folds of one outer training set, X.
 
     "standardize" and "none" change nothing here: `Scaling` is of each training set's own rows.

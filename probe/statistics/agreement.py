@@ -16,7 +16,7 @@ from scipy import special
 
 from ...errors import InvalidRequest, ProbeError
 from .metrics import check_labels, check_probabilities, check_scores, evaluate
-from .weighted import Weighted, check_clusters
+from .weighted import Weighted, check_clusters, midranks
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.intp]
@@ -335,8 +335,6 @@ def soft_scores(
     pearson, spearman : correlation of p and f; the ranks of spearman are those of the unweighted sample.
         NaN where p or f is constant
     """
-    from scipy.stats import rankdata
-
     p, t = check_votes(positive, total)
     share = p / t
     table, one_model = check_probabilities(probabilities, len(share))
@@ -353,7 +351,7 @@ def soft_scores(
         "soft_log_loss": mean(loss),
         "soft_excess_log_loss": mean(excess),
         "pearson": rows.correlation(table, f),
-        "spearman": rows.correlation(rankdata(table, axis=0), rankdata(f, axis=0)),
+        "spearman": rows.correlation(midranks(table), midranks(f)),
     }
     squeeze = (drawn_axis, 0 if one_model else slice(None))
     return {name: values[squeeze] for name, values in scores_of.items()}

@@ -11,6 +11,7 @@ from scipy import special
 from ...errors import InvalidRequest
 from .intervals import STILL, Clusters, Floats, Interval, Options, cluster_codes, estimate
 from .metrics import METRICS, check_labels, check_names, evaluate
+from .weighted import midranks
 
 # Metrics whose difference of two models is linear in the swaps of clusters. Of means over rows that is plain.
 # An AUROC is a sum over pairs of a positive of cluster g and a negative of cluster h, so it is quadratic in
@@ -237,8 +238,6 @@ def permutation_test(
     n_permutations + 1. `low`, `high` are NaN: a test has no interval. `standard_error` is that under the
     hypothesis.
     """
-    from scipy.stats import rankdata
-
     check_names([metric])
     labels = check_labels(y)
     table = np.asarray(scores, np.float64)
@@ -250,7 +249,7 @@ def permutation_test(
     observed = evaluate(labels, table, metrics=[metric], **about)[metric]
     needs = METRICS[metric].needs
     if needs == "score":
-        table = rankdata(table if order is None else np.asarray(order, np.float64), axis=0)
+        table = midranks(table if order is None else np.asarray(order, np.float64))
     elif needs == "threshold":
         cut = (0.0 if logits else 0.5) if threshold is None else threshold
         table = (table >= np.asarray(cut)).astype(np.float64)

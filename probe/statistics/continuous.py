@@ -18,7 +18,7 @@ from . import metrics as metrics_module
 from .comparisons import FEW_CLUSTERS, Differences, compare_or_permute, pairs_of, permute
 from .intervals import Estimates, Interval, Options, cluster_codes, estimate_function
 from .metrics import Metric
-from .weighted import CONSTANT, Floats, Weighted, check_clusters, divide
+from .weighted import CONSTANT, Floats, Weighted, check_clusters, divide, midranks
 
 # rows x clusters up to which ranks without each cluster are counted afresh, and that are held at once; above,
 # what its rows change one by one is added up (an error of second order in the cluster's share)
@@ -364,8 +364,6 @@ def permutation_test(
     """`comparisons.permutation_test` for predictions (n, m, T). Swapped are the predictions, for Pearson
     standardised within each model and target, for Spearman their ranks.
     """
-    from scipy.stats import rankdata
-
     check_names([metric])
     sample, _ = _sample(y, predictions, None, None)
     table = sample.predictions
@@ -373,7 +371,7 @@ def permutation_test(
         deviation = table.std(axis=0)
         table = (table - table.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
     elif metric == "spearman":
-        table = rankdata(table, axis=0)
+        table = midranks(table)
 
     def score(i: int, j: int, weights: NDArray[Any], groups: NDArray[np.intp]) -> Floats:
         both = np.concatenate([table[:, [i, j]], table[:, [j, i]]])

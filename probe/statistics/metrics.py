@@ -35,7 +35,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse, special
 
 from ...errors import InvalidRequest, ProbeError
-from .weighted import Floats, Weighted, check_clusters, divide
+from .weighted import Floats, Weighted, check_clusters, divide, midranks
 
 Bools = NDArray[np.bool_]
 Strategy = Literal["width", "mass"]
@@ -261,12 +261,10 @@ def placements(y: Bools, scores: Floats) -> Floats:
     Their mean over the rows of either class is the AUROC (DeLong, DeLong & Clarke-Pearson, Biometrics 1988);
     by midranks (Sun & Xu, IEEE Signal Processing Letters 2014).
     """
-    from scipy.stats import rankdata
-
-    ranks = rankdata(scores, axis=0)
+    ranks = midranks(scores)
     placed = np.empty_like(ranks)
     for of, flip in ((y, False), (~y, True)):
-        share = (ranks[of] - rankdata(scores[of], axis=0)) / (~of).sum()
+        share = (ranks[of] - midranks(scores[of])) / (~of).sum()
         placed[of] = 1 - share if flip else share
     return placed
 

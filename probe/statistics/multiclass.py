@@ -25,7 +25,7 @@ from . import intervals, metrics
 from .comparisons import FEW_CLUSTERS, Differences, compare_or_permute, pairs_of, permute
 from .intervals import Clusters, Estimates, Interval, Options, cluster_codes, estimate_function
 from .metrics import Metric
-from .weighted import Floats, Weighted, check_clusters, divide
+from .weighted import Floats, Weighted, check_clusters, divide, midranks
 
 CLASS_METRICS = ("sensitivity", "specificity", "precision", "f1", "auroc", "average_precision")
 _BLOCK_CELLS = 1 << 21  # float64 (reweightings x K x K) at once
@@ -605,14 +605,12 @@ def permutation_test(
     """`comparisons.permutation_test` for scores (n, m, K). Swapped are the probabilities, and for metrics of
     order the ranks of the rows within each model, class by class.
     """
-    from scipy.stats import rankdata
-
     check_names([metric])
     sample, _ = _sample(y, scores, logits, order, ordered, None, None)
     table = sample.scores
     ranked = METRICS[metric].needs == "score"
     if ranked:
-        ranks = np.stack([rankdata(sample.rank_by(k), axis=0) for k in range(sample.n_classes)], axis=2)
+        ranks = np.stack([midranks(sample.rank_by(k)) for k in range(sample.n_classes)], axis=2)
     else:
         ranks = table
 
