@@ -5,6 +5,7 @@ No token is ever in a sentence, nor what stands before the host in HF_ENDPOINT.
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from urllib.parse import urlsplit
 
 from .errors import MissingDependency, PatchbankError
 from .files import reason as why_not_written
+
+_SIZES = re.compile(r"should be of size (\d+) but has size (\d+)")  # of the client's check of a download
 
 
 class NotTheHubError(OSError):
@@ -97,6 +100,11 @@ def reason(
         return (
             f"the hub cannot be reached for {repo} ({at}). Fix: look at the network and at "
             f"HTTPS_PROXY{elsewhere}"
+        )
+    if isinstance(error, OSError) and (sizes := _SIZES.search(str(error))):
+        return (
+            f"a file of {repo} has {sizes[1]} bytes on the hub, and {sizes[2]} came from {at}. "
+            f"Fix: try again, look at the network and at HTTPS_PROXY{elsewhere}"
         )
     if isinstance(error, OSError):
         return _not_written(error, repo, into, elsewhere)

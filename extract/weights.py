@@ -291,10 +291,28 @@ def _download(card: Card, revision: str | None, wanted: Sequence[str]) -> Weight
             raise NotTheHubError
         if card.kind in FOLDERS:
             folder = Path(hub.snapshot_download(card.hub, revision=revision, allow_patterns=_PATTERNS))
+            _refuse_damaged(card, [file for file in folder.rglob("*") if file.is_file()])
             return Weights(f"hub:{card.hub}@{folder.name}", folder, folder.name)
         path = Path(hub.hf_hub_download(card.hub, name, revision=revision))
+        _refuse_damaged(card, [path])
         return Weights(f"hub:{card.hub}@{_commit_of(path)}", path, _commit_of(path))
     raise EncoderError(f"the card of {card.id} names no weight files")
+
+
+def _refuse_damaged(card: Card, files: Sequence[Path]) -> None:
+    """Raises EncoderError where a file just downloaded is not what the hub says, and deletes it.
+
+    The hub's cache names a large file by its SHA-256; its client compares lengths only.
+    """
+    for file in files:
+        blob = file.resolve()
+        if re.fullmatch(r"[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
+            for one in (file, blob):
+                one.unlink(missing_ok=True)
+            raise EncoderError(
+                f"{file.name} of {card.hub} was damaged on its way from the hub (another SHA-256), and was "
+                "deleted. Fix: run again, and look at HTTPS_PROXY if it comes again"
+            )
 
 
 _PATTERNS = ["*.json", "*.safetensors", "*.bin", "*.py", "*.txt"]

@@ -667,3 +667,33 @@ def test_what_is_on_the_hub_only_is_told_apart_from_what_cannot_be_had(cache: Pa
 def test_the_token_is_looked_at_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", SECRET)
     assert weights.has_token() is True
+
+
+@pytest.mark.parametrize("sent", [40, 60])
+def test_a_download_of_another_length_is_not_taken(
+    fake_hub: Any, tiny: Card, tmp_path: Path, sent: int
+) -> None:
+    """The hub says 50 bytes, and a proxy sends fewer or more: no file stays that a later run would take."""
+    about = {"X-Repo-Commit": COMMIT, "ETag": '"e"'}
+    fake_hub.script = lambda method, _: (
+        (200, about | {"Content-Length": "50"}, b"") if method == "HEAD" else (200, about, b"x" * sent)
+    )
+    with pytest.raises(EncoderError, match=rf"lab/tiny has 50 bytes on the hub, and {sent} came .*try again"):
+        locate(tiny.replace(gated=False))
+    assert not list((tmp_path / "hub-cache").glob("**/snapshots/**/*.safetensors"))
+
+
+def test_a_damaged_download_is_not_taken(fake_hub: Any, tiny: Card, tmp_path: Path) -> None:
+    """A large file's ETag is its SHA-256: the same length with other bytes is deleted, then fetched again."""
+    good = b"x" * 50
+    about = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(good).hexdigest()}"'}
+    fake_hub.script = lambda *_: (200, about, b"y" + good[1:])
+    with pytest.raises(
+        EncoderError, match=r"model\.safetensors of lab/tiny was damaged .* deleted\. Fix: run"
+    ):
+        locate(tiny.replace(gated=False))
+    assert not [file for file in (tmp_path / "hub-cache").glob("**/blobs/*") if file.is_file()]
+    fake_hub.script = lambda *_: (200, about, good)
+    found = locate(tiny.replace(gated=False)).path
+    assert found is not None
+    assert found.read_bytes() == good
