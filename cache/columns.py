@@ -161,7 +161,13 @@ def texts(column: pd.Series, name: str) -> np.ndarray:
     Raises InvalidRequest at characters that files cannot hold (NUL, halves of surrogate pairs).
     """
     words = column.astype("string").fillna("").to_numpy(dtype=object)
-    for row, word in enumerate(words):
+    together = "".join(words)
+    try:
+        together.encode()
+        bad = "\0" in together
+    except UnicodeEncodeError:
+        bad = True
+    for row, word in enumerate(words if bad else ()):  # which
         if "\0" in word or any("\ud800" <= char <= "\udfff" for char in word if char > "\ud7ff"):
             raise InvalidRequest(
                 f"row {row} of the column {name!r} has an invalid character: {word[:60]!r}; change it"
