@@ -23,7 +23,7 @@ scores; one sparse product per model gives both for all B at once, and no (B, n)
 Counts are summed in float64 and so exactly: AUROC and AP do not depend on how the work is cut up.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -136,19 +136,14 @@ class _Sample(Weighted):
         if self.weights is None and (self.alone or len(cuts) * self.n_clusters > _EXACT_CELLS):
             return self._without_rows(scores)
         blocks = self._cells(scores, cuts, position)
-        positive, negative = (np.broadcast_to(w, (self.n_samples, 1))[:, 0] for w in self.class_weights)
-        if self.weights is None:
-            dense = ((p.toarray(), n.toarray()) for p, n in blocks)
-            without = ((p.sum(axis=1, keepdims=True) - p, n.sum(axis=1, keepdims=True) - n) for p, n in dense)
-            return _areas(without, positive, negative)
-        parts = []
+        positive, negative = (weight[:, 0] for weight in self.class_weights)
+        weighed = self._drawn(blocks) if self.weights is not None else _left_out(blocks)
         # as even as can be: one column alone would be summed in another order than several
         ends = np.linspace(0, self.n_samples, -(-self.n_samples // _BLOCK_RESAMPLES) + 1).astype(int)
+        parts = []
         for start, end in pairwise(ends):
             part = slice(start, end)
-            drawn = np.ascontiguousarray(self.weights[part].T)
-            weighed = ((at_cut @ drawn, in_cell @ drawn) for at_cut, in_cell in blocks)
-            parts.append(_areas(weighed, positive[part], negative[part]))
+            parts.append(_areas(weighed(part), positive[part], negative[part]))
         auroc, precision = zip(*parts, strict=True)
         return np.concatenate(auroc), np.concatenate(precision)
 
@@ -173,6 +168,16 @@ class _Sample(Weighted):
         edges = [*range(0, len(cuts), _BLOCK_CUTS), len(cuts)]
         return [(counts[0][lo:hi], counts[1][2 * lo : 2 * hi]) for lo, hi in pairwise(edges)]
 
+    def _drawn(self, blocks: Sequence[tuple[sparse.csr_array, sparse.csr_array]]) -> "_Weighing":
+        """What `_areas` takes, of some of the reweightings."""
+
+        def weighed(part: slice) -> Iterator[tuple[Floats, Floats]]:
+            assert self.weights is not None
+            drawn = np.ascontiguousarray(self.weights[part].T)
+            return ((at_cut @ drawn, in_cell @ drawn) for at_cut, in_cell in blocks)
+
+        return weighed
+
     def _without_rows(self, scores: Floats) -> tuple[Floats, Floats]:
         """`_rank` with each cluster left out, from what each row changes when it alone is left out; exact
         where every cluster is one row.
@@ -190,6 +195,20 @@ class _Sample(Weighted):
         ]
         first, second = (np.where(defined, change, np.nan) for change in changes)
         return first, second
+
+
+_Weighing = Callable[[slice], Iterator[tuple[Floats, Floats]]]
+
+
+def _left_out(blocks: Sequence[tuple[sparse.csr_array, sparse.csr_array]]) -> _Weighing:
+    """What `_areas` takes, without each of some clusters."""
+    columns = [[(one.tocsc(), one.sum(axis=1)[:, None]) for one in block] for block in blocks]
+
+    def weighed(part: slice) -> Iterator[tuple[Floats, Floats]]:
+        for (at_cut, positive), (in_cell, negative) in columns:
+            yield positive - at_cut[:, part].toarray(), negative - in_cell[:, part].toarray()
+
+    return weighed
 
 
 def _areas(
