@@ -24,8 +24,9 @@ from ...errors import InvalidRequest, ProbeError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Float = type[np.float32] | type[np.float64]
-READ_ROWS = 4096  # rows read at once from X where all of it is passed over
-KEPT_BYTES = 2**26  # a float64 copy as small as this is kept, larger ones are made block by block
+READ_ROWS = 4096  # rows read at once from a file where all of it is passed over
+CACHED_BYTES = 2**21  # of float64 rows of an array that are worked on at once: they stay in the L2 cache
+KEPT_BYTES = 2**28  # a float64 copy as small as this is kept, larger ones are made block by block
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Design:
     d, n (rows with weight in any set), n_classes
     outputs : columns of coefficients a problem, 1 for two classes, else K
     spread : float64 (S,), sum of the squared norms of the set's rows, in its standardised units
+    rows_at_once : rows of a pass over X in float64, where they are made for it
     factor : float64 (S, d + 1), the a_sj above; 1 for the intercept, 0 for features constant in the set
     weights : float64 (S, n) in the sorted order, weights32 float32 (n, S)
     """
@@ -69,6 +71,9 @@ class Design:
         used: Array = np.greater(weights, 0)
         in_memory = isinstance(X, np.ndarray) and not isinstance(X, np.memmap)
         streamed = 4.0 * n * (self.d + 1) > memory
+        self.rows_at_once = READ_ROWS
+        if isinstance(X, np.ndarray):
+            self.rows_at_once = int(np.clip(CACHED_BYTES // (8 * max(self.d, 1)), 64, READ_ROWS))
         if in_memory or (isinstance(X, np.memmap) and not streamed):
             self.order, self.segments = _sorted_rows(used)
         else:  # a file is read front to back
@@ -88,9 +93,12 @@ class Design:
         self.in_memory = not streamed
         self._prepared: dict[Float, Array] = {}
         if self.in_memory:
-            self._prepared[np.float32] = self._prepare(np.float32)
             if 8 * self.n * (self.d + 1) <= KEPT_BYTES:
                 self._prepared[np.float64] = self._prepare(np.float64)
+                self._prepared[np.float32] = self._prepared[np.float64].astype(np.float32)
+                self.rows_at_once = READ_ROWS
+            else:
+                self._prepared[np.float32] = self._prepare(np.float32)
 
     def _read(self, lo: int, hi: int) -> Array:
         """Rows lo..hi of the sorted order as they are in X."""
@@ -106,8 +114,8 @@ class Design:
             axis=0
         )  # near the mean: saves the variance's digits
         total, squares = np.zeros((2, len(masks), self.d))
-        for lo in range(0, self.n, READ_ROWS):
-            hi = min(self.n, lo + READ_ROWS)
+        for lo in range(0, self.n, self.rows_at_once):
+            hi = min(self.n, lo + self.rows_at_once)
             A = self._read(lo, hi).astype(np.float64)
             if not np.isfinite(A.sum()) and not (finite := np.isfinite(A).all(axis=1)).all():
                 row = self.order[lo + int(np.argmin(finite))]
@@ -160,9 +168,9 @@ class Design:
     def standardized(self, lo: int, hi: int, dtype: Float) -> Array:
         """(rows, d + 1) of dtype: x~ and a column of ones, times the sign of the label if K is 2."""
         A = self._read(lo, hi)
-        A = A.astype(np.float64 if np.float64 in (A.dtype, dtype) else np.float32)
-        A -= self.mean.astype(A.dtype)
-        A *= (1 / self.scale).astype(A.dtype)
+        wide = np.float64 if np.float64 in (A.dtype, dtype) else np.float32
+        A = np.subtract(A, self.mean.astype(wide), dtype=wide)
+        A *= (1 / self.scale).astype(wide)
         out = np.empty((hi - lo, self.d + 1), dtype=dtype)
         sign = self.sign[lo:hi, None].astype(dtype)
         np.multiply(A, sign, out=out[:, :-1], casting="same_kind")
@@ -181,8 +189,8 @@ class Design:
 
     def _prepare(self, dtype: Float) -> Array:
         out = np.empty((self.n, self.d + 1), dtype=dtype)
-        for lo in range(0, self.n, READ_ROWS):
-            hi = min(self.n, lo + READ_ROWS)
+        for lo in range(0, self.n, self.rows_at_once):
+            hi = min(self.n, lo + self.rows_at_once)
             out[lo:hi] = self.standardized(lo, hi, dtype)
         return out
 

@@ -383,26 +383,29 @@ def _round(
 ) -> None:
     """Evaluate the trial points of the slots in part; accept or shorten; aim again; sort out who is done."""
     ids, direction = slots.ids[part].copy(), slots.direction[part]
-    theta = slots.theta[part] + slots.step[part, None, None] * direction
+    moved = slots.step[part, None, None].astype(np.float32) * direction
+    theta = slots.theta[part] + moved
     if exact:
         at = objective.exact(ids, theta)
-        theta = at.theta if at.theta is not None else theta
+        if at.theta is not None:
+            theta = at.theta
+            moved = (theta - slots.theta[part]).astype(np.float32)
     else:
         at = objective.gradients(ids, theta)
-    gradient = at.gradient.astype(np.float32)
+    gradient = at.gradient.astype(np.float32, copy=False)
     slope, first = np.einsum("pmd,pmd->p", gradient, direction), slots.slope[part]
     # the first float64 point is where float32 ended: it counts whatever its slope
     accept = (slope <= 0.5 * np.abs(first)) | (exact & (slots.exact_rounds[part] == 0))
     count = len(ids)
-    mask = accept[:, None]
-    s = np.where(mask, (theta - slots.theta[part]).reshape(count, -1), 0).astype(np.float32)
-    y = np.where(mask, (gradient - slots.gradient[part]).reshape(count, -1), 0)
-    slots.push(part, s, y)
-    new = np.flatnonzero(accept)
-    slot = part.start + new
-    slots.theta[slot], slots.gradient[slot] = theta[new], gradient[new]
+    turned = gradient - slots.gradient[part]
+    new, short = np.flatnonzero(accept), np.flatnonzero(~accept)
+    moved[short] = turned[short] = 0
+    slots.push(part, moved.reshape(count, -1), turned.reshape(count, -1))
+    slot = part.start + new if len(short) else part
+    if len(short):
+        theta, gradient = theta[new], gradient[new]
+    slots.theta[slot], slots.gradient[slot] = theta, gradient
     slots.value[slot], slots.curvature[slot] = at.value[new], at.curvature[new]
-    short = np.flatnonzero(~accept)
     if len(short):
         rise = slope[short] - first[short]
         secant = np.divide(-first[short], rise, out=np.full_like(rise, 0.1), where=rise > 0)
