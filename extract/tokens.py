@@ -55,6 +55,9 @@ def vector_dim(card: Card, policy: Policy) -> int:
         if not card.projection:
             raise InvalidRequest(f"{card.id} has no projection; use pooled")
         return card.projection
+    unpooled = card.arguments.get("global_pool") == "" or card.arguments.get("add_pooling_layer") is False
+    if name == "pooled" and unpooled and card.kind in ("timm", "transformers"):
+        raise InvalidRequest(f"{card.id} pools nothing itself; use cls, mean or cls+mean")
     if not card.grid and name != "pooled":
         raise InvalidRequest(f"{card.id} has no tokens, so {policy.name!r} is unavailable; use pooled")
     class_token = card.class_token and card.prefix > 0

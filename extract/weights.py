@@ -101,13 +101,22 @@ def locate(
     if card.package:  # needs no network, so a folder for machines without one changes nothing
         return _in_package(card)
     if weights_dir is not None:
-        return _in_folder(card, Path(weights_dir))
+        return _with_its_digest(card, _in_folder(card, Path(weights_dir)))
     if not card.hub:
         raise EncoderError(
             f"the card of {card.id} does not say where its weights are (hub, package): "
             "name the file with --checkpoint, or add --weights-dir DIR"
         )
-    return _on_hub(card, download)
+    return _with_its_digest(card, _on_hub(card, download))
+
+
+def _with_its_digest(card: Card, found: Weights) -> Weights:
+    """Raises EncoderError where the card names the SHA-256 of another file."""
+    if card.sha256 and found.path is not None and found.path.is_file() and sha256(found.path) != card.sha256:
+        raise EncoderError(
+            f"{found.path} is not the file that the card of {card.id} was made for: another SHA-256"
+        )
+    return found
 
 
 def may_be_index(path: Path) -> bool:

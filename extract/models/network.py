@@ -22,7 +22,8 @@ class Features:
     Attributes
     ----------
     tokens
-        (b, prefix + grid, dim) after the final norm, CLS first, then registers; None without tokens.
+        (b, prefix + grid, dim) after the final norm (CLIP of transformers: before it), CLS first, then
+        registers; None without tokens.
     pooled
         (b, dim) of the network's own pooling; None if not requested or unavailable.
     projected
@@ -56,6 +57,17 @@ class Network(nn.Module):
         raise NotImplementedError
 
 
+def _refuse_other_prefix(card: Card, prefix: int | None) -> None:
+    """Raises EncoderError where a network says how many tokens stand before the patches, and the card another
+    number: registers would enter the mean.
+    """
+    if card.grid and prefix is not None and prefix != card.prefix:
+        raise EncoderError(
+            f"the card of {card.id} says prefix = {card.prefix}, and its network has {prefix} tokens (CLS, "
+            f"registers) before those of the patches: set prefix = {prefix}, and grid to the rest"
+        )
+
+
 class TimmNetwork(Network):
     """Any timm model: `forward_features` gives tokens, `forward_head(pre_logits=True)` the pooled vector."""
 
@@ -64,6 +76,7 @@ class TimmNetwork(Network):
         self.model = model
         self.has_tokens = card.grid > 0
         self.depth = len(model.blocks) if self.has_tokens and hasattr(model, "blocks") else 0  # pyright: ignore[reportArgumentType]
+        _refuse_other_prefix(card, getattr(model, "num_prefix_tokens", None))
 
     def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
         model: Any = self.model
@@ -105,6 +118,8 @@ class TransformersNetwork(Network):
             nn.Identity(),
         )
         config = self.model.config
+        registers = getattr(config, "num_register_tokens", None)
+        _refuse_other_prefix(card, 1 + registers if isinstance(registers, int) else None)
         self.depth = int(getattr(config, "num_hidden_layers", 0))
 
     def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:

@@ -120,6 +120,7 @@ def card_of_hub(hub: str) -> Card:
             f"{hub} needs code of its own (auto_map in its config.json), and its layout cannot be known "
             "without running it: write a card with remote_code = true (see `patchbank encoders show hibou-b`)"
         )
+    clip = str(config.get("model_type", "")).startswith("clip")  # its tokens are those before its last norm
     vision = config.get("vision_config")
     config = vision if isinstance(vision, dict) and vision else config
     width, patch = config.get("hidden_size"), config.get("patch_size")
@@ -138,7 +139,7 @@ def card_of_hub(hub: str) -> Card:
         dim=width,
         grid=(shape.size // patch) ** 2,
         prefix=prefix,
-        tokens="cls" if prefix else "mean",
+        tokens="pooled" if clip else "cls" if prefix else "mean",
         transform=shape,
     )
 

@@ -115,10 +115,9 @@ def test_the_listed_encoders_are_there() -> None:
 @pytest.mark.parametrize("name", TWINS)
 def test_card_against_its_architecture(name: str) -> None:
     card, network, side = CARDS[name], twin(name), CARDS[name].transform.size
+    pooled = "pooled" in policies_of(card)
     with torch.device("meta"), torch.no_grad():
-        features = network.features(
-            torch.empty(2, 3, side, side), pooled=not card.grid or card.projection > 0
-        )
+        features = network.features(torch.empty(2, 3, side, side), pooled=pooled)
     if card.grid:
         assert features.tokens.shape == (2, card.prefix + card.grid, card.dim)
         if card.kind == "timm":
@@ -129,10 +128,18 @@ def test_card_against_its_architecture(name: str) -> None:
         for policy, dim in policies_of(card).items():
             if policy not in ("pooled", "projected"):
                 assert select(features.tokens, card.prefix, policy).shape == (2, dim)
-    else:
+    if pooled:
         assert features.pooled.shape == (2, card.dim)
     if card.projection:
         assert features.projected.shape == (2, card.projection)
+
+
+@pytest.mark.parametrize("name", ["dinov2-reg-s", "hibou-b"])
+def test_registers_that_the_card_forgets_are_refused(name: str) -> None:
+    """The number of all tokens fits, and the mean would hold four registers."""
+    card = CARDS[name].replace(prefix=1, grid=260)
+    with pytest.raises(EncoderError, match=r"says prefix = 1, and its network has 5 tokens"):
+        build_small(card)
 
 
 def test_every_card_has_a_twin_but_those_of_code_from_the_hub() -> None:
@@ -330,8 +337,9 @@ def test_policies_of_a_card() -> None:
         "cls+mean": 2560,
         "registers": 4 * 1280,
         "patches": 256 * 1280,
-        "pooled": 1280,
     }
+    with pytest.raises(InvalidRequest, match=r"virchow2 pools nothing itself; use cls, mean or cls\+mean"):
+        vector_dim(CARDS["virchow2"], parse_policy("pooled"))
     assert policies_of(CARDS["efficientnet-lite0"]) == {"pooled": 1280}
 
 

@@ -227,6 +227,23 @@ def test_configurations_that_are_none(folder: Path, content: str, says: str) -> 
         load_card(f"hf:{folder}")
 
 
+def test_clip_of_the_hub_gives_its_pooled_token(folder: Path) -> None:
+    """The CLS token after CLIP's last norm, which transformers applies to no other token."""
+    transformers = pytest.importorskip("transformers")
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    vision = shape | {"patch_size": 14, "image_size": 28}
+    config = transformers.CLIPConfig(text_config=shape | {"vocab_size": 99}, vision_config=vision)
+    model: Any = transformers.CLIPModel(config).eval()
+    model.save_pretrained(folder)
+    card = load_card(f"hf:{folder}")
+    assert (card.tokens, card.dim, card.grid, card.prefix) == ("pooled", 16, 4, 1)
+    encoder = build_encoder(card, device="cpu", checkpoint=folder, precision="fp32")
+    images = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        wanted = model.vision_model(pixel_values=images).pooler_output
+    torch.testing.assert_close(encoder.embed(images)["pooled"], wanted)
+
+
 @pytest.mark.parametrize(
     ("processor", "wanted"),
     [

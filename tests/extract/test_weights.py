@@ -610,6 +610,11 @@ def test_weights_are_downloaded_and_the_second_file_name_is_tried(
     assert (found.commit, found.identity) == (COMMIT, f"hub:lab/tiny@{COMMIT}")
     assert found.path is not None
     assert found.path.read_bytes() == content
+    assert locate(tiny.replace(gated=False, sha256=hashlib.sha256(content).hexdigest())) == found
+    with pytest.raises(
+        EncoderError, match="not the file that the card of tiny was made for: another SHA-256"
+    ):
+        locate(tiny.replace(gated=False, sha256="0" * 64))
     fake_hub.asked.clear()
     assert locate(tiny.replace(gated=False)) == found
     assert fake_hub.asked == [], "what the cache holds is not asked for again"
