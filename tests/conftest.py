@@ -29,10 +29,13 @@ def shared() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def listening_to_ctrl_c() -> None:
-    """A shell starts what runs in its background with SIGINT ignored, and processes inherit that."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    """A shell starts what runs in its background with SIGINT ignored, and processes inherit that.
+
+    A command that was interrupted leaves SIGINT to the system, and so to the tests after it.
+    """
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, signal.SIG_DFL):
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
