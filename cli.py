@@ -383,6 +383,7 @@ def _show_predictions(predictions: Any, files: Sequence[Path]) -> None:
 def _show_rows(table: Any) -> None:
     """The first rows; the file has all of them."""
     shown = [name for name in table if str(name).startswith(("path", "probability", "prediction"))]
+    shown = [name for name in shown if not str(name).startswith("prediction_fold_")]  # each model's
     rows = [
         [f"{cell:.3f}" if isinstance(cell, float) else cell for cell in row]
         for row in table[shown].head(SHOWN_ROWS).itertuples(index=False)

@@ -116,7 +116,7 @@ def predict(
         if bank or features or role or encoders or precision or on_error != "fail":
             raise InvalidRequest(f"{PROBE_OPTIONS} belong to a probe, and {model} has no {ABOUT}")
         predictions = _by_networks(
-            Path(str(model)), manifest, batch_size=batch_size or 64, workers=workers or 0, tta=tta,
+            Path(str(model)), manifest, batch_size=batch_size, workers=workers or 0, tta=tta,
             progress=progress, **how,
         )  # fmt: skip
     else:
@@ -160,9 +160,14 @@ def _probe_of(
         return pick_probe(probes, features or result.chosen, role, where=str(folder))
     if (folder / "results.json").exists() and not any(folder.glob("fold-*")):
         systems = ProbeResult.load(folder).results.models
+        names = ", ".join(one.features for one in systems)
+        what = (
+            f"compares {len(systems)} systems ({names}), and holds none of their models"
+            if len(systems) > 1
+            else f"has the result of {names}, and not its model (fold-1, ...)"
+        )
         raise InvalidRequest(
-            f"{folder} compares {len(systems)} systems ({', '.join(one.features for one in systems)}), and "
-            "holds none of their models. Fix: predict with the folder of one, as `patchbank probe run` or "
+            f"{folder} {what}. Fix: predict with the folder of one system, as `patchbank probe run` or "
             "`patchbank finetune run` wrote it"
         )
     if not (folder / CARD).exists() and not any(folder.glob("fold-*")) and not (folder / STATE).exists():

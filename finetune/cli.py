@@ -169,9 +169,13 @@ def run_command(
       patchbank finetune run --plan plan.toml --engine ray -o models
     """
     from ..datasets.manifest import load_manifest
+    from ..settings import near
+    from .recipe import Recipe
     from .run import run_finetune, run_plan
 
     overrides = dict(_setting(text) for text in settings)
+    for key in overrides.keys() - Recipe.model_fields.keys():
+        raise InvalidRequest(f"--set {key}: no option of a recipe{near(key, Recipe.model_fields)}")
     said = {name: value for name, value in options.items() if value is not None}
     given = {"only_folds": list(only_folds) or None, **said, **overrides}
     if plan_file is not None:

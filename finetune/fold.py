@@ -20,7 +20,7 @@ from .jobs import FoldJob
 from .lora import adapter_config, adapter_state
 from .model import Classifier, classifier, crop_of, policy_of
 from .scores import OOF
-from .train import Progress, finished, fit, peak_memory_bytes, predict_logits
+from .train import Progress, finished, fit, peak_memory_bytes, predict_logits, scoring_batch
 
 
 def train_fold(job: FoldJob, *, max_epochs: int | None = None) -> dict[str, Any] | None:
@@ -145,7 +145,7 @@ def _score(network: Classifier, job: FoldJob, patches: Patches) -> np.ndarray:
     return predict_logits(
         network,
         patches,
-        batch_size=job.recipe.batch_size * 4,
+        batch_size=scoring_batch(job.recipe, job.device),
         device=job.device,
         precision=job.recipe.eval_precision or job.recipe.precision,
         workers=job.workers,

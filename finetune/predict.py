@@ -18,7 +18,7 @@ from .labels import Labels, labels_of_card
 from .lora import merge
 from .model import crop_of
 from .recipe import recipe_of_card
-from .train import predict_logits
+from .train import predict_logits, scoring_batch
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def score_images(
     manifest: Manifest,
     *,
     device: str = "auto",
-    batch_size: int = 64,
+    batch_size: int | None = None,
     workers: int = 0,
     tta: bool = False,
     progress: bool = True,
@@ -51,7 +51,8 @@ def score_images(
     """The images of a manifest by a fold's model, or by the ensemble of all folds (the mean probability, of
     numbers the mean), with threshold and calibration that the folds chose.
 
-    folder : of one fold, or the one above; tta : mean of the 8 flips and quarter turns of every patch
+    folder : of one fold, or the one above; batch_size : None: as in training
+    tta : mean of the 8 flips and quarter turns of every patch
     weights : of `adapted.load_model`. Raises TrainingError, EncoderError, ImageError.
     """
     folders = fold_folders(folder)
@@ -73,7 +74,7 @@ def score_images(
             predict_logits(
                 network.to(place),
                 patches_of(manifest, None, crop=crop_of(recipe)),
-                batch_size=batch_size,
+                batch_size=batch_size or scoring_batch(recipe, place),
                 device=place,
                 precision=precision,
                 workers=workers,

@@ -343,11 +343,16 @@ def _faults(recipe: Recipe) -> Iterable[str]:
     ]:
         if value not in allowed:
             yield not_one_of(name, value, allowed)
+    for name, value in recipe:
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"{name} has to be a finite number, not {value}"
     for name, least in [("rank", 1), ("epochs", 1), ("patience", 1), ("batch_size", 1), ("accumulate", 1)]:
         if getattr(recipe, name) < least:
             yield f"{name} has to be at least {least}, not {getattr(recipe, name)}"
     for name in (
         "input_size",
+        "last_blocks",
+        "epoch_size",
         "head_lr",
         "weight_decay",
         "warmup",
@@ -360,7 +365,7 @@ def _faults(recipe: Recipe) -> Iterable[str]:
     ):
         if getattr(recipe, name) < 0:
             yield f"{name} must not be negative"
-    if not (recipe.lr > 0 and math.isfinite(recipe.lr)):
+    if recipe.lr <= 0:
         yield f"lr has to be positive, not {recipe.lr}"
     for name in ("smoothing", "ema"):
         if not 0 <= getattr(recipe, name) < 1:
@@ -369,8 +374,10 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         yield f"layer_decay has to be in (0, 1], not {recipe.layer_decay}"
     if not 0 <= recipe.dropout < 1:
         yield f"dropout has to be in [0, 1), not {recipe.dropout}"
-    if not (recipe.alpha > 0 and math.isfinite(recipe.alpha)):
+    if recipe.alpha <= 0:
         yield f"alpha has to be more than 0, not {recipe.alpha}"
+    if recipe.schedule == "plateau" and not 0 < recipe.plateau_factor < 1:
+        yield f"plateau_factor has to be in (0, 1), not {recipe.plateau_factor}"
     if recipe.method == "lora" and not recipe.targets:
         yield "targets is empty: name the layers to adapt, for example qkv, proj"
     if recipe.schedule == "plateau" and recipe.warmup:

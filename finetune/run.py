@@ -138,7 +138,7 @@ def _logits(job: FoldJob, data: TrainingData) -> dict[str, np.ndarray]:
     table = pd.read_parquet(job.folder / SCORES)
     ids = {OOF: data.study.train.patch_id[data.fold == job.fold_number]}
     ids |= {rows.dataset: rows.patch_id for rows in data.study.tests}
-    columns = job.labels.columns if job.labels.outputs > 1 else job.labels.columns[0]
+    columns = job.labels.columns[0] if job.labels.binary else job.labels.columns
     return {
         name: table[table["dataset"] == name].set_index("patch_id").loc[list(wanted), columns].to_numpy()
         for name, wanted in ids.items()

@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import InvalidRequest, TrainingError
 from ..extract.allocator import keep_pages, peak_memory
+from ..extract.devices import compute_threads, single_threaded
+from ..extract.run import BATCH_SIZE_CPU
 from ..terminal import progress_bar
 from .augment import augment, d4, draw, read_steps
 from .checkpoint import best_file, load_state, load_tensors, save_state, save_tensors, sweep
@@ -138,15 +141,51 @@ def predict_logits(
     keys = [(0, position, position) for position in range(len(patches))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
     out = []
-    with autocast(device, precision):
-        for k in range(symmetries):
-            loader = _loader(_Pixels(network, patches, (), 0, symmetry=k), batches, workers)
-            parts = [
-                network(batch.to(device)).float().cpu().double()
-                for batch, _ in progress_bar(loader, shown=progress, unit="batch", leave=False)
-            ]
-            out.append(torch.cat(parts))
+    for k in range(symmetries):
+        data = _Pixels(network, patches, (), 0, symmetry=k)
+        bar = progress_bar(total=len(batches), shown=progress, unit="batch", leave=False)
+        with bar, _forwards(network, data, batches, device, precision, workers) as parts:
+            each = []
+            for part in parts:
+                each.append(part)
+                bar.update()
+        out.append(torch.cat(each))
     return network.labels.in_units(torch.stack(out).mean(0).numpy())
+
+
+def scoring_batch(recipe: Recipe, device: str) -> int:
+    """Patches in a forward pass without gradients: on a CPU as in extract, else four times the training's."""
+    return BATCH_SIZE_CPU if device == "cpu" else recipe.batch_size * 4
+
+
+@contextmanager
+def _forwards(
+    network: Classifier,
+    data: "_Pixels",
+    batches: list[Any],
+    device: str,
+    precision: str,
+    workers: int,
+) -> Iterator[Iterator[Tensor]]:
+    """The outputs of each batch, float64, in order.
+
+    On a CPU, without processes that read, every thread reads and computes batches of its own, as in extract
+    (`devices.compute_threads`); what is computed is the same.
+    """
+
+    def outputs(images: Tensor) -> Tensor:
+        with torch.no_grad(), autocast(device, precision):  # both are of the thread
+            return network(images.to(device)).float().cpu().double()
+
+    def read(keys: list[tuple[int, int, int]]) -> Tensor:
+        return torch.stack([data[key][0] for key in keys])
+
+    if device != "cpu" or workers:
+        yield (outputs(images) for images, _ in _loader(data, batches, workers))
+        return
+    cpu = [torch.device("cpu")]
+    with ThreadPoolExecutor(len(compute_threads(cpu))) as pool, single_threaded(cpu):
+        yield pool.map(lambda keys: outputs(read(keys)), batches)
 
 
 def autocast(device: str, precision: str) -> Any:
@@ -343,7 +382,7 @@ class _Run:
         values = predict_logits(
             network,
             validation,
-            batch_size=recipe.batch_size * 4,
+            batch_size=scoring_batch(recipe, self.device),
             device=self.device,
             precision=recipe.precision,
             workers=self.workers,

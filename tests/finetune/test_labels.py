@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from patchbank.datasets.manifest import Manifest
 from patchbank.errors import InvalidRequest, TrainingError
 from patchbank.extract.run import run_extract
 from patchbank.finetune import checkpoint
@@ -15,6 +16,7 @@ from patchbank.finetune.adapted import load_model
 from patchbank.finetune.compare import compare_results
 from patchbank.finetune.data import Patches
 from patchbank.finetune.labels import Labels, labels_of, labels_of_card
+from patchbank.finetune.recipe import Recipe
 from patchbank.finetune.run import run_finetune
 from patchbank.finetune.scores import monitored
 from patchbank.finetune.train import fit, predict_logits
@@ -255,6 +257,35 @@ def test_a_study_of_numbers(tiny: SimpleNamespace, tmp_path: Path, tiny_encoder:
     assert one["difference"] == pytest.approx(one["value_ours"] - one["value_theirs"])
     merged.save(tmp_path / "merged")
     assert ProbeResult.load(tmp_path / "merged").results.comparisons == merged.results.comparisons
+
+
+def test_one_number_alone_is_trained_scored_and_predicted(
+    tiny: SimpleNamespace, tmp_path: Path, tiny_encoder: tuple[str, Path]
+) -> None:
+    both = tiny.labelled(tmp_path / "images", "numbers", n=48, test=12)
+    table = both.table.drop(columns="dark")
+    one = Manifest(both.header.model_copy(update={"targets": ("blue",)}), table, both.root)
+    result = run_finetune(
+        train=one,
+        encoder=tiny_encoder[0],
+        checkpoint=tiny_encoder[1],
+        recipe=Recipe(epochs=2, batch_size=8, warmup=0.0),
+        out=tmp_path / "out",
+        folds=2,
+        device="cpu",
+        bootstrap=0,
+        progress=False,
+        near_duplicates="none",
+    )
+    known = result.predictions[result.predictions["role"] == "ensemble"].set_index("patch_id")
+    folder = tmp_path / "out" / "tiny-vit+lora"
+    found = predict(folder, one.select("test"), device="cpu", progress=False).table.set_index("patch_id")
+    np.testing.assert_allclose(found["prediction_blue"], known.loc[found.index, "prediction_blue"], rtol=1e-4)
+    assert list(found.filter(like="prediction")) == [
+        "prediction_blue",
+        "prediction_fold_1_blue",
+        "prediction_fold_2_blue",
+    ]
 
 
 def test_one_class_against_the_rest_is_two_classes(

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from patchbank.errors import InvalidRequest
 from patchbank.finetune.augment import augment, d4, draw, read_steps
+from patchbank.finetune.cli import finetune_group
 from patchbank.finetune.recipe import (
     Recipe,
     load_recipe,
@@ -90,6 +92,22 @@ def test_faults_are_named_together_with_near_names(tmp_path: Path) -> None:
         InvalidRequest, match=r"optimizer 'adamx'.*did you mean 'adam'.*epochs has to be at least 1"
     ):
         load_recipe("lora", optimizer="adamx", epochs=0)
+    odd: dict[str, Any] = {
+        "clip": float("nan"),
+        "warmup": float("inf"),
+        "weight_decay": float("nan"),
+        "last_blocks": -1,
+    }
+    with pytest.raises(InvalidRequest) as caught:
+        load_recipe("lora", **odd)
+    for name in ("clip", "warmup", "weight_decay"):
+        assert f"{name} has to be a finite number" in str(caught.value)
+    assert "last_blocks must not be negative" in str(caught.value)
+    for key, alike in (("out", ""), ("epoch", "did you mean 'epochs'")):
+        words = ["run", "no.toml", "-e", "dinov2-s", "-o", "no", "--set", f"{key}=1"]
+        done = CliRunner().invoke(finetune_group, words)
+        assert f"--set {key}: no option of a recipe" in str(done.exception)
+        assert alike in str(done.exception)
     for step, message in [
         ({"step": "rotate"}, "did you mean 'rotation'"),
         ({"step": "rotation"}, "rotation: degrees is missing"),

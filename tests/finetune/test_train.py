@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,16 @@ import pytest
 import torch
 from patchbank.errors import InvalidRequest, TrainingError
 from patchbank.finetune.checkpoint import STATE, load_tensors
-from patchbank.finetune.train import Patches, Progress, _plateau, epoch_rows, fit, lr_factor, predict_logits
+from patchbank.finetune.train import (
+    Patches,
+    Progress,
+    _plateau,
+    epoch_rows,
+    fit,
+    lr_factor,
+    predict_logits,
+    scoring_batch,
+)
 
 KEY = {"run": "test"}
 
@@ -237,6 +247,28 @@ def test_what_cannot_be_trained_is_refused(tiny: SimpleNamespace, tmp_path: Path
     recipe = tiny.recipe(lr=1e20, head_lr=1e20, warmup=0.0, clip=0.0)
     with pytest.raises(TrainingError, match="lower lr"):
         fit(tiny.network(recipe), recipe, both, validation, folder=tmp_path, run_key=KEY, progress=False)
+
+
+def test_threads_with_batches_of_their_own_give_the_same_scores(tiny: SimpleNamespace) -> None:
+    network, patches = tiny.network(tiny.recipe()), tiny.patches(21, seed=4)
+    threads, seen = [], set()
+    original = network.forward
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        assert torch.get_num_threads() == 1, "no threads inside an operation"
+        assert not torch.is_grad_enabled()
+        seen.add(threading.get_ident())
+        return original(batch)
+
+    network.forward = forward
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        threads.append(predict_logits(network, patches, batch_size=4, symmetries=8))
+        assert torch.get_num_threads() == count
+    assert np.array_equal(*threads)
+    assert len(seen) > 2
+    assert scoring_batch(tiny.recipe(batch_size=8), "cpu") == 8
+    assert scoring_batch(tiny.recipe(batch_size=8), "cuda:0") == 32
 
 
 def test_bf16_trains(tiny: SimpleNamespace, tmp_path: Path) -> None:
