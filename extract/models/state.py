@@ -316,10 +316,13 @@ def _fit(
             changed = convert(dict(given), model)
         except Exception:  # noqa: BLE001  written for the family's own files; any other breaks it in any way
             changed = given
-    shapes = [
-        f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
-        for name, value in changed.items()
-        if name in own and value.shape != own[name].shape
+    misfits = [name for name, value in changed.items() if name in own and value.shape != own[name].shape]
+    as_saved = {
+        name: value for name, value in given.items() if name in own and value.shape != own[name].shape
+    }
+    shapes = [  # of the file, where the family's own conversion made another one of it
+        f"{name} {tuple(as_saved.get(name, changed[name]).shape)} for {tuple(own[name].shape)}"
+        for name in misfits
     ]
     # timm resamples a patch embedding, as it does a position grid: another patch size is another network
     shapes += [
