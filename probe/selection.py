@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.special import log_softmax
 
+from .statistics.weighted import midranks
+
 
 def criterion(
     name: str, y: np.ndarray, scores: np.ndarray, folds: np.ndarray, *, ranking: np.ndarray | None = None
@@ -19,8 +21,6 @@ def criterion(
     ranking : float (n, m, K), what ranks rows by class, for "auroc" of K > 2 classes (None: scores)
     Returns float64 (m,); -inf where a column has scores that are not finite.
     """
-    from scipy.stats import rankdata
-
     if scores.ndim == 3:
         return _of_classes(name, y, scores, folds, scores if ranking is None else ranking)
     positive = y == 1
@@ -37,7 +37,7 @@ def criterion(
             n1 = int(positive[rows].sum())
             n0 = int(rows.sum()) - n1
             if n1 and n0:
-                ranks = rankdata(scores[rows], axis=0)
+                ranks = midranks(scores[rows])
                 total += ranks[positive[rows]].sum(0) - n1 * (n1 + 1) / 2
                 pairs += n1 * n0
         value = total / pairs if pairs else np.full(scores.shape[1], np.nan)

@@ -412,3 +412,13 @@ def test_published_recipes_are_kept_apart(study: Any, solver: str, monkeypatch: 
     assert len(found.document["fold_models"]["good/full/cls"]["outer"]["auroc"]) == 3
     assert found.document["domains"] == {}
     assert "published recipe" in html_report(found)
+
+
+def test_no_second_is_spent_on_importing_what_is_not_used(
+    study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("scipy.stats", "sklearn", "sklearn.model_selection"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails
+    quick = {**QUICK, "bootstrap": 0, "domains": "none"}
+    for select in ("log_loss", "auroc"):
+        assert run_probe(train=study.train, bank=study.bank, encoders=["good"], select=select, **quick).chosen
