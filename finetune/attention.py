@@ -230,37 +230,45 @@ def run_attention(
         check_folder_writable(out)
     if not isinstance(settings, AttentionSettings):
         settings = AttentionSettings.read(settings or {}, where="attention settings")
-    labels = labels_of(train.header, positive=positive, one_vs_rest=one_vs_rest)
+    classes = {"positive": positive, "one_vs_rest": one_vs_rest}
+    labels = labels_of(train.header, **classes)
     config = config_of(
         labels,
         features=(f"{encoder}+attention/{view}/patches",),
         folds=folds,
         seed=settings.seed,
         bootstrap=bootstrap,
-        positive=positive,
-        one_vs_rest=one_vs_rest,
         near_duplicates=near_duplicates,
         allow_leaks=tuple(allow_leaks),
+        **classes,
     )
     opened = open_bank(os.fspath(bank), precision=precision, dtype=dtype, manifests=[train, *tests])
     tokens = _TokensOf(opened, encoder, view, token_dim or _width(encoder))
     folder = Path(os.fspath(bank))
     data = gather_rows(train, tests, config=config, remember=folder if folder.is_dir() else None)
-    models, histories, logits = _fit_folds(
-        data, tokens, chosen_folds(data.folds, only_folds), settings, labels
-    )
-    recipe = settings.recipe(labels)
-    about = {
-        "dim": int(settings.heads * tokens.dim),
-        "criterion": float(np.mean([_kept_score(history, recipe) for history in histories.values()])),
-        "recipe": {"method": "attention", **settings.model_dump()},
-        "folds": [{"fold": k, "history": history} for k, history in histories.items()],
-        "seconds": {"all": time.perf_counter() - started},
-    }
-    result = assemble(data, config, logits, about, choose_on=recipe.choose_on)
+    numbers = chosen_folds(data.folds, only_folds)
+    models, histories, logits = _fit_folds(data, tokens, numbers, settings, labels)
+    about = _about(histories, settings, settings.recipe(labels), tokens.dim)
+    about |= {"seconds": {"all": time.perf_counter() - started}}
+    result = assemble(data, config, logits, about, choose_on=settings.choose_on)
     if out is not None:
         _save(Path(out) / f"{encoder}+attention", models, result)
     return result
+
+
+def _about(
+    histories: Mapping[int, Sequence[Mapping[str, float]]],
+    settings: AttentionSettings,
+    recipe: Recipe,
+    token_dim: int,
+) -> dict[str, Any]:
+    """What the results say of the models."""
+    return {
+        "dim": settings.heads * token_dim,
+        "criterion": float(np.mean([_kept_score(history, recipe) for history in histories.values()])),
+        "recipe": {"method": "attention", **settings.model_dump()},
+        "folds": [{"fold": k, "history": history} for k, history in histories.items()],
+    }
 
 
 @dataclass(frozen=True)

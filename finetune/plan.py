@@ -198,33 +198,23 @@ def make_plan(
         )
     order = sorted(values, key=lambda e: -values[e][0])
     trained = results_of.train.n
-    scored = sum(one.n for one in results_of.data) - trained
+    rows = (trained, sum(one.n for one in results_of.data) - trained, results_of.folds.n_splits)
     cost_of = partial(_cost, dict(costs or {}), {}, measure=measure, device=device, steps=steps)
-    recipes = [recipe] if isinstance(recipe, str) else list(recipe)
-    entries: list[Entry] = []
+    recipes, entries = [recipe] if isinstance(recipe, str) else list(recipe), []
     for encoder in order:
-        own = [one for one in candidates if one.encoder == encoder]
         spec = (encoders or {}).get(encoder, "")
-        gap = _gap(results_of, best_set[order[0]], best_set[encoder], rule)
-        planned: list[Candidate] = []
-        for candidate in own or [Candidate(encoder, one, spec=spec) for one in recipes]:
-            candidate, refusal = _fitting(candidate)
-            if candidate in planned:  # two recipes that both fall back on `full`
-                continue
-            planned.append(candidate)
-            entries.append(
-                _judge(
-                    candidate,
-                    best_set[encoder],
-                    values[encoder],
-                    best=(order[0], values[order[0]]),
-                    gap=gap,
-                    cost=cost_of(candidate),
-                    rows=(trained, scored, results_of.folds.n_splits),
-                    refusal=refusal,
-                    rule=rule,
-                )
-            )
+        own = [one for one in candidates if one.encoder == encoder]
+        judged = partial(
+            _judge,
+            features=best_set[encoder],
+            value=values[encoder],
+            best=(order[0], values[order[0]]),
+            gap=_gap(results_of, best_set[order[0]], best_set[encoder], rule),
+            rows=rows,
+            rule=rule,
+        )
+        for candidate, refusal in _fitting(own or [Candidate(encoder, one, spec=spec) for one in recipes]):
+            entries.append(judged(candidate, cost=cost_of(candidate), refusal=refusal))
     return FinetunePlan(
         train=str(Path(train).absolute()),
         tests=tuple(str(Path(one).absolute()) for one in tests),
@@ -235,12 +225,20 @@ def make_plan(
     )
 
 
-def _fitting(candidate: Candidate) -> tuple[Candidate, str]:
-    """The candidate with a recipe that can train it, a file by its whole path; see `fitting_recipe`."""
-    spec, recipe = candidate.spec or candidate.encoder, candidate.recipe
-    spec, recipe = (str(Path(one).absolute()) if one.endswith(".toml") else one for one in (spec, recipe))
-    fitting, refusal = fitting_recipe(spec, recipe, **candidate.changes)
-    return replace(candidate, spec=spec, recipe=fitting), refusal
+def _fitting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, str]]:
+    """Each candidate with a recipe that can train it (see `fitting_recipe`; a file by its whole path), and
+    why it is not the one that was asked for; two that both fall back on `full` once.
+    """
+    found: dict[str, tuple[Candidate, str]] = {}
+    for one in candidates:
+        spec, recipe = (
+            str(Path(name).absolute()) if name.endswith(".toml") else name
+            for name in (one.spec or one.encoder, one.recipe)
+        )
+        fitting, refusal = fitting_recipe(spec, recipe, **one.changes)
+        fitted = replace(one, spec=spec, recipe=fitting)
+        found.setdefault(repr(fitted), (fitted, refusal))
+    return list(found.values())
 
 
 def _values(
@@ -329,9 +327,9 @@ def fitting_recipe(encoder: str, recipe: str, **changes: Any) -> tuple[str, str]
 
 def _judge(
     candidate: Candidate,
+    *,
     features: str,
     value: tuple[float, float, float],
-    *,
     best: tuple[str, tuple[float, float, float]],
     gap: Comparison | None,
     cost: Cost | None,

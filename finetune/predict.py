@@ -1,6 +1,7 @@
 """Fine-tuned models on further images: by the network of a fold, or by the mean of all folds'."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,14 +93,18 @@ def score_images(
         targets=labels.targets,
     )
     score = scores.mean(axis=1) if labels.targets else mean_logit(scores)
-    folds = {}
-    if len(folders) > 1:
-        for i, one in enumerate(folders):
-            values = scores[:, i].reshape(len(scores), -1)
-            for name, column in zip(labels.columns, values.T, strict=True):
-                kind, _, of = name.partition("_")
-                folds["_".join(filter(None, (kind, one.name.replace("-", "_"), of)))] = column
+    folds = _of_folds(folders, scores, labels) if len(folders) > 1 else {}
     return Scored(score, ProbeModel((), _adjusted(folder, labels, each[0]), about), folds, seconds)
+
+
+def _of_folds(folders: Sequence[Path], scores: np.ndarray, labels: Labels) -> dict[str, np.ndarray]:
+    """score_fold_K, score_fold_K_CLASS or prediction_fold_K_TARGET -> float64 (n,)."""
+    columns = {}
+    for i, folder in enumerate(folders):
+        for name, column in zip(labels.columns, scores[:, i].reshape(len(scores), -1).T, strict=True):
+            kind, _, of = name.partition("_")
+            columns["_".join(filter(None, (kind, folder.name.replace("-", "_"), of)))] = column
+    return columns
 
 
 def _adjusted(folder: Path, labels: Labels, score: np.ndarray) -> np.ndarray:
