@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 from patchbank.errors import InvalidRequest
+from patchbank.probe.solver import design as design_module
+from patchbank.probe.solver import objective as objective_module
 from patchbank.probe.solver.design import Design
 from patchbank.probe.solver.logistic import fit_logistic
 from patchbank.probe.solver.objective import Objective, _balance
@@ -37,6 +39,39 @@ def value(coef, intercept, X, y, v, penalty):
     z = X @ coef.T + intercept
     z = np.column_stack([np.zeros(len(y)), z]) if len(coef) == 1 else z
     return v @ (np.logaddexp.reduce(z, axis=1) - z[np.arange(len(y)), y]) + penalty
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9])
+def test_problems_are_the_same_alone_and_beside_others(count):
+    """However many columns of zeros a product is filled up with; and so is their preconditioner."""
+    X, y, v = data(80, 6, 2)
+    design = Design(X, y, v, n_classes=2, standardize=True, memory=1e9)
+    ids = np.arange(count)
+    objective = Objective(design, ids % 2, np.geomspace(0.1, 10, count))
+    theta = np.random.default_rng(1).standard_normal((count, 1, 7))
+    H0, all_at_once = Preconditioner(objective), objective.gradients(ids, theta)
+    steps = H0(all_at_once.gradient, all_at_once.curvature, ids)
+    for p in ids:
+        alone = objective.gradients(ids[p : p + 1], theta[p : p + 1])
+        np.testing.assert_allclose(alone.value, all_at_once.value[p : p + 1], rtol=1e-6)
+        np.testing.assert_allclose(alone.gradient, all_at_once.gradient[p : p + 1], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(alone.curvature, all_at_once.curvature[p : p + 1], rtol=1e-5)
+        step = H0(alone.gradient, alone.curvature, ids[p : p + 1])
+        np.testing.assert_allclose(step, steps[p : p + 1], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_pieces_that_stay_in_the_cache_change_nothing(k, monkeypatch):
+    *_, whole, theta = problems(k, n=300)
+    expected = whole.exact(np.arange(3), theta)
+    monkeypatch.setattr(design_module, "CACHED_BYTES", 1)
+    monkeypatch.setattr(design_module, "KEPT_BYTES", 0)
+    monkeypatch.setattr(objective_module, "PROFILE_BYTES", 1)
+    *_, cut, theta = problems(k, n=300)
+    assert (whole.design.rows_at_once, cut.design.rows_at_once) == (design_module.READ_ROWS, 64)
+    found = cut.exact(np.arange(3), theta)
+    for name, array in vars(expected).items():
+        np.testing.assert_allclose(getattr(found, name), array, rtol=1e-9, atol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("standardize", [True, False, "overall"])
