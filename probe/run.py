@@ -55,7 +55,7 @@ from .results.scoring import (
     score_set,
     score_votes,
 )
-from .streaming import features_of, memory_limit, refuse_large
+from .streaming import features_of, memory_limit, refuse_large, size_of
 from .targets import run_targets
 
 
@@ -180,7 +180,11 @@ class _How:
         if backend not in BACKENDS:
             raise InvalidRequest(f"backend {backend!r} is not one of {', '.join(BACKENDS)}")
         jobs = min(jobs or cores(), len(config.features))
-        of_each = memory_limit(memory) / jobs
+        limit = memory_limit(memory)
+        largest = max(size_of(name, data.manifests, bank) for name in config.features)
+        if largest <= limit < jobs * largest:  # fewer at once rather than from files
+            jobs = int(limit // largest)
+        of_each = limit / jobs
         if config.probe != "logistic" or config.solver != "exact":
             own = f"the probe {config.probe!r}"
             what = own if config.solver == "exact" else f"the recipe {config.solver!r}"

@@ -13,8 +13,9 @@ from patchbank.files import available_memory
 from patchbank.probe import streaming
 from patchbank.probe.classifiers.grid import Part, fit_parts
 from patchbank.probe.config import ProbeConfig
+from patchbank.probe.data import gather
 from patchbank.probe.features import load_set, open_bank
-from patchbank.probe.run import run_probe
+from patchbank.probe.run import _How, run_probe
 from patchbank.probe.streaming import FileRows, blocks, features_of, memory_limit, select, stack
 
 BOTH = "good/center:0.5 + poor/full/cls"
@@ -175,3 +176,13 @@ def test_a_full_disk_is_said_before_anything_is_written(study: Any, monkeypatch:
     monkeypatch.setattr(streaming.shutil, "disk_usage", lambda _: usage(100, 100, 0))
     with pytest.raises(OutputError, match=r"has room for 0\.0 GB, and the rows of good/full/cls take"):
         run_probe(train=study.train, bank=study.bank, encoders=["good"], memory=0, **QUICK)
+
+
+def test_fewer_feature_sets_at_once_before_any_is_read_from_a_file(study: Any) -> None:
+    config = ProbeConfig(features=("good/full/cls", "poor/full/cls", BOTH))
+    data = gather(study.train, [study.external], study.bank, config)
+    bank = open_bank(study.bank, manifests=data.manifests)
+    largest = streaming.size_of(BOTH, data.manifests, bank)
+    for memory, jobs in ((3 * largest, 3), (2.9 * largest, 2), (largest, 1), (largest - 1, 3), (0, 3)):
+        how = _How.of(data, bank, config, jobs=8, backend="loky", memory=memory)
+        assert (how.jobs, how.memory) == (jobs, memory / jobs)
