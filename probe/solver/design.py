@@ -45,7 +45,8 @@ class Design:
     y : int (n,), every class of 0..n_classes-1 in every set
     weights : float (S, n), >= 0
     standardize : as for `fit_logistic`
-    memory : bytes that the float32 copy of X may take; above, blocks are prepared again in every pass
+    memory : bytes that the float32 copy of X may take, and one in float64 of up to KEPT_BYTES where there is
+        room for both; above, blocks are prepared again in every pass
 
     d, n (rows with weight in any set), n_classes
     outputs : columns of coefficients a problem, 1 for two classes, else K
@@ -93,7 +94,8 @@ class Design:
         self.in_memory = not streamed
         self._prepared: dict[Float, Array] = {}
         if self.in_memory:
-            if 8 * self.n * (self.d + 1) <= KEPT_BYTES:
+            numbers = self.n * (self.d + 1)
+            if 8 * numbers <= min(KEPT_BYTES, memory - 4 * numbers):
                 self._prepared[np.float64] = self._prepare(np.float64)
                 self._prepared[np.float32] = self._prepared[np.float64].astype(np.float32)
                 self.rows_at_once = READ_ROWS
