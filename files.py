@@ -23,15 +23,15 @@ READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}  # some network file systems: no way to ask
 MANY_FILES = 1000  # from here on all of the disk is synced instead of one after the other
 NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
-CONTAINER_MEMORY = [  # cgroups 2 and 1: the limit, what is taken, and how much of it is of files
-    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
-    (
+CONTAINER_MEMORY = {  # controller in /proc/self/cgroup -> folder, and files of limit, taken, of files
+    "": (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    "memory": (
         Path("/sys/fs/cgroup/memory"),
         "memory.limit_in_bytes",
         "memory.usage_in_bytes",
         "total_inactive_file",
     ),
-]
+}
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -281,9 +281,19 @@ def available_memory() -> int:
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text("ascii").splitlines()
         free = [int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024]
-    for folder, most, used, cached in CONTAINER_MEMORY:
-        with suppress(OSError, ValueError, KeyError):  # "max": no limit
-            limit, taken = (int((folder / name).read_text("ascii")) for name in (most, used))
-            stat_lines = (folder / "memory.stat").read_text("ascii").splitlines()
-            free.append(limit - taken + int(dict(line.split() for line in stat_lines)[cached]))
+    with suppress(OSError, ValueError):
+        lines = Path("/proc/self/cgroup").read_text("utf-8").splitlines()
+        for _, controller, own in (line.split(":", 2) for line in lines):
+            if controller in CONTAINER_MEMORY:
+                free += _left_by_groups(own, *CONTAINER_MEMORY[controller])
     return max(0, min(free, default=4 * 2**30))
+
+
+def _left_by_groups(own: str, root: Path, most: str, used: str, cached: str) -> Iterator[int]:
+    """What the limits of a control group and of those above it leave; nothing where there is none ("max")."""
+    group = Path(own.lstrip("/"))
+    for folder in dict.fromkeys(root / part for part in (group, *group.parents)):
+        with suppress(OSError, ValueError, KeyError):
+            limit, taken = (int((folder / name).read_text("ascii")) for name in (most, used))
+            counts = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
+            yield limit - taken + int(counts[cached])

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from patchbank import files
 from patchbank.errors import OutputError
 from patchbank.files import (
     LOCK,
@@ -205,3 +206,16 @@ def test_a_folder_is_published_with_everything_in_it(tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="Input/output error"):
         publish(tmp_path / "file", tmp_path / "old")
     assert (tmp_path / "old").read_text() == "old"
+
+
+def test_what_control_groups_leave_of_the_memory(tmp_path: Path) -> None:
+    names = (tmp_path, "memory.max", "memory.current", "inactive_file")
+    assert list(files._left_by_groups("/job/step", *names)) == []
+    step = tmp_path / "job/step"
+    step.mkdir(parents=True)
+    for folder, limit in ((step, "max"), (step.parent, "1000"), (tmp_path, "5000")):
+        (folder / "memory.max").write_text(limit)
+        (folder / "memory.current").write_text("700")
+        (folder / "memory.stat").write_text("anon 100\ninactive_file 50\n")
+    assert list(files._left_by_groups("/job/step", *names)) == [350, 4350]
+    assert files.available_memory() > 0
