@@ -326,23 +326,7 @@ def _faults_of_labels(recipe: Recipe, labels: Labels) -> Iterable[str]:
 
 
 def _faults(recipe: Recipe) -> Iterable[str]:
-    for name, value, allowed in [
-        ("method", recipe.method, METHODS),
-        ("optimizer", recipe.optimizer, OPTIMIZERS),
-        ("schedule", recipe.schedule, SCHEDULES),
-        ("monitor", recipe.monitor, MONITORS),
-        ("choose_on", recipe.choose_on, CHOOSE_ON),
-        ("decay_on", recipe.decay_on, DECAY_ON),
-        ("balance", recipe.balance, BALANCE),
-        ("loss", recipe.loss, LOSSES),
-        ("labels", recipe.labels, LABELS),
-        ("symmetries", recipe.symmetries, (1, 8)),
-        ("precision", recipe.precision, PRECISIONS),
-        ("eval_precision", recipe.eval_precision, ("", *PRECISIONS)),
-        ("normalize", recipe.normalize, NORMALIZE),
-    ]:
-        if value not in allowed:
-            yield not_one_of(name, value, allowed)
+    yield from _faults_of_words(recipe)
     for name, value in recipe:
         if isinstance(value, float) and not math.isfinite(value):
             yield f"{name} has to be a finite number, not {value}"
@@ -390,3 +374,23 @@ def _faults(recipe: Recipe) -> Iterable[str]:
         read_steps(recipe.augment)
     except InvalidSettings as error:
         yield from error.faults
+
+
+def _faults_of_words(recipe: Recipe) -> Iterable[str]:
+    for name, value, allowed in [
+        ("method", recipe.method, METHODS),
+        ("optimizer", recipe.optimizer, OPTIMIZERS),
+        ("schedule", recipe.schedule, SCHEDULES),
+        ("monitor", recipe.monitor, MONITORS),
+        ("choose_on", recipe.choose_on, CHOOSE_ON),
+        ("decay_on", recipe.decay_on, DECAY_ON),
+        ("balance", recipe.balance, BALANCE),
+        ("loss", recipe.loss, LOSSES),
+        ("labels", recipe.labels, LABELS),
+        ("symmetries", recipe.symmetries, (1, 8)),
+        ("precision", recipe.precision, PRECISIONS),
+        ("eval_precision", recipe.eval_precision, ("", *PRECISIONS)),
+        ("normalize", recipe.normalize, NORMALIZE),
+    ]:
+        if value not in allowed:
+            yield not_one_of(name, value, allowed)
