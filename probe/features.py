@@ -188,8 +188,8 @@ def content_keys(manifest: Manifest, bank: Any, source: Source | None = None) ->
     hashed = hashes.look_up(manifest, Path(path) / "hashes" if _is_local(path) else None)
     if hashed.changed.any():
         what = (
-            "have other files now than when they were embedded: size or time changed; a manifest that holds "
-            "their hashes is to be built again first"
+            "have files of another size or time than when they were read (copies of images have other times, "
+            "too); `extract` reads these again, and embeds only what has changed"
         )
         raise RowsMissing(_missing(manifest, bank, source, hashed.changed, what))
     if not hashed.known.all():

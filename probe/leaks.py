@@ -292,26 +292,27 @@ def _sides(n: int, folds: ArrayLike | None) -> np.ndarray:
 
 def _rows(table: pd.DataFrame, sides: np.ndarray, *, trained: bool) -> pd.DataFrame:
     """Texts patch_id, content, group (with its data set's name), label; side; bool trained."""
-
-    def column(name: str) -> pd.Series:
-        if name not in table:
-            return pd.Series("", index=range(len(table)), dtype=TEXT)
-        values = table[name].reset_index(drop=True)
-        if values.dtype != TEXT:
-            values = values.astype(object).where(values.notna(), "").astype(str).astype(TEXT)
-        return values.fillna("")
-
-    ids, group = column("patch_id"), column("group")
+    ids, group = _texts(table, "patch_id"), _texts(table, "group")
     return pd.DataFrame(
         {
             "patch_id": ids,
-            "content": column("content_hash"),
+            "content": _texts(table, "content_hash"),
             "group": (ids.str.replace("(?s)/.*", "", regex=True) + ": " + group).where(group != "", ""),
-            "label": column("label"),
+            "label": _texts(table, "label"),
             "side": sides,
             "trained": trained,
         }
     )
+
+
+def _texts(table: pd.DataFrame, name: str) -> pd.Series:
+    """A column as text, numbered from 0; "" where it or its value is missing."""
+    if name not in table:
+        return pd.Series("", index=range(len(table)), dtype=TEXT)
+    values = table[name].reset_index(drop=True)
+    if values.dtype != TEXT:
+        values = values.astype(object).where(values.notna(), "").astype(str).astype(TEXT)
+    return values.fillna("")
 
 
 def _listed(rows: pd.DataFrame, at: Mapping[Any, Any], families: Mapping[str, Sequence[str]]) -> pd.DataFrame:
@@ -381,16 +382,18 @@ def deduplicate(table: pd.DataFrame) -> Deduplication:
     Of equal images with different labels none is kept: no label is known to be right. Rows without a
     content hash are kept; rows without a label count as rows, not as a contradiction.
     """
-    rows = _rows(table, np.full(len(table), "", dtype=object), trained=False)
-    content, ids = rows["content"], rows["patch_id"]
-    known = content != ""
-    repeated = (known & content.duplicated()).to_numpy(dtype=bool)
-    disagreeing = (known & content.isin(list(_contradictory(rows)))).to_numpy(dtype=bool)
+    content = _texts(table, "content_hash")
+    known = (content != "").to_numpy(dtype=bool)
+    shared = np.flatnonzero(known & content.duplicated(keep=False).to_numpy(dtype=bool))
+    rows = pd.DataFrame({name: _texts(table.iloc[shared], name) for name in ("patch_id", "label")})
+    rows["content"] = content.iloc[shared].to_numpy()
+    disagreeing = rows["content"].isin(list(_contradictory(rows))).to_numpy(dtype=bool)
+    repeated = rows["content"].duplicated().to_numpy(dtype=bool) & ~disagreeing
+    keep = np.ones(len(table), bool)
+    keep[shared] = ~repeated & ~disagreeing
+    contradictory = rows[disagreeing].groupby("content", sort=False)["patch_id"]
     return Deduplication(
-        keep=~repeated & ~disagreeing,
-        repeats=tuple(ids[repeated & ~disagreeing].tolist()),
-        contradictory=tuple(
-            tuple(members.tolist())
-            for _, members in ids[disagreeing].groupby(content[disagreeing], sort=False)
-        ),
+        keep=keep,
+        repeats=tuple(rows["patch_id"][repeated].tolist()),
+        contradictory=tuple(tuple(members.tolist()) for _, members in contradictory),
     )
