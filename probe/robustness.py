@@ -190,8 +190,8 @@ def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest,
     for what, there in (("classes", classes), ("domains", domains)):
         if len(there) < 2:
             raise InvalidRequest(
-                f"{manifest.header.name} has only one of the {what}, {str(there[0])!r}, among its rows with label "
-                f"and domain; robustness needs two or more. {DOMAIN_COLUMN}"
+                f"{manifest.header.name} has only one of the {what}, {str(there[0])!r}, among its rows with "
+                f"label and domain; robustness needs two or more. {DOMAIN_COLUMN}"
             )
     if not part.groups_known:
         note("no groups (slides) are known: neighbours of the same slide count, and the figures are too good")
