@@ -10,7 +10,7 @@ from patchbank.datasets.builders import build_manifest
 from patchbank.datasets.manifest import Manifest
 from patchbank.extract.run import run_extract
 from patchbank.probe.features import load_set, open_bank
-from patchbank.probe.robustness import run_robustness
+from patchbank.probe.robustness import KS, run_robustness
 from patchbank.probe.statistics.neighbours import nearest
 from patchbank.probe.statistics.robustness import clustering_score, count_neighbours
 
@@ -48,7 +48,7 @@ def test_the_index_of_real_embeddings_is_cromas(real: tuple[Manifest, Path, np.n
     (found,) = run_robustness(
         part, bank=bank, encoders=["efficientnet-lite0@96"], iterations=0, trials=0
     ).sets
-    by_k = dict(zip((5, 11, 21, 31, 46, 61), found.index_by_k, strict=True))
+    by_k = dict(zip(KS, np.array(found.index_by_k, float), strict=True))
     np.testing.assert_allclose([by_k[k] for k in ks], so / (so + os_), rtol=1e-12)
 
 
