@@ -48,7 +48,7 @@ def test_the_index_of_real_embeddings_is_cromas(real: tuple[Manifest, Path, np.n
     (found,) = run_robustness(
         part, bank=bank, encoders=["efficientnet-lite0@96"], iterations=0, trials=0
     ).sets
-    by_k = dict(zip(KS, np.array(found.index_by_k, float), strict=True))
+    by_k: dict[int, float] = dict(zip(KS, np.array(found.index_by_k, float), strict=True))
     np.testing.assert_allclose([by_k[k] for k in ks], so / (so + os_), rtol=1e-12)
 
 
