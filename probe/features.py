@@ -67,7 +67,7 @@ def iter_set(
     manifest: Manifest, features: FeatureSet, *, bank: Any, rows: int, dtype: np.dtype
 ) -> Iterator[np.ndarray]:
     """`load_set` in steps of so many rows, in memory for one of them."""
-    stores = [bank.find(s.encoder, view=s.view, tokens=s.tokens) for s in features.sources]
+    stores = _stores_of(features, bank)
     keys = content_keys(manifest, bank, features.sources[0])
     for source, store in zip(features.sources, stores, strict=True):
         _check(store, keys, manifest, bank, source)
@@ -78,14 +78,18 @@ def iter_set(
 
 def stored_dtype(features: FeatureSet, bank: Any) -> np.dtype:
     """The dtype that holds what the stores of all sources hold: float16 or float32."""
-    stores = [bank.find(s.encoder, view=s.view, tokens=s.tokens) for s in features.sources]
-    return np.result_type(*(store.dtype for store in stores))
+    return np.result_type(*(store.dtype for store in _stores_of(features, bank)))
 
 
 def columns_in(features: FeatureSet | str, bank: Any) -> int:
     """How many columns `load_set` gives."""
     features = parse_features(features) if isinstance(features, str) else features
-    return sum(bank.find(s.encoder, view=s.view, tokens=s.tokens).dim for s in features.sources)
+    return sum(store.dim for store in _stores_of(features, bank))
+
+
+def _stores_of(features: FeatureSet, bank: Any) -> list[Any]:
+    """The store of each source."""
+    return [bank.find(s.encoder, view=s.view, tokens=s.tokens) for s in features.sources]
 
 
 def resolve_set(features: FeatureSet, bank: Any) -> FeatureSet:

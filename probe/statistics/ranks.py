@@ -19,6 +19,7 @@ from scipy import special
 from ...errors import InvalidRequest
 from .comparisons import holm
 from .intervals import UNDEFINED_DRAWS, cluster_weights
+from .weighted import midranks
 
 Floats = NDArray[np.float64]
 BLOCK = 50  # draws that are scored at once
@@ -41,9 +42,7 @@ def ranks(scores: Floats) -> Floats:
 
     scores : float64 (..., k)
     """
-    from scipy.stats import rankdata
-
-    ranked = rankdata(-scores, axis=-1)
+    ranked = np.moveaxis(midranks(np.moveaxis(-scores, -1, 0)), 0, -1)
     return np.where(np.isnan(scores).any(axis=-1, keepdims=True), np.nan, ranked)
 
 
