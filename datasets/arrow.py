@@ -13,7 +13,7 @@ except TypeError:  # pandas 2.2
     TEXT = _StringDtype("pyarrow_numpy")
 _BLOCK = 1 << 14  # texts that are hashed at once
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: a product spreads each bit over those above it
-_FIRST_BYTES = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)  # masks of a word's first n bytes
+_LAST_WORDS = 3  # of 8 bytes, by which most ids differ already
 
 
 def are_texts(column: pd.Series) -> bool:
@@ -76,40 +76,58 @@ def are_hex(column: pd.Series, width: int = 16) -> bool:
     return True
 
 
-def all_differ(column: pd.Series) -> bool:
-    """Whether no text of a column (dtype TEXT) occurs twice; False may, by chance, be wrong.
+def repeated(column: pd.Series) -> np.ndarray:
+    """Which texts of a column (dtype TEXT) occur more than once: bool (n,).
 
-    Compared are 64-bit hashes, 8 bytes a row, which are equal for equal texts. Texts that differ share one
-    with a probability of about 2^-64 a pair: 3e-6 for any of 1e7 texts.
+    Texts are compared where their 64-bit hashes are equal: first those of their last bytes, which differ in
+    most columns of ids, then those of all bytes.
     """
+    found = np.zeros(len(column), bool)
+    for words in (_LAST_WORDS, None):
+        hashes = _hashes_of(column, words)
+        ordered = np.sort(hashes)
+        shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        if not len(shared):
+            return found
+        at = np.minimum(np.searchsorted(shared, hashes), len(shared) - 1)
+        rows = np.flatnonzero(shared[at] == hashes)
+        if words is None or len(rows) < len(column) / 8:
+            break
+    found[rows] = column.iloc[rows].duplicated(keep=False).to_numpy(bool)
+    return found
+
+
+def _hashes_of(column: pd.Series, words: int | None) -> np.ndarray:
+    """uint64 (n,), see `_hashes`."""
     hashes = [np.zeros(0, np.uint64)]
     for chunk in chunks_of(column):
         offsets, data = _bytes_of(chunk)
         for lo in range(0, len(chunk), _BLOCK):
-            hashes.append(_hashes(offsets[lo : lo + _BLOCK + 1], data))
-    ordered = np.concatenate(hashes)
-    ordered.sort()
-    return not bool((ordered[1:] == ordered[:-1]).any())
+            hashes.append(_hashes(offsets[lo : lo + _BLOCK + 1], data, words))
+    return np.concatenate(hashes)
 
 
-def _hashes(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """uint64 (n,) of the texts between offsets: 8 bytes at a time are taken in by exclusive or, product and
-    shift, as in FNV and MurmurHash; the last ones are filled up with 0, and the length is taken in first.
+def _hashes(offsets: np.ndarray, data: np.ndarray, words: int | None) -> np.ndarray:
+    """uint64 (n,) of the length and the last `words` x 8 bytes (None: all) of the texts between offsets.
+
+    8 bytes at a time, the last ones first, are taken in by exclusive or, product and shift, as in FNV and
+    MurmurHash.
     """
     length = np.diff(offsets)
-    start = offsets[:-1] - offsets[0]
-    padded = np.zeros(int(offsets[-1] - offsets[0]) + 8, np.uint8)
-    padded[:-8] = data[offsets[0] : offsets[-1]]
-    words = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))  # one begins at every byte
+    end = offsets[1:] - offsets[0]
+    padded = np.zeros(int(end[-1]) + 8, np.uint8)
+    padded[8:] = data[offsets[0] : offsets[-1]]
+    ending = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))  # ending[i]: 8 bytes before byte i
     hashes = length.astype(np.uint64) * _ODD
-    every = int(length.min()) // 8 * 8
+    most = int(length.max()) if words is None else min(8 * words, int(length.max()))
+    every = min(most, int(length.min())) // 8 * 8
     for at in range(0, every, 8):
-        _take_in(hashes, words[start + at])
-    for at in range(every, int(length.max()), 8):
+        _take_in(hashes, ending[end - at])
+    for at in range(every, most, 8):
         some = np.flatnonzero(length > at)
-        word = words[start[some] + at] & _FIRST_BYTES[np.minimum(length[some] - at, 8)]
+        before = np.uint64(8) * (8 - np.minimum(length[some] - at, 8)).astype(np.uint64)  # bits of others
         of_some = hashes[some]
-        _take_in(of_some, word)
+        _take_in(of_some, ending[end[some] - at] >> before)
         hashes[some] = of_some
     return hashes
 

@@ -26,7 +26,7 @@ from ..errors import ManifestError
 from ..files import check_writable, write_atomically
 from ..settings import InvalidSettings, Settings, listing, near, nearest, not_one_of, write_toml
 from ..texts import cells_of_csv, write_csv
-from .arrow import TEXT, all_differ, are_hex, are_texts, in_arrow
+from .arrow import TEXT, are_hex, are_texts, in_arrow, repeated
 
 FORMAT = "patchbank-manifest"
 FORMAT_VERSIONS = (1, 2)  # 2 is written only where version 1 cannot say it
@@ -204,7 +204,11 @@ class Manifest:
                 rows = np.flatnonzero(rows)
         part = object.__new__(Manifest)  # the rows were checked when this manifest was made
         part.header, part.root = self.header, self.root
-        part.table = self.table.take(rows.astype(np.intp)).reset_index(drop=True)
+        rows = rows.astype(np.intp)
+        if len(rows) and (np.diff(rows) == 1).all() and rows[0] >= 0:  # texts in Arrow are not copied then
+            part.table = self.table.iloc[rows[0] : rows[-1] + 1].reset_index(drop=True)
+        else:
+            part.table = self.table.take(rows).reset_index(drop=True)
         return part
 
     def save(self, file: str | os.PathLike[str], *, table_format: str | None = None) -> Path:
@@ -500,8 +504,8 @@ def _text_faults(
     stray = ~empty & ~ids.str.startswith(f"{header.name}/")
     if stray.any():
         yield f"patch_id must start with '{header.name}/': {rows.named(stray)}"
-    if not _distinct(ids) and (repeated := ids.duplicated(keep=False) & ~empty).any():
-        yield f"patch_id occurs more than once: {rows.named(repeated)}"
+    if (again := _repeated(ids) & ~empty).any():
+        yield f"patch_id occurs more than once: {rows.named(again)}"
     lost = table["path"] == ""
     if lost.any():
         yield f"path is empty in {rows.named(lost)}"
@@ -561,7 +565,7 @@ def groups_note(manifest: Manifest) -> str:
 def lone_rows_note(manifest: Manifest) -> str:
     """A clause where every row is a group by itself, as when a file's name was taken for its slide; or ""."""
     groups = manifest.table["group"]
-    if len(groups) < FEW_ROWS or (groups == "").any() or not _distinct(groups):
+    if len(groups) < FEW_ROWS or (groups == "").any() or _repeated(groups).any():
         return ""
     return (
         "every row has a group of its own, so rows count as independent: is the group the slide or patient?"
@@ -617,8 +621,9 @@ def _text(column: pd.Series) -> pd.Series:
     return in_arrow(column)
 
 
-def _distinct(ids: pd.Series) -> bool:
-    return all_differ(ids) if ids.dtype == TEXT else ids.is_unique
+def _repeated(texts: pd.Series) -> np.ndarray:
+    """Which occur more than once: bool (n,)."""
+    return repeated(texts) if texts.dtype == TEXT else texts.duplicated(keep=False).to_numpy(bool)
 
 
 def _are_hashes(hashes: pd.Series) -> bool:

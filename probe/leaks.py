@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from ..datasets.manifest import TEXT
+from ..datasets.arrow import TEXT, repeated
 from ..errors import InvalidRequest, ProbeError
 from ..texts import cells_of_csv
 
@@ -384,16 +384,16 @@ def deduplicate(table: pd.DataFrame) -> Deduplication:
     """
     content = _texts(table, "content_hash")
     known = (content != "").to_numpy(dtype=bool)
-    shared = np.flatnonzero(known & content.duplicated(keep=False).to_numpy(dtype=bool))
+    shared = np.flatnonzero(known & repeated(content))
     rows = pd.DataFrame({name: _texts(table.iloc[shared], name) for name in ("patch_id", "label")})
     rows["content"] = content.iloc[shared].to_numpy()
     disagreeing = rows["content"].isin(list(_contradictory(rows))).to_numpy(dtype=bool)
-    repeated = rows["content"].duplicated().to_numpy(dtype=bool) & ~disagreeing
+    again = rows["content"].duplicated().to_numpy(dtype=bool) & ~disagreeing
     keep = np.ones(len(table), bool)
-    keep[shared] = ~repeated & ~disagreeing
+    keep[shared] = ~again & ~disagreeing
     contradictory = rows[disagreeing].groupby("content", sort=False)["patch_id"]
     return Deduplication(
         keep=keep,
-        repeats=tuple(rows["patch_id"][repeated].tolist()),
+        repeats=tuple(rows["patch_id"][again].tolist()),
         contradictory=tuple(tuple(members.tolist()) for _, members in contradictory),
     )

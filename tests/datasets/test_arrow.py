@@ -1,10 +1,10 @@
-"""Texts in Arrow's memory: hashes as texts and back, and whether all texts differ."""
+"""Texts in Arrow's memory: hashes as texts and back, and which texts occur more than once."""
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from patchbank.datasets.arrow import TEXT, all_differ, are_hex, hex_hashes, of_arrow, of_hex
+from patchbank.datasets.arrow import TEXT, are_hex, hex_hashes, of_arrow, of_hex, repeated
 
 
 def texts(*values: str) -> pd.Series:
@@ -31,19 +31,20 @@ def test_what_is_no_hash() -> None:
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
 @pytest.mark.parametrize(
-    ("values", "differ"),
+    ("values", "which"),
     [
-        ([], True), (["a"], True), (["a", "b", "ab", "ba", ""], True), (["a", "b", "a"], False),
-        (["", "a", ""], False), (["", ""], False), (["a", "a\0"], True), (["é", "e\u0301"], True),
-        ([f"{k:06d}" for k in range(40_000)], True), ([*(f"{k}" for k in range(40_000)), "7"], False),
+        ([], []), (["a"], []), (["a", "b", "ab", "ba", ""], []), (["a", "b", "a"], [0, 2]),
+        (["", "a", ""], [0, 2]), (["", ""], [0, 1]), (["a", "a\0"], []), (["é", "e\u0301"], []),
+        ([f"{k:06d}" for k in range(40_000)], []), ([*(f"{k}" for k in range(40_000)), "7"], [7, 40_000]),
+        (["x" * 40 + "y" * 24, "z" * 40 + "y" * 24], []),  # the last bytes are equal
+        ([f"{k % 9000}.{'y' * 24}" for k in range(10_000)], [*range(1000), *range(9000, 10_000)]),
     ],
 )  # fmt: skip
-def test_whether_all_differ(kind: pa.DataType, values: list[str], differ: bool) -> None:
-    assert all_differ(of_arrow(pa.array(values, kind))) == differ
+def test_which_texts_are_repeated(kind: pa.DataType, values: list[str], which: list[int]) -> None:
     halves = [pa.array(values[: len(values) // 3], kind), pa.array(values[len(values) // 3 :], kind)]
-    assert all_differ(of_arrow(pa.chunked_array(halves, kind))) == differ
     sliced = pa.array(["x", *values, "x"], kind)[1:-1]
-    assert all_differ(of_arrow(sliced)) == differ
+    for column in (pa.array(values, kind), pa.chunked_array(halves, kind), sliced):
+        assert np.flatnonzero(repeated(of_arrow(column))).tolist() == which
 
 
 def test_texts_that_are_nearly_alike_differ() -> None:
@@ -51,9 +52,11 @@ def test_texts_that_are_nearly_alike_differ() -> None:
     letters = [chr(a) + chr(b) for a in range(128) for b in range(128)] + [chr(a) for a in range(128)]
     runs = ["a" * length for length in range(3, 80)]
     long = ["x" * k + "y" + "x" * (99 - k) for k in range(100)]
-    assert all_differ(texts(*letters, *runs, *long))
+    every = [*letters, *runs, *long]
+    assert not repeated(texts(*every)).any()
     for again in (letters[77], runs[40], long[50]):
-        assert not all_differ(texts(*letters, *runs, *long, again))
+        found = np.flatnonzero(repeated(texts(*every, again)))
+        assert found.tolist() == [every.index(again), len(every)]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])

@@ -99,6 +99,8 @@ def test_a_place_that_cannot_be_written(
 def test_select(toy: Manifest) -> None:
     assert toy.select("test").table["patch_id"].tolist() == ["toy/6", "toy/7"]
     assert toy.select(np.array([3, 1])).table["patch_id"].tolist() == ["toy/3", "toy/1"]
+    assert toy.select(np.array([3, 4])).table["patch_id"].tolist() == ["toy/3", "toy/4"]
+    assert not len(toy.select(np.zeros(8, bool)))
     mask = toy.table["label"] == "bad"
     assert len(toy.select(mask)) == 4
     assert toy.select(mask).table.index.tolist() == [0, 1, 2, 3]
