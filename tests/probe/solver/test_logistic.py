@@ -326,6 +326,7 @@ def test_sets_of_few_rows_are_solved_by_newton_beside_the_others(monkeypatch, k)
         row[rng.permutation(300)[:n]] = rng.uniform(0.5, 2, n)
         row[: 2 * k] = 1
     strengths = np.logspace(-5, 6, 12)
+    monkeypatch.setattr(logistic, "FEW", 1000)
     fits = fit_logistic(X, y, C=strengths, weights=v, threads=2)
     assert (fits.status[1:3] == "newton").all()
     assert (fits.status[0] != "newton").any()
