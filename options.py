@@ -58,12 +58,24 @@ def choice(name: str, *words: str, help: str) -> Any:
 
 
 jobs = click.option("--jobs", type=int, help="Feature sets probed at once (default: one a processor).")
-memory = click.option(
-    "--memory",
-    metavar="SIZE",
-    envvar="PATCHBANK_MEMORY",
-    show_envvar=True,
-    help="For features, as 8GB; larger ones are read from a file (default: half of what is free).",
+
+
+def _memory(larger: str) -> Any:
+    return click.option(
+        "--memory",
+        metavar="SIZE",
+        envvar="PATCHBANK_MEMORY",
+        show_envvar=True,
+        help=f"For features, as 8GB; larger ones are {larger} (default: half of what is free).",
+    )
+
+
+memory, memory_at_most = _memory("read from a file"), _memory("refused")
+sample = click.option(
+    "--sample",
+    type=int,
+    metavar="ROWS",
+    help="At most so many rows of a set: of every label, domain and slide the same share (default: all).",
 )
 
 

@@ -79,7 +79,7 @@ def gather_rows(
     """
     train, tests = with_hashes(train), [with_hashes(one) for one in tests]
     if isinstance(config, TargetConfig):
-        study: StudyData = gather_targets(train, tests, None)
+        study: StudyData = gather_targets(train, tests, None, config)
         made = target_folds(study.train_manifest, config)
     else:
         study = gather(train, tests, None, config)

@@ -70,6 +70,7 @@ def probe_group() -> None:
 @options.near_duplicates
 @options.allow_leaks
 @click.option("--seed", type=int, help="Of folds and resamples (default: 0).")
+@options.sample
 @options.jobs
 @options.memory
 @options.choice("--backend", "loky", "threading", "ray", help="ray: a Ray cluster, or a local one.")
@@ -182,6 +183,8 @@ def _imported(
 @options.one_vs_rest
 @options.near_duplicates
 @options.allow_leaks
+@options.sample
+@options.memory_at_most
 @options.out("CSV of every draw.")
 @options.json("Print means and deviations as JSON.")
 def few_shot_command(
@@ -251,6 +254,8 @@ def few_shot_command(
     "--trials", type=int, default=10, show_default=True, help="Runs of k-means a pair; 0: no clustering."
 )
 @options.seed
+@options.sample
+@options.memory_at_most
 @options.out("Folder for robustness.json; `probe report` of it shows the tables.")
 @options.json("Print robustness.json instead of the tables.")
 def robustness_command(manifest: Path, out: Path | None, as_json: bool, **options: Any) -> None:

@@ -119,16 +119,20 @@ class RobustnessConfig(Settings):
 
     k : nearest patches, >= 1; None: chosen by their vote for the class
     iterations : draws for the performance drop, trials : runs of k-means a pair; 0: not measured
+    sample : the most rows, of more a part is drawn (`datasets.sample`); None: all
     """
 
     k: int | None = None
     iterations: int = 20
     trials: int = 10
     seed: int = 0
+    sample: int | None = None
 
     def faults(self) -> Iterable[str]:
         if self.k is not None and self.k < 1:
             yield f"k = {self.k} has to be at least 1"
+        if self.sample is not None and self.sample < 1:
+            yield f"sample = {self.sample} has to be 1 row or more"
         for name in ("iterations", "trials", "seed"):
             if getattr(self, name) < 0:
                 yield f"{name} = {getattr(self, name)} cannot be negative"
@@ -174,6 +178,8 @@ class ProbeConfig(Settings):
                      more than 20,000), "embeddings" (pairs of which one set of embeddings is nearly the
                      same), "none", or a file of pairs that show the same, of `datasets check --near --pairs`
     allow_leaks      kinds of leaks that are reported and not refused, see `leaks.KINDS`; "all" for any
+    sample           the most rows of each set (train rows, every evaluation set), of more a part that
+                     `datasets.sample.sample_rows` draws by `seed` (None: all rows)
     """
 
     features: tuple[str, ...]
@@ -204,6 +210,7 @@ class ProbeConfig(Settings):
     dtype: str | None = None
     near_duplicates: str | None = "images"
     allow_leaks: tuple[str, ...] = ()
+    sample: int | None = None
     SINGLE: ClassVar[bool] = True
 
     @cached_property
@@ -314,6 +321,8 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
         yield f"folds has to be 2 or more, not {config.folds}"
     if config.inner_folds is not None and config.inner_folds < 2:
         yield f"inner_folds has to be 2 or more, not {config.inner_folds}"
+    if config.sample is not None and config.sample < 1:
+        yield f"sample has to be 1 row or more, not {config.sample}"
     if config.repeats < 1:
         yield f"repeats has to be 1 or more, not {config.repeats}"
     if config.bootstrap < 0 or 0 < config.bootstrap < 100:

@@ -13,6 +13,7 @@ from ..datasets.folds import Folds, effective_groups, folds_for
 from ..datasets.hashes import hex_hashes
 from ..datasets.manifest import Header, Manifest, listed
 from ..datasets.overlaps import placed, same_places, slides_of
+from ..datasets.sample import sample_rows
 from ..errors import InvalidRequest, ProbeError
 from .config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
 from .features import check_rows, columns_in, content_keys, load_set
@@ -30,6 +31,9 @@ from .near import near_images
 from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
 from .results.scoring import Rows, class_codes
 from .statistics.multiclass import MOST_CLASSES
+from .streaming import size_of
+
+NOT_DRAWN = "not in the sample"  # why rows are left out
 
 
 class AuditSettings(Protocol):
@@ -80,7 +84,7 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     classes = class_names(train.header, config)
     for manifest in [train, *tests]:
         _check_classes(manifest, train, classes, config)
-    pieces = pieces_of(train, tests)
+    pieces, not_drawn = sampled(pieces_of(train, tests), config)
     names = [name for name, _ in pieces]
     lost = {m.header.name: int((~is_labelled(m)).sum()) for m in [train, *tests]}
     rows = [
@@ -89,7 +93,7 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
             piece,
             class_codes(piece.table["label"], classes),
             bank,
-            left_out={"no label": n} if (n := lost[piece.header.name]) else {},
+            left_out=({"no label": n} if (n := lost[piece.header.name]) else {}) | not_drawn[name],
             classes=classes if len(classes) > 2 else (),
             ordered=train.header.ordered and len(classes) > 2,
         )
@@ -97,6 +101,11 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: ProbeC
     ]
     present = np.unique(rows[0].y)
     absent = [name for k, name in enumerate(classes) if k not in present]
+    if absent and not_drawn[names[0]]:
+        raise ProbeError(
+            f"the sample of {len(rows[0]):,} rows of {names[0]} has none of {', '.join(map(repr, absent))}: "
+            "nothing can be fitted. Fix: a larger --sample"
+        )
     if absent and len(classes) == 2:
         label = "positive" if absent == [classes[1]] else "negative"
         raise ProbeError(f"{names[0]} has no {label} row ({classes[1]!r} is positive): nothing can be fitted")
@@ -153,6 +162,34 @@ def pieces_of(train: Manifest, tests: Sequence[Manifest]) -> list[tuple[str, Man
     if len(set(names)) < len(names):
         raise InvalidRequest(f"two evaluation sets have the same name: {', '.join(names)}")
     return pieces
+
+
+class _SampleSettings(Protocol):
+    @property
+    def sample(self) -> int | None: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def sampled(
+    pieces: Sequence[tuple[str, Manifest]], config: _SampleSettings
+) -> tuple[list[tuple[str, Manifest]], dict[str, dict[str, int]]]:
+    """The rows of each set that `config.sample` leaves, and for each name how many it leaves out."""
+    if config.sample is None:
+        return list(pieces), {name: {} for name, _ in pieces}
+    kept = [(name, sample_rows(piece, config.sample, seed=config.seed)) for name, piece in pieces]
+    lost = [len(piece) - len(part) for (_, piece), (_, part) in zip(pieces, kept, strict=True)]
+    return kept, {name: {NOT_DRAWN: n} if n else {} for (name, _), n in zip(pieces, lost, strict=True)}
+
+
+def sample_notes(data: StudyData) -> list[str]:
+    """Of which sets a part of the rows was drawn."""
+    return [
+        f"{rows.dataset}: {len(rows):,} of {len(rows) + n:,} rows were drawn (--sample), every label, domain "
+        "and group with its share"
+        for rows in data.rows
+        if (n := rows.left_out.get(NOT_DRAWN, 0))
+    ]
 
 
 def is_labelled(manifest: Manifest) -> np.ndarray:
@@ -323,11 +360,13 @@ def audit(
     config: AuditSettings,
     *,
     images: Path | None = None,
+    memory: float = float("inf"),
     progress: bool = False,
 ) -> LeakReport:
     """What is on both sides of a split; refused unless `config.allow_leaks` has its kind.
 
     images : where there is no bank, a folder that remembers which images are nearly the same
+    memory : bytes that embeddings may take: of more, near-duplicates are not looked for
 
     Equal images with two labels inside one set are reported, not refused: the deduplicated scores leave them
     out. Near-duplicates of a file of pairs are refused; those that are found here are reported, and so are
@@ -338,7 +377,7 @@ def audit(
         for rows, manifest in zip(data.rows, data.manifests, strict=True)
     )
     evaluations = {rows.dataset: table for rows, table in zip(data.tests, others, strict=True)}
-    near, by = _near(data, bank, config, images, progress)
+    near, by = _near(data, bank, config, images, memory, progress)
     report = audit_leaks(
         train, evaluations, folds=folds, near_duplicates=near, near_by=by, overlap=slide_overlap(data)
     )
@@ -373,7 +412,7 @@ def slide_overlap(data: StudyData) -> SlideOverlap:
 
 
 def _near(
-    data: StudyData, bank: Any, config: AuditSettings, images: Path | None, progress: bool
+    data: StudyData, bank: Any, config: AuditSettings, images: Path | None, memory: float, progress: bool
 ) -> tuple[Sequence[Sequence[str]] | None, str]:
     """Sets of patch_ids that show the same, None where they cannot be looked for; and how they were found."""
     if config.near_duplicates not in (None, *NEAR_BY):
@@ -394,11 +433,15 @@ def _near(
     if bank is None:
         return None, ""
     source = FeatureSet(parse_features(config.features[0]).sources[:1])
-    total = sum(map(len, data.rows))
-    if too_many_pairs(total, columns_in(source, bank), len(data.train)):
+    shape = len(content), columns_in(source, bank)
+    if too_many_pairs(*shape, len(data.train)) or size_of(str(source), data.manifests, bank) > memory:
         return None, "embeddings"
-    X = [load_set(manifest, source, bank=bank) for manifest in data.manifests]
-    sets = near_embeddings(np.concatenate(X), len(data.train), content)
+    X = np.empty(shape, np.float32)
+    at = 0
+    for manifest in data.manifests:
+        X[at : at + len(manifest)] = load_set(manifest, source, bank=bank)
+        at += len(manifest)
+    sets = near_embeddings(X, len(data.train), content)
     return None if sets is None else [patch_id[rows].tolist() for rows in sets], "embeddings"
 
 

@@ -11,8 +11,9 @@ from ..datasets.manifest import Manifest, as_manifest, as_manifests
 from ..errors import InvalidRequest
 from .classifiers.simple import few_shot_curve, make_probe
 from .config import FeatureSet, ProbeConfig, feature_sets
-from .data import StudyData, audit, gather, leak_notes
+from .data import StudyData, audit, gather, leak_notes, sample_notes
 from .features import load_set, open_bank, resolve_set
+from .streaming import memory_limit, refuse_large
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64)
 
@@ -35,6 +36,8 @@ def run_few_shot(
     one_vs_rest: str | None = None,
     allow_leaks: Sequence[str] = (),
     near_duplicates: str = "images",
+    sample: int | None = None,
+    memory: str | float | None = None,
     precision: str | None = None,
     dtype: str | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -44,8 +47,9 @@ def run_few_shot(
     Fitted on : k rows of each class of the train split, drawn slide by slide (`others.few_shot_rows`), the
         same draws for every feature set. Chosen : nothing. Scored : the other splits of `train` and `tests`.
 
-    train, tests, bank, encoders, views, tokens, features, near_duplicates, positive, one_vs_rest, precision,
-        dtype : as for `run_probe`
+    train, tests, bank, encoders, views, tokens, features, near_duplicates, positive, one_vs_rest, sample,
+        precision, dtype : as for `run_probe`
+    memory : that the features of a set may take; larger ones are refused
     probe : of `others.PROBES`; "knn" takes as many neighbours as the smallest k
     preprocess : of `transforms`, as for `run_probe` (None: the probe's default)
     on_note : called with a sentence for each of the notes of `run_probe` (or warns): which of several stores
@@ -64,14 +68,18 @@ def run_few_shot(
         positive=positive,
         one_vs_rest=one_vs_rest,
         allow_leaks=tuple(allow_leaks),
+        sample=sample,
+        seed=seed,
         near_duplicates=near_duplicates,
     )
     data = gather(train, tests, bank, config)
     if not data.tests:
         raise InvalidRequest(f"{train.header.name} has no split but 'train': give a manifest to score on")
-    leaks = audit(data, None, bank, config)
+    limit = memory_limit(memory)
+    refuse_large(names, data.manifests, bank, limit=limit, what="the few-shot probe")
+    leaks = audit(data, None, bank, config, memory=limit)
     say = on_note or (lambda note: warnings.warn(note, stacklevel=3))
-    for note in (*config.notes, *bank.notes.values(), *leak_notes(leaks, config)):
+    for note in (*config.notes, *bank.notes.values(), *sample_notes(data), *leak_notes(leaks, config)):
         say(note)
     curves = [
         _curve(data, name, bank, config, shots=shots, repeats=repeats, seed=seed).assign(features=name)

@@ -23,6 +23,7 @@ NEAR = 0.15  # of the median distance between nearest neighbours: closer embeddi
 NEAR_DIM = 16  # columns, below which neighbours come that close by chance
 NEAR_WORK = 2e12  # multiplications, above which not all pairs are compared (minutes)
 _NEAR_SAMPLE, _NEAR_BLOCK = 1000, 512
+_NEAR_ROWS = 8192  # that are standardised at once, in float64
 _SHOWN = 5  # rows that a message names; the report holds all
 
 
@@ -196,9 +197,13 @@ def near_embeddings(X: NDArray[Any], trained: int, content: ArrayLike) -> list[l
     n, d = X.shape
     if too_many_pairs(n, d, trained):
         return None
-    spread = X.std(axis=0, dtype=np.float64)
+    blocks = [slice(lo, lo + _NEAR_ROWS) for lo in range(0, n, _NEAR_ROWS)]
+    mean = X.mean(axis=0, dtype=np.float64)
+    spread = np.sqrt(sum(((X[rows] - mean) ** 2).sum(axis=0) for rows in blocks) / n)
     used = spread > 1e-3 * np.median(spread)  # of a dead column the rounding would count
-    Z = ((X[:, used] - X[:, used].mean(axis=0, dtype=np.float64)) / spread[used]).astype(np.float32)
+    Z = np.empty((n, int(used.sum())), np.float32)
+    for rows in blocks:
+        Z[rows] = (X[rows][:, used] - mean[used]) / spread[used]
     Z /= np.maximum(np.linalg.norm(Z, axis=1, keepdims=True), np.finfo(np.float32).tiny)
     _, key = np.unique(np.asarray(content), return_inverse=True)
     sample = np.linspace(0, n - 1, min(n, _NEAR_SAMPLE)).astype(int)

@@ -54,6 +54,7 @@ class TargetConfig(Settings):
     dtype: str | None = None
     near_duplicates: str | None = "images"
     allow_leaks: tuple[str, ...] = ()
+    sample: int | None = None
     SINGLE: ClassVar[bool] = True
 
     def faults(self) -> Iterable[str]:
@@ -68,6 +69,8 @@ class TargetConfig(Settings):
             yield f"alpha has to be positive numbers, not {list(self.alpha)}"
         if self.components is not None and self.components < 1:
             yield f"components has to be 1 or more, not {self.components}"
+        if self.sample is not None and self.sample < 1:
+            yield f"sample has to be 1 row or more, not {self.sample}"
         for name in ("folds", "inner_folds"):
             value = getattr(self, name)
             if isinstance(value, int) and value < 2:

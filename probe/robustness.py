@@ -26,6 +26,7 @@ import numpy as np
 
 from ..datasets.folds import effective_groups, make_folds
 from ..datasets.manifest import Manifest
+from ..datasets.sample import sample_rows
 from ..errors import InvalidRequest
 from ..version import __version__
 from .config import FeatureSet, Source, feature_sets, parse_features
@@ -45,6 +46,7 @@ from .statistics.robustness import (
     performance_drop,
     vote_accuracy,
 )
+from .streaming import memory_limit, refuse_large
 
 KS = (5, 11, 21, 31, 46, 61)
 TOPS = (1, 5, 10)
@@ -54,6 +56,7 @@ DOMAIN_COLUMN = "The column `domain` of a manifest is its centre or scanner"
 LEAST = 5  # rows of a class in a domain, below which a pair of domains is not used
 LARGEST = 300  # rows drawn of a class in a domain
 CLUSTERED, STARTS = 100, 5  # rows of a class in a domain that are clustered; starts of k-means to choose k
+MANY = 100_000  # rows, above which all pairs take minutes a feature set
 FITTED = 20_000  # rows that the domain is predicted on; of more, whole groups are drawn
 PARTS = (0.6, 0.2)  # groups that probes are fitted on, and chosen on; the rest is scored
 
@@ -86,6 +89,8 @@ def run_robustness(
     precision: str | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    sample: int | None = None,
+    memory: str | float | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Robustness:
     """Measure every feature set, see the module's text.
@@ -97,6 +102,8 @@ def run_robustness(
         over the feature sets, so that all have the same
     iterations : draws of the groups for the average performance drop, 0: not measured
     trials : runs of k-means for the clustering score, 0: not measured
+    sample : the most rows, of more a part is drawn by `seed`, see `datasets.sample.sample_rows`
+    memory : that the features of a set may take; larger ones are refused
     on_note : called with a sentence for each note
     Raises InvalidRequest where the rows have fewer than two classes or domains, and what `run_probe` raises.
     """
@@ -107,12 +114,17 @@ def run_robustness(
         if on_note is not None:
             on_note(text)
 
-    part, rows = _rows_of(manifest, note)
+    part, rows = _rows_of(manifest, sample, seed, note)
     opened = open_bank(bank, precision=precision, dtype=dtype, manifests=[part])
     asked = feature_sets(encoders=encoders, views=views, tokens=tokens, features=features)
     if not asked:
         raise InvalidRequest("which embeddings? Name an encoder (-e) or a feature set (--features)")
     names = list(dict.fromkeys(str(resolve_set(features, opened)) for features in asked))
+    refuse_large(names, [part], opened, limit=memory_limit(memory), what="the search of neighbours")
+    if len(rows) > MANY:
+        note(
+            f"every two of {len(rows):,} rows are compared, which may take hours: --sample {MANY} draws fewer"
+        )
     ks = sorted({neighbours for neighbours in (*KS, *([k] if k else [])) if neighbours < len(rows)})
     if k is not None and not 1 <= k < len(rows):
         raise InvalidRequest(f"k has to be between 1 and {len(rows) - 1}, the number of other rows, not {k}")
@@ -172,12 +184,21 @@ def _neighbours(X: np.ndarray, rows: _LabelledRows, ks: Sequence[int]) -> _Near:
     return _Near(index, vote_accuracy(index, rows.label, ks), seconds)
 
 
-def _rows_of(manifest: Manifest, note: Callable[[str], None]) -> tuple[Manifest, _LabelledRows]:
+def _rows_of(
+    manifest: Manifest, sample: int | None, seed: int, note: Callable[[str], None]
+) -> tuple[Manifest, _LabelledRows]:
     table = manifest.table
     known = ((table["label"] != "") & (table["domain"] != "")).to_numpy(bool)
     if not known.all():
         note(f"{int((~known).sum())} of {len(known)} rows have no label or no domain, and are left out")
-    part = manifest.select(known)
+    part = whole = manifest.select(known)
+    if sample is not None:
+        part = sample_rows(whole, sample, seed=seed)
+    if len(part) < len(whole):
+        note(
+            f"{len(part):,} of {len(whole):,} rows were drawn (--sample), every label, domain and group with "
+            "its share"
+        )
     label, domain = (part.table[name].to_numpy(object) for name in ("label", "domain"))
     classes, y = np.unique(label.astype(str), return_inverse=True)
     domains, d = np.unique(domain.astype(str), return_inverse=True)

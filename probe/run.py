@@ -27,6 +27,7 @@ from .data import (
     leak_notes,
     outer_folds,
     plan_of,
+    sample_notes,
 )
 from .describe import (
     columns_of,
@@ -125,7 +126,7 @@ def run_probe(
     if data.train.classes and config.grid == C_GRID:  # K columns a fit: half of the fine grid
         config = config.replace(C=C_GRID[::2])
     how = _How.of(data, bank, config, jobs=jobs, backend=backend, memory=memory)
-    study = _prepare(data, bank, config, progress=progress)
+    study = _prepare(data, bank, config, memory=how.memory, progress=progress)
     seconds = {"prepare": time.perf_counter() - started}
     lap = time.perf_counter()
     runs, *others = _probe_all(study.data, bank, study.repeats, how, progress=progress)
@@ -188,7 +189,9 @@ class _How:
         if config.probe != "logistic" or config.solver != "exact":
             own = f"the probe {config.probe!r}"
             what = own if config.solver == "exact" else f"the recipe {config.solver!r}"
-            refuse_large(config.features, data.manifests, bank, limit=of_each, what=what)
+            instead = "; or the probe 'logistic' with the solver 'exact', which reads them from a file"
+            about = {"limit": of_each, "what": what, "instead": instead}
+            refuse_large(config.features, data.manifests, bank, **about)
         return cls(jobs, backend, of_each)
 
     def run(self, tasks: Sequence[Any]) -> Any:
@@ -219,16 +222,16 @@ class _Prepared:
         return self.repeats[0][0]
 
 
-def _prepare(data: StudyData, bank: Any, config: ProbeConfig, *, progress: bool) -> _Prepared:
+def _prepare(data: StudyData, bank: Any, config: ProbeConfig, *, memory: float, progress: bool) -> _Prepared:
     check_embeddings(data, bank, config)
     groups = effective_groups(data.train_manifest)
     if data.choosing:
-        leaks = audit(data, None, bank, config, progress=progress)
+        leaks = audit(data, None, bank, config, memory=memory, progress=progress)
         plan = Plan(np.zeros(len(groups), int), [], [], groups, data.train.vote_share())
         return _Prepared(clustered(data, leaks.near), config, None, leaks, [(plan, config)])
     folds = outer_folds(data.train_manifest, config)
     fold_of_row = folds.assign(groups)
-    leaks = audit(data, fold_of_row, bank, config, progress=progress)
+    leaks = audit(data, fold_of_row, bank, config, memory=memory, progress=progress)
     data = clustered(data, leaks.near)
     plan = plan_of(data, fold_of_row, config)
     repeats = _repeats(data, plan, bank, config, n_splits=folds.n_splits)
@@ -313,6 +316,7 @@ def _describe(
         "notes": [
             *config.notes,
             *bank.notes.values(),
+            *sample_notes(data),
             *notes,
             *leak_notes(study.leaks, config),
             *fit_notes(runs),

@@ -78,7 +78,8 @@ def plan_robustness(
     features = list(dict.fromkeys(text for one in probes for text in one.features))
     as_stored = {name: {probing.settings.get(name) for probing in probes} for name in ("precision", "dtype")}
     stored: dict[str, Any] = {name: values.pop() for name, values in as_stored.items() if len(values) == 1}
-    step.request = digest(rows, config.model_dump(), features, stored)
+    asked = config.model_dump(exclude=set() if config.sample else {"sample"})  # as before it had one
+    step.request = digest(rows, asked, features, stored)
     file = where.out / FILE
     if state.get("robustness", "train", {}).get("request") == step.request and file.is_file():
         step.state = "cached"

@@ -99,18 +99,28 @@ def size_of(name: str, manifests: Sequence[Manifest], bank: Any) -> int:
 
 
 def refuse_large(
-    features: Sequence[str], manifests: Sequence[Manifest], bank: Any, *, limit: float, what: str
+    features: Sequence[str],
+    manifests: Sequence[Manifest],
+    bank: Any,
+    *,
+    limit: float,
+    what: str,
+    instead: str = "",
 ) -> None:
-    """Raises ProbeError if a feature set does not fit in memory; what : needs all rows at once."""
+    """Raises ProbeError if a feature set does not fit in memory.
+
+    what : needs all rows at once; instead : what else could be done
+    """
     rows = sum(map(len, manifests))
     for name in features:
         if (size := size_of(name, manifests, bank)) > limit:
+            most = int(limit / size * rows / len(manifests))
+            fits = f" (up to {most:,} fit)" if most else ""
             raise ProbeError(
                 f"{name}: {rows:,} rows x {columns_in(name, bank):,} columns take {size / 1e9:,.1f} GB of "
                 f"memory, more than the {limit / 1e9:,.1f} GB that features may take (--memory), and {what} "
-                "needs all of them at once. Fix: the probe 'logistic' with the solver 'exact' reads them "
-                "from their file; or give manifests of fewer rows (an empty label leaves a row out); or more "
-                "memory: --memory SIZE"
+                f"needs all of them at once. Fix: fewer rows of each set, --sample ROWS{fits}; or more "
+                f"memory, --memory SIZE{instead}"
             )
 
 

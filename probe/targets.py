@@ -18,7 +18,17 @@ from ..datasets.manifest import Manifest
 from ..errors import InvalidRequest, ProbeError
 from ..files import cores
 from ..version import provenance
-from .data import StudyData, audit, check_embeddings, clustered, leak_notes, pieces_of, rows_of
+from .data import (
+    StudyData,
+    audit,
+    check_embeddings,
+    clustered,
+    leak_notes,
+    pieces_of,
+    rows_of,
+    sample_notes,
+    sampled,
+)
 from .describe import describe, describe_stores, finite, patch_columns
 from .features import load_set
 from .model import ProbeModel
@@ -50,14 +60,15 @@ def run_targets(
     bank : an open Bank; memory : that the features of one set may take. Raises as `run.run_probe`.
     """
     started = time.perf_counter()
-    data = gather(train, tests, bank)
-    needs = {"limit": memory_limit(memory), "what": "the ridge regression of numbers"}
-    refuse_large(config.features, data.manifests, bank, **needs)
+    data = gather(train, tests, bank, config)
+    limit = memory_limit(memory)
+    what = "the ridge regression of numbers"
+    refuse_large(config.features, data.manifests, bank, limit=limit, what=what)
     check_embeddings(data, bank, config)
     folds = outer_folds(data.train_manifest, config)
     groups = effective_groups(data.train_manifest)
     fold_of_row = folds.assign(groups)
-    leaks = audit(data, fold_of_row, bank, config, progress=progress)
+    leaks = audit(data, fold_of_row, bank, config, memory=limit, progress=progress)
     data = clustered(data, leaks.near)
     inner = _inner_folds(groups, fold_of_row, config)
     prepared = time.perf_counter()
@@ -89,7 +100,7 @@ def run_targets(
         "provenance": provenance(),
         "stores": describe_stores(bank, config.features),
         "data": [describe(rows, manifest) for rows, manifest in zip(data.rows, data.manifests, strict=True)],
-        "notes": [*bank.notes.values(), *leak_notes(leaks, config)],
+        "notes": [*bank.notes.values(), *sample_notes(data), *leak_notes(leaks, config)],
         "folds": {
             "name": folds.name,
             "n_splits": folds.n_splits,
@@ -133,7 +144,7 @@ class TargetData(StudyData):
     targets: tuple[str, ...] = ()
 
 
-def gather(train: Manifest, tests: Sequence[Manifest], bank: Any) -> TargetData:
+def gather(train: Manifest, tests: Sequence[Manifest], bank: Any, config: TargetConfig) -> TargetData:
     """Split and check the manifests, as `data.gather`. Raises InvalidRequest where targets do not fit."""
     targets = tuple(train.header.targets)
     for manifest in tests:
@@ -143,9 +154,9 @@ def gather(train: Manifest, tests: Sequence[Manifest], bank: Any) -> TargetData:
                 f"{manifest.header.name} lacks the targets {', '.join(lacking)} of {train.header.name}: "
                 f"build it with --targets {','.join(targets)}"
             )
-    pieces = pieces_of(train, tests)
+    pieces, lost = sampled(pieces_of(train, tests), config)
     rows = [
-        rows_of(name, piece, piece.table[list(targets)].to_numpy(np.float64), bank, left_out={})
+        rows_of(name, piece, piece.table[list(targets)].to_numpy(np.float64), bank, left_out=lost[name])
         for name, piece in pieces
     ]
     constant = [name for name, y in zip(targets, rows[0].y.T, strict=True) if np.ptp(y) == 0]

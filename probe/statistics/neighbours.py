@@ -22,7 +22,7 @@ def unit(features: ArrayLike) -> Floats32:
     rows = np.asarray(features, np.float32)
     if rows.ndim != 2 or not len(rows):
         raise InvalidRequest(f"features have to be (n, d) with n > 0, not {rows.shape}")
-    lengths = np.linalg.norm(rows.astype(np.float64, copy=False), axis=1)
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
     if not np.isfinite(lengths).all():
         raise InvalidRequest(f"{int((~np.isfinite(lengths)).sum())} rows of the features are not finite")
     return rows / np.maximum(lengths, 1e-30)[:, None].astype(np.float32)

@@ -202,3 +202,12 @@ def test_rows_without_a_domain_are_left_out_with_a_note(banked: tuple[Manifest, 
     assert found.notes == notes
     assert "100 of 900 rows have no label or no domain" in notes[0]
     assert found.sets[0].drop is None
+
+
+def test_a_sample_is_measured_and_named(banked: tuple[Manifest, Path]) -> None:
+    manifest, bank = banked
+    found = run_robustness(manifest, bank=bank, encoders=["shifted"], iterations=0, trials=0, sample=300)
+    assert found.rows == 300
+    assert "300 of 900 rows were drawn (--sample)" in found.notes[0]
+    whole = run_robustness(manifest, bank=bank, encoders=["shifted"], iterations=0, trials=0)
+    assert value(found.sets[0].precision) == pytest.approx(value(whole.sets[0].precision), abs=0.15)

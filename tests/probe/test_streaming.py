@@ -13,8 +13,10 @@ from patchbank.files import available_memory
 from patchbank.probe import streaming
 from patchbank.probe.classifiers.grid import Part, fit_parts
 from patchbank.probe.config import ProbeConfig
-from patchbank.probe.data import gather
+from patchbank.probe.data import audit, gather
 from patchbank.probe.features import load_set, open_bank
+from patchbank.probe.fewshot import run_few_shot
+from patchbank.probe.robustness import run_robustness
 from patchbank.probe.run import _How, run_probe
 from patchbank.probe.streaming import FileRows, blocks, features_of, memory_limit, select, stack
 
@@ -157,8 +159,49 @@ def test_what_needs_all_rows_at_once_is_refused_before_anything_is_computed(
         ({"solver": "eva"}, "the recipe 'eva'"),
     ]
     for settings, what in cases:
-        with pytest.raises(ProbeError, match=f"{what} needs all of them at once. Fix: .*--memory SIZE"):
-            run_probe(**about, **settings, memory="1 KB")
+        fix = r"Fix: fewer rows of each set, --sample ROWS \(up to 6 fit\); or more memory, --memory SIZE; or"
+        with pytest.raises(ProbeError, match=f"{what} needs all of them at once. {fix}"):
+            run_probe(**about, **settings, memory="2 KB")
+    about.pop("progress")
+    with pytest.raises(ProbeError, match=r"the few-shot probe needs all of them at once. .*--memory SIZE$"):
+        run_few_shot(**about, memory=0)
+    with pytest.raises(ProbeError, match=r"the search of neighbours needs all of them at once\."):
+        run_robustness(study.train, bank=study.bank, encoders=["good"], memory=0)
+
+
+def test_near_duplicates_by_embeddings_are_not_looked_for_beyond_the_memory(study: Any) -> None:
+    """The results say then that nobody has looked."""
+    config = ProbeConfig(features=(BOTH,), near_duplicates="embeddings")
+    data = gather(study.train, [study.external], study.bank, config)
+    bank = open_bank(study.bank)
+    size = streaming.size_of("good/center:0.5/cls", data.manifests, bank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("patchbank.probe.leaks.NEAR_DIM", 12)
+        assert "near-duplicate" not in audit(data, None, bank, config, memory=size).unchecked
+        assert audit(data, None, bank, config, memory=size - 1).unchecked["near-duplicate"] == 560
+
+
+def test_a_sample_is_probed_and_named(study: Any) -> None:
+    about: dict[str, Any] = {"train": study.train, "tests": [study.external], "bank": study.bank, **QUICK}
+    found = run_probe(**about, encoders=["good"], sample=150, memory=0)
+    assert found.document["config"]["sample"] == 150
+    train, inner, outer = found.document["data"]
+    assert (train["n"], inner["n"], outer["n"]) == (150, 107, 150)
+    assert train["left_out"]["not in the sample"] == 293 - 150
+    assert inner["left_out"] == {}
+    assert any("outer: 150 of 160 rows were drawn (--sample)" in note for note in found.document["notes"])
+    ids = {*study.train.table["patch_id"], *study.external.table["patch_id"]}
+    assert set(found.predictions["patch_id"]) < ids
+    notes: list[str] = []
+    few: dict[str, Any] = {"shots": [1], "repeats": 1, "on_note": notes.append, "sample": 150}
+    run_few_shot(train=study.train, bank=study.bank, encoders=["good"], **few)
+    assert "inner:train: 150 of" in notes[0]
+    with pytest.raises(
+        ProbeError, match=r"the sample of 1 rows of inner:train has none of .*a larger --sample"
+    ):
+        run_probe(**about, encoders=["good"], sample=1)
+    with pytest.raises(InvalidRequest, match="sample has to be 1 row or more"):
+        run_probe(**about, encoders=["good"], sample=0)
 
 
 def test_memory_is_a_size() -> None:

@@ -383,6 +383,15 @@ def test_targets_that_do_not_fit_are_refused(study: Study) -> None:
         run_few_shot(train=train, bank=bank, encoders=["good"], shots=[1])
 
 
+def test_a_sample_of_rows_with_targets(study: Study) -> None:
+    train, test, bank = study
+    about: dict[str, Any] = {"bootstrap": 0, "progress": False}
+    found = run_probe(train=train, tests=[test], bank=bank, encoders=["good"], sample=100, **about)
+    assert [one["n"] for one in found.document["data"]] == [100, 100]
+    assert found.document["data"][0]["left_out"] == {"not in the sample": 200}
+    assert any("100 of 300 rows were drawn" in note for note in found.document["notes"])
+
+
 def test_patients_on_both_sides_are_refused(study: Study) -> None:
     train, test, bank = study
     same = Manifest(

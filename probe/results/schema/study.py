@@ -46,6 +46,7 @@ class Settings(Part):
     dtype: str | None = None
     near_duplicates: str | None = None
     allow_leaks: list[str] = []
+    sample: int | None = None
 
     @property
     def criterion(self) -> str:
