@@ -290,9 +290,13 @@ class Store:
     def contains(self, keys: np.ndarray) -> np.ndarray:
         """Which keys have a row, as of the last `refresh`: uint8 (n, 16) -> bool (n,)."""
         keys = as_keys(keys)
+        found = np.empty(len(keys), bool)
         with self._lock:
             self._index()
-            return self._rows.find(keys) >= 0
+            for start in range(0, len(keys), BATCH):  # never a row number of 8 bytes for all
+                part = slice(start, start + BATCH)
+                found[part] = self._rows.find(keys[part]) >= 0
+        return found
 
     def keys(self) -> np.ndarray:
         """Every key once, in the order in which the rows are stored: uint8, (len(self), 16)."""

@@ -251,7 +251,7 @@ def main() -> None:
         shutil.rmtree(places["store"])
         few = max(rows // 10, 300_000)
         tell_manifest(n, few, measured_manifest(places["manifest"], few))
-        tell_probe(*((2_000, 8_000) if args.quick else (20_000, 80_000)))
+        tell_probe(*((2_000, 8_000, 256) if args.quick else (25_000, 100_000, 1536)))
         if args.nodes:
             tell_ray(args.nodes, on_ray(places["ray"], args.nodes, 600 if args.quick else 6_000))
     tell_encoders(args, n, store["overhead"], store["files"] / store["blocks"])
@@ -302,16 +302,14 @@ def tell_manifest(n: int, rows: int, table: Costs) -> None:
     )
 
 
-def tell_probe(small: int, large: int) -> None:
-    seconds = [measured_probe(size, 256) for size in (small, large)]
+def tell_probe(small: int, large: int, dim: int) -> None:
+    seconds = [measured_probe(size, dim) for size in (small, large)]
     tell(
         "measured",
-        f"probe of 200 fits, d 256: {seconds[0]:.2f} s at n {small:,}, {seconds[1]:.2f} at {large:,}",
+        f"probe of 200 fits, d {dim}: {seconds[0]:.1f} s at n {small:,}, {seconds[1]:.1f} at {large:,}",
     )
-    slope = (seconds[1] - seconds[0]) / (large - small) / 256
-    tell(
-        "estimated", f"at d 1536: {slope * 1e6 * 1536:.0f} s for each million training patches, in proportion"
-    )
+    slope = (seconds[1] - seconds[0]) / (large - small)
+    tell("estimated", f"at d {dim}: {slope * 1e6:.0f} s for each million training patches, in proportion")
 
 
 def tell_ray(nodes: int, cluster: Costs) -> None:
