@@ -18,7 +18,7 @@ from .models.build import build_network
 from .models.network import Features
 from .precision import choose_precision
 from .registry import load_card
-from .tokens import Policy, layers_of, parse_policy, select, vector_dim
+from .tokens import Policy, last_tokens, layers_of, parse_policy, select, vector_dim
 from .views import prepare, resized_shape
 from .weights import Weights, locate
 
@@ -151,14 +151,17 @@ class Encoder:
             batch = self.normalise(batch)
         pooled = any(policy.pooling in ("pooled", "projected") for policy in wanted)
         size, low = len(batch), self.precision != "fp32"
+        last = last_tokens(wanted)
+        if low and last == "cls":  # alone it would be rounded differently from one beside others
+            last = "all"
         if self._padded is not None:  # a compiled network is compiled again for another shape
             padded = self._padded = max(self._padded, size)  # another thread may set it meanwhile
             batch = torch.cat([batch, batch[:1].expand(padded - size, -1, -1, -1)])
         autocast = torch.autocast(
             self.device.type, dtype=DTYPES[self.precision] if low else None, enabled=low
         )
-        with autocast, self._compiling(batch.shape, *layers, pooled):
-            features = self._features(batch, layers=layers, pooled=pooled)
+        with autocast, self._compiling(batch.shape, *layers, pooled, last):
+            features = self._features(batch, layers=layers, pooled=pooled, last=last)
         vectors = {policy.name: self._vector(features, policy)[:size] for policy in wanted}
         for name, vector in vectors.items():
             if vector.shape != (size, dims[name]):
@@ -193,6 +196,8 @@ class Encoder:
             if vector is None:
                 raise InvalidRequest(f"{card.id} gives no {policy.pooling} vector by itself; use cls or mean")
             return vector.float()
+        if features.class_token is not None:
+            return features.class_token.float()
         tokens = features.layers[policy.layer] if policy.layer is not None else features.tokens
         if tokens is None or tokens.ndim != 3 or tokens.shape[1] != card.prefix + card.grid:
             got = "no tokens" if tokens is None else f"tokens of shape {tuple(tokens.shape)}"

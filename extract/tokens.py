@@ -103,3 +103,9 @@ def select(tokens: "torch.Tensor", prefix: int, pooling: str, *, class_token: bo
 def layers_of(policies: Sequence[Policy]) -> tuple[int, ...]:
     """The intermediate blocks that these policies need, ascending."""
     return tuple(sorted({policy.layer for policy in policies if policy.layer is not None}))
+
+
+def last_tokens(policies: Sequence[Policy]) -> str:
+    """Which tokens of the model's output these policies read: "all", "cls" or "none"."""
+    read = {policy.pooling for policy in policies if policy.layer is None} - {"pooled", "projected"}
+    return "none" if not read else "cls" if read == {"cls"} else "all"

@@ -12,7 +12,7 @@ from ..extract.cards import Card, Transform, at_size
 from ..extract.models.build import build_network
 from ..extract.models.network import Network
 from ..extract.registry import load_card
-from ..extract.tokens import parse_policy, select, vector_dim
+from ..extract.tokens import last_tokens, parse_policy, select, vector_dim
 from ..extract.views import View, parse_views, prepare
 from ..extract.weights import Weights
 from .labels import TWO_CLASSES, Labels
@@ -64,7 +64,10 @@ class Classifier(nn.Module):
 
     def embed(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> float32 (b, dim)."""
-        features = self.backbone.features(batch, pooled=self.pooling == "pooled")
+        last = last_tokens([parse_policy(self.pooling)])
+        features = self.backbone.features(batch, pooled=self.pooling == "pooled", last=last)
+        if features.class_token is not None:
+            return features.class_token.float()
         if self.pooling == "pooled":
             if features.pooled is None:
                 raise EncoderError("this encoder does not pool its tokens; set tokens to cls or mean")

@@ -48,7 +48,9 @@ class ConchTower(Network):
         self.attn_pool_contrast = AttentionPool(POOL_DIM, int(trunk.num_features), POOL_HEADS)  # pyright: ignore[reportArgumentType]
         self.ln_contrast = nn.LayerNorm(POOL_DIM)
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
         if layers:
             raise InvalidRequest("conch gives its pooled vector only")
         tokens = self.trunk.forward_features(batch)  # pyright: ignore[reportCallIssue]

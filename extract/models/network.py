@@ -23,7 +23,9 @@ class Features:
     ----------
     tokens
         (b, prefix + grid, dim) after the final norm (CLIP of transformers: before it), CLS first, then
-        registers; None without tokens.
+        registers; None without tokens, or where `class_token` is all that was asked for.
+    class_token
+        (b, dim): the first of them alone, where the others were not computed.
     pooled
         (b, dim) of the network's own pooling; None if not requested or unavailable.
     projected
@@ -33,6 +35,7 @@ class Features:
     """
 
     tokens: Tensor | None = None
+    class_token: Tensor | None = None
     pooled: Tensor | None = None
     projected: Tensor | None = None
     layers: dict[int, Tensor] = field(default_factory=dict)
@@ -52,8 +55,15 @@ class Network(nn.Module):
     depth: int = 0
     origin: str = ""
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
-        """Run the network on (b, 3, s, s), normalised."""
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
+        """Run the network on (b, 3, s, s), normalised.
+
+        layers : blocks whose tokens are asked for too, from 1, ascending
+        last : which tokens of the end are: "all", "cls" (`class_token` or `tokens` is given) or "none"; a
+            network may give more
+        """
         raise NotImplementedError
 
 
@@ -72,33 +82,65 @@ class TimmNetwork(Network):
     """Any timm model: `forward_features` gives tokens, `forward_head(pre_logits=True)` the pooled vector."""
 
     def __init__(self, model: nn.Module, card: Card) -> None:
+        from .class_token import has_plain_last_block  # imports timm, as who built the model has
+
         super().__init__()
         self.model = model
         self.has_tokens = card.grid > 0
         self.depth = len(model.blocks) if self.has_tokens and hasattr(model, "blocks") else 0  # pyright: ignore[reportArgumentType]
+        self._shortens = self.has_tokens and card.class_token and has_plain_last_block(model)
+        self._tokens = card.prefix + card.grid
         _refuse_other_prefix(card, getattr(model, "num_prefix_tokens", None))
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
         model: Any = self.model
-        outputs: dict[int, Tensor] = {}
+        if last == "cls" and self._shortens and not layers and not pooled:
+            token = self._class_token(batch)
+            if token is not None:
+                return Features(class_token=token)
         if layers:
-            last, blocks = model.forward_intermediates(
-                batch,
-                indices=[layer - 1 for layer in layers],
-                return_prefix_tokens=True,
-                norm=True,
-                output_fmt="NLC",
-            )
-            for layer, block in zip(layers, blocks, strict=True):
-                patches, prefix = block if isinstance(block, tuple) else (block, block[:, :0])
-                outputs[layer] = torch.cat([prefix, patches], dim=1)
+            ends, outputs = self._after(batch, layers, ended=last == "none" and not pooled)
         else:
-            last = model.forward_features(batch)
+            ends, outputs = model.forward_features(batch), {}
         return Features(
-            tokens=last if self.has_tokens else None,
-            pooled=model.forward_head(last, pre_logits=True) if pooled else None,
+            tokens=ends if self.has_tokens else None,
+            pooled=model.forward_head(ends, pre_logits=True) if pooled else None,
             layers=outputs,
         )
+
+    def _class_token(self, batch: Tensor) -> Tensor | None:
+        """(b, dim), the CLS token by the short way; None where the card has another number of tokens."""
+        from .class_token import class_token_after
+
+        model: Any = self.model
+        _, before = self._after(batch, [self.depth - 1], ended=True, norm=False)
+        tokens = before[self.depth - 1]
+        if tokens.shape[1] != self._tokens:
+            return None
+        return model.norm(class_token_after(model.blocks[-1], tokens))[:, 0]
+
+    def _after(
+        self, batch: Tensor, layers: Sequence[int], *, ended: bool, norm: bool = True
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """The tokens of the end (`ended`: not computed, None), and those after each of these blocks."""
+        model: Any = self.model
+        found = model.forward_intermediates(
+            batch,
+            indices=[layer - 1 for layer in layers],
+            return_prefix_tokens=True,
+            norm=norm,
+            stop_early=ended,
+            output_fmt="NLC",
+            intermediates_only=ended,
+        )
+        ends, blocks = (None, found) if ended else found
+        outputs: dict[int, Tensor] = {}
+        for layer, block in zip(layers, blocks, strict=True):
+            patches, prefix = block if isinstance(block, tuple) else (block, block[:, :0])
+            outputs[layer] = torch.cat([prefix, patches], dim=1)
+        return ends, outputs
 
 
 class TransformersNetwork(Network):
@@ -122,7 +164,9 @@ class TransformersNetwork(Network):
         _refuse_other_prefix(card, 1 + registers if isinstance(registers, int) else None)
         self.depth = int(getattr(config, "num_hidden_layers", 0))
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
         if not self.has_tokens:  # code of the repository that answers with one vector
             vectors = self.model(batch)
             if not isinstance(vectors, Tensor) or vectors.ndim != 2:
@@ -149,7 +193,9 @@ class CallableNetwork(Network):
         self.function = function  # registered as a submodule by torch if it is one
         self.card_id, self.has_tokens = card.id, card.grid > 0
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
         if layers:
             raise InvalidRequest(f"{self.card_id} is a Python callable and has no intermediate layers")
         out = self.function(batch)

@@ -25,7 +25,9 @@ class OpenClipTower(Network):
         super().__init__()
         self.visual = visual
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
         if layers:
             raise InvalidRequest("a tower of open_clip gives its pooled vector only")
         return Features(pooled=self.visual(batch))

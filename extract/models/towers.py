@@ -29,7 +29,9 @@ class Tower(Network):
         """(b, 3, s, s) -> (b, dim)."""
         raise NotImplementedError
 
-    def features(self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False) -> Features:
+    def features(
+        self, batch: Tensor, *, layers: Sequence[int] = (), pooled: bool = False, last: str = "all"
+    ) -> Features:
         if layers:
             raise InvalidRequest(f"{type(self).__name__} gives its pooled vector only")
         return Features(pooled=self.vector(batch))

@@ -4,14 +4,16 @@
     python tests/benchmarks/extract_cpu.py --quick | --decode
 
 From PNG files. In one run, alternating, median of the rounds:
-  bare        the model alone on tensors in memory, batch 32, our precision, torch's own threads and the
-              allocator as the C library sets it: in a process of its own
+  bare        the library's model alone, all its tokens, on tensors in memory, batch 32, our precision,
+              torch's own threads and the allocator as the C library sets it: in a process of its own
   threads     the model alone as patchbank computes: its batch, a batch to each of as many threads, pages kept
   patchbank   from files to a published store, model loaded before
   loader      a DataLoader with one worker, batch 128, fp32, as thunder's extraction has it
   paper       one picture at a time, fp32, as the paper's scripts do (on a CPU)
-Loops other than ours see n/8 of the pictures (paper) and n/4 (loader). On a machine with other work compare
-CPU ms. Aim: patchbank <= .80 x bare for dinov2-s, <= .65 x for efficientnet-lite0.
+The floor is the CPU time of the whole model's products (FLOPs as torch counts them) at the peak of large
+float32 products, measured in the same run. Loops other than ours see n/8 of the pictures (paper) and n/4
+(loader). On a machine with other work compare CPU ms. Aim: patchbank <= .80 x bare for dinov2-s, <= .65 x for
+efficientnet-lite0.
 
 --decode measures the decoding alone (read, hash, resize to 224 px) of the pictures and of their central 64
 pixels, saved again: by 1, 2 and 4 threads as the engine has them, and by as many processes, which send the
@@ -42,13 +44,15 @@ from patchbank.extract import encoders
 from patchbank.extract.batch_size import batch_size_for
 from patchbank.extract.cards import Transform
 from patchbank.extract.devices import single_threaded
-from patchbank.extract.encoders import Encoder, build_encoder
+from patchbank.extract.encoders import DTYPES, Encoder, build_encoder
 from patchbank.extract.engine import CHUNK
 from patchbank.extract.registry import load_card
 from patchbank.extract.run import BATCH_SIZE_CPU, run_extract
 from patchbank.extract.views import View, prepare
 from patchbank.extract.work import Lane
 from PIL import Image
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 BARE_BATCH = 32
 
@@ -64,9 +68,31 @@ class Pictures(torch.utils.data.Dataset):
         return self.encoder.transform(read_image(self.paths[i]))
 
 
+@torch.inference_mode()
 def bare(encoder: Encoder, pixels: torch.Tensor, batch: int) -> None:
-    for start in range(0, len(pixels), batch):
-        encoder.embed(pixels[start : start + batch])
+    low = encoder.precision != "fp32"
+    with torch.autocast("cpu", dtype=DTYPES[encoder.precision] if low else None, enabled=low):
+        for start in range(0, len(pixels), batch):
+            encoder.network.features(
+                encoder.normalise(pixels[start : start + batch]), pooled=not encoder.card.grid
+            )
+
+
+def floor(encoder: Encoder, pixels: torch.Tensor) -> str:
+    """The CPU time of the products of one image at the speed of the best of five large ones."""
+    one, side = pixels[:1], 2048
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        bare(encoder, one, 1)
+    each, matrix, seconds = counter.get_total_flops(), torch.randn(side, side), []
+    for _ in range(6):
+        began = time.process_time()
+        matrix @ matrix
+        seconds.append(time.process_time() - began)
+    peak = 2 * side**3 / min(seconds[1:])
+    return (
+        f"{each / 1e9:.2f} GFLOP an image; at the peak of float32 products ({peak / 1e9:.0f} GFLOP/s a "
+        f"thread) {1e3 * each / peak:.2f} CPU ms"
+    )
 
 
 def bare_alone(options: argparse.Namespace, file: Path, checkpoint: Path | None) -> Cost:
@@ -85,7 +111,7 @@ def print_bare(options: argparse.Namespace) -> None:
         options.encoder, device="cpu", checkpoint=options.checkpoint, precision=options.precision
     )
     pixels = torch.from_numpy(np.load(options.bare))
-    encoder.embed(pixels[:BARE_BATCH])
+    bare(encoder, pixels[:BARE_BATCH], BARE_BATCH)
     print(json.dumps(dataclasses.astuple(timed(lambda: bare(encoder, pixels, BARE_BATCH)))))
 
 
@@ -195,6 +221,7 @@ def main() -> None:
             name: [] for name in ("bare", "threads", "patchbank", "loader", "paper")
         }
         encoder.embed(pixels[:batch])  # first calls choose kernels
+        print(floor(encoder, pixels), flush=True)
         for number in range(rounds):
             costs["bare"].append(bare_alone(options, folder / "pixels.npy", checkpoint))
             costs["threads"].append(timed(lambda: threads(encoder, pixels, batch)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from patchbank.errors import EncoderError, InvalidRequest, UntrustedCode
 from patchbank.extract import precision
@@ -18,9 +19,11 @@ from patchbank.extract.check import check_encoder
 from patchbank.extract.devices import compute_threads, resolve_devices, single_threaded
 from patchbank.extract.encoders import build_encoder
 from patchbank.extract.models.build import build_network
+from patchbank.extract.models.class_token import has_plain_last_block
 from patchbank.extract.registry import load_card
 from patchbank.extract.views import View
 from patchbank.extract.work import Lane
+from torch import nn
 
 SMALL = {"img_size": 32, "depth": 3, "num_classes": 0}
 
@@ -65,6 +68,61 @@ def test_policies_against_the_network_itself() -> None:
     torch.testing.assert_close(found["mean@3"], found["mean"], **close)
     with pytest.raises(InvalidRequest, match="has 3 blocks to take tokens from, not 4"):
         encoder.embed(batch, ["cls@4"])
+
+
+GIANT = SMALL | {"img_size": 28, "embed_dim": 64, "num_heads": 4, "mlp_ratio": 2.0}
+# LayerScale and registers; SwiGLU; norms before the blocks, of queries and keys, after the attention
+SHORTENED = {
+    "dinov2": small(),
+    "giant": small(
+        model="vit_giant_patch14_dinov2",
+        dim=64,
+        prefix=1,
+        arguments=GIANT,
+    ),
+    "pre-norm": small(
+        arguments=SMALL | {"img_size": 28, "pre_norm": True, "qk_norm": True, "scale_attn_norm": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SHORTENED)
+def test_a_class_token_alone_is_the_one_beside_others(kind: str) -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(SHORTENED[kind], device="cpu", random_weights=True, precision="fp32")
+    for name, parameter in encoder.network.named_parameters():
+        if name.endswith((".gamma", ".bias")):  # as weights begin, they would hide a part left out
+            nn.init.normal_(parameter)
+    batch = torch.randn(3, 3, 28, 28)
+    rows: list[int] = []
+    last: Any = encoder.network.model.blocks[-1]  # pyright: ignore
+    last.mlp.register_forward_hook(lambda _module, _given, out: rows.append(out.shape[1]))
+    alone, both = encoder.embed(batch, ["cls"])["cls"], encoder.embed(batch, ["cls", "mean"])["cls"]
+    assert rows == [1, 4 + SHORTENED[kind].prefix]
+    assert ((alone - both).norm(dim=1) / both.norm(dim=1)).max() < 1e-5
+
+
+def test_blocks_behind_the_last_that_is_read_are_not_computed() -> None:
+    encoder = build_encoder(small(), device="cpu", random_weights=True, precision="fp32")
+    calls: list[int] = []
+    for number, block in enumerate(encoder.network.model.blocks, start=1):  # pyright: ignore
+        block.register_forward_hook(lambda *_, number=number: calls.append(number))
+    batch = torch.randn(1, 3, 28, 28)
+    alone = encoder.embed(batch, ["cls@1", "mean@2"])
+    assert calls == [1, 2]
+    both = encoder.embed(batch, ["cls@1", "mean@2", "cls"])
+    assert calls == [1, 2, 1, 2, 3]
+    assert all(torch.equal(alone[name], both[name]) for name in alone)
+
+
+def test_a_block_with_parts_that_are_not_known_is_computed_whole() -> None:
+    network: Any = build_encoder(small(), device="cpu", random_weights=True).network
+    assert has_plain_last_block(network.model)
+    network.model.blocks[-1].attn.gate = nn.Linear(384, 384)
+    assert not has_plain_last_block(network.model)
+    for name in ("vit_small_patch16_dinov3", "beit_base_patch16_224", "swin_tiny_patch4_window7_224"):
+        with torch.device("meta"):
+            assert not has_plain_last_block(timm.create_model(name, pretrained=False))
 
 
 def test_uint8_pictures_and_transformed_ones_are_the_same() -> None:
