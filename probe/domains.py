@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from .classifiers.grid import Fitted, Part, Setting, fit_parts, sum_facts
 from .config import ProbeConfig
 from .protocol import MOST_FOLDS, by_class, criterion_path
 from .results.schema import Choice, Domains, Estimate, Fits, LeftOut, Matrix
-from .results.scoring import OOF_INFLATION, measure
+from .results.scoring import OOF_INFLATION, measure_models
 from .selection import best
 from .statistics.intervals import cluster_codes
 from .streaming import Features, select
@@ -21,6 +21,8 @@ METRICS = ("balanced_accuracy", "auroc", "average_precision")
 _Value = TypeVar("_Value")
 NO_MODEL = "no model: the domain's rows, or their folds, lack a class"
 GRID = 20  # values of the probe's parameter at most, about
+Step = Literal["leave one out", "matrix"]
+STEPS: tuple[Step, ...] = get_args(Step)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,38 @@ class DomainRows:
         return DomainRows(select(self.X, mask), self.y[mask], self.domain[mask], self.group[mask])
 
 
-def analyse_domains(
+@dataclass(frozen=True)
+class DomainStep:
+    """What one of STEPS has found; matrix : None where the other one makes it."""
+
+    leave_one_out: list[LeftOut]
+    matrix: Matrix | None
+    facts: list[dict[str, Any]]
+    seconds: dict[str, float]
+
+
+def analyse_domains(X: Features, *about: Any, **settings: Any) -> Domains | None:
+    """Both steps, see `analyse_step`; None where fewer than two domains have rows of every class."""
+    return joined([analyse_step(step, X, *about, **settings) for step in STEPS])
+
+
+def joined(steps: Sequence[DomainStep | None]) -> Domains | None:
+    """The result of all steps of one feature set."""
+    made = [step for step in steps if step is not None]
+    matrix = next((step.matrix for step in made if step.matrix is not None), None)
+    if matrix is None:
+        return None
+    facts = [fact for step in made for fact in step.facts]
+    return Domains(
+        leave_one_out=[left_out for step in made for left_out in step.leave_one_out],
+        matrix=matrix,
+        fits=Fits.model_validate(sum_facts(facts)),
+        seconds={key: sum(step.seconds.get(key, 0.0) for step in made) for key in made[0].seconds},
+    )
+
+
+def analyse_step(
+    step: Step,
     X: Features,
     y: np.ndarray,
     groups: np.ndarray,
@@ -50,7 +83,7 @@ def analyse_domains(
     votes: np.ndarray | None = None,
     classes: Sequence[str] = (),
     memory: float = float("inf"),
-) -> Domains | None:
+) -> DomainStep | None:
     """Leave-one-domain-out and the train-A/test-B matrix of one feature set.
 
     Leave one out. Fitted on : train rows outside domain d. Chosen on : for d, every other domain e in turn,
@@ -65,6 +98,9 @@ def analyse_domains(
     votes : float (n,), see `grid.Targets`; classes : names of 0 .. K-1 where there are more than two
     Domains without rows of every class take part in training only. None where fewer than two have them.
     Intervals are over groups; those of the matrix' diagonal are inflated by OOF_INFLATION.
+
+    The two steps share no fits and can be made at the same time; with two domains the choice for one is made
+    by the matrix' models of the other, so the matrix' step makes both.
     """
     n_classes = len(classes) or 2
     names = [d for d in dict.fromkeys(domain) if d and len(np.unique(y[domain == d])) == n_classes]
@@ -74,12 +110,16 @@ def analyse_domains(
         coarser = {config.parameter: config.grid[:: len(config.grid) // GRID]}
         config = config.model_copy(update=coarser)
     study = _DomainModels(X, y, groups, domain, names, config, votes, tuple(classes), memory)
-    study.fit()
-    return Domains(
-        leave_one_out=[study.left_out(d) for d in names],
-        matrix=study.matrix(tests),
-        fits=Fits.model_validate(sum_facts([fitted.facts for fitted in study.fitted])),
-        seconds={key: sum(fitted.seconds[key] for fitted in study.fitted) for key in study.fitted[0].seconds},
+    matrix, leaving_out = step == "matrix", (step == "leave one out") == (len(names) > 2)
+    if leaving_out:
+        study.fit_without()
+    if matrix:
+        study.fit_inside()
+    return DomainStep(
+        leave_one_out=[study.left_out(d) for d in names] if leaving_out else [],
+        matrix=study.matrix(tests) if matrix else None,
+        facts=[fitted.facts for fitted in study.fitted],
+        seconds={key: sum(fitted.seconds[key] for fitted in study.fitted) for key in ("fit", "score")},
     )
 
 
@@ -112,8 +152,8 @@ class _DomainModels:
     models: dict[tuple[str, ...], _Model] = field(default_factory=dict)
     fitted: list[Fitted] = field(default_factory=list)
 
-    def fit(self) -> None:
-        """One call for the models without domains, and one for each domain, on its own rows."""
+    def fit_without(self) -> None:
+        """The models without one or two domains, in one call."""
         everything = np.ones(len(self.y), bool)
         without: dict[tuple[str, ...], np.ndarray] = {}
         for i, d in enumerate(self.names):
@@ -121,6 +161,9 @@ class _DomainModels:
             for e in self.names[i + 1 :]:  # serves the choice for d, scored on e, and that for e, scored on d
                 without["out", d, e] = (self.domain == d) | (self.domain == e)
         self._fit(everything, {key: (~held, held) for key, held in without.items()})
+
+    def fit_inside(self) -> None:
+        """The models of each domain, on its own rows: one call a domain."""
         for d in self.names:
             inside = self.domain == d
             folds = _folds_inside(self.y, self.groups, inside, self.config)
@@ -172,9 +215,16 @@ class _DomainModels:
     def _measure(
         self, y: np.ndarray, scores: np.ndarray, groups: np.ndarray, inflation: float = 1.0
     ) -> dict[str, Estimate]:
-        order = by_class(scores, probabilistic=self.config.probabilistic)
+        """Of one model, scores float64 (n[, K])."""
+        return self._measure_models(y, scores[:, None], groups, inflation)[0]
+
+    def _measure_models(
+        self, y: np.ndarray, scores: np.ndarray, groups: np.ndarray, inflation: float = 1.0
+    ) -> list[dict[str, Estimate]]:
+        """Of m models, scores float64 (n, m[, K])."""
+        order = by_class(scores, probabilistic=self.config.probabilistic) if self.classes else scores
         about = {"inflation": inflation, "classes": self.classes}
-        return measure(y, scores, order, groups, METRICS, self.config, **about)
+        return measure_models(y, scores, order, groups, METRICS, self.config, **about)
 
     def matrix(self, tests: Mapping[str, DomainRows]) -> Matrix:
         """Rows: the domain trained on; columns: the domains scored on."""
@@ -183,8 +233,9 @@ class _DomainModels:
         for name, test in tests.items():
             for d in dict.fromkeys(test.domain):
                 columns[f"{name} / {d}" if d else name] = test.select(test.domain == d)
-        chosen = {d: self._choose(self._inside(d)) for d in self.names}
-        cells = [[self._cell(d, chosen[d], name, rows) for name, rows in columns.items()] for d in self.names]
+        chosen = {d: self._choose(self._inside(d)) for d in self.names if ("in", d) in self.models}
+        by_column = [self._column(chosen, name, rows) for name, rows in columns.items()]
+        cells = [[of_column[d] for of_column in by_column] for d in self.names]
 
         def table(of: Callable[[Estimate], _Value]) -> dict[str, list[list[_Value]]]:
             return {m: [[of(cell[m]) for cell in row] for row in cells] for m in METRICS}
@@ -202,18 +253,28 @@ class _DomainModels:
             **about,
         )
 
-    def _cell(self, d: str, setting: Setting | None, name: str, rows: DomainRows) -> dict[str, Estimate]:
-        """The model of domain d on the rows of a column; on its own, out of fold."""
-        model = self.models.get(("in", d))
-        if setting is None or model is None:
-            return dict.fromkeys(METRICS, Estimate(reason=NO_MODEL))
-        if name != f"train / {d}":
-            scores = model.fitted.scorer(rows.X)(model.part, setting)
-            return self._measure(rows.y, scores, rows.group)
-        held = [(fold.scores(mask)[setting.index], mask) for fold, mask in self._inside(d)]
-        scores = np.concatenate([score for score, _ in held]).astype(np.float64)
-        y, group = (np.concatenate([of[mask] for _, mask in held]) for of in (self.y, self.groups))
-        return self._measure(y, scores, group, OOF_INFLATION)
+    def _column(
+        self, chosen: Mapping[str, Setting | None], name: str, rows: DomainRows
+    ) -> dict[str, dict[str, Estimate]]:
+        """The models of all domains on the rows of a column; the column's own domain out of fold."""
+        nothing: dict[str, Estimate] = dict.fromkeys(METRICS, Estimate(reason=NO_MODEL))
+        cells = dict.fromkeys(self.names, nothing)
+        settings = {d: setting for d, setting in chosen.items() if setting is not None}
+        others = [d for d in settings if name != f"train / {d}"]
+        models = [self.models["in", d] for d in others]
+        if models:
+            scores = [
+                model.fitted.scorer(rows.X)(model.part, settings[d])
+                for d, model in zip(others, models, strict=True)
+            ]
+            measured = self._measure_models(rows.y, np.stack(scores, axis=1), rows.group)
+            cells |= dict(zip(others, measured, strict=True))
+        for d in settings.keys() - others:
+            held = [(fold.scores(mask)[settings[d].index], mask) for fold, mask in self._inside(d)]
+            scores = np.concatenate([score for score, _ in held]).astype(np.float64)
+            y, group = (np.concatenate([of[mask] for _, mask in held]) for of in (self.y, self.groups))
+            cells[d] = self._measure(y, scores, group, OOF_INFLATION)
+        return cells
 
     def _inside(self, d: str) -> list[tuple[_Model, np.ndarray]]:
         """The models of the folds inside one domain, with the rows that each holds out."""

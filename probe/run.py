@@ -38,7 +38,7 @@ from .describe import (
     predictions_table,
     score_fold_models,
 )
-from .domains import DomainRows, analyse_domains
+from .domains import STEPS, DomainRows, DomainStep, Step, analyse_step, joined
 from .features import columns_in, open_bank, resolve_set
 from .leaks import LeakReport
 from .protocol import Plan, ProtocolRun, run_on_split, run_protocol, run_published
@@ -56,6 +56,7 @@ from .results.scoring import (
     score_set,
     score_votes,
 )
+from .sharing import shared
 from .streaming import features_of, memory_limit, refuse_large, size_of
 from .targets import run_targets
 
@@ -194,16 +195,20 @@ class _How:
             refuse_large(config.features, data.manifests, bank, **about)
         return cls(jobs, backend, of_each)
 
-    def run(self, tasks: Sequence[Any]) -> Any:
-        """The results of delayed calls, in order, as they come; they are begun at once if there is more than
-        one job, else each when its result is asked for.
+    @property
+    def threads(self) -> int:
+        """Of each feature set."""
+        return max(1, cores() // self.jobs)
+
+    def run(self, tasks: Sequence[Any]) -> Iterator[Any]:
+        """The results of delayed calls, in order; the second and those after it are begun at once where there
+        is more than one job, see `shared`.
         """
-        if self.backend == "ray":
-            _register_ray()
-        backend = "sequential" if self.jobs == 1 and self.backend != "ray" else self.backend
-        with joblib.parallel_config(backend=backend, n_jobs=self.jobs):
-            # Ray's backend hands everything over at the end
-            return joblib.Parallel(return_as="list" if backend == "ray" else "generator")(tasks)
+        if self.backend != "ray":
+            return shared(tasks, jobs=self.jobs, processes=self.backend == "loky")
+        _register_ray()
+        with joblib.parallel_config(backend="ray", n_jobs=self.jobs):
+            return iter(joblib.Parallel()(tasks))  # which hands everything over at the end
 
 
 @dataclass(frozen=True)
@@ -364,11 +369,10 @@ def _probe_all(
     """
     features = repeats[0][1].features
     widest = sorted(features, key=lambda name: -columns_in(name, bank))  # first: the others fit beside it
-    threads = max(1, cores() // how.jobs)
     manifests = data.manifests
     names = [rows.dataset for rows in data.tests]
     choosing = next(((rows.dataset, rows.y) for rows in data.tests if rows.dataset == data.choosing), None)
-    about = (bank, manifests, names, data.train.y, repeats, threads, choosing, how.memory)
+    about = (bank, manifests, names, data.train.y, repeats, how.threads, choosing, how.memory)
     tasks = [joblib.delayed(_probe_one)(name, *about) for name in widest]
     bar = progress_bar(how.run(tasks), total=len(tasks), shown=progress, desc="probe", unit="set")
     done = dict(zip(widest, bar, strict=True))
@@ -423,8 +427,10 @@ def _started_domains(
     if config.solver != "exact" or study.data.choosing:
         return iter(())
     asked = {"chosen": (chosen,), "all": config.features, "none": ()}[config.domains]
-    tasks = [joblib.delayed(_domains_one)(name, bank, study.data, config, how.memory) for name in asked]
-    return zip(asked, how.run(tasks), strict=True)
+    about = (bank, study.data, config, how.threads, how.memory)
+    tasks = [joblib.delayed(_domain_step)(step, name, *about) for name in asked for step in STEPS]
+    made = how.run(tasks)
+    return ((name, joined([next(made) for _ in STEPS])) for name in asked)
 
 
 def _domains(
@@ -439,25 +445,27 @@ def _domains(
     return domains, []
 
 
-def _domains_one(name: str, bank: Any, data: StudyData, config: ProbeConfig, memory: float) -> Domains | None:
-    X, *others = features_of(name, data.manifests, bank, memory=memory)
-    tests = {
-        rows.dataset: DomainRows(Z, rows.y, rows.domain, rows.group)
-        for rows, Z in zip(data.tests, others, strict=True)
-    }
-    groups = effective_groups(data.train_manifest)
-    votes = data.train.vote_share()
-    return analyse_domains(
-        X,
-        data.train.y,
-        groups,
-        data.train.domain,
-        tests,
-        config=config,
-        votes=votes,
-        classes=data.train.classes,
-        memory=memory,
-    )
+def _domain_step(
+    step: Step, name: str, bank: Any, data: StudyData, config: ProbeConfig, threads: int, memory: float
+) -> DomainStep | None:
+    with threadpool_limits(threads):
+        X, *others = features_of(name, data.manifests, bank, memory=memory)
+        tests = {
+            rows.dataset: DomainRows(Z, rows.y, rows.domain, rows.group)
+            for rows, Z in zip(data.tests, others, strict=True)
+        }
+        return analyse_step(
+            step,
+            X,
+            data.train.y,
+            effective_groups(data.train_manifest),
+            data.train.domain,
+            tests,
+            config=config,
+            votes=data.train.vote_share(),
+            classes=data.train.classes,
+            memory=memory,
+        )
 
 
 def _register_ray() -> None:

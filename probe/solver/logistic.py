@@ -101,7 +101,8 @@ def fit_logistic(
     max_rounds : rounds of the descent (four times as many with more than two classes), before float64
         Newton takes over
     memory : bytes for a float32 copy of X; if it would take more, X is reread in every round
-    threads : default: the cores, or OMP_NUM_THREADS where that is less; one for a few million numbers
+    threads : default: the cores, or what OMP_NUM_THREADS or threadpoolctl leave to BLAS where that is less;
+        one for a few million numbers
 
     Warns with scikit-learn's ConvergenceWarning where a status is "capped".
     Raises InvalidRequest for shapes and values that make no sense, ProbeError for NaN or Inf in X and for
@@ -112,9 +113,12 @@ def fit_logistic(
     S, L, m = len(v), len(grid), 1 if K == 2 else K
     sets, lam = np.repeat(np.arange(S), L), np.tile(1 / grid, S)
     # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
-    with threadpool_limits(1, user_api="blas"):
+    with threadpool_limits(1, user_api="blas") as limit:
         design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
-        objective = Objective(design, sets, lam, threads=threads or default_threads(design.n * design.d))
+        untyped: Any = limit
+        allowed: int = untyped.get_original_num_threads()["blas"] or 1
+        threads = threads or min(default_threads(design.n * design.d), allowed)
+        objective = Objective(design, sets, lam, threads=threads)
         try:
             found = Minimum.nothing(S * L, m, design.d + 1)
             few = np.repeat(_few_rows(design), L)

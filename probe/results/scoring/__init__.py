@@ -13,6 +13,7 @@ from .estimates import UNCERTAINTY as UNCERTAINTY
 from .estimates import evaluate_models as evaluate_models
 from .estimates import mean_of_models as mean_of_models
 from .estimates import measure as measure
+from .estimates import measure_models as measure_models
 from .experts import score_experts as score_experts
 from .experts import score_votes as score_votes
 from .rows import Column as Column

@@ -79,6 +79,13 @@ def _uncertainty(interval: Interval, j: int) -> dict[str, Any]:
 
 
 def measure(
+    y: np.ndarray, score: np.ndarray, order: np.ndarray, *about: Any, **options: Any
+) -> dict[str, Estimate]:
+    """metric -> estimate of one model, scores (n,) or (n, K); arguments as for `measure_models`."""
+    return measure_models(y, score[:, None], order[:, None], *about, **options)[0]
+
+
+def measure_models(
     y: np.ndarray,
     score: np.ndarray,
     order: np.ndarray,
@@ -89,14 +96,13 @@ def measure(
     inflation: float = 1.0,
     classes: Sequence[str] = (),
     ordered: bool = False,
-) -> dict[str, Estimate]:
-    """metric -> estimate of one model.
+) -> list[dict[str, Estimate]]:
+    """metric -> estimate of each of m models.
 
-    score : logits (n,), calls at 0, or (n, K), K > 2; order : as score, what the ranking metrics are taken on
+    score : logits (n, m), calls at 0, or (n, m, K), K > 2; order : as score, what ranking metrics are of
     inflation : OOF_INFLATION for scores out of fold, which the jackknife alone uses
     classes, ordered : where there are more than two, as in `Rows`
     """
-    score, order = score[:, None], order[:, None]
     inflation = inflation if config.interval == "jackknife" else 1.0
     estimates = None
     if config.bootstrap:
@@ -104,7 +110,7 @@ def measure(
         estimates = intervals_of(y, score, order, group, names, config, inflation, **about)
     codes = cluster_codes(group, len(y))
     size = {"n": len(y), "groups": int(codes.max(initial=-1)) + 1}
-    return estimates_of(estimates, y, score, order, names, ordered=ordered, **size)[0]
+    return estimates_of(estimates, y, score, order, names, ordered=ordered, **size)
 
 
 def evaluate_models(
