@@ -141,7 +141,7 @@ def _choosing_set(
 
 def pieces_of(train: Manifest, tests: Sequence[Manifest]) -> list[tuple[str, Manifest]]:
     """Name and labelled rows of each set: the train rows first. Raises InvalidRequest and ProbeError."""
-    split, labelled = train.table["split"].to_numpy(dtype=object), is_labelled(train)
+    split, labelled = train.table["split"], is_labelled(train)
     is_train = _is_train(split)
     if not (is_train & labelled).any():
         raise ProbeError(
@@ -150,8 +150,8 @@ def pieces_of(train: Manifest, tests: Sequence[Manifest]) -> list[tuple[str, Man
         )
     pieces = [(f"{train.header.name}:train", labelled_train_rows(train))]
     pieces += [
-        (f"{train.header.name}:{word or 'no split'}", train.select((split == word) & labelled))
-        for word in dict.fromkeys(split[~is_train & labelled])
+        (f"{train.header.name}:{word or 'no split'}", train.select((split == word).to_numpy(bool) & labelled))
+        for word in split[~is_train & labelled].unique()
     ]
     for manifest in tests:
         keep = is_labelled(manifest)
@@ -196,17 +196,16 @@ def is_labelled(manifest: Manifest) -> np.ndarray:
     """The rows with a label, bool (n,); all where there are targets, which every row has."""
     if manifest.header.targets:
         return np.ones(len(manifest.table), bool)
-    return manifest.table["label"].to_numpy(dtype=object) != ""
+    return (manifest.table["label"] != "").to_numpy(bool)
 
 
 def labelled_train_rows(train: Manifest) -> Manifest:
     """The rows of a manifest that a study is trained on."""
-    is_train = _is_train(train.table["split"].to_numpy(dtype=object))
-    return train.select(is_train & is_labelled(train))
+    return train.select(_is_train(train.table["split"]) & is_labelled(train))
 
 
-def _is_train(split: np.ndarray) -> np.ndarray:
-    return split == "train" if (split != "").any() else np.ones(len(split), bool)
+def _is_train(split: pd.Series) -> np.ndarray:
+    return (split == "train").to_numpy(bool) if (split != "").any() else np.ones(len(split), bool)
 
 
 def class_names(header: Header, config: ProbeConfig) -> tuple[str, ...]:

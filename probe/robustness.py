@@ -135,21 +135,8 @@ def run_robustness(
     near = {name: _neighbours(load(name), rows, ks) for name in names}
     best = float(np.median([ks[int(of_set.votes.argmax())] for of_set in near.values()]))
     chosen = k or min(ks, key=lambda neighbours: abs(neighbours - best))
-    sets = [
-        _measure(
-            name,
-            load(name),
-            rows,
-            near[name],
-            ks=ks,
-            k=chosen,
-            iterations=iterations,
-            trials=trials,
-            seed=seed,
-            note=note,
-        )
-        for name in names
-    ]
+    how: dict[str, Any] = {"ks": ks, "k": chosen, "iterations": iterations, "trials": trials, "seed": seed}
+    sets = [_measure(name, load(name), rows, near[name], **how, note=note) for name in names]
     groups = cluster_codes(rows.group, len(rows))
     return Robustness(
         dataset=manifest.header.name,
