@@ -14,6 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from ..errors import ImageError, ManifestError
+from .arrow import repeated
 from .builders import decode_all, read_greys
 from .clusters import SMALL, TooManyAlikeError, candidates, confirmed, small_grey
 from .declarations import Declaration, compared, doubtful, load_declaration, names
@@ -137,7 +138,7 @@ def audit(
         changed = readable & (table["content_hash"] != "") & (table["content_hash"] != found)
 
     rows = table[["patch_id", "path", "label", "group", "split"]]
-    twins = readable & found.where(readable).duplicated(keep=False)
+    twins = hashes.any(axis=1) & repeated(found)
     duplicates = rows[twins].copy()
     duplicates.insert(0, "duplicate", pd.factorize(found[twins])[0] + 1)
     duplicates = duplicates.sort_values("duplicate", kind="stable")
@@ -162,22 +163,22 @@ def audit(
         facts=pd.DataFrame(columns=["fact", "expected", "found", "ok"]),
         hashes=hashes,
         small=small,
-        note="; ".join(
-            filter(
-                None,
-                (
-                    f"{imported.sum()} rows have an embedding only, no image" if imported.any() else "",
-                    groups_note(manifest),
-                    classes_note(manifest),
-                    spellings_note(manifest.header.classes),
-                ),
-            )
-        ),
+        note=_note(manifest, int(imported.sum())),
     )
     if facts is None:
         return ended
     hashed = Manifest(manifest.header, table.assign(content_hash=found.where(readable, "")), manifest.root)
     return Audit(**{**vars(ended), "facts": _against_facts(hashed, ended, facts)})
+
+
+def _note(manifest: Manifest, imported: int) -> str:
+    notes = (
+        f"{imported} rows have an embedding only, no image" if imported else "",
+        groups_note(manifest),
+        classes_note(manifest),
+        spellings_note(manifest.header.classes),
+    )
+    return "; ".join(filter(None, notes))
 
 
 def _leaks(rows: pd.DataFrame, key: str) -> pd.DataFrame:

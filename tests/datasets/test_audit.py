@@ -76,6 +76,15 @@ def test_an_unlabelled_copy_contradicts_nobody(toy: Manifest, write_images: Writ
     assert found.contradictions.empty
 
 
+def test_embeddings_without_a_known_content_are_no_duplicates(toy: Manifest) -> None:
+    paths = [f"all.npy::embedding[{i}]" for i in range(len(toy))]
+    imported = Manifest(toy.header, toy.table.assign(path=paths), toy.root)
+    found = audit(imported, progress=False)
+    assert (found.duplicate_groups, found.unique) == (0, len(toy))
+    twice = imported.table.assign(content_hash=["ab" * 16] * 2 + [""] * (len(toy) - 2))
+    assert audit(Manifest(toy.header, twice, toy.root), progress=False).duplicate_groups == 1
+
+
 def test_groups_that_cross_splits(toy: Manifest) -> None:
     table = toy.table.assign(group=["a", "b", "c", "a", "", "", "a", ""])
     found = audit(Manifest(toy.header, table, toy.root), progress=False)
