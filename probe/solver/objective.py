@@ -31,6 +31,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 2**20  # scores of one block: they stay in the L2 cache between the two products
 PROFILE_STEPS = 50
 EVEN = 8  # products of 15 columns take twice the time of 16
+NARROW = 16  # columns, up to which a product is best made in pieces small enough for
+PIECE = 990_000  # multiplications: there OpenBLAS (AVX-512) reads the rows where they are, without packing
 SAFE = 60  # scores up to this size: exp neither overflows nor vanishes in float32
 EPS = np.finfo(np.float64).eps
 PROFILE_BYTES = 2**21  # of them for which the intercepts are sought at once
@@ -95,39 +97,49 @@ class Objective:
         rows = int(np.clip(BLOCK_BYTES // (4 * P * m), 128, 1024))
         blocks = list(design.blocks(rows))
 
+        everything = np.arange(P)
+
         def work(part: list[Segment]) -> tuple[Array, Array, Array]:
             G, value, curvature = np.zeros_like(scaled), np.zeros(P), np.zeros((P, m, m))
+            columns: dict[int, tuple[Array, Array]] = {}
             for segment, members in _runs(part):
                 active = np.flatnonzero(segment.sets[sets])
                 if not len(active):
                     continue
+                if m == 1 and padded(len(active)) == padded(
+                    P
+                ):  # the others have weight 0 there, and cost nothing
+                    active = everything
+                whole = len(active) == P
                 # rows x problems: the product of a block with a few columns that is fastest in BLAS
-                U = (scaled if len(active) == P else scaled[active]).reshape(-1, D)
-                columns, of = len(U), sets[active]
-                if m == 1:  # columns of zeros behind, what comes of them is dropped
-                    U, of = as_columns(U), np.resize(of, len(of) + -len(of) % EVEN)
+                if whole and P in columns:
+                    U, of = columns[P]
                 else:
-                    U = np.ascontiguousarray(U.T)
+                    U = as_columns((scaled if whole else scaled[active]).reshape(-1, D), even=m == 1)
+                    of = np.resize(sets[active], U.shape[1] // m)
+                    if whole:
+                        columns[P] = U, of
                 total, loss = np.zeros((U.shape[1], D), dtype=np.float32), np.zeros(len(of))
                 curve = np.zeros((len(of), m, m))
                 for lo, hi in members:
                     A = design.block(lo, hi)
-                    Z = A @ U
+                    Z = times(A, U)
                     v = np.take(design.weights32[lo:hi], of, axis=1)
                     if m == 1:
                         _residuals(Z, v, loss, curve)
                     else:
                         _residuals_softmax(Z.reshape(len(Z), -1, m), v, design.y[lo:hi], loss, curve)
-                    total += Z.T @ A
-                total, loss, curve = total[:columns], loss[: len(active)], curve[: len(active)]
-                if len(active) == P:
-                    G += total.reshape(G.shape)
-                    value += loss
-                    curvature += curve
+                    for piece in _pieces(*Z.shape, D):
+                        total += Z[piece].T @ A[piece]
+                total = total[: len(active) * m].reshape(-1, m, D)
+                if whole:
+                    G += total
+                    value += loss[:P]
+                    curvature += curve[:P]
                 else:
-                    G[active] += total.reshape(-1, m, D)
-                    value[active] += loss
-                    curvature[active] += curve
+                    G[active] += total
+                    value[active] += loss[: len(active)]
+                    curvature[active] += curve[: len(active)]
             return G, value, curvature
 
         parts = self.share(work, _deal(blocks, self.threads))
@@ -255,11 +267,30 @@ class Objective:
         return Evaluation(value, gradient, at.curvature, theta, gap)
 
 
-def as_columns(rows: Array) -> Array:
-    """rows (P, D) of float32 as the columns of a matrix (D, P'), P' a multiple of EVEN, zeros behind."""
-    columns = np.zeros((rows.shape[1], len(rows) + -len(rows) % EVEN), dtype=np.float32)
+def padded(count: int) -> int:
+    """Columns that a product of `count` columns is made with."""
+    return count + (-count % (EVEN if count > NARROW else EVEN // 2) if count > 1 else 0)
+
+
+def as_columns(rows: Array, *, even: bool = True) -> Array:
+    """rows (P, D) of float32 as the columns of a matrix (D, P'), P' = padded(P) if `even`."""
+    columns = np.zeros((rows.shape[1], padded(len(rows)) if even else len(rows)), dtype=np.float32)
     columns[:, : len(rows)] = rows.T
     return columns
+
+
+def times(A: Array, U: Array) -> Array:
+    """A (n, D) @ U (D, P), float32."""
+    out = np.empty((len(A), U.shape[1]), dtype=np.float32)
+    for piece in _pieces(*out.shape, A.shape[1]):
+        np.matmul(A[piece], U, out=out[piece])
+    return out
+
+
+def _pieces(rows: int, columns: int, D: int) -> list[slice]:
+    """The rows of a product with `columns` columns and an inner or outer dimension D, see NARROW."""
+    step = max(8, PIECE // (columns * D)) if columns <= NARROW else rows
+    return [slice(lo, lo + step) for lo in range(0, rows, step)]
 
 
 def default_threads(numbers: int) -> int:
