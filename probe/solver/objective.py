@@ -24,6 +24,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import scipy.linalg.blas
 
 from .design import Design, Segment
 
@@ -157,7 +158,8 @@ class Objective:
     def moments(self, ids: Array, theta: Array, curvature: Array) -> Array:
         """Second moments of the rows under the weights v p (1 - p) / h, the mean of problems and outputs.
 
-        The problems share one set. float32 (d + 1, d + 1), rows in the set's units with a 1 behind.
+        The problems share one set. float32 (d + 1, d + 1), rows in the set's units with a 1 behind; the lower
+        triangle of the matrix, the other one is 0.
         """
         design, s = self.design, self.sets[ids[0]]
         P, m, D = theta.shape
@@ -167,7 +169,7 @@ class Objective:
         blocks = [block for block in design.blocks(1024) if block.sets[s]]
 
         def work(part: list[Segment]) -> Array:
-            total = np.zeros((D, D), dtype=np.float32)
+            total = no_squares(D)
             for block in part:
                 A = design.block(block.lo, block.hi)
                 Z = (scaled @ A.T).reshape(P, m, -1)
@@ -180,12 +182,13 @@ class Objective:
                     Z /= Z.sum(axis=1, keepdims=True)
                     Z *= 1 - Z
                 root = np.sqrt(np.einsum("pmn,pm->n", Z, share) * design.weights32[block.lo : block.hi, s])
-                B = A * root[:, None]
-                total += B.T @ B
+                total = add_squares(total, A * root[:, None])
             return total
 
         total = sum(self.share(work, _deal(blocks, self.threads)))
-        return total * (design.factor32[s][:, None] * design.factor32[s])
+        total *= design.factor32[s]
+        total *= design.factor32[s][:, None]
+        return total
 
     # --- float64 ------------------------------------------------------------------------------------
 
@@ -277,6 +280,16 @@ def as_columns(rows: Array, *, even: bool = True) -> Array:
     columns = np.zeros((rows.shape[1], padded(len(rows)) if even else len(rows)), dtype=np.float32)
     columns[:, : len(rows)] = rows.T
     return columns
+
+
+def no_squares(D: int) -> Array:
+    """Zeros (D, D) for `add_squares`."""
+    return np.zeros((D, D), dtype=np.float32, order="F")
+
+
+def add_squares(total: Array, B: Array) -> Array:
+    """total + B' B for B (n, D) float32, in place; the lower triangle only."""
+    return scipy.linalg.blas.ssyrk(1, B.T, beta=1, c=total, overwrite_c=True, lower=True)
 
 
 def times(A: Array, U: Array) -> Array:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.linalg
 
-from .objective import Objective, as_columns, times
+from .objective import Objective, add_squares, as_columns, no_squares, times
 
 linalg: Any = scipy.linalg  # has no types
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -46,7 +46,7 @@ class Spectrum:
 
     @classmethod
     def of_moments(cls, moments: Array) -> "Spectrum":
-        """moments : float32 (d + 1, d + 1), of the rows with a 1 behind."""
+        """moments : float32 (d + 1, d + 1), of the rows with a 1 behind; the lower triangle is read."""
         G, mean = _centred(moments)
         values, vectors = linalg.eigh(G, driver="evd", overwrite_a=True, check_finite=False)
         return cls(np.maximum(values, 1e-7 * values[-1]), vectors, mean)
@@ -77,20 +77,20 @@ class Spectrum:
 
 
 class Factors:
-    """A few problems: a Cholesky factor for each (problem, output), at the h it had then."""
+    """A few problems, neighbours in strength: one Cholesky factor of each output, at their mean h and lam."""
 
-    def __init__(self, moments: Array, keys: Sequence[tuple[int, int]], h: Array, lam: Array) -> None:
+    def __init__(self, moments: Array, h: Array, lam: Array) -> None:
+        """moments : lower triangle; h (P, m), lam (P,)"""
         G, self.mean = _centred(moments)
-        self.factors: dict[tuple[int, int], Any] = {}
-        for key, h_k, lam_k in zip(keys, h, lam, strict=True):
-            self.factors[key] = _factor((h_k * G).T, float(lam_k))
+        middle = float(np.exp(np.log(lam).mean()))
+        self.factors = [_factor(G, float(h_k), middle) for h_k in h.mean(axis=0)]
 
     def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
-        solved = [
-            linalg.cho_solve(self.factors[key], row, check_finite=False)
-            for key, row in zip(keys, b, strict=True)
-        ]
-        return np.stack(solved)
+        m = len(self.factors)
+        out = np.empty_like(b)
+        for k, factor in enumerate(self.factors):
+            out[k::m] = linalg.cho_solve(factor, b[k::m].T, check_finite=False).T
+        return out
 
 
 class Preconditioner:
@@ -103,10 +103,10 @@ class Preconditioner:
         if design.n < design.d and design.in_memory:
             shared = Spectrum.of_rows(design.block(0, design.n), share)
         else:
-            moments = np.zeros((design.d + 1, design.d + 1), dtype=np.float32)
+            moments = no_squares(design.d + 1)
             for block in design.blocks(4096):
                 A = design.block(block.lo, block.hi) * np.sqrt(share[block.lo : block.hi, None])
-                moments += A.T @ A
+                moments = add_squares(moments, A)
             shared = Spectrum.of_moments(moments)
         self.solvers: list[Solver] = [shared]
         self.of = np.zeros(len(objective.sets), dtype=int)  # which solver a problem uses
@@ -128,10 +128,7 @@ class Preconditioner:
         if spectrum:
             solver: Solver = Spectrum.of_moments(moments)
         else:
-            m = curvature.shape[1]
-            keys = [(int(i), k) for i in ids for k in range(m)]
-            h = np.linalg.eigvalsh(np.nan_to_num(curvature)).reshape(-1)
-            solver = Factors(moments, keys, h, np.repeat(self.objective.lam[ids], m))
+            solver = Factors(moments, np.linalg.eigvalsh(np.nan_to_num(curvature)), self.objective.lam[ids])
         self.solvers.append(solver)
         self.of[ids] = len(self.solvers) - 1
         self._drop_unused()
@@ -187,22 +184,23 @@ def _times(rows: Array, A: Array, transposed: Array) -> Array:
     return times(transposed, as_columns(rows))[:, : len(rows)].T
 
 
-def _factor(A: Array, ridge: float) -> Any:
-    """The Cholesky factor of A + ridge; of a larger ridge where float32 takes that for singular."""
-    diagonal = np.diag_indices(len(A))
-    ridge = max(ridge, 1e-6 * float(np.trace(A)) / len(A), 1e-30)
+def _factor(G: Array, h: float, ridge: float) -> Any:
+    """The Cholesky factor of h G + ridge; of a larger ridge where float32 takes that for singular."""
+    diagonal = np.diag_indices(len(G))
+    ridge = max(ridge, 1e-6 * h * float(np.trace(G)) / len(G), 1e-30)
     for power in range(RIDGES):
-        B = A.copy(order="F")
-        B[diagonal] += ridge * 10.0**power
+        A = np.multiply(G, np.float32(h), order="F")
+        A[diagonal] += ridge * 10.0**power
         try:
-            return linalg.cho_factor(B, lower=True, overwrite_a=True, check_finite=False)
+            return linalg.cho_factor(A, lower=True, overwrite_a=True, check_finite=False)
         except np.linalg.LinAlgError:
             continue
     raise np.linalg.LinAlgError("no ridge makes this matrix definite")
 
 
 def _centred(moments: Array) -> tuple[Array, Array]:
-    """G - m m' and m, of moments scaled so that the weights sum to 1."""
-    moments = moments / moments[-1, -1]
-    mean = moments[-1, :-1].copy()
-    return moments[:-1, :-1] - np.outer(mean, mean), mean
+    """G - m m' and m, of moments scaled so that the weights sum to 1, in the order of Fortran."""
+    mean = moments[-1, :-1] / moments[-1, -1]
+    G = np.divide(moments[:-1, :-1], moments[-1, -1], order="F")
+    G -= np.outer(mean, mean).T
+    return G, mean

@@ -249,6 +249,5 @@ def test_moments_are_the_mean_of_the_problems_and_their_outputs(k):
     p = np.exp(z - np.logaddexp.reduce(z, axis=2, keepdims=True))
     own = (v[s, :, None, None] * p * (1 - p))[:, :, -objective.design.outputs :]
     each = np.einsum("npm,nd,ne->pmde", own / own.sum(axis=0), A, A)
-    np.testing.assert_allclose(
-        objective.moments(ids, theta[ids], curvature), each.mean(axis=(0, 1)), rtol=1e-4, atol=1e-5
-    )
+    moments = objective.moments(ids, theta[ids], curvature)
+    np.testing.assert_allclose(moments, np.tril(each.mean(axis=(0, 1))), rtol=1e-4, atol=1e-5)

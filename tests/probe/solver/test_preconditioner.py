@@ -8,7 +8,7 @@ from patchbank.probe.solver import preconditioner
 def test_a_singular_matrix_gets_the_ridge_that_float32_needs() -> None:
     direction = np.arange(1, 6, dtype=np.float32)
     singular = np.outer(direction, direction)
-    factor, lower = preconditioner._factor(singular, 0.0)
+    factor, lower = preconditioner._factor(singular, 1.0, 0.0)
     product = np.tril(factor) @ np.tril(factor).T
     assert lower
     np.testing.assert_allclose(product, singular, atol=2e-3 * float(np.trace(singular)) / 5)
@@ -16,4 +16,4 @@ def test_a_singular_matrix_gets_the_ridge_that_float32_needs() -> None:
 
 def test_a_matrix_that_no_ridge_makes_definite_ends_in_an_error() -> None:
     with pytest.raises(np.linalg.LinAlgError, match="definite"):
-        preconditioner._factor(-1e6 * np.eye(3, dtype=np.float32), 0.0)
+        preconditioner._factor(-1e6 * np.eye(3, dtype=np.float32), 1.0, 0.0)
