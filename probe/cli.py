@@ -58,7 +58,8 @@ def probe_group() -> None:
 )
 @click.option("--folds", help="balanced (default), another shipped name, a fold file, or a number.")
 @click.option(
-    "--inner-folds", type=int, help="Folds inside each fold, which choose (default: 5, if possible)."
+    "--inner-folds",
+    help="What chooses inside each fold: a number of folds, or shared, the other folds (default of 5 to 11).",
 )
 @click.option("--repeats", type=int, help="Runs, each with folds of another seed: SD over them (default: 1).")
 @options.positive
@@ -79,7 +80,6 @@ def run_command(
     train: Path,
     tests: tuple[Path, ...],
     config: Path | None,
-    folds: str | None,
     as_json: bool,
     out: Path | None,
     table: Path | None,
@@ -110,8 +110,9 @@ def run_command(
     for grid in ("C", "k", "alpha"):
         if options[grid] is not None:
             settings[grid] = _numbers(options[grid])
-    if folds is not None:
-        settings["folds"] = int(folds) if folds.isdigit() else folds
+    for name in ("folds", "inner_folds"):
+        if (given := options[name]) is not None:
+            settings[name] = int(given) if given.isdigit() else given
     if train.suffix == ".toml":
         if table is not None or columns:
             raise click.UsageError("--table and --column are of embeddings; a manifest has its table")

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from ..errors import InvalidRequest
-from ..settings import Settings, listing, not_one_of, read_table
+from ..settings import Settings, listing, near, not_one_of, read_table
 from .leaks import KINDS
+from .training_sets import SHARED
 
 # 40 strengths, 1e-6 .. 10, evenly spaced in the logarithm. C is scikit-learn's: the inverse of the penalty,
 # for the SUM of the losses; on standardized features of a few thousand patches the best C is about 1e-4 .. 1.
@@ -157,8 +158,10 @@ class ProbeConfig(Settings):
                      (None: log_loss, for probes without probabilities auroc)
     folds            "balanced" (5, or as many as can be made, by `datasets.folds`), another shipped name, a
                      file, or how many to make
-    inner_folds      folds inside each outer training set, which choose the setting for that outer fold (None:
-                     5, or as many as can be made)
+    inner_folds      folds inside each outer training set, which choose the setting for that outer fold: how
+                     many to make of each, or "shared": the other outer folds, so that what is fitted without
+                     two of them serves the choices of both, about half of the fits (None: shared where there
+                     are 5 to 11 folds, else 5, or as many as can be made)
     repeats          how often the protocol is run, each time with folds of another seed; the first one is
                      reported, and the standard deviation over all
     bootstrap        resamples of whole groups (slides) for the intervals "bca" and "percentile"; 0: no
@@ -195,7 +198,7 @@ class ProbeConfig(Settings):
     class_weight: tuple[str, ...] = ("balanced",)
     select: str | None = None
     folds: str | int = "balanced"
-    inner_folds: int | None = None
+    inner_folds: str | int | None = None
     repeats: int = 1
     tol: float = 1e-7
     seed: int = 0
@@ -319,8 +322,7 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
         yield f"temperature is a positive number and goes with metric cosine, not {config.temperature!r}"
     if isinstance(config.folds, int) and config.folds < 2:
         yield f"folds has to be 2 or more, not {config.folds}"
-    if config.inner_folds is not None and config.inner_folds < 2:
-        yield f"inner_folds has to be 2 or more, not {config.inner_folds}"
+    yield from inner_folds_faults(config.inner_folds)
     if config.sample is not None and config.sample < 1:
         yield f"sample has to be 1 row or more, not {config.sample}"
     if config.repeats < 1:
@@ -329,6 +331,14 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
         yield f"bootstrap has to be 0 or at least 100, not {config.bootstrap}"
     if not 0.5 <= config.level < 1:
         yield f"level has to be in [0.5, 1), not {config.level}"
+
+
+def inner_folds_faults(value: str | int | None) -> Iterable[str]:
+    """What is wrong with a setting `inner_folds`."""
+    if isinstance(value, str) and value != SHARED:
+        yield f"inner_folds {value!r} is neither a number nor {SHARED!r}{near(value, [SHARED])}"
+    elif isinstance(value, int) and value < 2:
+        yield f"inner_folds has to be 2 or more, not {value}"
 
 
 def _positive(value: Any) -> bool:

@@ -32,6 +32,7 @@ from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
 from .results.scoring import Rows, class_codes
 from .statistics.multiclass import MOST_CLASSES
 from .streaming import size_of
+from .training_sets import SHARED_AT
 
 NOT_DRAWN = "not in the sample"  # why rows are left out
 
@@ -543,7 +544,11 @@ def fold_notes(folds: Folds, plan: Plan, config: ProbeConfig) -> list[str]:
     few = "a class occurs in too few groups for"
     if config.folds == "balanced" and folds.n_splits < MOST_FOLDS:
         notes.append(f"{folds.n_splits} folds: {few} {MOST_FOLDS}")
-    if config.inner_folds is None and (least := min(plan.inner_folds)) < MOST_FOLDS:
+    if config.inner_folds is not None or plan.shared:
+        return notes
+    if folds.n_splits in SHARED_AT:
+        notes.append("inner folds of their own: without two of the folds a class has no rows")
+    if (least := min(plan.inner_folds)) < MOST_FOLDS:
         most = max(plan.inner_folds)
         notes.append(f"{least}{f' to {most}' if most > least else ''} inner folds: {few} {MOST_FOLDS}")
     return notes

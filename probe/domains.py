@@ -178,7 +178,7 @@ class _DomainModels:
         n_classes = len(self.classes) or 2
         keys = [key for key, (training, _) in sets.items() if len(np.unique(self.y[training])) == n_classes]
         parts = [
-            Part(sets[key][0][rows], sets[key][1][rows], i, 0 if len(key) == 3 else None)
+            Part(sets[key][0][rows], sets[key][1][rows], (i,), 0 if len(key) == 3 else None)
             for i, key in enumerate(keys)
         ]
         votes = None if self.votes is None else self.votes[rows]
@@ -297,7 +297,8 @@ class _DomainModels:
 def _folds_inside(y: np.ndarray, groups: np.ndarray, rows: np.ndarray, config: ProbeConfig) -> np.ndarray:
     """Grouped folds of some rows: int (n,), 1..J, 0 elsewhere and everywhere if not even two can be made."""
     folds = np.zeros(len(y), int)
-    for n_splits in range(config.inner_folds or MOST_FOLDS, 1, -1):
+    most = config.inner_folds if isinstance(config.inner_folds, int) else MOST_FOLDS
+    for n_splits in range(most, 1, -1):
         try:
             made = make_folds(y[rows], groups[rows], n_splits=n_splits, seed=config.seed)
         except InvalidRequest:  # a class in fewer groups than folds

@@ -109,7 +109,7 @@ def ensemble_of(results: Mapping[str, ProbeResult], *, name: str, weights: str =
         "provenance": provenance(),
         "data": [one.to_json() for one in first.data if one.dataset in kept],
         "notes": [_caveat(results, weights)],
-        "folds": {k: v for k, v in first.folds.to_json().items() if k != "inner"},
+        "folds": {k: v for k, v in first.folds.to_json().items() if k not in ("inner", "shared")},
         "chosen": name,
         "models": [about | described],
         "scores": scores,

@@ -1,7 +1,7 @@
 """The protocol of a probe: nested grouped cross-validation, refit, fold ensemble. Arrays in, arrays out."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from scipy.special import log_expit
 
 from ..datasets.folds import Folds, make_folds, too_few
 from ..errors import InvalidRequest, ProbeError
-from .classifiers.grid import Fitted, Part, Setting, fit_parts
+from .classifiers.grid import Fitted, Setting, fit_parts
 from .classifiers.recipes import fit_eva, fit_paper_sgd, fit_thunder
 from .config import ProbeConfig
 from .model import ProbeModel, mean_logit
@@ -21,6 +21,7 @@ from .statistics import multiclass_calibration
 from .statistics.calibration import best_threshold, fit_platt, fit_temperature
 from .statistics.multiclass import log_odds
 from .streaming import Features, stack
+from .training_sets import SHARED, Part, are_shared, can_share, shared_folds, training_sets
 
 MOST_FOLDS = 5  # that are made where no number is given
 LEAST_SCALE = 1e-6  # of a Platt scaling, times the standard deviation of the scores
@@ -37,7 +38,7 @@ class Plan:
     """Who is trained on what: the same for every feature set of a study."""
 
     folds: np.ndarray  # int (n,), 1..K
-    inner: list[np.ndarray]  # K times int (n,): 1..J, and 0 outside the outer training set
+    inner: list[np.ndarray]  # K times int (n,): the inner folds, and 0 outside the outer training set
     parts: list[Part]
     groups: np.ndarray  # str (n,)
     votes: np.ndarray | None = None  # float (n,), share of positive votes, NaN where there are none
@@ -45,7 +46,12 @@ class Plan:
     @property
     def inner_folds(self) -> list[int]:
         """How many inner folds each outer training set has."""
-        return [int(inner.max()) for inner in self.inner]
+        return [len(np.unique(inner[inner > 0])) for inner in self.inner]
+
+    @property
+    def shared(self) -> bool:
+        """Whether the inner folds are the other outer folds, see `training_sets.shared_folds`."""
+        return bool(self.inner) and are_shared(self.folds, self.inner)
 
 
 def make_plan(
@@ -57,13 +63,15 @@ def make_plan(
     votes: np.ndarray | None = None,
     classes: Sequence[str] = ("negative", "positive"),
 ) -> Plan:
-    """Inner folds for every outer training set, grouped and stratified, and the list of all training sets.
+    """The inner folds of every outer training set, and the list of all training sets.
 
     y : int (n,), 0 .. number of classes - 1; groups : str (n,); folds : int (n,), 1..K
     votes : for class weight "votes"; float (n,), share of positive votes, or (n, number of classes), NaN
         where there are none
     classes : names of 0, 1, ... in messages
-    Where `config.inner_folds` is None there are 5, or as many as the rarest class's groups allow.
+    `config.inner_folds` "shared": the other outer folds; a number: so many of their own, grouped and
+    stratified; None: shared if `training_sets.can_share`, else 5 of their own, or as many as the rarest
+    class's groups allow.
     Raises InvalidRequest where the inner folds cannot be made, ProbeError where a group is in two folds, a
     training set lacks a class, or votes are missing.
     """
@@ -77,35 +85,76 @@ def make_plan(
             f"{len(spread)} groups are in more than one fold ({', '.join(map(str, spread[:5]))}): "
             "folds are made of whole groups; `patchbank datasets folds make` makes such folds."
         )
-    inner = []
-    labels = np.asarray(classes, dtype=object)[y]
-    for k in np.unique(folds):
-        training = folds != k
-        assigned = np.zeros(len(y), int)
-        made = folds_of(
-            labels[training],
-            groups[training],
-            exactly=config.inner_folds,
-            seed=config.seed,
-            what=f"inner folds of outer fold {k}, from the rows of the other folds",
-            fix="give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)"
-            + rare_class_fix(classes),
-        )
-        assigned[training] = made.assign(groups[training])
-        inner.append(assigned)
-    parts = list(_training_sets(folds, inner))
+    inner = inner_folds(
+        folds,
+        groups,
+        np.asarray(classes, dtype=object)[y],
+        wanted=config.inner_folds,
+        shared=can_share(folds, y),
+        seed=config.seed,
+        fix="give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)" + rare_class_fix(classes),
+    )
+    parts = training_sets(folds, inner)
     for part in parts:
         present = np.unique(y[part.training])
         if len(present) < len(classes):
-            where = "all train rows" if part.model == 0 else f"outer fold {part.model}"
-            where += "" if part.inner is None else f", inner fold {part.inner}"
+            where = _name_of(part)
             lacking = [name for k, name in enumerate(classes) if k not in present]
             what = "has one class only" if len(classes) == 2 else f"has no row of {', '.join(lacking)}"
             raise ProbeError(
                 f"{where}: the training set {what}, so nothing can be fitted. Use fewer folds, "
-                "or folds that spread the rare class over the groups."
+                "or folds that spread the rare class over the groups"
+                + (", or inner folds of their own (--inner-folds 2)." if len(part.models) > 1 else ".")
             )
     return Plan(folds, inner, parts, np.asarray(groups, dtype=object), votes)
+
+
+def _name_of(part: Part) -> str:
+    first, *others = part.models
+    if others:
+        return f"outer folds {first} and {others[0]}, left out together by shared inner folds"
+    name = f"outer fold {first}" if first else "all train rows"
+    return name + ("" if part.inner is None else f", inner fold {part.inner}")
+
+
+def inner_folds(
+    folds: np.ndarray,
+    groups: np.ndarray,
+    labels: np.ndarray,
+    *,
+    wanted: int | str | None,
+    shared: bool,
+    seed: int,
+    fix: str,
+) -> list[np.ndarray]:
+    """The inner folds of each of K outer folds: int (n,), 0 outside its training set.
+
+    wanted : "shared", a number, or None: shared if `shared`, else as many of their own as `folds_of` makes
+    labels : object (n,), by which they are balanced. Raises InvalidRequest where they cannot be made.
+    """
+    numbers = np.unique(folds)
+    if wanted == SHARED and len(numbers) < 3:
+        raise InvalidRequest(
+            f"inner folds that are shared need 3 folds or more, not {len(numbers)}: nothing is left without "
+            "two. Fix: give more folds (--folds 5), or inner folds of their own (--inner-folds 5)."
+        )
+    if wanted == SHARED or (wanted is None and shared):
+        return shared_folds(folds)
+    inner = []
+    for k in numbers:
+        training = folds != k
+        assigned = np.zeros(len(folds), int)
+        made = folds_of(
+            labels[training],
+            groups[training],
+            exactly=None if wanted is None else int(wanted),
+            seed=seed,
+            what=f"inner folds of outer fold {k}, from the rows of the other folds",
+            fix=fix,
+        )
+        assigned[training] = made.assign(groups[training])
+        inner.append(assigned)
+    return inner
 
 
 def rare_class_fix(classes: Sequence[object]) -> str:
@@ -142,14 +191,6 @@ def folds_of(
     wanted = exactly or 2
     why = too_few(labels, groups, wanted)
     raise InvalidRequest(f"{wanted} {what} cannot be made: {why}. Fix: {fix}, or label more groups.")
-
-
-def _training_sets(folds: np.ndarray, inner: Sequence[np.ndarray]) -> Iterator[Part]:
-    yield Part(np.ones(len(folds), bool), np.zeros(len(folds), bool), 0)
-    for i, k in enumerate(np.unique(folds)):
-        yield Part(folds != k, folds == k, i + 1)
-        for j in np.unique(inner[i][inner[i] > 0]):
-            yield Part((inner[i] > 0) & (inner[i] != j), inner[i] == j, i + 1, int(j))
 
 
 @dataclass
@@ -200,8 +241,9 @@ def run_protocol(
 
     Fitted on : the train rows only. Every point of the grid (preprocessing x class weight x C) is fitted on
         all of them (the refit), on all but each of the K outer folds, and inside each outer training set on
-        all but each of its J inner folds. Folds are made of whole groups (slides). Means and scales are those
-        of each fit's own rows.
+        all but each of its J inner folds. Where these are the other outer folds, what is fitted without two
+        of them serves the choices of both. Folds are made of whole groups (slides). Means and scales are
+        those of each fit's own rows.
     Chosen on : folds. The inner folds of outer fold k choose the setting of model k; the outer folds choose
         the setting of the refit. Best is the highest criterion of `config.select`; of equals, the first of
         the grid, so the strongest penalty. Thresholds and temperatures are chosen on the same held-out
@@ -217,6 +259,7 @@ def run_protocol(
     started = time.perf_counter()
     folds, inner, parts = plan.folds, plan.inner, plan.parts
     fitted = fit_parts(X, y, parts, config, votes=plan.votes, groups=plan.groups, memory=memory)
+    shared = sum(len(part.models) > 1 for part in parts) * fitted.facts["fits"] // len(parts)
     flat, nested = _held_out_scores(fitted, plan, len(y))
 
     lap = time.perf_counter()
@@ -233,7 +276,7 @@ def run_protocol(
     seconds = {**fitted.seconds, "choose": time.perf_counter() - lap}
 
     lap = time.perf_counter()
-    of_model = {part.model: i for i, part in enumerate(parts) if part.inner is None}
+    of_model = {part.models[0]: i for i, part in enumerate(parts) if part.inner is None}
     settings = [choice, *fold_choices]
     refit, fold_models = {}, {}
     for name, rows in tests.items():
@@ -264,7 +307,7 @@ def run_protocol(
         ensemble_adjusted=ensemble_adjusted,
         refit=refit,
         fold_models=fold_models,
-        fits=fitted.facts,
+        fits={**fitted.facts, "shared": shared},
         seconds=seconds,
         models=models,
     )
@@ -280,8 +323,12 @@ def _held_out_scores(fitted: Fitted, plan: Plan, n: int) -> tuple[np.ndarray, np
     flat = np.full((*grid, n, *outputs), np.nan, np.float32)
     nested = np.full((len(plan.inner), *flat.shape), np.nan, np.float32)
     for part, scores in zip(plan.parts, fitted.held_out, strict=True):
-        into = flat if part.inner is None else nested[part.model - 1]
-        into[:, :, :, part.held_out] = scores
+        if part.inner is None:
+            flat[:, :, :, part.held_out] = scores
+            continue
+        for inside, into in ((plan.inner[k - 1], nested[k - 1]) for k in part.models):
+            rows = part.held_out & (inside > 0)
+            into[:, :, :, rows] = scores[:, :, :, rows[part.held_out]]
     return flat, nested
 
 
@@ -464,7 +511,7 @@ def _fit_before_validation(
     return fit_parts(
         stack(X, V),
         np.concatenate([y, v]),
-        [Part(training, ~training, 0)],
+        [Part(training, ~training, (0,))],
         config,
         votes=None if votes is None else np.concatenate([votes, no_votes]),
         groups=None if groups is None else np.concatenate([groups, np.full(len(V), "", dtype=object)]),

@@ -11,10 +11,11 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..settings import Settings, not_one_of
 from .classifiers.targets import RidgePath
-from .config import INTERVALS, parse_features
+from .config import INTERVALS, inner_folds_faults, parse_features
 from .leaks import KINDS
 from .model import Steps
 from .statistics import continuous
+from .training_sets import training_sets
 
 ALPHAS = tuple(10.0 ** (k / 2) for k in range(14, -7, -1))  # 1e7 .. 1e-3, strongest first
 HEST_COMPONENTS = 256
@@ -45,7 +46,7 @@ class TargetConfig(Settings):
     per_target: bool = True
     select: Literal["r2", "pearson"] = "r2"
     folds: str | int = "balanced"
-    inner_folds: int | None = None
+    inner_folds: str | int | None = None
     seed: int = 0
     bootstrap: int = 2000
     interval: str = "jackknife"
@@ -71,10 +72,9 @@ class TargetConfig(Settings):
             yield f"components has to be 1 or more, not {self.components}"
         if self.sample is not None and self.sample < 1:
             yield f"sample has to be 1 row or more, not {self.sample}"
-        for name in ("folds", "inner_folds"):
-            value = getattr(self, name)
-            if isinstance(value, int) and value < 2:
-                yield f"{name} has to be 2 or more, not {value}"
+        if isinstance(self.folds, int) and self.folds < 2:
+            yield f"folds has to be 2 or more, not {self.folds}"
+        yield from inner_folds_faults(self.inner_folds)
         if self.bootstrap < 0 or 0 < self.bootstrap < 100:
             yield f"bootstrap has to be 0 or at least 100, not {self.bootstrap}"
         if not 0.5 <= self.level < 1:
@@ -109,6 +109,11 @@ class TargetConfig(Settings):
         if self.solver == "hest":
             return (100.0 / (components * targets),)
         return tuple(sorted(self.alpha, reverse=True))
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are several penalties."""
+        return self.solver == "exact" and len(self.alpha) > 1
 
     @property
     def kept(self) -> int | None:
@@ -155,8 +160,8 @@ def run_protocol(
 ) -> TargetRun:
     """Ridge regression of targets on one feature set.
 
-    X : float (n, d); Y : float64 (n, T); folds : int (n,), 1..K; inner : K times int (n,), 1..J and 0 outside
-        the outer training set; tests : set -> float (n_t, d)
+    X : float (n, d); Y : float64 (n, T); folds : int (n,), 1..K; inner : K times int (n,), the inner folds of
+        each, 0 outside its training set; tests : set -> float (n_t, d)
 
     Fitted on : the train rows; means, scales and principal components are those of each fit's own rows.
     Chosen on : the inner folds of outer fold k choose the penalty of model k, for each target or for all; the
@@ -170,14 +175,15 @@ def run_protocol(
     oof, ranking, fold_alphas, fits = np.empty_like(Y), np.empty_like(Y), [], 0
     fold_models: dict[str, list[np.ndarray]] = {name: [] for name in tests}
     of_refit = _Criterion(config.select, Y)
+    of_folds = [_Criterion(config.select, Y[folds != k]) for k in outer]
+    if config.chooses:
+        fits = _add_inner_folds(of_folds, X, Y, folds, inner, config, options)
     paths = []
-    for k, assigned in zip(outer, inner, strict=True):
+    for k, of_fold in zip(outer, of_folds, strict=True):
         training, held_out = folds != k, folds == k
         path = RidgePath.fit(X[training], Y[training], **options)
         alphas = config.penalties(Y.shape[1], len(path.values))
-        inside = assigned[training] if len(alphas) > 1 else np.empty(0, int)
-        of_fold = _inner_criterion(X[training], Y[training], inside, alphas, config.select, options)
-        chosen = _choose(of_fold, alphas, Y.shape[1], per_target=config.per_target)
+        chosen = _choose(of_fold.values(), alphas, Y.shape[1], per_target=config.per_target)
         oof[held_out] = _predict(path, X[held_out], chosen)
         ranking[held_out] = oof[held_out] - path.level
         of_refit.add(path.predict(X[held_out], alphas), Y[held_out])
@@ -185,7 +191,6 @@ def run_protocol(
             fold_models[name].append(_predict(path, Z, chosen))
         fold_alphas.append(chosen)
         paths.append(path.steps(chosen))
-        fits += 1 + len(np.unique(inside))
     whole = RidgePath.fit(X, Y, **options)
     alphas = config.penalties(Y.shape[1], len(whole.values))
     alpha = _choose(of_refit.values(), alphas, Y.shape[1], per_target=config.per_target)
@@ -201,25 +206,29 @@ def run_protocol(
         fold_models={name: np.stack(each, axis=1) for name, each in fold_models.items()},
         steps={"refit": whole.steps(alpha), "ensemble": _mean_of(paths)},
         dim=X.shape[1],
-        fits=fits + 1,
+        fits=fits + len(outer) + 1,
         seconds={"fit": time.perf_counter() - started},
     )
 
 
-def _inner_criterion(
+def _add_inner_folds(
+    criteria: Sequence["_Criterion"],
     X: np.ndarray,
     Y: np.ndarray,
     folds: np.ndarray,
-    alphas: Sequence[float],
-    select: str,
+    inner: Sequence[np.ndarray],
+    config: TargetConfig,
     options: Mapping[str, Any],
-) -> np.ndarray:
-    """The criterion of the penalties on the inner folds of an outer training set; folds : int (n,), or ()."""
-    criterion = _Criterion(select, Y)
-    for j in np.unique(folds):
-        held = folds == j
-        criterion.add(RidgePath.fit(X[~held], Y[~held], **options).predict(X[held], alphas), Y[held])
-    return criterion.values()
+) -> int:
+    """Add what the inner folds hold out to the criterion of each outer fold; how many fits that took."""
+    alphas = config.penalties(Y.shape[1], 0)
+    parts = [part for part in training_sets(folds, inner) if part.inner is not None]
+    for part in parts:
+        path = RidgePath.fit(X[part.training], Y[part.training], **options)
+        for k in part.models:
+            held_out = part.held_out & (inner[k - 1] > 0)
+            criteria[k - 1].add(path.predict(X[held_out], alphas), Y[held_out])
+    return len(parts)
 
 
 class _Criterion:

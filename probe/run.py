@@ -308,7 +308,7 @@ def _describe(
         notes = [f"everything was chosen on {data.choosing}, of which the scores are too high"]
     else:
         about = {"name": folds.name, "n_splits": folds.n_splits}
-        about |= {"inner": study.plan.inner_folds, "made_with": folds.made_with}
+        about |= {"inner": study.plan.inner_folds, "made_with": folds.made_with, "shared": study.plan.shared}
         notes = fold_notes(folds, study.plan, config)
     return {
         "config": config.to_dict(),

@@ -40,7 +40,9 @@ def plan_probe(probing: Probing, sets: Sets, rows: str, where: Places, state: St
         return step
     folder = step.folder = where.out / "probe" / safe_name(probing.system)
     joined = [text for text in probing.features if " + " in text]
-    step.request = digest(rows, probing.settings, contents(probing.settings), list(probing.stores), *joined)
+    # stated where it is not given: earlier results of such a request had other inner folds
+    asked = {"inner_folds": None, **probing.settings}
+    step.request = digest(rows, asked, contents(probing.settings), list(probing.stores), *joined)
     if complete_for(folder, step.request):
         step.state = "cached"
         return step

@@ -32,7 +32,7 @@ from .data import (
 from .describe import describe, describe_stores, finite, patch_columns
 from .features import load_set
 from .model import ProbeModel
-from .protocol import MOST_FOLDS, folds_of
+from .protocol import folds_of, inner_folds
 from .regression import TargetConfig, TargetRun, run_protocol
 from .results.files import ProbeResult
 from .results.schema import PAIRED, Comparison, Estimate, Role, Score, TargetScore
@@ -41,6 +41,7 @@ from .statistics import continuous
 from .statistics.comparisons import Differences
 from .statistics.intervals import Interval, cluster_codes
 from .streaming import memory_limit, refuse_large
+from .training_sets import are_shared, can_share
 
 COMPARED = ("pearson", "r2")
 
@@ -104,8 +105,9 @@ def run_targets(
         "folds": {
             "name": folds.name,
             "n_splits": folds.n_splits,
-            "inner": [int(folds_inside.max()) for folds_inside in inner],
+            "inner": [len(np.unique(inside[inside > 0])) for inside in inner],
             "made_with": folds.made_with,
+            "shared": are_shared(fold_of_row, inner),
         },
         "leaks": leaks.to_json(),
         "chosen": chosen,
@@ -189,22 +191,17 @@ def outer_folds(train: Manifest, config: TargetConfig) -> Folds:
 
 def _inner_folds(groups: np.ndarray, folds: np.ndarray, config: TargetConfig) -> list[np.ndarray]:
     """For each outer fold int (n,): 1..J, and 0 outside its training set."""
-    inner = []
-    for k in np.unique(folds):
-        training = folds != k
-        assigned = np.zeros(len(folds), int)
-        if config.solver == "exact" and len(config.alpha) > 1:
-            made = folds_of(
-                np.full(int(training.sum()), "any value", dtype=object),
-                groups[training],
-                exactly=config.inner_folds or min(MOST_FOLDS, len(np.unique(groups[training]))),
-                seed=config.seed,
-                what=f"inner folds of outer fold {k}, from the rows of the other folds",
-                fix="give fewer folds (--folds 2), or one penalty (--alpha 1000)",
-            )
-            assigned[training] = made.assign(groups[training])
-        inner.append(assigned)
-    return inner
+    if not config.chooses:
+        return [np.zeros(len(folds), int) for _ in np.unique(folds)]
+    return inner_folds(
+        folds,
+        groups,
+        np.full(len(folds), "any value", dtype=object),
+        wanted=config.inner_folds,
+        shared=can_share(folds),
+        seed=config.seed,
+        fix="give fewer folds (--folds 2), or one penalty (--alpha 1000)",
+    )
 
 
 @dataclass(frozen=True)

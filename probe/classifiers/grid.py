@@ -12,6 +12,7 @@ from ..config import ProbeConfig
 from ..model import Steps
 from ..solver.logistic import fit_logistic
 from ..streaming import Features, blocks, select
+from ..training_sets import Part
 from .simple import Probe, make_probe
 from .transforms import Scaling, Transform, Transformed, apply, fit_transform
 
@@ -216,16 +217,6 @@ def grid_values(config: ProbeConfig, n_smallest: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One training set and the rows that its models score. Parts of one `model` share learned transforms."""
-
-    training: np.ndarray  # bool (n,)
-    held_out: np.ndarray  # bool (n,)
-    model: int
-    inner: int | None = None  # an inner fold: only its held-out scores are wanted
-
-
-@dataclass(frozen=True)
 class Setting:
     """One point of the grid; parameter : "C", "k", "alpha", or "" for a probe that has none."""
 
@@ -293,7 +284,7 @@ def fit_parts(
     memory: float = float("inf"),
 ) -> Fitted:
     """Fit all parts at all points of the grid, in as few calls of the solver as possible: one for each
-    preprocessing, or one for each `model` where the preprocessing learns from rows.
+    preprocessing, or one for the parts of the same models where the preprocessing learns from rows.
 
     X : float (n, d), or `FileRows` for the probe "logistic"; y : int (n,), 0 .. K-1; votes : see `Targets`
     groups : (n,), for probes that choose something themselves
@@ -353,14 +344,14 @@ def _share(preprocess: str, parts: Sequence[Part]) -> Iterator[list[int]]:
     """Parts that one transform serves, and so one call.
 
     A transform that learns nothing serves all. One that learns is fitted on the training rows of the first
-    part of each model, which is the outer one: its inner folds share it, so the choice inside a fold has seen
-    the features (no labels) of its inner held-out rows, and the outer score has not.
+    part of the same models. That of one model is the outer one: its own inner folds share it, so the choice
+    inside a fold has seen the features (no labels) of its inner held-out rows, and the outer score has not.
     """
     if preprocess != "whiten":
         yield list(range(len(parts)))
         return
-    for model in dict.fromkeys(part.model for part in parts):
-        yield [i for i, part in enumerate(parts) if part.model == model]
+    for models in dict.fromkeys(part.models for part in parts):
+        yield [i for i, part in enumerate(parts) if part.models == models]
 
 
 def sum_facts(facts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The whole of `patchbank probe run` for seven encoders of the sizes of the paper's, on random features.
 
-    python tests/benchmarks/probe_sweep.py [--quick] [--jobs N] [--backend loky|threading|ray]
+    python tests/benchmarks/probe_sweep.py [--quick] [--inner-folds N|shared ...] [--jobs N]
+        [--backend loky|threading|ray]
 
-n 2894 train rows in 146 slides and three test sets (826, 746, 2107), 5 x 5 nested folds, 40 C, 2 class
-weights; everything is included: reading the bank, the leak audit, the fits, intervals, comparisons, domains,
-saving. The features are noise with a decaying spectrum around a weak signal, so that the folds have something
-to choose.
-Prints the number of fits, seconds by stage, CPU seconds and peak memory.
+n 2894 train rows in 146 slides and three test sets (826, 746, 2107), 5 outer folds, each with 5 inner folds
+of its own and then with the other folds as shared ones, 40 C, 2 class weights; everything is included:
+reading the bank, the leak audit, the fits, intervals, comparisons, domains, saving. The features are noise
+with a decaying spectrum around a weak signal, so that the folds have something to choose.
+Prints for both the number of fits, wall and CPU seconds (of --jobs 1 all, of more jobs without those of
+domains), seconds by stage; and peak memory.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import pandas as pd
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
+from patchbank.probe.results.files import ProbeResult
 from patchbank.probe.run import run_probe
 
 ENCODERS = {
@@ -93,9 +96,31 @@ def fill(bank: Path, encoder: str, dim: int, manifests: list[Manifest]) -> None:
             writer.append(keys, (latent.astype(np.float32) @ mix) * 10, one.table["patch_id"].tolist())
 
 
+def print_run(result: ProbeResult, inner_folds: int | str, *, wall: float, cpu: float) -> None:
+    document = result.document
+    models = document["models"]
+    fits, shared = (sum(m["fits"][key] for m in models) for key in ("fits", "shared"))
+    domain_fits = sum(d["fits"]["fits"] for d in document["domains"].values())
+    print(
+        f"\ninner folds {inner_folds}: {fits} fits, {shared} for two choices each; {domain_fits} of domains"
+    )
+    print(f"{wall:.1f} s wall, {cpu:.1f} CPU s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
+    print("stages: " + ", ".join(f"{k} {v:.1f} s" for k, v in document["seconds"].items()))
+    heads = f"{'fit s':>7} {'rest s':>7} {'CPU s':>7} {'worst gap':>10}"
+    print(f"{'encoder':12} {'dim':>5} {'fits':>6} {heads}  status")
+    for m in models:
+        s, about = m["seconds"], m["fits"]
+        rest, gap = s["all"] - s["fit"] + s["load"], about["worst_gap_bound"]
+        name = f"{m['features'].split('/')[0]:12} {m['dim']:5} {about['fits']:6}"
+        print(f"{name} {s['fit']:7.1f} {rest:7.2f} {s['cpu']:7.1f} {gap:10.1e}  {about['status']}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="two encoders, 8 C")
+    parser.add_argument(
+        "--inner-folds", nargs="+", default=["5", "shared"], help="one run with each of these"
+    )
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--backend", default="loky")
     arguments = parser.parse_args()
@@ -109,37 +134,28 @@ def main() -> None:
         bank = Path(folder) / "bank"
         for name, dim in encoders.items():
             fill(bank, name, dim, [train, *tests])
-        before, started = os.times(), time.perf_counter()
-        result = run_probe(
-            train=train,
-            tests=tests,
-            bank=bank,
-            encoders=list(encoders),
-            out=Path(folder) / "out",
-            jobs=arguments.jobs,
-            backend=arguments.backend,
-            progress=sys.stderr.isatty(),
-            **grid,
-        )
-        wall, after = time.perf_counter() - started, os.times()
-    document = result.document
-    cpu = sum(after[:2]) - sum(before[:2])
-    if arguments.backend != "threading" and arguments.jobs != 1:  # else the workers are this process
-        cpu += sum(m["seconds"]["cpu"] for m in document["models"])
+        for given in arguments.inner_folds:
+            inner_folds = int(given) if given.isdigit() else given
+            before, started = os.times(), time.perf_counter()
+            result = run_probe(
+                train=train,
+                tests=tests,
+                bank=bank,
+                encoders=list(encoders),
+                out=Path(folder) / f"out-{given}",
+                jobs=arguments.jobs,
+                backend=arguments.backend,
+                progress=sys.stderr.isatty(),
+                inner_folds=inner_folds,
+                **grid,
+            )
+            wall, after = time.perf_counter() - started, os.times()
+            cpu = sum(after[:2]) - sum(before[:2])
+            if arguments.backend != "threading" and arguments.jobs != 1:  # else the workers are this process
+                cpu += sum(m["seconds"]["cpu"] for m in result.document["models"])
+            print_run(result, inner_folds, wall=wall, cpu=cpu)
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    fits = sum(m["fits"]["fits"] for m in document["models"])
-    domain_fits = sum(d["fits"]["fits"] for d in document["domains"].values())
-    print(f"{len(encoders)} encoders, {fits} fits and {domain_fits} for domains: {wall:.1f} s wall")
-    print(f"CPU {cpu:.1f} s; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors")
-    print(f"peak {peak / 2**20:.2f} GiB in one process")
-    print("stages: " + ", ".join(f"{k} {v:.1f} s" for k, v in document["seconds"].items()))
-    heads = f"{'fit s':>7} {'rest s':>7} {'CPU s':>7} {'worst gap':>10}"
-    print(f"{'encoder':12} {'dim':>5} {'fits':>6} {heads}  status")
-    for m in document["models"]:
-        s, about = m["seconds"], m["fits"]
-        rest, gap = s["all"] - s["fit"] + s["load"], about["worst_gap_bound"]
-        name = f"{m['features'].split('/')[0]:12} {m['dim']:5} {about['fits']:6}"
-        print(f"{name} {s['fit']:7.1f} {rest:7.2f} {s['cpu']:7.1f} {gap:10.1e}  {about['status']}")
+    print(f"\n{len(encoders)} encoders; peak {peak / 2**20:.2f} GiB in one process")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from sklearn.metrics import average_precision_score
 
 SHIFT = 1.2  # between the classes, on the score's scale
 SLIDES = {"rows": 10, "slide_sd": 0.7, "prevalence": 0.25, "shift": SHIFT}
+OUT_OF_FOLD = {"rows": 15, "slide_sd": 0.5, "inner_folds": "shared"}
 DESIGNS: tuple[dict[str, Any], ...] = (
     {"kind": "slides", "slides": 20, **SLIDES},
     {"kind": "slides", "slides": 56, **SLIDES, "rows": 15, "prevalence": 0.22},
@@ -56,9 +57,10 @@ DESIGNS: tuple[dict[str, Any], ...] = (
     {"kind": "classes", "slides": 60, "rows": 15, "slide_sd": 0.5, "shift": 5.0},
     {"kind": "numbers", "slides": 20, "rows": 15, "slide_sd": 0.7, "noise": 1.0},
     {"kind": "numbers", "slides": 60, "rows": 15, "slide_sd": 0.7, "noise": 1.0},
-    {"kind": "out of fold", "slides": 20, "rows": 15, "slide_sd": 0.5, "prevalence": 0.25, "effect": 1.5},
-    {"kind": "out of fold", "slides": 40, "rows": 15, "slide_sd": 0.5, "prevalence": 0.25, "effect": 1.5},
-    {"kind": "out of fold", "slides": 40, "rows": 15, "slide_sd": 0.5, "prevalence": 0.15, "effect": 2.5},
+    {"kind": "out of fold", "slides": 20, "prevalence": 0.25, "effect": 1.5, **OUT_OF_FOLD},
+    {"kind": "out of fold", "slides": 40, "prevalence": 0.25, "effect": 1.5, **OUT_OF_FOLD},
+    {"kind": "out of fold", "slides": 40, "prevalence": 0.15, "effect": 2.5, **OUT_OF_FOLD},
+    {"kind": "out of fold", "slides": 40, "prevalence": 0.25, "effect": 1.5, **OUT_OF_FOLD, "inner_folds": 3},
 )
 METRICS = ("balanced_accuracy", "auroc", "average_precision", "sensitivity")
 COMPARED = ("balanced_accuracy", "auroc")
@@ -189,7 +191,9 @@ def scored_out_of_fold(rng: Any, seed: int, design: dict[str, Any], _: dict[str,
     X = rng.standard_normal((len(y), DIM)) + slide_sd * rng.standard_normal((slides, DIM))[codes]
     X = (X + np.outer(y, effect)).astype(np.float32)
     groups = codes.astype(str).astype(object)
-    config = ProbeConfig(features=("any",), C=(1e-3, 1e-2, 1e-1), class_weight=("balanced",), inner_folds=3)
+    config = ProbeConfig(
+        features=("any",), C=(1e-3, 1e-2, 1e-1), class_weight=("balanced",), inner_folds=design["inner_folds"]
+    )
     folds = make_folds(y, groups, n_splits=5, seed=0).assign(groups)
     plan = make_plan(y, groups, folds, config=config)
     probes = np.vstack([np.zeros(DIM), np.eye(DIM)]).astype(np.float32)  # which read off offset and weights

@@ -106,7 +106,7 @@ def test_no_group_is_on_both_sides_of_any_fold(data: dict[str, Any]) -> None:
     for part in plan.parts:
         assert not set(data["groups"][part.training]) & set(data["groups"][part.held_out])
         if part.inner is not None:
-            outer = data["folds"] == part.model
+            outer = data["folds"] == part.models[0]
             assert not (part.training & outer).any()
             assert not (part.held_out & outer).any()
 

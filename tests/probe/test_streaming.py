@@ -63,7 +63,7 @@ def test_every_point_of_the_grid_scores_alike(n_classes: int) -> None:
     y, folds = rng.integers(0, n_classes, n), rng.integers(0, 3, n)
     votes = rng.random((n, n_classes)) if n_classes > 2 else rng.random(n)
     votes = votes / votes.sum(axis=1, keepdims=True) if n_classes > 2 else votes
-    parts = [Part(folds != k, folds == k, k) for k in range(3)]
+    parts = [Part(folds != k, folds == k, (k,)) for k in range(3)]
     config = ProbeConfig(
         features=("a",),
         C=(1e-3, 1e-1),
@@ -129,7 +129,7 @@ def test_the_memory_of_a_streamed_fit_is_that_of_blocks(tmp_path: Path) -> None:
     X[:] = rng.standard_normal((n, d), dtype=np.float32)
     y = (np.asarray(X[:, 0]) > rng.standard_normal(n)).astype(int)
     half = np.arange(n) % 2 == 0
-    parts, config = [Part(half, ~half, 0)], ProbeConfig(features=("a",), C=(1e-3, 1e-2))
+    parts, config = [Part(half, ~half, (0,))], ProbeConfig(features=("a",), C=(1e-3, 1e-2))
 
     def peak(features: Any, memory: float) -> tuple[float, np.ndarray]:
         tracemalloc.start()

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ...results.display import Table
-from ...results.schema import Leaks
+from ...results.schema import FoldsUsed, Leaks
 from ..view import View
 
 NEAR_WORDS = {
@@ -108,7 +108,7 @@ def provenance(view: View) -> list[Any]:
     of_grid = f"Grid of {own}: {len(grid)} from {min(grid):.2g} to {max(grid):.2g}. " if grid else ""
     out.append(
         f"Folds: {folds.name}, {folds.n_splits} outer ({folds.made_with or 'from a file'}). "
-        f"{of_grid}Settings: {settings}."
+        f"{_inner_folds(folds)}{of_grid}Settings: {settings}."
     )
     out.append(
         "Made with "
@@ -118,6 +118,13 @@ def provenance(view: View) -> list[Any]:
     if view.results.not_recorded:
         out.append(f"Not recorded: {'; '.join(view.results.not_recorded)}.")
     return out
+
+
+def _inner_folds(folds: FoldsUsed) -> str:
+    if folds.shared:
+        return "Inner folds: the other folds, shared. "
+    numbers = sorted({number for number in folds.inner or () if number})
+    return f"Inner folds: {' or '.join(map(str, numbers))} of their own. " if numbers else ""
 
 
 def costs(view: View) -> Table:

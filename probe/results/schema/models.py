@@ -39,9 +39,13 @@ class Path(Part):
 
 
 class Fits(Part):
-    """How the fits of one feature set ended; status : outcome -> number of fits."""
+    """How the fits of one feature set ended; status : outcome -> number of fits.
+
+    shared : fits that serve the choices of two folds
+    """
 
     fits: int
+    shared: int | None = None
     calls: int | None = None
     status: dict[str, int] = {}
     worst_gap_bound: float | None = None

@@ -29,7 +29,7 @@ class Settings(Part):
     class_weight: list[str] = []
     select: str | None = None
     folds: str | int
-    inner_folds: int | None = None
+    inner_folds: str | int | None = None
     repeats: int = 1
     tol: float | None = None
     seed: int = 0
@@ -112,11 +112,14 @@ class DataSet(Part):
 
 
 class FoldsUsed(Part):
-    """The outer folds; inner : number of inner folds of each; trained : which folds fine-tuning trained."""
+    """The outer folds; inner : number of inner folds of each; shared : whether these are the other outer
+    folds; trained : which folds fine-tuning trained.
+    """
 
     name: str
     n_splits: int
     inner: list[int] | None = None
+    shared: bool | None = None
     made_with: str | None = None
     trained: list[int] | None = None
 
