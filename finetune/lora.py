@@ -4,6 +4,7 @@ Which layers are adapted is decided here and handed to PEFT by full name, becaus
 end of a name over the whole model: "proj" then also takes `patch_embed.proj`.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
@@ -90,27 +91,12 @@ def target_layers(
     linear = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     # PEFT has no adapter for a convolution in groups (PVTv2's mlp.dwconv) but for ranks that they divide
     grouped = [n for n, m in linear if isinstance(m, nn.Conv2d) and m.groups > 1]
-    layers = [(n, m) for n, m in linear if n not in grouped]
+    layers = [n for n, _ in linear if n not in grouped]
     if suffix_match:
-        chosen = {p: [n for n, _ in layers if n == p or n.endswith(f".{p}")] for p in patterns}
-        inside = {n: n for n, _ in layers}
+        inside = {n: n for n in layers}
+        chosen = {p: [n for n in layers if n == p or n.endswith(f".{p}")] for p in patterns}
     else:
-        blocks = attention_blocks(model)
-        if not blocks:
-            raise InvalidRequest(
-                f"{type(model).__name__} has no attention blocks, so LoRA has no layers to adapt; "
-                "train all of it with --recipe full"
-            )
-        if last_blocks > len(blocks):
-            raise InvalidRequest(
-                f"last_blocks is {last_blocks}, but the model has {len(blocks)} attention blocks"
-            )
-        blocks = blocks[-last_blocks:]
-        inside = {}  # full name -> name within its block
-        for name, _ in layers:
-            block = next((b for b in blocks if name.startswith(f"{b}.")), None)
-            if block is not None:
-                inside[name] = name[len(block) + 1 :]
+        inside = _inside_blocks(model, layers, last_blocks)
         chosen = {
             p: [
                 n
@@ -119,26 +105,46 @@ def target_layers(
             ]
             for p in patterns
         }
-    empty = [p for p in patterns if not chosen[p]]
-    if empty:
-        counts: dict[str, int] = {}
-        for short in inside.values():
-            counts[short] = counts.get(short, 0) + 1
-        there = ", ".join(f"{short} (x{count})" for short, count in counts.items())
-        outside = [n for n, _ in layers if n not in inside and any(fnmatchcase(n, f"*{p}") for p in empty)]
-        in_groups = [n for n in grouped if any(fnmatchcase(n, f"*{p}") for p in empty)]
-        raise InvalidRequest(
-            f"targets {empty} match no layer. The attention blocks contain: {there}"
-            + (f". Outside the blocks, and never adapted: {', '.join(outside)}" if outside else "")
-            + (
-                f". Grouped convolutions, which are never adapted: {', '.join(in_groups[:3])}"
-                + (f" and {len(in_groups) - 3} more" if len(in_groups) > 3 else "")
-                if in_groups
-                else ""
-            )
-        )
+    if empty := [p for p in patterns if not chosen[p]]:
+        raise _no_match(empty, inside, layers, grouped)
     wanted = {n for names in chosen.values() for n in names}
-    return [n for n, _ in layers if n in wanted]
+    return [n for n in layers if n in wanted]
+
+
+def _inside_blocks(model: nn.Module, layers: Sequence[str], last_blocks: int) -> dict[str, str]:
+    """Full name -> name within its block, of the layers of the last attention blocks (0: of all)."""
+    blocks = attention_blocks(model)
+    if not blocks:
+        raise InvalidRequest(
+            f"{type(model).__name__} has no attention blocks, so LoRA has no layers to adapt; "
+            "train all of it with --recipe full"
+        )
+    if last_blocks > len(blocks):
+        raise InvalidRequest(
+            f"last_blocks is {last_blocks}, but the model has {len(blocks)} attention blocks"
+        )
+    inside = {}
+    for name in layers:
+        block = next((b for b in blocks[-last_blocks:] if name.startswith(f"{b}.")), None)
+        if block is not None:
+            inside[name] = name[len(block) + 1 :]
+    return inside
+
+
+def _no_match(
+    empty: Sequence[str], inside: Mapping[str, str], layers: Sequence[str], grouped: Sequence[str]
+) -> InvalidRequest:
+    """What to say of patterns that no layer has: which layers there are, and which are never adapted."""
+    there = ", ".join(f"{short} (x{count})" for short, count in Counter(inside.values()).items())
+    outside = [n for n in layers if n not in inside and any(fnmatchcase(n, f"*{p}") for p in empty)]
+    in_groups = [n for n in grouped if any(fnmatchcase(n, f"*{p}") for p in empty)]
+    text = f"targets {empty} match no layer. The attention blocks contain: {there}"
+    if outside:
+        text += f". Outside the blocks, and never adapted: {', '.join(outside)}"
+    if in_groups:
+        text += f". Grouped convolutions, which are never adapted: {', '.join(in_groups[:3])}"
+        text += f" and {len(in_groups) - 3} more" if len(in_groups) > 3 else ""
+    return InvalidRequest(text)
 
 
 def add_lora(model: nn.Module, recipe: Recipe, *, seed: int, declared: Sequence[str] = ()) -> list[str]:

@@ -64,7 +64,8 @@ class Classifier(nn.Module):
 
     def embed(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> float32 (b, dim)."""
-        last = last_tokens([parse_policy(self.pooling)])
+        # dropout of adapters is drawn for every token: what is trained stays the same from version to version
+        last = "all" if torch.is_grad_enabled() else last_tokens([parse_policy(self.pooling)])
         features = self.backbone.features(batch, pooled=self.pooling == "pooled", last=last)
         if features.class_token is not None:
             return features.class_token.float()

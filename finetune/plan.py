@@ -22,7 +22,7 @@ What is proposed also runs: where a LoRA recipe finds no attention block (a CNN)
 it finds blocks and none of its targets in them, the encoder is not trained, and the reason says what to name.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -185,10 +185,7 @@ def make_plan(
     """
     found = results if isinstance(results, ProbeResult) else ProbeResult.load(results)
     results_of = found.results
-    rule = rule or Rule(metric="r2" if results_of.targets else "auroc")
-    if (rule.metric in OF_NUMBERS) != bool(results_of.targets):
-        wanted = "r2 or pearson" if results_of.targets else "auroc or balanced_accuracy"
-        raise InvalidRequest(f"the metric is {rule.metric}, and the results have {wanted}: --metric {wanted}")
+    rule = _rule_of(results_of, rule)
     best_set = _best_set_of_each_encoder(results_of)
     values = _values(results_of, best_set, rule)
     if unknown := sorted(set(encoders or {}) - values.keys()):
@@ -196,23 +193,11 @@ def make_plan(
             f"the results have no encoder {unknown[0]!r}{near(unknown[0], values)} "
             f"(there are {', '.join(values)})"
         )
-    order = sorted(values, key=lambda e: -values[e][0])
-    trained = results_of.train.n
-    rows = (trained, sum(one.n for one in results_of.data) - trained, results_of.folds.n_splits)
     cost_of = partial(_cost, dict(costs or {}), {}, measure=measure, device=device, steps=steps)
     recipes, entries = [recipe] if isinstance(recipe, str) else list(recipe), []
-    for encoder in order:
+    for encoder, judged in _judges(results_of, best_set, values, rule).items():
         spec = (encoders or {}).get(encoder, "")
         own = [one for one in candidates if one.encoder == encoder]
-        judged = partial(
-            _judge,
-            features=best_set[encoder],
-            value=values[encoder],
-            best=(order[0], values[order[0]]),
-            gap=_gap(results_of, best_set[order[0]], best_set[encoder], rule),
-            rows=rows,
-            rule=rule,
-        )
         for candidate, refusal in _fitting(own or [Candidate(encoder, one, spec=spec) for one in recipes]):
             entries.append(judged(candidate, cost=cost_of(candidate), refusal=refusal))
     return FinetunePlan(
@@ -223,6 +208,38 @@ def make_plan(
         rule=rule,
         encoders=tuple(entries),
     )
+
+
+def _rule_of(results: Results, rule: Rule | None) -> Rule:
+    """The rule, or that of what the results score. Raises InvalidRequest for a metric of other labels."""
+    rule = rule or Rule(metric="r2" if results.targets else "auroc")
+    if (rule.metric in OF_NUMBERS) != bool(results.targets):
+        wanted = "r2 or pearson" if results.targets else "auroc or balanced_accuracy"
+        raise InvalidRequest(f"the metric is {rule.metric}, and the results have {wanted}: --metric {wanted}")
+    return rule
+
+
+def _judges(
+    results: Results,
+    best_set: Mapping[str, str],
+    values: Mapping[str, tuple[float, float, float]],
+    rule: Rule,
+) -> dict[str, Callable[..., Entry]]:
+    """`_judge` of every encoder, the best first; what it still takes is the candidate's."""
+    order = sorted(values, key=lambda encoder: -values[encoder][0])
+    trained = results.train.n
+    return {
+        encoder: partial(
+            _judge,
+            features=best_set[encoder],
+            value=values[encoder],
+            best=(order[0], values[order[0]]),
+            gap=_gap(results, best_set[order[0]], best_set[encoder], rule),
+            rows=(trained, sum(one.n for one in results.data) - trained, results.folds.n_splits),
+            rule=rule,
+        )
+        for encoder in order
+    }
 
 
 def _fitting(candidates: Sequence[Candidate]) -> list[tuple[Candidate, str]]:

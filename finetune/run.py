@@ -65,11 +65,30 @@ def run_finetune(
     Raises InvalidRequest, UnknownEncoder, EncoderError, ProbeError, ... before any training; TrainingError in
     it.
     """
-    asked = {**locals(), **overrides}
-    for own in ("engine", "overrides"):
-        del asked[own]
-    asked |= {"train": as_manifest(train), "tests": as_manifests("tests", tests)}
-    prepared = prepare(Request.of(**asked))
+    request = Request(
+        train=as_manifest(train),
+        encoder=encoder,
+        out=out,
+        tests=as_manifests("tests", tests),
+        recipe=recipe,
+        folds=folds,
+        only_folds=only_folds,
+        device=device,
+        checkpoint=checkpoint,
+        weights_dir=weights_dir,
+        threads=threads,
+        workers=workers,
+        bootstrap=bootstrap,
+        positive=positive,
+        one_vs_rest=one_vs_rest,
+        near_duplicates=near_duplicates,
+        remember=remember,
+        allow_leaks=allow_leaks,
+        trust_code=trust_code,
+        progress=progress,
+        overrides=overrides,
+    )
+    prepared = prepare(request)
     run_all(train_fold, prepared.jobs, engine=engine)
     return collect(prepared)
 

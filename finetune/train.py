@@ -367,9 +367,12 @@ class _Run:
         if recipe.clip:
             self.scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], recipe.clip)
+        scale = self.scaler.get_scale()
         self.scaler.step(optimizer)
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() < scale:  # of fp16: gradients overflowed, and no weight was changed
+            return
         at.steps += 1
         if self.average is not None:
             self.average.update(network, at.steps)

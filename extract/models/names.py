@@ -1,8 +1,9 @@
 """Other names of a vision transformer's tensors, brought to timm's, which most cards have.
 
 Wrappers that training puts around single modules (FSDP, activation checkpoints, compiled blocks); ViT, DINOv2
-and DINOv3 of transformers; attention in three products; layer scales; files of DINOv2 without the mask token.
-Numbers stay: products are stacked, and biases without effect are left out where the architecture has none.
+and DINOv3 of transformers; attention in three products, SwiGLU in three; layer scales; files of DINOv2
+without the mask token. Numbers stay: products are stacked, and biases without effect are left out where the
+architecture has none.
 """
 
 import math
@@ -36,6 +37,7 @@ _TRANSFORMERS = tuple(
         (r"(^|\.)layernorm\.", r"\1norm."),
     )
 )
+_GATE = re.compile(r"(.*\.mlp\.)w1\.weight")
 _THIRD = re.compile(r"(.*\.attn\.)(q|query|k|key|v|value)(?:_proj)?\.(weight|bias)")
 
 
@@ -83,6 +85,24 @@ def _stacked(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return stacked
 
 
+def _with_w12(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SwiGLU's w1 and w2 stacked, where it is w3(silu(w1 x) * w2 x), as in DINOv3 and EVA.
+
+    LLaMA's w2(silu(w1 x) * w3 x) has other shapes; that, and what the shapes do not tell, is left as it is.
+    """
+    stacked = dict(state)
+    for stem in (match[1] for match in map(_GATE.fullmatch, state) if match):
+        gate, other, out = (state.get(f"{stem}w{number}.weight", torch.empty(0)) for number in "123")
+        square = gate.shape == gate.shape[::-1]
+        if square or not gate.shape == other.shape == out.shape[::-1]:
+            continue
+        for kind in ("weight", "bias"):
+            halves = [f"{stem}w{number}.{kind}" for number in "12"]
+            if all(name in state for name in halves):
+                stacked[f"{stem}w12.{kind}"] = torch.cat([stacked.pop(name) for name in halves])
+    return stacked
+
+
 def _without_idle_biases(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without biases of attention that the architecture lacks: those that are 0, and the key's (softmax).
 
@@ -105,9 +125,8 @@ def _without_idle_biases(state: Mapping[str, Tensor], own: Mapping[str, Tensor])
 
 def _of_dinov2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of DINOv2's files, which timm knows by their mask token only."""
-    renamed = _renamed(
-        _renamed(state, re.compile(r"\.mlp\.w12\."), ".mlp.fc1."), re.compile(r"\.mlp\.w3\."), ".mlp.fc2."
-    )
+    renamed = _renamed(_with_w12(state), re.compile(r"\.mlp\.w12\."), ".mlp.fc1.")
+    renamed = _renamed(renamed, re.compile(r"\.mlp\.w3\."), ".mlp.fc2.")
     for name in [name for name in renamed if name.rpartition(".")[2] == "register_tokens"]:
         stem = name.removesuffix("register_tokens")
         positions = renamed.get(f"{stem}pos_embed")

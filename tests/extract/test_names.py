@@ -11,6 +11,7 @@ from patchbank.errors import EncoderError
 from patchbank.extract.cards import Card, Transform
 from patchbank.extract.encoders import build_encoder
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 State = dict[str, torch.Tensor]
 
@@ -82,6 +83,12 @@ def as_dinov3(state: State) -> State:
     return state | {"mask_token": torch.zeros(1, 32), "rope_embed.periods": torch.ones(8)}
 
 
+def as_w123(state: State) -> State:
+    for old, new in (("fc1_g", "w1"), ("fc1_x", "w2"), ("fc2", "w3")):
+        state = each(state, rf"mlp\.{old}\.", f"mlp.{new}.")
+    return state
+
+
 CHANGES: dict[str, tuple[Card, Callable[[State], State]]] = {
     "FSDP": (VIT, lambda s: each(each(s, BLOCK, r"\1_fsdp_wrapped_module."), r"^", "_fsdp_wrapped_module.")),
     "activation checkpoints": (VIT, lambda s: each(s, BLOCK, r"\1_checkpoint_wrapped_module.")),
@@ -96,6 +103,7 @@ CHANGES: dict[str, tuple[Card, Callable[[State], State]]] = {
     "DINOv2 giant reg, no mask token": (GATED, lambda s: as_dinov2(s, True, True, False)),
     "registers without a position of CLS": (GATED, lambda s: as_dinov2(s, True, False, False)),
     "DINOv3": (DINOV3, as_dinov3),
+    "DINOv3 H+": (DINOV3_GATED, lambda s: as_w123(as_dinov3(s))),
 }
 
 
@@ -107,6 +115,37 @@ def test_every_tensor_is_found_under_other_names(tmp_path: Path, name: str) -> N
     loaded: Any = build_encoder(of, device="cpu", checkpoint=tmp_path / "other.pth").network
     found = loaded.model.state_dict()
     assert all(torch.equal(found[n], value) for n, value in state.items())
+
+
+def in_three(state: State, names: tuple[str, str, str]) -> State:
+    """SwiGLU not packed: the gate, the other half, the output."""
+    gate, other, out = names
+    found = {}
+    for name, value in state.items():
+        if "mlp.fc1." in name:
+            halves = zip((gate, other), value.chunk(2), strict=True)
+            found |= {name.replace("fc1", half): part.clone() for half, part in halves}
+        else:
+            found[name.replace("mlp.fc2.", f"mlp.{out}.")] = value
+    return found
+
+
+def test_swiglu_that_is_not_packed(tmp_path: Path) -> None:
+    state = in_three(own(GATED), ("w1", "w2", "w3"))
+    torch.save(state, tmp_path / "three.pth")
+    network: Any = build_encoder(
+        GATED, device="cpu", checkpoint=tmp_path / "three.pth", precision="fp32"
+    ).network
+    tokens = torch.randn(2, 9, 48)
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, *(state[f"blocks.1.mlp.{name}.{kind}"] for kind in ("weight", "bias")))
+
+    wanted = linear("w3", functional.silu(linear("w1", tokens)) * linear("w2", tokens))
+    torch.testing.assert_close(network.model.blocks[1].mlp(tokens), wanted)
+    torch.save(in_three(own(GATED), ("w1", "w3", "w2")), tmp_path / "llama.pth")
+    with pytest.raises(EncoderError, match=r"not known|lacks"):
+        build_encoder(GATED, device="cpu", checkpoint=tmp_path / "llama.pth")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -17,6 +17,7 @@ from patchbank.finetune.train import (
     Patches,
     Progress,
     _plateau,
+    _Run,
     epoch_rows,
     fit,
     lr_factor,
@@ -269,6 +270,31 @@ def test_threads_with_batches_of_their_own_give_the_same_scores(tiny: SimpleName
     assert len(seen) > 2
     assert scoring_batch(tiny.recipe(batch_size=8), "cpu") == 8
     assert scoring_batch(tiny.recipe(batch_size=8), "cuda:0") == 32
+
+
+def test_a_step_that_the_scaler_skips_is_none(tiny: SimpleNamespace, tmp_path: Path) -> None:
+    """torch's own scaler, at a scale where gradients overflow at first and which then falls in one step."""
+    recipe = tiny.recipe(method="full", ema=0.5)
+    run = _Run(tiny.network(recipe), recipe, tmp_path, {}, device="cpu", workers=0, progress=False)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126, backoff_factor=2.0**-120)  # pyright: ignore[reportPrivateImportUsage]
+    weights, averaged, steps = [], [], []
+    for number in range(3):
+        run._pass(
+            1e3 * torch.ones(8, 3, 32, 32),
+            torch.zeros(8),
+            1e6 * torch.ones(8),
+            number=number,
+            in_group=8,
+        )
+        run._step(1.0)
+        steps.append(run.at.steps)
+        weights.append(run.network.head.weight.detach().clone())
+        assert run.average is not None
+        averaged.append(run.average.tensors["head.weight"].clone())
+    assert steps == [0, 1, 2]
+    assert torch.equal(weights[0], tiny.network(recipe).head.weight)
+    assert torch.equal(averaged[0], weights[0])
+    assert not torch.equal(weights[1], weights[0])
 
 
 def test_bf16_trains(tiny: SimpleNamespace, tmp_path: Path) -> None:
