@@ -8,6 +8,7 @@ that it gives the same folds wherever and whenever it runs.
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from operator import add, mul, sub
 from pathlib import Path
 
 import numpy as np
@@ -243,10 +244,10 @@ class _Search:
         """Move g to the fold b, and h (of b) to g's, if that helps."""
         a, size, weight = self.fold[g], self.sizes[g], self.weighted[g]
         if h is not None:
-            size = [s - t for s, t in zip(size, self.sizes[h], strict=True)]
-            weight = [s - t for s, t in zip(weight, self.weighted[h], strict=True)]
+            size = list(map(sub, size, self.sizes[h]))
+            weight = list(map(sub, weight, self.weighted[h]))
         # moving `size` from a to b changes the objective by 2 * (load[b] - load[a] + size) * size
-        gap = [y - x + s for x, y, s in zip(self.load[a], self.load[b], size, strict=True)]
+        gap = map(add, map(sub, self.load[b], self.load[a]), size)
         if _dot(gap, weight) >= 0:
             return False
         self.load[a] = [x - s for x, s in zip(self.load[a], size, strict=True)]
@@ -257,5 +258,5 @@ class _Search:
         return True
 
 
-def _dot(a: list[int], b: list[int]) -> int:
-    return sum(x * y for x, y in zip(a, b, strict=True))
+def _dot(a: Iterable[int], b: Iterable[int]) -> int:
+    return sum(map(mul, a, b))

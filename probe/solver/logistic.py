@@ -33,7 +33,7 @@ MAX_ROUNDS = 300  # of the descent, then Newton takes over
 SMALL = 2e7  # sets x rows x features: passes are short and best full, so the path begins with more strengths
 ROUNDING = 1e-13  # of an objective, relative
 MEMORY = 4 * 2**30
-FEW = 30  # (n m)^2 / d up to which sets of n rows go to Newton at once: at 300 it takes 2 to 6 times as long
+FEW = 100  # (n m)^2 / d up to which sets of n rows go to Newton at once; at 300 it takes 2 to 6 times as long
 KEPT_ROWS = 2**29  # bytes of a set's float64 rows, above which Newton reads them again in every step
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="of all files; default: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = args.folder or Path(temporary)
+        folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         print(f"{'':40} {'wall s':>7} {'CPU s':>7}  steps", flush=True)
         small(folder, args.patches)
@@ -53,7 +53,7 @@ def main() -> None:
         if args.shared is None:
             print("The real study is left out: it needs --shared DIR, or PATCHBANK_SHARED.")
         else:
-            real(folder, Path(args.shared), args.bank or folder / "real-bank")
+            real(folder, args.shared.absolute(), (args.bank or folder / "real-bank").absolute())
 
 
 def small(folder: Path, patches: int) -> None:
