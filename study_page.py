@@ -35,6 +35,7 @@ from .texts import write_csv
 FILES = ("report.html", "report.md", "table.csv")
 PAGE_IS_MADE_BY = ("probe", "study_page.py", "study_file.py", "datasets/thumbnails.py", "texts.py")
 MAP_POINTS = 1500  # patches drawn in one map of embeddings, each with a thumbnail
+MAP_ROWS = 50_000  # patches whose principal components are taken; of more so many are drawn
 MAPS = 3  # maps on the page: of the best systems on the folds
 TILE, COLUMNS = 48, 40  # pixels a side of a thumbnail, thumbnails in a row of the sprite
 
@@ -199,6 +200,11 @@ def embedding_maps(
             fits = (s for s in stores[model.features] if (s.encoder, s.view, s.tokens) == named)
             drawn.setdefault(source, next(fits))
     manifests = {name: m.select(m.table["label"].to_numpy() != "") for name, m in sets.manifests.items()}
+    total = sum(map(len, manifests.values()))
+    of = method.upper()
+    if total > MAP_ROWS:
+        manifests = _some_of(manifests, MAP_ROWS)
+        of += f" (of {MAP_ROWS:,} patches)"
     table = pd.concat([m.table.assign(dataset=name) for name, m in manifests.items()], ignore_index=True)
     rows = np.sort(np.random.default_rng(0).permutation(len(table))[:MAP_POINTS])
     sprite = sprite_sheet(_Joined(list(manifests.values())), rows.tolist(), tile=TILE, columns=COLUMNS)
@@ -215,18 +221,28 @@ def embedding_maps(
         points, explained = project(vectors if linear else vectors[rows], method=method)
         yield EmbeddingMap(
             title=str(source),
-            method=method.upper(),
+            method=of,
             explained=explained,
             points=points[rows] if linear else points,
             patch_id=shown["patch_id"].tolist(),
             dataset=shown["dataset"].tolist(),
             domain=shown["domain"].tolist(),
             label=codes,
-            total=len(table),
+            total=total,
             sprite=sprite,
             tile=TILE,
             columns=COLUMNS,
         )
+
+
+def _some_of(manifests: Mapping[str, Manifest], n: int) -> dict[str, Manifest]:
+    """n rows of all manifests together, drawn at random, in their order."""
+    ends = np.cumsum(list(map(len, manifests.values())))
+    drawn = np.sort(np.random.default_rng(0).permutation(int(ends[-1]))[:n])
+    parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+    starts = [0, *ends[:-1].tolist()]
+    every = zip(manifests.items(), parts, starts, strict=True)
+    return {name: manifest.select(part - start) for (name, manifest), part, start in every}
 
 
 class _Joined:

@@ -91,7 +91,9 @@ def plan_robustness(
         started = perf_counter()
         state.forget("robustness", "train")
         settings: dict[str, Any] = config.model_dump()
-        result = run_robustness(sets.train, bank=where.bank, features=features, **settings, **stored)
+        result = run_robustness(
+            sets.train, bank=where.bank, features=features, memory=where.memory, **settings, **stored
+        )
         result.save(where.out)
         seconds = perf_counter() - started
         state.remember("robustness", "train", {"request": step.request, "seconds": seconds})

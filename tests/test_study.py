@@ -745,6 +745,13 @@ def test_the_map_can_be_of_neighbourhoods(place: Path) -> None:
     assert "UMAP" in (place / "out/report.html").read_text()
 
 
+def test_the_map_of_very_many_patches_is_of_some(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_page, "MAP_ROWS", 30)
+    assert not run(write_study(place, [FLAT4], tests=EXTERNAL)).failed
+    page = (place / "out/report.html").read_text()
+    assert re.search(r"30 of \d+ patches\. PCA \(of 30 patches\) of flat4", page)
+
+
 def test_unknown_studies_and_systems_are_answered_with_the_near_name() -> None:
     with pytest.raises(InvalidRequest, match="did you mean 'ami-br'"):
         load_study("ami-bt")
