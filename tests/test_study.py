@@ -161,7 +161,7 @@ def test_a_study_runs_and_a_second_run_does_nothing(place: Path) -> None:
 
 
 def test_robustness_is_a_step_and_a_section_where_the_study_asks_for_it(place: Path) -> None:
-    asked = "[robustness]\nk = 5\niterations = 1\ntrials = 0\n"
+    asked = "sample = 30\n[robustness]\nk = 5\niterations = 1\ntrials = 0\nsample = 40\n"
     study = load_study(write_study(place, [FLAT4], probe=PROBE + asked))
     where = Places(data=place, bank=place / "bank", out=place / "out", progress=False, trust_code=True)
     result = run_study(study, where, say=lambda _: None)
@@ -169,7 +169,9 @@ def test_robustness_is_a_step_and_a_section_where_the_study_asks_for_it(place: P
     assert [s.state for s in result.steps if s.kind == "robustness"] == ["done"]
     found = Robustness.load(where.out)
     assert [one.features for one in found.sets] == ["flat4/full/pooled", "flat4/center:0.5/pooled"]
-    assert (found.k, result.page.robustness) == (5, found)
+    assert (found.k, found.rows, result.page.robustness) == (5, 40, found)
+    assert result.page.result is not None
+    assert [one["n"] for one in result.page.result.document["data"]] == [30, 30]
     assert "Robustness to domains" in (where.out / "report.html").read_text()
     assert "robustness index" in (where.out / "report.md").read_text()
     again = run_study(study, where, say=lambda _: None)

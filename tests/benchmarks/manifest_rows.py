@@ -1,4 +1,4 @@
-"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, its groups, hashes, distinct rows.
+"""A manifest at 1e6 and 1e7 rows: made, saved, loaded, counted, its groups, hashes, distinct rows, a sample.
 
 CPU seconds, those of them that the kernel takes (it clears every page of memory that is used for the first
 time), and the bytes a row by which each step raises the peak of its process.
@@ -20,6 +20,7 @@ import pyarrow as pa
 from patchbank.datasets.folds import effective_groups
 from patchbank.datasets.hashes import resolve
 from patchbank.datasets.manifest import TEXT, Header, Manifest, load_manifest
+from patchbank.datasets.sample import sample_rows
 from patchbank.probe.leaks import deduplicate
 
 HEADER = Header(
@@ -97,6 +98,7 @@ def measure(n: int, folder: Path, what: str) -> None:
     timed("groups", lambda: effective_groups(manifest))
     timed("hashes", lambda: resolve(manifest))
     timed("distinct", lambda: deduplicate(manifest.table))
+    timed("sample", lambda: sample_rows(manifest, n // 10))
 
 
 def main() -> None:
