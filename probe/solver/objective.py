@@ -28,6 +28,7 @@ import scipy.linalg.blas
 
 from .design import Design, Segment
 
+blas: Any = scipy.linalg.blas  # has no types
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 2**20  # scores of one block: they stay in the L2 cache between the two products
 PROFILE_STEPS = 50
@@ -91,20 +92,20 @@ class Objective:
     def gradients(self, ids: Array, theta: Array) -> Evaluation:
         """theta : float (P, m, d + 1). Returns a float32 gradient; value is the lower bound (see above)."""
         design, sets, lam = self.design, self.sets[ids], self.lam[ids]
-        P, m, D = theta.shape
+        P, m, D = map(int, theta.shape)
         factor = design.factor32[sets][:, None]
         theta32 = theta.astype(np.float32)
         scaled = theta32 * factor
         rows = int(np.clip(BLOCK_BYTES // (4 * P * m), 128, 1024))
         blocks = list(design.blocks(rows))
 
-        everything = np.arange(P)
+        everything: Array = np.arange(P)
 
         def work(part: list[Segment]) -> tuple[Array, Array, Array]:
             G, value, curvature = np.zeros_like(scaled), np.zeros(P), np.zeros((P, m, m))
             columns: dict[int, tuple[Array, Array]] = {}
             for segment, members in _runs(part):
-                active = np.flatnonzero(segment.sets[sets])
+                active: Array = np.flatnonzero(segment.sets[sets])
                 if not len(active):
                     continue
                 if m == 1 and padded(len(active)) == padded(
@@ -130,8 +131,7 @@ class Objective:
                         _residuals(Z, v, loss, curve)
                     else:
                         _residuals_softmax(Z.reshape(len(Z), -1, m), v, design.y[lo:hi], loss, curve)
-                    for piece in _pieces(*Z.shape, D):
-                        total += Z[piece].T @ A[piece]
+                    total += times_transposed(Z, A)
                 total = total[: len(active) * m].reshape(-1, m, D)
                 if whole:
                     G += total
@@ -260,8 +260,8 @@ class Objective:
         gradient[..., -1] = at.gradient
         value = at.loss + lam / 2 * np.sum(theta[..., :-1] ** 2, axis=(1, 2))
         # |sum_i e_i x_i| <= |e| sqrt(sum_i |x_i|^2): of the rows' scaling, and of the residuals' rounding
-        size = np.linalg.norm(at.residual, axis=(1, 2))
-        top = np.abs(margin).max(axis=(1, 2))
+        size = np.sqrt(np.einsum("pmn,pmn->p", at.residual, at.residual))
+        top = np.maximum(margin.max(axis=(1, 2)), -margin.min(axis=(1, 2)))
         error = (at.shift + EPS * (8 + top) * size) * np.sqrt(design.spread[sets])
         g_w = np.linalg.norm(gradient[..., :-1], axis=(1, 2))
         gap = at.slack + 16 * EPS * value + (g_w + error) ** 2 / (2 * lam)
@@ -289,15 +289,24 @@ def no_squares(D: int) -> Array:
 
 def add_squares(total: Array, B: Array) -> Array:
     """total + B' B for B (n, D) float32, in place; the lower triangle only."""
-    return scipy.linalg.blas.ssyrk(1, B.T, beta=1, c=total, overwrite_c=True, lower=True)
+    return blas.ssyrk(1, B.T, beta=1, c=total, overwrite_c=True, lower=True)
 
 
 def times(A: Array, U: Array) -> Array:
     """A (n, D) @ U (D, P), float32."""
     out = np.empty((len(A), U.shape[1]), dtype=np.float32)
-    for piece in _pieces(*out.shape, A.shape[1]):
+    for piece in _pieces(len(A), U.shape[1], len(U)):
         np.matmul(A[piece], U, out=out[piece])
     return out
+
+
+def times_transposed(Z: Array, A: Array) -> Array:
+    """Z' A (P, D) for Z (n, P) and A (n, D), float32."""
+    first, *others = _pieces(len(A), Z.shape[1], A.shape[1])
+    total = Z[first].T @ A[first]
+    for piece in others:
+        total += Z[piece].T @ A[piece]
+    return total
 
 
 def _pieces(rows: int, columns: int, D: int) -> list[slice]:
@@ -410,7 +419,7 @@ def _profile(margin: Array, v: Array, design: Design, b: Array) -> _Profile:
     loss = np.einsum("pn,pn->p", v, each)
     heavier = (vq.sum(axis=1) + np.abs(g)) / 2  # the mass of the class that has more of it
     scaled = np.divide(np.abs(g), heavier, out=np.zeros_like(g), where=heavier > 0)
-    size = np.linalg.norm(vq, axis=1)
+    size = np.sqrt(np.einsum("pn,pn->p", vq, vq))
     return _Profile(loss, -vq[:, None], h[:, None, None], g[:, None], scaled * loss, scaled * size)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.linalg
 
-from .objective import Objective, add_squares, as_columns, no_squares, times
+from .objective import Objective, add_squares, as_columns, no_squares, times, times_transposed
 
 linalg: Any = scipy.linalg  # has no types
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -41,8 +41,8 @@ class Spectrum:
     """Any number of problems, any h and lam: by the eigenvectors, d x r; r < d where there are fewer rows."""
 
     def __init__(self, values: Array, vectors: Array, mean: Array) -> None:
-        self.values, self.vectors, self.mean = values, vectors, mean
-        self.transposed = np.ascontiguousarray(vectors.T)
+        """vectors : (d, r)"""
+        self.values, self.rows, self.mean = values, np.ascontiguousarray(vectors.T), mean
 
     @classmethod
     def of_moments(cls, moments: Array) -> "Spectrum":
@@ -65,15 +65,14 @@ class Spectrum:
         if first < 0.3 * b.shape[1]:
             first = 0
         # eigenvalues far below lam / h need no vectors: there the solve is a division by lam, nearly
-        vectors, transposed = self.vectors[:, first:], self.transposed[first:]
-        inner = _times(b, vectors, transposed)
+        rows = self.rows[first:]
+        inner = times(rows, as_columns(b))[:, : len(b)].T if len(b) < FEW else b @ rows.T
         scale = h[:, None] * self.values[first:]
         scale += lam[:, None]
         if inner.shape[1] == b.shape[1]:
-            inner /= scale
-            return _times(inner, transposed, vectors)
+            return _back(inner / scale, rows)
         each = 1 / (lam[:, None] + (h[:, None] * (self.values[first] / 3) if first else 0))
-        return b * each + _times(inner / scale - inner * each, transposed, vectors)
+        return b * each + _back(inner / scale - inner * each, rows)
 
 
 class Factors:
@@ -104,7 +103,7 @@ class Preconditioner:
             shared = Spectrum.of_rows(design.block(0, design.n), share)
         else:
             moments = no_squares(design.d + 1)
-            for block in design.blocks(4096):
+            for block in design.blocks(1024):
                 A = design.block(block.lo, block.hi) * np.sqrt(share[block.lo : block.hi, None])
                 moments = add_squares(moments, A)
             shared = Spectrum.of_moments(moments)
@@ -177,11 +176,9 @@ class Preconditioner:
         return out
 
 
-def _times(rows: Array, A: Array, transposed: Array) -> Array:
-    """rows @ A; of a few rows by A', which is up to 1.7 times as fast."""
-    if len(rows) >= FEW:
-        return rows @ A
-    return times(transposed, as_columns(rows))[:, : len(rows)].T
+def _back(inner: Array, rows: Array) -> Array:
+    """inner (P, r) @ rows (r, d)"""
+    return times_transposed(as_columns(inner), rows)[: len(inner)] if len(inner) < FEW else inner @ rows
 
 
 def _factor(G: Array, h: float, ridge: float) -> Any:
@@ -201,6 +198,6 @@ def _factor(G: Array, h: float, ridge: float) -> Any:
 def _centred(moments: Array) -> tuple[Array, Array]:
     """G - m m' and m, of moments scaled so that the weights sum to 1, in the order of Fortran."""
     mean = moments[-1, :-1] / moments[-1, -1]
-    G = np.divide(moments[:-1, :-1], moments[-1, -1], order="F")
-    G -= np.outer(mean, mean).T
-    return G, mean
+    centred = np.divide(moments[:-1, :-1], moments[-1, -1], order="F")
+    centred -= np.outer(mean, mean).T
+    return centred, mean
