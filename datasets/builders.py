@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -261,17 +261,8 @@ def describe_table(
         if value:
             given = table[column] if column in table.columns else pd.Series("", index=table.index)
             table[column] = given.where(given != "", value)
-    splits = set(table["split"]) - {"", *SPLITS.values()} if "split" in table.columns else set()
-    if splits and "train" not in set(table["split"]):
-        say(
-            f"no split is called 'train', which folds are made of; there are "
-            f"{listed(map(repr, sorted(splits)))}: rename one with --map split:OLD=train"
-        )
-    for word in sorted(splits):
-        alike = nearest(word.casefold(), SPLITS, cutoff=0.7)
-        if alike and not word.casefold().startswith(alike):
-            meant = SPLITS[alike]
-            say(f"the split {word!r} is a set by itself; if {meant!r} is meant: --map split:{word}={meant}")
+    if "split" in table.columns:
+        _tell_splits(set(table["split"]), say)
     if "path" in table.columns and (again := table["path"].duplicated(keep=False)).any():
         say(f"{int(again.sum())} rows name a file that another row names too: {listed(table['path'][again])}")
     if description.targets:
@@ -299,6 +290,21 @@ def describe_table(
         group_kind=description.group_kind or (kind[0].lower() if kind else "group"),
     )
     return Manifest(header, table, base)
+
+
+def _tell_splits(splits: Set[str], say: Callable[[str], None]) -> None:
+    """Says which splits are none of ours, and what they may have been meant to be."""
+    others = splits - {"", *SPLITS.values()}
+    if others and "train" not in splits:
+        say(
+            f"no split is called 'train', which folds are made of; there are "
+            f"{listed(map(repr, sorted(others)))}: rename one with --map split:OLD=train"
+        )
+    for word in sorted(others):
+        alike = nearest(word.casefold(), SPLITS, cutoff=0.7)
+        if alike and not word.casefold().startswith(alike):
+            meant = SPLITS[alike]
+            say(f"the split {word!r} is a set by itself; if {meant!r} is meant: --map split:{word}={meant}")
 
 
 def _with_targets(table: pd.DataFrame, description: Description, say: Callable[[str], None]) -> pd.DataFrame:

@@ -171,9 +171,9 @@ def run_rival(
     dice = random.Random(f"{seed}/{kind.name}/{writers}")
     fork = multiprocessing.get_context("fork")
     faults: Counter[str] = Counter()
-    again, here, acknowledged = 0, folder, [0] * writers
+    again, here, acknowledged, wrong = 0, folder, [0] * writers, ""
     for turn in range(kills):
-        if turn % ROUNDS == 0:
+        if turn % ROUNDS == 0 or wrong:  # a damage counts once
             here, acknowledged = folder / f"{kind.name}{writers}-{turn}", [0] * writers
             made = fork.Process(target=kind, args=(here, DIM), kwargs={"create": True, "block": BLOCK_ROWS})
             made.start()
