@@ -49,6 +49,9 @@ _BLOCK_RESAMPLES = 256
 # positives' distinct scores x clusters up to which AUROC and AP without a cluster of several rows are counted
 # afresh; above, what its rows change one by one is added up (an error of second order in the cluster's share)
 _EXACT_CELLS = 1 << 24
+_TABLE_CELLS = 1 << 17  # positives' distinct scores x clusters up to which they are counted in a table
+
+_Counts = sparse.csr_array | sparse.csc_array | Floats  # (cells, clusters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +152,7 @@ class _Sample(Weighted):
 
     def _cells(
         self, scores: Floats, cuts: Floats, position: NDArray[np.intp]
-    ) -> list[tuple[sparse.csr_array, sparse.csr_array]]:
+    ) -> list[tuple[_Counts, _Counts]]:
         """Counts of positives and negatives of every cluster, for `_areas`: (t, G) and (2t, G) a block.
 
         scores : (n,); cuts : the positives' distinct scores, falling; position : (positives,), their places
@@ -158,17 +161,23 @@ class _Sample(Weighted):
         negatives, codes = -scores[~self.y][order], self.codes[~self.y][order]
         # cell 2k: strictly between cut k-1 and cut k; cell 2k+1: tied with cut k
         cell = np.searchsorted(cuts, negatives, "left") + np.searchsorted(cuts, negatives, "right")
+        # of few cells a table; of many reweightings a sparse one is multiplied faster
+        dense = (self.weights is None or self.n_samples == 1) and len(cuts) * self.n_clusters < _TABLE_CELLS
         counts = []
         for where, n_cells in (
             ((position, self.codes[self.y]), len(cuts)),
             ((cell, codes), 2 * len(cuts) + 1),
         ):
-            ones = np.ones(len(where[0]))
-            counts.append(sparse.csr_array((ones, where), shape=(n_cells, self.n_clusters)))
+            shape = (n_cells, self.n_clusters)
+            if dense:
+                each = np.bincount(np.ravel_multi_index(where, shape), minlength=n_cells * self.n_clusters)
+                counts.append(each.reshape(shape).astype(np.float64))
+            else:
+                counts.append(sparse.csr_array((np.ones(len(where[0])), where), shape=shape))
         edges = [*range(0, len(cuts), _BLOCK_CUTS), len(cuts)]
         return [(counts[0][lo:hi], counts[1][2 * lo : 2 * hi]) for lo, hi in pairwise(edges)]
 
-    def _drawn(self, blocks: Sequence[tuple[sparse.csr_array, sparse.csr_array]]) -> "_Weighing":
+    def _drawn(self, blocks: Sequence[tuple[_Counts, _Counts]]) -> "_Weighing":
         """What `_areas` takes, of some of the reweightings."""
 
         def weighed(part: slice) -> Iterator[tuple[Floats, Floats]]:
@@ -200,13 +209,19 @@ class _Sample(Weighted):
 _Weighing = Callable[[slice], Iterator[tuple[Floats, Floats]]]
 
 
-def _left_out(blocks: Sequence[tuple[sparse.csr_array, sparse.csr_array]]) -> _Weighing:
+def _left_out(blocks: Sequence[tuple[_Counts, _Counts]]) -> _Weighing:
     """What `_areas` takes, without each of some clusters."""
-    columns = [[(one.tocsc(), one.sum(axis=1)[:, None]) for one in block] for block in blocks]
+    columns = [
+        [(one if isinstance(one, np.ndarray) else one.tocsc(), one.sum(axis=1)[:, None]) for one in block]
+        for block in blocks
+    ]
+
+    def table(counts: _Counts) -> Floats:
+        return counts if isinstance(counts, np.ndarray) else counts.toarray()
 
     def weighed(part: slice) -> Iterator[tuple[Floats, Floats]]:
         for (at_cut, positive), (in_cell, negative) in columns:
-            yield positive - at_cut[:, part].toarray(), negative - in_cell[:, part].toarray()
+            yield positive - table(at_cut[:, part]), negative - table(in_cell[:, part])
 
     return weighed
 
@@ -248,7 +263,7 @@ def _without_each_row(y: Bools, scores: Floats) -> tuple[tuple[float, float], Fl
     every cut at or below its score: two running sums over the cuts.
     """
     n_positive, n_negative = int(y.sum()), int((~y).sum())
-    u = placements(y, scores[:, None])[:, 0] * np.where(y, n_negative, n_positive)  # pairs that a row wins
+    u = _pairs_won(y, scores)
     auroc = divide(
         u[y].sum() - u,
         np.where(y, (n_positive - 1) * n_negative, n_positive * (n_negative - 1)).astype(float),
@@ -272,6 +287,22 @@ def _without_each_row(y: Bools, scores: Floats) -> tuple[tuple[float, float], Fl
     left = np.where(y, n_positive - 1, n_positive if n_negative > 1 else 0).astype(float)
     whole = float(u[y].sum()) / (n_positive * n_negative), float(plain[-1]) / n_positive
     return whole, auroc, divide(summed, left)
+
+
+def _pairs_won(y: Bools, scores: Floats) -> Floats:
+    """Of each row the pairs with the other class that it wins, ties half, (n,): `placements` in pairs."""
+    order = np.argsort(scores)
+    rising, positive = scores[order], y[order]
+    first = np.concatenate([[True], rising[1:] != rising[:-1]])
+    start = np.flatnonzero(first)
+    tie = np.cumsum(first) - 1  # of each row, among the distinct scores
+    negatives = np.concatenate([[0], np.cumsum(~positive)])  # before each place
+    ends = np.concatenate([start[1:], [len(y)]])
+    below = (negatives[start] + negatives[ends])[tie] / 2
+    above = int(y.sum()) - (start + ends - negatives[start] - negatives[ends])[tie] / 2
+    won = np.empty(len(y))
+    won[order] = np.where(positive, below, above)
+    return won
 
 
 def placements(y: Bools, scores: Floats) -> Floats:

@@ -142,6 +142,23 @@ def test_many_large_clusters_are_left_out_by_what_their_rows_change(monkeypatch)
     assert np.isnan(lost["auroc"][0]).all()
 
 
+def test_few_cells_are_counted_in_a_table_with_the_same_sums(monkeypatch):
+    y, scores = sample(n=400, m=2, decimals=2)
+    codes = np.random.default_rng(5).integers(0, 40, len(y))
+    names = ["auroc", "average_precision"]
+    one = np.random.default_rng(6).integers(0, 4, 40)
+
+    def both():
+        left_out = metrics.leave_one_out(y, scores, metrics=names, groups=codes)
+        weighed = metrics.evaluate(y, scores, metrics=names, groups=codes, weights=one)
+        return [of[name] for of in (left_out, weighed) for name in names]
+
+    in_a_table = both()
+    monkeypatch.setattr(metrics, "_TABLE_CELLS", 0)
+    for table, sparse in zip(in_a_table, both(), strict=True):
+        np.testing.assert_array_equal(table, sparse)
+
+
 def test_logits_are_ranked_as_they_are():
     y = np.array([0, 0, 1, 1, 0, 1])
     logits = np.array([36.0, 40.0, 41.0, 42.0, 39.0, 90.0])
