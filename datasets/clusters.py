@@ -6,8 +6,6 @@ compression, a bit brighter. `folds.effective_groups` makes one group of them.
 
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 SIDE = 128  # pixels a side at which two images are compared
 SMALL = 16  # pixels a side at which pairs to compare are looked for
@@ -81,6 +79,9 @@ def confirmed(pairs: np.ndarray, rows: np.ndarray, greys: np.ndarray) -> np.ndar
 
 def clusters(pairs: np.ndarray, n: int) -> np.ndarray:
     """int64 (n,): the first row of each row's cluster (of rows that pairs connect); itself if it has none."""
+    from scipy.sparse import coo_array  # a fifth of a second, for what few commands do
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
     _, of = connected_components(graph, directed=False)
     _, first = np.unique(of, return_index=True)
