@@ -302,12 +302,10 @@ class _System:
         H = np.zeros((m, D, m, D))
         for part, A in self.rows.blocks():
             for k in range(m):
-                for j in range(k, m):
-                    w = (
-                        self.own[part, k]
-                        if j == k
-                        else -self.weights[part] * self.p[part, k] * self.p[part, j]
-                    )
+                B = A * np.sqrt(self.own[part, k])[:, None]
+                H[k, :, k] += B.T @ B  # of one matrix: half of a product's work
+                for j in range(k + 1, m):
+                    w = -self.weights[part] * self.p[part, k] * self.p[part, j]
                     H[k, :, j] += (A * w[:, None]).T @ A
         for k in range(m):
             for j in range(k, m):
@@ -336,7 +334,8 @@ class _System:
         """x and whether it is done: its last steps added little."""
         solvers: list[Any] = []
         for k in range(self.m):
-            H = sum((A * self.own[part, k, None]).T @ A for part, A in self.rows.blocks())
+            roots = (A * np.sqrt(self.own[part, k])[:, None] for part, A in self.rows.blocks())
+            H = sum(B.T @ B for B in roots)
             H *= self.scale[k][:, None] * self.scale[k]
             H[range(self.D), range(self.D)] += self.ridge * self.scale[k] ** 2 + 1e-10
             solvers.append(linalg.cho_factor(H, lower=True, check_finite=False))
