@@ -27,6 +27,7 @@ from .schema import (
     DataSet,
     ExpertScore,
     Fits,
+    FoldsUsed,
     HumanModel,
     Leaks,
     Model,
@@ -80,7 +81,7 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
         stores={k: v for system in systems.values() for k, v in system.stores.items()},
         data=list(data.values()),
         notes=_notes(systems),
-        folds=first.folds,
+        folds=_folds(systems),
         chosen=ranked[0],
         models=[_model(name, system, criteria[name]) for name, system in systems.items()],
         scores=scores,
@@ -96,6 +97,14 @@ def merge_systems(results: Mapping[str, ProbeResult]) -> ProbeResult:
     table["role"] = table["role"].where(table["role"].isin(TRAIN_ROLES), REPORTED)
     kinds = dict.fromkeys(("path", "dataset", "domain", "features", "role"), "category")
     return ProbeResult(merged, table.astype(kinds))
+
+
+def _folds(systems: Mapping[str, Results]) -> FoldsUsed:
+    """Those of the first; its inner folds only where all have the same."""
+    first, *others = (system.folds for system in systems.values())
+    if all((other.inner, bool(other.shared)) == (first.inner, bool(first.shared)) for other in others):
+        return first
+    return FoldsUsed(**{k: v for k, v in first.to_json().items() if k not in ("inner", "shared")})
 
 
 def _refuse_other_train_sets(systems: Mapping[str, Results], first: Results) -> None:

@@ -13,11 +13,11 @@ from patchbank.probe.data import fold_notes
 from patchbank.probe.protocol import ProtocolRun, make_plan, run_protocol, scale_of
 from patchbank.probe.regression import TargetConfig
 from patchbank.probe.report.write import markdown_report
+from patchbank.probe.results.merge import merge_systems
 from patchbank.probe.run import run_probe
 from patchbank.probe.selection import criterion
 from patchbank.probe.streaming import FileRows
 from patchbank.probe.training_sets import can_share, shared_folds, training_sets
-from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
 from sklearn.pipeline import make_pipeline
@@ -142,7 +142,7 @@ def test_what_is_shared_where_nothing_is_said() -> None:
         assert not make_plan(y, groups, folds, config=config(inner_folds=3)).shared
         assert make_plan(y, groups, folds, config=config()).shared
     assert shared == {3: False, 4: False, 5: True, 11: True, 12: False}
-    X, y, groups, folds = data()
+    _, y, groups, folds = data()
     with pytest.raises(InvalidRequest, match=r"3 folds or more, not 2.*--folds 5"):
         make_plan(y, groups, folds % 2 + 1, config=config())
     rare = np.where(folds <= 2, y, 0)  # class 1 is in two folds alone
@@ -196,6 +196,9 @@ def test_a_study_says_how_it_chose(study: Any) -> None:
     own = run_probe(**about, inner_folds=3)
     assert (own.results.folds.inner, own.results.folds.shared) == ([3] * 5, False)
     assert "Inner folds: 3 of their own" in " ".join(markdown_report(own).split())
+    merged = merge_systems({"shared": found, "own": own}).results.folds
+    assert (merged.n_splits, merged.inner, merged.shared) == (5, None, None), "no statement for both"
+    assert merge_systems({"a": own, "b": own}).results.folds == own.results.folds
 
 
 def test_the_setting_is_a_number_or_the_word() -> None:
