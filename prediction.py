@@ -220,10 +220,10 @@ def _by_probe(
 ) -> Predictions:
     from .extract.run import run_extract
     from .probe.features import content_keys, open_bank
+    from .probe.streaming import blocks
 
     seconds = {"encoder": 0.0, "images": 0.0}
     skipped: dict[str, str] = {}
-    blocks = []
     sources = parse_features(probe.about.features).sources
     _check_resolution(manifest, sources)
     with _bank(bank) as place:
@@ -250,11 +250,15 @@ def _by_probe(
         if not len(manifest):
             raise InvalidRequest(f"no image could be read: {next(iter(skipped.values()))}")
         lap, opened = time.perf_counter(), open_bank(place)
-        for source, stored, report in reports:
-            store = opened.open_name(report.name)
+        stores = [opened.open_name(report.name) for _, _, report in reports]
+        for (source, stored, report), store in zip(reports, stores, strict=True):
             _check_identity(store.identity.to_json(), stored, source, report.name)
-            blocks.append(store.load(content_keys(manifest, opened, source), dtype="float32"))
-        score = probe.score(np.concatenate(blocks, axis=1))
+        keys = content_keys(manifest, opened, sources[0])
+        scores = []
+        for part in blocks(len(keys)):  # never all of the embeddings
+            columns = [store.load(keys[part], dtype="float32") for store in stores]
+            scores.append(probe.score(np.concatenate(columns, axis=1)))
+        score = np.concatenate(scores)
         table = _table(manifest, score, probe)
     seconds["model"] = time.perf_counter() - lap
     return Predictions(table, manifest, probe, list(skipped.items()), seconds)
