@@ -302,9 +302,8 @@ def times(A: Array, U: Array) -> Array:
 
 def times_transposed(Z: Array, A: Array) -> Array:
     """Z' A (P, D) for Z (n, P) and A (n, D), float32."""
-    first, *others = _pieces(len(A), Z.shape[1], A.shape[1])
-    total = Z[first].T @ A[first]
-    for piece in others:
+    total = np.zeros((Z.shape[1], A.shape[1]), dtype=np.float32)
+    for piece in _pieces(len(A), *total.shape):
         total += Z[piece].T @ A[piece]
     return total
 
