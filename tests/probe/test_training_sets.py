@@ -135,7 +135,7 @@ def test_from_a_file_it_is_the_same(tmp_path: Any) -> None:
 def test_what_is_shared_where_nothing_is_said() -> None:
     shared = {}
     for k in (3, 4, 5, 11, 12):
-        X, y, groups, folds = data(folds=k)
+        _, y, groups, folds = data(folds=k)
         plan = make_plan(y, groups, folds, config=config(inner_folds=None))
         shared[k] = plan.shared
         assert plan.inner_folds == [k - 1 if plan.shared else 5] * k
