@@ -40,8 +40,8 @@ def shared_folds(folds: np.ndarray) -> list[np.ndarray]:
 
 
 def can_share(folds: np.ndarray, y: np.ndarray | None = None) -> bool:
-    """Whether folds are shared where nothing is said: their number is in SHARED_AT, and whichever two are left
-    out, there are rows of every class.
+    """Whether folds are shared where nothing is said: their number is in SHARED_AT, and whichever two are
+    left out, there are rows of every class.
 
     folds : int (n,); y : int (n,), None where targets are numbers
     """
