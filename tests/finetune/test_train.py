@@ -272,6 +272,18 @@ def test_threads_with_batches_of_their_own_give_the_same_scores(tiny: SimpleName
     assert scoring_batch(tiny.recipe(batch_size=8), "cuda:0") == 32
 
 
+def test_scoring_computes_one_row_of_the_last_block_and_training_all(tiny: SimpleNamespace) -> None:
+    network = tiny.network(tiny.recipe(tokens="cls")).eval()
+    rows: list[int] = []
+    network.inner.blocks[-1].mlp.register_forward_hook(lambda _module, _in, out: rows.append(out.shape[1]))
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    trained = network(images)
+    with torch.no_grad():
+        scored = network(images)
+    assert rows == [17, 1]
+    torch.testing.assert_close(scored, trained.detach(), rtol=1e-5, atol=1e-5)
+
+
 def test_a_step_that_the_scaler_skips_is_none(tiny: SimpleNamespace, tmp_path: Path) -> None:
     """torch's own scaler, at a scale where gradients overflow at first and which then falls in one step."""
     recipe = tiny.recipe(method="full", ema=0.5)
