@@ -4,11 +4,12 @@
     python tests/benchmarks/study_clock.py --shared DIR [--bank BANK] [--folder DIR]
 
 Each line is a `patchbank` command in a new process, Python's start included; CPU seconds are of user and
-system, of it and its workers; behind them what the command itself says of its steps. Without --shared the
-study is small: generated patches, encoders that only flatten pixels, and a second study of --classes classes
-with several kinds of probes. With it (or PATCHBANK_SHARED: a folder with data/ and weights/) also AMi-Br and
-AtNorM-Br with the three token policies of DINOv2 ViT-S/14 at 112 pixels, as a study and as one `probe run`;
-BANK keeps the embeddings, which take minutes, for the next time.
+system, of it and its workers, busy is their share of what the cores could have given in this time; behind
+them what the command itself says of its steps. Without --shared the study is small: generated patches,
+encoders that only flatten pixels, and a second study of --classes classes with several kinds of probes.
+With it (or PATCHBANK_SHARED: a folder with data/ and weights/) also AMi-Br and AtNorM-Br with the three
+token policies of DINOv2 ViT-S/14 at 112 pixels, as a study and as one `probe run`; BANK keeps the
+embeddings, which take minutes, for the next time.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 from patchbank.datasets.manifest import Manifest, load_manifest
 from patchbank.datasets.synthetic import generate_manifests
+from patchbank.files import cores
 
 WEIGHTS = "vit_small_patch14_dinov2.fp16.safetensors"
 KINDS = ("logistic", "knn", "centroid", "ridge", "svm")
@@ -47,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        print(f"{'':40} {'wall s':>7} {'CPU s':>7}  steps", flush=True)
+        print(f"{'':40} {'wall s':>7} {'CPU s':>7}  busy  steps", flush=True)
         small(folder, args.patches)
         of_classes(folder, args.classes, args.kinds)
         if args.shared is None:
@@ -150,7 +152,7 @@ def said(step: dict[str, Any]) -> str:
 
 
 def line(name: str, wall: float, cpu: float, steps: str = "") -> None:
-    print(f"{name:40} {wall:7.2f} {cpu:7.2f}  {steps}", flush=True)
+    print(f"{name:40} {wall:7.2f} {cpu:7.2f} {cpu / (wall * cores()):5.0%}  {steps}", flush=True)
 
 
 def run(words: Sequence[str], folder: Path) -> tuple[float, float, str]:
