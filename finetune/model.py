@@ -64,8 +64,10 @@ class Classifier(nn.Module):
 
     def embed(self, batch: Tensor) -> Tensor:
         """float (b, 3, s, s) -> float32 (b, dim)."""
-        # dropout of adapters is drawn for every token: what is trained stays the same from version to version
-        last = "all" if torch.is_grad_enabled() else last_tokens([parse_policy(self.pooling)])
+        # all tokens in training, as dropout of adapters is drawn for each, and below fp32, as `extract` does:
+        # what is trained and scored stays the same from version to version
+        whole = torch.is_grad_enabled() or torch.is_autocast_enabled(batch.device.type)
+        last = "all" if whole else last_tokens([parse_policy(self.pooling)])
         features = self.backbone.features(batch, pooled=self.pooling == "pooled", last=last)
         if features.class_token is not None:
             return features.class_token.float()

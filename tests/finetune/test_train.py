@@ -272,7 +272,7 @@ def test_threads_with_batches_of_their_own_give_the_same_scores(tiny: SimpleName
     assert scoring_batch(tiny.recipe(batch_size=8), "cuda:0") == 32
 
 
-def test_scoring_computes_one_row_of_the_last_block_and_training_all(tiny: SimpleNamespace) -> None:
+def test_scoring_in_fp32_computes_one_row_of_the_last_block_and_training_all(tiny: SimpleNamespace) -> None:
     network = tiny.network(tiny.recipe(tokens="cls")).eval()
     rows: list[int] = []
     network.inner.blocks[-1].mlp.register_forward_hook(lambda _module, _in, out: rows.append(out.shape[1]))
@@ -280,7 +280,9 @@ def test_scoring_computes_one_row_of_the_last_block_and_training_all(tiny: Simpl
     trained = network(images)
     with torch.no_grad():
         scored = network(images)
-    assert rows == [17, 1]
+        with torch.autocast("cpu", torch.bfloat16):
+            network(images)
+    assert rows == [17, 1, 17]
     torch.testing.assert_close(scored, trained.detach(), rtol=1e-5, atol=1e-5)
 
 
