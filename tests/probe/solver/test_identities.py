@@ -124,8 +124,9 @@ def test_weights_times_a_factor_are_strengths_times_it(k: int, factor: float) ->
     weights = sets(len(y))
     one = fit_logistic(X, y, C=STRENGTHS, weights=factor * weights, tol=1e-12)
     other = fit_logistic(X, y, C=factor * STRENGTHS, weights=weights, tol=1e-12)
-    np.testing.assert_allclose(one.decision(X), other.decision(X), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(one.objective, factor * other.objective, rtol=1e-9)
+    # certified to 1e-10 of the objective, which leaves a score some 1e-5
+    np.testing.assert_allclose(one.decision(X), other.decision(X), rtol=1e-4, atol=5e-5)
+    np.testing.assert_allclose(one.objective, factor * other.objective, rtol=1e-12)
 
 
 @pytest.mark.parametrize("k", [2, 3])
