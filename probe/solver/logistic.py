@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from ...errors import InvalidRequest, ProbeError
 from .design import READ_ROWS, Design
@@ -113,10 +113,11 @@ def fit_logistic(
     S, L, m = len(v), len(grid), 1 if K == 2 else K
     sets, lam = np.repeat(np.arange(S), L), np.tile(1 / grid, S)
     # BLAS stays at one thread: the rows are dealt to our own, and BLAS's would spin in between
-    with threadpool_limits(1, user_api="blas") as limit:
+    controller: Any = ThreadpoolController()
+    libraries = controller.select(user_api="blas")
+    allowed: int = min((library["num_threads"] for library in libraries.info()), default=1)
+    with libraries.limit(limits=1):
         design = Design(X, y, v, n_classes=K, standardize=standardize, memory=memory)
-        untyped: Any = limit
-        allowed: int = untyped.get_original_num_threads()["blas"] or 1
         threads = threads or min(default_threads(design.n * design.d), allowed)
         objective = Objective(design, sets, lam, threads=threads)
         try:
