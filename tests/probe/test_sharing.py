@@ -5,7 +5,6 @@ from threading import Event, current_thread, main_thread
 
 import joblib
 import pytest
-
 from patchbank.probe.sharing import shared
 
 double = joblib.delayed(lambda x: 2 * x)
