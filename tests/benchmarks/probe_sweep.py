@@ -7,8 +7,8 @@ n 2894 train rows in 146 slides and three test sets (826, 746, 2107), 5 outer fo
 of its own and then with the other folds as shared ones, 40 C, 2 class weights; everything is included:
 reading the bank, the leak audit, the fits, intervals, comparisons, domains, saving. The features are noise
 with a decaying spectrum around a weak signal, so that the folds have something to choose.
-Prints for both the number of fits, wall and CPU seconds (of --jobs 1 all, of more jobs without those of
-domains), seconds by stage; and peak memory.
+Prints for both the number of fits, wall and CPU seconds (without those of Ray's workers), seconds by stage;
+and peak memory.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from joblib.externals.loky import get_reusable_executor
 from patchbank.cache.bank import Bank
 from patchbank.cache.identity import Identity
 from patchbank.datasets.manifest import Header, Manifest
@@ -149,10 +150,10 @@ def main() -> None:
                 inner_folds=inner_folds,
                 **grid,
             )
-            wall, after = time.perf_counter() - started, os.times()
-            cpu = sum(after[:2]) - sum(before[:2])
-            if arguments.backend != "threading" and arguments.jobs != 1:  # else the workers are this process
-                cpu += sum(m["seconds"]["cpu"] for m in result.document["models"])
+            wall = time.perf_counter() - started
+            if arguments.backend == "loky":  # the workers' seconds are counted when they have ended
+                get_reusable_executor().shutdown(wait=True)
+            cpu = sum(os.times()[:4]) - sum(before[:4])
             print_run(result, inner_folds, wall=wall, cpu=cpu)
     peak = max(resource.getrusage(w).ru_maxrss for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     print(f"\n{len(encoders)} encoders; peak {peak / 2**20:.2f} GiB in one process")
