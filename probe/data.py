@@ -28,7 +28,7 @@ from .leaks import (
     too_many_pairs,
 )
 from .near import near_images
-from .protocol import MOST_FOLDS, Plan, folds_of, make_plan, rare_class_fix
+from .protocol import MOST_FOLDS, Plan, folds_of, larger_sample, make_plan, rare_class_fix
 from .results.scoring import Rows, class_codes
 from .statistics.multiclass import MOST_CLASSES
 from .streaming import size_of
@@ -532,7 +532,8 @@ def outer_folds(train: Manifest, config: ProbeConfig) -> Folds:
         exactly=exactly,
         seed=config.seed if exactly else 0,
         what=f"folds of {header.name}",
-        fix="give fewer folds (--folds 2)" + rare_class_fix(() if config.one_vs_rest else per_class),
+        fix=f"{larger_sample(config)}give fewer folds (--folds 2)"
+        + rare_class_fix(() if config.one_vs_rest else per_class),
         name=f"balanced-{exactly}-seed{config.seed}" if exactly else "balanced",
         dataset=header.name,
     )

@@ -92,7 +92,8 @@ def make_plan(
         wanted=config.inner_folds,
         shared=can_share(folds, y),
         seed=config.seed,
-        fix="give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)" + rare_class_fix(classes),
+        fix=f"{larger_sample(config)}give fewer inner folds (--inner-folds 2), or fewer folds (--folds 3)"
+        + rare_class_fix(classes),
     )
     parts = training_sets(folds, inner)
     for part in parts:
@@ -155,6 +156,11 @@ def inner_folds(
         assigned[training] = made.assign(groups[training])
         inner.append(assigned)
     return inner
+
+
+def larger_sample(config: ProbeConfig) -> str:
+    """What helps first where a part of the rows was drawn."""
+    return "" if config.sample is None else f"draw more rows than {config.sample} (--sample), "
 
 
 def rare_class_fix(classes: Sequence[object]) -> str:

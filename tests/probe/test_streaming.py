@@ -200,6 +200,8 @@ def test_a_sample_is_probed_and_named(study: Any) -> None:
         ProbeError, match=r"the sample of 1 rows of inner:train has none of .*a larger --sample"
     ):
         run_probe(**about, encoders=["good"], sample=1)
+    with pytest.raises(InvalidRequest, match=r"cannot be made: .* Fix: draw more rows than 4 \(--sample\), "):
+        run_probe(**about, encoders=["good"], sample=4)
     with pytest.raises(InvalidRequest, match="sample has to be 1 row or more"):
         run_probe(**about, encoders=["good"], sample=0)
 
