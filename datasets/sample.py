@@ -37,6 +37,11 @@ def sample_rows(manifest: Manifest, n: int, *, seed: int = 0) -> Manifest:
     return manifest.select(np.sort(order[every]))
 
 
+def drawn(n: int, total: int) -> str:
+    """A clause that says that n rows were drawn."""
+    return f"{n:,} of {total:,} rows were drawn (--sample), every label, domain and group with its share"
+
+
 def _number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 

@@ -323,8 +323,7 @@ def _faults(config: ProbeConfig) -> Iterable[str]:
     if isinstance(config.folds, int) and config.folds < 2:
         yield f"folds has to be 2 or more, not {config.folds}"
     yield from inner_folds_faults(config.inner_folds)
-    if config.sample is not None and config.sample < 1:
-        yield f"sample has to be 1 row or more, not {config.sample}"
+    yield from sample_faults(config.sample)
     if config.repeats < 1:
         yield f"repeats has to be 1 or more, not {config.repeats}"
     if config.bootstrap < 0 or 0 < config.bootstrap < 100:
@@ -339,6 +338,12 @@ def inner_folds_faults(value: str | int | None) -> Iterable[str]:
         yield f"inner_folds {value!r} is neither a number nor {SHARED!r}{near(value, [SHARED])}"
     elif isinstance(value, int) and value < 2:
         yield f"inner_folds has to be 2 or more, not {value}"
+
+
+def sample_faults(value: int | None) -> Iterable[str]:
+    """What is wrong with a setting `sample`."""
+    if value is not None and value < 1:
+        yield f"sample has to be 1 row or more, not {value}"
 
 
 def _positive(value: Any) -> bool:

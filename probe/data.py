@@ -13,7 +13,7 @@ from ..datasets.folds import Folds, effective_groups, folds_for
 from ..datasets.hashes import hex_hashes
 from ..datasets.manifest import Header, Manifest, listed
 from ..datasets.overlaps import placed, same_places, slides_of
-from ..datasets.sample import sample_rows
+from ..datasets.sample import drawn, sample_rows
 from ..errors import InvalidRequest, ProbeError
 from .config import NEAR_BY, FeatureSet, ProbeConfig, parse_features
 from .features import check_rows, columns_in, content_keys, load_set
@@ -186,8 +186,7 @@ def sampled(
 def sample_notes(data: StudyData) -> list[str]:
     """Of which sets a part of the rows was drawn."""
     return [
-        f"{rows.dataset}: {len(rows):,} of {len(rows) + n:,} rows were drawn (--sample), every label, domain "
-        "and group with its share"
+        f"{rows.dataset}: {drawn(len(rows), len(rows) + n)}"
         for rows in data.rows
         if (n := rows.left_out.get(NOT_DRAWN, 0))
     ]

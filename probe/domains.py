@@ -51,11 +51,6 @@ class DomainStep:
     seconds: dict[str, float]
 
 
-def analyse_domains(X: Features, *about: Any, **settings: Any) -> Domains | None:
-    """Both steps, see `analyse_step`; None where fewer than two domains have rows of every class."""
-    return joined([analyse_step(step, X, *about, **settings) for step in STEPS])
-
-
 def joined(steps: Sequence[DomainStep | None]) -> Domains | None:
     """The result of all steps of one feature set."""
     made = [step for step in steps if step is not None]

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InvalidRequest
 from ..settings import Settings, not_one_of
 from .classifiers.targets import RidgePath
-from .config import INTERVALS, inner_folds_faults, parse_features
+from .config import INTERVALS, inner_folds_faults, parse_features, sample_faults
 from .leaks import KINDS
 from .model import Steps
 from .statistics import continuous
@@ -70,8 +70,7 @@ class TargetConfig(Settings):
             yield f"alpha has to be positive numbers, not {list(self.alpha)}"
         if self.components is not None and self.components < 1:
             yield f"components has to be 1 or more, not {self.components}"
-        if self.sample is not None and self.sample < 1:
-            yield f"sample has to be 1 row or more, not {self.sample}"
+        yield from sample_faults(self.sample)
         if isinstance(self.folds, int) and self.folds < 2:
             yield f"folds has to be 2 or more, not {self.folds}"
         yield from inner_folds_faults(self.inner_folds)

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..datasets.folds import effective_groups, make_folds
 from ..datasets.manifest import Manifest
-from ..datasets.sample import sample_rows
+from ..datasets.sample import drawn, sample_rows
 from ..errors import InvalidRequest
 from ..version import __version__
 from .config import FeatureSet, Source, feature_sets, parse_features
@@ -182,10 +182,7 @@ def _rows_of(
     if sample is not None:
         part = sample_rows(whole, sample, seed=seed)
     if len(part) < len(whole):
-        note(
-            f"{len(part):,} of {len(whole):,} rows were drawn (--sample), every label, domain and group with "
-            "its share"
-        )
+        note(drawn(len(part), len(whole)))
     label, domain = (part.table[name].to_numpy(object) for name in ("label", "domain"))
     classes, y = np.unique(label.astype(str), return_inverse=True)
     domains, d = np.unique(domain.astype(str), return_inverse=True)

@@ -98,7 +98,6 @@ class Objective:
         scaled = theta32 * factor
         rows = int(np.clip(BLOCK_BYTES // (4 * P * m), 128, 1024))
         blocks = list(design.blocks(rows))
-
         everything: Array = np.arange(P)
 
         def work(part: list[Segment]) -> tuple[Array, Array, Array]:
@@ -108,10 +107,8 @@ class Objective:
                 active: Array = np.flatnonzero(segment.sets[sets])
                 if not len(active):
                     continue
-                if m == 1 and padded(len(active)) == padded(
-                    P
-                ):  # the others have weight 0 there, and cost nothing
-                    active = everything
+                if m == 1 and padded(len(active)) == padded(P):
+                    active = everything  # the others have weight 0 there, and cost nothing
                 whole = len(active) == P
                 # rows x problems: the product of a block with a few columns that is fastest in BLAS
                 if whole and P in columns:

@@ -14,7 +14,6 @@ each instead.
 
 # pyright: reportMissingTypeStubs=false
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -30,11 +29,13 @@ RIDGES = 30  # powers of ten that are tried until a matrix is definite in float3
 
 
 class Solver(Protocol):
-    """Solves (h (G - mm') + lam) x = b for rows b (P, d) float32, h and lam (P,)."""
+    """Solves (h (G - mm') + lam) x = b for rows b (P, d) float32, the outputs of each problem together, h and
+    lam (P,).
+    """
 
     mean: Array
 
-    def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array: ...
+    def solve(self, b: Array, h: Array, lam: Array) -> Array: ...
 
 
 class Spectrum:
@@ -60,7 +61,7 @@ class Spectrum:
         keep = values > 1e-6 * values[-1]
         return cls(values[keep], (B.T @ U[:, keep]) / np.sqrt(values[keep]), mean)
 
-    def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
+    def solve(self, b: Array, h: Array, lam: Array) -> Array:
         first = int(np.searchsorted(self.values[:-1], 0.05 * float(np.min(lam / h))))
         if first < 0.3 * b.shape[1]:
             first = 0
@@ -84,7 +85,7 @@ class Factors:
         middle = float(np.exp(np.log(lam).mean()))
         self.factors = [_factor(G, float(h_k), middle) for h_k in h.mean(axis=0)]
 
-    def solve(self, b: Array, h: Array, lam: Array, keys: Sequence[tuple[int, int]]) -> Array:
+    def solve(self, b: Array, h: Array, lam: Array) -> Array:
         m = len(self.factors)
         out = np.empty_like(b)
         for k, factor in enumerate(self.factors):
@@ -165,9 +166,8 @@ class Preconditioner:
         lam = np.repeat(self.objective.lam[ids], m).astype(np.float32)
         flat = g.reshape(-1, D)
         g_b = flat[:, -1:]
-        keys = [(int(i), k) for i in ids for k in range(m)]
         out = np.empty_like(flat)
-        out[:, :-1] = solver.solve(flat[:, :-1] - g_b * solver.mean, h, lam, keys)
+        out[:, :-1] = solver.solve(flat[:, :-1] - g_b * solver.mean, h, lam)
         out[:, -1] = g_b[:, 0] / h - out[:, :-1] @ solver.mean
         out = out.reshape(P, m, D)
         if turn is not None:

@@ -7,7 +7,7 @@ import pytest
 from patchbank.datasets.folds import make_folds
 from patchbank.errors import InvalidRequest, ProbeError
 from patchbank.probe.config import ProbeConfig, feature_sets, parse_features
-from patchbank.probe.domains import DomainRows, analyse_domains
+from patchbank.probe.domains import STEPS, DomainRows, analyse_step, joined
 from patchbank.probe.protocol import make_plan, run_protocol
 from patchbank.probe.results.schema import Domains
 from patchbank.probe.selection import best, criterion
@@ -18,6 +18,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 C = (1e-3, 1e-2, 1e-1, 1.0)
+
+
+def analyse_domains(*rows: Any, **settings: Any) -> Domains | None:
+    return joined([analyse_step(step, *rows, **settings) for step in STEPS])
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ class Matrix(Part):
 
 
 class Domains(Part):
-    """See `domains.analyse_domains`."""
+    """See `domains.analyse_step`."""
 
     leave_one_out: list[LeftOut]
     matrix: Matrix
